@@ -1,0 +1,4 @@
+//! MatrixRTC authorization service.
+#![forbid(unsafe_code)]
+
+pub mod server_name;

@@ -1,0 +1,128 @@
+//! The name of a homeserver, checked against the grammar of the Matrix specification
+//! ([appendices, "Server Name"](https://spec.matrix.org/v1.16/appendices/#server-name)).
+//!
+//! It says nothing about where that homeserver is: that is `federation.rs`.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Longest server name in bytes: it must fit into a user ID, which has 255.
+const MAX_BYTES: usize = 252;
+
+/// A syntactically valid server name: `host[:port]`. Compared byte for byte (decision O7).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServerName(Box<str>);
+
+/// What stands in front of the port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// An IPv4 address, or an IPv6 address in brackets.
+    Ip(IpAddr),
+    /// A name to ask DNS about.
+    Name(Box<str>),
+}
+
+/// The text is not a server name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a Matrix server name (host, host:port, or an IPv6 address in brackets)")]
+pub struct InvalidServerName;
+
+impl ServerName {
+    /// Checks `text` against the grammar.
+    ///
+    /// # Errors
+    /// When it is empty, longer than a user ID allows, or breaks the grammar.
+    pub fn parse(text: &str) -> Result<Self, InvalidServerName> {
+        if text.len() > MAX_BYTES {
+            return Err(InvalidServerName);
+        }
+        split(text).ok_or(InvalidServerName)?;
+        Ok(Self(text.into()))
+    }
+
+    /// The name as it was given.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Host and explicit port.
+    #[must_use]
+    pub fn parts(&self) -> (Host, Option<u16>) {
+        // `parse` is the only constructor and has split the same text.
+        split(&self.0).unwrap_or_else(|| (Host::Name(self.0.clone()), None))
+    }
+}
+
+fn split(text: &str) -> Option<(Host, Option<u16>)> {
+    let (host, port) = match text.rsplit_once(':') {
+        // The last colon of a bracketed address without port stands inside the brackets.
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port_number(port)?)),
+        _ => (text, None),
+    };
+    Some((parse_host(host)?, port))
+}
+
+fn port_number(digits: &str) -> Option<u16> {
+    let plain = (1..=5).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+    digits.parse().ok().filter(|_| plain)
+}
+
+fn parse_host(host: &str) -> Option<Host> {
+    if let Some(inner) = host.strip_prefix('[') {
+        let address: Ipv6Addr = inner.strip_suffix(']')?.parse().ok()?;
+        return Some(Host::Ip(address.into()));
+    }
+    if let Ok(address) = host.parse::<Ipv4Addr>() {
+        return Some(Host::Ip(address.into()));
+    }
+    let dns = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
+    dns.then(|| Host::Name(host.into()))
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepts_the_grammar() {
+        for (text, host, port) in [
+            ("example.com", Host::Name("example.com".into()), None),
+            ("Example.COM:8448", Host::Name("Example.COM".into()), Some(8448)),
+            ("localhost:08448", Host::Name("localhost".into()), Some(8448)),
+            ("1.2.3.4", Host::Ip([1, 2, 3, 4].into()), None),
+            ("1.2.3.4:80", Host::Ip([1, 2, 3, 4].into()), Some(80)),
+            ("[::1]", Host::Ip(Ipv6Addr::LOCALHOST.into()), None),
+            ("[2001:db8::1]:443", Host::Ip("2001:db8::1".parse().unwrap()), Some(443)),
+            ("127.1", Host::Name("127.1".into()), None),
+            ("0x7f000001", Host::Name("0x7f000001".into()), None),
+        ] {
+            let name = ServerName::parse(text).unwrap();
+            assert_eq!(name.parts(), (host, port), "{text}");
+            assert_eq!(name.as_str(), text);
+        }
+    }
+
+    #[test]
+    fn refuses_everything_else() {
+        let long = "a".repeat(253);
+        for text in [
+            "", ":", ":80", "example.com:", "example.com:65536", "example.com:+1", "example.com:123456", "a b", "a/b", "a@b", "a_b",
+            "é.example", "::1", "[::1", "::1]", "[1.2.3.4]", "[]", "[::1%25eth0]", "[::1]:x", "a\n", "a\0b", "http://a", &long,
+        ] {
+            assert_eq!(ServerName::parse(text), Err(InvalidServerName), "{text:?}");
+        }
+    }
+}
