@@ -1,4 +1,7 @@
 //! MatrixRTC authorization service.
 #![forbid(unsafe_code)]
 
+pub mod access;
+pub mod bind;
+pub mod secret;
 pub mod server_name;
