@@ -3,5 +3,6 @@
 
 pub mod access;
 pub mod bind;
+pub mod config;
 pub mod secret;
 pub mod server_name;
