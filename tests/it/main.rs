@@ -1,4 +1,13 @@
 //! Black-box tests: the real binary, real sockets, fake neighbours.
 #![expect(clippy::expect_used, clippy::print_stderr, clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
+mod coalesce;
+mod element_call;
+mod get_token;
+mod healthz;
+mod hold;
+mod routes;
+mod sfu_calls;
+mod sfu_get;
 mod support;
+mod token;

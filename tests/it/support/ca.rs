@@ -31,8 +31,7 @@ impl Ca {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("CA");
-        // One name per process: a later run overwrites the file, none piles up.
-        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("ca-{name}-{}.pem", std::process::id() % 8));
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("ca-{name}-{}.pem", std::process::id()));
         std::fs::write(&file, issuer.pem()).expect("CA file");
         Self { issuer, file }
     }

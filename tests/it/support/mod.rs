@@ -5,11 +5,14 @@
 //! - [`sfu`]: LiveKit's RoomService
 //! - [`neighbour`]: the scripted HTTP server under both
 //! - [`client`]: an HTTP/1.1 client that shows every byte
-//! - [`bodies`]: request bodies; [`jwt`]: an independent look at tokens; [`ca`]: certificates; [`secrets`]: what must never be seen
+//! - [`world`]: the arrangement of all of them that most tests need
+//! - [`bodies`]: request bodies; [`hashes`] and [`jwt`]: an independent look at answers; [`ca`]: certificates;
+//!   [`secrets`]: what must never be seen
 
 pub(crate) mod bodies;
 pub(crate) mod ca;
 pub(crate) mod client;
+pub(crate) mod hashes;
 pub(crate) mod homeserver;
 pub(crate) mod jwt;
 pub(crate) mod neighbour;

@@ -224,12 +224,18 @@ impl Service {
     /// Waits for a line of the log that holds all of these texts, letter case aside.
     #[track_caller]
     pub(crate) fn wait_log(&self, texts: &[&str]) -> String {
+        self.wait_log_after(0, texts)
+    }
+
+    /// The same, in what was logged since the log was `mark` bytes long.
+    #[track_caller]
+    pub(crate) fn wait_log_after(&self, mark: usize, texts: &[&str]) -> String {
         let texts: Vec<_> = texts.iter().map(|t| t.to_lowercase()).collect();
         let end = Instant::now() + Duration::from_secs(5);
         loop {
             let log = self.log();
             let fits = |line: &&str| texts.iter().all(|t| line.to_lowercase().contains(t));
-            if let Some(line) = log.lines().find(fits) {
+            if let Some(line) = log.get(mark..).and_then(|new| new.lines().find(fits)) {
                 return line.to_owned();
             }
             assert!(Instant::now() < end, "no line of the log holds {texts:?}:\n{log}");

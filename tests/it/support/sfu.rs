@@ -23,7 +23,7 @@ pub(crate) enum Fault {
     Close,
     /// Answers this instead.
     Instead(Reply),
-    /// A minimal grant is missing: Twirp's 401.
+    /// The grant that the call needs is missing: 401 in Twirp JSON.
     NoGrant,
     /// A proxy's error page.
     ProxyPage(u16),
