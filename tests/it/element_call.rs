@@ -27,19 +27,26 @@ impl Row {
         let text = self.body.to_string().replace("SERVER", &world.home.name);
         let mut body: Value = serde_json::from_str(&text).expect("JSON");
         // The legacy body does not say who asks.
-        let user = body["member"]["claimed_user_id"].as_str().map_or_else(|| world.home.user("alice"), str::to_owned);
+        let user = body["member"]["claimed_user_id"]
+            .as_str()
+            .map_or_else(|| world.home.user("alice"), str::to_owned);
         body["openid_token"]["access_token"] = world.home.token_of(&user).into();
         body
     }
 }
 
 fn rows() -> Vec<Row> {
-    include_str!("data/element_call.jsonl").lines().map(|line| serde_json::from_str(line).expect("a row")).collect()
+    include_str!("data/element_call.jsonl")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a row"))
+        .collect()
 }
 
-fn call(world: &World, row: &Row, body: &Value) -> Call {
-    let _ = world;
-    Call::json(&row.path, body).header("Origin", &row.origin).header("Accept", "*/*").header("Accept-Encoding", "gzip, deflate, br, zstd")
+fn call(row: &Row, body: &Value) -> Call {
+    Call::json(&row.path, body)
+        .header("Origin", &row.origin)
+        .header("Accept", "*/*")
+        .header("Accept-Encoding", "gzip, deflate, br, zstd")
 }
 
 #[test]
@@ -52,11 +59,11 @@ fn each_gets_the_token_it_got_or_is_asked_to_leave_the_delay_out() {
         let mut body = row.body(&world);
         if body.get("delay_id").is_some() {
             // On this and only this error Element Call asks again without the delay.
-            world.service.call(&call(&world, row, &body)).assert_errcode(400, "M_BAD_JSON");
+            world.service.call(&call(row, &body)).assert_errcode(400, "M_BAD_JSON");
             let object = body.as_object_mut().expect("an object");
             object.retain(|name, _| !name.starts_with("delay_"));
         }
-        let answer = world.service.call(&call(&world, row, &body));
+        let answer = world.service.call(&call(row, &body));
         assert_eq!(answer.status, 200, "{body}: {}", answer.text());
         assert_eq!(answer.field("url"), world.sfu.url());
         let claims = Jwt::decode(&answer.field("jwt")).expect("a JWT").claims;
@@ -96,8 +103,14 @@ fn each_preflight_is_answered() {
 #[test]
 fn the_probe_for_delegation_hears_no() {
     let world = World::shared();
-    for path in ["/delegate_delayed_leave", "//delegate_delayed_leave", "/livekit/jwt/delegate_delayed_leave"] {
-        let probe = Call::post(path, "").header("Origin", "http://localhost:28090").header("Accept", "*/*");
+    for path in [
+        "/delegate_delayed_leave",
+        "//delegate_delayed_leave",
+        "/livekit/jwt/delegate_delayed_leave",
+    ] {
+        let probe = Call::post(path, "")
+            .header("Origin", "http://localhost:28090")
+            .header("Accept", "*/*");
         world.service.call(&probe).assert_errcode(404, "M_UNRECOGNIZED");
     }
 }

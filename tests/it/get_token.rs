@@ -29,8 +29,15 @@ fn claims(answer: &Answer) -> Value {
 fn every_missing_field_has_its_text_and_no_neighbour_hears_of_it() {
     let world = World::shared();
     let fields = [
-        ("/room_id", T1), ("/slot_id", T1), ("/member", T2), ("/member/id", T2), ("/member/claimed_user_id", T2), ("/member/claimed_device_id", T2),
-        ("/openid_token", T4), ("/openid_token/access_token", T4), ("/openid_token/matrix_server_name", T4),
+        ("/room_id", T1),
+        ("/slot_id", T1),
+        ("/member", T2),
+        ("/member/id", T2),
+        ("/member/claimed_user_id", T2),
+        ("/member/claimed_device_id", T2),
+        ("/openid_token", T4),
+        ("/openid_token/access_token", T4),
+        ("/openid_token/matrix_server_name", T4),
     ];
     for (pointer, text) in fields {
         let is_object = ["/member", "/openid_token"].contains(&pointer);
@@ -41,7 +48,11 @@ fn every_missing_field_has_its_text_and_no_neighbour_hears_of_it() {
             let answer = world.service.post("/get_token", &with(&good, pointer, value.clone()));
             answer.assert_error(400, "M_BAD_JSON", text);
             assert_eq!(world.home.asked_about(&token), 0, "{pointer} {value:?}: userinfo was asked");
-            assert_eq!(world.sfu.creations_of(&alias(&room, SLOT)), 0, "{pointer} {value:?}: a room was created");
+            assert_eq!(
+                world.sfu.creations_of(&alias(&room, SLOT)),
+                0,
+                "{pointer} {value:?}: a room was created"
+            );
         }
     }
 }
@@ -55,10 +66,15 @@ fn checks_come_in_the_order_of_the_table() {
         (json!({}), T1),
         (json!({"room_id": "!r:x"}), T1),
         (json!({"slot_id": SLOT}), T2),
-        (json!({"member": {"id": "m", "claimed_user_id": "@a:x", "claimed_device_id": "D"}}), T4),
+        (
+            json!({"member": {"id": "m", "claimed_user_id": "@a:x", "claimed_device_id": "D"}}),
+            T4,
+        ),
         (json!({"openid_token": {"access_token": "x", "matrix_server_name": "x"}}), T6),
     ] {
-        body.as_object_mut().expect("an object").extend(additions.as_object().expect("an object").clone());
+        body.as_object_mut()
+            .expect("an object")
+            .extend(additions.as_object().expect("an object").clone());
         world.service.post("/get_token", &body).assert_error(400, "M_BAD_JSON", text);
     }
     world.service.post("/get_token", &json!({})).assert_error(400, "M_BAD_JSON", T1);
@@ -80,7 +96,9 @@ fn half_a_delay_pair_is_refused_before_any_call() {
     for half in halves {
         let token = world.home.token("alice");
         let mut body = bodies::get_token(&unique_room(), &world.home.name, &token, &world.home.user("alice"));
-        body.as_object_mut().expect("an object").extend(half.as_object().expect("an object").clone());
+        body.as_object_mut()
+            .expect("an object")
+            .extend(half.as_object().expect("an object").clone());
         world.service.post("/get_token", &body).assert_error(400, "M_BAD_JSON", T6);
         assert_eq!(world.home.asked_about(&token), 0, "{half}: userinfo was asked");
     }
@@ -99,7 +117,9 @@ fn a_request_to_delegate_is_refused_and_opens_no_room() {
         for homeserver in [&world.home, &world.away] {
             let room = unique_room();
             let mut body = bodies::get_token_of(homeserver, "alice", &room);
-            body.as_object_mut().expect("an object").extend(pair.as_object().expect("an object").clone());
+            body.as_object_mut()
+                .expect("an object")
+                .extend(pair.as_object().expect("an object").clone());
             world.service.post("/get_token", &body).assert_errcode(400, "M_BAD_JSON");
             assert_eq!(world.sfu.creations_of(&alias(&room, SLOT)), 0, "{pair}: a room was created");
         }
@@ -115,7 +135,9 @@ fn delay_fields_that_ask_for_nothing_change_nothing() {
         json!({"delay_cs_api_url": "https://example.org"}),
     ] {
         let mut body = bodies::get_token_of(&world.home, "alice", &unique_room());
-        body.as_object_mut().expect("an object").extend(nothing.as_object().expect("an object").clone());
+        body.as_object_mut()
+            .expect("an object")
+            .extend(nothing.as_object().expect("an object").clone());
         let answer = world.service.post("/get_token", &body);
         assert_eq!(answer.status, 200, "{nothing}: {}", answer.text());
     }
@@ -130,14 +152,39 @@ fn what_is_no_json_object_is_not_json() {
     let truncated = &good[..good.len() - 1];
     let bom = format!("\u{feff}{good}");
     let texts = [
-        "", " ", "\n", "[]", "\"text\"", "5", "true", "null", "{", "{]", "{'room_id':1}", "room=1", "{\"room_id\":\"a\nb\"}", "{\"room_id\":\"\\x\"}",
-        "{\"room_id\":01}", "{\"room_id\":NaN}", "{\"room_id\":\"a\",}", "/* */{}", truncated, &bom, &deep, &deep_closed,
+        "",
+        " ",
+        "\n",
+        "[]",
+        "\"text\"",
+        "5",
+        "true",
+        "null",
+        "{",
+        "{]",
+        "{'room_id':1}",
+        "room=1",
+        "{\"room_id\":\"a\nb\"}",
+        "{\"room_id\":\"\\x\"}",
+        "{\"room_id\":01}",
+        "{\"room_id\":NaN}",
+        "{\"room_id\":\"a\",}",
+        "/* */{}",
+        truncated,
+        &bom,
+        &deep,
+        &deep_closed,
     ];
     for path in ["/get_token", "/sfu/get"] {
         for text in texts {
             let answer = world.service.call(&Call::post(path, text));
             let shown = &text[..text.len().min(40)];
-            assert_eq!((answer.status, answer.field("errcode")), (400, "M_NOT_JSON".into()), "{path}: {shown:?}: {}", answer.text());
+            assert_eq!(
+                (answer.status, answer.field("errcode")),
+                (400, "M_NOT_JSON".into()),
+                "{path}: {shown:?}: {}",
+                answer.text()
+            );
             answer.assert_error(400, "M_NOT_JSON", "Error reading request");
         }
     }
@@ -148,19 +195,41 @@ fn a_field_of_the_wrong_type_is_bad_json() {
     let world = World::shared();
     let good = bodies::get_token(&unique_room(), &world.home.name, "token", &world.home.user("alice"));
     let pointers = [
-        "/room_id", "/slot_id", "/member", "/member/id", "/member/claimed_user_id", "/member/claimed_device_id", "/openid_token",
-        "/openid_token/access_token", "/openid_token/matrix_server_name", "/delay_id",
+        "/room_id",
+        "/slot_id",
+        "/member",
+        "/member/id",
+        "/member/claimed_user_id",
+        "/member/claimed_device_id",
+        "/openid_token",
+        "/openid_token/access_token",
+        "/openid_token/matrix_server_name",
+        "/delay_id",
     ];
     for pointer in pointers {
         let is_object = ["/member", "/openid_token"].contains(&pointer);
         let wrong = [json!(5), json!(true), json!([]), if is_object { json!("text") } else { json!({}) }];
         for value in wrong {
             let answer = world.service.post("/get_token", &with(&good, pointer, Some(value.clone())));
-            assert_eq!((answer.status, answer.field("errcode")), (400, "M_BAD_JSON".into()), "{pointer} = {value}: {}", answer.text());
+            assert_eq!(
+                (answer.status, answer.field("errcode")),
+                (400, "M_BAD_JSON".into()),
+                "{pointer} = {value}: {}",
+                answer.text()
+            );
             answer.assert_errcode(400, "M_BAD_JSON");
         }
     }
-    for timeout in [json!("soon"), json!([]), json!(true), json!(1.5), json!({}), json!(9_223_372_036_854_775_808_u64), json!(-1), json!(0)] {
+    for timeout in [
+        json!("soon"),
+        json!([]),
+        json!(true),
+        json!(1.5),
+        json!({}),
+        json!(9_223_372_036_854_775_808_u64),
+        json!(-1),
+        json!(0),
+    ] {
         let body = with(&with(&good, "/delay_id", Some(json!("syd_1"))), "/delay_timeout", Some(timeout));
         world.service.post("/get_token", &body).assert_errcode(400, "M_BAD_JSON");
     }
@@ -177,7 +246,10 @@ fn unknown_fields_are_ignored_at_every_depth() {
         let mut body = bodies::get_token_of(&world.home, "alice", &room);
         let object = body.pointer_mut(pointer).and_then(Value::as_object_mut).expect("an object");
         object.extend(unknown.as_object().expect("an object").clone());
-        assert_eq!(claims(&world.service.post("/get_token", &body))["video"]["room"], alias(&room, SLOT));
+        assert_eq!(
+            claims(&world.service.post("/get_token", &body))["video"]["room"],
+            alias(&room, SLOT)
+        );
     }
 }
 
@@ -187,7 +259,10 @@ fn the_token_may_come_as_any_client_sends_it() {
     let (server, user) = (&world.home.name, world.home.user("alice"));
     let openid = |more: Value| {
         let mut token = json!({"access_token": world.home.token("alice"), "matrix_server_name": server});
-        token.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        token
+            .as_object_mut()
+            .expect("an object")
+            .extend(more.as_object().expect("an object").clone());
         token
     };
     let good = bodies::get_token(&unique_room(), server, "replaced", &user);
@@ -200,18 +275,29 @@ fn the_token_may_come_as_any_client_sends_it() {
         json!({"token_type": ""}),
         json!({"expires_in": 3600, "org.example.extra": [1]}),
     ] {
-        let answer = world.service.post("/get_token", &with(&good, "/openid_token", Some(openid(more.clone()))));
+        let answer = world
+            .service
+            .post("/get_token", &with(&good, "/openid_token", Some(openid(more.clone()))));
         assert_eq!(answer.status, 200, "{more}: {}", answer.text());
     }
     let spelled_out = with(&good, "/openid_token", Some(openid(json!({}))));
-    let exponent = spelled_out.to_string().replacen("\"openid_token\":{", "\"openid_token\":{\"expires_in\":3.6e3,", 1);
+    let exponent = spelled_out
+        .to_string()
+        .replacen("\"openid_token\":{", "\"openid_token\":{\"expires_in\":3.6e3,", 1);
     assert_eq!(world.service.call(&Call::post("/get_token", exponent)).status, 200);
 }
 
 #[test]
 fn the_content_type_is_ignored() {
     let world = World::shared();
-    let types = [None, Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("application/json; charset=latin1"), Some("nonsense"), Some("")];
+    let types = [
+        None,
+        Some("text/plain"),
+        Some("application/x-www-form-urlencoded"),
+        Some("application/json; charset=latin1"),
+        Some("nonsense"),
+        Some(""),
+    ];
     for content_type in types {
         let body = bodies::get_token_of(&world.home, "alice", &unique_room());
         let mut call = Call::post("/get_token", body.to_string());
@@ -277,7 +363,9 @@ fn broken_text_is_mended_as_it_always_was() {
 #[test]
 fn success_is_url_and_jwt_and_nothing_else() {
     let world = World::shared();
-    let answer = world.service.post("/get_token", &bodies::get_token_of(&world.home, "alice", &unique_room()));
+    let answer = world
+        .service
+        .post("/get_token", &bodies::get_token_of(&world.home, "alice", &unique_room()));
     assert_eq!(answer.header("content-type"), Some("application/json"));
     let expected = format!("{{\"url\":\"{}\",\"jwt\":\"{}\"}}\n", world.sfu.url(), answer.field("jwt"));
     assert_eq!(answer.text(), expected);
@@ -299,7 +387,9 @@ fn each_outcome_makes_its_calls_and_no_others() {
     ];
     for (case, homeserver, token, user, status, rooms) in cases {
         let room = unique_room();
-        let answer = world.service.post("/get_token", &bodies::get_token(&room, &homeserver.name, &token, &user));
+        let answer = world
+            .service
+            .post("/get_token", &bodies::get_token(&room, &homeserver.name, &token, &user));
         assert_eq!(answer.status, status, "{case}: {}", answer.text());
         assert_eq!(homeserver.asked_about(&token), 1, "{case}: userinfo");
         assert_eq!(world.sfu.creations_of(&alias(&room, SLOT)), rooms, "{case}: CreateRoom");
@@ -313,7 +403,13 @@ fn the_token_travels_encoded_and_alone() {
     let token = world.home.token("alice");
     let body = bodies::get_token(&unique_room(), &world.home.name, &token, &world.home.user("alice"));
     assert_eq!(world.service.post("/get_token", &body).status, 200);
-    let request = world.home.http.requests().into_iter().find(|r| r.query("access_token") == Some(&token)).expect("the request");
+    let request = world
+        .home
+        .http
+        .requests()
+        .into_iter()
+        .find(|r| r.query("access_token") == Some(&token))
+        .expect("the request");
     assert_eq!(request.method, "GET");
     assert_eq!(request.query.len(), 1, "{:?}", request.query);
     assert_eq!(request.header("host"), Some(world.home.name.as_str()));
@@ -323,7 +419,10 @@ fn the_token_travels_encoded_and_alone() {
     // A token with characters that a query must not hold as they are.
     let odd = format!("{} +&=%#/?\u{e9}", secrets::token());
     let body = bodies::get_token(&unique_room(), &world.home.name, &odd, &world.home.user("alice"));
-    world.service.post("/get_token", &body).assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
+    world
+        .service
+        .post("/get_token", &body)
+        .assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
     assert_eq!(world.home.asked_about(&odd), 1, "the token did not arrive as it was sent");
 }
 
@@ -358,10 +457,14 @@ fn a_sub_must_be_a_user_of_the_server_that_names_it() {
         let token = world.home.token_of(&sub);
         // Claimed as it is said, so that only the shape of `sub` can be the reason.
         let claimed = if sub.is_empty() { "@x:x".into() } else { sub.clone() };
-        let answer = world.service.post("/get_token", &bodies::get_token(&unique_room(), server, &token, &claimed));
+        let answer = world
+            .service
+            .post("/get_token", &bodies::get_token(&unique_room(), server, &token, &claimed));
         assert_eq!(answer.status, 401, "{sub:?}: {}", answer.text());
         answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
-        let legacy = world.service.post("/sfu/get", &bodies::sfu_get(&unique_room(), server, &world.home.token_of(&sub)));
+        let legacy = world
+            .service
+            .post("/sfu/get", &bodies::sfu_get(&unique_room(), server, &world.home.token_of(&sub)));
         legacy.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
     }
     let good = ["@alice", "@Alice", "@a", "@=-_./+", "@ALICE!~?", "@älïce", "@a b", "@#hash", "@1"].map(|l| format!("{l}:{server}"));
@@ -376,9 +479,17 @@ fn a_sub_must_be_a_user_of_the_server_that_names_it() {
 #[test]
 fn who_is_claimed_must_be_who_it_is() {
     let world = World::shared();
-    for claimed in [world.home.user("bob"), world.home.user("Alice"), "alice".into(), world.away.user("alice"), format!("{} ", world.home.user("alice"))] {
+    for claimed in [
+        world.home.user("bob"),
+        world.home.user("Alice"),
+        "alice".into(),
+        world.away.user("alice"),
+        format!("{} ", world.home.user("alice")),
+    ] {
         let token = world.home.token("alice");
-        let answer = world.service.post("/get_token", &bodies::get_token(&unique_room(), &world.home.name, &token, &claimed));
+        let answer = world
+            .service
+            .post("/get_token", &bodies::get_token(&unique_room(), &world.home.name, &token, &claimed));
         answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
         assert_eq!(answer.field("reason"), "user_mismatch", "{claimed}");
         assert_eq!(world.home.asked_about(&token), 1);
@@ -398,7 +509,10 @@ fn a_clear_no_of_the_homeserver_is_passed_on_at_once() {
     for homeserver in [&world.home, &world.away] {
         for refusal in &refusals {
             let token = homeserver.token_with(refusal.clone());
-            let answer = world.service.post("/get_token", &bodies::get_token(&unique_room(), &homeserver.name, &token, &homeserver.user("alice")));
+            let answer = world.service.post(
+                "/get_token",
+                &bodies::get_token(&unique_room(), &homeserver.name, &token, &homeserver.user("alice")),
+            );
             answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
             assert_eq!(answer.field("reason"), "token_rejected", "{refusal:?}");
             assert_eq!(homeserver.asked_about(&token), 1, "{refusal:?}: asked again");
@@ -441,11 +555,20 @@ fn nonsense_of_the_homeserver_is_no_identity() {
         .iter()
         .map(|reply| {
             let token = home.token_with(reply.clone());
-            (reply, world.service.begin(&Call::json("/get_token", &bodies::get_token(&unique_room(), &home.name, &token, &sub))))
+            (
+                reply,
+                world.service.begin(&Call::json(
+                    "/get_token",
+                    &bodies::get_token(&unique_room(), &home.name, &token, &sub),
+                )),
+            )
         })
         .collect();
     for (reply, waiting) in waiting {
-        let answer = waiting.join().expect("the request").unwrap_or_else(|| panic!("no answer after {reply:?}"));
+        let answer = waiting
+            .join()
+            .expect("the request")
+            .unwrap_or_else(|| panic!("no answer after {reply:?}"));
         assert_eq!(answer.status, 401, "{reply:?}: {}", answer.text());
         answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
         answer.assert_manners();
@@ -465,7 +588,14 @@ fn members_of_userinfo_that_we_do_not_know_are_ignored() {
         json!({"aud": null, "sub": sub}),
     ] {
         let token = world.home.token_with(Reply::json(200, &reply));
-        assert_eq!(world.service.post("/get_token", &bodies::get_token(&unique_room(), &world.home.name, &token, &sub)).status, 200, "{reply}");
+        assert_eq!(
+            world
+                .service
+                .post("/get_token", &bodies::get_token(&unique_room(), &world.home.name, &token, &sub))
+                .status,
+            200,
+            "{reply}"
+        );
     }
 }
 
@@ -473,12 +603,33 @@ fn members_of_userinfo_that_we_do_not_know_are_ignored() {
 fn what_is_no_server_name_is_asked_nothing() {
     let world = World::shared();
     let names = [
-        "example org", "example.org/path", "user@example.org", "https://example.org", "example.org:", "example.org:99999", "example.org:-1", "::1", "[::1",
-        "[::1]x", "exa\nmple.org", "exämple.org", ".", "example.org#", "example.org?x", "[127.0.0.1]:8448x", "%31%32%37.0.0.1", "\0", "_._",
-        &"a".repeat(300), &format!("{}.org", "a.".repeat(2000)),
+        "example org",
+        "example.org/path",
+        "user@example.org",
+        "https://example.org",
+        "example.org:",
+        "example.org:99999",
+        "example.org:-1",
+        "::1",
+        "[::1",
+        "[::1]x",
+        "exa\nmple.org",
+        "exämple.org",
+        ".",
+        "example.org#",
+        "example.org?x",
+        "[127.0.0.1]:8448x",
+        "%31%32%37.0.0.1",
+        "\0",
+        "_._",
+        &"a".repeat(300),
+        &format!("{}.org", "a.".repeat(2000)),
     ];
     for name in names {
-        let answer = world.service.post("/get_token", &bodies::get_token(&unique_room(), name, &secrets::token(), "@alice:example.org"));
+        let answer = world.service.post(
+            "/get_token",
+            &bodies::get_token(&unique_room(), name, &secrets::token(), "@alice:example.org"),
+        );
         assert_eq!(answer.status, 401, "{name:?}: {}", answer.text());
         answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
         assert!(answer.took < Duration::from_millis(1500), "{name:?}: {:?}", answer.took);
@@ -490,7 +641,11 @@ fn what_is_no_server_name_is_asked_nothing() {
 fn full_access_is_for_the_exact_name() {
     let home = Homeserver::builder().certified_for(["localhost"]).start();
     let port = home.http.address().port();
-    let world = World::with(|setup| setup.full_access(&[&home]).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &format!("LOCALHOST:{port} x.{}", home.name)));
+    let world = World::with(|setup| {
+        setup
+            .full_access(&[&home])
+            .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &format!("LOCALHOST:{port} x.{}", home.name))
+    });
     let room = unique_room();
     let answer = world.service.post("/get_token", &bodies::get_token_of(&home, "alice", &room));
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -501,12 +656,19 @@ fn full_access_is_for_the_exact_name() {
 #[test]
 fn hostile_requests_leave_nothing_behind() {
     let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
-    let call = |n: usize| Call::json("/get_token", &bodies::get_token("!r:x", &format!("h{n}.invalid name"), &secrets::token(), "@a:x"));
+    let call = |n: usize| {
+        Call::json(
+            "/get_token",
+            &bodies::get_token("!r:x", &format!("h{n}.invalid name"), &secrets::token(), "@a:x"),
+        )
+    };
     let round = |from: usize| (from..from + 5_000).map(call).collect::<Vec<_>>();
     world.service.flood(&round(0), 16);
     let (memory, files) = (world.service.rss_kib(), world.service.fds());
     world.service.flood(&round(5_000), 16);
     let grown = world.service.rss_kib().saturating_sub(memory);
     assert!(grown < 2_048, "memory grew by {grown} KiB over 5,000 requests");
-    crate::support::wait_until("connections to be given back", Duration::from_secs(5), || world.service.fds() <= files + 2);
+    crate::support::wait_until("connections to be given back", Duration::from_secs(5), || {
+        world.service.fds() <= files + 2
+    });
 }

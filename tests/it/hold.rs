@@ -21,7 +21,10 @@ const UNAUTHORISED: &str = "The request could not be authorised.";
 const HELD: std::ops::Range<Duration> = Duration::from_secs(8)..Duration::from_millis(11_500);
 
 fn begin(service: &Service, homeserver: &Homeserver) -> std::thread::JoinHandle<Option<Answer>> {
-    service.begin(&Call::json("/get_token", &bodies::get_token_of(homeserver, "alice", &unique_room())))
+    service.begin(&Call::json(
+        "/get_token",
+        &bodies::get_token_of(homeserver, "alice", &unique_room()),
+    ))
 }
 
 fn finish(request: std::thread::JoinHandle<Option<Answer>>) -> Answer {
@@ -39,7 +42,11 @@ fn a_neighbour_that_comes_back_after_four_seconds_was_worth_waiting_for() {
     sfu_away.sfu.http.refuse();
     home_away.home.http.refuse();
     home_busy.home.answer_userinfo(Some(Reply::text(503, "text/html", "restarting")));
-    let waiting = [begin(&sfu_away.service, &sfu_away.home), begin(&home_away.service, &home_away.home), begin(&home_busy.service, &home_busy.home)];
+    let waiting = [
+        begin(&sfu_away.service, &sfu_away.home),
+        begin(&home_away.service, &home_away.home),
+        begin(&home_busy.service, &home_busy.home),
+    ];
     std::thread::sleep(Duration::from_secs(4));
     sfu_away.sfu.http.listen_again();
     home_away.home.http.listen_again();
@@ -48,7 +55,11 @@ fn a_neighbour_that_comes_back_after_four_seconds_was_worth_waiting_for() {
         let answer = finish(request);
         assert_eq!(answer.status, 200, "{which}: {}", answer.text());
         // Short pauses: it does not sleep long past the return.
-        assert!((Duration::from_millis(3900)..Duration::from_secs(7)).contains(&answer.took), "{which}: {:?}", answer.took);
+        assert!(
+            (Duration::from_millis(3900)..Duration::from_secs(7)).contains(&answer.took),
+            "{which}: {:?}",
+            answer.took
+        );
     }
 }
 
@@ -61,8 +72,12 @@ fn an_sfu_that_never_comes_back_is_reported_after_ten_seconds() {
         ("accepts and closes", |sfu| sfu.http.greet(Greeting::Close)),
         ("never answers", |sfu| sfu.fail(Some(Fault::Hang))),
         ("closes instead of answering", |sfu| sfu.fail(Some(Fault::Close))),
-        ("500", |sfu| sfu.fail(Some(Fault::Instead(Reply::json(500, &json!({"code": "internal", "msg": "no"})))))),
-        ("429", |sfu| sfu.fail(Some(Fault::Instead(Reply::text(429, "text/plain", "slow down"))))),
+        ("500", |sfu| {
+            sfu.fail(Some(Fault::Instead(Reply::json(500, &json!({"code": "internal", "msg": "no"})))))
+        }),
+        ("429", |sfu| {
+            sfu.fail(Some(Fault::Instead(Reply::text(429, "text/plain", "slow down"))))
+        }),
         ("a proxy's 502", |sfu| sfu.fail(Some(Fault::ProxyPage(502)))),
     ];
     let worlds: Vec<_> = cases.into_iter().map(|(case, fail)| (case, fail, World::new())).collect();
@@ -93,9 +108,18 @@ fn a_listed_homeserver_that_never_comes_back_is_reported_after_ten_seconds() {
         ("accepts and says nothing", |home| home.http.greet(Greeting::Silence)),
         ("accepts and closes", |home| home.http.greet(Greeting::Close)),
         ("never answers", |home| home.answer_userinfo(Some(Reply::Hang))),
-        ("stops in mid-answer", |home| home.answer_userinfo(Some(Reply::Stall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"sub\"".to_vec())))),
+        ("stops in mid-answer", |home| {
+            home.answer_userinfo(Some(Reply::Stall(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"sub\"".to_vec(),
+            )))
+        }),
         ("500", |home| home.answer_userinfo(Some(Reply::text(500, "text/html", "no")))),
-        ("429", |home| home.answer_userinfo(Some(Reply::json(429, &json!({"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 60_000}))))),
+        ("429", |home| {
+            home.answer_userinfo(Some(Reply::json(
+                429,
+                &json!({"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 60_000}),
+            )))
+        }),
     ];
     let worlds: Vec<_> = cases.into_iter().map(|(case, fail)| (case, fail, World::new())).collect();
     let waiting: Vec<_> = worlds
@@ -134,7 +158,11 @@ fn a_stranger_is_tried_three_times_at_most() {
         let times: Vec<_> = homeserver.http.connections().iter().map(|c| c.at).collect();
         assert!(times.len() <= 3, "{} connections for one request", times.len());
         for pair in times.windows(2) {
-            assert!(pair[1] - pair[0] >= Duration::from_millis(900), "two connections within {:?}", pair[1] - pair[0]);
+            assert!(
+                pair[1] - pair[0] >= Duration::from_millis(900),
+                "two connections within {:?}",
+                pair[1] - pair[0]
+            );
         }
     }
     assert!(failing.asked() <= 3, "userinfo was asked {} times", failing.asked());
@@ -176,27 +204,56 @@ fn what_the_sfu_refuses_is_answered_and_explained_at_once() {
     };
     let echo = "invalid token: eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjF9.AAAA, error: token has invalid claims: token is expired";
     let cases = [
-        Case { log: &["LIVEKIT_KEY", "LIVEKIT_SECRET"], ..case("wrong secret", |s| s.env("LIVEKIT_SECRET", &secrets::sfu_secret())) },
-        Case { log: &["LIVEKIT_KEY", "LIVEKIT_SECRET"], ..case("unknown key", |s| s.env("LIVEKIT_KEY", "otherkey")) },
+        Case {
+            log: &["LIVEKIT_KEY", "LIVEKIT_SECRET"],
+            ..case("wrong secret", |s| s.env("LIVEKIT_SECRET", &secrets::sfu_secret()))
+        },
+        Case {
+            log: &["LIVEKIT_KEY", "LIVEKIT_SECRET"],
+            ..case("unknown key", |s| s.env("LIVEKIT_KEY", "otherkey"))
+        },
         Case {
             fault: Some(Fault::Instead(Reply::text(401, "text/plain; charset=utf-8", echo))),
             log: &["clock"],
             ..case("a clock that is wrong", |s| s)
         },
-        Case { fault: Some(Fault::NoGrant), log: &["permission"], ..case("no grant", |s| s) },
+        Case {
+            fault: Some(Fault::NoGrant),
+            log: &["permission"],
+            ..case("no grant", |s| s)
+        },
         Case {
             sfu: Sfu::below("/livekit/sfu"),
             log: &["LIVEKIT_URL", "LIVEKIT_API_URL", "prefix"],
             reason: None,
-            ..case("a lost prefix", |s| {
-                // As where the proxy's prefix is not written into LIVEKIT_URL.
-                s
-            })
+            ..case("a lost prefix", |s| s)
         },
-        Case { fault: Some(Fault::ProxyPage(404)), log: &["LIVEKIT_URL", "proxy"], reason: None, ..case("a proxy's 404", |s| s) },
-        Case { fault: Some(Fault::ProxyPage(403)), log: &["proxy"], reason: None, ..case("a proxy's 403", |s| s) },
-        Case { fault: Some(Fault::ProxyPage(200)), log: &["LIVEKIT_URL"], reason: None, at_once: false, ..case("a proxy's 200", |s| s) },
-        Case { fault: Some(Fault::Garbage), log: &["LIVEKIT_URL"], reason: None, at_once: false, ..case("garbage", |s| s) },
+        Case {
+            fault: Some(Fault::ProxyPage(404)),
+            log: &["LIVEKIT_URL", "proxy"],
+            reason: None,
+            ..case("a proxy's 404", |s| s)
+        },
+        Case {
+            fault: Some(Fault::ProxyPage(403)),
+            log: &["proxy"],
+            reason: None,
+            ..case("a proxy's 403", |s| s)
+        },
+        Case {
+            fault: Some(Fault::ProxyPage(200)),
+            log: &["LIVEKIT_URL"],
+            reason: None,
+            at_once: false,
+            ..case("a proxy's 200", |s| s)
+        },
+        Case {
+            fault: Some(Fault::Garbage),
+            log: &["LIVEKIT_URL"],
+            reason: None,
+            at_once: false,
+            ..case("garbage", |s| s)
+        },
         Case {
             fault: Some(Fault::Instead(Reply::redirect(301, "https://elsewhere.example.org/"))),
             log: &["LIVEKIT_URL"],
@@ -208,6 +265,7 @@ fn what_the_sfu_refuses_is_answered_and_explained_at_once() {
     for case in cases {
         let mut setup = (case.change)(Setup::new(&case.sfu)).full_access(&[&home]);
         if case.name == "a lost prefix" {
+            // As where a proxy routes a prefix that LIVEKIT_URL does not name.
             setup = setup.env("LIVEKIT_URL", &format!("ws://{}", case.sfu.http.address()));
         }
         let service = setup.start();
@@ -224,7 +282,11 @@ fn what_the_sfu_refuses_is_answered_and_explained_at_once() {
         // Tied to the request, so that an operator who is told the ID finds the line.
         let id = answer.header("x-request-id").expect("an ID").to_owned();
         let line = service.wait_log_after(mark, case.log);
-        assert!(line.contains(&id) || service.log().contains(&id), "{}: the request ID is not in the log", case.name);
+        assert!(
+            line.contains(&id) || service.log().contains(&id),
+            "{}: the request ID is not in the log",
+            case.name
+        );
         eprintln!("{}: {line}", case.name);
     }
 }
@@ -233,15 +295,19 @@ fn what_the_sfu_refuses_is_answered_and_explained_at_once() {
 #[test]
 fn a_homeserver_must_prove_its_name() {
     let untrusted = Homeserver::builder().signed_by(Ca::untrusted()).start();
-    let port = untrusted.http.address().port();
     let other_name = Homeserver::builder().at(std::net::Ipv4Addr::LOCALHOST, 0).start();
     // The certificate is for the address, the name is not in it.
     let by_name = format!("localhost:{}", other_name.http.address().port());
     let world = World::with(|setup| setup.env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &format!("{} {by_name}", untrusted.name)));
-    assert_ne!(port, 0);
     let requests = [
         (&untrusted.name, begin(&world.service, &untrusted)),
-        (&by_name, world.service.begin(&Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), &by_name, &other_name.token_of(&format!("@alice:{by_name}")))))),
+        (
+            &by_name,
+            world.service.begin(&Call::json(
+                "/sfu/get",
+                &bodies::sfu_get(&unique_room(), &by_name, &other_name.token_of(&format!("@alice:{by_name}"))),
+            )),
+        ),
     ];
     for (name, request) in requests {
         let answer = finish(request);
@@ -249,7 +315,11 @@ fn a_homeserver_must_prove_its_name() {
         assert_eq!(answer.field("reason"), "homeserver_unreachable", "{name}");
         world.service.wait_log(&["warn", name, "certificate"]);
     }
-    assert_eq!((untrusted.asked(), other_name.asked()), (0, 0), "a token was sent to a server that had not proven its name");
+    assert_eq!(
+        (untrusted.asked(), other_name.asked()),
+        (0, 0),
+        "a token was sent to a server that had not proven its name"
+    );
 }
 
 #[test]

@@ -15,7 +15,12 @@ fn spellings(path: &str, prefix: &str) -> Vec<String> {
     let mut all = Vec::new();
     for prefix in ["", prefix] {
         for path in [path, doubled.as_str()] {
-            all.extend([format!("{prefix}{path}"), format!("{prefix}{path}/"), format!("{prefix}{path}//"), format!("{prefix}/{path}")]);
+            all.extend([
+                format!("{prefix}{path}"),
+                format!("{prefix}{path}/"),
+                format!("{prefix}{path}//"),
+                format!("{prefix}/{path}"),
+            ]);
         }
     }
     all.push(format!("{}{path}", prefix.replace('/', "//")));
@@ -46,15 +51,32 @@ fn the_prefix_can_be_changed() {
     for path in spellings("/sfu/get", "/rtc/auth") {
         assert_eq!(world.service.call(&Call::post(&path, "")).status, 400, "POST {path}");
     }
-    world.service.call(&Call::post("/livekit/jwt/sfu/get", "")).assert_errcode(404, "M_UNRECOGNIZED");
+    world
+        .service
+        .call(&Call::post("/livekit/jwt/sfu/get", ""))
+        .assert_errcode(404, "M_UNRECOGNIZED");
 }
 
 #[test]
 fn any_other_path_is_a_404_that_a_browser_may_read() {
     let world = World::shared();
     let paths = [
-        "/", "/nope", "/GET_TOKEN", "/sfu", "/sfu/", "/sfu/get/more", "/get_token/more", "/get_tokens", "/sfu%2Fget", "/livekit", "/livekit/jwt",
-        "/livekit/jwt/", "/livekit/jwtx/get_token", "/livekit/jwt/livekit/jwt/get_token", "/favicon.ico", "/twirp/livekit.RoomService/CreateRoom",
+        "/",
+        "/nope",
+        "/GET_TOKEN",
+        "/sfu",
+        "/sfu/",
+        "/sfu/get/more",
+        "/get_token/more",
+        "/get_tokens",
+        "/sfu%2Fget",
+        "/livekit",
+        "/livekit/jwt",
+        "/livekit/jwt/",
+        "/livekit/jwtx/get_token",
+        "/livekit/jwt/livekit/jwt/get_token",
+        "/favicon.ico",
+        "/twirp/livekit.RoomService/CreateRoom",
         // Until delegation is built: Element Call probes this route, and 404 means "unsupported".
         "/delegate_delayed_leave",
     ];
@@ -73,18 +95,36 @@ fn a_wrong_method_is_a_405_that_names_the_right_one() {
         for method in ["GET", "PUT", "DELETE", "PATCH", "TRACE"] {
             let answer = world.service.call(&Call::new(method, path));
             answer.assert_errcode(405, "M_UNRECOGNIZED");
-            assert!(answer.header("allow").is_some_and(|a| a.contains("POST")), "{method} {path}: {:?}", answer.headers);
+            assert!(
+                answer.header("allow").is_some_and(|a| a.contains("POST")),
+                "{method} {path}: {:?}",
+                answer.headers
+            );
         }
         let head = world.service.call(&Call::new("HEAD", path));
         assert_eq!((head.status, head.body.len()), (405, 0), "HEAD {path}");
-        assert!(head.header("allow").is_some_and(|a| a.contains("POST")), "HEAD {path}: {:?}", head.headers);
+        assert!(
+            head.header("allow").is_some_and(|a| a.contains("POST")),
+            "HEAD {path}: {:?}",
+            head.headers
+        );
     }
 }
 
 #[test]
 fn options_is_200_and_empty_on_any_path() {
     let world = World::shared();
-    for path in ["/get_token", "/sfu/get", "/healthz", "/readyz", "/", "/nope", "/livekit/jwt/sfu/get", "//sfu/get/", "/delegate_delayed_leave"] {
+    for path in [
+        "/get_token",
+        "/sfu/get",
+        "/healthz",
+        "/readyz",
+        "/",
+        "/nope",
+        "/livekit/jwt/sfu/get",
+        "//sfu/get/",
+        "/delegate_delayed_leave",
+    ] {
         let preflight = Call::new("OPTIONS", path)
             .header("Origin", "https://call.example.org")
             .header("Access-Control-Request-Method", "POST")
@@ -95,7 +135,10 @@ fn options_is_200_and_empty_on_any_path() {
             assert_eq!(answer.header("access-control-allow-credentials"), None);
         }
     }
-    let whole_server = world.service.raw(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n").expect("an answer to OPTIONS *");
+    let whole_server = world
+        .service
+        .raw(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
+        .expect("an answer to OPTIONS *");
     assert_eq!((whole_server.status, whole_server.body.len()), (200, 0), "OPTIONS *");
 }
 
@@ -103,7 +146,11 @@ fn options_is_200_and_empty_on_any_path() {
 fn the_origin_is_never_mirrored() {
     let world = World::shared();
     for origin in ["https://call.element.io", "https://appassets.androidplatform.net", "null", ""] {
-        for call in [Call::new("GET", "/healthz"), Call::post("/sfu/get", "{}"), Call::new("GET", "/nope")] {
+        for call in [
+            Call::new("GET", "/healthz"),
+            Call::post("/sfu/get", "{}"),
+            Call::new("GET", "/nope"),
+        ] {
             let answer = world.service.call(&call.header("Origin", origin));
             assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
             assert_eq!(answer.header("access-control-allow-credentials"), None);
@@ -114,8 +161,18 @@ fn the_origin_is_never_mirrored() {
 #[test]
 fn a_good_request_id_is_kept_and_any_other_replaced() {
     let world = World::shared();
-    for kept in ["a", "0123456789", "A.b_c-D", &"x".repeat(64), "550e8400-e29b-41d4-a716-446655440000"] {
-        for call in [Call::new("GET", "/healthz"), Call::new("GET", "/nope"), Call::post("/get_token", "{}")] {
+    for kept in [
+        "a",
+        "0123456789",
+        "A.b_c-D",
+        &"x".repeat(64),
+        "550e8400-e29b-41d4-a716-446655440000",
+    ] {
+        for call in [
+            Call::new("GET", "/healthz"),
+            Call::new("GET", "/nope"),
+            Call::post("/get_token", "{}"),
+        ] {
             let answer = world.service.call(&call.header("X-Request-Id", kept));
             assert_eq!(answer.header("x-request-id"), Some(kept));
         }
@@ -125,8 +182,9 @@ fn a_good_request_id_is_kept_and_any_other_replaced() {
         assert_ne!(answer.header("x-request-id"), Some(replaced));
         answer.assert_errcode(400, "M_BAD_JSON");
     }
-    let fresh: std::collections::BTreeSet<_> =
-        (0..100).map(|_| world.service.get("/healthz").header("x-request-id").map(str::to_owned)).collect();
+    let fresh: std::collections::BTreeSet<_> = (0..100)
+        .map(|_| world.service.get("/healthz").header("x-request-id").map(str::to_owned))
+        .collect();
     assert_eq!(fresh.len(), 100, "request IDs repeat");
 }
 
@@ -134,11 +192,21 @@ fn a_good_request_id_is_kept_and_any_other_replaced() {
 #[test]
 fn a_refusal_gives_its_reason() {
     let world = World::shared();
-    let unknown = bodies::get_token(&unique_room(), &world.home.name, &crate::support::secrets::token(), &world.home.user("eve"));
+    let unknown = bodies::get_token(
+        &unique_room(),
+        &world.home.name,
+        &crate::support::secrets::token(),
+        &world.home.user("eve"),
+    );
     let answer = world.service.post("/get_token", &unknown);
     answer.assert_error(401, "M_UNAUTHORIZED", "The request could not be authorised.");
     assert_eq!(answer.field("reason"), "token_rejected");
-    let mismatch = bodies::get_token(&unique_room(), &world.home.name, &world.home.token("eve"), &world.home.user("alice"));
+    let mismatch = bodies::get_token(
+        &unique_room(),
+        &world.home.name,
+        &world.home.token("eve"),
+        &world.home.user("alice"),
+    );
     let answer = world.service.post("/get_token", &mismatch);
     answer.assert_error(401, "M_UNAUTHORIZED", "The request could not be authorised.");
     assert_eq!(answer.field("reason"), "user_mismatch");
@@ -161,12 +229,18 @@ fn bodies_end_at_64_kib() {
     assert_eq!(fits.status, 200, "{}", fits.text());
     for path in ["/get_token", "/sfu/get", "/livekit/jwt/sfu/get/"] {
         for length in [limit + 1, limit * 2, 1 << 20] {
-            world.service.call(&Call::post(path, padded(&world, length))).assert_errcode(413, "M_TOO_LARGE");
+            world
+                .service
+                .call(&Call::post(path, padded(&world, length)))
+                .assert_errcode(413, "M_TOO_LARGE");
         }
     }
     // Announced, and refused before it is sent.
     let announced = format!("POST /get_token HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", 30 << 20);
-    let answer = world.service.raw(announced.as_bytes()).expect("an answer to a body that was only announced");
+    let answer = world
+        .service
+        .raw(announced.as_bytes())
+        .expect("an answer to a body that was only announced");
     answer.assert_errcode(413, "M_TOO_LARGE");
     answer.assert_manners();
     // Never announced: chunked.
@@ -195,7 +269,10 @@ fn bodies_may_be_chunked_announced_by_expect_or_sent_by_http_1_0() {
     );
     assert_eq!(world.service.raw(chunked.as_bytes()).expect("chunked").status, 200);
     let text = body();
-    let expecting = format!("POST /sfu/get HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n{text}", text.len());
+    let expecting = format!(
+        "POST /sfu/get HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n{text}",
+        text.len()
+    );
     assert_eq!(world.service.raw(expecting.as_bytes()).expect("100-continue").status, 200);
     let text = body();
     let old = format!("POST /sfu/get HTTP/1.0\r\nContent-Length: {}\r\n\r\n{text}", text.len());
@@ -213,8 +290,15 @@ fn manners_hold_for_every_status() {
     see(&Call::new("GET", "/get_token"));
     see(&Call::post("/get_token", "{}"));
     see(&Call::post("/get_token", vec![b' '; 70_000]));
-    see(&Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), &world.home.name, &crate::support::secrets::token())));
-    world.sfu.fail(Some(crate::support::sfu::Fault::Instead(Reply::text(401, "text/plain", "invalid API key: x"))));
+    see(&Call::json(
+        "/sfu/get",
+        &bodies::sfu_get(&unique_room(), &world.home.name, &crate::support::secrets::token()),
+    ));
+    world.sfu.fail(Some(crate::support::sfu::Fault::Instead(Reply::text(
+        401,
+        "text/plain",
+        "invalid API key: x",
+    ))));
     see(&Call::json("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &unique_room())));
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), [200, 400, 401, 404, 405, 413, 500]);
 }

@@ -17,11 +17,25 @@ use crate::support::world::World;
 fn create_room_is_the_call_that_livekit_knows() {
     let world = World::new();
     let room = unique_room();
-    assert_eq!(world.service.post("/get_token", &bodies::get_token_of(&world.home, "alice", &room)).status, 200);
+    assert_eq!(
+        world
+            .service
+            .post("/get_token", &bodies::get_token_of(&world.home, "alice", &room))
+            .status,
+        200
+    );
     let requests = world.sfu.http.requests();
-    let call = requests.iter().find(|r| r.path == "/twirp/livekit.RoomService/CreateRoom").expect("a CreateRoom call");
+    let call = requests
+        .iter()
+        .find(|r| r.path == "/twirp/livekit.RoomService/CreateRoom")
+        .expect("a CreateRoom call");
     let asked = proto::CreateRoomRequest::decode(call.body.as_slice()).expect("protobuf");
-    let expected = proto::CreateRoomRequest { name: alias(&room, SLOT), empty_timeout: 300, departure_timeout: 20, ..Default::default() };
+    let expected = proto::CreateRoomRequest {
+        name: alias(&room, SLOT),
+        empty_timeout: 300,
+        departure_timeout: 20,
+        ..Default::default()
+    };
     assert_eq!(asked, expected);
     assert_eq!(world.sfu.complaints(), Vec::<String>::new());
 }
@@ -35,7 +49,10 @@ fn the_path_prefix_of_the_url_is_kept() {
         let http = url.replacen("ws", "http", 1);
         let public = ("wss://unreachable.example.org/elsewhere", http.as_str());
         for (url, api) in [(url.as_str(), ""), (http.as_str(), ""), public] {
-            let setup = Setup::new(&sfu).full_access(&[&home]).env("LIVEKIT_URL", url).env("LIVEKIT_API_URL", api);
+            let setup = Setup::new(&sfu)
+                .full_access(&[&home])
+                .env("LIVEKIT_URL", url)
+                .env("LIVEKIT_API_URL", api);
             let answer = setup.start().post("/sfu/get", &bodies::sfu_get_of(&home, "alice", &unique_room()));
             assert_eq!(answer.status, 200, "{url:?} {api:?}: {}", answer.text());
             assert_eq!(answer.field("url"), url);
@@ -53,7 +70,13 @@ fn creations(shape: RoomShape, dated: bool, times: usize) -> usize {
     }
     let room = unique_room();
     for _ in 0..times {
-        assert_eq!(world.service.post("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &room)).status, 200);
+        assert_eq!(
+            world
+                .service
+                .post("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &room))
+                .status,
+            200
+        );
     }
     world.sfu.creations_of(&alias(&room, SLOT))
 }
@@ -73,7 +96,18 @@ fn a_room_is_remembered_only_while_the_sfu_cannot_have_closed_it() {
     assert_eq!(creations(shape(0, 20, 500), true, 5), 5, "an old empty room");
     assert_eq!(creations(shape(0, 2, 0), true, 5), 5, "a short departure_timeout, empty");
     assert_eq!(creations(shape(1, 7, 0), true, 5), 5, "a short departure_timeout, somebody in it");
-    assert_eq!(creations(RoomShape { empty_timeout: 1, ..shape(0, 20, 0) }, true, 5), 5, "a short empty_timeout");
+    assert_eq!(
+        creations(
+            RoomShape {
+                empty_timeout: 1,
+                ..shape(0, 20, 0)
+            },
+            true,
+            5
+        ),
+        5,
+        "a short empty_timeout"
+    );
     assert_eq!(creations(shape(0, 20, 0), false, 5), 5, "no Date in the answer");
 }
 
@@ -89,7 +123,9 @@ fn a_failed_connection_to_the_sfu_forgets_every_room() {
     world.sfu.forget_rooms();
     let waiting = {
         use crate::support::client::Call;
-        world.service.begin(&Call::json("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &other)))
+        world
+            .service
+            .begin(&Call::json("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &other)))
     };
     // The other room's call has met a refusal by the time its homeserver has answered and a moment has gone by.
     crate::support::wait_until("the other room to be asked for", Duration::from_secs(5), || world.home.asked() >= 3);
@@ -98,5 +134,9 @@ fn a_failed_connection_to_the_sfu_forgets_every_room() {
     world.sfu.http.listen_again();
     assert_eq!(waiting.join().expect("the request").expect("an answer").status, 200);
     assert_eq!(ask(&known).status, 200);
-    assert_eq!(world.sfu.creations_of(&alias(&known, SLOT)), 2, "a room of before the restart was still remembered");
+    assert_eq!(
+        world.sfu.creations_of(&alias(&known, SLOT)),
+        2,
+        "a room of before the restart was still remembered"
+    );
 }

@@ -38,7 +38,10 @@ pub(crate) fn sfu_get_of(homeserver: &Homeserver, localpart: &str, room: &str) -
 pub(crate) fn with(body: &Value, pointer: &str, value: Option<Value>) -> Value {
     let mut body = body.clone();
     let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
-    let object = body.pointer_mut(parent).and_then(Value::as_object_mut).unwrap_or_else(|| panic!("no object at {parent:?}"));
+    let object = body
+        .pointer_mut(parent)
+        .and_then(Value::as_object_mut)
+        .unwrap_or_else(|| panic!("no object at {parent:?}"));
     match value {
         Some(value) => object.insert(name.into(), value),
         None => object.remove(name),

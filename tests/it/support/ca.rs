@@ -27,7 +27,9 @@ impl Ca {
 
     fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, format!("lk-jwt-service tests, {name}"));
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("lk-jwt-service tests, {name}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("CA");
@@ -44,8 +46,9 @@ impl Ca {
     /// TLS for a server with these names or addresses in its certificate.
     pub(crate) fn server(&self, names: &[String]) -> Arc<ServerConfig> {
         let key = KeyPair::generate().expect("key");
-        let certificate =
-            CertificateParams::new(names).and_then(|params| params.signed_by(&key, &self.issuer)).expect("server certificate");
+        let certificate = CertificateParams::new(names)
+            .and_then(|params| params.signed_by(&key, &self.issuer))
+            .expect("server certificate");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()

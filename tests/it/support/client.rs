@@ -23,11 +23,19 @@ pub(crate) struct Call {
 
 impl Call {
     pub(crate) fn new(method: &str, target: &str) -> Self {
-        Self { method: method.into(), target: target.into(), headers: Vec::new(), body: None }
+        Self {
+            method: method.into(),
+            target: target.into(),
+            headers: Vec::new(),
+            body: None,
+        }
     }
 
     pub(crate) fn post(target: &str, body: impl Into<Vec<u8>>) -> Self {
-        Self { body: Some(body.into()), ..Self::new("POST", target) }
+        Self {
+            body: Some(body.into()),
+            ..Self::new("POST", target)
+        }
     }
 
     pub(crate) fn json(target: &str, body: &Value) -> Self {
@@ -88,7 +96,12 @@ impl Answer {
     /// Fails unless it is this error, byte for byte, in the form of decisions H3 and H4.
     #[track_caller]
     pub(crate) fn assert_error(&self, status: u16, errcode: &str, error: &str) {
-        assert_eq!((self.status, self.field("errcode"), self.field("error")), (status, errcode.into(), error.into()), "{}", self.text());
+        assert_eq!(
+            (self.status, self.field("errcode"), self.field("error")),
+            (status, errcode.into(), error.into()),
+            "{}",
+            self.text()
+        );
         self.assert_error_form();
     }
 
@@ -102,11 +115,26 @@ impl Answer {
     #[track_caller]
     fn assert_error_form(&self) {
         let body = self.json();
-        assert_eq!(self.header("content-type"), Some("application/json"), "content type of {}", self.text());
+        assert_eq!(
+            self.header("content-type"),
+            Some("application/json"),
+            "content type of {}",
+            self.text()
+        );
         assert!(!self.field("error").is_empty(), "an error without a text: {}", self.text());
-        assert_eq!(body["request_id"].as_str(), self.header("x-request-id"), "request_id of {}", self.text());
+        assert_eq!(
+            body["request_id"].as_str(),
+            self.header("x-request-id"),
+            "request_id of {}",
+            self.text()
+        );
         if self.status == 401 || self.status == 500 {
-            assert!(!self.field("reason").is_empty(), "a {} without a reason: {}", self.status, self.text());
+            assert!(
+                !self.field("reason").is_empty(),
+                "a {} without a reason: {}",
+                self.status,
+                self.text()
+            );
         }
         for name in body.as_object().expect("an object").keys() {
             let known = ["errcode", "error", "request_id", "reason", "retry_after_ms"];
@@ -117,15 +145,33 @@ impl Answer {
     /// What holds for every answer of the router: CORS (H2), a request ID (H4), and no secret in an error.
     #[track_caller]
     pub(crate) fn assert_manners(&self) {
-        let header = |name| self.header(name).unwrap_or_else(|| panic!("no {name} in a {}: {:?}", self.status, self.headers));
+        let header = |name| {
+            self.header(name)
+                .unwrap_or_else(|| panic!("no {name} in a {}: {:?}", self.status, self.headers))
+        };
         assert_eq!(header("access-control-allow-origin"), "*");
         let list = |name| header(name).split(',').map(|s| s.trim().to_ascii_lowercase()).collect::<Vec<_>>();
         assert_eq!(list("access-control-allow-methods"), ["get", "post", "options"]);
-        for name in ["accept", "content-type", "content-length", "accept-encoding", "x-csrf-token", "authorization"] {
-            assert!(list("access-control-allow-headers").iter().any(|n| n == name), "{name} is not allowed: {:?}", self.headers);
+        for name in [
+            "accept",
+            "content-type",
+            "content-length",
+            "accept-encoding",
+            "x-csrf-token",
+            "authorization",
+        ] {
+            assert!(
+                list("access-control-allow-headers").iter().any(|n| n == name),
+                "{name} is not allowed: {:?}",
+                self.headers
+            );
         }
         for name in ["retry-after", "x-request-id"] {
-            assert!(list("access-control-expose-headers").iter().any(|n| n == name), "{name} is not exposed: {:?}", self.headers);
+            assert!(
+                list("access-control-expose-headers").iter().any(|n| n == name),
+                "{name} is not exposed: {:?}",
+                self.headers
+            );
         }
         assert_eq!(header("access-control-max-age"), "86400");
         let id = header("x-request-id");
@@ -157,7 +203,12 @@ impl Answer {
             let (answer, used) = Self::parse(&bytes[end + 4..], ended, to_head, took)?;
             return Some((answer, used + end + 4));
         }
-        let mut answer = Self { status, headers, body: Vec::new(), took };
+        let mut answer = Self {
+            status,
+            headers,
+            body: Vec::new(),
+            took,
+        };
         let rest = &bytes[end + 4..];
         let used = if to_head {
             0
@@ -203,7 +254,11 @@ impl Connection {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream, buffer: Vec::new(), began: Instant::now() })
+        Ok(Self {
+            stream,
+            buffer: Vec::new(),
+            began: Instant::now(),
+        })
     }
 
     /// Sends bytes as they are. An error is kept for the reading side: a server may answer before it has read everything.
@@ -255,30 +310,16 @@ impl Connection {
 pub(crate) fn call(to: SocketAddr, call: &Call) -> Answer {
     let mut connection = Connection::open(to).unwrap_or_else(|e| panic!("cannot connect to {to}: {e}"));
     connection.send(&call.bytes(to));
-    connection.answer_to(call.method == "HEAD").unwrap_or_else(|| panic!("no answer to {} {}", call.method, call.target))
-}
-
-/// One request on a connection of its own, without blocking; `None` without an answer.
-pub(crate) async fn call_async(to: SocketAddr, bytes: &[u8]) -> Option<Answer> {
-    let began = Instant::now();
-    let mut stream = tokio::net::TcpStream::connect(to).await.ok()?;
-    stream.set_nodelay(true).ok()?;
-    stream.write_all(bytes).await.ok()?;
-    let mut buffer = Vec::new();
-    loop {
-        if let Some((answer, _)) = Answer::parse(&buffer, false, false, began.elapsed()) {
-            return Some(answer);
-        }
-        match tokio::time::timeout(PATIENCE, stream.read_buf(&mut buffer)).await {
-            Ok(Ok(n)) if n > 0 => {}
-            _ => return Answer::parse(&buffer, true, false, began.elapsed()).map(|(answer, _)| answer),
-        }
-    }
+    connection
+        .answer_to(call.method == "HEAD")
+        .unwrap_or_else(|| panic!("no answer to {} {}", call.method, call.target))
 }
 
 /// All calls, `at_once` of them at a time over kept connections; the answers in the order of the calls, `None` where none came.
 pub(crate) fn flood(to: SocketAddr, calls: &[Call], at_once: usize) -> Vec<Option<Answer>> {
-    let queue = std::sync::Arc::new(std::sync::Mutex::new(calls.iter().map(|c| c.bytes(to)).enumerate().collect::<Vec<_>>()));
+    let queue = std::sync::Arc::new(std::sync::Mutex::new(
+        calls.iter().map(|c| c.bytes(to)).enumerate().collect::<Vec<_>>(),
+    ));
     queue.lock().unwrap().reverse();
     let workers: Vec<_> = (0..at_once.min(calls.len()))
         .map(|_| {

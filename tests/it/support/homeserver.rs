@@ -66,7 +66,9 @@ impl Builder {
         self.names.push(self.address.ip().to_string());
         let scripts = Arc::new(Scripts::default());
         let answering = scripts.clone();
-        let http = Neighbour::start(self.address, Some(self.ca.server(&self.names)), move |request| answering.reply(request));
+        let http = Neighbour::start(self.address, Some(self.ca.server(&self.names)), move |request| {
+            answering.reply(request)
+        });
         let name = self.name.unwrap_or_else(|| http.address().to_string());
         Homeserver { name, http, scripts }
     }
@@ -79,7 +81,12 @@ impl Homeserver {
     }
 
     pub(crate) fn builder() -> Builder {
-        Builder { address: SocketAddr::new(unique_loopback().into(), 0), name: None, names: Vec::new(), ca: Ca::trusted() }
+        Builder {
+            address: SocketAddr::new(unique_loopback().into(), 0),
+            name: None,
+            names: Vec::new(),
+            ca: Ca::trusted(),
+        }
     }
 
     /// A user ID of this server.
@@ -132,7 +139,9 @@ impl Scripts {
                 if let Some(reply) = &*self.userinfo.lock().unwrap() {
                     return reply.clone();
                 }
-                let known = request.query("access_token").and_then(|token| self.tokens.lock().unwrap().get(token).cloned());
+                let known = request
+                    .query("access_token")
+                    .and_then(|token| self.tokens.lock().unwrap().get(token).cloned());
                 known.unwrap_or_else(unknown_token)
             }
             WELL_KNOWN => self.well_known.lock().unwrap().clone().unwrap_or_else(not_found),
@@ -143,7 +152,10 @@ impl Scripts {
 
 /// As Synapse refuses a token.
 pub(crate) fn unknown_token() -> Reply {
-    Reply::json(401, &json!({"errcode": "M_UNKNOWN_TOKEN", "error": "Access Token unknown or expired"}))
+    Reply::json(
+        401,
+        &json!({"errcode": "M_UNKNOWN_TOKEN", "error": "Access Token unknown or expired"}),
+    )
 }
 
 fn not_found() -> Reply {

@@ -16,7 +16,11 @@ use super::runtime;
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
     /// An ordinary answer; `Content-Length` and `Date` are added.
-    Answer { status: u16, headers: Vec<(String, String)>, body: Vec<u8> },
+    Answer {
+        status: u16,
+        headers: Vec<(String, String)>,
+        body: Vec<u8>,
+    },
     /// These bytes, then the connection is closed.
     Raw(Vec<u8>),
     /// The beginning of an answer (these bytes), then silence.
@@ -33,15 +37,27 @@ pub(crate) enum Reply {
 
 impl Reply {
     pub(crate) fn json(status: u16, body: &serde_json::Value) -> Self {
-        Self::Answer { status, headers: vec![("Content-Type".into(), "application/json".into())], body: body.to_string().into() }
+        Self::Answer {
+            status,
+            headers: vec![("Content-Type".into(), "application/json".into())],
+            body: body.to_string().into(),
+        }
     }
 
     pub(crate) fn text(status: u16, content_type: &str, body: &str) -> Self {
-        Self::Answer { status, headers: vec![("Content-Type".into(), content_type.into())], body: body.into() }
+        Self::Answer {
+            status,
+            headers: vec![("Content-Type".into(), content_type.into())],
+            body: body.into(),
+        }
     }
 
     pub(crate) fn redirect(status: u16, location: &str) -> Self {
-        Self::Answer { status, headers: vec![("Location".into(), location.into())], body: Vec::new() }
+        Self::Answer {
+            status,
+            headers: vec![("Location".into(), location.into())],
+            body: Vec::new(),
+        }
     }
 
     pub(crate) fn after(self, delay: Duration) -> Self {
@@ -136,7 +152,11 @@ impl Neighbour {
         };
         let listener = listen(address);
         let address = listener.local_addr().expect("address");
-        let neighbour = Self { address, state: Arc::new(state), accepting: Mutex::new(None) };
+        let neighbour = Self {
+            address,
+            state: Arc::new(state),
+            accepting: Mutex::new(None),
+        };
         neighbour.accept(listener);
         neighbour
     }
@@ -205,14 +225,26 @@ impl Drop for Neighbour {
 
 fn listen(address: SocketAddr) -> TcpListener {
     let _guard = runtime().enter();
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.expect("socket");
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }
+    .expect("socket");
     socket.set_reuseaddr(true).expect("SO_REUSEADDR");
-    socket.bind(address).and_then(|()| socket.listen(4096)).unwrap_or_else(|e| panic!("cannot listen on {address}: {e}"))
+    socket
+        .bind(address)
+        .and_then(|()| socket.listen(4096))
+        .unwrap_or_else(|e| panic!("cannot listen on {address}: {e}"))
 }
 
 async fn serve(state: Arc<State>, stream: TcpStream, peer: SocketAddr) {
     let _ = stream.set_nodelay(true);
-    let connection = Arc::new(Connection { at: Instant::now(), peer, sni: OnceLock::new() });
+    let connection = Arc::new(Connection {
+        at: Instant::now(),
+        peer,
+        sni: OnceLock::new(),
+    });
     state.connections.lock().unwrap().push(connection.clone());
     let greeting = *state.greeting.lock().unwrap();
     match greeting {
@@ -273,7 +305,9 @@ async fn talk(state: &State, connection: &Arc<Connection>, mut stream: impl Asyn
                 return silence(stream).await;
             }
             Reply::Flood(length) => {
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+                    .await;
                 let chunk = format!("4000\r\n{}\r\n", " ".repeat(0x4000));
                 for _ in 0..length.div_ceil(0x4000) {
                     if stream.write_all(chunk.as_bytes()).await.is_err() {
@@ -308,7 +342,10 @@ async fn read_request(connection: &Arc<Connection>, stream: &mut (impl AsyncRead
         .filter_map(|l| l.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    let length: usize = headers.iter().find(|(n, _)| n == "content-length").map_or(0, |(_, v)| v.parse().unwrap_or(0));
+    let length: usize = headers
+        .iter()
+        .find(|(n, _)| n == "content-length")
+        .map_or(0, |(_, v)| v.parse().unwrap_or(0));
     while buffer.len() < length {
         if stream.read_buf(buffer).await.ok()? == 0 {
             return None;
@@ -317,5 +354,13 @@ async fn read_request(connection: &Arc<Connection>, stream: &mut (impl AsyncRead
     let body = buffer.drain(..length).collect();
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let query = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
-    Some(Request { at: Instant::now(), connection: connection.clone(), method, path: path.to_owned(), query, headers, body })
+    Some(Request {
+        at: Instant::now(),
+        connection: connection.clone(),
+        method,
+        path: path.to_owned(),
+        query,
+        headers,
+        body,
+    })
 }

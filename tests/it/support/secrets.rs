@@ -10,7 +10,15 @@ const SFU_SECRET: &str = "sfusecretNEVERLOG";
 
 /// How the Base64 of a JWT's header or payload begins.
 const JWT: [&str; 9] = [
-    "eyJhbGciOi", "eyJ0eXAiOi", "eyJraWQiOi", "eyJpc3MiOi", "eyJleHAiOj", "eyJuYmYiOj", "eyJzdWIiOi", "eyJ2aWRlbyI6", "eyJpYXQiOj",
+    "eyJhbGciOi",
+    "eyJ0eXAiOi",
+    "eyJraWQiOi",
+    "eyJpc3MiOi",
+    "eyJleHAiOj",
+    "eyJuYmYiOj",
+    "eyJzdWIiOi",
+    "eyJ2aWRlbyI6",
+    "eyJpYXQiOj",
 ];
 
 /// A fresh OpenID access token.

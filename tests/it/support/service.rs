@@ -45,7 +45,13 @@ impl Setup {
     /// Only the address, the log level and the CA are set.
     pub(crate) fn bare() -> Self {
         let address = free_address();
-        let setup = Self { environment: BTreeMap::new(), arguments: Vec::new(), address, secrets: Vec::new(), wrapper: Vec::new() };
+        let setup = Self {
+            environment: BTreeMap::new(),
+            arguments: Vec::new(),
+            address,
+            secrets: Vec::new(),
+            wrapper: Vec::new(),
+        };
         setup
             .env("LIVEKIT_JWT_BIND", &address.to_string())
             .env("LIVEKIT_LOG_LEVEL", "debug")
@@ -116,7 +122,14 @@ impl Setup {
             .unwrap_or_else(|e| panic!("cannot start {}: {e}", words[0]));
         let stdout = Capture::of(child.stdout.take().expect("piped"));
         let stderr = Capture::of(child.stderr.take().expect("piped"));
-        Service { pid: child.id(), child: Mutex::new(child), address: self.address, stdout, stderr, secrets: self.secrets }
+        Service {
+            pid: child.id(),
+            child: Mutex::new(child),
+            address: self.address,
+            stdout,
+            stderr,
+            secrets: self.secrets,
+        }
     }
 }
 
@@ -197,7 +210,10 @@ impl Service {
     #[track_caller]
     pub(crate) fn flood(&self, calls: &[Call], at_once: usize) -> Vec<Answer> {
         let answers = client::flood(self.address, calls, at_once);
-        let answers: Vec<_> = answers.into_iter().map(|a| a.expect("an answer to every request of the flood")).collect();
+        let answers: Vec<_> = answers
+            .into_iter()
+            .map(|a| a.expect("an answer to every request of the flood"))
+            .collect();
         answers.iter().for_each(Answer::assert_manners);
         answers
     }
@@ -280,7 +296,12 @@ impl Service {
     pub(crate) fn cpu(&self) -> Duration {
         let stat = self.proc("stat");
         let rest = &stat[stat.rfind(')').expect("a name") + 2..];
-        let ticks: u64 = rest.split_whitespace().skip(11).take(2).map(|n| n.parse::<u64>().expect("ticks")).sum();
+        let ticks: u64 = rest
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|n| n.parse::<u64>().expect("ticks"))
+            .sum();
         Duration::from_millis(ticks * 10)
     }
 
@@ -311,7 +332,10 @@ impl Drop for Service {
 
 /// Sends a signal by name (`TERM`, `INT`, …).
 pub(crate) fn signal(pid: u32, name: &str) {
-    let status = Command::new("/bin/sh").args(["-c", &format!("kill -{name} {pid}")]).status().expect("sh");
+    let status = Command::new("/bin/sh")
+        .args(["-c", &format!("kill -{name} {pid}")])
+        .status()
+        .expect("sh");
     assert!(status.success(), "kill -{name} {pid}");
 }
 
@@ -334,7 +358,10 @@ impl Capture {
                 into.lock().unwrap().extend(&chunk[..n]);
             }
         });
-        Self { text, reader: Mutex::new(Some(reader)) }
+        Self {
+            text,
+            reader: Mutex::new(Some(reader)),
+        }
     }
 
     fn text(&self) -> String {

@@ -43,7 +43,12 @@ pub(crate) struct RoomShape {
 
 impl Default for RoomShape {
     fn default() -> Self {
-        Self { num_participants: 0, empty_timeout: 300, departure_timeout: 20, age: Duration::ZERO }
+        Self {
+            num_participants: 0,
+            empty_timeout: 300,
+            departure_timeout: 20,
+            age: Duration::ZERO,
+        }
     }
 }
 
@@ -82,7 +87,10 @@ impl Sfu {
         });
         let answering = state.clone();
         let address = (unique_loopback(), 0).into();
-        Self { http: Neighbour::start(address, None, move |request| answering.reply(request)), state }
+        Self {
+            http: Neighbour::start(address, None, move |request| answering.reply(request)),
+            state,
+        }
     }
 
     pub(crate) fn key(&self) -> &str {
@@ -147,7 +155,9 @@ impl State {
             Some(Fault::ProxyPage(status)) => Reply::text(
                 status,
                 "text/html",
-                &format!("<html>\r\n<head><title>{status}</title></head>\r\n<body><center><h1>{status}</h1></center><hr><center>nginx</center></body>\r\n</html>\r\n"),
+                &format!(
+                    "<html>\r\n<head><title>{status}</title></head>\r\n<body><center><h1>{status}</h1></center><hr><center>nginx</center></body>\r\n</html>\r\n"
+                ),
             ),
             Some(Fault::Garbage) => Reply::text(200, "application/protobuf", "\u{7f}garbage that is no protobuf"),
         }
@@ -173,9 +183,11 @@ impl State {
         match method {
             "CreateRoom" if !granted("roomCreate") => denied(),
             "CreateRoom" => match proto::CreateRoomRequest::decode(request.body.as_slice()) {
-                Ok(asked) if asked.name.len() > 256 => {
-                    twirp(400, "invalid_argument", "twirp error unknown: room name length exceeds limits: max length 256")
-                }
+                Ok(asked) if asked.name.len() > 256 => twirp(
+                    400,
+                    "invalid_argument",
+                    "twirp error unknown: room name length exceeds limits: max length 256",
+                ),
                 Ok(asked) => protobuf(&self.room(&asked)),
                 Err(_) => twirp(400, "malformed", "the protobuf request could not be decoded"),
             },
@@ -197,21 +209,25 @@ impl State {
             return Err(format!("invalid API key: {}", jwt.claims["iss"].as_str().unwrap_or_default()));
         }
         if !jwt.is_signed_with(&self.secret) {
-            return Err(format!("invalid token: {token}, error: token signature is invalid: signature is invalid"));
+            return Err(format!(
+                "invalid token: {token}, error: token signature is invalid: signature is invalid"
+            ));
         }
         let now = now_ms() / 1000;
         if jwt.claims["exp"].as_i64().unwrap_or(0) + 60 < now {
             return Err(format!("invalid token: {token}, error: token has invalid claims: token is expired"));
         }
         if jwt.claims["nbf"].as_i64().unwrap_or(0) > now + 60 {
-            return Err(format!("invalid token: {token}, error: token has invalid claims: token is not valid yet"));
+            return Err(format!(
+                "invalid token: {token}, error: token has invalid claims: token is not valid yet"
+            ));
         }
         Ok(jwt.claims)
     }
 
     /// What our service promises beyond what a real server asks for (decision T6).
     fn check_form(&self, request: &Request, method: &str, claims: &serde_json::Value) {
-        let mut complain = |text: String| self.complaints.lock().unwrap().push(format!("{method}: {text}"));
+        let complain = |text: String| self.complaints.lock().unwrap().push(format!("{method}: {text}"));
         if request.method != "POST" {
             complain(format!("method {}", request.method));
         }
@@ -230,7 +246,12 @@ impl State {
     fn room(&self, asked: &proto::CreateRoomRequest) -> proto::Room {
         let shape = self.shape.lock().unwrap().clone();
         let mut rooms = self.rooms.lock().unwrap();
-        let fresh = || (format!("RM_{:012}", unique()), now_ms() - i64::try_from(shape.age.as_millis()).unwrap_or(0));
+        let fresh = || {
+            (
+                format!("RM_{:012}", unique()),
+                now_ms() - i64::try_from(shape.age.as_millis()).unwrap_or(0),
+            )
+        };
         let (sid, creation_time_ms) = rooms.entry(asked.name.clone()).or_insert_with(fresh).clone();
         proto::Room {
             sid,
@@ -241,7 +262,10 @@ impl State {
             creation_time_ms,
             turn_password: "turnpassword".into(),
             enabled_codecs: ["audio/opus", "video/VP8"]
-                .map(|mime| proto::Codec { mime: mime.into(), ..Default::default() })
+                .map(|mime| proto::Codec {
+                    mime: mime.into(),
+                    ..Default::default()
+                })
                 .into(),
             num_participants: shape.num_participants,
             ..Default::default()
@@ -251,18 +275,33 @@ impl State {
     fn list(&self, asked: &proto::ListRoomsRequest) -> proto::ListRoomsResponse {
         let names = self.rooms.lock().unwrap().keys().cloned().collect::<Vec<_>>();
         let wanted = names.into_iter().filter(|n| asked.names.is_empty() || asked.names.contains(n));
-        let rooms = wanted.map(|name| self.room(&proto::CreateRoomRequest { name, ..Default::default() })).collect();
+        let rooms = wanted
+            .map(|name| {
+                self.room(&proto::CreateRoomRequest {
+                    name,
+                    ..Default::default()
+                })
+            })
+            .collect();
         proto::ListRoomsResponse { rooms }
     }
 }
 
 fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|d| i64::try_from(d.as_millis()).ok()).unwrap_or(0)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|d| i64::try_from(d.as_millis()).ok())
+        .unwrap_or(0)
 }
 
 fn protobuf(message: &impl Message) -> Reply {
     let headers = vec![("Content-Type".into(), "application/protobuf".into())];
-    Reply::Answer { status: 200, headers, body: message.encode_to_vec() }
+    Reply::Answer {
+        status: 200,
+        headers,
+        body: message.encode_to_vec(),
+    }
 }
 
 fn twirp(status: u16, code: &str, msg: &str) -> Reply {

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use super::Shared;
 use super::homeserver::Homeserver;
 use super::service::{Service, Setup};
 use super::sfu::Sfu;
-use super::Shared;
 
 pub(crate) struct World {
     // Dropped first: its log is judged while its neighbours still stand.
