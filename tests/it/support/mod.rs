@@ -16,6 +16,8 @@ pub(crate) mod hashes;
 pub(crate) mod homeserver;
 pub(crate) mod jwt;
 pub(crate) mod neighbour;
+
+mod own_tests;
 pub(crate) mod secrets;
 pub(crate) mod service;
 pub(crate) mod sfu;
