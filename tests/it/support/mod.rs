@@ -16,7 +16,6 @@ pub(crate) mod hashes;
 pub(crate) mod homeserver;
 pub(crate) mod jwt;
 pub(crate) mod neighbour;
-
 mod own_tests;
 pub(crate) mod secrets;
 pub(crate) mod service;
