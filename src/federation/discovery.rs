@@ -1,0 +1,142 @@
+//! The steps from a server name to a route, in the order of the specification.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use url::Url;
+
+use super::dial::{Dialled, Dialer};
+use super::failure::Failure;
+use super::guard::Trust;
+use super::route::{Route, Via};
+use super::well_known::{WellKnown, fetch, tls_name};
+use crate::server_name::{Host, ServerName};
+
+/// Federation port of a literal address without a port.
+const DEFAULT_PORT: u16 = 8448;
+
+/// A route, and how long it may be used without asking again.
+pub(super) struct Found {
+    pub(super) route: Route,
+    /// For ever without it.
+    pub(super) life: Option<Duration>,
+    /// There was no usable well-known file: ask again soon.
+    pub(super) fallback: bool,
+    /// Step of the specification, for the log.
+    pub(super) step: &'static str,
+}
+
+pub(super) async fn discover(
+    dialer: &Dialer,
+    overrides: &BTreeMap<ServerName, Url>,
+    server: &ServerName,
+    trust: Trust,
+) -> Result<Found, Failure> {
+    if let Some(url) = overrides.get(server) {
+        return Ok(Found { route: override_route(server, url)?, life: None, fallback: false, step: "override" });
+    }
+    let dialled = Dialled::Guarded(trust);
+    let (host, port) = server.parts();
+    let name = match &host {
+        Host::Name(name) if port.is_none() => name,
+        Host::Ip(_) | Host::Name(_) => {
+            return Ok(Found { route: direct(server, dialled)?, life: None, fallback: false, step: "1 or 2: literal or port" });
+        }
+    };
+    match fetch(dialer, name, trust).await? {
+        WellKnown::Delegated(delegated, life) => {
+            let route = match delegated.parts() {
+                (Host::Name(_), None) => by_srv(&delegated, dialled)?,
+                (Host::Ip(_) | Host::Name(_), _) => direct(&delegated, dialled)?,
+            };
+            Ok(Found { route, life: Some(life), fallback: false, step: "3: well-known" })
+        }
+        WellKnown::Invalid => Err(Failure::BadDelegation(server.as_str().to_owned())),
+        WellKnown::None => Ok(Found { route: by_srv(server, dialled)?, life: None, fallback: true, step: "4 to 6: SRV or port 8448" }),
+    }
+}
+
+/// Steps 1, 2, 3.1 and 3.2: the name itself says where.
+fn direct(name: &ServerName, dialled: Dialled) -> Result<Route, Failure> {
+    let (host, port) = name.parts();
+    Ok(Route {
+        tls_name: Some(tls_name(&host)?),
+        via: Via::Fixed(host, port.unwrap_or(DEFAULT_PORT)),
+        host_header: name.as_str().to_owned(),
+        base_path: String::new(),
+        dialled,
+    })
+}
+
+/// Steps 3.3 to 3.5 and 4 to 6: SRV records, else port 8448. Header and certificate carry the name, not the target.
+fn by_srv(name: &ServerName, dialled: Dialled) -> Result<Route, Failure> {
+    let (host, _) = name.parts();
+    Ok(Route {
+        tls_name: Some(tls_name(&host)?),
+        via: Via::Srv(name.as_str().into()),
+        host_header: name.as_str().to_owned(),
+        base_path: String::new(),
+        dialled,
+    })
+}
+
+fn override_route(server: &ServerName, url: &Url) -> Result<Route, Failure> {
+    let host = match url.host() {
+        Some(url::Host::Domain(domain)) => Host::Name(domain.into()),
+        Some(url::Host::Ipv4(ip)) => Host::Ip(ip.into()),
+        Some(url::Host::Ipv6(ip)) => Host::Ip(ip.into()),
+        // The configuration checks that there is one.
+        None => return Err(Failure::BadDelegation(server.as_str().to_owned())),
+    };
+    let tls = url.scheme() == "https";
+    Ok(Route {
+        tls_name: if tls { Some(tls_name(&host)?) } else { None },
+        via: Via::Fixed(host, url.port_or_known_default().unwrap_or(DEFAULT_PORT)),
+        host_header: url[url::Position::BeforeHost..url::Position::AfterPort].to_owned(),
+        base_path: url.path().trim_end_matches('/').to_owned(),
+        dialled: Dialled::Override,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(text: &str) -> ServerName {
+        ServerName::parse(text).unwrap()
+    }
+
+    #[test]
+    fn header_port_and_certificate_name_follow_the_specification() {
+        let guarded = Dialled::Guarded(Trust::Stranger);
+        for (name, host_header, port, tls) in [
+            ("1.2.3.4", "1.2.3.4", 8448, "1.2.3.4"),
+            ("1.2.3.4:443", "1.2.3.4:443", 443, "1.2.3.4"),
+            ("[2001:4860::1]", "[2001:4860::1]", 8448, "2001:4860::1"),
+            ("example.com:8448", "example.com:8448", 8448, "example.com"),
+        ] {
+            let route = direct(&server(name), guarded).unwrap();
+            assert_eq!(route.host_header, host_header);
+            assert!(matches!(route.via, Via::Fixed(_, p) if p == port), "{name}");
+            assert_eq!(route.tls_name.unwrap().to_str(), tls);
+        }
+        let route = by_srv(&server("example.com"), guarded).unwrap();
+        assert_eq!((route.host_header.as_str(), route.via), ("example.com", Via::Srv("example.com".into())));
+    }
+
+    #[test]
+    fn an_override_is_taken_as_it_stands() {
+        for (url, host_header, port, path, tls) in [
+            ("https://hs.internal", "hs.internal", 443, "", true),
+            ("https://hs.internal:8448/base/", "hs.internal:8448", 8448, "/base", true),
+            ("http://10.0.0.1:8008", "10.0.0.1:8008", 8008, "", false),
+            ("http://[::1]", "[::1]", 80, "", false),
+        ] {
+            let route = override_route(&server("x.example"), &url.parse().unwrap()).unwrap();
+            assert_eq!((route.host_header.as_str(), route.base_path.as_str()), (host_header, path), "{url}");
+            assert!(matches!(route.via, Via::Fixed(_, p) if p == port), "{url}");
+            assert_eq!(route.tls_name.is_some(), tls, "{url}");
+            assert_eq!(route.dialled, Dialled::Override);
+        }
+    }
+}

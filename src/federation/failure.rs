@@ -1,0 +1,104 @@
+//! Why a homeserver could not be asked, in words for the operator's log. Nothing here reaches a client.
+
+use std::net::IpAddr;
+
+use super::guard::Refused;
+use crate::dns::DnsError;
+
+/// One attempt to reach a homeserver failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Failure {
+    /// A name did not resolve.
+    #[error("{host}: {error}")]
+    Dns {
+        /// Name that was asked about.
+        host: String,
+        /// What DNS said.
+        error: DnsError,
+    },
+    /// The guard refused the address.
+    #[error("{host} is at {address}: {why}")]
+    Refused {
+        /// Name or literal that led there.
+        host: String,
+        /// Address in question.
+        address: IpAddr,
+        /// Kind of range.
+        why: Refused,
+    },
+    /// No TCP connection.
+    #[error("cannot connect to {target}: {error}")]
+    Connect {
+        /// `host:port`.
+        target: String,
+        /// The system's words.
+        error: String,
+    },
+    /// No TLS session.
+    #[error("TLS with {target} failed: {error}")]
+    Tls {
+        /// `host:port`.
+        target: String,
+        /// The TLS library's words.
+        error: String,
+    },
+    /// The forward proxy did not open a tunnel.
+    #[error("the forward proxy did not reach {target}: {error}")]
+    Proxy {
+        /// `host:port`.
+        target: String,
+        /// The proxy's or the library's words.
+        error: String,
+    },
+    /// The SRV record says that there is no such service.
+    #[error("the SRV record of {0} says that it has no federation service")]
+    NoService(String),
+    /// `m.server` of the well-known file is not a server name.
+    #[error("https://{0}/.well-known/matrix/server delegates to something that is not a server name")]
+    BadDelegation(String),
+    /// The connection broke, or what came back was not HTTP.
+    #[error("no valid HTTP answer: {0}")]
+    Http(String),
+    /// The answer is larger than any honest one.
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(usize),
+    /// The time of the request was used up.
+    #[error("no answer in time")]
+    Timeout,
+    /// Too many requests wait for this homeserver, or for homeservers that nobody knows.
+    #[error("too many requests are waiting for homeservers")]
+    Busy,
+}
+
+impl Failure {
+    /// Whether trying again soon may help.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Dns { .. } | Self::Connect { .. } | Self::Tls { .. } | Self::Proxy { .. } | Self::Http(_) | Self::Timeout => true,
+            Self::Refused { .. } | Self::NoService(_) | Self::BadDelegation(_) | Self::TooLarge(_) | Self::Busy => false,
+        }
+    }
+
+    /// What the operator can do.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Dns { .. } => "check the server name's DNS records as seen from this machine or container",
+            Self::Refused { why: Refused::Private, .. } => {
+                "if this homeserver is yours, name it in LIVEKIT_FULL_ACCESS_HOMESERVERS, or its network in LIVEKIT_FEDERATION_ALLOWED_NETWORKS (for example 10.0.0.0/8)"
+            }
+            Self::Refused { why: Refused::Never, .. } => "such an address is never dialled; correct the DNS record or the delegation",
+            Self::Connect { .. } => {
+                "check that the homeserver's federation port (8448, or the delegated one) is reachable from here; LIVEKIT_FEDERATION_URL_OVERRIDES can name an internal address"
+            }
+            Self::Tls { .. } => "check the certificate at that address; a private CA goes into SSL_CERT_FILE or SSL_CERT_DIR",
+            Self::Proxy { .. } => "check HTTPS_PROXY and NO_PROXY",
+            Self::NoService(_) => "correct the SRV record _matrix-fed._tcp",
+            Self::BadDelegation(_) => "m.server must be host or host:port, without https://",
+            Self::Http(_) | Self::TooLarge(_) => "check that /_matrix/federation is routed to the homeserver",
+            Self::Timeout => "check that the homeserver answers /_matrix/federation/v1/version from here within seconds",
+            Self::Busy => "a flood, or a homeserver that does not answer; other homeservers are not affected",
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! `https://<name>/.well-known/matrix/server`: fetched through the guard, remembered as long as it says
+//! ([server-server API, "Resolving server names"](https://spec.matrix.org/v1.16/server-server-api/#resolving-server-names)).
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, StatusCode, header};
+use rustls::pki_types::ServerName as TlsName;
+use serde_json::Value;
+use tokio::time::timeout;
+use url::Url;
+
+use super::dial::{Dialled, Dialer};
+use super::failure::Failure;
+use super::guard::Trust;
+use super::route::{Route, Via, fetch_once};
+use crate::server_name::{Host, ServerName};
+
+const MAX_BODY: usize = 50 * 1024;
+const MAX_REDIRECTS: usize = 5;
+/// All of it, redirects included: the verification has ten seconds.
+const TIMEOUT: Duration = Duration::from_secs(4);
+
+const MIN_LIFE: Duration = Duration::from_secs(3600);
+const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
+const FIRST_FAILURE_LIFE: Duration = Duration::from_secs(10);
+const KNOWN_FAILURE_LIFE: Duration = Duration::from_secs(60);
+
+/// What the file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum WellKnown {
+    /// It delegates, and the answer may be kept so long.
+    Delegated(ServerName, Duration),
+    /// It is there and names something impossible: the specification's fallbacks do not apply.
+    Invalid,
+    /// There is no usable file.
+    None,
+}
+
+/// How long a missing file is believed to be missing: longer each time, a minute at most for a homeserver that is
+/// listed here or has verified a token here.
+pub(super) fn failure_life(failures_before: u32, known: bool) -> Duration {
+    let life = FIRST_FAILURE_LIFE.saturating_mul(1 << failures_before.min(9)).min(MIN_LIFE);
+    if known { life.min(KNOWN_FAILURE_LIFE) } else { life }
+}
+
+/// Asks `name` for the file.
+///
+/// # Errors
+/// Only when the guard refused: what else goes wrong means that there is no file.
+pub(super) async fn fetch(dialer: &Dialer, name: &str, trust: Trust) -> Result<WellKnown, Failure> {
+    match timeout(TIMEOUT, follow(dialer, name, trust)).await {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(refused @ Failure::Refused { .. })) => Err(refused),
+        Ok(Err(failure)) => {
+            tracing::debug!(server = name, reason = failure.to_string(), "no well-known file");
+            Ok(WellKnown::None)
+        }
+        Err(_) => {
+            tracing::debug!(server = name, "the well-known file did not come in time");
+            Ok(WellKnown::None)
+        }
+    }
+}
+
+async fn follow(dialer: &Dialer, name: &str, trust: Trust) -> Result<WellKnown, Failure> {
+    let mut host = Host::Name(name.into());
+    let mut authority = name.to_owned();
+    let mut port = 443;
+    let mut path = "/.well-known/matrix/server".to_owned();
+    for _ in 0..=MAX_REDIRECTS {
+        let route = Route {
+            via: Via::Fixed(host.clone(), port),
+            host_header: authority.clone(),
+            base_path: String::new(),
+            tls_name: Some(tls_name(&host)?),
+            dialled: Dialled::Guarded(trust),
+        };
+        let reply = fetch_once(dialer, &route, &path, MAX_BODY).await?;
+        if !reply.status.is_redirection() {
+            return Ok(read(reply.status, &reply.headers, &reply.body, SystemTime::now()));
+        }
+        let next = reply.headers.get(header::LOCATION).and_then(|l| l.to_str().ok()).and_then(|location| {
+            let here = Url::parse(&format!("https://{authority}{path}")).ok()?;
+            here.join(location).ok().filter(|url| url.scheme() == "https")
+        });
+        let Some(next) = next else {
+            return Ok(WellKnown::None);
+        };
+        (host, authority) = match next.host() {
+            Some(url::Host::Domain(domain)) => (Host::Name(domain.into()), domain.to_owned()),
+            Some(url::Host::Ipv4(ip)) => (Host::Ip(ip.into()), ip.to_string()),
+            Some(url::Host::Ipv6(ip)) => (Host::Ip(ip.into()), format!("[{ip}]")),
+            None => return Ok(WellKnown::None),
+        };
+        port = next.port().unwrap_or(443);
+        if port != 443 {
+            authority = format!("{authority}:{port}");
+        }
+        path = next[url::Position::BeforePath..url::Position::AfterQuery].to_owned();
+    }
+    Ok(WellKnown::None)
+}
+
+/// The name that a certificate of `host` must carry.
+pub(super) fn tls_name(host: &Host) -> Result<TlsName<'static>, Failure> {
+    match host {
+        Host::Ip(ip) => Ok(TlsName::IpAddress((*ip).into())),
+        Host::Name(name) => TlsName::try_from(name.trim_end_matches('.').to_owned())
+            .map_err(|error| Failure::Tls { target: name.to_string(), error: error.to_string() }),
+    }
+}
+
+fn read(status: StatusCode, headers: &HeaderMap, body: &[u8], now: SystemTime) -> WellKnown {
+    if status != StatusCode::OK {
+        return WellKnown::None;
+    }
+    let Ok(Value::Object(file)) = serde_json::from_slice(body) else {
+        return WellKnown::None;
+    };
+    let Some(Value::String(server)) = file.get("m.server") else {
+        return WellKnown::None;
+    };
+    ServerName::parse(server).map_or(WellKnown::Invalid, |delegated| WellKnown::Delegated(delegated, life(headers, now)))
+}
+
+/// `Cache-Control` before `Expires`, RFC 9111; a day where neither is there.
+fn life(headers: &HeaderMap, now: SystemTime) -> Duration {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let cache_control = text(header::CACHE_CONTROL).and_then(|value| {
+        value.split(',').find_map(|directive| {
+            let (name, argument) = directive.split_once('=').unwrap_or((directive, "0"));
+            match name.trim().to_ascii_lowercase().as_str() {
+                "max-age" => argument.trim().trim_matches('"').parse().ok().map(Duration::from_secs),
+                "no-store" | "no-cache" => Some(Duration::ZERO),
+                _ => None,
+            }
+        })
+    });
+    let expires = || {
+        let at = httpdate::parse_http_date(text(header::EXPIRES)?).unwrap_or(SystemTime::UNIX_EPOCH);
+        Some(at.duration_since(now).unwrap_or_default())
+    };
+    cache_control.or_else(expires).unwrap_or(MAX_LIFE).clamp(MIN_LIFE, MAX_LIFE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    const HOUR: u64 = 3600;
+
+    fn headers(pairs: &[(header::HeaderName, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn reads_the_file() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let ok = |body: &str| read(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), now);
+        let name = ServerName::parse("matrix.example.com:443").unwrap();
+        assert_eq!(ok(r#"{"m.server":"matrix.example.com:443","x":1}"#), WellKnown::Delegated(name, MAX_LIFE));
+        for body in ["", "[]", "{}", r#"{"m.server":5}"#, "<html>"] {
+            assert_eq!(ok(body), WellKnown::None, "{body}");
+        }
+        for body in [r#"{"m.server":""}"#, r#"{"m.server":"https://x.example"}"#, r#"{"m.server":"a b"}"#] {
+            assert_eq!(ok(body), WellKnown::Invalid, "{body}");
+        }
+        assert_eq!(read(StatusCode::NOT_FOUND, &HeaderMap::new(), br#"{"m.server":"x.example"}"#, now), WellKnown::None);
+    }
+
+    #[test]
+    fn keeps_it_between_an_hour_and_a_day() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        for (pairs, seconds) in [
+            (vec![], 24 * HOUR),
+            (vec![(header::CACHE_CONTROL, "public, max-age=7200")], 2 * HOUR),
+            (vec![(header::CACHE_CONTROL, "max-age=\"7200\"")], 2 * HOUR),
+            (vec![(header::CACHE_CONTROL, "max-age=5")], HOUR),
+            (vec![(header::CACHE_CONTROL, "no-store")], HOUR),
+            (vec![(header::CACHE_CONTROL, "max-age=99999999999")], 24 * HOUR),
+            (vec![(header::EXPIRES, "Sun, 06 Nov 1994 11:49:37 GMT")], 3 * HOUR),
+            (vec![(header::EXPIRES, "0")], HOUR),
+            (vec![(header::CACHE_CONTROL, "max-age=7200"), (header::EXPIRES, "0")], 2 * HOUR),
+        ] {
+            assert_eq!(life(&headers(&pairs), now).as_secs(), seconds, "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn failures_are_believed_longer_each_time() {
+        let seconds = |n, known| failure_life(n, known).as_secs();
+        assert_eq!([seconds(0, false), seconds(1, false), seconds(8, false), seconds(9, false), seconds(99, false)], [10, 20, 2560, 3600, 3600]);
+        assert_eq!([seconds(0, true), seconds(2, true), seconds(99, true)], [10, 40, 60]);
+    }
+}

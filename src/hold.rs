@@ -1,0 +1,24 @@
+//! Hold rather than refuse (decision T7a): Element Call shows a fatal page at the first error of a token route, and
+//! waits without complaint for a slow answer. So what may pass is tried again inside. Pure.
+
+use std::time::Duration;
+
+/// How long after its arrival a request is held before what may pass is answered with an error.
+pub const HOLD: Duration = Duration::from_secs(10);
+
+/// Pause after so many tries: 0.2 s, doubled up to a second.
+#[must_use]
+pub fn pause(tries: u32) -> Duration {
+    Duration::from_millis(200).saturating_mul(1 << tries.saturating_sub(1).min(8)).min(Duration::from_secs(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_second() {
+        let pauses: Vec<_> = [1, 2, 3, 4, 99].map(|tries| pause(tries).as_millis()).into();
+        assert_eq!(pauses, [200, 400, 800, 1000, 1000]);
+    }
+}

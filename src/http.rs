@@ -1,0 +1,81 @@
+//! The route table, the state of the application and its limits.
+//!
+//! `edge.rs` is around every request: request id, paths, CORS, error bodies. Each URL has a file of its own name.
+
+mod body;
+mod edge;
+mod error;
+mod get_token;
+mod healthz;
+mod readyz;
+mod sfu_get;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use axum::Router;
+use axum::routing::{any, get, post};
+use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
+
+pub use edge::Edge;
+pub use error::{ApiError, Reason};
+
+use crate::exchange::Exchange;
+
+/// Requests in flight (decision H7).
+const IN_FLIGHT: usize = 4096;
+/// KiB of request bodies being read at a time.
+const BODY_KIB: usize = 16 * 1024;
+
+/// What the handlers share.
+pub struct App {
+    exchange: Exchange,
+    url: String,
+    path_prefix: Option<String>,
+    in_flight: Semaphore,
+    body_kib: Semaphore,
+    stopping: AtomicBool,
+}
+
+impl App {
+    /// `url` is what clients are told, `path_prefix` a prefix that a proxy may have left on the path.
+    #[must_use]
+    pub fn new(exchange: Exchange, url: String, path_prefix: Option<String>) -> Self {
+        Self {
+            exchange,
+            url,
+            path_prefix,
+            in_flight: Semaphore::new(IN_FLIGHT),
+            body_kib: Semaphore::new(BODY_KIB),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// From now on `/readyz` sends traffic elsewhere.
+    pub fn stop(&self) {
+        self.stopping.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// Every route.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        // Clients.
+        .route("/get_token", post(get_token::post).fallback(method_not_allowed))
+        .route("/sfu/get", post(sfu_get::post).fallback(method_not_allowed))
+        // Operators.
+        .route("/healthz", get(healthz::get).fallback(method_not_allowed))
+        .route("/readyz", get(readyz::get).fallback(method_not_allowed))
+        .fallback(any(not_found))
+        .layer(CatchPanicLayer::custom(edge::panicked))
+        .with_state(app)
+}
+
+async fn not_found() -> ApiError {
+    ApiError::NOT_FOUND
+}
+
+async fn method_not_allowed() -> ApiError {
+    ApiError::METHOD_NOT_ALLOWED
+}

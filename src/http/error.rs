@@ -1,0 +1,181 @@
+//! The only place where an error becomes a status, an errcode and a text.
+//!
+//! Every text is a constant: nothing that a neighbour said, and nothing that a client sent, comes back in an answer. The
+//! causes are in the log, under the `request_id` that the answer carries.
+
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use serde::Serialize;
+
+use crate::exchange::Refusal;
+use crate::openid::Unverified;
+use crate::wire::BadRequest;
+
+/// A row of the error table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ApiError {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// Matrix error code.
+    pub errcode: &'static str,
+    /// Text for humans; Element Call shows it under "Technical details".
+    pub text: &'static str,
+    /// One word more for the operator (decision H4).
+    pub reason: Option<Reason>,
+    /// Seconds after which to try again.
+    pub retry_after: Option<u32>,
+}
+
+/// What went wrong behind a 401 or a 500, as far as a client may know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// `matrix_server_name` is not a server name.
+    InvalidServerName,
+    /// The homeserver does not know the OpenID token.
+    TokenRejected,
+    /// The homeserver could not be reached from here.
+    HomeserverUnreachable,
+    /// The homeserver answered something that is not in the specification.
+    HomeserverError,
+    /// The token belongs to another user or another server.
+    UserMismatch,
+    /// The SFU could not be reached from here.
+    SfuUnreachable,
+    /// The SFU refused the service itself: its key, its path, its clock.
+    SfuRejected,
+    /// A defect of this service.
+    InternalError,
+}
+
+/// The body of every error.
+#[derive(Serialize)]
+pub(super) struct ErrorBody<'a> {
+    pub(super) errcode: &'static str,
+    pub(super) error: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<Reason>,
+    pub(super) request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) retry_after_ms: Option<u32>,
+}
+
+impl ApiError {
+    /// No such path.
+    pub const NOT_FOUND: Self = Self::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", "Unrecognized request");
+    /// The path exists, with other methods.
+    pub const METHOD_NOT_ALLOWED: Self = Self::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", "Method not allowed");
+    /// The body is larger than any honest one.
+    pub const TOO_LARGE: Self = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", "The request body is too large");
+    /// The body did not arrive in time.
+    pub const BODY_TIMEOUT: Self = Self::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", "The request body did not arrive in time");
+    /// The body broke off.
+    pub const BODY_BROKEN: Self = Self::new(StatusCode::BAD_REQUEST, "M_NOT_JSON", "Error reading request");
+    /// Too much is going on.
+    pub const BUSY: Self = Self {
+        retry_after: Some(2),
+        ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "The service is busy, try again in a moment")
+    };
+    /// A defect.
+    pub const INTERNAL: Self = Self {
+        reason: Some(Reason::InternalError),
+        ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN", "Internal Server Error")
+    };
+
+    const fn new(status: StatusCode, errcode: &'static str, text: &'static str) -> Self {
+        Self { status, errcode, text, reason: None, retry_after: None }
+    }
+
+    const fn bad_json(text: &'static str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "M_BAD_JSON", text)
+    }
+
+    const fn unauthorised(reason: Reason) -> Self {
+        Self {
+            reason: Some(reason),
+            ..Self::new(StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED", "The request could not be authorised.")
+        }
+    }
+
+    const fn no_room(reason: Reason) -> Self {
+        Self {
+            reason: Some(reason),
+            ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN", "Unable to create room on SFU")
+        }
+    }
+}
+
+impl From<BadRequest> for ApiError {
+    fn from(bad: BadRequest) -> Self {
+        match bad {
+            BadRequest::NotJson => Self::BODY_BROKEN,
+            BadRequest::WrongType => Self::bad_json("A field of the request body has the wrong type"),
+            BadRequest::RoomOrSlot => Self::bad_json("The request body is missing `room_id` or `slot_id`"),
+            BadRequest::LegacyRoom => Self::bad_json("Missing room parameter"),
+            BadRequest::Member => Self::bad_json("The request body `member` is missing a `id`, `claimed_user_id` or `claimed_device_id`"),
+            BadRequest::OpenIdToken => Self::bad_json("The request body `openid_token` is missing a `access_token` or `matrix_server_name`"),
+            BadRequest::LegacyOpenIdToken => Self::bad_json("Missing OpenID token parameters"),
+            BadRequest::HalfDelay => Self::bad_json("The request body is missing `delay_id` or `delay_timeout`"),
+        }
+    }
+}
+
+impl From<&Refusal> for ApiError {
+    fn from(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::Delegation => Self::bad_json("Delegation of delayed events is not supported"),
+            Refusal::BadServerName => Self::unauthorised(Reason::InvalidServerName),
+            Refusal::Unverified(Unverified::Rejected) => Self::unauthorised(Reason::TokenRejected),
+            Refusal::Unverified(Unverified::Unreachable(_)) => Self::unauthorised(Reason::HomeserverUnreachable),
+            Refusal::Unverified(Unverified::Unusable(_)) => Self::unauthorised(Reason::HomeserverError),
+            Refusal::Unverified(Unverified::ForeignUser) | Refusal::UserMismatch => Self::unauthorised(Reason::UserMismatch),
+            Refusal::Unverified(Unverified::Busy) => Self::BUSY,
+            Refusal::Sfu(error) if error.may_pass() => Self::no_room(Reason::SfuUnreachable),
+            Refusal::Sfu(_) => Self::no_room(Reason::SfuRejected),
+            Refusal::Mint(_) => Self::INTERNAL,
+        }
+    }
+}
+
+/// The edge writes the body, since it knows the request's id.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::federation::{Failure, Refused};
+    use crate::openid::Answer;
+    use crate::sfu::SfuError;
+
+    #[test]
+    fn what_the_guard_refused_looks_like_an_unreachable_homeserver() {
+        let refused = Failure::Refused { host: "x".into(), address: [127, 0, 0, 1].into(), why: Refused::Private };
+        let refused = Refusal::from(Unverified::Unreachable(refused));
+        let away = Refusal::from(Unverified::Unreachable(Failure::Timeout));
+        assert_eq!(ApiError::from(&refused), ApiError::from(&away));
+    }
+
+    #[test]
+    fn every_refusal_has_its_row() {
+        for (refusal, status, errcode, reason) in [
+            (Refusal::Delegation, 400, "M_BAD_JSON", None),
+            (Refusal::BadServerName, 401, "M_UNAUTHORIZED", Some(Reason::InvalidServerName)),
+            (Unverified::Rejected.into(), 401, "M_UNAUTHORIZED", Some(Reason::TokenRejected)),
+            (Unverified::Unusable(Answer::Body).into(), 401, "M_UNAUTHORIZED", Some(Reason::HomeserverError)),
+            (Unverified::ForeignUser.into(), 401, "M_UNAUTHORIZED", Some(Reason::UserMismatch)),
+            (Refusal::UserMismatch, 401, "M_UNAUTHORIZED", Some(Reason::UserMismatch)),
+            (Unverified::Busy.into(), 503, "M_UNKNOWN", None),
+            (SfuError::Timeout.into(), 500, "M_UNKNOWN", Some(Reason::SfuUnreachable)),
+            (SfuError::WrongSecret.into(), 500, "M_UNKNOWN", Some(Reason::SfuRejected)),
+        ] {
+            let error = ApiError::from(&refusal);
+            assert_eq!((error.status.as_u16(), error.errcode, error.reason), (status, errcode, reason), "{refusal}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Wiring, serving, stopping.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::access::Policy;
+use crate::config::Config;
+use crate::dns::Dns;
+use crate::exchange::Exchange;
+use crate::federation::{Federation, Guard, Settings};
+use crate::http::{App, Edge};
+use crate::openid::OpenId;
+use crate::sfu::Sfu;
+use crate::tls::Tls;
+use crate::token::{MintError, Minter};
+
+/// Open connections, as far as the file descriptors go; each request in flight may need as many again.
+const CONNECTIONS: usize = 8192;
+/// Time for the first request's head to arrive.
+const FIRST_HEAD: Duration = Duration::from_secs(10);
+/// Time for the next one's: longer than the proxies in use keep an idle connection (Caddy: 120 s), so that none of them
+/// sends a request into a connection that is just being closed.
+const NEXT_HEAD: Duration = Duration::from_secs(125);
+/// Longest head of a request.
+const MAX_HEAD: usize = 32 * 1024;
+
+/// Why the service did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The port cannot be opened.
+    #[error("cannot listen on LIVEKIT_JWT_BIND={0}: {1}; is another program using the port?")]
+    Listen(String, io::Error),
+    /// The key pair cannot sign.
+    #[error("LIVEKIT_KEY and LIVEKIT_SECRET: {0}")]
+    Keys(#[from] MintError),
+    /// The SFU's address cannot carry a path.
+    #[error("LIVEKIT_URL or LIVEKIT_API_URL: {0}")]
+    SfuUrl(#[from] url::ParseError),
+}
+
+/// Serves until `stop` is done, then lets what is in flight finish.
+///
+/// # Errors
+/// When the service cannot start. Nothing is bound then.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), StartError> {
+    let grace = config.shutdown_grace;
+    let bind = config.bind.clone();
+    let url = config.livekit.url.clone();
+    let (app, tls) = build(config)?;
+    let listener = bind.listen().await.map_err(|error| StartError::Listen(bind.to_string(), error))?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default(),
+        livekit_url = url,
+        "listening"
+    );
+    // The first request should not wait for the CA bundle.
+    drop(tokio::task::spawn_blocking(move || tls.config().map(drop)));
+    serve(listener, app, stop, grace).await;
+    Ok(())
+}
+
+/// Values, not the configuration, go below this function.
+fn build(config: Config) -> Result<(Arc<App>, Arc<Tls>), StartError> {
+    let tls = Arc::new(Tls::new(config.skip_tls_verification));
+    let dns = Arc::new(Dns::new(config.dns_servers));
+    let own = config.app_service.as_ref().map(|own| own.server_name.clone());
+    let settings = Settings {
+        guard: Guard { allowed_networks: config.allowed_networks, lab: config.skip_tls_verification },
+        overrides: config.federation_overrides,
+        listed: config.full_access.clone(),
+        also_listed: own.iter().cloned().chain(config.cs_api_overrides.into_keys()).collect(),
+        proxies: Matcher::from_env(),
+    };
+    let federation = Arc::new(Federation::new(settings, dns.clone(), tls.clone()));
+    let minter = Arc::new(Minter::new(config.livekit.keys.signing(), config.jwt_ttl, config.can_update_own_metadata)?);
+    let sfu = Sfu::new(&config.livekit.api_base, minter.clone(), tls.clone(), dns)?;
+    let policy = Policy { full_access: config.full_access, remote_can_publish: config.remote_can_publish, own };
+    let exchange = Exchange::new(OpenId::new(federation), policy, sfu, minter);
+    Ok((Arc::new(App::new(exchange, config.livekit.url, config.path_prefix)), tls))
+}
+
+/// Accepts connections until `stop` is done, then closes idle ones and waits for the others, `grace` at most.
+async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Output = ()>, grace: Duration) {
+    let places = Arc::new(Semaphore::new(connections()));
+    let graceful = GracefulShutdown::new();
+    let (stopping, _) = watch::channel(false);
+    let edge = Edge::new(app.clone());
+    let mut stop = pin!(stop);
+    loop {
+        let accepted = async {
+            // Never closed; without a free place the kernel keeps connections waiting.
+            let place = places.clone().acquire_owned().await.ok();
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            accepted = accepted => accepted,
+            () = &mut stop => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let connection = connection(stream, edge.clone(), &graceful, stopping.subscribe());
+                tokio::spawn(async move {
+                    connection.await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(error = error.to_string(), "a connection could not be accepted; too few file descriptors? (ulimit -n)");
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    app.stop();
+    stopping.send_replace(true);
+    tracing::info!(grace_seconds = grace.as_secs(), "stopping: requests in flight may finish");
+    if timeout(grace, graceful.shutdown()).await.is_err() {
+        tracing::warn!("some requests did not finish in LIVEKIT_SHUTDOWN_GRACE_SECONDS and were cut off");
+    }
+}
+
+fn connection(
+    stream: TcpStream,
+    edge: Edge,
+    graceful: &GracefulShutdown,
+    mut stopping: watch::Receiver<bool>,
+) -> impl Future<Output = ()> + Send + use<> {
+    // Answers are one write each; without it the last bytes may wait for an acknowledgement.
+    let _ = stream.set_nodelay(true);
+    let spoke = Arc::new(AtomicBool::new(false));
+    let heard = spoke.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        heard.store(true, Ordering::Relaxed);
+        answer(edge.clone(), request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(NEXT_HEAD)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    let connection = graceful.watch(connection);
+    async move {
+        let mut connection = pin!(connection);
+        // Until the first request is there, a connection is nobody's: it neither lives long nor holds up the end.
+        let first = async {
+            tokio::select! {
+                () = sleep(FIRST_HEAD) => {}
+                _ = stopping.wait_for(|stopping| *stopping) => {}
+            }
+        };
+        tokio::select! {
+            _ = &mut connection => return,
+            () = first => {}
+        }
+        if spoke.load(Ordering::Relaxed) {
+            // How a connection ends, a reset included, is the client's business.
+            let _ = connection.await;
+        }
+    }
+}
+
+async fn answer(edge: Edge, request: Request<Incoming>) -> Result<Response, Infallible> {
+    edge.serve(request.map(Body::new)).await
+}
+
+/// Half of the file descriptors that this process may open, the other half being for the way out.
+fn connections() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next()?.parse::<usize>().ok());
+    soft.map_or(CONNECTIONS, |soft| (soft / 2).clamp(16, CONNECTIONS))
+}

@@ -1,0 +1,174 @@
+//! What the SFU, or whatever answered in its place, meant by a refusal, and what the operator can do.
+//!
+//! The SFU's own text may contain our token (`invalid token: <the whole token>, …`), so it is read and never passed on.
+
+use http::StatusCode;
+use serde::Deserialize;
+
+/// Why a call to the SFU failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SfuError {
+    /// No connection.
+    #[error("cannot connect to the SFU: {0}")]
+    Connect(String),
+    /// It did not answer in time.
+    #[error("the SFU did not answer in time")]
+    Timeout,
+    /// The connection broke, or the answer was no HTTP.
+    #[error("the SFU's answer broke off: {0}")]
+    Broken(String),
+    /// It does not know our key.
+    #[error("the SFU does not know the API key")]
+    UnknownKey,
+    /// It knows our key with another secret.
+    #[error("the SFU says that the signature is wrong")]
+    WrongSecret,
+    /// It finds our token too old or too young.
+    #[error("the SFU says that the token is not valid now")]
+    Clock,
+    /// It knows us and denies the call.
+    #[error("the SFU denies the call to this key")]
+    Denied,
+    /// The path does not lead to the API.
+    #[error("the SFU knows no such path (bad_route)")]
+    BadRoute,
+    /// Something that is not a LiveKit server answered.
+    #[error("status {0} from something that does not speak LiveKit's API")]
+    NotLiveKit(u16),
+    /// It says that the request is wrong.
+    #[error("the SFU refused the request ({0})")]
+    Refused(&'static str),
+    /// It has too much to do.
+    #[error("the SFU answered with status {0}")]
+    Overloaded(u16),
+    /// 200 and a body that cannot be read.
+    #[error("the SFU's answer cannot be read")]
+    Unreadable,
+    /// We could not make a token for the call.
+    #[error("no token could be made for the call")]
+    Token,
+}
+
+impl SfuError {
+    /// Whether trying again soon may help.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::Timeout | Self::Broken(_) | Self::Overloaded(_) => true,
+            Self::NotLiveKit(status) => *status >= 500 || *status == 429,
+            Self::UnknownKey
+            | Self::WrongSecret
+            | Self::Clock
+            | Self::Denied
+            | Self::BadRoute
+            | Self::Refused(_)
+            | Self::Unreadable
+            | Self::Token => false,
+        }
+    }
+
+    /// Whether the SFU may have been restarted: what is remembered of its rooms is worth nothing.
+    #[must_use]
+    pub fn connection_failed(&self) -> bool {
+        matches!(self, Self::Connect(_) | Self::Broken(_) | Self::Timeout) || matches!(self, Self::NotLiveKit(status) | Self::Overloaded(status) if (502..=504).contains(status))
+    }
+
+    /// What the operator can do.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => {
+                "check that livekit-server runs and is reachable from here; if LIVEKIT_URL is only reachable from outside, set LIVEKIT_API_URL to an internal address"
+            }
+            Self::Timeout | Self::Broken(_) => "check livekit-server's log and the network between",
+            Self::UnknownKey => "LIVEKIT_KEY must be one of the keys in livekit-server's `keys:`",
+            Self::WrongSecret => "LIVEKIT_SECRET must be the secret of LIVEKIT_KEY in livekit-server's `keys:`; look for stray spaces or quotes",
+            Self::Clock => "the clocks of this machine and of livekit-server differ by more than a minute; check NTP on both",
+            Self::Denied => "check LIVEKIT_KEY and LIVEKIT_SECRET, and that the key may create rooms",
+            Self::BadRoute => "the path prefix of LIVEKIT_URL does not arrive at livekit-server; strip it in the proxy, or set LIVEKIT_API_URL to the address of livekit-server itself",
+            Self::NotLiveKit(_) => "a proxy or another program answers in livekit-server's place; check the address and path of LIVEKIT_URL, or set LIVEKIT_API_URL",
+            Self::Refused(_) => "check livekit-server's log for the reason, and its version",
+            Self::Overloaded(_) => "check livekit-server's log, its load and its Redis",
+            Self::Unreadable => "check that LIVEKIT_URL or LIVEKIT_API_URL leads to livekit-server and to nothing else",
+            Self::Token => "check LIVEKIT_KEY and LIVEKIT_SECRET",
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct TwirpError {
+    code: String,
+}
+
+/// Reads an answer other than 200. `body` may be cut off.
+pub(super) fn read(status: StatusCode, body: &[u8]) -> SfuError {
+    let code = serde_json::from_slice::<TwirpError>(body).ok().map(|error| error.code);
+    match code.as_deref() {
+        Some("bad_route") => SfuError::BadRoute,
+        Some("unauthenticated" | "permission_denied") => SfuError::Denied,
+        Some("resource_exhausted" | "unavailable" | "internal" | "unknown" | "deadline_exceeded" | "aborted" | "canceled") => {
+            SfuError::Overloaded(status.as_u16())
+        }
+        Some("invalid_argument" | "malformed" | "failed_precondition" | "out_of_range") => SfuError::Refused("invalid argument"),
+        Some("not_found") => SfuError::Refused("not found"),
+        Some("already_exists") => SfuError::Refused("already exists"),
+        Some(_) if status.is_client_error() => SfuError::Refused("unknown reason"),
+        _ if status == StatusCode::UNAUTHORIZED => unauthorized(&String::from_utf8_lossy(body)),
+        _ => SfuError::NotLiveKit(status.as_u16()),
+    }
+}
+
+/// The SFU answers a bad token in plain text.
+fn unauthorized(text: &str) -> SfuError {
+    if text.contains("invalid API key") {
+        SfuError::UnknownKey
+    } else if text.contains("expired") || text.contains("not valid yet") {
+        SfuError::Clock
+    } else if text.contains("signature is invalid") || text.contains("error in cryptographic primitive") {
+        SfuError::WrongSecret
+    } else {
+        SfuError::Denied
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_a_real_livekit_server_and_its_proxies_say() {
+        for (status, body, expected) in [
+            (401, "invalid API key: nobody", SfuError::UnknownKey),
+            (401, "invalid token: aa.bb.cc, error: token signature is invalid: signature is invalid", SfuError::WrongSecret),
+            (401, "invalid token: aa.bb.cc, error: token has invalid claims: token is expired", SfuError::Clock),
+            (401, "invalid token: aa.bb.cc, error: token has invalid claims: token is not valid yet", SfuError::Clock),
+            (401, r#"{"code":"unauthenticated","msg":"permissions denied"}"#, SfuError::Denied),
+            (404, r#"{"code":"bad_route","msg":"no handler for path","meta":{"twirp_invalid_route":"POST /x"}}"#, SfuError::BadRoute),
+            (400, r#"{"code":"invalid_argument","msg":"room name too long"}"#, SfuError::Refused("invalid argument")),
+            (429, r#"{"code":"resource_exhausted","msg":"x"}"#, SfuError::Overloaded(429)),
+            (500, r#"{"code":"internal","msg":"x"}"#, SfuError::Overloaded(500)),
+            (503, r#"{"code":"unavailable","msg":"x"}"#, SfuError::Overloaded(503)),
+            (404, "<html>not found</html>", SfuError::NotLiveKit(404)),
+            (502, "<html>bad gateway</html>", SfuError::NotLiveKit(502)),
+            (301, "", SfuError::NotLiveKit(301)),
+        ] {
+            assert_eq!(read(StatusCode::from_u16(status).unwrap(), body.as_bytes()), expected, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn no_text_repeats_the_answer() {
+        let error = read(StatusCode::UNAUTHORIZED, b"invalid token: eyJSECRET.eyJ.sig, error: token signature is invalid");
+        assert!(!format!("{error} {error:?} {}", error.remedy()).contains("eyJ"));
+    }
+
+    #[test]
+    fn a_clear_no_is_not_tried_again() {
+        for error in [SfuError::UnknownKey, SfuError::WrongSecret, SfuError::BadRoute, SfuError::NotLiveKit(404), SfuError::Denied] {
+            assert!(!error.may_pass(), "{error}");
+        }
+        for error in [SfuError::NotLiveKit(502), SfuError::Overloaded(500), SfuError::Timeout, SfuError::Connect(String::new())] {
+            assert!(error.may_pass(), "{error}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! How long a room need not be asked for again (decision T6a): only while LiveKit cannot have closed it by itself. Pure.
+
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use livekit_protocol::Room;
+use lru::LruCache;
+
+/// Rooms remembered at a time.
+const ROOMS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+const LONGEST: Duration = Duration::from_secs(10);
+/// Clocks and rounding.
+const EMPTY_MARGIN_MS: i64 = 2_000;
+/// `num_participants` lags by up to five seconds, both ways.
+const OCCUPIED_MARGIN_MS: i64 = 7_000;
+
+/// How long after the question was sent the room stands for certain. `answered_at` is the `Date` of the answer in
+/// seconds since 1970, on the SFU's clock like `creation_time_ms`.
+pub(super) fn stands_for(room: &Room, answered_at: Option<u64>) -> Duration {
+    let Some(age_ms) = answered_at.and_then(|seconds| age_ms(room, seconds)) else {
+        return Duration::ZERO;
+    };
+    let shortest = i64::from(room.departure_timeout.min(room.empty_timeout)) * 1000;
+    let left = if room.num_participants == 0 { shortest - EMPTY_MARGIN_MS - age_ms } else { shortest - OCCUPIED_MARGIN_MS };
+    Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(LONGEST)
+}
+
+/// Age at the end of the second that the answer names; `None` when the clock makes no sense.
+fn age_ms(room: &Room, answered_at: u64) -> Option<i64> {
+    let end_of_second = i64::try_from(answered_at).ok()?.checked_add(1)?.checked_mul(1000)?;
+    let created = if room.creation_time_ms > 0 { room.creation_time_ms } else { room.creation_time.checked_mul(1000)? };
+    end_of_second.checked_sub(created).filter(|age| created > 0 && *age >= 0)
+}
+
+/// The rooms that stand for certain.
+pub(super) struct RoomMemory(LruCache<Box<str>, Instant>);
+
+impl RoomMemory {
+    pub(super) fn new() -> Self {
+        let mut rooms = LruCache::unbounded();
+        rooms.resize(ROOMS);
+        Self(rooms)
+    }
+
+    pub(super) fn stands(&mut self, room: &str, now: Instant) -> bool {
+        match self.0.get(room) {
+            Some(until) if now < *until => true,
+            Some(_) => {
+                self.0.pop(room);
+                false
+            }
+            None => false,
+        }
+    }
+
+    pub(super) fn remember(&mut self, room: &str, until: Instant) {
+        self.0.put(room.into(), until);
+    }
+
+    pub(super) fn forget_all(&mut self) {
+        self.0.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_795_241_149;
+
+    fn room(age_ms: i64, participants: u32, departure: u32, empty: u32) -> Room {
+        Room {
+            creation_time_ms: i64::try_from(NOW + 1).unwrap() * 1000 - age_ms,
+            num_participants: participants,
+            departure_timeout: departure,
+            empty_timeout: empty,
+            ..Room::default()
+        }
+    }
+
+    #[test]
+    fn an_empty_room_stands_from_its_creation_on() {
+        for (age, seconds) in [(0, 10_000), (7_999, 10_000), (8_500, 9_500), (17_999, 1), (18_000, 0), (99_000, 0)] {
+            assert_eq!(stands_for(&room(age, 0, 20, 300), Some(NOW)).as_millis(), seconds, "age {age}");
+        }
+        assert_eq!(stands_for(&room(1_000, 0, 300, 20), Some(NOW)), LONGEST, "the smaller timeout counts");
+    }
+
+    #[test]
+    fn an_occupied_room_stands_for_its_departure_timeout() {
+        assert_eq!(stands_for(&room(9_999_999, 3, 20, 300), Some(NOW)), LONGEST);
+        assert_eq!(stands_for(&room(0, 1, 8, 300), Some(NOW)).as_millis(), 1_000);
+        assert_eq!(stands_for(&room(0, 1, 7, 300), Some(NOW)), Duration::ZERO);
+    }
+
+    #[test]
+    fn nothing_is_remembered_without_a_clock_that_makes_sense() {
+        assert_eq!(stands_for(&room(0, 0, 20, 300), None), Duration::ZERO);
+        assert_eq!(stands_for(&room(-1, 0, 20, 300), Some(NOW)), Duration::ZERO, "created in the future");
+        assert_eq!(stands_for(&room(-1, 5, 20, 300), Some(NOW)), Duration::ZERO);
+        let undated = Room { num_participants: 1, departure_timeout: 20, empty_timeout: 300, ..Room::default() };
+        assert_eq!(stands_for(&undated, Some(NOW)), Duration::ZERO);
+        assert_eq!(stands_for(&room(0, 0, 20, 300), Some(u64::MAX)), Duration::ZERO);
+        assert_eq!(stands_for(&room(0, 0, 2, 300), Some(NOW)), Duration::ZERO);
+        assert_eq!(stands_for(&room(0, 0, 0, 300), Some(NOW)), Duration::ZERO);
+    }
+
+    #[test]
+    fn seconds_serve_where_an_old_server_has_no_milliseconds() {
+        let old = Room { creation_time: i64::try_from(NOW).unwrap() - 1, departure_timeout: 20, empty_timeout: 300, ..Room::default() };
+        assert_eq!(stands_for(&old, Some(NOW)), LONGEST);
+    }
+
+    #[test]
+    fn memory_ends_and_is_bounded() {
+        let (mut memory, now) = (RoomMemory::new(), Instant::now());
+        memory.remember("a", now + LONGEST);
+        assert!(memory.stands("a", now) && !memory.stands("b", now) && !memory.stands("a", now + LONGEST));
+        for n in 0..10_000 {
+            memory.remember(&n.to_string(), now + LONGEST);
+        }
+        assert_eq!(memory.0.len(), ROOMS.get());
+        memory.forget_all();
+        assert!(!memory.stands("9999", now));
+    }
+}

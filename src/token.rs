@@ -1,0 +1,190 @@
+//! 4. The LiveKit JWT that a client joins with.
+//!
+//! The claims are `livekit-api`'s. The payload is written as ASCII, because Element Call runs `atob` on the raw
+//! base64url segment and `atob` does not know `-` and `_`: in ASCII text only `>`, `?`, `~` and DEL can produce these,
+//! so they, and everything outside ASCII, are written as `\uXXXX`.
+
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use livekit_api::access_token::{AccessToken, AccessTokenError, Claims, VideoGrants};
+use serde::Serialize as _;
+
+use crate::access::Access;
+use crate::identity::Seat;
+use crate::secret::KeyPair;
+
+/// Signs tokens with the first of the configured key pairs.
+pub struct Minter {
+    key: String,
+    signing: EncodingKey,
+    header: String,
+    ttl: Duration,
+    can_update_own_metadata: bool,
+}
+
+/// A token could not be made: a defect or an impossible clock, never a client's fault.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make a LiveKit token: {0}")]
+pub struct MintError(#[from] AccessTokenError);
+
+impl Minter {
+    /// `ttl` is the life of a token, `can_update_own_metadata` the grant of that name.
+    ///
+    /// # Errors
+    /// When the key pair cannot sign.
+    pub fn new(pair: &KeyPair, ttl: Duration, can_update_own_metadata: bool) -> Result<Self, MintError> {
+        // Making one token also installs the HMAC implementation that `jsonwebtoken` signs with.
+        AccessToken::with_api_key(&pair.key, pair.secret.expose()).to_jwt()?;
+        Ok(Self {
+            key: pair.key.clone(),
+            signing: EncodingKey::from_secret(pair.secret.expose().as_bytes()),
+            header: segment(&serde_json::to_vec(&Header::new(Algorithm::HS256)).map_err(encoding)?),
+            ttl,
+            can_update_own_metadata,
+        })
+    }
+
+    /// The token of one participant of one room.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn mint(&self, seat: &Seat, access: Access) -> Result<String, MintError> {
+        let publish = Some(access.publishes);
+        self.sign(
+            VideoGrants {
+                room_join: true,
+                room: seat.room.clone(),
+                can_publish: publish,
+                can_publish_data: publish,
+                can_subscribe: Some(true),
+                can_update_own_metadata: Some(self.can_update_own_metadata),
+                ..VideoGrants::default()
+            },
+            seat.identity.clone(),
+            self.ttl,
+        )
+    }
+
+    /// The token of one call to the SFU's API, without an identity.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn api_token(&self, grants: VideoGrants, ttl: Duration) -> Result<String, MintError> {
+        self.sign(grants, String::new(), ttl)
+    }
+
+    fn sign(&self, video: VideoGrants, identity: String, ttl: Duration) -> Result<String, MintError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = |time: Duration| usize::try_from(time.as_secs()).unwrap_or(usize::MAX);
+        let claims = Claims {
+            iss: self.key.clone(),
+            sub: identity,
+            nbf: seconds(now),
+            exp: seconds(now + ttl),
+            video,
+            ..Claims::default()
+        };
+        let payload = ascii_json(&claims)?;
+        let mut token = String::with_capacity(self.header.len() + payload.len() * 4 / 3 + 50);
+        token.push_str(&self.header);
+        token.push('.');
+        URL_SAFE_NO_PAD.encode_string(&payload, &mut token);
+        let signature = jsonwebtoken::crypto::sign(token.as_bytes(), &self.signing, Algorithm::HS256).map_err(AccessTokenError::Encoding)?;
+        token.push('.');
+        token.push_str(&signature);
+        Ok(token)
+    }
+}
+
+fn segment(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn encoding(error: serde_json::Error) -> AccessTokenError {
+    AccessTokenError::Encoding(error.into())
+}
+
+fn ascii_json(claims: &Claims) -> Result<Vec<u8>, MintError> {
+    let mut out = Vec::with_capacity(384);
+    claims.serialize(&mut serde_json::Serializer::with_formatter(&mut out, AtobSafe)).map_err(encoding)?;
+    Ok(out)
+}
+
+struct AtobSafe;
+
+impl serde_json::ser::Formatter for AtobSafe {
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(|c: char| !c.is_ascii() || matches!(c, '>' | '?' | '~' | '\u{7f}')) {
+            let (safe, tail) = rest.split_at(at);
+            writer.write_all(safe.as_bytes())?;
+            let mut chars = tail.chars();
+            if let Some(c) = chars.next() {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(writer, "\\u{unit:04x}")?;
+                }
+            }
+            rest = chars.as_str();
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+    use base64::engine::general_purpose::STANDARD_NO_PAD;
+    use serde_json::{Value, json};
+
+    fn minter() -> Minter {
+        let pair = KeyPair { key: "devkey".into(), secret: Secret::new("devsecret") };
+        Minter::new(&pair, Duration::from_secs(3600), true).unwrap()
+    }
+
+    fn claims(token: &str) -> Value {
+        let payload = token.split('.').nth(1).unwrap();
+        // What `atob` accepts: the standard alphabet.
+        serde_json::from_slice(&STANDARD_NO_PAD.decode(payload).expect("atob must be able to read the payload")).unwrap()
+    }
+
+    #[test]
+    fn grants_what_the_contract_says_and_verifies() {
+        let seat = Seat { room: "alias".into(), identity: "@a:x:DEV".into() };
+        let token = minter().mint(&seat, Access { creates_rooms: true, publishes: true }).unwrap();
+        let got = claims(&token);
+        assert_eq!(got["iss"], "devkey");
+        assert_eq!(got["sub"], "@a:x:DEV");
+        assert_eq!(
+            got["video"],
+            json!({"roomJoin": true, "room": "alias", "canPublish": true, "canPublishData": true, "canSubscribe": true, "canUpdateOwnMetadata": true})
+        );
+        assert_eq!(got["exp"].as_u64().unwrap() - got["nbf"].as_u64().unwrap(), 3600);
+        let verified = livekit_api::access_token::TokenVerifier::with_api_key("devkey", "devsecret").verify(&token).unwrap();
+        assert_eq!(verified.sub, "@a:x:DEV");
+    }
+
+    #[test]
+    fn a_listener_publishes_neither_media_nor_data() {
+        let seat = Seat { room: "r".into(), identity: "i".into() };
+        let got = claims(&minter().mint(&seat, Access { creates_rooms: false, publishes: false }).unwrap());
+        assert_eq!((&got["video"]["canPublish"], &got["video"]["canPublishData"]), (&json!(false), &json!(false)));
+        assert_eq!(got["video"]["canSubscribe"], json!(true));
+    }
+
+    #[test]
+    fn the_payload_is_readable_by_atob_whatever_stands_at_whatever_offset() {
+        for pad in 0..3 {
+            for text in ["~~~~", "????", ">>>>", "\u{7f}\u{7f}\u{7f}", "é😀\u{2028}", "a~b?c>d", "\"\\\n\u{1}"] {
+                let identity = format!("{}{text}", "x".repeat(pad));
+                let seat = Seat { room: "r".into(), identity: identity.clone() };
+                let token = minter().mint(&seat, Access { creates_rooms: true, publishes: true }).unwrap();
+                assert_eq!(claims(&token)["sub"], json!(identity));
+            }
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! Request and reply JSON of the client routes, parsed into types that cannot be empty. Pure.
+//!
+//! As lenient as the clients in use need it (decision H5): unknown fields are ignored, `null` counts as absent, of a
+//! repeated key the last one wins, text after the object is ignored. No check here asks anybody else.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize as _, Serialize};
+use serde_json::{Map, Value};
+
+use crate::identity::{self, ROOM_SLOT, Seat};
+use crate::secret::Secret;
+
+/// What is wrong with a request's body; each variant is one row of the error table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadRequest {
+    /// Not JSON, or not an object.
+    #[error("the body is not a JSON object")]
+    NotJson,
+    /// A known field holds another JSON type than it should.
+    #[error("a field has the wrong type")]
+    WrongType,
+    /// `room_id` or `slot_id`.
+    #[error("room_id or slot_id is missing")]
+    RoomOrSlot,
+    /// `room` of the legacy body.
+    #[error("room is missing")]
+    LegacyRoom,
+    /// A field of `member`.
+    #[error("a field of member is missing")]
+    Member,
+    /// A field of `openid_token`.
+    #[error("a field of openid_token is missing")]
+    OpenIdToken,
+    /// A field of `openid_token` of the legacy body.
+    #[error("a field of openid_token is missing (legacy body)")]
+    LegacyOpenIdToken,
+    /// Only one of `delay_id` and `delay_timeout`.
+    #[error("delay_id or delay_timeout is missing")]
+    HalfDelay,
+}
+
+/// The OpenID token as the client hands it over. Nothing in it is verified.
+#[derive(Debug)]
+pub struct UnverifiedOpenIdToken {
+    /// The secret that the homeserver knows.
+    pub access_token: Secret,
+    /// The homeserver that is said to know it.
+    pub unverified_server_name: String,
+}
+
+/// Which seat the client asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SeatRequest {
+    /// `/get_token`: both names are hashes.
+    Member {
+        /// Matrix room.
+        room_id: String,
+        /// Slot in it.
+        slot_id: String,
+        /// Device that the client says it is.
+        claimed_device_id: String,
+        /// Random id of the session.
+        member_id: String,
+    },
+    /// `/sfu/get`: the identity is readable.
+    Legacy {
+        /// Matrix room.
+        room: String,
+        /// Device that the client says it is, possibly empty.
+        device_id: String,
+    },
+}
+
+impl SeatRequest {
+    /// The names on the SFU for a user that was verified.
+    #[must_use]
+    pub fn seat(&self, user_id: &str) -> Seat {
+        match self {
+            Self::Member { room_id, slot_id, claimed_device_id, member_id } => Seat {
+                room: identity::room_alias(room_id, slot_id),
+                identity: identity::member_identity(user_id, claimed_device_id, member_id),
+            },
+            Self::Legacy { room, device_id } => {
+                Seat { room: identity::room_alias(room, ROOM_SLOT), identity: identity::legacy_identity(user_id, device_id) }
+            }
+        }
+    }
+}
+
+/// A token request, complete and of the right types.
+#[derive(Debug)]
+pub struct TokenRequest {
+    /// Who the client says it is.
+    pub openid_token: UnverifiedOpenIdToken,
+    /// The user it says it is, where the body has such a field.
+    pub claimed_user_id: Option<String>,
+    /// The seat it wants.
+    pub seat: SeatRequest,
+    /// It also asks to delegate its delayed leave event.
+    pub delegates: bool,
+}
+
+impl TokenRequest {
+    /// Parses the body of `/get_token`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in the order of the contract.
+    pub fn get_token(body: &[u8]) -> Result<Self, BadRequest> {
+        Self::member(&object(body)?)
+    }
+
+    /// Parses the body of `/sfu/get`: the legacy one, or the one of `/get_token`, told apart by `room` and `room_id`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in the order of the contract.
+    pub fn sfu_get(body: &[u8]) -> Result<Self, BadRequest> {
+        let object = object(body)?;
+        let has = |key| object.get(key).is_some_and(|v| !v.is_null());
+        if has("room_id") && !has("room") { Self::member(&object) } else { Self::legacy(&object) }
+    }
+
+    fn member(body: &Map<String, Value>) -> Result<Self, BadRequest> {
+        let room_id = required(body, "room_id", BadRequest::RoomOrSlot)?;
+        let slot_id = required(body, "slot_id", BadRequest::RoomOrSlot)?;
+        let member = nested(body, "member", BadRequest::Member)?;
+        let member_id = required(member, "id", BadRequest::Member)?;
+        let claimed_user_id = required(member, "claimed_user_id", BadRequest::Member)?;
+        let claimed_device_id = required(member, "claimed_device_id", BadRequest::Member)?;
+        Ok(Self {
+            openid_token: openid_token(body, BadRequest::OpenIdToken)?,
+            claimed_user_id: Some(claimed_user_id),
+            seat: SeatRequest::Member { room_id, slot_id, claimed_device_id, member_id },
+            delegates: delay(body)?,
+        })
+    }
+
+    fn legacy(body: &Map<String, Value>) -> Result<Self, BadRequest> {
+        let room = required(body, "room", BadRequest::LegacyRoom)?;
+        let openid_token = openid_token(body, BadRequest::LegacyOpenIdToken)?;
+        let device_id = text(body, "device_id")?.unwrap_or_default().to_owned();
+        Ok(Self { openid_token, claimed_user_id: None, seat: SeatRequest::Legacy { room, device_id }, delegates: delay(body)? })
+    }
+}
+
+/// The answer to a token request.
+#[derive(Debug, Serialize)]
+pub struct TokenReply<'a> {
+    /// `LIVEKIT_URL` as the operator wrote it.
+    pub url: &'a str,
+    /// The LiveKit token.
+    pub jwt: String,
+}
+
+fn object(body: &[u8]) -> Result<Map<String, Value>, BadRequest> {
+    let body = replace_invalid_utf8(body);
+    // Not `from_str`: what follows the first value is ignored, as it always was.
+    match Value::deserialize(&mut serde_json::Deserializer::from_str(&body)) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) | Err(_) => Err(BadRequest::NotJson),
+    }
+}
+
+/// Each invalid byte becomes one U+FFFD (and not each invalid sequence): room aliases are hashes of the result, and the
+/// services that share an SFU with this one replace them so.
+fn replace_invalid_utf8(bytes: &[u8]) -> Cow<'_, str> {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(bytes.len() + 16);
+    for chunk in bytes.utf8_chunks() {
+        out.push_str(chunk.valid());
+        out.extend(chunk.invalid().iter().map(|_| '\u{fffd}'));
+    }
+    Cow::Owned(out)
+}
+
+fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, BadRequest> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => Err(BadRequest::WrongType),
+    }
+}
+
+fn required(object: &Map<String, Value>, key: &str, missing: BadRequest) -> Result<String, BadRequest> {
+    text(object, key)?.filter(|t| !t.is_empty()).map(str::to_owned).ok_or(missing)
+}
+
+fn nested<'a>(object: &'a Map<String, Value>, key: &str, missing: BadRequest) -> Result<&'a Map<String, Value>, BadRequest> {
+    match object.get(key) {
+        None | Some(Value::Null) => Err(missing),
+        Some(Value::Object(inner)) => Ok(inner),
+        Some(Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::String(_)) => Err(BadRequest::WrongType),
+    }
+}
+
+fn openid_token(body: &Map<String, Value>, missing: BadRequest) -> Result<UnverifiedOpenIdToken, BadRequest> {
+    let token = nested(body, "openid_token", missing)?;
+    Ok(UnverifiedOpenIdToken {
+        access_token: Secret::new(required(token, "access_token", missing)?),
+        unverified_server_name: required(token, "matrix_server_name", missing)?,
+    })
+}
+
+/// Whether both delay fields are there. A timeout of zero or less counts as absent.
+fn delay(body: &Map<String, Value>) -> Result<bool, BadRequest> {
+    let id = text(body, "delay_id")?.is_some_and(|id| !id.is_empty());
+    let timeout = match body.get("delay_timeout") {
+        None | Some(Value::Null) => false,
+        Some(Value::Number(number)) => number.as_f64().is_some_and(|ms| ms > 0.0),
+        Some(Value::String(digits)) => digits.trim().parse::<f64>().map_err(|_| BadRequest::WrongType)? > 0.0,
+        Some(Value::Bool(_) | Value::Array(_) | Value::Object(_)) => return Err(BadRequest::WrongType),
+    };
+    match (id, timeout) {
+        (false, false) => Ok(false),
+        (true, true) => Ok(true),
+        (true, false) | (false, true) => Err(BadRequest::HalfDelay),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn full() -> Value {
+        json!({"room_id": "!r:x", "slot_id": "s", "openid_token": {"access_token": "t", "matrix_server_name": "x"},
+            "member": {"id": "m", "claimed_user_id": "@a:x", "claimed_device_id": "D"}})
+    }
+
+    fn legacy() -> Value {
+        json!({"room": "!r:x", "device_id": "D", "openid_token": {"access_token": "t", "matrix_server_name": "x"}})
+    }
+
+    fn with(mut body: Value, pointer: &str, value: Value) -> Vec<u8> {
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        body.pointer_mut(parent).unwrap()[key] = value;
+        body.to_string().into_bytes()
+    }
+
+    #[test]
+    fn parses_both_bodies() {
+        let request = TokenRequest::get_token(full().to_string().as_bytes()).unwrap();
+        assert_eq!(request.claimed_user_id.as_deref(), Some("@a:x"));
+        assert_eq!(request.openid_token.access_token.expose(), "t");
+        assert!(!request.delegates);
+        let request = TokenRequest::sfu_get(legacy().to_string().as_bytes()).unwrap();
+        assert_eq!(request.seat, SeatRequest::Legacy { room: "!r:x".into(), device_id: "D".into() });
+        assert_eq!(TokenRequest::sfu_get(full().to_string().as_bytes()).unwrap().claimed_user_id.as_deref(), Some("@a:x"));
+    }
+
+    #[test]
+    fn missing_null_and_empty_are_the_same() {
+        for (pointer, error) in [
+            ("/room_id", BadRequest::RoomOrSlot),
+            ("/slot_id", BadRequest::RoomOrSlot),
+            ("/member/id", BadRequest::Member),
+            ("/member/claimed_user_id", BadRequest::Member),
+            ("/member/claimed_device_id", BadRequest::Member),
+            ("/openid_token/access_token", BadRequest::OpenIdToken),
+            ("/openid_token/matrix_server_name", BadRequest::OpenIdToken),
+        ] {
+            for value in [json!(null), json!("")] {
+                assert_eq!(TokenRequest::get_token(&with(full(), pointer, value)).unwrap_err(), error, "{pointer}");
+            }
+            assert_eq!(TokenRequest::get_token(&with(full(), pointer, json!(5))).unwrap_err(), BadRequest::WrongType, "{pointer}");
+        }
+        assert_eq!(TokenRequest::get_token(&with(full(), "/member", json!(null))).unwrap_err(), BadRequest::Member);
+        assert_eq!(TokenRequest::get_token(&with(full(), "/openid_token", json!([]))).unwrap_err(), BadRequest::WrongType);
+        assert_eq!(TokenRequest::sfu_get(b"{}").unwrap_err(), BadRequest::LegacyRoom);
+        assert_eq!(TokenRequest::sfu_get(&with(legacy(), "/openid_token", json!({}))).unwrap_err(), BadRequest::LegacyOpenIdToken);
+        assert_eq!(TokenRequest::sfu_get(&with(legacy(), "/device_id", json!(5))).unwrap_err(), BadRequest::WrongType);
+        assert!(TokenRequest::sfu_get(&with(legacy(), "/device_id", json!(null))).is_ok());
+    }
+
+    #[test]
+    fn what_is_not_an_object_is_not_json() {
+        for body in [&b""[..], b"  ", b"{", b"null", b"[]", b"5", b"\"s\"", b"\xef\xbb\xbf{}", b"{\"a\":1,}", b"{\"a\":NaN}", b"{a:1}"] {
+            assert_eq!(TokenRequest::get_token(body).unwrap_err(), BadRequest::NotJson, "{body:?}");
+        }
+        let deep = format!("{}1{}", "[".repeat(30_000), "]".repeat(30_000));
+        assert_eq!(TokenRequest::get_token(deep.as_bytes()).unwrap_err(), BadRequest::NotJson);
+    }
+
+    #[test]
+    fn is_lenient_where_clients_need_it() {
+        let mut extra = full();
+        extra["new_field"] = json!({"deep": [1, 2]});
+        extra["member"]["x"] = json!(null);
+        extra["openid_token"]["expires_in"] = json!("soon");
+        extra["openid_token"]["token_type"] = json!(5);
+        assert!(TokenRequest::get_token(extra.to_string().as_bytes()).is_ok());
+        let trailing = format!("{} trailing }}", full());
+        assert!(TokenRequest::get_token(trailing.as_bytes()).is_ok());
+        let repeated = full().to_string().replacen('{', "{\"room_id\":\"\",", 1);
+        assert!(TokenRequest::get_token(repeated.as_bytes()).is_ok(), "the last one wins");
+    }
+
+    #[test]
+    fn every_invalid_byte_becomes_one_replacement_character() {
+        let mut body = full().to_string().into_bytes();
+        let at = body.windows(4).position(|w| w == b"!r:x").unwrap();
+        body.splice(at..at + 4, *b"!\xe2\x82:x");
+        let request = TokenRequest::get_token(&body).unwrap();
+        let SeatRequest::Member { room_id, .. } = request.seat else { panic!("wrong body") };
+        assert_eq!(room_id, "!\u{fffd}\u{fffd}:x");
+    }
+
+    #[test]
+    fn delays_come_in_pairs() {
+        for (id, timeout, expected) in [
+            (json!("d"), json!(1), Ok(true)),
+            (json!("d"), json!("3600000"), Ok(true)),
+            (json!("d"), json!(3_600_000.0), Ok(true)),
+            (json!("d"), json!(null), Err(BadRequest::HalfDelay)),
+            (json!("d"), json!(0), Err(BadRequest::HalfDelay)),
+            (json!(null), json!(5), Err(BadRequest::HalfDelay)),
+            (json!(""), json!(-5), Ok(false)),
+            (json!(7), json!(7), Err(BadRequest::WrongType)),
+            (json!("d"), json!("soon"), Err(BadRequest::WrongType)),
+            (json!("d"), json!(true), Err(BadRequest::WrongType)),
+        ] {
+            let mut body = legacy();
+            body["delay_id"] = id.clone();
+            body["delay_timeout"] = timeout.clone();
+            body["delay_cs_api_url"] = json!("https://ignored.example");
+            let got = TokenRequest::sfu_get(body.to_string().as_bytes()).map(|r| r.delegates);
+            assert_eq!(got, expected, "{id} {timeout}");
+        }
+    }
+}
