@@ -227,7 +227,11 @@ fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
 /// The UTF-16 code unit of an escape (`\uXXXX`) at this place.
 fn code_unit(json: &str, at: usize) -> Option<u16> {
     let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
-    if digits.bytes().all(|b| b.is_ascii_hexdigit()) { u16::from_str_radix(digits, 16).ok() } else { None }
+    if digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        u16::from_str_radix(digits, 16).ok()
+    } else {
+        None
+    }
 }
 
 fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, BadRequest> {
@@ -425,7 +429,11 @@ mod tests {
             assert_eq!(parsed["x"], meant, "{sent}");
         }
         for broken in [r"\ud8", r"\u+123", r"\é", "\\"] {
-            assert_eq!(object(format!("{{\"x\":\"{broken}\"}}").as_bytes()).unwrap_err(), BadRequest::NotJson, "{broken}");
+            assert_eq!(
+                object(format!("{{\"x\":\"{broken}\"}}").as_bytes()).unwrap_err(),
+                BadRequest::NotJson,
+                "{broken}"
+            );
         }
     }
 
