@@ -39,8 +39,13 @@ pub enum Unverified {
     #[error("the homeserver rejected the OpenID token")]
     Rejected,
     /// The homeserver could not be asked.
-    #[error("{0}")]
-    Unreachable(Failure),
+    #[error("{failure}")]
+    Unreachable {
+        /// Why.
+        failure: Failure,
+        /// It is listed, or has verified a token here.
+        known: bool,
+    },
     /// The homeserver answered something else than the specification says.
     #[error("the homeserver answered userinfo with {0}")]
     Unusable(Answer),
@@ -89,7 +94,10 @@ impl OpenId {
             let outcome = match self.federation.get(server, &path, MAX_REPLY, tries > 1, deadline).await {
                 Ok(reply) => judge(reply.status, &reply.body, server),
                 Err(Failure::Busy) => Err(Unverified::Busy),
-                Err(failure) => Err(Unverified::Unreachable(failure)),
+                Err(failure) => Err(Unverified::Unreachable {
+                    failure,
+                    known: self.federation.knows(server),
+                }),
             };
             match outcome {
                 Ok(user) => {
@@ -120,7 +128,7 @@ impl OpenId {
 impl Unverified {
     fn may_pass(&self) -> bool {
         match self {
-            Self::Unreachable(failure) => failure.may_pass(),
+            Self::Unreachable { failure, .. } => failure.may_pass(),
             Self::Unusable(Answer::Status(status)) => *status == 429 || *status >= 500,
             Self::Rejected | Self::Unusable(Answer::Body) | Self::ForeignUser | Self::Busy => false,
         }
