@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use serde::Deserialize;
+use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
@@ -135,17 +135,16 @@ impl Unverified {
     }
 }
 
-#[derive(Deserialize)]
-struct UserInfo {
-    sub: String,
-}
-
 fn judge(status: StatusCode, body: &[u8], server: &ServerName) -> Result<VerifiedUser, Unverified> {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Unverified::Rejected),
         status if status.is_success() => {
-            let info: UserInfo = serde_json::from_slice(body).map_err(|_| Unverified::Unusable(Answer::Body))?;
-            user_of(server, info.sub).ok_or(Unverified::ForeignUser)
+            // A map and not a derived struct: that would take `["@alice:example.org"]` for an object too.
+            let mut info: Map<String, Value> = serde_json::from_slice(body).map_err(|_| Unverified::Unusable(Answer::Body))?;
+            let Some(Value::String(sub)) = info.remove("sub") else {
+                return Err(Unverified::Unusable(Answer::Body));
+            };
+            user_of(server, sub).ok_or(Unverified::ForeignUser)
         }
         status => Err(Unverified::Unusable(Answer::Status(status.as_u16()))),
     }
@@ -212,7 +211,7 @@ mod tests {
         let judge = |status: u16, body: &str| judge(StatusCode::from_u16(status).unwrap(), body.as_bytes(), &server);
         assert!(judge(200, r#"{"sub":"@a:x.example","extra":[1]}"#).is_ok());
         assert!(matches!(judge(200, r#"{"sub":"@a:y.example"}"#), Err(Unverified::ForeignUser)));
-        for body in ["", "{}", "[]", r#"{"sub":5}"#, "<html>"] {
+        for body in ["", "{}", "[]", r#"{"sub":5}"#, r#"["@a:x.example"]"#, "<html>"] {
             assert!(matches!(judge(200, body), Err(Unverified::Unusable(Answer::Body))), "{body}");
         }
         for (status, may_pass) in [(302, false), (404, false), (400, false), (429, true), (500, true), (502, true)] {
