@@ -9,13 +9,16 @@
 //!
 //! * `discovery.rs` the steps; `well_known.rs` step 3; `route.rs` a result with its pooled connections
 //! * `dial.rs` the only place that dials, with `guard.rs` in front; `pace.rs` strangers are dialled once a second
+//! * `follow.rs` files behind redirects; `client_api.rs` the way to a homeserver's client-server API
 //! * `homeservers.rs` what is remembered of each homeserver, bounded
 //!
 //! Who is who on that homeserver is `openid.rs`.
 
+mod client_api;
 mod dial;
 mod discovery;
 mod failure;
+mod follow;
 mod guard;
 mod homeservers;
 mod pace;
@@ -32,6 +35,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
+pub use client_api::{BaseUrl, ClientApi};
 pub use failure::Failure;
 pub use guard::{Guard, Refused, Trust};
 pub use route::Reply;

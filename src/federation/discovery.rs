@@ -8,8 +8,8 @@ use url::Url;
 use super::dial::{Dialer, Dialled};
 use super::failure::Failure;
 use super::guard::Trust;
-use super::route::{Route, Via};
-use super::well_known::{WellKnown, fetch, tls_name};
+use super::route::{Route, Via, tls_name};
+use super::well_known::{WellKnown, fetch};
 use crate::server_name::{Host, ServerName};
 
 /// Federation port of a literal address without a port.
@@ -34,7 +34,7 @@ pub(super) async fn discover(
 ) -> Result<Found, Failure> {
     if let Some(url) = overrides.get(server) {
         return Ok(Found {
-            route: override_route(server, url)?,
+            route: Route::to_url(url, Dialled::Override)?,
             life: None,
             fallback: false,
             step: "override",
@@ -100,24 +100,6 @@ fn by_srv(name: &ServerName, dialled: Dialled) -> Result<Route, Failure> {
     })
 }
 
-fn override_route(server: &ServerName, url: &Url) -> Result<Route, Failure> {
-    let host = match url.host() {
-        Some(url::Host::Domain(domain)) => Host::Name(domain.into()),
-        Some(url::Host::Ipv4(ip)) => Host::Ip(ip.into()),
-        Some(url::Host::Ipv6(ip)) => Host::Ip(ip.into()),
-        // The configuration checks that there is one.
-        None => return Err(Failure::BadDelegation(server.as_str().to_owned())),
-    };
-    let tls = url.scheme() == "https";
-    Ok(Route {
-        tls_name: if tls { Some(tls_name(&host)?) } else { None },
-        via: Via::Fixed(host, url.port_or_known_default().unwrap_or(DEFAULT_PORT)),
-        host_header: url[url::Position::BeforeHost..url::Position::AfterPort].to_owned(),
-        base_path: url.path().trim_end_matches('/').to_owned(),
-        dialled: Dialled::Override,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,7 +137,7 @@ mod tests {
             ("http://10.0.0.1:8008", "10.0.0.1:8008", 8008, "", false),
             ("http://[::1]", "[::1]", 80, "", false),
         ] {
-            let route = override_route(&server("x.example"), &url.parse().unwrap()).unwrap();
+            let route = Route::to_url(&url.parse().unwrap(), Dialled::Override).unwrap();
             assert_eq!((route.host_header.as_str(), route.base_path.as_str()), (host_header, path), "{url}");
             assert!(matches!(route.via, Via::Fixed(_, p) if p == port), "{url}");
             assert_eq!(route.tls_name.is_some(), tls, "{url}");

@@ -56,6 +56,9 @@ pub enum Failure {
     /// `m.server` of the well-known file is not a server name.
     #[error("https://{0}/.well-known/matrix/server delegates to something that is not a server name")]
     BadDelegation(String),
+    /// The well-known file names no client-server API.
+    #[error("/.well-known/matrix/client cannot be used: {0}")]
+    NoClientApi(&'static str),
     /// The connection broke, or what came back was not HTTP.
     #[error("no valid HTTP answer: {0}")]
     Http(String),
@@ -76,7 +79,9 @@ impl Failure {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Dns { .. } | Self::Connect { .. } | Self::Tls { .. } | Self::Proxy { .. } | Self::Http(_) | Self::Timeout => true,
-            Self::Refused { .. } | Self::NoService(_) | Self::BadDelegation(_) | Self::TooLarge(_) | Self::Busy => false,
+            Self::Refused { .. } | Self::NoService(_) | Self::BadDelegation(_) | Self::NoClientApi(_) | Self::TooLarge(_) | Self::Busy => {
+                false
+            }
         }
     }
 
@@ -95,6 +100,7 @@ impl Failure {
             Self::Tls { .. } => "check the certificate at that address; a private CA goes into SSL_CERT_FILE or SSL_CERT_DIR",
             Self::Proxy { .. } => "check HTTPS_PROXY and NO_PROXY",
             Self::NoService(_) => "correct the SRV record _matrix-fed._tcp",
+            Self::NoClientApi(_) => "serve the file with m.homeserver.base_url, or name the address in LIVEKIT_CS_API_URL_OVERRIDES",
             Self::BadDelegation(_) => "m.server must be host or host:port, without https://",
             Self::Http(_) | Self::TooLarge(_) => "check that /_matrix/federation is routed to the homeserver",
             Self::Timeout => "check that the homeserver answers /_matrix/federation/v1/version from here within seconds",

@@ -7,17 +7,20 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::ServerName as TlsName;
 use tower::Service;
+use url::Url;
 
 use super::dial::{Dialer, Dialled, Stream, chain};
 use super::failure::Failure;
+use super::follow::host_of;
 use super::pace::Pace;
 use crate::dns::{self, DnsError};
+use crate::secret::Secret;
 use crate::server_name::Host;
 
 const USER_AGENT: &str = concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION"));
@@ -60,6 +63,19 @@ pub struct Reply {
 }
 
 impl Route {
+    /// To an address that is written as a URL.
+    pub(super) fn to_url(url: &Url, dialled: Dialled) -> Result<Self, Failure> {
+        let host = host_of(url).ok_or(Failure::NoClientApi("the address has no host"))?;
+        let tls = url.scheme() == "https";
+        Ok(Self {
+            tls_name: if tls { Some(tls_name(&host)?) } else { None },
+            via: Via::Fixed(host, url.port_or_known_default().unwrap_or(DEFAULT_PORT)),
+            host_header: url[url::Position::BeforeHost..url::Position::AfterPort].to_owned(),
+            base_path: url.path().trim_end_matches('/').to_owned(),
+            dialled,
+        })
+    }
+
     async fn connect(&self, dialer: &Dialer) -> Result<Stream, Failure> {
         match &self.via {
             Via::Fixed(host, port) => dialer.open(host, *port, self.dialled, self.tls_name.as_ref()).await,
@@ -123,7 +139,7 @@ impl Service<Uri> for Connector {
 /// A route with its pooled connections.
 pub(super) struct Link {
     pub(super) route: Arc<Route>,
-    client: Client<Connector, Empty<Bytes>>,
+    client: Client<Connector, Full<Bytes>>,
 }
 
 impl Link {
@@ -144,15 +160,61 @@ impl Link {
 
     /// Sends one GET; redirects are answers like any other.
     pub(super) async fn get(&self, path_and_query: &str, limit: usize) -> Result<Reply, Failure> {
-        let request = get(&self.route, path_and_query)?;
+        self.ask(&Ask::get(path_and_query), limit).await
+    }
+
+    /// Sends one request; redirects are answers like any other.
+    pub(super) async fn ask(&self, ask: &Ask<'_>, limit: usize) -> Result<Reply, Failure> {
+        let request = ask.request(&self.route)?;
         let response = self.client.request(request).await.map_err(|error| cause(&error))?;
         collect(response, limit).await
     }
 }
 
+/// One request along a route.
+pub(super) struct Ask<'a> {
+    pub(super) method: Method,
+    pub(super) path_and_query: &'a str,
+    pub(super) token: Option<&'a Secret>,
+    pub(super) json: Option<Bytes>,
+}
+
+impl<'a> Ask<'a> {
+    fn get(path_and_query: &'a str) -> Self {
+        Self {
+            method: Method::GET,
+            path_and_query,
+            token: None,
+            json: None,
+        }
+    }
+
+    fn request(&self, route: &Route) -> Result<Request<Full<Bytes>>, Failure> {
+        let broken = |error: http::Error| Failure::Http(error.to_string());
+        let scheme = if route.tls_name.is_some() { "https" } else { "http" };
+        let mut request = Request::builder()
+            .method(self.method.clone())
+            .uri(format!(
+                "{scheme}://{}{}{}",
+                route.host_header, route.base_path, self.path_and_query
+            ))
+            .header(header::HOST, &route.host_header)
+            .header(header::USER_AGENT, USER_AGENT);
+        if let Some(token) = self.token {
+            let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.expose())).map_err(|error| broken(error.into()))?;
+            bearer.set_sensitive(true);
+            request = request.header(header::AUTHORIZATION, bearer);
+        }
+        if self.json.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        request.body(Full::new(self.json.clone().unwrap_or_default())).map_err(broken)
+    }
+}
+
 /// One GET over a connection of its own, closed afterwards.
 pub(super) async fn fetch_once(dialer: &Dialer, route: &Route, path_and_query: &str, limit: usize) -> Result<Reply, Failure> {
-    let request = get(route, path_and_query)?;
+    let request = Ask::get(path_and_query).request(route)?;
     let stream = route.connect(dialer).await?;
     let http = |error: hyper::Error| Failure::Http(chain(&error));
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
@@ -172,17 +234,6 @@ pub(super) async fn fetch_once(dialer: &Dialer, route: &Route, path_and_query: &
     }
 }
 
-fn get(route: &Route, path_and_query: &str) -> Result<Request<Empty<Bytes>>, Failure> {
-    let scheme = if route.tls_name.is_some() { "https" } else { "http" };
-    let mut request = Request::get(format!("{scheme}://{}{}{path_and_query}", route.host_header, route.base_path))
-        .header(header::USER_AGENT, USER_AGENT)
-        .body(Empty::new())
-        .map_err(|error| Failure::Http(error.to_string()))?;
-    let host = HeaderValue::from_str(&route.host_header).map_err(|error| Failure::Http(error.to_string()))?;
-    request.headers_mut().insert(header::HOST, host);
-    Ok(request)
-}
-
 async fn collect(response: http::Response<hyper::body::Incoming>, limit: usize) -> Result<Reply, Failure> {
     let (head, body) = response.into_parts();
     match Limited::new(body, limit).collect().await {
@@ -193,6 +244,17 @@ async fn collect(response: http::Response<hyper::body::Incoming>, limit: usize) 
         }),
         Err(error) if error.is::<LengthLimitError>() => Err(Failure::TooLarge(limit)),
         Err(error) => Err(Failure::Http(error.to_string())),
+    }
+}
+
+/// The name that a certificate of `host` must carry.
+pub(super) fn tls_name(host: &Host) -> Result<TlsName<'static>, Failure> {
+    match host {
+        Host::Ip(ip) => Ok(TlsName::IpAddress((*ip).into())),
+        Host::Name(name) => TlsName::try_from(name.trim_end_matches('.').to_owned()).map_err(|error| Failure::Tls {
+            target: name.to_string(),
+            error: error.to_string(),
+        }),
     }
 }
 

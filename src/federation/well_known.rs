@@ -4,19 +4,16 @@
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode, header};
-use rustls::pki_types::ServerName as TlsName;
 use serde_json::Value;
 use tokio::time::timeout;
-use url::Url;
 
-use super::dial::{Dialer, Dialled};
+use super::dial::Dialer;
 use super::failure::Failure;
+use super::follow;
 use super::guard::Trust;
-use super::route::{Route, Via, fetch_once};
 use crate::server_name::{Host, ServerName};
 
 const MAX_BODY: usize = 50 * 1024;
-const MAX_REDIRECTS: usize = 5;
 /// All of it, redirects included: the verification has ten seconds.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -48,8 +45,10 @@ pub(super) fn failure_life(failures_before: u32, known: bool) -> Duration {
 /// # Errors
 /// Only when the guard refused: what else goes wrong means that there is no file.
 pub(super) async fn fetch(dialer: &Dialer, name: &str, trust: Trust) -> Result<WellKnown, Failure> {
-    match timeout(TIMEOUT, follow(dialer, name, trust)).await {
-        Ok(Ok(found)) => Ok(found),
+    let file = follow::get(dialer, Host::Name(name.into()), None, "/.well-known/matrix/server", trust, MAX_BODY);
+    match timeout(TIMEOUT, file).await {
+        Ok(Ok(Some(reply))) => Ok(read(reply.status, &reply.headers, &reply.body, SystemTime::now())),
+        Ok(Ok(None)) => Ok(WellKnown::None),
         Ok(Err(refused @ Failure::Refused { .. })) => Err(refused),
         Ok(Err(failure)) => {
             tracing::debug!(server = name, reason = failure.to_string(), "no well-known file");
@@ -59,60 +58,6 @@ pub(super) async fn fetch(dialer: &Dialer, name: &str, trust: Trust) -> Result<W
             tracing::debug!(server = name, "the well-known file did not come in time");
             Ok(WellKnown::None)
         }
-    }
-}
-
-async fn follow(dialer: &Dialer, name: &str, trust: Trust) -> Result<WellKnown, Failure> {
-    let mut host = Host::Name(name.into());
-    let mut authority = name.to_owned();
-    let mut port = 443;
-    let mut path = "/.well-known/matrix/server".to_owned();
-    for _ in 0..=MAX_REDIRECTS {
-        let route = Route {
-            via: Via::Fixed(host.clone(), port),
-            host_header: authority.clone(),
-            base_path: String::new(),
-            tls_name: Some(tls_name(&host)?),
-            dialled: Dialled::Guarded(trust),
-        };
-        let reply = fetch_once(dialer, &route, &path, MAX_BODY).await?;
-        if !reply.status.is_redirection() {
-            return Ok(read(reply.status, &reply.headers, &reply.body, SystemTime::now()));
-        }
-        let next = reply
-            .headers
-            .get(header::LOCATION)
-            .and_then(|l| l.to_str().ok())
-            .and_then(|location| {
-                let here = Url::parse(&format!("https://{authority}{path}")).ok()?;
-                here.join(location).ok().filter(|url| url.scheme() == "https")
-            });
-        let Some(next) = next else {
-            return Ok(WellKnown::None);
-        };
-        (host, authority) = match next.host() {
-            Some(url::Host::Domain(domain)) => (Host::Name(domain.into()), domain.to_owned()),
-            Some(url::Host::Ipv4(ip)) => (Host::Ip(ip.into()), ip.to_string()),
-            Some(url::Host::Ipv6(ip)) => (Host::Ip(ip.into()), format!("[{ip}]")),
-            None => return Ok(WellKnown::None),
-        };
-        port = next.port().unwrap_or(443);
-        if port != 443 {
-            authority = format!("{authority}:{port}");
-        }
-        path = next[url::Position::BeforePath..url::Position::AfterQuery].to_owned();
-    }
-    Ok(WellKnown::None)
-}
-
-/// The name that a certificate of `host` must carry.
-pub(super) fn tls_name(host: &Host) -> Result<TlsName<'static>, Failure> {
-    match host {
-        Host::Ip(ip) => Ok(TlsName::IpAddress((*ip).into())),
-        Host::Name(name) => TlsName::try_from(name.trim_end_matches('.').to_owned()).map_err(|error| Failure::Tls {
-            target: name.to_string(),
-            error: error.to_string(),
-        }),
     }
 }
 
@@ -130,7 +75,7 @@ fn read(status: StatusCode, headers: &HeaderMap, body: &[u8], now: SystemTime) -
 }
 
 /// `Cache-Control` before `Expires`, RFC 9111; a day where neither is there.
-fn life(headers: &HeaderMap, now: SystemTime) -> Duration {
+pub(super) fn life(headers: &HeaderMap, now: SystemTime) -> Duration {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let cache_control = text(header::CACHE_CONTROL).and_then(|value| {
         value.split(',').find_map(|directive| {

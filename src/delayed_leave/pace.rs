@@ -1,0 +1,406 @@
+//! Whose call to a homeserver is next (L4a): one queue per homeserver, sends first, then the nearest deadline.
+//!
+//! It knows no job but by its id, and makes no call: it grants turns.
+
+use crate::delayed_leave::{
+    backoff::{self, Jitter, LEAST_PAUSE, Schedule},
+    jobs::JobId,
+    machine::{Outcome, Wish},
+    time::Time,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// The distance that calls keep after a 429: what the homeserver asked for and more each time, a little less after each success.
+const LEAST_GAP: u64 = 500;
+const MOST_GAP: u64 = 5_000;
+/// After a 429 a homeserver counts as limiting for this long.
+const LIMITED_FOR: u64 = 120_000;
+/// While a homeserver pauses, whoever has less than this left still gets a turn.
+const LAST_CHANCE: u64 = 1_000;
+
+/// A homeserver that jobs call, known by its number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct HomeserverId(u32);
+
+impl HomeserverId {
+    pub(crate) const NONE: Self = Self(u32::MAX);
+}
+
+/// How many calls may be under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Concurrency {
+    /// To one homeserver.
+    pub per_homeserver: u32,
+    /// To all.
+    pub total: u32,
+}
+
+impl Default for Concurrency {
+    fn default() -> Self {
+        Self {
+            per_homeserver: 64,
+            total: 512,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Class {
+    Send,
+    Other,
+}
+
+#[derive(Debug)]
+struct Homeserver {
+    name: Arc<str>,
+    jobs: u32,
+    in_flight: u32,
+    ready: BTreeSet<(Class, Time, JobId)>,
+    /// Restarts that wait for their later moment while the homeserver limits.
+    relaxed: BTreeSet<(Time, Time, JobId)>,
+    paused_until: Option<Time>,
+    limited_until: Option<Time>,
+    last_chance: Option<Time>,
+    limits_in_a_row: u8,
+    gap: u64,
+    spaced: Option<Time>,
+    /// When a restart may go ahead of its later moment. A few always do, or those that began together would all be due together.
+    early: Option<Time>,
+    agenda: Option<Time>,
+}
+
+/// All queues.
+#[derive(Debug)]
+pub struct Pace {
+    concurrency: Concurrency,
+    homeservers: Vec<Option<Homeserver>>,
+    free: Vec<u32>,
+    by_name: BTreeMap<Arc<str>, HomeserverId>,
+    /// When which homeserver may have a turn to grant.
+    agenda: BTreeSet<(Time, HomeserverId)>,
+    in_flight: u32,
+}
+
+impl Pace {
+    /// No queues yet.
+    #[must_use]
+    pub fn new(concurrency: Concurrency) -> Self {
+        Self {
+            concurrency,
+            homeservers: Vec::new(),
+            free: Vec::new(),
+            by_name: BTreeMap::new(),
+            agenda: BTreeSet::new(),
+            in_flight: 0,
+        }
+    }
+
+    /// How many jobs a homeserver has.
+    #[must_use]
+    pub fn jobs(&self, name: &str) -> u32 {
+        self.by_name
+            .get(name)
+            .and_then(|&id| self.get(id))
+            .map_or(0, |homeserver| homeserver.jobs)
+    }
+
+    /// The name of a homeserver.
+    #[must_use]
+    pub fn name(&self, id: HomeserverId) -> Option<&Arc<str>> {
+        self.get(id).map(|homeserver| &homeserver.name)
+    }
+
+    /// Counts one more job of a homeserver.
+    pub fn enter(&mut self, name: &str) -> HomeserverId {
+        let id = self.by_name.get(name).copied().unwrap_or_else(|| self.insert(name));
+        if let Some(homeserver) = self.get_mut(id) {
+            homeserver.jobs += 1;
+        }
+        id
+    }
+
+    /// Counts one less.
+    pub fn leave(&mut self, id: HomeserverId) {
+        if let Some(homeserver) = self.get_mut(id) {
+            homeserver.jobs -= 1;
+        }
+        self.forget_if_idle(id);
+    }
+
+    /// A job stands in line.
+    pub fn want(&mut self, id: HomeserverId, job: JobId, wish: Wish, now: Time) {
+        if let Some(homeserver) = self.get_mut(id) {
+            homeserver.want(job, wish, now);
+        }
+        self.plan(id, now);
+    }
+
+    /// It does not any more. The wish is the one it stood in line with.
+    pub fn unwant(&mut self, id: HomeserverId, job: JobId, wish: Wish, now: Time) {
+        if let Some(homeserver) = self.get_mut(id) {
+            homeserver.unwant(job, wish);
+        }
+        self.plan(id, now);
+    }
+
+    /// Grants the next turn, if one is due. The job is out of the line then, and its call under way until [`Self::ended`].
+    #[must_use]
+    pub fn next_turn(&mut self, now: Time) -> Option<(HomeserverId, JobId)> {
+        while self.in_flight < self.concurrency.total {
+            let &(at, id) = self.agenda.first()?;
+            if at > now {
+                return None;
+            }
+            let turn = self.get_mut(id).and_then(|homeserver| homeserver.pop(now));
+            if turn.is_some() {
+                self.in_flight += 1;
+            }
+            self.plan(id, now);
+            if let Some(job) = turn {
+                return Some((id, job));
+            }
+        }
+        None
+    }
+
+    /// A granted turn came to nothing: the job did not want it any more.
+    pub fn declined(&mut self, id: HomeserverId, now: Time) {
+        self.over(id, now);
+    }
+
+    /// The call of a granted turn has ended.
+    pub fn ended(&mut self, id: HomeserverId, outcome: Outcome, now: Time, jitter: &mut Jitter) {
+        if let Some(homeserver) = self.get_mut(id) {
+            match outcome {
+                Outcome::Limited(hint) => {
+                    homeserver.limits_in_a_row = homeserver.limits_in_a_row.saturating_add(1);
+                    let pause = hint.map_or_else(|| Schedule::LIMITED.pause(homeserver.limits_in_a_row, jitter), backoff::as_millis);
+                    homeserver.limit(now, pause.max(LEAST_PAUSE));
+                }
+                Outcome::Done | Outcome::NotFound | Outcome::Conflict | Outcome::Forbidden | Outcome::Transient(_) => {
+                    homeserver.limits_in_a_row = 0;
+                    homeserver.gap -= homeserver.gap / 16;
+                }
+            }
+        }
+        self.over(id, now);
+    }
+
+    /// When the next turn may be due.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        if self.in_flight < self.concurrency.total {
+            self.agenda.first().map(|&(at, _)| at)
+        } else {
+            None
+        }
+    }
+
+    fn over(&mut self, id: HomeserverId, now: Time) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if let Some(homeserver) = self.get_mut(id) {
+            homeserver.in_flight = homeserver.in_flight.saturating_sub(1);
+        }
+        self.plan(id, now);
+        self.forget_if_idle(id);
+    }
+
+    fn plan(&mut self, id: HomeserverId, now: Time) {
+        let bound = self.concurrency.per_homeserver;
+        let Some(homeserver) = self.get_mut(id) else { return };
+        let old = homeserver.agenda;
+        homeserver.agenda = if homeserver.in_flight < bound { homeserver.due(now) } else { None };
+        let new = homeserver.agenda;
+        if old != new {
+            if let Some(old) = old {
+                self.agenda.remove(&(old, id));
+            }
+            if let Some(new) = new {
+                self.agenda.insert((new, id));
+            }
+        }
+    }
+
+    fn insert(&mut self, name: &str) -> HomeserverId {
+        let name: Arc<str> = name.into();
+        let homeserver = Homeserver {
+            name: Arc::clone(&name),
+            jobs: 0,
+            in_flight: 0,
+            ready: BTreeSet::new(),
+            relaxed: BTreeSet::new(),
+            paused_until: None,
+            limited_until: None,
+            last_chance: None,
+            limits_in_a_row: 0,
+            gap: 0,
+            spaced: None,
+            early: None,
+            agenda: None,
+        };
+        let id = if let Some(slot) = self.free.pop() {
+            self.homeservers[slot as usize] = Some(homeserver);
+            HomeserverId(slot)
+        } else {
+            self.homeservers.push(Some(homeserver));
+            HomeserverId(self.homeservers.len() as u32 - 1)
+        };
+        self.by_name.insert(name, id);
+        id
+    }
+
+    fn forget_if_idle(&mut self, id: HomeserverId) {
+        if self
+            .get(id)
+            .is_some_and(|homeserver| homeserver.jobs == 0 && homeserver.in_flight == 0)
+            && let Some(homeserver) = self.homeservers[id.0 as usize].take()
+        {
+            if let Some(at) = homeserver.agenda {
+                self.agenda.remove(&(at, id));
+            }
+            self.by_name.remove(&homeserver.name);
+            self.free.push(id.0);
+        }
+    }
+
+    fn get(&self, id: HomeserverId) -> Option<&Homeserver> {
+        self.homeservers.get(id.0 as usize)?.as_ref()
+    }
+
+    fn get_mut(&mut self, id: HomeserverId) -> Option<&mut Homeserver> {
+        self.homeservers.get_mut(id.0 as usize)?.as_mut()
+    }
+}
+
+impl Homeserver {
+    fn want(&mut self, job: JobId, wish: Wish, now: Time) {
+        match wish {
+            Wish::Send { until } => self.ready.insert((Class::Send, until, job)),
+            Wish::Cancel { until } => self.ready.insert((Class::Other, until, job)),
+            Wish::Restart { until, relaxed } if relaxed > now => self.relaxed.insert((relaxed, until, job)),
+            Wish::Restart { until, .. } => self.ready.insert((Class::Other, until, job)),
+        };
+        if self.limited_until.is_none() {
+            self.make_ready(None);
+        }
+    }
+
+    fn unwant(&mut self, job: JobId, wish: Wish) {
+        match wish {
+            Wish::Send { until } => {
+                self.ready.remove(&(Class::Send, until, job));
+            }
+            Wish::Cancel { until } => {
+                self.ready.remove(&(Class::Other, until, job));
+            }
+            Wish::Restart { until, relaxed } => {
+                if !self.ready.remove(&(Class::Other, until, job)) {
+                    self.relaxed.remove(&(relaxed, until, job));
+                }
+            }
+        }
+    }
+
+    /// Moves the restarts whose later moment has come, or all of them, to the others.
+    fn make_ready(&mut self, until: Option<Time>) {
+        while let Some(&(relaxed, deadline, job)) = self.relaxed.first()
+            && until.is_none_or(|until| relaxed <= until)
+        {
+            self.relaxed.pop_first();
+            self.ready.insert((Class::Other, deadline, job));
+        }
+    }
+
+    fn limit(&mut self, now: Time, pause: u64) {
+        let pause = pause.min(LIMITED_FOR);
+        // Several calls that were under way together are one refusal.
+        if self.paused_until.is_none_or(|paused| paused <= now) {
+            self.gap = pause.max(self.gap + self.gap / 4).clamp(LEAST_GAP, MOST_GAP);
+        }
+        self.paused_until = Some(now.after(pause));
+        self.limited_until = Some(now.after(LIMITED_FOR + pause));
+    }
+
+    /// Whose time runs out first.
+    fn nearest(&self) -> Option<(Class, Time, JobId)> {
+        let send = self.ready.first().copied();
+        let other = self.ready.range((Class::Other, Time::EARLIEST, JobId::FIRST)..).next().copied();
+        [send, other].into_iter().flatten().min_by_key(|&(_, until, _)| until)
+    }
+
+    /// When somebody who stands in line while the homeserver pauses gets a turn all the same.
+    fn chance(&self) -> Option<Time> {
+        let (_, until, _) = self.nearest()?;
+        let at = until.before(LAST_CHANCE);
+        Some(self.last_chance.map_or(at, |last| at.max(last.after(LAST_CHANCE))))
+    }
+
+    fn due(&self, now: Time) -> Option<Time> {
+        if let Some(paused) = self.paused_until.filter(|&paused| paused > now) {
+            // Whoever has waited for long enough is looked after during the pause too: its last chance may come in it.
+            let relaxed = self.relaxed.first().map(|&(relaxed, _, _)| relaxed.min(paused));
+            let chance = self.chance().map(|chance| chance.min(paused));
+            return [relaxed, chance].into_iter().flatten().min();
+        }
+        let limited = self.limited_until.filter(|&limited| limited > now);
+        let spaced = self.spaced.filter(|_| limited.is_some()).map_or(now, |spaced| spaced.max(now));
+        let ready = self
+            .ready
+            .first()
+            .map(|&(class, _, _)| if class == Class::Send { now } else { spaced });
+        let relaxed = self.relaxed.first().map(|&(relaxed, _, _)| match limited {
+            Some(limited) => relaxed.min(limited).min(self.early.map_or(spaced, |early| early.max(spaced))),
+            None => now,
+        });
+        [relaxed, ready].into_iter().flatten().min()
+    }
+
+    fn pop(&mut self, now: Time) -> Option<JobId> {
+        if self.limited_until.is_some_and(|limited| limited <= now) {
+            self.limited_until = None;
+            self.gap = 0;
+        }
+        self.make_ready(self.limited_until.map(|_| now));
+        let job = if self.paused_until.is_some_and(|paused| paused > now) {
+            self.chance().filter(|&chance| chance <= now)?;
+            self.last_chance = Some(now);
+            let turn = self.nearest()?;
+            self.ready.remove(&turn);
+            turn.2
+        } else {
+            self.paused_until = None;
+            self.pop_ready(now)?
+        };
+        self.in_flight += 1;
+        Some(job)
+    }
+
+    fn pop_ready(&mut self, now: Time) -> Option<JobId> {
+        let first = self.ready.first().copied();
+        if let Some(turn @ (Class::Send, _, job)) = first {
+            self.ready.remove(&turn);
+            return Some(job);
+        }
+        if self.limited_until.is_some() && self.spaced.is_some_and(|spaced| spaced > now) {
+            return None;
+        }
+        let job = if let Some(turn) = first {
+            self.ready.remove(&turn);
+            turn.2
+        } else {
+            if self.early.is_some_and(|early| early > now) {
+                return None;
+            }
+            self.early = Some(now.after(self.gap * 2));
+            self.relaxed.pop_first()?.2
+        };
+        self.spaced = Some(now.after(self.gap));
+        Some(job)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! The way to a homeserver's client-server API: an address that the operator wrote down, or the one in
+//! `https://<name>/.well-known/matrix/client`, dialled through the guard like everything else that strangers name
+//! ([client-server API, "Well-known URI"](https://spec.matrix.org/v1.16/client-server-api/#well-known-uri)).
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use serde_json::Value;
+use tokio::time::timeout;
+use url::Url;
+
+use super::Federation;
+use super::dial::Dialled;
+use super::failure::Failure;
+use super::follow::{self, host_of};
+use super::guard::Trust;
+use super::pace::Pace;
+use super::route::{Ask, Link, Reply, Route};
+use super::well_known::life;
+use crate::secret::Secret;
+use crate::server_name::ServerName;
+
+/// Largest well-known file (the specification's limit is of that order).
+const MAX_FILE: usize = 64 * 1024;
+const TIMEOUT: Duration = Duration::from_secs(4);
+const IDLE: usize = 32;
+
+/// Where a homeserver's client-server API is said to be, and for how long.
+pub struct BaseUrl {
+    /// `m.homeserver.base_url`.
+    pub url: Url,
+    /// How long that may be believed.
+    pub life: Duration,
+}
+
+/// A homeserver's client-server API with its pooled connections.
+pub struct ClientApi(Link);
+
+impl Federation {
+    /// Asks the well-known file of `server` for its client-server API.
+    ///
+    /// # Errors
+    /// When there is no file with a usable address.
+    pub async fn client_base_url(&self, server: &ServerName) -> Result<BaseUrl, Failure> {
+        let (host, port) = server.parts();
+        let path = "/.well-known/matrix/client";
+        let reply = timeout(TIMEOUT, follow::get(&self.dialer, host, port, path, self.trust(server), MAX_FILE))
+            .await
+            .unwrap_or(Err(Failure::Timeout))?;
+        let Some(reply) = reply else {
+            return Err(Failure::NoClientApi("redirects lead nowhere"));
+        };
+        if reply.status != StatusCode::OK {
+            return Err(if reply.status.is_server_error() {
+                Failure::Http(format!("status {}", reply.status.as_u16()))
+            } else {
+                Failure::NoClientApi("there is no such file")
+            });
+        }
+        let url = base_url(&reply.body).ok_or(Failure::NoClientApi("it names no http or https address"))?;
+        Ok(BaseUrl {
+            url,
+            life: life(&reply.headers, SystemTime::now()),
+        })
+    }
+
+    /// The API at `base`. Where the operator wrote `base` down, the guard has no say.
+    ///
+    /// # Errors
+    /// When no connection can be made to such an address.
+    pub fn client_api(&self, server: &ServerName, base: &Url, from_operator: bool) -> Result<ClientApi, Failure> {
+        let dialled = if from_operator {
+            Dialled::Override
+        } else {
+            Dialled::Guarded(self.trust(server))
+        };
+        let route = Route::to_url(base, dialled)?;
+        // Who gets here has verified a token.
+        Ok(ClientApi(Link::new(
+            self.dialer.clone(),
+            Arc::new(route),
+            Arc::new(Pace::new(true)),
+            IDLE,
+        )))
+    }
+
+    fn trust(&self, server: &ServerName) -> Trust {
+        if self.is_listed(server) { Trust::Listed } else { Trust::Stranger }
+    }
+}
+
+impl ClientApi {
+    /// GETs a path below the base.
+    ///
+    /// # Errors
+    /// When there is no whole answer.
+    pub async fn get(&self, path_and_query: &str, token: Option<&Secret>, limit: usize) -> Result<Reply, Failure> {
+        self.0
+            .ask(
+                &Ask {
+                    method: Method::GET,
+                    path_and_query,
+                    token,
+                    json: None,
+                },
+                limit,
+            )
+            .await
+    }
+
+    /// POSTs JSON to a path below the base.
+    ///
+    /// # Errors
+    /// When there is no whole answer.
+    pub async fn post(&self, path_and_query: &str, token: Option<&Secret>, json: Bytes, limit: usize) -> Result<Reply, Failure> {
+        self.0
+            .ask(
+                &Ask {
+                    method: Method::POST,
+                    path_and_query,
+                    token,
+                    json: Some(json),
+                },
+                limit,
+            )
+            .await
+    }
+}
+
+fn base_url(body: &[u8]) -> Option<Url> {
+    let Ok(Value::Object(file)) = serde_json::from_slice(body) else {
+        return None;
+    };
+    let url: Url = file.get("m.homeserver")?.get("base_url")?.as_str()?.parse().ok()?;
+    let usable = matches!(url.scheme(), "http" | "https") && host_of(&url).is_some() && url.query().is_none() && url.fragment().is_none();
+    usable.then_some(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_file() {
+        let read = |body: &str| base_url(body.as_bytes()).map(String::from);
+        assert_eq!(
+            read(r#"{"m.homeserver":{"base_url":"https://m.example.com"},"x":1}"#).as_deref(),
+            Some("https://m.example.com/")
+        );
+        assert_eq!(
+            read(r#"{"m.homeserver":{"base_url":"http://m.example.com:8008/p/"}}"#).as_deref(),
+            Some("http://m.example.com:8008/p/")
+        );
+        for body in [
+            "",
+            "[]",
+            "{}",
+            r#"{"m.homeserver":5}"#,
+            r#"{"m.homeserver":{"base_url":""}}"#,
+            r#"{"m.homeserver":{"base_url":"m.example.com"}}"#,
+            r#"{"m.homeserver":{"base_url":"ftp://m.example.com"}}"#,
+            r#"{"m.homeserver":{"base_url":"https://m.example.com/?x"}}"#,
+        ] {
+            assert_eq!(read(body), None, "{body}");
+        }
+    }
+}
