@@ -1,51 +1,46 @@
-//! Step 3, LiveKit: opens rooms.
+//! Step 3, LiveKit: opens rooms, and tells who is in them.
 //!
 //! LiveKit's RoomService over our own pooled client: `livekit-api`'s `RoomClient` drops the path prefix of `LIVEKIT_URL`
-//! and takes no client. `room_memory.rs` says when a room need not be asked for, `refusal.rs` what a refusal means.
+//! and takes no client. `api.rs` makes the calls, `refusal.rs` says what a refusal means, `room_memory.rs` when a room need
+//! not be asked for, `probe.rs` whether the SFU is there at all.
 
+mod api;
+mod probe;
 mod refusal;
 mod room_memory;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant as StdInstant, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant as StdInstant};
 
-use http::{HeaderMap, header};
-use livekit_api::access_token::VideoGrants;
-use livekit_protocol::{CreateRoomRequest, ListRoomsRequest, ListRoomsResponse, Room};
-use prost::Message;
+pub use livekit_protocol::{ParticipantInfo, Room};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
+pub use probe::Probe;
 pub use refusal::SfuError;
 
 use crate::dns::Dns;
 use crate::hold::pause;
 use crate::tls::Tls;
 use crate::token::Minter;
+use api::Api;
 use room_memory::{RoomMemory, stands_for};
 
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Life of a token for one API call.
-const API_TOKEN_TTL: Duration = Duration::from_secs(60);
-/// Largest answer that is read.
-const MAX_REPLY: usize = 1024 * 1024;
 /// Seconds until a room that nobody enters is closed.
 const EMPTY_TIMEOUT: u32 = 300;
-/// Seconds until a room that everybody left is closed.
-const DEPARTURE_TIMEOUT: u32 = 20;
+/// The same for a room that is created again after the SFU was restarted (decision L13).
+const EMPTY_TIMEOUT_AGAIN: u32 = 60;
 
 type Creation = Arc<OnceCell<Result<(), SfuError>>>;
 
 /// The SFU.
 pub struct Sfu {
-    client: OnceLock<reqwest::Client>,
+    api: Api,
+    base: Url,
     tls: Arc<Tls>,
     dns: Arc<Dns>,
-    room_service: String,
-    minter: Arc<Minter>,
     rooms: Mutex<RoomMemory>,
     creations: Mutex<HashMap<Box<str>, Creation>>,
 }
@@ -55,11 +50,10 @@ impl Sfu {
     #[must_use]
     pub fn new(base: &Url, minter: Arc<Minter>, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
         Self {
-            client: OnceLock::new(),
+            api: Api::new(base, minter, tls.clone(), dns.clone()),
+            base: base.clone(),
             tls,
             dns,
-            room_service: format!("{}/twirp/livekit.RoomService/", base.as_str().trim_end_matches('/')),
-            minter,
             rooms: Mutex::new(RoomMemory::new()),
             creations: Mutex::default(),
         }
@@ -99,52 +93,60 @@ impl Sfu {
 
     async fn create(&self, room: &str) -> Result<(), SfuError> {
         let asked = StdInstant::now();
-        let request = CreateRoomRequest {
-            name: room.to_owned(),
-            empty_timeout: EMPTY_TIMEOUT,
-            departure_timeout: DEPARTURE_TIMEOUT,
-            ..CreateRoomRequest::default()
-        };
-        let grants = VideoGrants {
-            room_create: true,
-            ..VideoGrants::default()
-        };
-        let outcome = self.call::<Room>("CreateRoom", grants, &request).await;
-        let mut rooms = lock(&self.rooms);
-        match outcome {
-            Ok((created, answered_at)) => {
-                let stands = stands_for(&created, answered_at);
-                if !stands.is_zero() {
-                    rooms.remember(room, asked + stands);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                if error.connection_failed() {
-                    rooms.forget_all();
-                }
-                Err(error)
-            }
+        let (created, answered_at) = self.seen(self.api.create_room(room, EMPTY_TIMEOUT).await)?;
+        let stands = stands_for(&created, answered_at);
+        if !stands.is_zero() {
+            lock(&self.rooms).remember(room, asked + stands);
         }
+        Ok(())
     }
 
-    /// Made at first use: reading the CA bundle takes longer than the whole rest of the start.
-    fn client(&self) -> Result<&reqwest::Client, SfuError> {
-        if let Some(client) = self.client.get() {
-            return Ok(client);
-        }
-        let tls = self.tls.config().map_err(|error| SfuError::Connect(error.to_string()))?;
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls.as_ref().clone())
-            .dns_resolver(Arc::new(Names(self.dns.clone())))
-            .redirect(reqwest::redirect::Policy::none())
-            .http1_only()
-            .tcp_nodelay(true)
-            .pool_max_idle_per_host(32)
-            .user_agent(concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| SfuError::Connect(error.without_url().to_string()))?;
-        Ok(self.client.get_or_init(|| client))
+    /// Creates a room that the SFU has forgotten.
+    ///
+    /// # Errors
+    /// When the SFU refused, or did not answer in time.
+    pub async fn create_again(&self, room: &str) -> Result<Room, SfuError> {
+        Ok(self.seen(self.api.create_room(room, EMPTY_TIMEOUT_AGAIN).await)?.0)
+    }
+
+    /// One participant.
+    ///
+    /// # Errors
+    /// [`SfuError::NotFound`] where the SFU knows no such room or participant; anything else says nothing about it.
+    pub async fn participant(&self, room: &str, identity: &str, within: Duration) -> Result<ParticipantInfo, SfuError> {
+        self.seen(self.api.get_participant(room, identity, within).await)
+    }
+
+    /// All participants of a room; none where it does not exist.
+    ///
+    /// # Errors
+    /// When the SFU refused, or did not answer in time.
+    pub async fn participants(&self, room: &str) -> Result<Vec<ParticipantInfo>, SfuError> {
+        self.seen(self.api.list_participants(room).await)
+    }
+
+    /// Those of `names` that exist.
+    ///
+    /// # Errors
+    /// When the SFU refused, or did not answer in time.
+    pub async fn list_rooms(&self, names: Vec<String>) -> Result<Vec<Room>, SfuError> {
+        self.seen(self.api.list_rooms(names).await)
+    }
+
+    /// A connection of one's own, to ask whether the SFU is there.
+    #[must_use]
+    pub fn probe(&self) -> Probe {
+        Probe::new(&self.base, self.tls.clone(), self.dns.clone())
+    }
+
+    /// `room` has ended, or may have.
+    pub fn forget_room(&self, room: &str) {
+        lock(&self.rooms).forget(room);
+    }
+
+    /// The SFU may have been restarted.
+    pub fn forget_rooms(&self) {
+        lock(&self.rooms).forget_all();
     }
 
     /// Asks a cheap question and logs what is wrong: a wrong key or path is told at the start and not by the first user.
@@ -152,15 +154,8 @@ impl Sfu {
         // Reading the CA bundle takes some milliseconds, in which the service has to answer already.
         let tls = self.tls.clone();
         let _ = tokio::task::spawn_blocking(move || tls.config().map(drop)).await;
-        let grants = VideoGrants {
-            room_list: true,
-            ..VideoGrants::default()
-        };
         // The name of no room: the answer is empty whatever goes on there.
-        let request = ListRoomsRequest {
-            names: vec!["-".to_owned()],
-        };
-        match self.call::<ListRoomsResponse>("ListRooms", grants, &request).await {
+        match self.api.list_rooms(vec!["-".to_owned()]).await {
             Ok(_) => tracing::info!("the SFU answers and accepts the key"),
             Err(error) => {
                 let (reason, remedy) = (error.to_string(), error.remedy());
@@ -173,34 +168,12 @@ impl Sfu {
         }
     }
 
-    /// One call of LiveKit's RoomService, and the `Date` of its answer.
-    async fn call<T: Message + Default>(
-        &self,
-        method: &'static str,
-        grants: VideoGrants,
-        request: &impl Message,
-    ) -> Result<(T, Option<u64>), SfuError> {
-        let token = self.minter.api_token(grants, API_TOKEN_TTL).map_err(|_| SfuError::Token)?;
-        let request = self
-            .client()?
-            .post(format!("{}{method}", self.room_service))
-            .bearer_auth(token)
-            .header(header::CONTENT_TYPE, "application/protobuf")
-            .timeout(CALL_TIMEOUT)
-            .body(request.encode_to_vec());
-        let mut response = request.send().await.map_err(failure)?;
-        let mut reply = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failure)? {
-            if reply.len() + chunk.len() > MAX_REPLY {
-                return Err(SfuError::Unreadable);
-            }
-            reply.extend_from_slice(&chunk);
+    /// A call that fails at the connection may mean that the SFU was restarted: what is remembered is worth nothing then.
+    fn seen<T>(&self, outcome: Result<T, SfuError>) -> Result<T, SfuError> {
+        if outcome.as_ref().is_err_and(SfuError::connection_failed) {
+            self.forget_rooms();
         }
-        if response.status() != http::StatusCode::OK {
-            return Err(refusal::read(response.status(), &reply));
-        }
-        let message = T::decode(reply.as_slice()).map_err(|_| SfuError::Unreadable)?;
-        Ok((message, date(response.headers())))
+        outcome
     }
 }
 
@@ -220,46 +193,6 @@ impl Drop for Shared<'_> {
         if ours && (self.creation.initialized() || Arc::strong_count(&self.creation) <= 2) {
             creations.remove(self.room);
         }
-    }
-}
-
-/// The SFU's name is resolved as homeservers' names are; its address is the operator's own choice and not guarded.
-struct Names(Arc<Dns>);
-
-impl reqwest::dns::Resolve for Names {
-    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let dns = self.0.clone();
-        Box::pin(async move {
-            let addresses = dns.addresses(name.as_str()).await?;
-            let sockets: Vec<_> = addresses.into_iter().map(|ip| SocketAddr::new(ip, 0)).collect();
-            Ok(Box::new(sockets.into_iter()) as reqwest::dns::Addrs)
-        })
-    }
-}
-
-/// Seconds since 1970 that the answer's `Date` names.
-fn date(headers: &HeaderMap) -> Option<u64> {
-    let date = httpdate::parse_http_date(headers.get(header::DATE)?.to_str().ok()?).ok()?;
-    Some(date.duration_since(UNIX_EPOCH).ok()?.as_secs())
-}
-
-fn failure(error: reqwest::Error) -> SfuError {
-    let error = error.without_url();
-    let text = || {
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(inner) = cause {
-            text = format!("{text}: {inner}");
-            cause = inner.source();
-        }
-        text
-    };
-    if error.is_timeout() {
-        SfuError::Timeout
-    } else if error.is_connect() {
-        SfuError::Connect(text())
-    } else {
-        SfuError::Broken(text())
     }
 }
 

@@ -35,6 +35,9 @@ pub enum SfuError {
     /// Something that is not a LiveKit server answered.
     #[error("status {0} from something that does not speak LiveKit's API")]
     NotLiveKit(u16),
+    /// It knows the call and says that what it is about does not exist (Twirp's `not_found`).
+    #[error("the SFU says that there is no such thing")]
+    NotFound,
     /// It says that the request is wrong.
     #[error("the SFU refused the request ({0})")]
     Refused(&'static str),
@@ -61,10 +64,17 @@ impl SfuError {
             | Self::Clock
             | Self::Denied
             | Self::BadRoute
+            | Self::NotFound
             | Self::Refused(_)
             | Self::Unreadable
             | Self::Token => false,
         }
+    }
+
+    /// Whether it is the SFU itself that does not want us to make the call.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::UnknownKey | Self::WrongSecret | Self::Clock | Self::Denied)
     }
 
     /// Whether the SFU may have been restarted: what is remembered of its rooms is worth nothing.
@@ -94,7 +104,7 @@ impl SfuError {
             Self::NotLiveKit(_) => {
                 "a proxy or another program answers in livekit-server's place; check the address and path of LIVEKIT_URL, or set LIVEKIT_API_URL"
             }
-            Self::Refused(_) => "check livekit-server's log for the reason, and its version",
+            Self::NotFound | Self::Refused(_) => "check livekit-server's log for the reason, and its version",
             Self::Overloaded(_) => "check livekit-server's log, its load and its Redis",
             Self::Unreadable => "check that LIVEKIT_URL or LIVEKIT_API_URL leads to livekit-server and to nothing else",
             Self::Token => "check LIVEKIT_KEY and LIVEKIT_SECRET",
@@ -117,7 +127,7 @@ pub(super) fn read(status: StatusCode, body: &[u8]) -> SfuError {
             SfuError::Overloaded(status.as_u16())
         }
         Some("invalid_argument" | "malformed" | "failed_precondition" | "out_of_range") => SfuError::Refused("invalid argument"),
-        Some("not_found") => SfuError::Refused("not found"),
+        Some("not_found") => SfuError::NotFound,
         Some("already_exists") => SfuError::Refused("already exists"),
         Some(_) if status.is_client_error() => SfuError::Refused("unknown reason"),
         _ if status == StatusCode::UNAUTHORIZED => unauthorized(&String::from_utf8_lossy(body)),
@@ -175,6 +185,11 @@ mod tests {
             (429, r#"{"code":"resource_exhausted","msg":"x"}"#, SfuError::Overloaded(429)),
             (500, r#"{"code":"internal","msg":"x"}"#, SfuError::Overloaded(500)),
             (503, r#"{"code":"unavailable","msg":"x"}"#, SfuError::Overloaded(503)),
+            (
+                404,
+                r#"{"code":"not_found","msg":"participant does not exist"}"#,
+                SfuError::NotFound,
+            ),
             (404, "<html>not found</html>", SfuError::NotLiveKit(404)),
             (502, "<html>bad gateway</html>", SfuError::NotLiveKit(502)),
             (301, "", SfuError::NotLiveKit(301)),

@@ -65,6 +65,10 @@ impl RoomMemory {
         self.0.put(room.into(), until);
     }
 
+    pub(super) fn forget(&mut self, room: &str) {
+        self.0.pop(room);
+    }
+
     pub(super) fn forget_all(&mut self) {
         self.0.clear();
     }

@@ -1,0 +1,193 @@
+//! LiveKit's RoomService: one method here is one call, one answer, one time-out.
+//! ([LiveKit, "Server APIs"](https://docs.livekit.io/reference/server/server-apis/))
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, UNIX_EPOCH};
+
+use http::{HeaderMap, header};
+use livekit_api::access_token::VideoGrants;
+use livekit_protocol::{
+    CreateRoomRequest, ListParticipantsRequest, ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, ParticipantInfo, Room,
+    RoomParticipantIdentity,
+};
+use prost::Message;
+use url::Url;
+
+use super::refusal::{self, SfuError};
+use crate::dns::Dns;
+use crate::tls::Tls;
+use crate::token::Minter;
+
+/// Time that an ordinary call may take.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Life of a token for one API call.
+const API_TOKEN_TTL: Duration = Duration::from_secs(60);
+/// Largest answer that is read.
+const MAX_REPLY: usize = 4 * 1024 * 1024;
+/// Seconds until a room that everybody left is closed.
+const DEPARTURE_TIMEOUT: u32 = 20;
+
+/// The RoomService.
+pub(super) struct Api {
+    client: OnceLock<reqwest::Client>,
+    tls: Arc<Tls>,
+    dns: Arc<Dns>,
+    room_service: String,
+    minter: Arc<Minter>,
+}
+
+impl Api {
+    pub(super) fn new(base: &Url, minter: Arc<Minter>, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
+        Self {
+            client: OnceLock::new(),
+            tls,
+            dns,
+            room_service: format!("{}/twirp/livekit.RoomService/", base.as_str().trim_end_matches('/')),
+            minter,
+        }
+    }
+
+    /// The room, new or existing, and the `Date` of the answer in seconds since 1970.
+    pub(super) async fn create_room(&self, room: &str, empty_timeout: u32) -> Result<(Room, Option<u64>), SfuError> {
+        let request = CreateRoomRequest {
+            name: room.to_owned(),
+            empty_timeout,
+            departure_timeout: DEPARTURE_TIMEOUT,
+            ..CreateRoomRequest::default()
+        };
+        let grants = VideoGrants {
+            room_create: true,
+            ..VideoGrants::default()
+        };
+        self.call("CreateRoom", grants, &request, CALL_TIMEOUT).await
+    }
+
+    /// Those of `names` that exist.
+    pub(super) async fn list_rooms(&self, names: Vec<String>) -> Result<Vec<Room>, SfuError> {
+        let grants = VideoGrants {
+            room_list: true,
+            ..VideoGrants::default()
+        };
+        let request = ListRoomsRequest { names };
+        let (list, _) = self.call::<ListRoomsResponse>("ListRooms", grants, &request, CALL_TIMEOUT).await?;
+        Ok(list.rooms)
+    }
+
+    /// One participant; [`SfuError::NotFound`] where there is no such room or participant.
+    pub(super) async fn get_participant(&self, room: &str, identity: &str, within: Duration) -> Result<ParticipantInfo, SfuError> {
+        let request = RoomParticipantIdentity {
+            room: room.to_owned(),
+            identity: identity.to_owned(),
+            ..RoomParticipantIdentity::default()
+        };
+        let (participant, _) = self.call("GetParticipant", admin(room), &request, within).await?;
+        Ok(participant)
+    }
+
+    /// All participants; none where the room does not exist.
+    pub(super) async fn list_participants(&self, room: &str) -> Result<Vec<ParticipantInfo>, SfuError> {
+        let request = ListParticipantsRequest { room: room.to_owned() };
+        let (list, _) = self
+            .call::<ListParticipantsResponse>("ListParticipants", admin(room), &request, CALL_TIMEOUT)
+            .await?;
+        Ok(list.participants)
+    }
+
+    async fn call<T: Message + Default>(
+        &self,
+        method: &'static str,
+        grants: VideoGrants,
+        request: &impl Message,
+        within: Duration,
+    ) -> Result<(T, Option<u64>), SfuError> {
+        let token = self.minter.api_token(grants, API_TOKEN_TTL).map_err(|_| SfuError::Token)?;
+        let request = self
+            .client()?
+            .post(format!("{}{method}", self.room_service))
+            .bearer_auth(token)
+            .header(header::CONTENT_TYPE, "application/protobuf")
+            .timeout(within)
+            .body(request.encode_to_vec());
+        let mut response = request.send().await.map_err(failure)?;
+        let mut reply = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(failure)? {
+            if reply.len() + chunk.len() > MAX_REPLY {
+                return Err(SfuError::Unreadable);
+            }
+            reply.extend_from_slice(&chunk);
+        }
+        if response.status() != http::StatusCode::OK {
+            return Err(refusal::read(response.status(), &reply));
+        }
+        let message = T::decode(reply.as_slice()).map_err(|_| SfuError::Unreadable)?;
+        Ok((message, date(response.headers())))
+    }
+
+    /// Made at first use: reading the CA bundle takes longer than the whole rest of the start.
+    fn client(&self) -> Result<&reqwest::Client, SfuError> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let tls = self.tls.config().map_err(|error| SfuError::Connect(error.to_string()))?;
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls.as_ref().clone())
+            .dns_resolver(Arc::new(Names(self.dns.clone())))
+            .redirect(reqwest::redirect::Policy::none())
+            .http1_only()
+            .tcp_nodelay(true)
+            .pool_max_idle_per_host(32)
+            .user_agent(concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| SfuError::Connect(error.without_url().to_string()))?;
+        Ok(self.client.get_or_init(|| client))
+    }
+}
+
+fn admin(room: &str) -> VideoGrants {
+    VideoGrants {
+        room_admin: true,
+        room: room.to_owned(),
+        ..VideoGrants::default()
+    }
+}
+
+/// The SFU's name is resolved as homeservers' names are; its address is the operator's own choice and not guarded.
+struct Names(Arc<Dns>);
+
+impl reqwest::dns::Resolve for Names {
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let dns = self.0.clone();
+        Box::pin(async move {
+            let addresses = dns.addresses(name.as_str()).await?;
+            let sockets: Vec<_> = addresses.into_iter().map(|ip| SocketAddr::new(ip, 0)).collect();
+            Ok(Box::new(sockets.into_iter()) as reqwest::dns::Addrs)
+        })
+    }
+}
+
+/// Seconds since 1970 that the answer's `Date` names.
+fn date(headers: &HeaderMap) -> Option<u64> {
+    let date = httpdate::parse_http_date(headers.get(header::DATE)?.to_str().ok()?).ok()?;
+    Some(date.duration_since(UNIX_EPOCH).ok()?.as_secs())
+}
+
+fn failure(error: reqwest::Error) -> SfuError {
+    let error = error.without_url();
+    let text = || {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(inner) = cause {
+            text = format!("{text}: {inner}");
+            cause = inner.source();
+        }
+        text
+    };
+    if error.is_timeout() {
+        SfuError::Timeout
+    } else if error.is_connect() {
+        SfuError::Connect(text())
+    } else {
+        SfuError::Broken(text())
+    }
+}
