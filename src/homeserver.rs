@@ -33,8 +33,6 @@ const MAX_REPLY: usize = 64 * 1024;
 const VERSIONS_TIMEOUT: Duration = Duration::from_secs(4);
 const VERSIONS_LIFE: Duration = Duration::from_secs(3600);
 const VERSIONS_FAILURE_LIFE: Duration = Duration::from_secs(60);
-/// Longest id of a delayed event. Synapse's have 23 characters.
-const MAX_DELAY_ID: usize = 255;
 
 const STABLE: &str = "/_matrix/client/v1/delayed_events/";
 const UNSTABLE: &str = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/";
@@ -66,12 +64,6 @@ pub struct Authority<'a> {
     pub as_token: &'a Secret,
     /// The user that the event belongs to.
     pub user: &'a str,
-}
-
-/// Whether `id` can be the id of a delayed event: it becomes one segment of a path, which `.` and `..` are not.
-#[must_use]
-pub fn is_delay_id(id: &str) -> bool {
-    !matches!(id, "" | "." | "..") && id.len() <= MAX_DELAY_ID
 }
 
 /// The client-server APIs of all homeservers.
@@ -447,10 +439,6 @@ mod tests {
             user: "@a+b:x",
         };
         assert_eq!(tail("i", Management::Restart, Some(&authority)), "i/restart?user_id=%40a%2Bb%3Ax");
-        for id in ["", ".", ".."] {
-            assert!(!is_delay_id(id), "{id:?}");
-        }
-        assert!(is_delay_id("...") && is_delay_id("%2e") && !is_delay_id(&"x".repeat(256)));
     }
 
     #[test]

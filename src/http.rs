@@ -3,15 +3,19 @@
 //! `edge.rs` is around every request: request id, paths, CORS, error bodies. Each URL has a file of its own name.
 
 mod body;
+mod delegate_delayed_leave;
 mod edge;
 mod error;
 mod get_token;
 mod healthz;
 mod readyz;
+mod refused;
+mod request;
 mod sfu_get;
+mod sfu_webhook;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::routing::{any, get, post};
@@ -22,11 +26,15 @@ pub use edge::Edge;
 pub use error::{ApiError, Reason};
 
 use crate::exchange::Exchange;
+use crate::seldom::Seldom;
+use crate::secret::Keys;
 
 /// Requests in flight (decision H7).
 const IN_FLIGHT: usize = 4096;
 /// KiB of request bodies being read at a time, the first one of each request aside: 16 MiB in all.
 const BODY_KIB: usize = 12 * 1024;
+/// Webhooks in flight.
+const WEBHOOKS: usize = 256;
 
 /// What the handlers share.
 pub struct App {
@@ -35,26 +43,33 @@ pub struct App {
     path_prefix: Option<String>,
     in_flight: Semaphore,
     body_kib: Semaphore,
+    webhooks: Semaphore,
+    keys: Keys,
+    bad_webhooks: Seldom,
     stopping: AtomicBool,
 }
 
 impl App {
-    /// `url` is what clients are told, `path_prefix` a prefix that a proxy may have left on the path.
+    /// `url` is what clients are told, `path_prefix` a prefix that a proxy may have left on the path, and webhooks are
+    /// signed with one of `keys`.
     #[must_use]
-    pub fn new(exchange: Exchange, url: String, path_prefix: Option<String>) -> Self {
+    pub fn new(exchange: Exchange, url: String, path_prefix: Option<String>, keys: Keys) -> Self {
         Self {
             exchange,
             url,
             path_prefix,
             in_flight: Semaphore::new(IN_FLIGHT),
             body_kib: Semaphore::new(BODY_KIB),
+            webhooks: Semaphore::new(WEBHOOKS),
+            keys,
+            bad_webhooks: Seldom::new(),
             stopping: AtomicBool::new(false),
         }
     }
 
     /// From now on `/readyz` sends traffic elsewhere.
     pub fn stop(&self) {
-        self.stopping.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.stopping.store(true, Ordering::Relaxed);
     }
 }
 
@@ -64,6 +79,9 @@ pub fn router(app: Arc<App>) -> Router {
         // Clients.
         .route("/get_token", post(get_token::post).fallback(method_not_allowed))
         .route("/sfu/get", post(sfu_get::post).fallback(method_not_allowed))
+        .route("/delegate_delayed_leave", post(delegate_delayed_leave::post).fallback(method_not_allowed))
+        // livekit-server.
+        .route("/sfu_webhook", post(sfu_webhook::post).fallback(method_not_allowed))
         // Operators.
         .route("/healthz", get(healthz::get).fallback(method_not_allowed))
         .route("/readyz", get(readyz::get).fallback(method_not_allowed))

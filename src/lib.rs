@@ -26,16 +26,21 @@
 //! identity.rs             names on the SFU: room alias, participant identity
 //! server_name.rs          the grammar of server names
 //! secret.rs               values that are never printed
-//! dns.rs tls.rs hold.rs   names, certificates and patience, shared by the adapters
+//! homeserver.rs           the C-S API: base URL, delayed events
+//! delayed_leave.rs        front door: what delegation is, the handle; below it the pure core, the driver, the stores
+//! dns.rs tls.rs hold.rs seldom.rs
+//!                         names, certificates, patience and rare words, shared
 //! ```
 //!
 //! A module uses only what is below it:
 //!
 //! ```text
 //! delivery   main -> server -> http/* ; config and telemetry are used by main and server only
-//! use case   exchange
-//! adapters   openid ; sfu ; federation          (openid uses federation; dns, tls and hold serve both)
-//! pure       wire ; access ; identity ; token ; server_name ; secret ; federation::guard ; sfu::{room_memory, refusal}
+//! use cases  exchange ; delayed_leave (front door, driver)
+//! adapters   openid ; sfu ; homeserver ; delayed_leave::store ; federation
+//!            (openid and homeserver use federation; dns, tls and hold serve all)
+//! pure       wire ; access ; identity ; token ; server_name ; secret ; federation::guard ; sfu::{room_memory, refusal, webhook} ;
+//!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, record}
 //! ```
 #![forbid(unsafe_code)]
 
@@ -54,6 +59,7 @@ pub mod http;
 pub mod identity;
 pub mod openid;
 pub mod secret;
+pub mod seldom;
 pub mod server;
 pub mod server_name;
 pub mod sfu;

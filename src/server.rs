@@ -19,15 +19,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::access::Policy;
 use crate::config::Config;
+use crate::delayed_leave::store::{Queue, StoreError};
+use crate::delayed_leave::{self, Leaves, jobs};
 use crate::dns::Dns;
 use crate::exchange::Exchange;
 use crate::federation::{Federation, Guard, Settings};
+use crate::homeserver::Homeservers;
 use crate::http::{App, Edge};
 use crate::openid::OpenId;
+use crate::server_name::ServerName;
 use crate::sfu::Sfu;
 use crate::tls::Tls;
 use crate::token::{MintError, Minter};
@@ -45,6 +49,9 @@ const MAX_HEAD: usize = 32 * 1024;
 /// Where a forward proxy may stand, as the HTTP clients read it.
 const PROXY_VARIABLES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
+/// How long the port stays closed while jobs are being restored.
+const RESTORING: Duration = Duration::from_secs(2);
+
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -54,6 +61,9 @@ pub enum StartError {
     /// The key pair cannot sign.
     #[error("LIVEKIT_KEY and LIVEKIT_SECRET: {0}")]
     Keys(#[from] MintError),
+    /// The store of delegated leaves cannot be used.
+    #[error("{0}")]
+    Store(#[from] StoreError),
 }
 
 /// Serves until `stop` is done, then lets what is in flight finish.
@@ -64,7 +74,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let grace = config.shutdown_grace;
     let bind = config.bind.clone();
     let url = config.livekit.url.clone();
-    let (app, sfu) = build(config)?;
+    let Parts { app, sfu, leaves } = build(config)?;
+    // Whoever comes while jobs are being restored finds an open port after that at the latest (decision L11).
+    leaves.restore();
+    let _ = timeout(RESTORING, leaves.restored()).await;
     let listener = bind.listen().await.map_err(|error| StartError::Listen(bind.to_string(), error))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -73,52 +86,80 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         "listening"
     );
     tokio::spawn(async move { sfu.check().await });
-    serve(listener, app, stop, grace).await;
+    serve(listener, app, leaves, stop, grace).await;
     Ok(())
 }
 
+struct Parts {
+    app: Arc<App>,
+    sfu: Arc<Sfu>,
+    leaves: Leaves,
+}
+
 /// Values, not the configuration, go below this function.
-fn build(config: Config) -> Result<(Arc<App>, Arc<Sfu>), StartError> {
+fn build(config: Config) -> Result<Parts, StartError> {
     let tls = Arc::new(Tls::new(config.skip_tls_verification));
     let dns = Arc::new(Dns::new(config.dns_servers));
     let own = config.app_service.as_ref().map(|own| own.server_name.clone());
-    let settings = Settings {
-        guard: Guard {
-            allowed_networks: config.allowed_networks,
-            lab: config.skip_tls_verification,
+    tell_of_proxies();
+    let federation = Arc::new(Federation::new(
+        Settings {
+            guard: Guard {
+                allowed_networks: config.allowed_networks,
+                lab: config.skip_tls_verification,
+            },
+            overrides: config.federation_overrides,
+            listed: config.full_access.clone(),
+            also_listed: own.iter().chain(config.cs_api_overrides.keys()).cloned().collect(),
+            proxies: Matcher::from_env(),
         },
-        overrides: config.federation_overrides,
-        listed: config.full_access.clone(),
-        also_listed: own.iter().cloned().chain(config.cs_api_overrides.into_keys()).collect(),
-        proxies: Matcher::from_env(),
+        dns.clone(),
+        tls.clone(),
+    ));
+    let signing = config.livekit.keys.signing();
+    let minter = Arc::new(Minter::new(signing, config.jwt_ttl, config.can_update_own_metadata)?);
+    let sfu = Arc::new(Sfu::new(&config.livekit.api_base, minter.clone(), tls.clone(), dns));
+    let homeservers = Arc::new(Homeservers::new(federation.clone(), config.cs_api_overrides));
+    let named = config.full_access.clone();
+    let leaves = Leaves::new(delayed_leave::Settings {
+        config: jobs::Config {
+            sweep_every: config.delegated_leave.sanity_check_interval,
+            list_rooms_every: config.delegated_leave.room_watch_interval,
+            ..jobs::Config::default()
+        },
+        sfu: sfu.clone(),
+        homeservers: homeservers.clone(),
+        store: Queue::open(config.delegated_leave.redis, config.delegated_leave.state_path, tls)?,
+        named: Box::new(move |server| ServerName::parse(server).is_ok_and(|server| named.names(&server))),
+    });
+    let exchange = Exchange {
+        openid: OpenId::new(federation),
+        policy: Policy {
+            full_access: config.full_access,
+            remote_can_publish: config.remote_can_publish,
+            own,
+        },
+        sfu: sfu.clone(),
+        homeservers,
+        leaves: leaves.clone(),
+        minter,
     };
-    if let Some(variable) = PROXY_VARIABLES
-        .into_iter()
-        .find(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
-    {
+    let app = Arc::new(App::new(exchange, config.livekit.url, config.path_prefix, config.livekit.keys));
+    Ok(Parts { app, sfu, leaves })
+}
+
+fn tell_of_proxies() {
+    let set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    if let Some(variable) = PROXY_VARIABLES.into_iter().find(set) {
         tracing::info!(
             variable,
             "a forward proxy is used: names that do not resolve here are left to it, and so is keeping it out of private networks"
         );
     }
-    let federation = Arc::new(Federation::new(settings, dns.clone(), tls.clone()));
-    let minter = Arc::new(Minter::new(
-        config.livekit.keys.signing(),
-        config.jwt_ttl,
-        config.can_update_own_metadata,
-    )?);
-    let sfu = Arc::new(Sfu::new(&config.livekit.api_base, minter.clone(), tls, dns));
-    let policy = Policy {
-        full_access: config.full_access,
-        remote_can_publish: config.remote_can_publish,
-        own,
-    };
-    let exchange = Exchange::new(OpenId::new(federation), policy, sfu.clone(), minter);
-    Ok((Arc::new(App::new(exchange, config.livekit.url, config.path_prefix)), sfu))
 }
 
 /// Accepts connections until `stop` is done, then closes idle ones and waits for the others, `grace` at most.
-async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Output = ()>, grace: Duration) {
+async fn serve(listener: TcpListener, app: Arc<App>, leaves: Leaves, stop: impl Future<Output = ()>, grace: Duration) {
     let places = Arc::new(Semaphore::new(connections()));
     let graceful = GracefulShutdown::new();
     let (stopping, _) = watch::channel(false);
@@ -155,9 +196,13 @@ async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Output = 
     app.stop();
     stopping.send_replace(true);
     tracing::info!(grace_seconds = grace.as_secs(), "stopping: requests in flight may finish");
-    if timeout(grace, graceful.shutdown()).await.is_err() {
-        tracing::warn!("some requests did not finish in LIVEKIT_SHUTDOWN_GRACE_SECONDS and were cut off");
-    }
+    let deadline = Instant::now() + grace;
+    let requests = async {
+        if timeout_at(deadline, graceful.shutdown()).await.is_err() {
+            tracing::warn!("some requests did not finish in LIVEKIT_SHUTDOWN_GRACE_SECONDS and were cut off");
+        }
+    };
+    tokio::join!(requests, leaves.stop(deadline));
 }
 
 fn connection(

@@ -8,6 +8,7 @@ mod api;
 mod probe;
 mod refusal;
 mod room_memory;
+pub mod webhook;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,10 +24,12 @@ pub use refusal::SfuError;
 
 use crate::dns::Dns;
 use crate::hold::pause;
+use crate::identity::Seat;
 use crate::tls::Tls;
 use crate::token::Minter;
 use api::Api;
-use room_memory::{RoomMemory, stands_for};
+use room_memory::{Expected, RoomMemory, stands_for};
+use webhook::{Kind, Webhook};
 
 /// Seconds until a room that nobody enters is closed.
 const EMPTY_TIMEOUT: u32 = 300;
@@ -42,6 +45,7 @@ pub struct Sfu {
     tls: Arc<Tls>,
     dns: Arc<Dns>,
     rooms: Mutex<RoomMemory>,
+    expected: Mutex<Expected>,
     creations: Mutex<HashMap<Box<str>, Creation>>,
 }
 
@@ -55,6 +59,7 @@ impl Sfu {
             tls,
             dns,
             rooms: Mutex::new(RoomMemory::new()),
+            expected: Mutex::new(Expected::new()),
             creations: Mutex::default(),
         }
     }
@@ -139,9 +144,32 @@ impl Sfu {
         Probe::new(&self.base, self.tls.clone(), self.dns.clone())
     }
 
-    /// `room` has ended, or may have.
-    pub fn forget_room(&self, room: &str) {
-        lock(&self.rooms).forget(room);
+    /// Somebody who may open rooms is on the way to this seat.
+    pub fn expect(&self, seat: &Seat) {
+        lock(&self.expected).expect(&seat.room, &seat.identity, StdInstant::now());
+    }
+
+    /// Takes in what the SFU says by itself. A room that ended under somebody on the way into it is created once more
+    /// (decision T6b).
+    pub fn told(self: &Arc<Self>, webhook: &Webhook) {
+        match webhook.kind() {
+            Kind::RoomFinished => {
+                let room = webhook.room_name().to_owned();
+                lock(&self.rooms).forget(&room);
+                if lock(&self.expected).anybody(&room, StdInstant::now()) {
+                    tracing::debug!(room, "a room ended under somebody on the way into it");
+                    let sfu = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = sfu.create_once(&room).await {
+                            let (reason, remedy) = (error.to_string(), error.remedy());
+                            tracing::warn!(room, reason, remedy, "a room that ended too early could not be created again");
+                        }
+                    });
+                }
+            }
+            Kind::ParticipantJoined => lock(&self.expected).arrived(webhook.room_name(), webhook.identity()),
+            Kind::RoomStarted | Kind::ParticipantLeft | Kind::ParticipantConnectionAborted | Kind::Track | Kind::Other => {}
+        }
     }
 
     /// The SFU may have been restarted.

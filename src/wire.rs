@@ -8,8 +8,12 @@ use std::borrow::Cow;
 use serde::{Deserialize as _, Serialize};
 use serde_json::{Map, Value};
 
+use crate::delayed_leave::time::Delay;
 use crate::identity::{self, ROOM_SLOT, Seat};
 use crate::secret::Secret;
+
+/// Longest id of a delayed event in bytes.
+const MAX_DELAY_ID: usize = 255;
 
 /// What is wrong with a request's body; each variant is one row of the error table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -35,9 +39,21 @@ pub enum BadRequest {
     /// A field of `openid_token` of the legacy body.
     #[error("a field of openid_token is missing (legacy body)")]
     LegacyOpenIdToken,
+    /// A field of `member` of a delegation.
+    #[error("a field of member is missing (delegation)")]
+    DelegationMember,
+    /// A field of `openid_token` of a delegation.
+    #[error("a field of openid_token is missing (delegation)")]
+    DelegationOpenIdToken,
     /// Only one of `delay_id` and `delay_timeout`.
     #[error("delay_id or delay_timeout is missing")]
     HalfDelay,
+    /// `delay_timeout` is longer than a day.
+    #[error("delay_timeout is out of range")]
+    DelayTimeout,
+    /// `delay_id` cannot be one segment of a path.
+    #[error("delay_id is not the id of a delayed event")]
+    DelayId,
 }
 
 /// The OpenID token as the client hands it over. Nothing in it is verified.
@@ -94,6 +110,45 @@ impl SeatRequest {
     }
 }
 
+/// The delayed leave event that a client hands over.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DelayedEvent {
+    /// Its id on the homeserver.
+    pub id: String,
+    /// Its delay.
+    pub delay: Delay,
+}
+
+/// A delegation, complete and of the right types.
+#[derive(Debug)]
+pub struct DelegationRequest {
+    /// Who the client says it is.
+    pub openid_token: UnverifiedOpenIdToken,
+    /// The user it says it is.
+    pub claimed_user_id: String,
+    /// The seat that is watched.
+    pub seat: SeatRequest,
+    /// What is handed over.
+    pub event: DelayedEvent,
+}
+
+impl DelegationRequest {
+    /// Parses the body of `/delegate_delayed_leave`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in the order of the contract.
+    pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
+        let body = object(body)?;
+        let (seat, claimed_user_id) = member_seat(&body, BadRequest::DelegationMember)?;
+        Ok(Self {
+            openid_token: openid_token(&body, BadRequest::DelegationOpenIdToken)?,
+            claimed_user_id,
+            seat,
+            event: delayed_event(&body)?.ok_or(BadRequest::HalfDelay)?,
+        })
+    }
+}
+
 /// A token request, complete and of the right types.
 #[derive(Debug)]
 pub struct TokenRequest {
@@ -103,8 +158,8 @@ pub struct TokenRequest {
     pub claimed_user_id: Option<String>,
     /// The seat it wants.
     pub seat: SeatRequest,
-    /// It also asks to delegate its delayed leave event.
-    pub delegates: bool,
+    /// The delayed leave event that it hands over.
+    pub event: Option<DelayedEvent>,
 }
 
 impl TokenRequest {
@@ -131,22 +186,12 @@ impl TokenRequest {
     }
 
     fn member(body: &Map<String, Value>) -> Result<Self, BadRequest> {
-        let room_id = required(body, "room_id", BadRequest::RoomOrSlot)?;
-        let slot_id = required(body, "slot_id", BadRequest::RoomOrSlot)?;
-        let member = nested(body, "member", BadRequest::Member)?;
-        let member_id = required(member, "id", BadRequest::Member)?;
-        let claimed_user_id = required(member, "claimed_user_id", BadRequest::Member)?;
-        let claimed_device_id = required(member, "claimed_device_id", BadRequest::Member)?;
+        let (seat, claimed_user_id) = member_seat(body, BadRequest::Member)?;
         Ok(Self {
             openid_token: openid_token(body, BadRequest::OpenIdToken)?,
             claimed_user_id: Some(claimed_user_id),
-            seat: SeatRequest::Member {
-                room_id,
-                slot_id,
-                claimed_device_id,
-                member_id,
-            },
-            delegates: delay(body)?,
+            seat,
+            event: delayed_event(body)?,
         })
     }
 
@@ -158,7 +203,7 @@ impl TokenRequest {
             openid_token,
             claimed_user_id: None,
             seat: SeatRequest::Legacy { room, device_id },
-            delegates: delay(body)?,
+            event: delayed_event(body)?,
         })
     }
 }
@@ -262,20 +307,60 @@ fn openid_token(body: &Map<String, Value>, missing: BadRequest) -> Result<Unveri
     })
 }
 
-/// Whether both delay fields are there. A timeout of zero or less counts as absent.
-fn delay(body: &Map<String, Value>) -> Result<bool, BadRequest> {
-    let id = text(body, "delay_id")?.is_some_and(|id| !id.is_empty());
-    let timeout = match body.get("delay_timeout") {
-        None | Some(Value::Null) => false,
-        Some(Value::Number(number)) => number.as_f64().is_some_and(|ms| ms > 0.0),
-        Some(Value::String(digits)) => digits.trim().parse::<f64>().map_err(|_| BadRequest::WrongType)? > 0.0,
+/// The seat of a session member, and the user it says it is.
+fn member_seat(body: &Map<String, Value>, missing: BadRequest) -> Result<(SeatRequest, String), BadRequest> {
+    let room_id = required(body, "room_id", BadRequest::RoomOrSlot)?;
+    let slot_id = required(body, "slot_id", BadRequest::RoomOrSlot)?;
+    let member = nested(body, "member", missing)?;
+    let member_id = required(member, "id", missing)?;
+    let claimed_user_id = required(member, "claimed_user_id", missing)?;
+    let claimed_device_id = required(member, "claimed_device_id", missing)?;
+    let seat = SeatRequest::Member {
+        room_id,
+        slot_id,
+        claimed_device_id,
+        member_id,
+    };
+    Ok((seat, claimed_user_id))
+}
+
+/// Both delay fields or none. A timeout of zero or less counts as absent.
+fn delayed_event(body: &Map<String, Value>) -> Result<Option<DelayedEvent>, BadRequest> {
+    let id = text(body, "delay_id")?.filter(|id| !id.is_empty());
+    let millis = match body.get("delay_timeout") {
+        None | Some(Value::Null) => None,
+        Some(Value::Number(number)) => number.as_f64(),
+        Some(Value::String(digits)) => Some(digits.trim().parse::<f64>().map_err(|_| BadRequest::WrongType)?),
         Some(Value::Bool(_) | Value::Array(_) | Value::Object(_)) => return Err(BadRequest::WrongType),
     };
-    match (id, timeout) {
-        (false, false) => Ok(false),
-        (true, true) => Ok(true),
-        (true, false) | (false, true) => Err(BadRequest::HalfDelay),
+    match (id, millis.filter(|millis| *millis > 0.0)) {
+        (None, None) => Ok(None),
+        (Some(_), None) | (None, Some(_)) => Err(BadRequest::HalfDelay),
+        (Some(id), Some(millis)) => Ok(Some(DelayedEvent {
+            id: Some(id).filter(|id| is_delay_id(id)).ok_or(BadRequest::DelayId)?.to_owned(),
+            delay: whole(millis)?.and_then(Delay::from_millis).ok_or(BadRequest::DelayTimeout)?,
+        })),
     }
+}
+
+/// `3600.0` is whole, `0.5` is not; what is beyond all delays need not be exact.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "positive, whole, and compared with a bound far below the limit of either type"
+)]
+fn whole(millis: f64) -> Result<Option<u64>, BadRequest> {
+    if millis.fract() == 0.0 {
+        Ok((millis <= 1e15).then_some(millis as u64))
+    } else {
+        Err(BadRequest::WrongType)
+    }
+}
+
+/// Whether `id` can be the id of a delayed event: it becomes one segment of a path, which `.` and `..` are not. Synapse's
+/// ids have 23 characters.
+fn is_delay_id(id: &str) -> bool {
+    !matches!(id, "." | "..") && id.len() <= MAX_DELAY_ID
 }
 
 #[cfg(test)]
@@ -303,7 +388,7 @@ mod tests {
         let request = TokenRequest::get_token(full().to_string().as_bytes()).unwrap();
         assert_eq!(request.claimed_user_id.as_deref(), Some("@a:x"));
         assert_eq!(request.openid_token.access_token.expose(), "t");
-        assert!(!request.delegates);
+        assert_eq!(request.event, None);
         let request = TokenRequest::sfu_get(legacy().to_string().as_bytes()).unwrap();
         assert_eq!(
             request.seat,
@@ -438,25 +523,56 @@ mod tests {
     }
 
     #[test]
-    fn delays_come_in_pairs() {
+    fn delays_come_in_pairs_and_within_a_day() {
+        let delay = |millis| Ok(Some(Delay::from_millis(millis).unwrap()));
         for (id, timeout, expected) in [
-            (json!("d"), json!(1), Ok(true)),
-            (json!("d"), json!("3600000"), Ok(true)),
-            (json!("d"), json!(3_600_000.0), Ok(true)),
+            (json!("d"), json!(1), delay(1)),
+            (json!("d"), json!("3600000"), delay(3_600_000)),
+            (json!("d"), json!(3_600_000.0), delay(3_600_000)),
+            (json!("d"), json!(86_400_000), delay(86_400_000)),
+            (json!("d"), json!(86_400_001), Err(BadRequest::DelayTimeout)),
+            (json!("d"), json!(9_007_199_254_740_992_u64), Err(BadRequest::DelayTimeout)),
+            (json!("d"), json!(9_223_372_036_854_775_808_u64), Err(BadRequest::DelayTimeout)),
+            (json!("d"), json!("1e300"), Err(BadRequest::DelayTimeout)),
+            (json!("d"), json!(0.5), Err(BadRequest::WrongType)),
             (json!("d"), json!(null), Err(BadRequest::HalfDelay)),
             (json!("d"), json!(0), Err(BadRequest::HalfDelay)),
+            (json!("d"), json!(-1), Err(BadRequest::HalfDelay)),
+            (json!("d"), json!("nan"), Err(BadRequest::HalfDelay)),
             (json!(null), json!(5), Err(BadRequest::HalfDelay)),
-            (json!(""), json!(-5), Ok(false)),
+            (json!(""), json!(-5), Ok(None)),
             (json!(7), json!(7), Err(BadRequest::WrongType)),
             (json!("d"), json!("soon"), Err(BadRequest::WrongType)),
             (json!("d"), json!(true), Err(BadRequest::WrongType)),
+            (json!("."), json!(5), Err(BadRequest::DelayId)),
+            (json!(".."), json!(5), Err(BadRequest::DelayId)),
+            (json!("x".repeat(256)), json!(5), Err(BadRequest::DelayId)),
+            (json!("../a%2e?"), json!(5), delay(5)),
         ] {
             let mut body = legacy();
             body["delay_id"] = id.clone();
             body["delay_timeout"] = timeout.clone();
             body["delay_cs_api_url"] = json!("https://ignored.example");
-            let got = TokenRequest::sfu_get(body.to_string().as_bytes()).map(|r| r.delegates);
+            let got = TokenRequest::sfu_get(body.to_string().as_bytes()).map(|r| r.event.map(|event| event.delay));
             assert_eq!(got, expected, "{id} {timeout}");
         }
+    }
+
+    #[test]
+    fn a_delegation_needs_everything() {
+        let mut body = full();
+        assert_eq!(DelegationRequest::parse(body.to_string().as_bytes()).unwrap_err(), BadRequest::HalfDelay);
+        body["delay_id"] = json!("d");
+        body["delay_timeout"] = json!(8000);
+        assert_eq!(DelegationRequest::parse(body.to_string().as_bytes()).unwrap().event.id, "d");
+        assert_eq!(
+            DelegationRequest::parse(&with(body.clone(), "/member/id", json!(""))).unwrap_err(),
+            BadRequest::DelegationMember
+        );
+        assert_eq!(
+            DelegationRequest::parse(&with(body, "/openid_token", json!(null))).unwrap_err(),
+            BadRequest::DelegationOpenIdToken
+        );
+        assert_eq!(DelegationRequest::parse(b"").unwrap_err(), BadRequest::NotJson);
     }
 }

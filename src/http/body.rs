@@ -11,22 +11,20 @@ use tokio::time::timeout;
 use super::App;
 use super::error::ApiError;
 
-/// Largest body of a client route.
-const MAX_BODY: usize = 64 * 1024;
 /// What every request may hold besides its share: longer than an honest body, so that none waits for greedy ones.
 const OWN: usize = 1024;
 /// Time for a body to arrive.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+pub(super) async fn read(app: &App, headers: &HeaderMap, body: Body, most: usize) -> Result<Bytes, ApiError> {
     let declared = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if declared.is_some_and(|length| length > MAX_BODY) {
+    if declared.is_some_and(|length| length > most) {
         return Err(ApiError::TOO_LARGE);
     }
     let reading = async {
-        let mut body = Limited::new(body, MAX_BODY);
+        let mut body = Limited::new(body, most);
         let (mut whole, mut shares) = (BytesMut::new(), Vec::new());
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {

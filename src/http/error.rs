@@ -80,6 +80,13 @@ impl ApiError {
             "The service is busy, try again in a moment",
         )
     };
+    /// Not yet, or not any more.
+    pub const NOT_READY: Self = Self {
+        retry_after: Some(2),
+        ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "Service is shutting down")
+    };
+    /// What was sent to the webhook is not the SFU's.
+    pub const BAD_WEBHOOK: Self = Self::new(StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED", "The request could not be authorised.");
     /// A defect.
     pub const INTERNAL: Self = Self {
         reason: Some(Reason::InternalError),
@@ -127,21 +134,56 @@ impl From<BadRequest> for ApiError {
                 Self::bad_json("The request body `openid_token` is missing a `access_token` or `matrix_server_name`")
             }
             BadRequest::LegacyOpenIdToken => Self::bad_json("Missing OpenID token parameters"),
+            BadRequest::DelegationMember => {
+                Self::bad_json("The request body `member` is missing `id`, `claimed_user_id` or `claimed_device_id`")
+            }
+            BadRequest::DelegationOpenIdToken => {
+                Self::bad_json("The request body `openid_token` is missing `access_token` or `matrix_server_name`")
+            }
+            BadRequest::DelayTimeout => Self::bad_json("The request body `delay_timeout` must be between 1 and 86400000 milliseconds"),
+            BadRequest::DelayId => Self::bad_json("The request body `delay_id` is not the id of a delayed event"),
             BadRequest::HalfDelay => Self::bad_json("The request body is missing `delay_id` or `delay_timeout`"),
         }
     }
 }
 
-impl From<&Refusal> for ApiError {
-    fn from(refusal: &Refusal) -> Self {
+/// Which kind of route answers: what clients understand differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    /// `/get_token` and `/sfu/get`: on 400 `M_BAD_JSON` Element Call asks again without the delayed event.
+    Token,
+    /// `/delegate_delayed_leave`.
+    Delegation,
+}
+
+impl ApiError {
+    pub(super) fn of(refusal: &Refusal, route: Route) -> Self {
         match refusal {
-            Refusal::Delegation => Self::bad_json("Delegation of delayed events is not supported"),
             Refusal::BadServerName => Self::unauthorised(Reason::InvalidServerName),
             Refusal::Unverified(Unverified::Rejected) => Self::unauthorised(Reason::TokenRejected),
             Refusal::Unverified(Unverified::Unreachable { .. }) => Self::unauthorised(Reason::HomeserverUnreachable),
             Refusal::Unverified(Unverified::Unusable(_)) => Self::unauthorised(Reason::HomeserverError),
             Refusal::Unverified(Unverified::ForeignUser) | Refusal::UserMismatch => Self::unauthorised(Reason::UserMismatch),
             Refusal::Unverified(Unverified::Busy) => Self::BUSY,
+            Refusal::DelegationDenied => {
+                let text = "Delegation of delayed events is only supported for full access users";
+                match route {
+                    Route::Token => Self::bad_json(text),
+                    Route::Delegation => Self::new(StatusCode::FORBIDDEN, "M_FORBIDDEN", text),
+                }
+            }
+            Refusal::DelegationLimit(_) => {
+                let text = "Too many delayed events are delegated already";
+                match route {
+                    Route::Token => Self::bad_json(text),
+                    Route::Delegation => Self {
+                        retry_after: Some(60),
+                        ..Self::new(StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED", text)
+                    },
+                }
+            }
+            Refusal::ClientApi(_) => Self::bad_json("Unable to resolve client-server API"),
+            Refusal::NotReady => Self::NOT_READY,
             Refusal::Sfu(error) if error.may_pass() => Self::no_room(Reason::SfuUnreachable),
             Refusal::Sfu(_) => Self::no_room(Reason::SfuRejected),
             Refusal::Mint(_) => Self::INTERNAL,
@@ -180,13 +222,14 @@ mod tests {
             failure: Failure::Timeout,
             known: false,
         });
-        assert_eq!(ApiError::from(&refused), ApiError::from(&away));
+        assert_eq!(ApiError::of(&refused, Route::Token), ApiError::of(&away, Route::Token));
     }
 
     #[test]
     fn every_refusal_has_its_row() {
         for (refusal, status, errcode, reason) in [
-            (Refusal::Delegation, 400, "M_BAD_JSON", None),
+            (Refusal::DelegationDenied, 400, "M_BAD_JSON", None),
+            (Refusal::ClientApi(Failure::Timeout), 400, "M_BAD_JSON", None),
             (Refusal::BadServerName, 401, "M_UNAUTHORIZED", Some(Reason::InvalidServerName)),
             (Unverified::Rejected.into(), 401, "M_UNAUTHORIZED", Some(Reason::TokenRejected)),
             (
@@ -201,7 +244,7 @@ mod tests {
             (SfuError::Timeout.into(), 500, "M_UNKNOWN", Some(Reason::SfuUnreachable)),
             (SfuError::WrongSecret.into(), 500, "M_UNKNOWN", Some(Reason::SfuRejected)),
         ] {
-            let error = ApiError::from(&refusal);
+            let error = ApiError::of(&refusal, Route::Token);
             assert_eq!(
                 (error.status.as_u16(), error.errcode, error.reason),
                 (status, errcode, reason),

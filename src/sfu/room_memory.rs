@@ -74,6 +74,44 @@ impl RoomMemory {
     }
 }
 
+/// How long after a token was made its holder may still be on the way into the room (decision T6b).
+const ON_THE_WAY: Duration = Duration::from_secs(15);
+/// Holders remembered for one room.
+const HOLDERS: usize = 64;
+
+/// Holders of fresh full-access tokens who were not seen in their rooms yet.
+pub(super) struct Expected(LruCache<Box<str>, Vec<(Box<str>, Instant)>>);
+
+impl Expected {
+    pub(super) fn new() -> Self {
+        let mut rooms = LruCache::unbounded();
+        rooms.resize(ROOMS);
+        Self(rooms)
+    }
+
+    /// `identity` got a token for `room`.
+    pub(super) fn expect(&mut self, room: &str, identity: &str, now: Instant) {
+        let holders = self.0.get_or_insert_mut(room.into(), Vec::new);
+        holders.retain(|(other, since)| **other != *identity && now < *since + ON_THE_WAY);
+        if holders.len() == HOLDERS {
+            holders.remove(0);
+        }
+        holders.push((identity.into(), now));
+    }
+
+    /// `identity` is in `room`.
+    pub(super) fn arrived(&mut self, room: &str, identity: &str) {
+        if let Some(holders) = self.0.get_mut(room) {
+            holders.retain(|(other, _)| **other != *identity);
+        }
+    }
+
+    /// `room` has ended: whether somebody is still on the way into it.
+    pub(super) fn anybody(&mut self, room: &str, now: Instant) -> bool {
+        self.0.pop(room).is_some_and(|holders| holders.iter().any(|(_, since)| now < *since + ON_THE_WAY))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,6 +177,29 @@ mod tests {
             ..Room::default()
         };
         assert_eq!(stands_for(&old, Some(NOW)), LONGEST);
+    }
+
+    #[test]
+    fn a_room_is_missed_by_those_on_the_way_only() {
+        let (mut expected, now) = (Expected::new(), Instant::now());
+        assert!(!expected.anybody("r", now));
+        expected.expect("r", "a", now);
+        assert!(!expected.anybody("other", now));
+        assert!(expected.anybody("r", now + ON_THE_WAY / 2));
+        assert!(!expected.anybody("r", now), "asked once");
+        expected.expect("r", "a", now);
+        assert!(!expected.anybody("r", now + ON_THE_WAY));
+        expected.expect("r", "a", now);
+        expected.expect("r", "b", now);
+        expected.arrived("r", "a");
+        assert!(expected.anybody("r", now));
+        expected.expect("r", "a", now);
+        expected.arrived("r", "a");
+        assert!(!expected.anybody("r", now));
+        for n in 0..1000 {
+            expected.expect("r", &n.to_string(), now);
+        }
+        assert_eq!(expected.0.peek("r").map(Vec::len), Some(HOLDERS));
     }
 
     #[test]

@@ -1,0 +1,499 @@
+//! The thin driver around the pure core: reads the clocks, makes the calls that the core asks for, each with a time-out,
+//! and feeds back what they brought. Nothing is decided here.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use livekit_protocol::participant_info::State as ParticipantState;
+use livekit_protocol::{ParticipantInfo, Room};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use super::Delegation;
+use super::jobs::{self, Answered, Call, Config, Delegated, Fact, Job, JobId, Jobs, Looked, Output, Outputs, Refusal, Row};
+use super::machine::Outcome;
+use super::record::StoredJob;
+use super::rooms::RoomRow;
+use super::store::Queue;
+use super::time::{Time, WallClock, event_time};
+use crate::homeserver::{Homeservers, Management};
+use crate::server_name::ServerName;
+use crate::sfu::webhook::{Claims, Webhook};
+use crate::sfu::{Probe, Sfu, SfuError};
+
+/// How long jobs may take to be restored before webhooks and delegations are taken all the same (decision L11).
+const RESTORING: Duration = Duration::from_secs(5);
+/// Time for one call to a homeserver (decision L4).
+const HOMESERVER_CALL: Duration = Duration::from_secs(10);
+/// Calls to the SFU under way; the others wait in a queue, a few bytes each.
+const SFU_CALLS: usize = 64;
+
+/// What the driver works with.
+pub struct Settings {
+    /// Bounds and intervals.
+    pub config: Config,
+    /// Who is there.
+    pub sfu: Arc<Sfu>,
+    /// Whose events these are.
+    pub homeservers: Arc<Homeservers>,
+    /// Where jobs are kept.
+    pub store: Queue,
+    /// Homeservers named in full access: they may have more jobs (decision L8).
+    pub named: Box<dyn Fn(&str) -> bool + Send + Sync>,
+}
+
+/// The driver.
+pub(super) struct Driver {
+    core: Mutex<Core>,
+    clock: Clock,
+    sfu: Arc<Sfu>,
+    homeservers: Arc<Homeservers>,
+    store: Queue,
+    named: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    probe: AsyncMutex<Probe>,
+    closed: Arc<Notify>,
+    /// The timer sleeps for another moment now.
+    rearm: Notify,
+    /// Something happened that a stopping service waits for.
+    progress: Notify,
+    gate: watch::Sender<Gate>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    Restoring,
+    Open,
+    Stopping,
+}
+
+struct Core {
+    jobs: Jobs,
+    waiting: VecDeque<Output>,
+    calls: usize,
+    /// What the timer sleeps for.
+    armed: Option<Time>,
+}
+
+/// The two clocks, read nowhere else.
+struct Clock {
+    started: Instant,
+}
+
+impl Clock {
+    fn now(&self) -> Time {
+        self.at(Instant::now())
+    }
+
+    fn at(&self, moment: Instant) -> Time {
+        let since = moment.saturating_duration_since(self.started);
+        Time::START.after(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn instant(&self, time: Time) -> Instant {
+        // The core counts whole milliseconds: one more, so that its moment has come when the timer fires.
+        self.started + Duration::from_millis(time.since(Time::START).saturating_add(1))
+    }
+
+    fn wall(&self) -> WallClock {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        WallClock::new(self.now(), i64::try_from(unix.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+impl Driver {
+    pub(super) fn new(settings: Settings) -> Self {
+        let Settings {
+            config,
+            sfu,
+            homeservers,
+            store,
+            named,
+        } = settings;
+        let clock = Clock { started: Instant::now() };
+        let probe = sfu.probe();
+        Self {
+            core: Mutex::new(Core {
+                jobs: Jobs::new(config, rand::random(), clock.now()),
+                waiting: VecDeque::new(),
+                calls: 0,
+                armed: None,
+            }),
+            clock,
+            closed: probe.closed(),
+            probe: AsyncMutex::new(probe),
+            sfu,
+            homeservers,
+            store,
+            named,
+            rearm: Notify::new(),
+            progress: Notify::new(),
+            gate: watch::Sender::new(Gate::Restoring),
+        }
+    }
+
+    // --- from outside ---
+
+    pub(super) fn is_open(&self) -> bool {
+        *self.gate.borrow() == Gate::Open
+    }
+
+    pub(super) async fn open(&self) {
+        // The sender lives in this very value.
+        let _ = self.gate.subscribe().wait_for(|gate| *gate != Gate::Restoring).await;
+    }
+
+    pub(super) fn admit(&self, delegation: &Delegation<'_>) -> Result<(), Refusal> {
+        self.lock().jobs.admit(&self.pure(delegation))
+    }
+
+    /// Takes the delegation; the future is done when it is written.
+    pub(super) fn delegate(self: &Arc<Self>, delegation: &Delegation<'_>) -> Result<impl Future<Output = ()> + use<>, Refusal> {
+        let pure = self.pure(delegation);
+        let now = self.clock.now();
+        let mut core = self.lock();
+        let (delegated, outputs) = core.jobs.delegate(&pure, now)?;
+        self.act(&mut core, outputs);
+        drop(core);
+        let (room, identity) = (delegation.seat.room.as_str(), delegation.seat.identity.as_str());
+        tracing::debug!(
+            room,
+            identity,
+            delay_id = delegation.delay_id,
+            delay_ms = delegation.delay.as_millis(),
+            outcome = match delegated {
+                Delegated::New(_) => "new",
+                Delegated::Renewed(_) => "renewed",
+                Delegated::Overtaken => "overtaken by a later one",
+            },
+            "leave delegated"
+        );
+        Ok(self.store.written(room, identity))
+    }
+
+    pub(super) fn webhook(self: &Arc<Self>, claims: &Claims, webhook: &Webhook) {
+        let now = self.clock.now();
+        let happened = event_time(now, claims.issued_at(), webhook.created_at());
+        if let Some(webhook) = webhook.as_fact(happened) {
+            self.feed(Fact::Webhook(webhook));
+        }
+    }
+
+    pub(super) async fn stop(self: &Arc<Self>, deadline: Instant) {
+        self.gate.send_replace(Gate::Stopping);
+        self.feed(Fact::Stopping);
+        let rest = async {
+            loop {
+                let progress = self.progress.notified();
+                if self.lock().jobs.is_at_rest() {
+                    return;
+                }
+                progress.await;
+            }
+        };
+        if timeout_at(deadline, rest).await.is_err() {
+            tracing::warn!("not every delayed event could be restarted or sent before the end; the homeserver's own timers go on");
+        }
+        self.store.drain(deadline).await;
+    }
+
+    // --- tasks ---
+
+    /// Tells the core that its next moment has come.
+    pub(super) async fn keep_time(self: Arc<Self>) {
+        loop {
+            let rearm = self.rearm.notified();
+            let next = {
+                let mut core = self.lock();
+                core.armed = core.jobs.next_deadline();
+                core.armed
+            };
+            match next {
+                Some(at) if at <= self.clock.now() => {
+                    self.feed(Fact::Time);
+                    // A core that asks for the past again and again must not keep the others from running.
+                    tokio::task::yield_now().await;
+                }
+                Some(at) => {
+                    tokio::select! {
+                        () = sleep_until(self.clock.instant(at)) => self.feed(Fact::Time),
+                        () = rearm => {}
+                    }
+                }
+                None => rearm.await,
+            }
+        }
+    }
+
+    /// Tells the core that the watch's own connection to the SFU was closed.
+    pub(super) async fn notice_closing(self: Arc<Self>) {
+        loop {
+            self.closed.notified().await;
+            self.sfu.forget_rooms();
+            self.feed(Fact::WatchClosed);
+        }
+    }
+
+    /// Reads the store until that succeeds. Records that come late never replace newer jobs.
+    pub(super) async fn restore(self: Arc<Self>) {
+        let load = self.store.load();
+        tokio::pin!(load);
+        let records = match timeout(RESTORING, &mut load).await {
+            Ok(records) => records,
+            Err(_) => {
+                self.open_gate();
+                tracing::warn!("the store does not answer: delegated leaves of the time before the start are not watched until it does");
+                load.await
+            }
+        };
+        let (count, wall, now) = (records.len(), self.clock.wall(), self.clock.now());
+        {
+            let mut core = self.lock();
+            for record in &records {
+                let outputs = core.jobs.restore(&record.as_record(&wall), now);
+                self.act(&mut core, outputs);
+            }
+        }
+        self.rearm.notify_one();
+        if count > 0 {
+            tracing::info!(count, "delegated leaves restored");
+        }
+        self.open_gate();
+    }
+
+    fn open_gate(&self) {
+        self.gate.send_if_modified(|gate| {
+            let restoring = *gate == Gate::Restoring;
+            if restoring {
+                *gate = Gate::Open;
+            }
+            restoring
+        });
+    }
+
+    // --- the loop: facts in, calls out ---
+
+    fn feed(self: &Arc<Self>, fact: Fact<'_>) {
+        let now = self.clock.now();
+        let mut core = self.lock();
+        let outputs = core.jobs.handle(fact, now);
+        self.act(&mut core, outputs);
+    }
+
+    fn act(self: &Arc<Self>, core: &mut Core, outputs: Outputs) {
+        for output in outputs {
+            match output {
+                Output::LookUp { .. } | Output::ListParticipants { .. } | Output::ListRooms { .. } | Output::CreateRoom { .. } => {
+                    core.waiting.push_back(output);
+                }
+                Output::Probe { within } => {
+                    let driver = self.clone();
+                    tokio::spawn(async move {
+                        let reach = driver.probe.lock().await.ask(within).await;
+                        driver.feed(Fact::Probed(reach));
+                    });
+                }
+                Output::Call { job, homeserver, call } => self.call(&core.jobs, job, homeserver, call),
+                Output::Persist { job } => self.persist(&core.jobs, job),
+                Output::Forget { room, identity } => self.store.remove(&room, &identity),
+                Output::Finished {
+                    room, delay_id, reason, ..
+                } => {
+                    let reason = format!("{reason:?}");
+                    tracing::info!(room = &*room, delay_id = &*delay_id, reason, "delegated leave is over");
+                    self.progress.notify_one();
+                }
+                Output::SfuSilent { for_millis } => {
+                    tracing::warn!(
+                        seconds = for_millis / 1000,
+                        remedy = "check livekit-server, and that LIVEKIT_URL or LIVEKIT_API_URL leads to it",
+                        "the SFU has not answered for long: delayed events are not restarted until it does"
+                    );
+                }
+            }
+        }
+        while core.calls < SFU_CALLS
+            && let Some(output) = core.waiting.pop_front()
+        {
+            core.calls += 1;
+            let driver = self.clone();
+            tokio::spawn(async move { driver.work(output).await });
+        }
+        let next = core.jobs.next_deadline();
+        if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
+            self.rearm.notify_one();
+        }
+        self.progress.notify_one();
+    }
+
+    /// Makes one call to the SFU after the other, as long as there are any.
+    async fn work(self: Arc<Self>, first: Output) {
+        let mut next = Some(first);
+        while let Some(output) = next {
+            self.ask_sfu(output).await;
+            let mut core = self.lock();
+            next = core.waiting.pop_front();
+            if next.is_none() {
+                core.calls -= 1;
+            }
+        }
+    }
+
+    async fn ask_sfu(self: &Arc<Self>, output: Output) {
+        match output {
+            Output::LookUp { job, asked, within } => self.look_up(job, asked, within).await,
+            Output::ListParticipants { room, asked } => {
+                let Some(name) = self.lock().jobs.room_name(room).cloned() else {
+                    return;
+                };
+                let answer = self.sfu.participants(&name).await;
+                let rows: Vec<_> = answer.iter().flatten().filter_map(row).collect();
+                let answer = answered(&answer, |_| rows.as_slice());
+                self.feed(Fact::Listed { room, asked, answer });
+            }
+            Output::ListRooms { names, asked } => {
+                let answer = self.sfu.list_rooms(names.iter().map(ToString::to_string).collect()).await;
+                let rows: Vec<_> = answer.iter().flatten().map(room_row).collect();
+                let answer = answered(&answer, |_| rows.as_slice());
+                self.feed(Fact::RoomsListed {
+                    names: &names,
+                    asked,
+                    answer,
+                });
+            }
+            Output::CreateRoom { room } => {
+                let Some(name) = self.lock().jobs.room_name(room).cloned() else {
+                    return;
+                };
+                let answer = self.sfu.create_again(&name).await;
+                tracing::info!(room = &*name, created = answer.is_ok(), "the SFU has forgotten a room with people in it");
+                let answer = answered(&answer, room_row);
+                self.feed(Fact::RoomCreated { room, answer });
+            }
+            Output::Probe { .. }
+            | Output::Call { .. }
+            | Output::Persist { .. }
+            | Output::Forget { .. }
+            | Output::Finished { .. }
+            | Output::SfuSilent { .. } => {}
+        }
+    }
+
+    async fn look_up(self: &Arc<Self>, job: JobId, asked: Time, within: Duration) {
+        let found = {
+            let core = self.lock();
+            core.jobs.get(job).and_then(|found| {
+                let room = core.jobs.room_name(found.room())?.clone();
+                Some((room, found.identity().to_owned()))
+            })
+        };
+        let Some((room, identity)) = found else { return };
+        let answer = self.sfu.participant(&room, &identity, within).await;
+        let answer = match &answer {
+            Ok(participant) => row(participant).map_or(Looked::Absent, Looked::Present),
+            Err(SfuError::NotFound) => Looked::Absent,
+            Err(SfuError::Timeout) => Looked::TimedOut,
+            Err(error) if error.connection_failed() => Looked::Unreachable,
+            Err(error) => {
+                let (reason, remedy) = (error.to_string(), error.remedy());
+                tracing::debug!(reason, remedy, "the SFU does not say whether somebody is there");
+                Looked::Unclear
+            }
+        };
+        self.feed(Fact::LookedUp { job, asked, answer });
+    }
+
+    fn call(self: &Arc<Self>, jobs: &Jobs, job: JobId, homeserver: super::pace::HomeserverId, call: Call) {
+        let found = jobs.get(job).map(|found| found.delay_id().to_owned());
+        let name = jobs.homeserver_name(homeserver).and_then(|name| ServerName::parse(name).ok());
+        let driver = self.clone();
+        tokio::spawn(async move {
+            let what = match call {
+                Call::Restart => Management::Restart,
+                Call::Send => Management::Send,
+                Call::Cancel => Management::Cancel,
+            };
+            let outcome = match (name, found) {
+                (Some(server), Some(delay_id)) => {
+                    let outcome = driver.homeservers.manage(&server, &delay_id, what, None, HOMESERVER_CALL).await;
+                    tracing::debug!(server = server.as_str(), delay_id, ?what, ?outcome, "delayed event managed");
+                    outcome
+                }
+                // A record that names no server: nobody can be called.
+                (None, _) | (_, None) => Outcome::Forbidden,
+            };
+            driver.feed(Fact::Called {
+                job,
+                homeserver,
+                call,
+                outcome,
+            });
+        });
+    }
+
+    fn persist(&self, jobs: &Jobs, id: JobId) {
+        let Some(job) = jobs.get(id) else { return };
+        if let (Some(room), Some(homeserver)) = (jobs.room_name(job.room()), jobs.homeserver_name(job.homeserver())) {
+            let record = StoredJob::of(job, room, homeserver, &self.clock.wall());
+            self.store.put(&record);
+        }
+    }
+
+    fn pure<'a>(&self, delegation: &'a Delegation<'_>) -> jobs::Delegation<'a> {
+        jobs::Delegation {
+            room: &delegation.seat.room,
+            identity: &delegation.seat.identity,
+            user: delegation.user,
+            homeserver: delegation.homeserver,
+            delay_id: delegation.delay_id,
+            delay: delegation.delay,
+            arrived: self.clock.at(delegation.received),
+            exempt: (self.named)(delegation.homeserver),
+            // Only full-access users may delegate, and they may open rooms.
+            creates_room: true,
+            as_user: false,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A participant who is there.
+fn row(participant: &ParticipantInfo) -> Option<Row<'_>> {
+    if participant.state == ParticipantState::Disconnected as i32 {
+        return None;
+    }
+    let joined_at_ms = if participant.joined_at_ms > 0 {
+        participant.joined_at_ms
+    } else {
+        participant.joined_at.saturating_mul(1000)
+    };
+    Some(Row {
+        identity: &participant.identity,
+        sid: &participant.sid,
+        joined_at_ms: u64::try_from(joined_at_ms).unwrap_or(0),
+        active: participant.state == ParticipantState::Active as i32,
+    })
+}
+
+fn room_row(room: &Room) -> RoomRow<'_> {
+    RoomRow {
+        name: &room.name,
+        sid: &room.sid,
+        num_participants: room.num_participants,
+        departure_timeout: room.departure_timeout,
+    }
+}
+
+fn answered<'a, T, R>(answer: &'a Result<T, SfuError>, yes: impl FnOnce(&'a T) -> R) -> Answered<R> {
+    match answer {
+        Ok(answer) => Answered::Yes(yes(answer)),
+        Err(SfuError::Timeout) => Answered::TimedOut,
+        Err(error) if error.connection_failed() => Answered::Unreachable,
+        Err(error) if error.is_refusal() => Answered::Refused,
+        Err(_) => Answered::Unclear,
+    }
+}

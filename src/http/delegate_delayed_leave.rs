@@ -1,0 +1,28 @@
+//! `POST /delegate_delayed_leave` (MSC4195): hand over a delayed leave event. Clients probe it with an empty body: any
+//! answer but a 404 means that delegation is supported.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use http::Request;
+use serde_json::json;
+
+use super::App;
+use super::error::{ApiError, Route};
+use super::refused::log;
+use super::request::{Received, json_reply};
+use crate::wire::DelegationRequest;
+
+pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
+    let (received, request) = Received::parse(&app, request, DelegationRequest::parse).await?;
+    let server = request.openid_token.unverified_server_name.clone();
+    match app.exchange.delegate(request, received.at).await {
+        Ok(()) => json_reply(&json!({})),
+        Err(refusal) => {
+            log(&refusal, &server, received.id());
+            Err(ApiError::of(&refusal, Route::Delegation))
+        }
+    }
+}

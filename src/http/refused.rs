@@ -1,0 +1,53 @@
+//! One log line per refused request: a client's fault at debug or info, a neighbour's at warn, ours at error. A line about
+//! a neighbour names what can be done about it.
+
+use crate::exchange::Refusal;
+use crate::federation::Failure;
+use crate::openid::Unverified;
+
+pub(super) fn log(refusal: &Refusal, server: &str, request_id: &str) {
+    let reason = refusal.to_string();
+    match refusal {
+        Refusal::BadServerName | Refusal::DelegationDenied | Refusal::NotReady => {
+            tracing::debug!(request_id, server, reason, "refused");
+        }
+        Refusal::UserMismatch | Refusal::Unverified(Unverified::Rejected | Unverified::ForeignUser) => {
+            tracing::info!(request_id, server, reason, "refused: the user could not be verified");
+        }
+        // Names come from strangers, and most of those that lead nowhere are probes: no warnings for these. The first
+        // refusal of an address is told by `federation.rs`.
+        Refusal::Unverified(Unverified::Unreachable { failure, known }) => {
+            let remedy = failure.remedy();
+            if *known && !matches!(failure, Failure::Refused { .. }) {
+                tracing::warn!(request_id, server, reason, remedy, "refused: the homeserver could not be reached");
+            } else {
+                tracing::info!(request_id, server, reason, remedy, "refused: the homeserver could not be reached");
+            }
+        }
+        Refusal::Unverified(Unverified::Unusable(_)) => {
+            let remedy =
+                "check that /_matrix/federation/v1/openid is routed to that homeserver and enabled there (a listener's `openid` resource)";
+            tracing::info!(request_id, server, reason, remedy, "refused: the homeserver's answer is unusable");
+        }
+        Refusal::Unverified(Unverified::Busy) => {
+            let remedy = Failure::Busy.remedy();
+            tracing::warn!(request_id, server, reason, remedy, "refused: overloaded");
+        }
+        Refusal::DelegationLimit(_) => tracing::warn!(request_id, server, reason, "refused: delegation"),
+        Refusal::ClientApi(failure) => {
+            let remedy = failure.remedy();
+            tracing::warn!(
+                request_id,
+                server,
+                reason,
+                remedy,
+                "refused: the homeserver's client-server API cannot be found"
+            );
+        }
+        Refusal::Sfu(error) => {
+            let remedy = error.remedy();
+            tracing::warn!(request_id, reason, remedy, "refused: the room could not be opened on the SFU");
+        }
+        Refusal::Mint(_) => tracing::error!(request_id, reason, "refused: the token could not be signed"),
+    }
+}
