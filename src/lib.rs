@@ -43,6 +43,7 @@ pub mod access;
 pub mod bind;
 pub mod cli;
 pub mod config;
+pub mod delayed_leave;
 pub mod dns;
 pub mod exchange;
 pub mod federation;

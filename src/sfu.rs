@@ -5,6 +5,7 @@
 
 mod refusal;
 mod room_memory;
+pub mod webhook;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
