@@ -236,7 +236,9 @@ fn read(stored_field: &str, value: &str) -> Result<(StoredJob<'static>, Option<B
     let plain = origin.field.is_none()
         && origin.restarted_at.is_none()
         && origin.delay_ns.is_none()
-        && [&origin.unknown, &origin.unknown_params, &origin.unknown_watch].iter().all(|list| list.is_empty());
+        && [&origin.unknown, &origin.unknown_params, &origin.unknown_watch]
+            .iter()
+            .all(|list| list.is_empty());
     Ok((job, (!plain).then(|| Box::new(origin))))
 }
 

@@ -86,23 +86,44 @@ fn keys_that_nobody_knows_survive() {
 
 #[test]
 fn reads_as_leniently_as_go() {
-    let lower = GO.replace("Params", "params").replace("DelayId", "DELAYID").replace("RestartedAt", "restartedat");
+    let lower = GO
+        .replace("Params", "params")
+        .replace("DelayId", "DELAYID")
+        .replace("RestartedAt", "restartedat");
     assert_eq!(read_ok(GO_FIELD, &lower).0, read_ok(GO_FIELD, GO).0);
     assert_eq!(read_ok(GO_FIELD, &GO.replace("8000000000", "8000000000.0")).0.delay_ms, 8000);
     assert_eq!(read_ok(GO_FIELD, &GO.replace("8000000000", "8e9")).0.delay_ms, 8000);
     // The last one wins, as everywhere.
-    assert_eq!(read_ok(GO_FIELD, &GO.replace("\"RestartedAt\"", "\"RestartedAt\":null,\"RestartedAt\"")).0.delay_ms, 8000);
-    for nothing in [r#"{}"#, r#"{"Params":null,"RestartedAt":null}"#, r#"{"Params":{"DelayId":null,"DelayTimeout":null}}"#] {
+    assert_eq!(
+        read_ok(GO_FIELD, &GO.replace("\"RestartedAt\"", "\"RestartedAt\":null,\"RestartedAt\""))
+            .0
+            .delay_ms,
+        8000
+    );
+    for nothing in [
+        r#"{}"#,
+        r#"{"Params":null,"RestartedAt":null}"#,
+        r#"{"Params":{"DelayId":null,"DelayTimeout":null}}"#,
+    ] {
         let (job, _) = read_ok(GO_FIELD, nothing);
-        assert_eq!((job.delay_ms, job.restarted_at_ms, &*job.delay_id), (0, time::ZERO_MS, ""), "{nothing}");
+        assert_eq!(
+            (job.delay_ms, job.restarted_at_ms, &*job.delay_id),
+            (0, time::ZERO_MS, ""),
+            "{nothing}"
+        );
         assert_eq!(&*job.identity, "@a:x:DEV", "the field says who it is");
         assert!(job.expires_at_ms() < 0);
     }
     // What is wrong in our own part is as good as absent.
-    let odd = GO.replace("\"RestartedAt\"", r#""LkJwtServiceWatch":{"sid":5,"seen":"x","joinedAtMs":-1},"RestartedAt""#);
+    let odd = GO.replace(
+        "\"RestartedAt\"",
+        r#""LkJwtServiceWatch":{"sid":5,"seen":"x","joinedAtMs":-1},"RestartedAt""#,
+    );
     assert_eq!(read_ok(GO_FIELD, &odd).0.watch, Watch::default());
     assert_eq!(
-        read_ok(GO_FIELD, &GO.replace("\"RestartedAt\"", r#""LkJwtServiceWatch":7,"RestartedAt""#)).0.watch,
+        read_ok(GO_FIELD, &GO.replace("\"RestartedAt\"", r#""LkJwtServiceWatch":7,"RestartedAt""#))
+            .0
+            .watch,
         Watch::default()
     );
 }
@@ -156,8 +177,20 @@ fn almost_a_record() -> impl Strategy<Value = Vec<u8>> {
     ];
     let key = prop_oneof![
         prop::sample::select(vec![
-            "Params", "params", "RestartedAt", "DelayId", "DelayTimeout", "ServerName", "LiveKitRoom", "LiveKitIdentity", OURS, "sid",
-            "seen", "user", "joinedAtMs", "lastSighted",
+            "Params",
+            "params",
+            "RestartedAt",
+            "DelayId",
+            "DelayTimeout",
+            "ServerName",
+            "LiveKitRoom",
+            "LiveKitIdentity",
+            OURS,
+            "sid",
+            "seen",
+            "user",
+            "joinedAtMs",
+            "lastSighted",
         ])
         .prop_map(str::to_owned),
         "\\PC{0,6}",
