@@ -31,7 +31,7 @@ pub use app_service::{AppService, AppServiceTokens, Membership};
 pub use livekit::Livekit;
 pub use log::{LogFormat, LogSettings};
 pub use reader::ConfigErrors;
-pub use redis::Redis;
+pub use redis::{Redis, RedisAddress, RedisTls};
 pub use variables::{VARIABLES, Variable};
 
 use reader::{Above, Reader, shown};

@@ -37,7 +37,7 @@ pub use driver::Settings;
 pub use jobs::Refusal;
 
 use crate::identity::Seat;
-use crate::sfu::webhook::{Claims, Webhook};
+use crate::sfu::webhook::{Verified, Webhook};
 use driver::Driver;
 use time::Delay;
 
@@ -116,8 +116,8 @@ impl Leaves {
     }
 
     /// Acts upon a verified webhook.
-    pub fn webhook(&self, claims: &Claims, webhook: &Webhook) {
-        self.0.webhook(claims, webhook);
+    pub fn webhook(&self, verified: Verified, webhook: &Webhook) {
+        self.0.webhook(verified, webhook);
     }
 
     /// Restarts or sends what has to be before the end, until `deadline`; then writes what is not written yet.

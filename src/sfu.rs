@@ -152,23 +152,35 @@ impl Sfu {
     /// Takes in what the SFU says by itself. A room that ended under somebody on the way into it is created once more
     /// (decision T6b).
     pub fn told(self: &Arc<Self>, webhook: &Webhook) {
-        match webhook.kind() {
+        let Some(room) = webhook.room.as_ref().map(|room| room.name.clone()) else {
+            return;
+        };
+        match webhook.kind {
             Kind::RoomFinished => {
-                let room = webhook.room_name().to_owned();
                 lock(&self.rooms).forget(&room);
                 if lock(&self.expected).anybody(&room, StdInstant::now()) {
-                    tracing::debug!(room, "a room ended under somebody on the way into it");
-                    let sfu = self.clone();
-                    tokio::spawn(async move {
-                        if let Err(error) = sfu.create_once(&room).await {
-                            let (reason, remedy) = (error.to_string(), error.remedy());
-                            tracing::warn!(room, reason, remedy, "a room that ended too early could not be created again");
-                        }
-                    });
+                    tokio::spawn(self.clone().create_once_more(room));
                 }
             }
-            Kind::ParticipantJoined => lock(&self.expected).arrived(webhook.room_name(), webhook.identity()),
-            Kind::RoomStarted | Kind::ParticipantLeft | Kind::ParticipantConnectionAborted | Kind::Track | Kind::Other => {}
+            Kind::ParticipantJoined => {
+                if let Some(participant) = &webhook.participant {
+                    lock(&self.expected).arrived(&room, &participant.identity);
+                }
+            }
+            Kind::RoomStarted
+            | Kind::ParticipantLeft
+            | Kind::ParticipantConnectionAborted
+            | Kind::TrackPublished
+            | Kind::TrackUnpublished
+            | Kind::Other => {}
+        }
+    }
+
+    async fn create_once_more(self: Arc<Self>, room: Box<str>) {
+        tracing::debug!(room = &*room, "a room ended under somebody on the way into it");
+        if let Err(error) = self.create_once(&room).await {
+            let (reason, remedy) = (error.to_string(), error.remedy());
+            tracing::warn!(room = &*room, reason, remedy, "a room that ended too early could not be created again");
         }
     }
 

@@ -1,5 +1,8 @@
 //! The Redis URL, in the grammar of the old service. No message repeats it: it may hold a password.
 
+use std::fmt;
+use std::path::PathBuf;
+
 use url::Url;
 
 use super::reader::Reader;
@@ -44,6 +47,65 @@ pub struct Redis {
     pub username: Option<String>,
     /// The password, decoded.
     pub password: Option<Secret>,
+}
+
+/// Where the server is. Shown without credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedisAddress {
+    /// A host and a port, with or without TLS.
+    Tcp {
+        /// Name, or address without brackets.
+        host: String,
+        /// Port.
+        port: u16,
+        /// Whether TLS is spoken there, and how.
+        tls: Option<RedisTls>,
+    },
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+/// TLS of a `rediss` URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RedisTls {
+    /// `skip_verify`: any certificate will do.
+    pub skip_verify: bool,
+}
+
+impl fmt::Display for RedisAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port, tls } => {
+                let scheme = if tls.is_some() { "rediss" } else { "redis" };
+                let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+                write!(f, "{scheme}://{open}{host}{close}:{port}")
+            }
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+impl Redis {
+    /// Where the server is.
+    #[must_use]
+    pub fn address(&self) -> RedisAddress {
+        if self.url.scheme() == "unix" {
+            let path = percent_decode(self.url.path()).unwrap_or_else(|| self.url.path().to_owned());
+            return RedisAddress::Unix(path.into());
+        }
+        let host = self.url.host_str().unwrap_or("localhost");
+        let skip_verify = || {
+            let parameter = self.url.query_pairs().filter(|(name, _)| name == "skip_verify").last();
+            parameter.is_some_and(|(_, value)| value == "1" || value.eq_ignore_ascii_case("true"))
+        };
+        RedisAddress::Tcp {
+            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port: self.url.port().unwrap_or(6379),
+            tls: (self.url.scheme() == "rediss").then(|| RedisTls {
+                skip_verify: skip_verify(),
+            }),
+        }
+    }
 }
 
 pub(super) fn redis(reader: &mut Reader<'_>) -> Option<Redis> {
@@ -192,6 +254,27 @@ mod tests {
             assert_eq!(redis.database, database, "{text}");
             assert_eq!(redis.username.as_deref(), username, "{text}");
             assert_eq!(redis.password.as_ref().map(Secret::expose), password, "{text}");
+        }
+    }
+
+    #[test]
+    fn knows_where_the_server_is() {
+        for (text, shown, skip_verify) in [
+            ("redis://", "redis://localhost:6379", None),
+            ("redis://u:p@[::1]/3", "redis://[::1]:6379", None),
+            ("redis://10.0.0.1:1", "redis://10.0.0.1:1", None),
+            ("rediss://r", "rediss://r:6379", Some(false)),
+            ("rediss://r:2?skip_verify=true", "rediss://r:2", Some(true)),
+            ("rediss://r:2?skip_verify=true&skip_verify=0", "rediss://r:2", Some(false)),
+            ("unix://u:p@/run/a%20b.sock?db=1", "unix:///run/a b.sock", None),
+        ] {
+            let address = parse(text).unwrap().address();
+            assert_eq!(address.to_string(), shown, "{text}");
+            let tls = match address {
+                RedisAddress::Tcp { tls, .. } => tls.map(|tls| tls.skip_verify),
+                RedisAddress::Unix(_) => None,
+            };
+            assert_eq!(tls, skip_verify, "{text}");
         }
     }
 

@@ -12,15 +12,15 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::Delegation;
-use super::jobs::{self, Answered, Call, Config, Delegated, Fact, Job, JobId, Jobs, Looked, Output, Outputs, Refusal, Row};
-use super::machine::Outcome;
+use super::jobs::{self, Answered, Call, Config, Delegated, Fact, Job, JobId, Jobs, Looked, Output, Outputs, Refusal, Row, WebhookKind};
+use super::machine::{LeaveReason, Outcome};
 use super::record::StoredJob;
 use super::rooms::RoomRow;
 use super::store::Queue;
 use super::time::{Time, WallClock, event_time};
 use crate::homeserver::{Homeservers, Management};
 use crate::server_name::ServerName;
-use crate::sfu::webhook::{Claims, Webhook};
+use crate::sfu::webhook::{DisconnectReason, Kind, Verified, Webhook};
 use crate::sfu::{Probe, Sfu, SfuError};
 
 /// How long jobs may take to be restored before webhooks and delegations are taken all the same (decision L11).
@@ -172,12 +172,9 @@ impl Driver {
         Ok(self.store.written(room, identity))
     }
 
-    pub(super) fn webhook(self: &Arc<Self>, claims: &Claims, webhook: &Webhook) {
-        let now = self.clock.now();
-        let happened = event_time(now, claims.issued_at(), webhook.created_at());
-        if let Some(webhook) = webhook.as_fact(happened) {
-            self.feed(Fact::Webhook(webhook));
-        }
+    pub(super) fn webhook(self: &Arc<Self>, verified: Verified, webhook: &Webhook) {
+        let happened = event_time(self.clock.now(), verified.issued_at, webhook.created_at);
+        self.feed(Fact::Webhook(fact(webhook, happened)));
     }
 
     pub(super) async fn stop(self: &Arc<Self>, deadline: Instant) {
@@ -458,6 +455,56 @@ impl Driver {
 
     fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A webhook in the core's terms. One without a room or a participant still shows that webhooks work.
+fn fact(webhook: &Webhook, happened: Time) -> jobs::Webhook<'_> {
+    let room = webhook.room.as_ref();
+    let participant = webhook.participant.as_ref();
+    let reason = participant.map_or(LeaveReason::Unknown, |participant| leave_reason(participant.disconnect_reason));
+    let joined_at_ms = participant.map_or(0, |participant| match participant.joined_at_ms {
+        0 => participant.joined_at.saturating_mul(1000),
+        joined_at_ms => joined_at_ms,
+    });
+    jobs::Webhook {
+        kind: match webhook.kind {
+            Kind::RoomStarted => WebhookKind::RoomStarted,
+            Kind::RoomFinished => WebhookKind::RoomFinished,
+            Kind::ParticipantJoined => WebhookKind::Joined,
+            Kind::ParticipantLeft => WebhookKind::Left(reason),
+            Kind::ParticipantConnectionAborted => WebhookKind::Aborted(reason),
+            Kind::TrackPublished | Kind::TrackUnpublished => WebhookKind::Track,
+            Kind::Other => WebhookKind::Other,
+        },
+        id: &webhook.id,
+        happened,
+        room: room.map_or("", |room| &room.name),
+        room_sid: room.map_or("", |room| &room.sid),
+        identity: participant.map_or("", |participant| &participant.identity),
+        sid: participant.map_or("", |participant| &participant.sid),
+        joined_at_ms,
+    }
+}
+
+fn leave_reason(reason: DisconnectReason) -> LeaveReason {
+    match reason {
+        DisconnectReason::ClientInitiated => LeaveReason::ClientInitiated,
+        DisconnectReason::DuplicateIdentity => LeaveReason::DuplicateIdentity,
+        DisconnectReason::ServerShutdown => LeaveReason::ServerShutdown,
+        DisconnectReason::ParticipantRemoved => LeaveReason::ParticipantRemoved,
+        DisconnectReason::RoomDeleted => LeaveReason::RoomDeleted,
+        DisconnectReason::StateMismatch => LeaveReason::StateMismatch,
+        DisconnectReason::JoinFailure => LeaveReason::JoinFailure,
+        DisconnectReason::Migration => LeaveReason::Migration,
+        DisconnectReason::SignalClose => LeaveReason::SignalClose,
+        DisconnectReason::RoomClosed => LeaveReason::RoomClosed,
+        DisconnectReason::UserUnavailable => LeaveReason::UserUnavailable,
+        DisconnectReason::UserRejected => LeaveReason::UserRejected,
+        DisconnectReason::ConnectionTimeout => LeaveReason::ConnectionTimeout,
+        DisconnectReason::SipTrunkFailure | DisconnectReason::MediaFailure | DisconnectReason::AgentError | DisconnectReason::Unknown => {
+            LeaveReason::Unknown
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! 4xx loses it for good: so 401 is for what is not the SFU's, and 503 for what cannot be acted upon yet.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -13,7 +13,7 @@ use http::{Request, StatusCode, header};
 use super::App;
 use super::body;
 use super::error::ApiError;
-use crate::sfu::webhook::{Claims, Webhook};
+use crate::sfu::webhook::{Claims, Unverified, Webhook};
 
 /// Largest webhook.
 const MAX_BODY: usize = 1024 * 1024;
@@ -22,16 +22,17 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     let _place = app.webhooks.try_acquire().map_err(|_| ApiError::BUSY)?;
     let (head, body) = request.into_parts();
     let authorization = head.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let claims = Claims::verify(authorization, &app.keys, SystemTime::now()).map_err(|error| refuse(&app, &error))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let claims = Claims::verify(authorization, &app.keys, now).map_err(|error| refuse(&app, error))?;
     if !app.exchange.leaves.takes_webhooks() {
         return Err(ApiError::NOT_READY);
     }
     let body = body::read(&app, &head.headers, body, MAX_BODY).await?;
-    claims.body_matches(&body).map_err(|error| refuse(&app, &error))?;
+    let verified = claims.body_matches(&body).map_err(|error| refuse(&app, error))?;
     match Webhook::parse(&body) {
         Ok(webhook) => {
             app.exchange.sfu.told(&webhook);
-            app.exchange.leaves.webhook(&claims, &webhook);
+            app.exchange.leaves.webhook(verified, &webhook);
         }
         // The SFU's own, whatever it means: sending it again would not help.
         Err(error) => tracing::warn!(reason = error.to_string(), "a webhook of the SFU cannot be read and is ignored"),
@@ -39,14 +40,10 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     Ok(StatusCode::OK)
 }
 
-fn refuse(app: &App, error: &crate::sfu::webhook::Unverified) -> ApiError {
+fn refuse(app: &App, error: Unverified) -> ApiError {
     app.bad_webhooks.tell(|count| {
-        tracing::warn!(
-            reason = error.to_string(),
-            count,
-            remedy = "livekit-server's `webhook: api_key` must be one of the keys that this service has (LIVEKIT_KEY, or any key of LIVEKIT_KEY_FILE), with the same secret",
-            "a webhook was refused"
-        );
+        let (reason, remedy) = (error.to_string(), error.remedy());
+        tracing::warn!(reason, count, remedy, "webhooks are refused");
     });
     ApiError::BAD_WEBHOOK
 }

@@ -1,0 +1,247 @@
+use super::*;
+use proptest::prelude::*;
+use serde_json::json;
+
+const GO: &str = r#"{"Params":{"DelayId":"syd_1","DelayTimeout":8000000000,"ServerName":"example.com","LiveKitRoom":"krj2dgxw2K6EOm9he4GfQJ6JsSVWfJ8a7BkyjZcSmxs","LiveKitIdentity":"@a:x:DEV"},"RestartedAt":"2026-07-23T09:28:51.123456789Z"}"#;
+const GO_FIELD: &str = r#"["krj2dgxw2K6EOm9he4GfQJ6JsSVWfJ8a7BkyjZcSmxs","@a:x:DEV"]"#;
+
+fn read_ok(field: &str, value: &str) -> (StoredJob<'static>, Option<Box<Origin>>) {
+    StoredJob::read(field.as_bytes(), value.as_bytes()).unwrap()
+}
+
+/// Reads and writes again.
+fn rewritten(field: &str, value: &str) -> (String, String) {
+    let (job, origin) = read_ok(field, value);
+    (field_of(&job.room, &job.identity, origin.as_deref()), job.value(origin.as_deref()))
+}
+
+#[test]
+fn a_record_of_the_go_service_survives_to_the_byte() {
+    let (job, origin) = read_ok(GO_FIELD, GO);
+    assert_eq!((&*job.delay_id, &*job.homeserver, job.delay_ms), ("syd_1", "example.com", 8000));
+    assert_eq!(job.restarted_at_ms, 1_784_798_931_123);
+    assert_eq!(job.expires_at_ms(), 1_784_798_939_123);
+    assert_eq!(job.watch, Watch::default());
+    assert_eq!(job.value(origin.as_deref()), GO);
+    assert_eq!(rewritten(GO_FIELD, GO).0, GO_FIELD);
+
+    let mut restarted = job;
+    restarted.restarted_at_ms += 4000;
+    restarted.delay_ms = 9000;
+    assert_eq!(
+        restarted.value(origin.as_deref()),
+        GO.replace("51.123456789", "55.123").replace("8000000000", "9000000000")
+    );
+}
+
+#[test]
+fn fields_and_values_are_escaped_as_go_does() {
+    assert_eq!(
+        field("<a>&", "@\u{2028}\u{2029}é\"\\\n\u{1}\u{7f}:x"),
+        "[\"\\u003ca\\u003e\\u0026\",\"@\\u2028\\u2029é\\\"\\\\\\n\\u0001\u{7f}:x\"]"
+    );
+    let (mut job, _) = read_ok(GO_FIELD, GO);
+    job.delay_id = "<&>".into();
+    assert!(job.value(None).contains(r#""DelayId":"\u003c\u0026\u003e""#));
+}
+
+#[test]
+fn what_only_we_store_stands_under_one_key_and_survives() {
+    let (mut job, _) = read_ok(GO_FIELD, GO);
+    job.watch = Watch {
+        user: Some("@a:x".into()),
+        delegated_at_ms: Some(1_784_798_900_000),
+        creates_room: Some(true),
+        as_user: Some(false),
+        sid: Some("PA_1".into()),
+        joined_at_ms: 1_784_798_931_000,
+        room_sid: Some("RM_1".into()),
+        last_sighted_ms: Some(1_784_798_931_001),
+        seen: true,
+    };
+    let value = job.value(None);
+    let members: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&value).unwrap();
+    assert_eq!(members.keys().collect::<Vec<_>>(), [OURS, "Params", "RestartedAt"]);
+    let (back, origin) = read_ok(GO_FIELD, &value);
+    assert_eq!(back, job);
+    assert!(origin.is_none(), "{origin:?}");
+}
+
+#[test]
+fn keys_that_nobody_knows_survive() {
+    let value = r#"{"Lease":{"n":12345678901234567890123,"s":"\ud800"},"Params":{"DelayId":"d","DelayTimeout":8000000001,"ServerName":"x","LiveKitRoom":"r","LiveKitIdentity":"i","New":[1.50]},"RestartedAt":"2026-07-23T11:28:51.5+02:00","LkJwtServiceWatch":{"seen":true,"generation":7}}"#;
+    let (field, written) = rewritten(r#"["r", "i"]"#, value);
+    assert_eq!(field, r#"["r", "i"]"#);
+    for kept in [
+        r#""Lease":{"n":12345678901234567890123,"s":"\ud800"}"#,
+        r#""New":[1.50]"#,
+        r#""generation":7"#,
+        r#""DelayTimeout":8000000001"#,
+        r#""RestartedAt":"2026-07-23T11:28:51.5+02:00""#,
+    ] {
+        assert!(written.contains(kept), "{kept} is missing in {written}");
+    }
+    assert_eq!(rewritten(&field, &written), (field.clone(), written.clone()));
+}
+
+#[test]
+fn reads_as_leniently_as_go() {
+    let lower = GO
+        .replace("Params", "params")
+        .replace("DelayId", "DELAYID")
+        .replace("RestartedAt", "restartedat");
+    assert_eq!(read_ok(GO_FIELD, &lower).0, read_ok(GO_FIELD, GO).0);
+    assert_eq!(read_ok(GO_FIELD, &GO.replace("8000000000", "8000000000.0")).0.delay_ms, 8000);
+    assert_eq!(read_ok(GO_FIELD, &GO.replace("8000000000", "8e9")).0.delay_ms, 8000);
+    // The last one wins, as everywhere.
+    assert_eq!(
+        read_ok(GO_FIELD, &GO.replace("\"RestartedAt\"", "\"RestartedAt\":null,\"RestartedAt\""))
+            .0
+            .delay_ms,
+        8000
+    );
+    for nothing in [
+        r#"{}"#,
+        r#"{"Params":null,"RestartedAt":null}"#,
+        r#"{"Params":{"DelayId":null,"DelayTimeout":null}}"#,
+    ] {
+        let (job, _) = read_ok(GO_FIELD, nothing);
+        assert_eq!(
+            (job.delay_ms, job.restarted_at_ms, &*job.delay_id),
+            (0, time::ZERO_MS, ""),
+            "{nothing}"
+        );
+        assert_eq!(&*job.identity, "@a:x:DEV", "the field says who it is");
+        assert!(job.expires_at_ms() < 0);
+    }
+    // What is wrong in our own part is as good as absent.
+    let odd = GO.replace(
+        "\"RestartedAt\"",
+        r#""LkJwtServiceWatch":{"sid":5,"seen":"x","joinedAtMs":-1},"RestartedAt""#,
+    );
+    assert_eq!(read_ok(GO_FIELD, &odd).0.watch, Watch::default());
+    assert_eq!(
+        read_ok(GO_FIELD, &GO.replace("\"RestartedAt\"", r#""LkJwtServiceWatch":7,"RestartedAt""#))
+            .0
+            .watch,
+        Watch::default()
+    );
+}
+
+#[test]
+fn what_is_no_record_is_told_apart() {
+    let read = |value: &str| StoredJob::read(GO_FIELD.as_bytes(), value.as_bytes()).map(|_| ()).unwrap_err();
+    for (value, why) in [
+        ("", Unreadable::NotJson),
+        ("null", Unreadable::NotJson),
+        ("[]", Unreadable::NotJson),
+        ("{} x", Unreadable::NotJson),
+        (r#"{"Params":[]}"#, Unreadable::NotJson),
+        (r#"{"Params":{"DelayId":5}}"#, Unreadable::WrongType),
+        (r#"{"Params":{"DelayTimeout":"8"}}"#, Unreadable::WrongType),
+        (r#"{"Params":{"DelayTimeout":1.5}}"#, Unreadable::WrongType),
+        (r#"{"Params":{"DelayTimeout":9223372036854775808}}"#, Unreadable::WrongType),
+        (r#"{"RestartedAt":5}"#, Unreadable::WrongType),
+        (r#"{"RestartedAt":"2026-07-23t09:28:51z"}"#, Unreadable::NotTime),
+    ] {
+        assert_eq!(read(value), why, "{value}");
+    }
+    let nameless = |field: &[u8]| StoredJob::read(field, b"{}").map(|_| ()).unwrap_err();
+    assert_eq!(nameless(b"x"), Unreadable::Nameless);
+    assert_eq!(nameless(br#"["","i"]"#), Unreadable::Nameless);
+    assert_eq!(nameless(br#"["a","b","c"]"#), Unreadable::Nameless);
+    assert_eq!(nameless(b"\xff"), Unreadable::NotText);
+    assert_eq!(nameless(&vec![b'x'; MAX_BYTES + 1]), Unreadable::TooLong);
+}
+
+#[test]
+fn a_rewritten_record_stays_readable_whatever_was_kept() {
+    // Just short enough to be read; our own keys would make it too long.
+    let filler = "x".repeat(MAX_BYTES - GO.len() - 10);
+    let value = GO.replacen('{', &format!(r#"{{"k":"{filler}","#), 1);
+    let (mut job, origin) = read_ok(GO_FIELD, &value);
+    job.watch.user = Some("@somebody-with-a-long-name:example.org".into());
+    let written = job.value(origin.as_deref());
+    assert_eq!(read_ok(GO_FIELD, &written).0, job);
+}
+
+/// A record, or something that looks a little like one.
+fn almost_a_record() -> impl Strategy<Value = Vec<u8>> {
+    let leaf = prop_oneof![
+        Just(json!(null)),
+        any::<bool>().prop_map(|b| json!(b)),
+        any::<i64>().prop_map(|n| json!(n)),
+        any::<f64>().prop_map(|n| json!(n)),
+        Just(json!("2026-07-23T09:28:51.123456789Z")),
+        "\\PC{0,12}".prop_map(|s| json!(s)),
+    ];
+    let key = prop_oneof![
+        prop::sample::select(vec![
+            "Params",
+            "params",
+            "RestartedAt",
+            "DelayId",
+            "DelayTimeout",
+            "ServerName",
+            "LiveKitRoom",
+            "LiveKitIdentity",
+            OURS,
+            "sid",
+            "seen",
+            "user",
+            "joinedAtMs",
+            "lastSighted",
+        ])
+        .prop_map(str::to_owned),
+        "\\PC{0,6}",
+    ];
+    let value = leaf.prop_recursive(3, 24, 8, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(|list| json!(list)),
+            prop::collection::hash_map(key.clone(), inner, 0..8).prop_map(|map| json!(map)),
+        ]
+    });
+    prop_oneof![
+        3 => value.prop_map(|value| value.to_string().into_bytes()),
+        1 => prop::collection::vec(any::<u8>(), 0..64),
+        2 => (0..GO.len(), any::<u8>()).prop_map(|(at, byte)| {
+            let mut bytes = GO.as_bytes().to_vec();
+            bytes[at] = byte;
+            bytes
+        }),
+    ]
+}
+
+proptest! {
+    // A million cases: PROPTEST_CASES=1000000 cargo test --lib delayed_leave::record
+    #[test]
+    fn reading_never_panics_and_rewriting_changes_nothing(value in almost_a_record(), room in "\\PC{1,9}", identity in "\\PC{1,9}") {
+        let stored_field = field(&room, &identity);
+        if let Ok((job, origin)) = StoredJob::read(stored_field.as_bytes(), &value) {
+            let written = job.value(origin.as_deref());
+            let (again, second_origin) = StoredJob::read(stored_field.as_bytes(), written.as_bytes()).unwrap();
+            prop_assert_eq!(&again, &job);
+            prop_assert_eq!(again.value(second_origin.as_deref()), written);
+        }
+    }
+
+    #[test]
+    fn every_job_survives(
+        texts in prop::array::uniform4("\\PC{1,12}"), delay_ms in 0..86_400_000i64, restarted_at_ms in 0..4_000_000_000_000i64,
+        user in prop::option::of("\\PC{0,9}"), joined_at_ms in 0..4_000_000_000_000u64, last_sighted_ms: Option<i64>, seen: bool,
+        creates_room: Option<bool>,
+    ) {
+        let [room, identity, delay_id, homeserver] = texts.map(Cow::Owned);
+        let watch = Watch { user: user.map(Cow::Owned), joined_at_ms, last_sighted_ms, seen, creates_room, ..Watch::default() };
+        let job = StoredJob { room, identity, delay_id, delay_ms, homeserver, restarted_at_ms, watch };
+        let field = field(&job.room, &job.identity);
+        let (back, origin) = StoredJob::read(field.as_bytes(), job.value(None).as_bytes()).unwrap();
+        prop_assert_eq!(back, job);
+        prop_assert!(origin.is_none());
+    }
+
+    #[test]
+    fn any_bytes_are_survived(field in prop::collection::vec(any::<u8>(), 0..64), value in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = StoredJob::read(&field, &value);
+    }
+}
