@@ -31,7 +31,7 @@ pub mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 pub use driver::Settings;
 pub use jobs::Refusal;
@@ -39,6 +39,7 @@ pub use jobs::Refusal;
 use crate::identity::Seat;
 use crate::sfu::webhook::{Verified, Webhook};
 use driver::Driver;
+use store::Restored;
 use time::Delay;
 
 /// How long the answer to a delegation waits for its record to be written (decision L10).
@@ -74,9 +75,9 @@ impl Leaves {
         Self(driver)
     }
 
-    /// Reads the store; from then on, but after [`driver::RESTORING`] in any case, webhooks and delegations are taken.
-    pub fn restore(&self) {
-        tokio::spawn(self.0.clone().restore());
+    /// Takes in what the store has; from then on, but after five seconds in any case, webhooks and delegations are taken.
+    pub fn restore(&self, restored: Restored) {
+        tokio::spawn(self.0.clone().restore(restored));
     }
 
     /// Waits until jobs are restored, or given up waiting for.
@@ -108,8 +109,9 @@ impl Leaves {
     /// # Errors
     /// When there are too many.
     pub async fn delegate(&self, delegation: &Delegation<'_>) -> Result<(), Refusal> {
-        let written = self.0.delegate(delegation)?;
-        if timeout(WRITTEN_WITHIN, written).await.is_err() {
+        if let Some(written) = self.0.delegate(delegation)?
+            && !written.within(WRITTEN_WITHIN).await
+        {
             tracing::warn!("the store is slow or away: a delegation lives in memory until it answers");
         }
         Ok(())

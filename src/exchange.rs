@@ -75,7 +75,9 @@ impl Exchange {
     /// # Errors
     /// With the first step that refused.
     pub async fn exchange(&self, request: TokenRequest, received: Instant) -> Result<String, Refusal> {
-        let user = self.verify(&request.openid_token, request.claimed_user_id.as_deref(), received).await?;
+        let user = self
+            .verify(&request.openid_token, request.claimed_user_id.as_deref(), received)
+            .await?;
         self.issue(&user, &request.seat, request.event.as_ref(), received).await
     }
 
@@ -92,7 +94,12 @@ impl Exchange {
     }
 
     /// Who is asking.
-    async fn verify(&self, token: &UnverifiedOpenIdToken, claimed_user_id: Option<&str>, received: Instant) -> Result<VerifiedUser, Refusal> {
+    async fn verify(
+        &self,
+        token: &UnverifiedOpenIdToken,
+        claimed_user_id: Option<&str>,
+        received: Instant,
+    ) -> Result<VerifiedUser, Refusal> {
         let server = ServerName::parse(&token.unverified_server_name).map_err(|_| Refusal::BadServerName)?;
         let user = self.openid.verify(&server, &token.access_token, received + HOLD).await?;
         if claimed_user_id.is_some_and(|claimed| claimed != user.id) {
@@ -102,7 +109,13 @@ impl Exchange {
     }
 
     /// What follows once the user is known. A homeserver that has done its own authentication enters here.
-    async fn issue(&self, user: &VerifiedUser, seat: &SeatRequest, event: Option<&DelayedEvent>, received: Instant) -> Result<String, Refusal> {
+    async fn issue(
+        &self,
+        user: &VerifiedUser,
+        seat: &SeatRequest,
+        event: Option<&DelayedEvent>,
+        received: Instant,
+    ) -> Result<String, Refusal> {
         let access = self.policy.of(&user.server);
         let seat = seat.seat(&user.id);
         let leave = match event {
@@ -153,7 +166,10 @@ impl Exchange {
             return Err(Refusal::NotReady);
         }
         self.leaves.admit(&delegation).map_err(Refusal::DelegationLimit)?;
-        self.homeservers.resolve(&user.server, received + HOLD).await.map_err(Refusal::ClientApi)?;
+        self.homeservers
+            .resolve(&user.server, received + HOLD)
+            .await
+            .map_err(Refusal::ClientApi)?;
         Ok(delegation)
     }
 }

@@ -26,8 +26,8 @@ pub use edge::Edge;
 pub use error::{ApiError, Reason};
 
 use crate::exchange::Exchange;
-use crate::seldom::Seldom;
 use crate::secret::Keys;
+use crate::seldom::Seldom;
 
 /// Requests in flight (decision H7).
 const IN_FLIGHT: usize = 4096;
@@ -79,7 +79,10 @@ pub fn router(app: Arc<App>) -> Router {
         // Clients.
         .route("/get_token", post(get_token::post).fallback(method_not_allowed))
         .route("/sfu/get", post(sfu_get::post).fallback(method_not_allowed))
-        .route("/delegate_delayed_leave", post(delegate_delayed_leave::post).fallback(method_not_allowed))
+        .route(
+            "/delegate_delayed_leave",
+            post(delegate_delayed_leave::post).fallback(method_not_allowed),
+        )
         // livekit-server.
         .route("/sfu_webhook", post(sfu_webhook::post).fallback(method_not_allowed))
         // Operators.

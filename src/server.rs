@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::access::Policy;
 use crate::config::Config;
-use crate::delayed_leave::store::{Queue, StoreError};
+use crate::delayed_leave::store::{Queue, Restored, Store, StoreError};
 use crate::delayed_leave::{self, Leaves, jobs};
 use crate::dns::Dns;
 use crate::exchange::Exchange;
@@ -62,7 +62,7 @@ pub enum StartError {
     #[error("LIVEKIT_KEY and LIVEKIT_SECRET: {0}")]
     Keys(#[from] MintError),
     /// The store of delegated leaves cannot be used.
-    #[error("{0}")]
+    #[error("{0}; {remedy}", remedy = .0.remedy())]
     Store(#[from] StoreError),
 }
 
@@ -74,9 +74,14 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let grace = config.shutdown_grace;
     let bind = config.bind.clone();
     let url = config.livekit.url.clone();
-    let Parts { app, sfu, leaves } = build(config)?;
+    let Parts {
+        app,
+        sfu,
+        leaves,
+        restored,
+    } = build(config).await?;
     // Whoever comes while jobs are being restored finds an open port after that at the latest (decision L11).
-    leaves.restore();
+    leaves.restore(restored);
     let _ = timeout(RESTORING, leaves.restored()).await;
     let listener = bind.listen().await.map_err(|error| StartError::Listen(bind.to_string(), error))?;
     tracing::info!(
@@ -94,10 +99,11 @@ struct Parts {
     app: Arc<App>,
     sfu: Arc<Sfu>,
     leaves: Leaves,
+    restored: Restored,
 }
 
 /// Values, not the configuration, go below this function.
-fn build(config: Config) -> Result<Parts, StartError> {
+async fn build(config: Config) -> Result<Parts, StartError> {
     let tls = Arc::new(Tls::new(config.skip_tls_verification));
     let dns = Arc::new(Dns::new(config.dns_servers));
     let own = config.app_service.as_ref().map(|own| own.server_name.clone());
@@ -118,9 +124,15 @@ fn build(config: Config) -> Result<Parts, StartError> {
     ));
     let signing = config.livekit.keys.signing();
     let minter = Arc::new(Minter::new(signing, config.jwt_ttl, config.can_update_own_metadata)?);
-    let sfu = Arc::new(Sfu::new(&config.livekit.api_base, minter.clone(), tls.clone(), dns));
+    let sfu = Arc::new(Sfu::new(&config.livekit.api_base, minter.clone(), tls.clone(), dns.clone()));
     let homeservers = Arc::new(Homeservers::new(federation.clone(), config.cs_api_overrides));
     let named = config.full_access.clone();
+    let store = match (config.delegated_leave.redis, config.delegated_leave.state_path) {
+        (Some(redis), _) => Store::redis(redis, tls.clone(), dns.clone()),
+        (None, Some(path)) => Store::file(&path).await?,
+        (None, None) => Store::memory(),
+    };
+    let (store, restored) = Queue::start(store);
     let leaves = Leaves::new(delayed_leave::Settings {
         config: jobs::Config {
             sweep_every: config.delegated_leave.sanity_check_interval,
@@ -129,7 +141,7 @@ fn build(config: Config) -> Result<Parts, StartError> {
         },
         sfu: sfu.clone(),
         homeservers: homeservers.clone(),
-        store: Queue::open(config.delegated_leave.redis, config.delegated_leave.state_path, tls)?,
+        store,
         named: Box::new(move |server| ServerName::parse(server).is_ok_and(|server| named.names(&server))),
     });
     let exchange = Exchange {
@@ -145,7 +157,12 @@ fn build(config: Config) -> Result<Parts, StartError> {
         minter,
     };
     let app = Arc::new(App::new(exchange, config.livekit.url, config.path_prefix, config.livekit.keys));
-    Ok(Parts { app, sfu, leaves })
+    Ok(Parts {
+        app,
+        sfu,
+        leaves,
+        restored,
+    })
 }
 
 fn tell_of_proxies() {

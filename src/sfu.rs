@@ -180,7 +180,12 @@ impl Sfu {
         tracing::debug!(room = &*room, "a room ended under somebody on the way into it");
         if let Err(error) = self.create_once(&room).await {
             let (reason, remedy) = (error.to_string(), error.remedy());
-            tracing::warn!(room = &*room, reason, remedy, "a room that ended too early could not be created again");
+            tracing::warn!(
+                room = &*room,
+                reason,
+                remedy,
+                "a room that ended too early could not be created again"
+            );
         }
     }
 

@@ -561,7 +561,10 @@ mod tests {
     #[test]
     fn a_delegation_needs_everything() {
         let mut body = full();
-        assert_eq!(DelegationRequest::parse(body.to_string().as_bytes()).unwrap_err(), BadRequest::HalfDelay);
+        assert_eq!(
+            DelegationRequest::parse(body.to_string().as_bytes()).unwrap_err(),
+            BadRequest::HalfDelay
+        );
         body["delay_id"] = json!("d");
         body["delay_timeout"] = json!(8000);
         assert_eq!(DelegationRequest::parse(body.to_string().as_bytes()).unwrap().event.id, "d");

@@ -45,8 +45,10 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// For restarts and sends: several tries fit in half of a short delay.
-    pub const HOMESERVER: Self = Self { first: 500, cap: 15_000 };
+    /// For restarts: several tries fit in half of a short delay, and a homeserver that is away for long is not beleaguered.
+    pub const RESTART: Self = Self { first: 500, cap: 60_000 };
+    /// For sends and cancellations: somebody is shown as present who is gone.
+    pub const SEND: Self = Self { first: 500, cap: 15_000 };
     /// For questions about one participant. The cap keeps a clear no within the last minute of a long wait (L2b).
     pub const PARTICIPANT: Self = Self { first: 500, cap: 20_000 };
     /// For questions about a room, and for its creation.
@@ -92,9 +94,12 @@ pub fn hint(retry_after: Option<&str>, until_date: Option<Duration>, retry_after
             Some(Duration::from_secs(digits.parse().unwrap_or(u64::MAX)))
         }
     });
-    seconds.or(until_date).or(retry_after_ms.map(Duration::from_millis))
+    seconds.or(until_date).or_else(|| retry_after_ms.map(Duration::from_millis))
 }
 
 pub(crate) fn as_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,23 +1,24 @@
 //! The thin driver around the pure core: reads the clocks, makes the calls that the core asks for, each with a time-out,
 //! and feeds back what they brought. Nothing is decided here.
 
-use std::collections::VecDeque;
-use std::future::Future;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use livekit_protocol::participant_info::State as ParticipantState;
 use livekit_protocol::{ParticipantInfo, Room};
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Delegation;
-use super::jobs::{self, Answered, Call, Config, Delegated, Fact, Job, JobId, Jobs, Looked, Output, Outputs, Refusal, Row, WebhookKind};
+use super::jobs::{
+    self, Answered, Call, Config, Delegated, Fact, Job, JobId, Jobs, Looked, Output, Outputs, Record, Refusal, Row, WebhookKind,
+};
 use super::machine::{LeaveReason, Outcome};
-use super::record::StoredJob;
+use super::record::{self, Origin, StoredJob, Watch};
 use super::rooms::RoomRow;
-use super::store::Queue;
-use super::time::{Time, WallClock, event_time};
+use super::store::{Queue, Restored, RestoredJob, Written};
+use super::time::{Delay, Time, WallClock, event_time};
 use crate::homeserver::{Homeservers, Management};
 use crate::server_name::ServerName;
 use crate::sfu::webhook::{DisconnectReason, Kind, Verified, Webhook};
@@ -72,6 +73,8 @@ struct Core {
     jobs: Jobs,
     waiting: VecDeque<Output>,
     calls: usize,
+    /// What is needed to write records again that others wrote, by field.
+    origins: HashMap<Box<str>, Box<Origin>>,
     /// What the timer sleeps for.
     armed: Option<Time>,
 }
@@ -118,6 +121,7 @@ impl Driver {
                 jobs: Jobs::new(config, rand::random(), clock.now()),
                 waiting: VecDeque::new(),
                 calls: 0,
+                origins: HashMap::new(),
                 armed: None,
             }),
             clock,
@@ -148,13 +152,17 @@ impl Driver {
         self.lock().jobs.admit(&self.pure(delegation))
     }
 
-    /// Takes the delegation; the future is done when it is written.
-    pub(super) fn delegate(self: &Arc<Self>, delegation: &Delegation<'_>) -> Result<impl Future<Output = ()> + use<>, Refusal> {
+    /// Takes the delegation, and says when it is written.
+    pub(super) fn delegate(self: &Arc<Self>, delegation: &Delegation<'_>) -> Result<Option<Written>, Refusal> {
         let pure = self.pure(delegation);
         let now = self.clock.now();
         let mut core = self.lock();
         let (delegated, outputs) = core.jobs.delegate(&pure, now)?;
-        self.act(&mut core, outputs);
+        let job = match delegated {
+            Delegated::New(job) | Delegated::Renewed(job) => Some(job),
+            Delegated::Overtaken => None,
+        };
+        let written = self.act(&mut core, outputs, job);
         drop(core);
         let (room, identity) = (delegation.seat.room.as_str(), delegation.seat.identity.as_str());
         tracing::debug!(
@@ -169,7 +177,7 @@ impl Driver {
             },
             "leave delegated"
         );
-        Ok(self.store.written(room, identity))
+        Ok(written)
     }
 
     pub(super) fn webhook(self: &Arc<Self>, verified: Verified, webhook: &Webhook) {
@@ -192,7 +200,7 @@ impl Driver {
         if timeout_at(deadline, rest).await.is_err() {
             tracing::warn!("not every delayed event could be restarted or sent before the end; the homeserver's own timers go on");
         }
-        self.store.drain(deadline).await;
+        self.store.stop(deadline).await;
     }
 
     // --- tasks ---
@@ -232,31 +240,50 @@ impl Driver {
         }
     }
 
-    /// Reads the store until that succeeds. Records that come late never replace newer jobs.
-    pub(super) async fn restore(self: Arc<Self>) {
-        let load = self.store.load();
-        tokio::pin!(load);
-        let records = match timeout(RESTORING, &mut load).await {
-            Ok(records) => records,
-            Err(_) => {
-                self.open_gate();
-                tracing::warn!("the store does not answer: delegated leaves of the time before the start are not watched until it does");
-                load.await
-            }
-        };
-        let (count, wall, now) = (records.len(), self.clock.wall(), self.clock.now());
-        {
-            let mut core = self.lock();
-            for record in &records {
-                let outputs = core.jobs.restore(&record.as_record(&wall), now);
-                self.act(&mut core, outputs);
+    /// Takes in what the store has. A store that is away is waited for; after [`RESTORING`] the others do not wait any more.
+    pub(super) async fn restore(self: Arc<Self>, mut restored: Restored) {
+        let patience = Instant::now() + RESTORING;
+        let mut count = 0_usize;
+        loop {
+            let next = if self.is_restoring() {
+                timeout_at(patience, restored.next()).await
+            } else {
+                Ok(restored.next().await)
+            };
+            match next {
+                Ok(Some(job)) => {
+                    self.take(job);
+                    count += 1;
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    self.open_gate();
+                    tracing::warn!("the store does not answer: leaves that were delegated before the start are not watched until it does");
+                }
             }
         }
-        self.rearm.notify_one();
         if count > 0 {
             tracing::info!(count, "delegated leaves restored");
         }
         self.open_gate();
+    }
+
+    fn take(self: &Arc<Self>, restored: RestoredJob) {
+        let RestoredJob { job, origin } = restored;
+        let Some(delay) = u64::try_from(job.delay_ms).ok().and_then(Delay::from_millis) else {
+            return self.store.remove(&job.room, &job.identity, origin.as_deref());
+        };
+        let wall = self.clock.wall();
+        let mut core = self.lock();
+        if let Some(origin) = origin {
+            core.origins.insert(record::field(&job.room, &job.identity).into(), origin);
+        }
+        let outputs = core.jobs.restore(&as_record(&job, delay, &wall), self.clock.now());
+        let _ = self.act(&mut core, outputs, None);
+    }
+
+    fn is_restoring(&self) -> bool {
+        *self.gate.borrow() == Gate::Restoring
     }
 
     fn open_gate(&self) {
@@ -275,10 +302,12 @@ impl Driver {
         let now = self.clock.now();
         let mut core = self.lock();
         let outputs = core.jobs.handle(fact, now);
-        self.act(&mut core, outputs);
+        let _ = self.act(&mut core, outputs, None);
     }
 
-    fn act(self: &Arc<Self>, core: &mut Core, outputs: Outputs) {
+    /// Does what the core asks for; says when the record of `told` is written, if it is to be.
+    fn act(self: &Arc<Self>, core: &mut Core, outputs: Outputs, told: Option<JobId>) -> Option<Written> {
+        let mut written = None;
         for output in outputs {
             match output {
                 Output::LookUp { .. } | Output::ListParticipants { .. } | Output::ListRooms { .. } | Output::CreateRoom { .. } => {
@@ -292,8 +321,14 @@ impl Driver {
                     });
                 }
                 Output::Call { job, homeserver, call } => self.call(&core.jobs, job, homeserver, call),
-                Output::Persist { job } => self.persist(&core.jobs, job),
-                Output::Forget { room, identity } => self.store.remove(&room, &identity),
+                Output::Persist { job } => {
+                    let tell = told == Some(job) && written.is_none();
+                    written = self.persist(core, job, tell).or(written);
+                }
+                Output::Forget { room, identity } => {
+                    let origin = core.origins.remove(record::field(&room, &identity).as_str());
+                    self.store.remove(&room, &identity, origin.as_deref());
+                }
                 Output::Finished {
                     room, delay_id, reason, ..
                 } => {
@@ -322,6 +357,7 @@ impl Driver {
             self.rearm.notify_one();
         }
         self.progress.notify_one();
+        written
     }
 
     /// Makes one call to the SFU after the other, as long as there are any.
@@ -364,7 +400,11 @@ impl Driver {
                     return;
                 };
                 let answer = self.sfu.create_again(&name).await;
-                tracing::info!(room = &*name, created = answer.is_ok(), "the SFU has forgotten a room with people in it");
+                tracing::info!(
+                    room = &*name,
+                    created = answer.is_ok(),
+                    "the SFU has forgotten a room with people in it"
+                );
                 let answer = answered(&answer, room_row);
                 self.feed(Fact::RoomCreated { room, answer });
             }
@@ -429,12 +469,21 @@ impl Driver {
         });
     }
 
-    fn persist(&self, jobs: &Jobs, id: JobId) {
-        let Some(job) = jobs.get(id) else { return };
-        if let (Some(room), Some(homeserver)) = (jobs.room_name(job.room()), jobs.homeserver_name(job.homeserver())) {
-            let record = StoredJob::of(job, room, homeserver, &self.clock.wall());
-            self.store.put(&record);
+    fn persist(&self, core: &Core, id: JobId, tell: bool) -> Option<Written> {
+        let job = core.jobs.get(id)?;
+        let (room, homeserver) = (core.jobs.room_name(job.room())?, core.jobs.homeserver_name(job.homeserver())?);
+        let stored = stored(job, room, homeserver, &self.clock.wall());
+        // Few jobs have one, and the field is only made where any has.
+        let origin = if core.origins.is_empty() {
+            None
+        } else {
+            core.origins.get(record::field(room, job.identity()).as_str())
+        };
+        if tell {
+            return Some(self.store.put_and_tell(&stored, origin.map(AsRef::as_ref)));
         }
+        self.store.put(&stored, origin.map(AsRef::as_ref));
+        None
     }
 
     fn pure<'a>(&self, delegation: &'a Delegation<'_>) -> jobs::Delegation<'a> {
@@ -455,6 +504,56 @@ impl Driver {
 
     fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn stored<'a>(job: &'a Job, room: &'a str, homeserver: &'a str, wall: &WallClock) -> StoredJob<'a> {
+    let machine = job.machine();
+    let session = machine.session();
+    StoredJob {
+        room: room.into(),
+        identity: job.identity().into(),
+        delay_id: job.delay_id().into(),
+        delay_ms: i64::try_from(machine.delay().as_millis()).unwrap_or(i64::MAX),
+        homeserver: homeserver.into(),
+        restarted_at_ms: wall.unix_millis(machine.restarted()),
+        watch: Watch {
+            user: Some(job.user().into()),
+            delegated_at_ms: Some(wall.unix_millis(machine.delegated())),
+            creates_room: Some(job.creates_room()),
+            as_user: Some(job.is_as_user()),
+            sid: session.sid().map(Into::into),
+            joined_at_ms: session.joined_at_ms(),
+            room_sid: session.room_sid().map(|sid| (&**sid).into()),
+            last_sighted_ms: session.last_sighted().map(|time| wall.unix_millis(time)),
+            seen: session.was_seen(),
+        },
+    }
+}
+
+fn as_record<'a>(job: &'a StoredJob<'_>, delay: Delay, wall: &WallClock) -> Record<'a> {
+    let watch = &job.watch;
+    let restarted = wall.time(job.restarted_at_ms);
+    Record {
+        delegation: jobs::Delegation {
+            room: &job.room,
+            identity: &job.identity,
+            user: watch.user.as_deref().unwrap_or_default(),
+            homeserver: &job.homeserver,
+            delay_id: &job.delay_id,
+            delay,
+            arrived: watch.delegated_at_ms.map_or(restarted, |at| wall.time(at)),
+            exempt: true,
+            // Other services delegate for full-access users only, too.
+            creates_room: watch.creates_room.unwrap_or(true),
+            as_user: watch.as_user.unwrap_or(false),
+        },
+        restarted,
+        sid: watch.sid.as_deref(),
+        joined_at_ms: watch.joined_at_ms,
+        room_sid: watch.room_sid.as_deref(),
+        last_sighted: watch.last_sighted_ms.map(|at| wall.time(at)),
+        seen: watch.seen,
     }
 }
 

@@ -24,9 +24,6 @@ pub use api::{Answered, Call, Config, Delegated, Delegation, Fact, Looked, Outpu
 use table::Table;
 pub use table::{Job, JobId};
 
-#[cfg(test)]
-mod tests;
-
 /// While no webhook has been verified, rooms are asked at least this often (L9a).
 const SWEEP_WITHOUT_WEBHOOKS: u64 = 30_000;
 const PROBE: Duration = Duration::from_secs(1);
@@ -89,6 +86,33 @@ impl Jobs {
     #[must_use]
     pub fn get(&self, job: JobId) -> Option<&Job> {
         self.table.get(job)
+    }
+
+    /// A job as it is to be stored: what [`Self::restore`] takes.
+    #[must_use]
+    pub fn record(&self, job: JobId) -> Option<Record<'_>> {
+        let job = self.table.get(job)?;
+        let session = job.machine.session();
+        Some(Record {
+            delegation: Delegation {
+                room: self.rooms.name(job.room)?,
+                identity: &job.identity,
+                user: &job.user,
+                homeserver: self.pace.name(job.homeserver)?,
+                delay_id: &job.delay_id,
+                delay: job.machine.delay(),
+                arrived: job.machine.delegated(),
+                exempt: true,
+                creates_room: job.creates_room,
+                as_user: job.as_user,
+            },
+            restarted: job.machine.restarted(),
+            sid: session.sid(),
+            joined_at_ms: session.joined_at_ms(),
+            room_sid: session.room_sid().map(|sid| &**sid),
+            last_sighted: session.last_sighted(),
+            seen: session.was_seen(),
+        })
     }
 
     /// The job of a room and identity.

@@ -54,7 +54,7 @@ const QUICK_ANSWER: u64 = 400;
 const SEND_AT_LEAST: u64 = 30_000;
 const SEND_AT_MOST: u64 = 3_600_000;
 /// How long an ordinary question to the SFU may take (T6).
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER: u64 = 5_000;
 
 /// One job.
 #[derive(Clone, Debug)]
@@ -129,7 +129,7 @@ impl Machine {
                     next.look_at = if matches!(why, Doubt::Lost { .. }) {
                         None
                     } else {
-                        self.look_at.or(Some((*from).max(arrived)))
+                        self.look_at.or_else(|| Some((*from).max(arrived)))
                     };
                     next.restart = Step::At(arrived);
                     if matches!(why, Doubt::Unplaced) {
@@ -364,11 +364,13 @@ impl Machine {
         {
             self.look_at = None;
             self.looking = true;
-            let within = if self.asks_quickly() {
-                Duration::from_millis(QUICK_ANSWER)
-            } else {
-                ANSWER
+            let within = match &self.state {
+                State::Doubted { why: Doubt::Reported, .. } => QUICK_ANSWER,
+                // One question that hangs must not take up the end of the wait.
+                State::Waiting => (self.deadline().since(now) / 2).clamp(QUICK_ANSWER, ANSWER),
+                State::Connected | State::Doubted { .. } | State::Leaving { .. } | State::Finished(_) => ANSWER,
             };
+            let within = Duration::from_millis(within);
             if let State::Doubted {
                 why: Doubt::Reported,
                 from,

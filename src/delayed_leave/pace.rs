@@ -42,7 +42,7 @@ impl Default for Concurrency {
     fn default() -> Self {
         Self {
             per_homeserver: 64,
-            total: 512,
+            total: 2_048,
         }
     }
 }

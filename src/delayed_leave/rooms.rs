@@ -31,7 +31,7 @@ pub struct RoomRow<'a> {
     pub sid: &'a str,
     /// How many are in it: up to 5 s old.
     pub num_participants: u32,
-    /// Seconds from the last departure to its end.
+    /// Seconds from the last departure to its end; 0 where it is not said.
     pub departure_timeout: u32,
 }
 
@@ -305,7 +305,7 @@ impl Rooms {
         }
         let news = match row {
             Some(row) => {
-                room.departure_timeout = u64::from(row.departure_timeout) * 1000;
+                room.learn(&row);
                 let news = room.stands_as(row.sid, trouble, now);
                 room.stood = Some(asked);
                 if row.num_participants > 0 {
@@ -358,7 +358,7 @@ impl Rooms {
         match row {
             Some(row) => {
                 room.creation = Creation::Idle;
-                room.departure_timeout = u64::from(row.departure_timeout) * 1000;
+                room.learn(&row);
                 room.stands_as(row.sid, trouble, now)
             }
             None => {
@@ -497,6 +497,12 @@ pub(crate) struct Due {
 }
 
 impl Room {
+    fn learn(&mut self, row: &RoomRow<'_>) {
+        if row.departure_timeout > 0 {
+            self.departure_timeout = u64::from(row.departure_timeout) * 1000;
+        }
+    }
+
     fn stands_as(&mut self, sid: &str, trouble: Option<Time>, now: Time) -> News {
         let mut news = News::None;
         match &self.sid {
@@ -552,3 +558,6 @@ impl Room {
         self.restored = false;
     }
 }
+
+#[cfg(test)]
+mod tests;

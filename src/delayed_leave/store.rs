@@ -30,7 +30,7 @@ pub struct Store(Kind);
 
 enum Kind {
     Memory(memory::Memory),
-    Redis(redis::Redis),
+    Redis(Box<redis::Redis>),
     File(file::File),
 }
 
@@ -49,7 +49,7 @@ pub struct Change {
     /// The field.
     pub field: Arc<str>,
     /// Its new value; `None` removes it, and it need not be there.
-    pub value: Option<Box<str>>,
+    pub value: Option<Arc<str>>,
 }
 
 /// A store cannot do what it should.
@@ -84,7 +84,7 @@ impl Store {
     /// Redis. Nothing is connected yet, so this does not fail.
     #[must_use]
     pub fn redis(settings: config::Redis, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
-        Self(Kind::Redis(redis::Redis::new(settings, tls, dns)))
+        Self(Kind::Redis(Box::new(redis::Redis::new(settings, tls, dns))))
     }
 
     /// The file at `path`, made if it is not there; in a directory, a file of our name.

@@ -98,7 +98,7 @@ impl Delay {
     /// A delay of that many milliseconds, if it is one that is taken.
     #[must_use]
     pub fn from_millis(millis: u64) -> Option<Self> {
-        u32::try_from(millis).ok().filter(|&ms| ms >= 1 && ms <= Self::MAX.0).map(Self)
+        u32::try_from(millis).ok().filter(|&ms| (1..=Self::MAX.0).contains(&ms)).map(Self)
     }
 
     /// The delay in milliseconds.
@@ -113,3 +113,6 @@ impl Delay {
         Duration::from_millis(self.as_millis())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,7 +104,7 @@ impl Watch {
         self.needed = needed;
         if needed {
             self.probe_at = Some(now);
-            self.list_at = Some(self.list_at.unwrap_or(now.after(interval)).max(now));
+            self.list_at = Some(self.list_at.unwrap_or_else(|| now.after(interval)).max(now));
         } else {
             self.probe_at = None;
             self.hunting_since = None;
@@ -121,7 +121,10 @@ impl Watch {
         match reach {
             Reach::Answered => self.answered(now),
             Reach::TimedOut => {
-                self.unanswered = true;
+                // Some questions have little time. One of them says nothing of an SFU that has just answered another.
+                if self.last_answer.is_none_or(|last| now.since(last) > 2 * CALM) {
+                    self.unanswered = true;
+                }
                 if self.needed && self.probing.is_none() {
                     self.probe_at = Some(now);
                 }
@@ -234,7 +237,7 @@ impl Watch {
     fn silent_at(&self) -> Option<Time> {
         let at = self
             .last_answer
-            .map_or(self.started.after(NEVER_HEARD_FOR), |last| last.after(SILENT_AFTER));
+            .map_or_else(|| self.started.after(NEVER_HEARD_FOR), |last| last.after(SILENT_AFTER));
         self.unanswered.then_some(at)
     }
 }

@@ -23,7 +23,11 @@ pub(super) struct Received {
 
 impl Received {
     /// Reads the body and parses it.
-    pub(super) async fn parse<T>(app: &App, request: Request<Body>, parse: fn(&[u8]) -> Result<T, BadRequest>) -> Result<(Self, T), ApiError> {
+    pub(super) async fn parse<T>(
+        app: &App,
+        request: Request<Body>,
+        parse: fn(&[u8]) -> Result<T, BadRequest>,
+    ) -> Result<(Self, T), ApiError> {
         let at = Instant::now();
         let (mut head, body) = request.into_parts();
         let id = head.extensions.remove::<RequestId>();

@@ -21,7 +21,11 @@ const MAX_BODY: usize = 1024 * 1024;
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<StatusCode, ApiError> {
     let _place = app.webhooks.try_acquire().map_err(|_| ApiError::BUSY)?;
     let (head, body) = request.into_parts();
-    let authorization = head.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let authorization = head
+        .headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let claims = Claims::verify(authorization, &app.keys, now).map_err(|error| refuse(&app, error))?;
     if !app.exchange.leaves.takes_webhooks() {

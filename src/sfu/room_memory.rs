@@ -108,7 +108,9 @@ impl Expected {
 
     /// `room` has ended: whether somebody is still on the way into it.
     pub(super) fn anybody(&mut self, room: &str, now: Instant) -> bool {
-        self.0.pop(room).is_some_and(|holders| holders.iter().any(|(_, since)| now < *since + ON_THE_WAY))
+        self.0
+            .pop(room)
+            .is_some_and(|holders| holders.iter().any(|(_, since)| now < *since + ON_THE_WAY))
     }
 }
 

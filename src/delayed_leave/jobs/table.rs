@@ -72,6 +72,12 @@ impl Job {
         &self.identity
     }
 
+    /// Whether the room may be created for its user's sake.
+    #[must_use]
+    pub fn creates_room(&self) -> bool {
+        self.creates_room
+    }
+
     /// The delayed event.
     #[must_use]
     pub fn delay_id(&self) -> &str {
@@ -181,5 +187,12 @@ impl Table {
                 slot: slot as u32,
                 generation: place.generation,
             })
+    }
+}
+
+#[cfg(test)]
+impl JobId {
+    pub(crate) fn numbered(slot: u32) -> Self {
+        Self { slot, generation: 0 }
     }
 }

@@ -1,6 +1,6 @@
 //! What a job makes of its turns, of the homeserver's answers (L4 to L6), and of what happens to its delegation (L12, L14).
 
-use super::{Action, Cause, Errand, Machine, Outcome, Reason, State, Step};
+use super::{Action, Cause, Doubt, Errand, Machine, Outcome, Reason, State, Step};
 use crate::delayed_leave::{
     backoff::{Jitter, LEAST_PAUSE, Schedule},
     time::{Delay, Time},
@@ -69,7 +69,7 @@ impl Machine {
             Outcome::Limited(_) => self.restart = Step::At(self.spaced(now)),
             Outcome::Transient(hint) => {
                 self.failures = self.failures.saturating_add(1);
-                let next = Schedule::HOMESERVER.next_try(self.failures, hint, now, self.deadline(), jitter);
+                let next = Schedule::RESTART.next_try(self.failures, hint, now, self.deadline(), jitter);
                 self.restart = next.map_or(Step::Idle, Step::At);
             }
         }
@@ -111,7 +111,7 @@ impl Machine {
             Outcome::Limited(_) => *step = Step::At(now.after(LEAST_PAUSE)),
             Outcome::Transient(hint) => {
                 *failures = failures.saturating_add(1);
-                match Schedule::HOMESERVER.next_try(*failures, hint, now, *until, jitter) {
+                match Schedule::SEND.next_try(*failures, hint, now, *until, jitter) {
                     Some(at) => *step = Step::At(at),
                     None => self.finish(Reason::NotSent(cause), actions),
                 }
@@ -138,7 +138,7 @@ impl Machine {
             Outcome::Limited(_) => *step = Step::At(now.after(LEAST_PAUSE)),
             Outcome::Transient(hint) => {
                 *failures = failures.saturating_add(1);
-                match Schedule::HOMESERVER.next_try(*failures, hint, now, *until, jitter) {
+                match Schedule::SEND.next_try(*failures, hint, now, *until, jitter) {
                     Some(at) => *step = Step::At(at),
                     None => self.finish(Reason::Replaced, actions),
                 }
@@ -155,6 +155,15 @@ impl Machine {
         actions.push(Action::Persist);
         match &mut self.state {
             State::Waiting => self.wait_anew(now),
+            // Whoever asks after being reported gone is about to come back.
+            State::Doubted {
+                why: Doubt::Reported,
+                since,
+                ..
+            } if arrived > *since => {
+                self.wait_anew(now);
+                self.want_restart(now);
+            }
             State::Connected | State::Doubted { .. } => self.want_restart(now),
             State::Leaving {
                 errand: Errand::Send { returned },

@@ -121,8 +121,8 @@ impl Session {
         if let Some(room_sid) = room_sid
             && self.room_sid.as_ref() != Some(room_sid)
         {
+            // Stored with the next restart: a record that lags here is judged with care (L11).
             self.room_sid = Some(Arc::clone(room_sid));
-            news = true;
         }
         if participant.active && !self.seen {
             self.see();

@@ -211,7 +211,7 @@ impl Machine {
                 }
                 Doubt::Overdue if asked >= *since => self.leave(Cause::RoomLost, now),
                 Doubt::Absent { .. } | Doubt::Suspected { .. } | Doubt::Overdue => {
-                    self.look_at = self.look_at.or(Some((*from).max(now)));
+                    self.look_at = self.look_at.or_else(|| Some((*from).max(now)));
                 }
                 Doubt::Reported | Doubt::Unplaced | Doubt::Lost { .. } => {}
             },
@@ -311,8 +311,9 @@ impl Machine {
 
     pub(super) fn look_again(&mut self, now: Time, jitter: &mut Jitter) {
         self.looks = self.looks.saturating_add(1);
-        // Towards the end of the wait the questions come closer again: whoever comes late must not be taken for absent.
-        let closer = (self.deadline().since(now) / 2).max(LEAST_PAUSE);
+        // A short delay has no room for long pauses, and the end of a wait none at all: whoever comes late must not be taken for absent.
+        let dense = (self.delay().as_millis() / 6).max(1_000);
+        let closer = (self.deadline().since(now) / 2).max(LEAST_PAUSE).min(dense);
         self.look_at = Some(now.after(Schedule::PARTICIPANT.pause(self.looks, jitter).min(closer)));
     }
 

@@ -9,10 +9,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use redb::{
-    Builder, CommitError, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition, TableError,
-    TransactionError,
-};
+use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableHandle as _};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
@@ -52,15 +49,20 @@ impl FileError {
             Self::Foreign => "set LIVEKIT_STATE_PATH to a path of its own; the file was left as it is",
             Self::Version => "use the version of this service that made it, or move it away: then the jobs in it are lost",
             Self::Damaged => "move it away, and restore it from a backup if there is one; the file was left as it is",
-            Self::Io(error) => match error.kind() {
-                io::ErrorKind::NotFound => "make the directory; only the file is made here",
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                    "the user of this process must be allowed to write the file and its directory"
-                }
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the disk",
-                _ => "check the disk and the system's log",
-            },
+            Self::Io(error) => advice(error.kind()),
         }
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the rest need no advice of their own")]
+const fn advice(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::NotFound => "make the directory; only the file is made here",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "the user of this process must be allowed to write the file and its directory"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the disk",
+        _ => "check the disk and the system's log",
     }
 }
 
@@ -124,10 +126,10 @@ impl Opened {
 
     fn load(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), FileError> {
         let database = self.database(&mut self.lock())?;
-        let jobs = database.begin_read()?.open_table(JOBS)?;
+        let jobs = database.begin_read().map_err(failure)?.open_table(JOBS).map_err(failure)?;
         let mut portion = Portion::default();
-        for entry in jobs.iter()? {
-            let (field, value) = entry?;
+        for entry in jobs.iter().map_err(failure)? {
+            let (field, value) = entry.map_err(failure)?;
             if field.value().len() <= MAX_BYTES && value.value().len() <= MAX_BYTES {
                 portion.push(Entry {
                     field: field.value().into(),
@@ -162,76 +164,58 @@ fn open(path: &Path) -> Result<Database, FileError> {
         .mode(0o600)
         .open(path)
         .map_err(FileError::Io)?;
-    let database = Builder::new().set_cache_size(CACHE).create_file(file)?;
+    let database = Builder::new().set_cache_size(CACHE).create_file(file).map_err(failure)?;
+    let tables: Vec<_> = database
+        .begin_read()
+        .map_err(failure)?
+        .list_tables()
+        .map_err(failure)?
+        .map(|table| table.name().to_owned())
+        .collect();
+    if tables.iter().any(|table| table == JOBS.name()) {
+        return Ok(database);
+    }
+    if !tables.is_empty() {
+        return Err(FileError::Foreign);
+    }
     // With the table made, reading never has to ask whether it is there.
-    let transaction = database.begin_write()?;
-    transaction.open_table(JOBS)?;
-    transaction.commit()?;
+    let transaction = database.begin_write().map_err(failure)?;
+    transaction.open_table(JOBS).map_err(failure)?;
+    transaction.commit().map_err(failure)?;
     Ok(database)
 }
 
 fn write(database: &Database, changes: &[Change]) -> Result<(), FileError> {
-    let transaction = database.begin_write()?;
+    let transaction = database.begin_write().map_err(failure)?;
     {
-        let mut jobs = transaction.open_table(JOBS)?;
+        let mut jobs = transaction.open_table(JOBS).map_err(failure)?;
         for Change { field, value } in changes {
             match value {
-                Some(value) => jobs.insert(field.as_bytes(), value.as_bytes())?,
-                None => jobs.remove(field.as_bytes())?,
-            };
+                Some(value) => jobs.insert(field.as_bytes(), value.as_bytes()),
+                None => jobs.remove(field.as_bytes()),
+            }
+            .map_err(failure)?;
         }
     }
-    Ok(transaction.commit()?)
+    transaction.commit().map_err(failure)
 }
 
-impl From<StorageError> for FileError {
-    fn from(error: StorageError) -> Self {
-        match error {
-            // What redb says of a file that is not its own.
-            StorageError::Io(error) if error.kind() == io::ErrorKind::InvalidData => Self::Foreign,
-            StorageError::Io(error) => Self::Io(error),
-            StorageError::Corrupted(_) => Self::Damaged,
-            other => Self::Io(io::Error::other(other.to_string())),
+fn failure(error: impl Into<redb::Error>) -> FileError {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what else there is are mistakes in the use of the database"
+    )]
+    match error.into() {
+        redb::Error::DatabaseAlreadyOpen => FileError::InUse,
+        redb::Error::UpgradeRequired(_) => FileError::Version,
+        redb::Error::Corrupted(_) | redb::Error::RepairAborted => FileError::Damaged,
+        // What redb says of a file that is not its own.
+        redb::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => FileError::Foreign,
+        redb::Error::Io(error) => FileError::Io(error),
+        // A database, and not ours.
+        redb::Error::TableTypeMismatch { .. } | redb::Error::TableIsMultimap(_) | redb::Error::TypeDefinitionChanged { .. } => {
+            FileError::Foreign
         }
-    }
-}
-
-impl From<DatabaseError> for FileError {
-    fn from(error: DatabaseError) -> Self {
-        match error {
-            DatabaseError::DatabaseAlreadyOpen => Self::InUse,
-            DatabaseError::UpgradeRequired(_) => Self::Version,
-            DatabaseError::RepairAborted => Self::Damaged,
-            DatabaseError::Storage(error) => error.into(),
-            other => Self::Io(io::Error::other(other.to_string())),
-        }
-    }
-}
-
-impl From<TableError> for FileError {
-    fn from(error: TableError) -> Self {
-        match error {
-            TableError::Storage(error) => error.into(),
-            // A database, and not ours.
-            _ => Self::Foreign,
-        }
-    }
-}
-
-impl From<TransactionError> for FileError {
-    fn from(error: TransactionError) -> Self {
-        match error {
-            TransactionError::Storage(error) => error.into(),
-            other => Self::Io(io::Error::other(other.to_string())),
-        }
-    }
-}
-
-impl From<CommitError> for FileError {
-    fn from(error: CommitError) -> Self {
-        match error {
-            CommitError::Storage(error) => error.into(),
-            other => Self::Io(io::Error::other(other.to_string())),
-        }
+        other => FileError::Io(io::Error::other(other.to_string())),
     }
 }

@@ -79,7 +79,7 @@ impl Redis {
         let mut writer = self.writer.lock().await;
         // Only a connection that is known to be in order is put back.
         if let Some(mut connection) = writer.take() {
-            match write(&mut connection, changes).await {
+            match in_time(write(&mut connection, changes)).await {
                 Ok(()) => {
                     *writer = Some(connection);
                     return Ok(());
@@ -90,7 +90,7 @@ impl Redis {
             }
         }
         let mut connection = self.connect().await.map_err(|error| self.failed(error))?;
-        write(&mut connection, changes).await.map_err(|error| self.failed(error))?;
+        in_time(write(&mut connection, changes)).await.map_err(|error| self.failed(error))?;
         *writer = Some(connection);
         Ok(())
     }
@@ -121,7 +121,7 @@ impl Redis {
     }
 
     async fn connect(&self) -> Result<Connection, RedisError> {
-        timeout(PATIENCE, self.connect_at_leisure()).await.unwrap_or(Err(RedisError::Timeout))
+        in_time(self.connect_at_leisure()).await
     }
 
     async fn connect_at_leisure(&self) -> Result<Connection, RedisError> {
@@ -203,6 +203,10 @@ impl Redis {
     fn failed(&self, error: RedisError) -> StoreError {
         StoreError::Redis(self.address.to_string().into(), error)
     }
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
+    timeout(PATIENCE, work).await.unwrap_or(Err(RedisError::Timeout))
 }
 
 async fn unix(path: &Path) -> Result<UnixStream, RedisError> {

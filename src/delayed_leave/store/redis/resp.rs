@@ -15,6 +15,8 @@ use crate::delayed_leave::store::Entry;
 const MAX_LINE: usize = 8 * 1024;
 /// Most bytes of all fields and values.
 const MAX_TOTAL: u64 = 256 * 1024 * 1024;
+/// Counted for each, so that empty ones do not go on for ever.
+const OVERHEAD: u64 = 16;
 /// Read at once.
 const CHUNK: usize = 64 * 1024;
 
@@ -105,17 +107,14 @@ impl Connection {
 
     /// Prepares a command.
     pub(super) fn command(&mut self, parts: &[&[u8]]) {
-        let mut number = |prefix: u8, number: usize| {
-            self.unsent.extend_from_slice(&[prefix]);
-            self.unsent.extend_from_slice(number.to_string().as_bytes());
-            self.unsent.extend_from_slice(b"\r\n");
+        let head = |out: &mut BytesMut, kind: &[u8], number: usize| {
+            out.extend_from_slice(kind);
+            out.extend_from_slice(number.to_string().as_bytes());
+            out.extend_from_slice(b"\r\n");
         };
-        number(b'*', parts.len());
+        head(&mut self.unsent, b"*", parts.len());
         for part in parts {
-            let length = part.len();
-            self.unsent.extend_from_slice(b"$");
-            self.unsent.extend_from_slice(length.to_string().as_bytes());
-            self.unsent.extend_from_slice(b"\r\n");
+            head(&mut self.unsent, b"$", part.len());
             self.unsent.extend_from_slice(part);
             self.unsent.extend_from_slice(b"\r\n");
         }
@@ -128,7 +127,10 @@ impl Connection {
             self.wire.write_all(&unsent).await?;
             self.wire.flush().await
         };
-        timeout(self.patience, sending).await.map_err(|_| RedisError::Timeout)?.map_err(broken)
+        timeout(self.patience, sending)
+            .await
+            .map_err(|_| RedisError::Timeout)?
+            .map_err(broken)
     }
 
     /// The answer to a command that brings nothing back but its success.
@@ -167,7 +169,7 @@ impl Connection {
             return Err(RedisError::Protocol);
         };
         let mut left = length(digits)?;
-        self.total = self.total.saturating_add(left);
+        self.total = self.total.saturating_add(left).saturating_add(OVERHEAD);
         if self.total > MAX_TOTAL {
             return Err(RedisError::TooLarge);
         }
@@ -221,7 +223,12 @@ impl Connection {
         while self.read.len() < wanted {
             self.read.reserve(CHUNK);
             let reading = self.wire.read_buf(&mut self.read);
-            if timeout(self.patience, reading).await.map_err(|_| RedisError::Timeout)?.map_err(broken)? == 0 {
+            if timeout(self.patience, reading)
+                .await
+                .map_err(|_| RedisError::Timeout)?
+                .map_err(broken)?
+                == 0
+            {
                 return Err(RedisError::Closed);
             }
         }
@@ -238,7 +245,12 @@ fn length(digits: &[u8]) -> Result<u64, RedisError> {
 }
 
 fn refused(command: &'static str, error: &[u8]) -> RedisError {
-    let code: String = error.iter().take(20).take_while(|byte| byte.is_ascii_uppercase()).map(|byte| char::from(*byte)).collect();
+    let code: String = error
+        .iter()
+        .take(20)
+        .take_while(|byte| byte.is_ascii_uppercase())
+        .map(|byte| char::from(*byte))
+        .collect();
     RedisError::Refused {
         command,
         code: if code.is_empty() { "ERR".into() } else { code.into() },
@@ -264,14 +276,11 @@ mod tests {
     /// Runs on a connection to a server that says this and closes.
     fn hearing<T>(said: &[u8], then: impl AsyncFnOnce(&mut Connection) -> T) -> T {
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(async {
-            let wire = tokio_test_wire(said);
-            then(&mut Connection::new(wire, PATIENCE)).await
-        })
+        runtime.block_on(async { then(&mut Connection::new(wire_of(said), PATIENCE)).await })
     }
 
-    fn tokio_test_wire(said: &[u8]) -> Box<dyn Wire> {
-        let said = std::io::Cursor::new(said.to_vec());
+    fn wire_of(said: &[u8]) -> Box<dyn Wire> {
+        let said = io::Cursor::new(said.to_vec());
         Box::new(tokio::io::join(said, tokio::io::sink()))
     }
 
@@ -323,12 +332,16 @@ mod tests {
         ] {
             assert!(matches!(hearing(said.as_bytes(), all).unwrap_err(), RedisError::Protocol), "{said}");
         }
-        assert!(matches!(hearing(b"*2\r\n$999999999999\r\n", all).unwrap_err(), RedisError::TooLarge));
+        assert!(matches!(
+            hearing(b"*2\r\n$999999999999\r\n", all).unwrap_err(),
+            RedisError::TooLarge
+        ));
         assert!(matches!(hearing(b"*999999999998\r\n", all).unwrap_err(), RedisError::Closed));
         assert!(matches!(hearing(&[b'+'; 20_000], all).unwrap_err(), RedisError::Protocol));
-        let error = hearing(b"-ERR unknown command 'AUTH', with args beginning with: 'hunter2'\r\n", async |connection| {
-            connection.done("AUTH").await.unwrap_err()
-        });
+        let error = hearing(
+            b"-ERR unknown command 'AUTH', with args beginning with: 'hunter2'\r\n",
+            async |connection| connection.done("AUTH").await.unwrap_err(),
+        );
         assert!(!format!("{error} {error:?} {}", error.remedy()).contains("hunter2"));
         assert_eq!(error.to_string(), "AUTH was refused (ERR)");
     }
