@@ -352,7 +352,7 @@ fn broken_text_is_mended_as_it_always_was() {
     let world = World::shared();
     let good = bodies::get_token_of(&world.home, "alice", "ROOM").to_string();
     let place = good.find("ROOM").expect("the room");
-    let with_room = |room: &[u8]| [good[..place].as_bytes(), room, &good.as_bytes()[place + 4..]].concat();
+    let with_room = |room: &[u8]| [&good.as_bytes()[..place], room, &good.as_bytes()[place + 4..]].concat();
     let cases: [(&[u8], &str); 8] = [
         (b"!a\xffb\xfe:x", "!a\u{fffd}b\u{fffd}:x"),
         (b"!\xe2\x82:x", "!\u{fffd}\u{fffd}:x"),
