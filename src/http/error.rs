@@ -162,7 +162,7 @@ impl ApiError {
             Refusal::BadServerName => Self::unauthorised(Reason::InvalidServerName),
             Refusal::Unverified(Unverified::Rejected) => Self::unauthorised(Reason::TokenRejected),
             Refusal::Unverified(Unverified::Unreachable { .. }) => Self::unauthorised(Reason::HomeserverUnreachable),
-            Refusal::Unverified(Unverified::Unusable(_)) => Self::unauthorised(Reason::HomeserverError),
+            Refusal::Unverified(Unverified::Unusable { .. }) => Self::unauthorised(Reason::HomeserverError),
             Refusal::Unverified(Unverified::ForeignUser) | Refusal::UserMismatch => Self::unauthorised(Reason::UserMismatch),
             Refusal::Unverified(Unverified::Busy) => Self::BUSY,
             Refusal::DelegationDenied => {
@@ -233,7 +233,11 @@ mod tests {
             (Refusal::BadServerName, 401, "M_UNAUTHORIZED", Some(Reason::InvalidServerName)),
             (Unverified::Rejected.into(), 401, "M_UNAUTHORIZED", Some(Reason::TokenRejected)),
             (
-                Unverified::Unusable(Answer::Body).into(),
+                Unverified::Unusable {
+                    answer: Answer::Body,
+                    known: true,
+                }
+                .into(),
                 401,
                 "M_UNAUTHORIZED",
                 Some(Reason::HomeserverError),

@@ -33,3 +33,55 @@ pub(super) async fn answer(
         }
     }
 }
+<<<<<<< HEAD
+=======
+
+fn reply(reply: &TokenReply<'_>) -> Result<Response, ApiError> {
+    let mut json = serde_json::to_vec(reply).map_err(|_| ApiError::INTERNAL)?;
+    json.push(b'\n');
+    let mut response = json.into_response();
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+/// One line per refusal: a client's fault at debug or info, a neighbour's at warn, ours at error.
+fn log(refusal: &Refusal, server: &str, request_id: &str) {
+    let reason = refusal.to_string();
+    match refusal {
+        Refusal::Delegation | Refusal::BadServerName => tracing::debug!(request_id, server, reason, "no token"),
+        Refusal::UserMismatch | Refusal::Unverified(Unverified::Rejected | Unverified::ForeignUser) => {
+            tracing::info!(request_id, server, reason, "no token: the user could not be verified");
+        }
+        // Names come from strangers, and most of those that lead nowhere are probes: no warnings for these. The first
+        // refusal of an address is told by `federation.rs`.
+        Refusal::Unverified(Unverified::Unreachable { failure, known }) => {
+            let remedy = failure.remedy();
+            if *known && !matches!(failure, Failure::Refused { .. }) {
+                tracing::warn!(request_id, server, reason, remedy, "no token: the homeserver could not be reached");
+            } else {
+                tracing::info!(request_id, server, reason, remedy, "no token: the homeserver could not be reached");
+            }
+        }
+        Refusal::Unverified(Unverified::Unusable { known, .. }) => {
+            let remedy =
+                "check that /_matrix/federation/v1/openid is routed to that homeserver and enabled there (a listener's `openid` resource)";
+            if *known {
+                tracing::warn!(request_id, server, reason, remedy, "no token: the homeserver's answer is unusable");
+            } else {
+                tracing::info!(request_id, server, reason, remedy, "no token: the homeserver's answer is unusable");
+            }
+        }
+        Refusal::Unverified(Unverified::Busy) => {
+            let remedy = Failure::Busy.remedy();
+            tracing::warn!(request_id, server, reason, remedy, "no token: overloaded");
+        }
+        Refusal::Sfu(error) => {
+            let remedy = error.remedy();
+            tracing::warn!(request_id, reason, remedy, "no token: the room could not be opened on the SFU");
+        }
+        Refusal::Mint(_) => tracing::error!(request_id, reason, "no token: it could not be signed"),
+    }
+}
+>>>>>>> main
