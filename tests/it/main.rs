@@ -13,6 +13,7 @@ mod healthcheck;
 mod healthz;
 mod hold;
 mod homeservers;
+mod leave;
 mod limits;
 mod logs;
 mod routes;

@@ -1,0 +1,7 @@
+//! Delegated leave. Its pure core runs here in a simulated world, with a clock that is moved by hand: rules, properties over
+//! random inputs, and every recorded scene of a real SFU.
+
+mod properties;
+mod replay;
+mod rules;
+mod world;
