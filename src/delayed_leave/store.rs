@@ -1,1 +1,169 @@
-//! x
+//! Where jobs outlive this process: nowhere, in Redis, or in a file.
+//!
+//! All three know fields and values only; `record.rs` knows what they mean. Nobody but `queue.rs` writes, one batch after
+//! the other, so that a store that is slow or away holds up nothing but its own queue.
+//!
+//! One instance owns all jobs of a store today. When several share them, a store will also have to tell an instance that
+//! another one has news for a job of its own (a webhook that arrived there, a delegation that replaces it): that is a
+//! stream of fields beside [`Store::load`], which a store without company never yields anything on.
+
+mod file;
+mod memory;
+mod queue;
+mod redis;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::config;
+use crate::dns::Dns;
+use crate::tls::Tls;
+
+pub use file::FileError;
+pub use queue::{Queue, Restored, RestoredJob, Written};
+pub use redis::RedisError;
+
+/// A place for records.
+pub struct Store(Kind);
+
+enum Kind {
+    Memory(memory::Memory),
+    Redis(Box<redis::Redis>),
+    File(file::File),
+}
+
+/// A record as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The field.
+    pub field: Box<[u8]>,
+    /// Its value.
+    pub value: Box<[u8]>,
+}
+
+/// What is to be done to one field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The field.
+    pub field: Arc<str>,
+    /// Its new value; `None` removes it, and it need not be there.
+    pub value: Option<Arc<str>>,
+}
+
+/// A store cannot do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Redis.
+    #[error("Redis at {0}: {1}")]
+    Redis(Box<str>, RedisError),
+    /// The file.
+    #[error("LIVEKIT_STATE_PATH={0}: {1}")]
+    File(Box<str>, FileError),
+}
+
+impl StoreError {
+    /// What the operator can do.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Redis(_, error) => error.remedy(),
+            Self::File(_, error) => error.remedy(),
+        }
+    }
+}
+
+impl Store {
+    /// Keeps nothing.
+    #[must_use]
+    pub const fn memory() -> Self {
+        Self(Kind::Memory(memory::Memory))
+    }
+
+    /// Redis. Nothing is connected yet, so this does not fail.
+    #[must_use]
+    pub fn redis(settings: config::Redis, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
+        Self(Kind::Redis(Box::new(redis::Redis::new(settings, tls, dns))))
+    }
+
+    /// The file at `path`, made if it is not there; in a directory, a file of our name.
+    ///
+    /// # Errors
+    /// When it cannot be used, and another program's file is left as it is.
+    pub async fn file(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self(Kind::File(file::File::open(path).await?)))
+    }
+
+    /// Whether what is written can be read again.
+    #[must_use]
+    pub const fn keeps(&self) -> bool {
+        match &self.0 {
+            Kind::Memory(_) => false,
+            Kind::Redis(_) | Kind::File(_) => true,
+        }
+    }
+
+    /// Whether the store answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        match &self.0 {
+            Kind::Memory(_) => Ok(()),
+            Kind::Redis(redis) => redis.ping().await,
+            Kind::File(file) => file.ping().await,
+        }
+    }
+
+    /// Hands over all records in portions. When it fails, what was handed over is a part of them.
+    ///
+    /// # Errors
+    /// When not all could be read. Nobody listening any more is no error.
+    pub async fn load(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), StoreError> {
+        match &self.0 {
+            Kind::Memory(_) => Ok(()),
+            Kind::Redis(redis) => redis.load(portions).await,
+            Kind::File(file) => file.load(portions).await,
+        }
+    }
+
+    /// Makes all `changes`, in their order. When it fails, any number of the first of them may have been made, and may
+    /// be made again.
+    ///
+    /// # Errors
+    /// When not all of them are known to be made.
+    pub async fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
+        match &self.0 {
+            Kind::Memory(_) => Ok(()),
+            Kind::Redis(redis) => redis.write(changes).await,
+            Kind::File(file) => file.write(changes).await,
+        }
+    }
+}
+
+/// Collects records until there are enough to be handed over.
+#[derive(Default)]
+struct Portion {
+    entries: Vec<Entry>,
+    bytes: usize,
+}
+
+impl Portion {
+    const ENTRIES: usize = 256;
+    const BYTES: usize = 256 * 1024;
+
+    fn push(&mut self, entry: Entry) {
+        self.bytes += entry.field.len() + entry.value.len();
+        self.entries.push(entry);
+    }
+
+    fn is_full(&self) -> bool {
+        self.entries.len() >= Self::ENTRIES || self.bytes >= Self::BYTES
+    }
+
+    fn take(&mut self) -> Vec<Entry> {
+        self.bytes = 0;
+        std::mem::take(&mut self.entries)
+    }
+}

@@ -90,7 +90,10 @@ fn recorded_webhooks_are_read() {
             (string(&body["room"]["name"]).as_str(), string(&body["room"]["sid"]).as_str())
         );
         assert!(room.sid.starts_with("RM_"));
-        assert_eq!(u64::from(room.departure_timeout), body["room"]["departureTimeout"].as_u64().unwrap_or(0));
+        assert_eq!(
+            u64::from(room.departure_timeout),
+            body["room"]["departureTimeout"].as_u64().unwrap_or(0)
+        );
 
         let theirs = &body["participant"];
         assert_eq!(webhook.participant.is_some(), theirs.is_object());

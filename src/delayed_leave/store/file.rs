@@ -1,0 +1,221 @@
+//! An embedded database in one file, for those who run one container and no Redis.
+//!
+//! redb: written in Rust alone, transactions that survive a crash, one maintainer since 2021 with releases every month or
+//! two and a file format that is declared stable. A batch of changes is one transaction, and on disk when it is done.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableHandle as _};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+
+use super::{Change, Entry, Portion, StoreError};
+use crate::delayed_leave::record::MAX_BYTES;
+
+const JOBS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("jobs");
+/// The file's name where only a directory is given.
+const NAME: &str = "lk-jwt-service.redb";
+/// Pages kept in memory. The whole process has to fit into a small container.
+const CACHE: usize = 4 * 1024 * 1024;
+
+/// The file cannot do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// Another process has it.
+    #[error("another process uses this file")]
+    InUse,
+    /// Not one of ours.
+    #[error("this file is not one that this service made")]
+    Foreign,
+    /// Made by another version.
+    #[error("this file was made by another version of the database")]
+    Version,
+    /// Damaged.
+    #[error("this file is damaged")]
+    Damaged,
+    /// The system's error.
+    #[error("{0}")]
+    Io(io::Error),
+}
+
+impl FileError {
+    pub(super) fn remedy(&self) -> &'static str {
+        match self {
+            Self::InUse => "stop the other instance, or give each its own LIVEKIT_STATE_PATH",
+            Self::Foreign => "set LIVEKIT_STATE_PATH to a path of its own; the file was left as it is",
+            Self::Version => "use the version of this service that made it, or move it away: then the jobs in it are lost",
+            Self::Damaged => "move it away, and restore it from a backup if there is one; the file was left as it is",
+            Self::Io(error) => advice(error.kind()),
+        }
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the rest need no advice of their own")]
+const fn advice(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::NotFound => "make the directory; only the file is made here",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "the user of this process must be allowed to write the file and its directory"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the disk",
+        _ => "check the disk and the system's log",
+    }
+}
+
+/// The file.
+pub(super) struct File(Arc<Opened>);
+
+struct Opened {
+    path: PathBuf,
+    /// Closed after a failure, since the database wants to be opened again then.
+    database: Mutex<Option<Arc<Database>>>,
+}
+
+impl File {
+    pub(super) async fn open(path: &Path) -> Result<Self, StoreError> {
+        let opened = Arc::new(Opened {
+            path: path.to_owned(),
+            database: Mutex::new(None),
+        });
+        opened.run(|opened| opened.database(&mut opened.lock()).map(drop)).await?;
+        Ok(Self(opened))
+    }
+
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        self.0.run(|opened| opened.database(&mut opened.lock()).map(drop)).await
+    }
+
+    pub(super) async fn load(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), StoreError> {
+        let portions = portions.clone();
+        self.0.run(move |opened| opened.load(&portions)).await
+    }
+
+    /// Takes as long as the disk takes: a write that was given up could still happen, after a newer one.
+    pub(super) async fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let changes = changes.to_vec();
+        self.0.run(move |opened| opened.write(&changes)).await
+    }
+}
+
+impl Opened {
+    async fn run(self: &Arc<Self>, work: impl FnOnce(&Self) -> Result<(), FileError> + Send + 'static) -> Result<(), StoreError> {
+        let opened = self.clone();
+        let outcome = spawn_blocking(move || work(&opened)).await;
+        // A file that was damaged in the right place makes the database panic.
+        outcome
+            .unwrap_or(Err(FileError::Damaged))
+            .map_err(|error| StoreError::File(self.path.display().to_string().into(), error))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Database>>> {
+        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn database(&self, database: &mut Option<Arc<Database>>) -> Result<Arc<Database>, FileError> {
+        if let Some(database) = database {
+            return Ok(database.clone());
+        }
+        let opened = Arc::new(open(&self.path)?);
+        *database = Some(opened.clone());
+        Ok(opened)
+    }
+
+    fn load(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), FileError> {
+        let database = self.database(&mut self.lock())?;
+        let jobs = database.begin_read().map_err(failure)?.open_table(JOBS).map_err(failure)?;
+        let mut portion = Portion::default();
+        for entry in jobs.iter().map_err(failure)? {
+            let (field, value) = entry.map_err(failure)?;
+            if field.value().len() <= MAX_BYTES && value.value().len() <= MAX_BYTES {
+                portion.push(Entry {
+                    field: field.value().into(),
+                    value: value.value().into(),
+                });
+            }
+            if portion.is_full() && portions.blocking_send(portion.take()).is_err() {
+                return Ok(());
+            }
+        }
+        let _ = portions.blocking_send(portion.take());
+        Ok(())
+    }
+
+    fn write(&self, changes: &[Change]) -> Result<(), FileError> {
+        let mut lock = self.lock();
+        let outcome = self.database(&mut lock).and_then(|database| write(&database, changes));
+        if outcome.is_err() {
+            *lock = None;
+        }
+        outcome
+    }
+}
+
+fn open(path: &Path) -> Result<Database, FileError> {
+    let path = if path.is_dir() { path.join(NAME) } else { path.to_owned() };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(FileError::Io)?;
+    let database = Builder::new().set_cache_size(CACHE).create_file(file).map_err(failure)?;
+    let tables: Vec<_> = database
+        .begin_read()
+        .map_err(failure)?
+        .list_tables()
+        .map_err(failure)?
+        .map(|table| table.name().to_owned())
+        .collect();
+    if tables.iter().any(|table| table == JOBS.name()) {
+        return Ok(database);
+    }
+    if !tables.is_empty() {
+        return Err(FileError::Foreign);
+    }
+    // With the table made, reading never has to ask whether it is there.
+    let transaction = database.begin_write().map_err(failure)?;
+    transaction.open_table(JOBS).map_err(failure)?;
+    transaction.commit().map_err(failure)?;
+    Ok(database)
+}
+
+fn write(database: &Database, changes: &[Change]) -> Result<(), FileError> {
+    let transaction = database.begin_write().map_err(failure)?;
+    {
+        let mut jobs = transaction.open_table(JOBS).map_err(failure)?;
+        for Change { field, value } in changes {
+            match value {
+                Some(value) => jobs.insert(field.as_bytes(), value.as_bytes()),
+                None => jobs.remove(field.as_bytes()),
+            }
+            .map_err(failure)?;
+        }
+    }
+    transaction.commit().map_err(failure)
+}
+
+fn failure(error: impl Into<redb::Error>) -> FileError {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what else there is are mistakes in the use of the database"
+    )]
+    match error.into() {
+        redb::Error::DatabaseAlreadyOpen => FileError::InUse,
+        redb::Error::UpgradeRequired(_) => FileError::Version,
+        redb::Error::Corrupted(_) | redb::Error::RepairAborted => FileError::Damaged,
+        // What redb says of a file that is not its own.
+        redb::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => FileError::Foreign,
+        redb::Error::Io(error) => FileError::Io(error),
+        // A database, and not ours.
+        redb::Error::TableTypeMismatch { .. } | redb::Error::TableIsMultimap(_) | redb::Error::TypeDefinitionChanged { .. } => {
+            FileError::Foreign
+        }
+        other => FileError::Io(io::Error::other(other.to_string())),
+    }
+}

@@ -1,0 +1,4 @@
+//! No store: jobs live as long as the process. The default.
+
+/// Keeps nothing.
+pub(super) struct Memory;

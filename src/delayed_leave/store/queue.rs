@@ -1,0 +1,442 @@
+//! The one way to a store: an ordered queue of changes that never blocks those who make them.
+//!
+//! Of each field only the latest change waits, in the place of the one that it replaces, so that the queue is as long as
+//! there are jobs while the store is away, whatever happens to them. One task writes batch after batch; what is not known
+//! to be written is written again, which changes nothing.
+
+use std::collections::hash_map::{Entry as Slot, RandomState};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::BuildHasher as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::select;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::{Change, Entry, Store, StoreError};
+use crate::delayed_leave::record::{self, MAX_BYTES, Origin, StoredJob};
+
+/// Changes written at once.
+const BATCH: usize = 1024;
+/// Bytes written at once, or one change of any size.
+const BATCH_BYTES: usize = 256 * 1024;
+/// Removals that wait. One that is not noted leaves a record behind that expires by itself.
+const MAX_REMOVALS: usize = 250_000;
+/// Fields that are remembered as changed until all records are read.
+const MAX_TOUCHED: usize = 1_000_000;
+/// Portions of records that wait to be taken.
+const PORTIONS: usize = 4;
+/// Between two warnings about the same trouble.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+/// Between two tries while stopping.
+const HURRIED_PAUSE: Duration = Duration::from_millis(200);
+
+/// The handle. All clones write to one store.
+#[derive(Clone)]
+pub struct Queue(Option<Arc<Shared>>);
+
+/// The records that were there at the start. Dropping it ends the reading.
+pub struct Restored {
+    portions: mpsc::Receiver<Vec<Entry>>,
+    portion: std::vec::IntoIter<Entry>,
+    shared: Option<Arc<Shared>>,
+    unreadable: usize,
+}
+
+/// A job as it was stored, and what is needed to store it again without loss.
+#[derive(Debug)]
+pub struct RestoredJob {
+    /// The job.
+    pub job: StoredJob<'static>,
+    /// To be given back with every change of this record.
+    pub origin: Option<Box<Origin>>,
+}
+
+/// A change on its way to the store.
+#[derive(Debug)]
+#[must_use]
+pub struct Written(Way);
+
+#[derive(Debug)]
+enum Way {
+    Done,
+    Waiting(oneshot::Receiver<()>),
+}
+
+struct Shared {
+    state: Mutex<State>,
+    wake: Notify,
+    hasher: RandomState,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// In the order in which they are to be written.
+    waiting: BTreeMap<u64, Waiting>,
+    /// Where in `waiting` a field's change is.
+    places: HashMap<Arc<str>, u64>,
+    next_place: u64,
+    removals: usize,
+    /// Changes that are just being written.
+    under_way: usize,
+    /// Fields that were changed, by hash, while records are still being read: what is read of them is out of date.
+    touched: Option<HashSet<u64>>,
+    stopping: bool,
+}
+
+struct Waiting {
+    change: Change,
+    waiters: Vec<oneshot::Sender<()>>,
+}
+
+impl Queue {
+    /// Starts to read and to write. A store that keeps nothing costs nothing.
+    #[must_use]
+    pub fn start(store: Store) -> (Self, Restored) {
+        let (sender, portions) = mpsc::channel(PORTIONS);
+        let mut restored = Restored {
+            portions,
+            portion: Vec::new().into_iter(),
+            shared: None,
+            unreadable: 0,
+        };
+        if !store.keeps() {
+            return (Self(None), restored);
+        }
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                touched: Some(HashSet::new()),
+                ..State::default()
+            }),
+            wake: Notify::new(),
+            hasher: RandomState::new(),
+            task: Mutex::new(None),
+        });
+        let store = Arc::new(store);
+        tokio::spawn(read(store.clone(), sender));
+        *lock(&shared.task) = Some(tokio::spawn(write(store, shared.clone())));
+        restored.shared = Some(shared.clone());
+        (Self(Some(shared)), restored)
+    }
+
+    /// Stores a job as it is now.
+    pub fn put(&self, job: &StoredJob<'_>, origin: Option<&Origin>) {
+        self.change(job.room.as_ref(), job.identity.as_ref(), origin, || Some(job.value(origin)), None);
+    }
+
+    /// Stores a job as it is now, and tells when that is done.
+    pub fn put_and_tell(&self, job: &StoredJob<'_>, origin: Option<&Origin>) -> Written {
+        if self.0.is_none() {
+            return Written(Way::Done);
+        }
+        let (sender, receiver) = oneshot::channel();
+        let value = || Some(job.value(origin));
+        self.change(job.room.as_ref(), job.identity.as_ref(), origin, value, Some(sender));
+        Written(Way::Waiting(receiver))
+    }
+
+    /// Removes a job's record. It need not be there.
+    pub fn remove(&self, room: &str, identity: &str, origin: Option<&Origin>) {
+        self.change(room, identity, origin, || None, None);
+    }
+
+    /// How many changes are not known to be in the store.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.0.as_ref().map_or(0, |shared| shared.lock().unwritten())
+    }
+
+    /// Writes what is waiting, until `deadline`. Says how many changes were not written.
+    pub async fn stop(&self, deadline: Instant) -> usize {
+        let Some(shared) = &self.0 else { return 0 };
+        shared.lock().stopping = true;
+        shared.wake.notify_one();
+        let task = lock(&shared.task).take();
+        if let Some(mut task) = task
+            && timeout_at(deadline, &mut task).await.is_err()
+        {
+            task.abort();
+        }
+        let left = shared.lock().unwritten();
+        if left > 0 {
+            tracing::warn!(
+                changes = left,
+                "the store did not take everything before the end: the next start restores those jobs as they were before"
+            );
+        }
+        left
+    }
+
+    fn change(
+        &self,
+        room: &str,
+        identity: &str,
+        origin: Option<&Origin>,
+        value: impl FnOnce() -> Option<String>,
+        waiter: Option<oneshot::Sender<()>>,
+    ) {
+        let Some(shared) = &self.0 else { return };
+        let field = record::field_of(room, identity, origin);
+        let value = value();
+        if field.len() > MAX_BYTES || value.as_ref().is_some_and(|value| value.len() > MAX_BYTES) {
+            tracing::warn!("a job is too large to be stored: it will not survive a restart of this service");
+            return;
+        }
+        let touched = shared.hasher.hash_one(field.as_bytes());
+        let change = Change {
+            field: field.into(),
+            value: value.map(Into::into),
+        };
+        shared.lock().push(change, touched, waiter);
+        shared.wake.notify_one();
+    }
+}
+
+impl Written {
+    /// Whether the change, or a later one of the same field, is in the store within that time.
+    pub async fn within(self, limit: Duration) -> bool {
+        match self.0 {
+            Way::Done => true,
+            Way::Waiting(receiver) => matches!(timeout(limit, receiver).await, Ok(Ok(()))),
+        }
+    }
+}
+
+impl Restored {
+    /// The next record; none when all were read, which waits for a store that is away. A record may come twice; one whose
+    /// field was changed since the start does not come any more. What cannot be read stays where it is.
+    pub async fn next(&mut self) -> Option<RestoredJob> {
+        let shared = self.shared.clone()?;
+        loop {
+            for entry in self.portion.by_ref() {
+                if shared.is_touched(&entry.field) {
+                    continue;
+                }
+                match StoredJob::read(&entry.field, &entry.value) {
+                    Ok((job, origin)) => return Some(RestoredJob { job, origin }),
+                    Err(error) => {
+                        self.unreadable += 1;
+                        tracing::debug!(error = error.to_string(), "a record cannot be read");
+                    }
+                }
+            }
+            match self.portions.recv().await {
+                Some(portion) if !shared.has_forgotten() => self.portion = portion.into_iter(),
+                Some(_) => {
+                    tracing::error!("so much has changed while the store could not be read that its records are left alone");
+                    self.end();
+                    return None;
+                }
+                None => {
+                    self.end();
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if self.unreadable > 0 {
+            tracing::warn!(
+                records = self.unreadable,
+                "records in the store cannot be read and are left there; if no other service uses them, remove them"
+            );
+        }
+        if let Some(shared) = self.shared.take() {
+            shared.lock().touched = None;
+        }
+        self.portions.close();
+    }
+}
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.shared {
+            shared.lock().touched = None;
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn is_touched(&self, field: &[u8]) -> bool {
+        let hash = self.hasher.hash_one(field);
+        self.lock().touched.as_ref().is_some_and(|touched| touched.contains(&hash))
+    }
+
+    /// Whether so many fields were changed that not all are remembered.
+    fn has_forgotten(&self) -> bool {
+        self.lock().touched.as_ref().is_some_and(|touched| touched.len() >= MAX_TOUCHED)
+    }
+}
+
+impl State {
+    fn unwritten(&self) -> usize {
+        self.waiting.len() + self.under_way
+    }
+
+    fn push(&mut self, change: Change, touched: u64, waiter: Option<oneshot::Sender<()>>) {
+        if let Some(fields) = self.touched.as_mut().filter(|fields| fields.len() < MAX_TOUCHED) {
+            fields.insert(touched);
+        }
+        match self.places.entry(change.field.clone()) {
+            Slot::Occupied(place) => {
+                if let Some(waiting) = self.waiting.get_mut(place.get()) {
+                    self.removals += usize::from(change.value.is_none());
+                    self.removals -= usize::from(waiting.change.value.is_none());
+                    waiting.change.value = change.value;
+                    // Those who have stopped waiting must not pile up while the store is away.
+                    waiting.waiters.retain(|waiter| !waiter.is_closed());
+                    waiting.waiters.extend(waiter);
+                }
+            }
+            Slot::Vacant(_) if change.value.is_none() && self.removals >= MAX_REMOVALS => {}
+            Slot::Vacant(place) => {
+                self.removals += usize::from(change.value.is_none());
+                place.insert(self.next_place);
+                let waiters = waiter.into_iter().collect();
+                self.waiting.insert(self.next_place, Waiting { change, waiters });
+                self.next_place += 1;
+            }
+        }
+    }
+
+    /// The first changes, in their order.
+    fn take(&mut self) -> Vec<(u64, Waiting)> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while batch.len() < BATCH
+            && bytes < BATCH_BYTES
+            && let Some((place, waiting)) = self.waiting.pop_first()
+        {
+            bytes += waiting.change.field.len() + waiting.change.value.as_ref().map_or(0, |value| value.len());
+            self.removals -= usize::from(waiting.change.value.is_none());
+            self.places.remove(&waiting.change.field);
+            batch.push((place, waiting));
+        }
+        self.under_way = batch.len();
+        batch
+    }
+
+    /// What was taken and not written goes back to its place, but where a newer change has come.
+    fn give_back(&mut self, batch: Vec<(u64, Waiting)>) {
+        self.under_way = 0;
+        for (old_place, mut old) in batch {
+            old.waiters.retain(|waiter| !waiter.is_closed());
+            match self.places.entry(old.change.field.clone()) {
+                Slot::Occupied(place) => {
+                    if let Some(newer) = self.waiting.get_mut(place.get()) {
+                        newer.waiters.append(&mut old.waiters);
+                    }
+                }
+                Slot::Vacant(place) => {
+                    self.removals += usize::from(old.change.value.is_none());
+                    place.insert(old_place);
+                    self.waiting.insert(old_place, old);
+                }
+            }
+        }
+    }
+}
+
+/// Reads all records, until that has worked once or nobody wants them any more.
+async fn read(store: Arc<Store>, portions: mpsc::Sender<Vec<Entry>>) {
+    let mut trouble = Trouble::default();
+    loop {
+        match store.load(&portions).await {
+            Ok(()) => return trouble.over("the jobs in the store have been read"),
+            Err(error) => trouble.warn(&error, "the jobs in the store cannot be read; trying again"),
+        }
+        select! {
+            () = sleep(trouble.pause()) => {}
+            () = portions.closed() => return,
+        }
+    }
+}
+
+/// Writes batch after batch, until it is told to stop and nothing is left.
+async fn write(store: Arc<Store>, shared: Arc<Shared>) {
+    let mut trouble = Trouble::default();
+    loop {
+        let (batch, stopping) = {
+            let mut state = shared.lock();
+            (state.take(), state.stopping)
+        };
+        if batch.is_empty() {
+            if stopping {
+                return;
+            }
+            shared.wake.notified().await;
+            continue;
+        }
+        let changes: Vec<_> = batch.iter().map(|(_, waiting)| waiting.change.clone()).collect();
+        match store.write(&changes).await {
+            Ok(()) => {
+                trouble.over("the store takes jobs again");
+                shared.lock().under_way = 0;
+                for waiter in batch.into_iter().flat_map(|(_, waiting)| waiting.waiters) {
+                    let _ = waiter.send(());
+                }
+            }
+            Err(error) => {
+                shared.lock().give_back(batch);
+                trouble.warn(&error, "jobs cannot be stored; they go on, and are stored when the store is back");
+                let end_of_pause = Instant::now() + trouble.pause();
+                while !shared.lock().stopping && timeout_at(end_of_pause, shared.wake.notified()).await.is_ok() {}
+                if shared.lock().stopping {
+                    sleep(HURRIED_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// Failures in a row, and what was said about them.
+#[derive(Default)]
+struct Trouble {
+    failures: u32,
+    since: Option<Instant>,
+    warned: Option<Instant>,
+}
+
+impl Trouble {
+    fn warn(&mut self, error: &StoreError, what: &'static str) {
+        self.failures = self.failures.saturating_add(1);
+        self.since.get_or_insert_with(Instant::now);
+        let (reason, remedy) = (error.to_string(), error.remedy());
+        if self.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
+            self.warned = Some(Instant::now());
+            tracing::warn!(reason, remedy, failures = self.failures, "{what}");
+        } else {
+            tracing::debug!(reason, failures = self.failures, "{what}");
+        }
+    }
+
+    fn over(&mut self, what: &'static str) {
+        if let Some(since) = self.since.take() {
+            tracing::info!(after_seconds = since.elapsed().as_secs(), failures = self.failures, "{what}");
+            // Trouble that comes and goes is warned about no more often than trouble that stays.
+            self.failures = 0;
+        }
+    }
+
+    /// 0.1 s, doubled up to 5 s.
+    fn pause(&self) -> Duration {
+        Duration::from_millis(100)
+            .saturating_mul(1 << self.failures.saturating_sub(1).min(8))
+            .min(Duration::from_secs(5))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+use super::*;
+use proptest::prelude::*;
+
+fn change(field: &str, value: Option<&str>) -> Change {
+    Change {
+        field: field.into(),
+        value: value.map(Into::into),
+    }
+}
+
+fn fields(batch: &[(u64, Waiting)]) -> Vec<(&str, Option<&str>)> {
+    batch
+        .iter()
+        .map(|(_, waiting)| (&*waiting.change.field, waiting.change.value.as_deref()))
+        .collect()
+}
+
+#[test]
+fn the_latest_change_of_a_field_takes_the_place_of_the_first() {
+    let mut state = State::default();
+    for (field, value) in [("a", Some("1")), ("b", Some("1")), ("a", Some("2")), ("c", None), ("b", None)] {
+        state.push(change(field, value), 0, None);
+    }
+    assert_eq!((state.unwritten(), state.removals), (3, 2));
+    let batch = state.take();
+    assert_eq!(fields(&batch), [("a", Some("2")), ("b", None), ("c", None)]);
+    assert_eq!((state.unwritten(), state.removals), (3, 0));
+    // Meanwhile `b` is put again; then the batch fails.
+    state.push(change("b", Some("3")), 0, None);
+    state.push(change("d", Some("1")), 0, None);
+    state.give_back(batch);
+    assert_eq!((state.unwritten(), state.removals), (4, 1));
+    assert_eq!(
+        fields(&state.take()),
+        [("a", Some("2")), ("c", None), ("b", Some("3")), ("d", Some("1"))]
+    );
+}
+
+#[test]
+fn those_who_wait_for_an_old_value_are_told_of_the_new_one() {
+    let mut state = State::default();
+    let (first, mut first_told) = oneshot::channel();
+    let (second, mut second_told) = oneshot::channel();
+    state.push(change("a", Some("1")), 0, Some(first));
+    let batch = state.take();
+    state.push(change("a", Some("2")), 0, Some(second));
+    state.give_back(batch);
+    let batch = state.take();
+    assert_eq!(fields(&batch), [("a", Some("2"))]);
+    for waiter in batch.into_iter().flat_map(|(_, waiting)| waiting.waiters) {
+        waiter.send(()).unwrap();
+    }
+    assert!(first_told.try_recv().is_ok() && second_told.try_recv().is_ok());
+}
+
+#[test]
+fn nothing_grows_without_bound_while_the_store_is_away() {
+    let mut state = State {
+        touched: Some(HashSet::new()),
+        ..State::default()
+    };
+    for n in 0..1000 {
+        let (waiter, gone) = oneshot::channel();
+        drop(gone);
+        state.push(change("a", Some("x")), n % 7, Some(waiter));
+    }
+    assert_eq!(state.waiting.values().next().unwrap().waiters.len(), 1);
+    assert_eq!(state.touched.as_ref().unwrap().len(), 7);
+    for n in 0..MAX_REMOVALS + 10 {
+        state.push(change(&n.to_string(), None), 0, None);
+    }
+    assert_eq!((state.removals, state.waiting.len()), (MAX_REMOVALS, MAX_REMOVALS + 1));
+    // A removal of what waits to be written is no new one.
+    state.push(change("a", None), 0, None);
+    assert_eq!(state.waiting.len(), MAX_REMOVALS + 1);
+}
+
+#[test]
+fn batches_are_bounded() {
+    let mut state = State::default();
+    let large = "x".repeat(MAX_BYTES);
+    for n in 0..100 {
+        state.push(change(&n.to_string(), Some(&large)), 0, None);
+    }
+    assert_eq!(state.take().len(), 16);
+    for n in 0..5000 {
+        state.push(change(&format!("s{n}"), Some("x")), 0, None);
+    }
+    while !state.waiting.is_empty() {
+        assert!(state.take().len() <= BATCH);
+    }
+}
+
+#[test]
+fn pauses_grow_to_five_seconds() {
+    let pauses: Vec<_> = [1, 2, 3, 6, 7, 99, u32::MAX]
+        .map(|failures| {
+            let trouble = Trouble {
+                failures,
+                ..Trouble::default()
+            };
+            trouble.pause().as_millis()
+        })
+        .into();
+    assert_eq!(pauses, [100, 200, 400, 3200, 5000, 5000, 5000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_store_everything_is_written_at_once() {
+    let (queue, mut restored) = Queue::start(Store::memory());
+    assert!(restored.next().await.is_none());
+    let (job, _) = StoredJob::read(br#"["r","i"]"#, b"{}").unwrap();
+    queue.put(&job, None);
+    assert!(queue.put_and_tell(&job, None).within(Duration::ZERO).await);
+    queue.remove("r", "i", None);
+    assert_eq!((queue.waiting(), queue.stop(Instant::now()).await), (0, 0));
+}
+
+proptest! {
+    /// A store that takes whole batches, first parts of batches, or nothing.
+    #[test]
+    fn a_store_that_fails_at_any_place_ends_with_the_latest_of_all(
+        steps in prop::collection::vec((0..5u8, prop::option::of(0..100u8), prop::option::of(0..3usize)), 0..60)
+    ) {
+        let mut state = State::default();
+        let (mut latest, mut stored) = (BTreeMap::new(), BTreeMap::new());
+        let apply = |stored: &mut BTreeMap<String, Arc<str>>, batch: &[(u64, Waiting)]| {
+            for (_, Waiting { change, .. }) in batch {
+                match &change.value {
+                    Some(value) => stored.insert(change.field.to_string(), value.clone()),
+                    None => stored.remove(&*change.field),
+                };
+            }
+        };
+        let mut under_way: Option<Vec<(u64, Waiting)>> = None;
+        for (field, value, fails_after) in steps {
+            let (field, value) = (field.to_string(), value.map(|value| value.to_string()));
+            state.push(change(&field, value.as_deref()), 0, None);
+            match value {
+                Some(value) => latest.insert(field, Arc::<str>::from(value)),
+                None => latest.remove(&field),
+            };
+            match (under_way.take(), fails_after) {
+                (Some(batch), Some(done)) => {
+                    apply(&mut stored, &batch[..done.min(batch.len())]);
+                    state.give_back(batch);
+                }
+                (Some(batch), None) => {
+                    apply(&mut stored, &batch);
+                    state.under_way = 0;
+                }
+                (None, _) => under_way = Some(state.take()),
+            }
+        }
+        if let Some(batch) = under_way {
+            state.give_back(batch);
+        }
+        apply(&mut stored, &state.take());
+        prop_assert_eq!(stored, latest);
+        prop_assert_eq!((state.waiting.len(), state.places.len(), state.removals), (0, 0, 0));
+    }
+}

@@ -1,0 +1,236 @@
+//! Redis: the hash that the Go service uses, spoken to in RESP2 with `PING`, `HSET`, `HDEL` and `HGETALL`.
+//!
+//! Written here rather than taken from the `redis` crate (1.8), for three things that it does not do: it builds the whole
+//! answer to an `HGETALL` in memory, with lengths as the server says them, where this one hands over portions within a
+//! bound; it reads the CA bundle its own way and gives up at one unreadable file, where all other connections use
+//! `tls.rs`; and its error texts repeat what a server says, which may repeat the password (a server that does not know
+//! `AUTH` quotes its arguments). No other command is sent: not `HELLO`, not `CLIENT`; `AUTH` and `SELECT` only where
+//! they are configured.
+
+mod resp;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::{Change, Entry, Portion, StoreError};
+use crate::config::{self, RedisAddress, RedisTls};
+use crate::dns::Dns;
+use crate::tls::Tls;
+use resp::Connection;
+pub use resp::RedisError;
+
+/// The hash.
+const JOBS: &str = "lk-jwt:jobs";
+/// Time for an answer, and for a connection to stand.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Time for one of several addresses of a name.
+const PATIENCE_PER_ADDRESS: Duration = Duration::from_secs(1);
+/// Time for all records.
+const LOAD_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A Redis server.
+pub(super) struct Redis {
+    settings: config::Redis,
+    address: RedisAddress,
+    tls: Arc<Tls>,
+    dns: Arc<Dns>,
+    writer: Mutex<Option<Connection>>,
+}
+
+/// TCP, TLS or a Unix socket.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+impl Redis {
+    pub(super) fn new(settings: config::Redis, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
+        let address = settings.address();
+        let tls = match &address {
+            RedisAddress::Tcp {
+                tls: Some(RedisTls { skip_verify: true }),
+                ..
+            } => Arc::new(Tls::new(true)),
+            RedisAddress::Tcp { .. } | RedisAddress::Unix(_) => tls,
+        };
+        Self {
+            settings,
+            address,
+            tls,
+            dns,
+            writer: Mutex::new(None),
+        }
+    }
+
+    /// Connecting includes a `PING`.
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        self.connect().await.map(drop).map_err(|error| self.failed(error))
+    }
+
+    pub(super) async fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        // Only a connection that is known to be in order is put back.
+        if let Some(mut connection) = writer.take() {
+            match in_time(write(&mut connection, changes)).await {
+                Ok(()) => {
+                    *writer = Some(connection);
+                    return Ok(());
+                }
+                // Servers and proxies close idle connections: that is no trouble, and a new one is made at once.
+                Err(RedisError::Closed | RedisError::Broken(_)) => {}
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+        let mut connection = self.connect().await.map_err(|error| self.failed(error))?;
+        in_time(write(&mut connection, changes)).await.map_err(|error| self.failed(error))?;
+        *writer = Some(connection);
+        Ok(())
+    }
+
+    pub(super) async fn load(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), StoreError> {
+        timeout(LOAD_PATIENCE, self.load_all(portions))
+            .await
+            .unwrap_or(Err(RedisError::Timeout))
+            .map_err(|error| self.failed(error))
+    }
+
+    async fn load_all(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), RedisError> {
+        let mut connection = self.connect().await?;
+        connection.command(&[b"HGETALL", JOBS.as_bytes()]);
+        connection.send().await?;
+        let mut expected = connection.pairs("HGETALL").await?;
+        let mut portion = Portion::default();
+        while expected > 0 {
+            expected -= 1;
+            if let Some(entry) = connection.pair().await? {
+                portion.push(entry);
+            }
+            if (portion.is_full() || expected == 0) && portions.send(portion.take()).await.is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn connect(&self) -> Result<Connection, RedisError> {
+        in_time(self.connect_at_leisure()).await
+    }
+
+    async fn connect_at_leisure(&self) -> Result<Connection, RedisError> {
+        let wire: Box<dyn Wire> = match &self.address {
+            RedisAddress::Unix(path) => Box::new(unix(path).await?),
+            RedisAddress::Tcp { host, port, tls: None } => Box::new(self.tcp(host, *port).await?),
+            RedisAddress::Tcp { host, port, tls: Some(_) } => {
+                let stream = self.tcp(host, *port).await?;
+                Box::new(self.encrypted(host, stream).await?)
+            }
+        };
+        let mut connection = Connection::new(wire, PATIENCE);
+        let mut sent = Vec::new();
+        // As the Go service has it: a user name alone is nothing to log in with.
+        if let Some(password) = &self.settings.password {
+            let password = password.expose().as_bytes();
+            match &self.settings.username {
+                Some(username) => connection.command(&[b"AUTH", username.as_bytes(), password]),
+                None => connection.command(&[b"AUTH", password]),
+            }
+            sent.push("AUTH");
+        }
+        if self.settings.database != 0 {
+            connection.command(&[b"SELECT", self.settings.database.to_string().as_bytes()]);
+            sent.push("SELECT");
+        }
+        // What was sent on an earlier connection of ours and not answered has been carried out before this is answered:
+        // an old write can then not overtake a new one.
+        connection.command(&[b"PING"]);
+        sent.push("PING");
+        connection.send().await?;
+        for command in sent {
+            connection.done(command).await?;
+        }
+        Ok(connection)
+    }
+
+    async fn tcp(&self, host: &str, port: u16) -> Result<TcpStream, RedisError> {
+        let addresses = match host.parse::<IpAddr>() {
+            Ok(address) => vec![address],
+            Err(_) => {
+                let found = self.dns.addresses(host).await;
+                found.map_err(|error| RedisError::Unreachable(error.to_string()))?
+            }
+        };
+        let mut failure = String::from("no address");
+        for address in addresses {
+            let stream = match timeout(PATIENCE_PER_ADDRESS, TcpStream::connect(SocketAddr::new(address, port))).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => {
+                    failure = error.to_string();
+                    continue;
+                }
+                Err(_) => {
+                    "no answer".clone_into(&mut failure);
+                    continue;
+                }
+            };
+            // Whatever is in flight when we give a connection up is dropped with it, and not delivered later, when a
+            // newer connection has written something newer.
+            let prepared = stream.set_nodelay(true).and_then(|()| stream.set_zero_linger());
+            return prepared.map(|()| stream).map_err(|error| RedisError::Broken(error.kind()));
+        }
+        Err(RedisError::Unreachable(failure))
+    }
+
+    async fn encrypted(&self, host: &str, stream: TcpStream) -> Result<impl Wire + use<>, RedisError> {
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| RedisError::Tls("the host is no name for a certificate".into()))?;
+        // Reading the CA bundle takes some milliseconds.
+        let tls = self.tls.clone();
+        let config = tokio::task::spawn_blocking(move || tls.config()).await;
+        let config = config
+            .map_err(|error| RedisError::Tls(error.to_string()))?
+            .map_err(|error| RedisError::Tls(error.to_string()))?;
+        let encrypted = TlsConnector::from(config).connect(name, stream).await;
+        encrypted.map_err(|error| RedisError::Tls(error.to_string()))
+    }
+
+    fn failed(&self, error: RedisError) -> StoreError {
+        StoreError::Redis(self.address.to_string().into(), error)
+    }
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
+    timeout(PATIENCE, work).await.unwrap_or(Err(RedisError::Timeout))
+}
+
+async fn unix(path: &Path) -> Result<UnixStream, RedisError> {
+    let stream = UnixStream::connect(path).await;
+    stream.map_err(|error: io::Error| RedisError::Unreachable(error.to_string()))
+}
+
+async fn write(connection: &mut Connection, changes: &[Change]) -> Result<(), RedisError> {
+    for Change { field, value } in changes {
+        match value {
+            // One field at a time: more of them in one command is what not every server and proxy understands.
+            Some(value) => connection.command(&[b"HSET", JOBS.as_bytes(), field.as_bytes(), value.as_bytes()]),
+            None => connection.command(&[b"HDEL", JOBS.as_bytes(), field.as_bytes()]),
+        }
+    }
+    connection.send().await?;
+    let mut refused = None;
+    for Change { value, .. } in changes {
+        let command = if value.is_some() { "HSET" } else { "HDEL" };
+        match connection.done(command).await {
+            Ok(()) => {}
+            Err(error @ RedisError::Refused { .. }) => refused = refused.or(Some(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    refused.map_or(Ok(()), Err)
+}
