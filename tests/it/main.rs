@@ -21,6 +21,7 @@ mod sfu_calls;
 mod sfu_get;
 mod shutdown;
 mod start;
+mod store;
 mod support;
 mod tarpit;
 mod token;

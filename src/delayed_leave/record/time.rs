@@ -39,7 +39,7 @@ pub fn parse(text: &str) -> Option<i64> {
             return None;
         }
         for at in 0..3 {
-            let digit = fraction[..digits].as_bytes().get(at).map_or(0, |digit| i64::from(digit - b'0'));
+            let digit = fraction.as_bytes()[..digits].get(at).map_or(0, |digit| i64::from(digit - b'0'));
             ms = ms * 10 + digit;
         }
         rest = &fraction[digits..];

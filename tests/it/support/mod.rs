@@ -3,6 +3,7 @@
 //! - [`service`]: starts `lk-jwt-service`, talks to it, and greps its whole log for secrets when it ends
 //! - [`homeserver`]: a Matrix homeserver's federation API with TLS
 //! - [`sfu`]: LiveKit's RoomService
+//! - [`redis`]: a real redis-server
 //! - [`neighbour`]: the scripted HTTP server under both
 //! - [`client`]: an HTTP/1.1 client that shows every byte
 //! - [`world`]: the arrangement of all of them that most tests need
@@ -17,6 +18,7 @@ pub(crate) mod homeserver;
 pub(crate) mod jwt;
 pub(crate) mod neighbour;
 mod own_tests;
+pub(crate) mod redis;
 pub(crate) mod secrets;
 pub(crate) mod service;
 pub(crate) mod sfu;

@@ -1,0 +1,655 @@
+//! The stores: one suite for all of them, and the trouble that each can have.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lk_jwt_service::config::Redis;
+use lk_jwt_service::delayed_leave::record::{StoredJob, Watch, field};
+use lk_jwt_service::delayed_leave::store::{Entry, Queue, Store, StoreError};
+use lk_jwt_service::dns::Dns;
+use lk_jwt_service::secret::Secret;
+use lk_jwt_service::tls::Tls;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::ca::Ca;
+use crate::support::redis::RedisServer;
+use crate::support::{secrets, unique, unique_loopback};
+
+const SOON: Duration = Duration::from_secs(20);
+/// How long the reply to a delegation waits for its write (decision L10).
+const WRITE: Duration = Duration::from_secs(3);
+/// Nothing that only takes a change in may take longer. Generous, since the machine is busy with other tests.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
+#[test]
+fn memory_keeps_nothing_and_is_never_in_the_way() {
+    on_one_thread(async {
+        let queue = start_empty(Store::memory()).await;
+        assert!(queue.put_and_tell(&job("r", "i"), None).within(Duration::ZERO).await);
+        assert_eq!(queue.stop(Instant::now()).await, 0);
+        assert!(Store::memory().ping().await.is_ok());
+    });
+}
+
+#[test]
+fn a_file_does_what_a_store_has_to() {
+    let directory = Directory::new();
+    suite(async || Store::file(&directory.path("jobs")).await.expect("the file"));
+}
+
+#[test]
+fn redis_does_what_a_store_has_to() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    suite(async || redis(&format!("redis://{}", server.address())));
+    assert_eq!(commands(&server), ["hdel", "hgetall", "hset", "ping"]);
+}
+
+/// `store` opens the same store again and again; each has its time alone.
+fn suite(store: impl AsyncFn() -> Store) {
+    on_one_thread(async {
+        store().await.ping().await.expect("an answer");
+        let queue = start_empty(store().await).await;
+        // Put, replace, remove, remove what is not there.
+        for n in 0..4 {
+            queue.put(&numbered(n), None);
+        }
+        assert!(queue.put_and_tell(&restarted(numbered(1), 5), None).within(SOON).await);
+        queue.remove(&numbered(2).room, &numbered(2).identity, None);
+        queue.remove("never", "there", None);
+        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        let expected = [numbered(0), restarted(numbered(1), 5), numbered(3)];
+        let (queue, found) = start(store().await).await;
+        assert_eq!(found, by_field(expected));
+
+        // The last of many changes of one field wins, whether it is a value or a removal.
+        for n in 0..500 {
+            queue.put(&restarted(numbered(0), n), None);
+            queue.remove(&numbered(1).room, &numbered(1).identity, None);
+            if n % 50 == 0 {
+                assert!(queue.put_and_tell(&restarted(numbered(1), n), None).within(SOON).await);
+            }
+            queue.remove(&numbered(3).room, &numbered(3).identity, None);
+            queue.put(&restarted(numbered(3), n), None);
+        }
+        queue.remove(&numbered(1).room, &numbered(1).identity, None);
+        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        let (queue, found) = start(store().await).await;
+        assert_eq!(found, by_field([restarted(numbered(0), 499), restarted(numbered(3), 499)]));
+
+        // Many.
+        let began = Instant::now();
+        for n in 0..10_000 {
+            queue.put(&numbered(n), None);
+        }
+        assert!(began.elapsed() < SOON / 10, "taking 10,000 changes in took {:?}", began.elapsed());
+        assert_eq!(queue.stop(began + SOON).await, 0);
+        eprintln!("10,000 records stored within {:?}", began.elapsed());
+        let began = Instant::now();
+        let (queue, found) = start(store().await).await;
+        eprintln!("10,000 records read within {:?}", began.elapsed());
+        assert_eq!(found, by_field((0..10_000).map(numbered)));
+        for n in 0..10_000 {
+            queue.remove(&numbered(n).room, &numbered(n).identity, None);
+        }
+        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        start_empty(store().await).await.stop(Instant::now() + SOON).await;
+    });
+}
+
+#[test]
+fn redis_may_be_away_for_a_while() {
+    let Some(mut server) = RedisServer::start(&[]) else { return };
+    on_one_thread(async {
+        let queue = start_empty(redis(&format!("redis://{}", server.address()))).await;
+        assert!(queue.put_and_tell(&numbered(0), None).within(SOON).await);
+        assert!(queue.put_and_tell(&numbered(1), None).within(SOON).await);
+
+        server.kill();
+        let began = Instant::now();
+        let early = queue.put_and_tell(&restarted(numbered(0), 1), None);
+        for n in 1..1000 {
+            queue.put(&restarted(numbered(0), n), None);
+            queue.put(&restarted(numbered(n), n), None);
+        }
+        queue.remove(&numbered(1).room, &numbered(1).identity, None);
+        let late = queue.put_and_tell(&numbered(2000), None);
+        assert!(began.elapsed() < AT_ONCE, "changes waited for the store: {:?}", began.elapsed());
+        assert!(!late.within(Duration::from_secs(1)).await, "the store is away");
+        assert!((began.elapsed() - Duration::from_secs(1)) < AT_ONCE, "a wait has its end");
+        assert_eq!(queue.waiting(), 1001, "of each job the latest only");
+
+        server.start_again();
+        assert!(early.within(SOON).await, "those who still wait are told");
+        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        let mut expected: Vec<_> = (2..1000).map(|n| restarted(numbered(n), n)).collect();
+        expected.extend([restarted(numbered(0), 999), numbered(2000)]);
+        let (_, found) = start(redis(&format!("redis://{}", server.address()))).await;
+        assert_eq!(found, by_field(expected));
+    });
+}
+
+#[test]
+fn redis_may_be_frozen_and_old_writes_do_not_come_back() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    on_one_thread(async {
+        let queue = start_empty(redis(&format!("redis://{}", server.address()))).await;
+        assert!(queue.put_and_tell(&numbered(0), None).within(SOON).await);
+        server.freeze();
+        let began = Instant::now();
+        // This is sent, and is carried out after the thaw.
+        assert!(!queue.put_and_tell(&restarted(numbered(0), 1), None).within(WRITE).await);
+        let stuck = queue.put_and_tell(&numbered(1), None);
+        assert!(began.elapsed() < WRITE + AT_ONCE);
+        for n in 2..50 {
+            queue.put(&restarted(numbered(0), n), None);
+            queue.put(&restarted(numbered(1), n), None);
+            sleep(Duration::from_millis(80)).await;
+        }
+        queue.remove(&numbered(1).room, &numbered(1).identity, None);
+        server.thaw();
+        assert!(stuck.within(SOON).await);
+        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        sleep(Duration::from_millis(300)).await;
+        let (_, found) = start(redis(&format!("redis://{}", server.address()))).await;
+        assert_eq!(found, by_field([restarted(numbered(0), 49)]));
+    });
+}
+
+#[test]
+fn what_changed_before_redis_could_be_read_is_not_overwritten_by_what_it_remembers() {
+    let Some(mut server) = RedisServer::start(&[]) else { return };
+    for n in 0..3 {
+        let job = numbered(n);
+        server.hset(&field(&job.room, &job.identity), &job.value(None));
+    }
+    server.kill();
+    on_one_thread(async {
+        let (queue, mut restored) = Queue::start(redis(&format!("redis://{}", server.address())));
+        queue.put(&restarted(numbered(0), 7), None);
+        queue.remove(&numbered(1).room, &numbered(1).identity, None);
+        assert!(
+            timeout(Duration::from_secs(1), restored.next()).await.is_err(),
+            "there is nobody to ask"
+        );
+        server.start_again();
+        let found = timeout(SOON, restored.next()).await.expect("in time").expect("a record");
+        assert_eq!(found.job, numbered(2));
+        assert!(timeout(SOON, restored.next()).await.expect("in time").is_none());
+        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        let (_, found) = start(redis(&format!("redis://{}", server.address()))).await;
+        assert_eq!(found, by_field([restarted(numbered(0), 7), numbered(2)]));
+    });
+}
+
+#[test]
+fn the_end_comes_in_time_whatever_the_store_does() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    on_one_thread(async {
+        let queue = start_empty(redis(&format!("redis://{}", server.address()))).await;
+        server.freeze();
+        for n in 0..10 {
+            queue.put(&numbered(n), None);
+        }
+        let began = Instant::now();
+        assert_eq!(queue.stop(began + Duration::from_secs(1)).await, 10);
+        assert!(began.elapsed() < Duration::from_secs(1) + AT_ONCE);
+        server.thaw();
+    });
+}
+
+#[test]
+fn redis_may_refuse_everything_but_four_commands() {
+    let password = secrets::sfu_secret();
+    let user = format!("user jobs on >{password} ~lk-jwt:jobs -@all +ping +hset +hdel +hgetall");
+    let user: Vec<&str> = std::iter::once("--user").chain(user.split(' ').skip(1)).collect();
+    let Some(server) = RedisServer::start(&user) else { return };
+    let url = format!("redis://{}", server.address());
+    suite(async || redis_as(&url, 0, Some("jobs"), Some(&password)));
+    on_one_thread(async {
+        // The same user has no other database, and no other password.
+        for (database, password, remedy) in [
+            (3, password.as_str(), "number of the database"),
+            (0, "sfusecretNEVERLOGwrong", "LIVEKIT_REDIS_PASSWORD"),
+        ] {
+            let error = redis_as(&url, database, Some("jobs"), Some(password)).ping().await.unwrap_err();
+            assert!(error.remedy().contains(remedy), "{error}: {}", error.remedy());
+            assert!(!format!("{error} {error:?}").contains(password));
+        }
+    });
+}
+
+#[test]
+fn redis_may_not_know_what_other_clients_begin_with() {
+    let gone = ["HELLO", "CLIENT", "SELECT", "AUTH", "HSCAN", "EVAL", "MULTI"];
+    let options: Vec<&str> = gone.iter().flat_map(|command| ["--rename-command", command, ""]).collect();
+    let Some(server) = RedisServer::start(&options) else { return };
+    let url = format!("redis://{}", server.address());
+    suite(async || redis(&url));
+    on_one_thread(async {
+        // A server that does not know AUTH repeats the password.
+        let error = redis_as(&url, 0, None, Some("sfusecretNEVERLOGrepeated")).ping().await.unwrap_err();
+        assert!(error.to_string().ends_with("AUTH was refused (ERR)"), "{error}");
+        assert!(!format!("{error:?}").contains("NEVERLOG"));
+        assert!(error.remedy().contains("LIVEKIT_REDIS_PASSWORD"));
+    });
+}
+
+#[test]
+fn redis_may_want_a_password_and_hold_the_jobs_in_another_database() {
+    let password = secrets::sfu_secret();
+    let Some(server) = RedisServer::start(&["--requirepass", &password]) else {
+        return;
+    };
+    let server = server.with_login(&["AUTH", &password]);
+    let url = format!("redis://{}", server.address());
+    suite(async || redis_as(&url, 5, None, Some(&password)));
+    on_one_thread(async {
+        let other = start_empty(redis_as(&url, 5, None, Some(&password))).await;
+        assert!(other.put_and_tell(&numbered(1), None).within(SOON).await);
+        start_empty(redis_as(&url, 0, None, Some(&password))).await;
+        let error = redis(&url).ping().await.unwrap_err();
+        assert!(error.remedy().contains("set LIVEKIT_REDIS_PASSWORD"), "{error}");
+        let error = redis_as(&url, 0, Some("nobody"), Some(&password)).ping().await.unwrap_err();
+        assert!(
+            error.to_string().contains("WRONGPASS") && !format!("{error:?}").contains(&password),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn redis_says_why_it_refuses() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let url = format!("redis://{}", server.address());
+    on_one_thread(async {
+        server.ask(&["SET", "lk-jwt:jobs", "x"]);
+        let error = load(&redis(&url)).await.unwrap_err();
+        assert!(
+            error.to_string().contains("WRONGTYPE") && error.remedy().contains("another program"),
+            "{error}"
+        );
+        server.ask(&["DEL", "lk-jwt:jobs"]);
+        server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+        let queue = start_empty(redis(&url)).await;
+        assert!(!queue.put_and_tell(&numbered(1), None).within(AT_ONCE).await);
+        server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        let (_, found) = start(redis(&url)).await;
+        assert_eq!(found, by_field([numbered(1)]));
+    });
+}
+
+#[test]
+fn redis_behind_a_unix_socket_and_behind_tls() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    suite(async || redis(&format!("unix://{}", server.socket().display())));
+    let encrypted = tls_in_front_of(server.address());
+    suite(async || redis(&format!("rediss://{encrypted}?skip_verify=true")));
+    on_one_thread(async {
+        // This process trusts the system's authorities, and not that of the tests.
+        let error = redis(&format!("rediss://{encrypted}")).ping().await.unwrap_err();
+        assert!(
+            error.to_string().contains("TLS") && error.remedy().contains("SSL_CERT_FILE"),
+            "{error}"
+        );
+        let error = redis(&format!("rediss://{}", server.address())).ping().await.unwrap_err();
+        assert!(error.remedy().contains("speaks TLS"), "{error}");
+        assert!(redis(&format!("redis://{encrypted}")).ping().await.is_err());
+    });
+}
+
+#[test]
+fn idle_connections_may_be_closed() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    on_one_thread(async {
+        let queue = start_empty(redis(&format!("redis://{}", server.address()))).await;
+        for n in 0..3 {
+            let began = Instant::now();
+            assert!(queue.put_and_tell(&numbered(n), None).within(SOON).await);
+            assert!(
+                began.elapsed() < AT_ONCE,
+                "a closed connection was made a trouble: {:?}",
+                began.elapsed()
+            );
+            server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+        }
+    });
+}
+
+#[test]
+fn what_is_not_redis_is_told_in_time() {
+    on_one_thread(async {
+        let closed = SocketAddr::new(unique_loopback().into(), 6379);
+        let error = redis(&format!("redis://{closed}")).ping().await.unwrap_err();
+        assert!(error.to_string().contains("cannot connect"), "{error}");
+        assert!(redis("redis://no-such-host.invalid").ping().await.is_err());
+        assert!(redis("unix:///no/such/socket").ping().await.is_err());
+
+        let silent = TcpListener::bind((unique_loopback(), 0)).expect("a port");
+        let began = Instant::now();
+        let error = redis(&format!("redis://{}", silent.local_addr().unwrap()))
+            .ping()
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("no answer in time"), "{error}");
+        assert!(began.elapsed() < WRITE + AT_ONCE);
+
+        let http = TcpListener::bind((unique_loopback(), 0)).expect("a port");
+        let address = http.local_addr().unwrap();
+        std::thread::spawn(move || http.accept().unwrap().0.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
+        let error = redis(&format!("redis://{address}")).ping().await.unwrap_err();
+        assert!(error.remedy().contains("Redis and to nothing else"), "{error}");
+    });
+}
+
+#[test]
+fn records_of_the_go_service_are_read_and_written_back_without_loss() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let plain = (
+        r#"["krj2dgxw2K6EOm9he4GfQJ6JsSVWfJ8a7BkyjZcSmxs","@a:x:DEV"]"#,
+        r#"{"Params":{"DelayId":"syd_1","DelayTimeout":8000000000,"ServerName":"example.com","LiveKitRoom":"krj2dgxw2K6EOm9he4GfQJ6JsSVWfJ8a7BkyjZcSmxs","LiveKitIdentity":"@a:x:DEV"},"RestartedAt":"2026-07-23T09:28:51.123456789Z"}"#,
+    );
+    let escaped = (
+        r#"["krj2dgxw2K6EOm9he4GfQJ6JsSVWfJ8a7BkyjZcSmxs","@\u003ca\u003e\u0026:x:DEV"]"#,
+        r#"{"Params":{"DelayId":"a\u0026b","DelayTimeout":3600000000000,"ServerName":"example.com","LiveKitRoom":"krj2dgxw2K6EOm9he4GfQJ6JsSVWfJ8a7BkyjZcSmxs","LiveKitIdentity":"@\u003ca\u003e\u0026:x:DEV"},"RestartedAt":"2026-07-23T11:28:51+02:00"}"#,
+    );
+    for (field, value) in [plain, escaped] {
+        server.hset(field, value);
+    }
+    server.hset("by hand", "{}");
+    server.hset(r#"["a","b"]"#, "no JSON");
+    on_one_thread(async {
+        let (queue, mut restored) = Queue::start(redis(&format!("redis://{}", server.address())));
+        let mut found = Vec::new();
+        while let Some(record) = restored.next().await {
+            found.push(record);
+        }
+        found.sort_by_key(|record| record.job.identity.to_string());
+        let identities: Vec<_> = found.iter().map(|record| &*record.job.identity).collect();
+        assert_eq!(identities, ["@<a>&:x:DEV", "@a:x:DEV"]);
+        for record in &found {
+            queue.put(&record.job, record.origin.as_deref());
+        }
+        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        for (field, value) in [plain, escaped] {
+            assert_eq!(server.hget(field).as_deref(), Some(value));
+        }
+        assert_eq!(server.ask(&["HLEN", "lk-jwt:jobs"]), ":4\r\n", "what cannot be read is left there");
+
+        let (queue, restored) = Queue::start(redis(&format!("redis://{}", server.address())));
+        drop(restored);
+        for record in &found {
+            queue.remove(&record.job.room, &record.job.identity, record.origin.as_deref());
+        }
+        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(server.ask(&["HLEN", "lk-jwt:jobs"]), ":2\r\n");
+    });
+}
+
+#[test]
+fn a_hash_that_is_not_ours_does_not_fill_the_memory() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let large = "x".repeat(1024 * 1024);
+    for n in 0..20 {
+        server.hset(&format!("large {n}"), &large);
+    }
+    server.hset(&field("r", "i"), &job("r", "i").value(None));
+    on_one_thread(async {
+        let (_, found) = start(redis(&format!("redis://{}", server.address()))).await;
+        assert_eq!(found, by_field([job("r", "i")]));
+        for n in 20..260 {
+            server.hset(&format!("large {n}"), &large);
+        }
+        let error = load(&redis(&format!("redis://{}", server.address()))).await.unwrap_err();
+        assert!(error.to_string().contains("larger than 256 MiB"), "{error}");
+    });
+}
+
+#[test]
+fn a_file_may_be_named_by_its_directory_and_is_for_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = Directory::new();
+    suite(async || Store::file(&directory.0).await.expect("the file"));
+    let file = directory.path("lk-jwt-service.redb");
+    assert_eq!(std::fs::metadata(&file).expect("the file").permissions().mode() & 0o777, 0o600);
+    suite(async || Store::file(&file).await.expect("the file"));
+}
+
+#[test]
+fn a_file_that_cannot_be_used_is_a_clear_error_and_left_as_it_is() {
+    let directory = Directory::new();
+    let refused = |path: PathBuf| {
+        on_one_thread(async move {
+            let Err(error) = Store::file(&path).await else {
+                panic!("{} was taken", path.display())
+            };
+            let text = format!("{error}; {}", error.remedy());
+            assert!(text.starts_with(&format!("LIVEKIT_STATE_PATH={}: ", path.display())), "{text}");
+            text
+        })
+    };
+    for (name, content) in [
+        ("text", b"not a database, but somebody's text\n" as &[u8]),
+        ("short", b"x"),
+        ("zeros", &[0; 8192]),
+    ] {
+        let path = directory.path(name);
+        std::fs::write(&path, content).expect("a file");
+        let text = refused(path.clone());
+        assert!(
+            text.contains("not one that this service made") && text.contains("path of its own"),
+            "{text}"
+        );
+        assert_eq!(std::fs::read(&path).expect("the file"), content);
+    }
+    assert!(refused(directory.path("no/such/directory")).contains("make the directory"));
+
+    // Another program's database.
+    let other = directory.path("other");
+    let database = redb::Database::create(&other).expect("a database");
+    let transaction = database.begin_write().expect("a transaction");
+    transaction
+        .open_table(redb::TableDefinition::<&str, u64>::new("theirs"))
+        .expect("a table");
+    transaction.commit().expect("a commit");
+    assert!(refused(other.clone()).contains("another process uses this file"));
+    drop(database);
+    assert!(refused(other).contains("not one that this service made"));
+
+    // Ours, damaged.
+    let path = directory.path("damaged");
+    on_one_thread(async {
+        let queue = start_empty(Store::file(&path).await.expect("the file")).await;
+        for n in 0..1000 {
+            queue.put(&numbered(n), None);
+        }
+        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        assert!(refused_while_open(&path).await.contains("another process uses this file"));
+    });
+    let whole = std::fs::read(&path).expect("the file");
+    for (from, to) in [(9, 320), (64, 512), (0, whole.len() / 2)] {
+        let mut damaged = whole.clone();
+        damaged[from.max(9)..to].fill(0xa5);
+        std::fs::write(&path, &damaged).expect("the file");
+        let outcome = on_one_thread(async {
+            match Store::file(&path).await {
+                Err(error) => Err(error),
+                Ok(store) => load(&store).await,
+            }
+        });
+        match outcome {
+            Err(error) => assert!(error.to_string().starts_with("LIVEKIT_STATE_PATH="), "{error}"),
+            Ok(found) => assert!(found <= 1000),
+        }
+        assert!(path.exists());
+    }
+}
+
+async fn refused_while_open(path: &Path) -> String {
+    match Store::file(path).await {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("two have the same file"),
+    }
+}
+
+#[test]
+fn what_a_file_has_acknowledged_survives_kill_9() {
+    let directory = Directory::new();
+    let path = directory.path("jobs");
+    on_one_thread(async {
+        let queue = start_empty(Store::file(&path).await.expect("the file")).await;
+        for n in 0..100 {
+            assert!(queue.put_and_tell(&numbered(n), None).within(SOON).await);
+        }
+        // What another process would find if this one were killed now.
+        let copy = directory.path("copy");
+        std::fs::copy(&path, &copy).expect("a copy");
+        let (_, found) = start(Store::file(&copy).await.expect("the copy")).await;
+        assert_eq!(found, by_field((0..100).map(numbered)));
+    });
+}
+
+// Helpers.
+
+fn on_one_thread<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async { timeout(Duration::from_secs(120), work).await.expect("an end in time") })
+}
+
+fn redis(url: &str) -> Store {
+    redis_as(url, 0, None, None)
+}
+
+fn redis_as(url: &str, database: u32, username: Option<&str>, password: Option<&str>) -> Store {
+    let settings = Redis {
+        url: url.parse().expect("a URL"),
+        database,
+        username: username.map(str::to_owned),
+        password: password.map(Secret::new),
+    };
+    Store::redis(settings, Arc::new(Tls::new(false)), Arc::new(Dns::new(Vec::new())))
+}
+
+/// Starts and reads everything.
+async fn start(store: Store) -> (Queue, BTreeMap<String, StoredJob<'static>>) {
+    let (queue, mut restored) = Queue::start(store);
+    let mut found = BTreeMap::new();
+    while let Some(record) = timeout(SOON, restored.next()).await.expect("records in time") {
+        assert!(record.origin.is_none(), "{record:?}");
+        found.insert(field(&record.job.room, &record.job.identity), record.job);
+    }
+    (queue, found)
+}
+
+async fn start_empty(store: Store) -> Queue {
+    let (queue, found) = start(store).await;
+    assert_eq!(found, BTreeMap::new());
+    queue
+}
+
+/// Reads everything, and counts.
+async fn load(store: &Store) -> Result<usize, StoreError> {
+    let (sender, mut portions) = tokio::sync::mpsc::channel::<Vec<Entry>>(1);
+    let counting = async {
+        let mut found = 0;
+        while let Some(portion) = portions.recv().await {
+            found += portion.len();
+        }
+        found
+    };
+    let loading = async {
+        let sender = sender;
+        store.load(&sender).await
+    };
+    let (outcome, found) = tokio::join!(loading, counting);
+    outcome.map(|()| found)
+}
+
+fn by_field(jobs: impl IntoIterator<Item = StoredJob<'static>>) -> BTreeMap<String, StoredJob<'static>> {
+    jobs.into_iter().map(|job| (field(&job.room, &job.identity), job)).collect()
+}
+
+fn job(room: &str, identity: &str) -> StoredJob<'static> {
+    StoredJob {
+        room: room.to_owned().into(),
+        identity: identity.to_owned().into(),
+        delay_id: format!("syd_{identity}").into(),
+        delay_ms: 8000,
+        homeserver: "example.org".into(),
+        restarted_at_ms: 1_784_798_931_123,
+        watch: Watch {
+            user: Some("@a:example.org".into()),
+            sid: Some("PA_Pt7njTzCJd84".into()),
+            room_sid: Some("RM_fVRDLoGhLVAK".into()),
+            seen: true,
+            ..Watch::default()
+        },
+    }
+}
+
+fn numbered(n: i64) -> StoredJob<'static> {
+    job(&format!("<room {}>", n % 100), &format!("@user{n}:example.org:DEVICE"))
+}
+
+fn restarted(mut job: StoredJob<'static>, times: i64) -> StoredJob<'static> {
+    job.restarted_at_ms += times * 4000;
+    job
+}
+
+/// Which commands the server was ever asked, but for those of this test.
+fn commands(server: &RedisServer) -> Vec<String> {
+    let statistics = server.ask(&["INFO", "commandstats"]);
+    let mut commands: Vec<_> = statistics
+        .lines()
+        .filter_map(|line| line.strip_prefix("cmdstat_")?.split_once(':'))
+        .map(|(command, _)| command.to_owned())
+        .filter(|command| command != "info")
+        .collect();
+    commands.sort();
+    commands
+}
+
+/// A port that speaks TLS and passes everything on.
+fn tls_in_front_of(server: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind((unique_loopback(), 0)).expect("a port");
+    let address = listener.local_addr().expect("an address");
+    listener.set_nonblocking(true).expect("a listener");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Ca::untrusted().server(&[address.ip().to_string()]));
+    crate::support::runtime().spawn(async move {
+        let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut client = acceptor.accept(stream).await.ok()?;
+                let mut server = tokio::net::TcpStream::connect(server).await.ok()?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await.ok()
+            });
+        }
+    });
+    address
+}
+
+/// Removed when it is dropped.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("state-{}-{}", std::process::id(), unique()));
+        std::fs::create_dir_all(&path).expect("a directory");
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
