@@ -29,7 +29,6 @@ use crate::delayed_leave::{
 use std::time::Duration;
 
 #[cfg(test)]
-#[expect(clippy::expect_used, reason = "a test that cannot be set up has failed")]
 mod tests;
 
 mod calls;

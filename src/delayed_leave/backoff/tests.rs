@@ -18,7 +18,7 @@ fn pauses_grow_by_half_up_to_the_cap_and_are_shortened_by_a_fifth_at_most() {
 #[test]
 fn hints_are_clamped_to_a_quarter_of_a_second_and_to_what_is_left() {
     let now = Time::START;
-    let mut next = |hint: Duration, window| Schedule::SEND.next_try(1, Some(hint), now, now.after(window), &mut Jitter::new(1));
+    let next = |hint: Duration, window| Schedule::SEND.next_try(1, Some(hint), now, now.after(window), &mut Jitter::new(1));
     assert_eq!(next(Duration::ZERO, 10_000), Some(now.after(250)));
     assert_eq!(next(Duration::from_secs(3), 10_000), Some(now.after(3_000)));
     assert_eq!(next(Duration::MAX, 10_000), Some(now.after(9_750)));

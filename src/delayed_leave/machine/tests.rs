@@ -754,11 +754,9 @@ impl Bench {
                     }
                 }
                 Restart | Send | Cancel => {
-                    let outcome = self.outcome.or(if action == Restart && self.answers.is_some() {
-                        Some(Outcome::Done)
-                    } else {
-                        None
-                    });
+                    let outcome = self
+                        .outcome
+                        .or_else(|| (action == Restart && self.answers.is_some()).then_some(Outcome::Done));
                     if let Some(outcome) = outcome {
                         let input = match action {
                             Restart => Input::Restarted(outcome),

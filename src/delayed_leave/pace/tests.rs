@@ -158,7 +158,7 @@ proptest! {
                 },
             }
             while let Some((id, job)) = pace.next_turn(now) {
-                waiting.retain(|&n, _| super::tests::job(n) != job);
+                waiting.retain(|&n, _| tests::job(n) != job);
                 flying.push((id, job));
             }
             prop_assert!(pace.next_deadline().is_none_or(|next| next > now), "something was due and not granted");
@@ -169,7 +169,7 @@ proptest! {
             }
             now = now.after(1_000);
             while let Some((id, job)) = pace.next_turn(now) {
-                waiting.retain(|&n, _| super::tests::job(n) != job);
+                waiting.retain(|&n, _| tests::job(n) != job);
                 flying.push((id, job));
             }
         }

@@ -146,7 +146,7 @@ impl Watched {
         let participant = |sid: u8| Participant {
             sid: SIDS[usize::from(sid)],
             joined_at_ms: u64::from(sid) * 1_000,
-            active: sid % 2 == 0,
+            active: sid.is_multiple_of(2),
         };
         let event = |now: Time, sid: u8, id: u8, late: u16| Event {
             id: (id > 0).then_some(u64::from(id)),

@@ -280,7 +280,7 @@ fn every_recorded_scene_ends_in_one_leave_at_the_right_time() {
             let at = match world.fate("leave") {
                 Fate::Sent(at) => at,
                 Fate::Fired(at) if never_seen => at,
-                fate => panic!("not sent by us: {fate:?} in {context}"),
+                fate @ (Fate::Scheduled { .. } | Fate::Fired(_) | Fate::Cancelled(_)) => panic!("not sent by us: {fate:?} in {context}"),
             };
             let at = at.as_millis() - World::at(0).as_millis();
             assert!((from..=to).contains(&at), "sent at {at}, not in {from}..={to}: {context}");

@@ -258,7 +258,7 @@ fn l11_whoever_left_while_the_service_was_down_is_reported_and_whoever_stayed_is
     let mut world = world();
     world.next_sid.push_back("RM_old".into());
     world.open("room");
-    let guest = world::Guest {
+    let guest = super::world::Guest {
         sid: "PA_old".into(),
         joined_at_ms: 1,
         active: true,

@@ -21,21 +21,21 @@ use std::{
 };
 
 #[derive(Clone, Debug)]
-pub struct Guest {
-    pub sid: String,
-    pub joined_at_ms: u64,
-    pub active: bool,
+pub(super) struct Guest {
+    pub(super) sid: String,
+    pub(super) joined_at_ms: u64,
+    pub(super) active: bool,
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct SimRoom {
-    pub sid: String,
-    pub guests: BTreeMap<String, Guest>,
-    pub empty_since: Option<Time>,
+pub(super) struct SimRoom {
+    pub(super) sid: String,
+    pub(super) guests: BTreeMap<String, Guest>,
+    pub(super) empty_since: Option<Time>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fate {
+pub(super) enum Fate {
     Scheduled { fires: Time },
     Fired(Time),
     Sent(Time),
@@ -99,39 +99,39 @@ struct Stored {
     seen: bool,
 }
 
-pub struct World {
+pub(super) struct World {
     config: Config,
     store: BTreeMap<(String, String), Stored>,
-    pub now: Time,
-    pub jobs: Jobs,
+    pub(super) now: Time,
+    pub(super) jobs: Jobs,
     pending: BTreeMap<(Time, u64), Pending>,
     serial: u64,
-    pub sfu_up: bool,
-    pub sfu_hangs: bool,
-    pub sfu_errors: bool,
-    pub latency: u64,
-    pub rooms: BTreeMap<String, SimRoom>,
-    pub next_sid: VecDeque<String>,
+    pub(super) sfu_up: bool,
+    pub(super) sfu_hangs: bool,
+    pub(super) sfu_errors: bool,
+    pub(super) latency: u64,
+    pub(super) rooms: BTreeMap<String, SimRoom>,
+    pub(super) next_sid: VecDeque<String>,
     sids: u64,
-    pub events: BTreeMap<String, (Fate, Delay)>,
-    pub homeserver_latency: u64,
-    pub homeserver_down: bool,
+    pub(super) events: BTreeMap<String, (Fate, Delay)>,
+    pub(super) homeserver_latency: u64,
+    pub(super) homeserver_down: bool,
     /// Tokens left, tokens per second: Synapse's limiter.
-    pub limiter: Option<(f64, f64, f64, Time)>,
-    pub calls: Vec<(Time, JobId, String, Call, Outcome)>,
-    pub finished: Vec<(Time, JobId, String, Reason)>,
-    pub created: Vec<(Time, String)>,
-    pub sfu_calls: BTreeMap<&'static str, u32>,
-    pub warnings: u32,
-    pub webhook_delay: u64,
-    pub webhooks_twice: bool,
-    pub chance: Jitter,
+    pub(super) limiter: Option<(f64, f64, f64, Time)>,
+    pub(super) calls: Vec<(Time, JobId, String, Call, Outcome)>,
+    pub(super) finished: Vec<(Time, JobId, String, Reason)>,
+    pub(super) created: Vec<(Time, String)>,
+    pub(super) sfu_calls: BTreeMap<&'static str, u32>,
+    pub(super) warnings: u32,
+    pub(super) webhook_delay: u64,
+    pub(super) webhooks_twice: bool,
+    pub(super) chance: Jitter,
     /// One answer in so many is lost.
-    pub lossy: Option<u64>,
+    pub(super) lossy: Option<u64>,
 }
 
 impl World {
-    pub fn new(config: Config, seed: u64) -> Self {
+    pub(super) fn new(config: Config, seed: u64) -> Self {
         Self {
             config,
             store: BTreeMap::new(),
@@ -162,15 +162,15 @@ impl World {
         }
     }
 
-    pub fn at(millis: u64) -> Time {
+    pub(super) fn at(millis: u64) -> Time {
         Time::START.after(millis)
     }
 
-    pub fn delegate(&mut self, room: &str, identity: &str, delay_id: &str, delay_ms: u64) -> Result<Delegated, Refusal> {
+    pub(super) fn delegate(&mut self, room: &str, identity: &str, delay_id: &str, delay_ms: u64) -> Result<Delegated, Refusal> {
         self.delegate_arrived(room, identity, delay_id, delay_ms, self.now)
     }
 
-    pub fn delegate_arrived(
+    pub(super) fn delegate_arrived(
         &mut self,
         room: &str,
         identity: &str,
@@ -179,12 +179,10 @@ impl World {
         arrived: Time,
     ) -> Result<Delegated, Refusal> {
         let delay = Delay::from_millis(delay_ms).unwrap();
-        self.events.entry(delay_id.into()).or_insert((
-            Fate::Scheduled {
-                fires: self.now.after(delay_ms),
-            },
-            delay,
-        ));
+        self.events.entry(delay_id.into()).or_insert_with(|| {
+            let fires = self.now.after(delay_ms);
+            (Fate::Scheduled { fires }, delay)
+        });
         let user = format!("@{identity}");
         let delegation = Delegation {
             room,
@@ -203,12 +201,12 @@ impl World {
         Ok(delegated)
     }
 
-    pub fn fact(&mut self, fact: Fact<'_>) {
+    pub(super) fn fact(&mut self, fact: Fact<'_>) {
         let outputs = self.jobs.handle(fact, self.now);
         self.run(outputs);
     }
 
-    pub fn advance_to(&mut self, until: Time) {
+    pub(super) fn advance_to(&mut self, until: Time) {
         let mut spins = 0;
         loop {
             let timer = self.jobs.next_deadline();
@@ -232,7 +230,7 @@ impl World {
         self.fire();
     }
 
-    pub fn advance(&mut self, millis: u64) {
+    pub(super) fn advance(&mut self, millis: u64) {
         self.advance_to(self.now.after(millis));
     }
 
@@ -246,11 +244,11 @@ impl World {
         }
     }
 
-    pub fn fate(&self, delay_id: &str) -> Fate {
+    pub(super) fn fate(&self, delay_id: &str) -> Fate {
         self.events[delay_id].0
     }
 
-    pub fn count(&self, call: Call, delay_id: &str) -> usize {
+    pub(super) fn count(&self, call: Call, delay_id: &str) -> usize {
         self.calls
             .iter()
             .filter(|(_, _, id, made, _)| *made == call && id == delay_id)
@@ -262,7 +260,7 @@ impl World {
         self.pending.insert((self.now.after(after), self.serial), pending);
     }
 
-    pub fn run(&mut self, outputs: Outputs) {
+    pub(super) fn run(&mut self, outputs: Outputs) {
         for output in outputs {
             match output {
                 Output::LookUp { job, asked, within } => {
@@ -507,7 +505,7 @@ impl World {
     }
 
     /// kill -9 and, so much later, a new process that finds what was stored. Nothing of what was under way comes back.
-    pub fn crash(&mut self, down_for: u64) {
+    pub(super) fn crash(&mut self, down_for: u64) {
         self.pending.clear();
         self.jobs = Jobs::new(self.config, self.serial, self.now);
         self.now = self.now.after(down_for);
@@ -541,7 +539,7 @@ impl World {
 
     // --- the SFU's side ---
 
-    pub fn open(&mut self, room: &str) {
+    pub(super) fn open(&mut self, room: &str) {
         if !self.rooms.contains_key(room) {
             self.sids += 1;
             let sid = self.next_sid.pop_front().unwrap_or_else(|| format!("RM_{}", self.sids));
@@ -556,14 +554,14 @@ impl World {
         }
     }
 
-    pub fn kill_sfu(&mut self) {
+    pub(super) fn kill_sfu(&mut self) {
         self.sfu_up = false;
         self.rooms.clear();
         self.fact(Fact::WatchClosed);
     }
 
     /// Joins and says so, if `told`.
-    pub fn join(&mut self, room: &str, identity: &str, told: bool) -> Option<String> {
+    pub(super) fn join(&mut self, room: &str, identity: &str, told: bool) -> Option<String> {
         if !self.rooms.contains_key(room) {
             return None;
         }
@@ -593,7 +591,7 @@ impl World {
         Some(sid)
     }
 
-    pub fn part(&mut self, room: &str, identity: &str, reason: LeaveReason, told: bool) {
+    pub(super) fn part(&mut self, room: &str, identity: &str, reason: LeaveReason, told: bool) {
         let Some(guest) = self.rooms.get_mut(room).and_then(|room| room.guests.remove(identity)) else {
             return;
         };
@@ -602,7 +600,7 @@ impl World {
         }
     }
 
-    pub fn tell(&mut self, kind: WebhookKind, room: &str, identity: &str, sid: &str, joined_at_ms: u64) {
+    pub(super) fn tell(&mut self, kind: WebhookKind, room: &str, identity: &str, sid: &str, joined_at_ms: u64) {
         self.serial += 1;
         let id = format!("EV_{}", self.serial);
         let room_sid = self.rooms.get(room).map(|room| room.sid.clone()).unwrap_or_default();
