@@ -43,9 +43,6 @@ use crate::tls::Tls;
 use dial::Dialer;
 use homeservers::{Homeserver, Table};
 
-/// Requests that may wait for homeservers that are neither listed nor ever verified a token here (decision H7).
-const STRANGERS_IN_FLIGHT: usize = 1024;
-
 /// Nobody is dialled for a request that has less time left.
 const TOO_LATE: Duration = Duration::from_millis(250);
 
@@ -65,6 +62,8 @@ pub struct Settings {
     pub also_listed: Vec<ServerName>,
     /// Forward proxies of the environment.
     pub proxies: Matcher,
+    /// Requests that may wait for homeservers that are neither listed nor ever verified a token here (decision H7).
+    pub strangers_in_flight: usize,
 }
 
 /// Asks homeservers.
@@ -88,6 +87,7 @@ impl Federation {
             listed,
             also_listed,
             proxies,
+            strangers_in_flight,
         } = settings;
         Self {
             dialer: Arc::new(Dialer { dns, guard, proxies, tls }),
@@ -95,7 +95,7 @@ impl Federation {
             listed,
             also_listed,
             homeservers: Table::new(),
-            strangers: Semaphore::new(STRANGERS_IN_FLIGHT),
+            strangers: Semaphore::new(strangers_in_flight),
             told: Mutex::default(),
         }
     }
