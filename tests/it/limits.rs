@@ -224,3 +224,54 @@ fn one_homeserver_has_a_queue_that_ends() {
         "only {meanwhile} tokens for the users of another homeserver meanwhile"
     );
 }
+
+/// Where few files may be open, which is the default of many systems, the bounds shrink with it: neither requests about strangers nor
+/// connections that nobody uses keep `/healthz` or our own users waiting.
+#[test]
+fn few_file_descriptors_are_shared_fairly() {
+    let strangers: Vec<_> = (0..10).map(|_| Homeserver::start()).collect();
+    let shell = ["/bin/sh", "-c", "ulimit -n 256 && exec \"$@\"", "sh"];
+    let world = World::with(|setup| setup.wrapped_in(&shell).env("LIVEKIT_LOG_LEVEL", "info"));
+    let quick = |what: &str| {
+        let healthy = world.service.get("/healthz");
+        assert!(
+            healthy.status == 200 && healthy.took < Duration::from_secs(3),
+            "{what}: {} after {:?}",
+            healthy.status,
+            healthy.took
+        );
+        let answer = world
+            .service
+            .post("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &unique_room()));
+        assert_eq!(answer.status, 200, "{what}: {}", answer.text());
+        assert!(answer.took < Duration::from_secs(3), "{what}: {:?}", answer.took);
+    };
+    quick("at rest");
+    let kept: Vec<_> = (0..400)
+        .map(|n| {
+            let mut connection = world.service.connect();
+            connection.send(&Call::new("GET", "/healthz").bytes(world.service.address()));
+            // The first ones are answered; beyond the places there are, some wait until others are asked to leave.
+            if n < 50 {
+                assert_eq!(connection.answer().map(|a| a.status), Some(200));
+            }
+            connection
+        })
+        .collect();
+    quick("with 400 idle connections");
+    drop(kept);
+    let calls = hanging(&strangers, 40);
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| world.service.flood(&calls, calls.len()));
+        wait_until("strangers to be dialled", Duration::from_secs(5), || {
+            strangers.iter().any(|s| s.asked() > 0)
+        });
+        for _ in 0..5 {
+            quick("with 400 requests about strangers");
+        }
+        let answers = flood.join().expect("the flood");
+        let refused = refused(&answers);
+        eprintln!("256 files: {refused} of 400 requests about strangers refused with 503");
+        assert!(refused >= 300, "only {refused} were refused");
+    });
+}
