@@ -38,13 +38,11 @@ pub use route::Reply;
 
 use crate::access::Homeservers;
 use crate::dns::Dns;
+use crate::hold::TOO_LATE;
 use crate::server_name::ServerName;
 use crate::tls::Tls;
 use dial::Dialer;
 use homeservers::{Homeserver, Table};
-
-/// Nobody is dialled for a request that has less time left.
-const TOO_LATE: Duration = Duration::from_millis(250);
 
 /// So many refused names are told per time.
 const WARNINGS: u32 = 20;

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
 use crate::federation::{Failure, Federation};
-use crate::hold::pause;
+use crate::hold::{TOO_LATE, pause};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 
@@ -112,7 +112,7 @@ impl OpenId {
                 Err(error) => {
                     let pause = pause(tries);
                     let spent = !known && tries >= STRANGER_TRIES;
-                    if spent || Instant::now() + pause >= deadline {
+                    if spent || Instant::now() + pause + TOO_LATE >= deadline {
                         return Err(error);
                     }
                     tracing::debug!(
