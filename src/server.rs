@@ -37,8 +37,10 @@ const CONNECTIONS: usize = 8192;
 /// Requests in flight (decision H7), as far as there are connections: a quarter of these is left to the probes of
 /// `/healthz`, and to being told that the service is busy.
 const IN_FLIGHT: usize = 4096;
-/// Where there is no place for a new connection, those close that have been idle for this long.
+/// Where there is no place for a new connection, those close that have been idle for this long since their last request,
 const IDLE_WHEN_CROWDED: Duration = Duration::from_millis(250);
+/// and those whose first request does not come; it may be on its way from far.
+const SILENT_WHEN_CROWDED: Duration = Duration::from_secs(1);
 /// Time for the first request's head to arrive.
 const FIRST_HEAD: Duration = Duration::from_secs(10);
 /// Time for the next one's: longer than the proxies in use keep an idle connection (Caddy: 120 s), so that none of them
@@ -237,7 +239,8 @@ fn connection(
                 Ok(()) = crowded.changed(), if idle.is_none() => {
                     let step = steps.load(Ordering::Relaxed);
                     if step.is_multiple_of(2) {
-                        idle = Some((step, Instant::now() + IDLE_WHEN_CROWDED));
+                        let grace = if step == 0 { SILENT_WHEN_CROWDED } else { IDLE_WHEN_CROWDED };
+                        idle = Some((step, Instant::now() + grace));
                     }
                 }
                 () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
