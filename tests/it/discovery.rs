@@ -15,7 +15,7 @@ use crate::support::client::{Answer, Call};
 use crate::support::dns::{Dns, Kind, Say};
 use crate::support::homeserver::{Homeserver, USERINFO, WELL_KNOWN};
 use crate::support::neighbour::{Greeting, Neighbour, Reply, Request};
-use crate::support::network::{Lost, in_own_network, with_low_ports};
+use crate::support::network::{Lost, in_own_network, own, with_low_ports};
 use crate::support::service::{Service, Setup};
 use crate::support::sfu::Sfu;
 use crate::support::{Shared, bodies, runtime, unique, unique_loopback, unique_room, wait_until};
@@ -126,9 +126,11 @@ fn assert_fetched(web: &Homeserver, times: usize) {
 #[test]
 fn a_literal_address_is_dialled_as_it_stands() {
     in_own_network(|| {
-        let stage = Stage::new(|setup| setup.unset("LIVEKIT_FEDERATION_ALLOWED_NETWORKS"));
+        let stage = Stage::new(|setup| setup);
         let v4 = Ipv4Addr::new(5, 6, 7, 8);
         let v6: Ipv6Addr = "2a00:1::5".parse().expect("an address");
+        own(v6.into());
+        let decoys = [IpAddr::from(v4), v6.into()].map(|at| Homeserver::builder().at(at, 443).start());
         for (server, at, port) in [
             ("5.6.7.8", IpAddr::from(v4), 8448),
             ("5.6.7.8:8400", v4.into(), 8400),
@@ -136,15 +138,16 @@ fn a_literal_address_is_dialled_as_it_stands() {
             ("[2a00:1::5]:8400", v6.into(), 8400),
         ] {
             let far = Homeserver::builder().at(at, port).start();
-            let decoy = Homeserver::builder().at(at, 443).start();
             stage.reaches(server, &far, server, None);
             // The same by delegation: the header is the delegated name, and that is an address, too.
             let name = unique_name("to-literal");
-            let web_at = Ipv4Addr::new(5, 5, 5, port as u8);
+            let web_at = unique_loopback();
             stage.dns.address(&name, &[web_at.into()]);
             let web = web(web_at, &name, delegation(server));
             stage.reaches(&name, &far, server, None);
             assert_fetched(&web, 1);
+        }
+        for decoy in &decoys {
             assert_eq!(decoy.http.connections().len(), 0, "a well-known file of an address was asked for");
         }
         // DNS was asked for the web servers' addresses, and for nothing else.
@@ -575,8 +578,10 @@ fn a_dead_srv_target_is_followed_by_the_next() {
                             stage.dns.script(&first, Kind::A, [Say::Records(vec![])]);
                             None
                         }
-                        // It answers a TLS greeting in plain text.
-                        Dead::BreaksTls => Some(Neighbour::start(address, None, |_| Reply::Close)).inspect(|f| f.greet(Greeting::Serve)),
+                        Dead::BreaksTls => {
+                            speak_first(address);
+                            None
+                        }
                         Dead::ClosesAtOnce => greeting(Greeting::Close),
                         Dead::HangsInTls => greeting(Greeting::Silence),
                         Dead::LosesPackets => {
@@ -602,6 +607,16 @@ fn a_dead_srv_target_is_followed_by_the_next() {
     });
 }
 
+/// Listens, and answers whatever comes in plain text, at once.
+fn speak_first(address: SocketAddr) {
+    let listener = runtime().block_on(tokio::net::TcpListener::bind(address)).expect("a port");
+    runtime().spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").await;
+        }
+    });
+}
+
 #[test]
 fn targets_of_either_family_are_reached() {
     in_own_network(|| {
@@ -615,10 +630,16 @@ fn targets_of_either_family_are_reached() {
             ("IPv6 refuses", &["2a00:2::dead", four], four),
             ("IPv6 loses packets", &["2a00:2::10", four], four),
         ];
+        [six, "2a00:2::10"].map(|address| own(ip(address)));
         let _lost = [443, 8448].map(|port| Lost::at(SocketAddr::new(ip("2a00:2::10"), port)));
+        let mut names: Vec<_> = (0..2 * cases.len()).map(|_| unique_name("family")).collect();
+        let far = [(six, 8448), (four, 8448), (four, 443)].map(|(at, port)| {
+            let builder = Homeserver::builder().at(ip(at), port);
+            builder.certified_for(names.iter().map(String::as_str)).start()
+        });
         for (case, addresses, expected) in cases {
             for by_srv in [false, true] {
-                let name = unique_name("family");
+                let name = names.pop().expect("enough of them");
                 let addresses: Vec<_> = addresses.iter().map(|a| ip(a)).collect();
                 if by_srv {
                     let target = unique_name("target");
@@ -627,8 +648,8 @@ fn targets_of_either_family_are_reached() {
                 } else {
                     stage.dns.address(&name, &addresses);
                 }
-                let far = listener(ip(expected), 8448, &name);
-                let answer = stage.reaches(&name, &far, &name, Some(&name));
+                let far = if expected == six { &far[0] } else { &far[1] };
+                let answer = stage.reaches(&name, far, &name, Some(&name));
                 eprintln!("{case}, by SRV {by_srv}: reached after {:.1?}", answer.took);
                 assert!(answer.took < Duration::from_secs(4), "{case}: {:?}", answer.took);
             }

@@ -1,7 +1,7 @@
 //! The network that a test runs in: the machine's, or one of its own in which every address of the internet is ours.
 
 use std::any::type_name;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::process::Command;
 use std::sync::LazyLock;
 
@@ -68,6 +68,17 @@ fn enter(options: &[&str]) -> Command {
     command
 }
 
+/// Makes `address` one of ours in an own network. (An IPv4 address is without it, an IPv6 address can only be dialled.)
+pub(crate) fn own(address: IpAddr) {
+    assert!(std::env::var_os(INSIDE).is_some(), "not in an own network");
+    // It may be ours already.
+    let _ = Command::new("ip")
+        .args(["address", "add", &address.to_string(), "dev", "lo"])
+        .args(address.is_ipv6().then_some("nodad"))
+        .output()
+        .expect("ip");
+}
+
 /// How many TCP connections were begun in this network so far, whatever became of them.
 pub(crate) fn connections_begun() -> u64 {
     assert!(std::env::var_os(INSIDE).is_some(), "only counted in an own network");
@@ -84,7 +95,6 @@ pub(crate) fn connections_begun() -> u64 {
 
 /// A port at which packets get lost: its queue is full and nobody takes from it.
 pub(crate) struct Lost {
-    address: SocketAddr,
     _listener: tokio::net::TcpListener,
     _queue: Vec<TcpStream>,
 }
@@ -110,13 +120,8 @@ impl Lost {
             queue.push(stream);
         }
         Self {
-            address,
             _listener: listener,
             _queue: queue,
         }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
     }
 }
