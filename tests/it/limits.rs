@@ -201,3 +201,26 @@ fn strangers_share_a_quarter_and_leave_the_rest_to_us() {
     assert!((376..=576).contains(&refused), "{refused} of 1,500 were refused, not about 476");
     assert!(meanwhile >= 20, "only {meanwhile} tokens for our own users meanwhile");
 }
+
+/// 32 in flight and 2,048 waiting for one homeserver, whoever it is (decision O4).
+#[test]
+fn one_homeserver_has_a_queue_that_ends() {
+    let slow = [Homeserver::start()];
+    let world = World::with(|setup| {
+        let names = format!("{} listed.example.org", slow[0].name);
+        setup
+            .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &names)
+            .env("LIVEKIT_LOG_LEVEL", "info")
+    });
+    let (answers, meanwhile) = flood_and_watch(&world, &hanging(&slow, 2_300));
+    let refused = refused(&answers);
+    let connections = slow[0].http.connections().len();
+    eprintln!("2,300 requests about one homeserver: {refused} refused with 503, {connections} connections, {meanwhile} tokens meanwhile");
+    assert!((200..=240).contains(&refused), "{refused} of 2,300 were refused, not 220");
+    // Some 32 at a time, as those who came a little later get their turn; not one for each.
+    assert!(connections <= 200, "{connections} connections");
+    assert!(
+        meanwhile >= 20,
+        "only {meanwhile} tokens for the users of another homeserver meanwhile"
+    );
+}
