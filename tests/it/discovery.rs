@@ -75,7 +75,7 @@ impl Stage {
         assert_eq!(answer.field("reason"), "homeserver_unreachable", "{server}");
         let line = self
             .service
-            .wait_log_after(mark, &[&["warn", "remedy", server], log].concat());
+            .wait_log_after(mark, &[&["could not be reached", "remedy", server], log].concat());
         eprintln!("{line}");
         answer
     }
@@ -931,7 +931,7 @@ fn a_redirect_of_userinfo_is_not_followed() {
         let token = far.token_with(Reply::redirect(status, &to));
         let answer = stage.ask(&far.name, &token);
         answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
-        stage.service.wait_log(&["warn", &far.name, &status.to_string()]);
+        stage.service.wait_log(&["unusable", &far.name, &status.to_string()]);
         assert_eq!(far.asked_about(&token), 1);
     }
     assert_eq!(target.http.connections().len(), 0, "the redirect was followed");
@@ -979,7 +979,7 @@ fn a_userinfo_answer_is_read_up_to_64_kib() {
     for reply in [padded(65_537), padded(10 << 20), Reply::Flood(1 << 30)] {
         let answer = stage.ask(&far.name, &far.token_with(reply));
         answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
-        stage.service.wait_log(&["warn", &far.name, "larger than"]);
+        stage.service.wait_log(&["could not be reached", &far.name, "larger than"]);
     }
     let grown = stage.service.rss_kib().saturating_sub(before);
     assert!(grown < 16 * 1024, "memory grew by {grown} KiB");

@@ -514,7 +514,7 @@ fn rebinding_leads_nowhere() {
 #[test]
 fn a_refusal_is_told_once_and_a_flood_of_them_is_not_told() {
     in_own_network(|| {
-        let mut stage = Stage::new(|setup| setup.env("LIVEKIT_LOG_LEVEL", "warn"));
+        let mut stage = Stage::new(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
         let warned = |stage: &Stage, name: &str| {
             let log = stage.service.log();
             log.lines()
@@ -538,8 +538,8 @@ fn a_refusal_is_told_once_and_a_flood_of_them_is_not_told() {
         let answers = stage.service.flood(&calls, 50);
         assert!(answers.iter().all(|a| a.status == 401));
         let log = stage.service.log();
-        let lines = log[mark..].lines().count();
-        eprintln!("2,000 refused names: {lines} lines of the log at level warn");
-        assert!(lines <= 100, "{lines} lines");
+        let lines = log[mark..].lines().filter(|l| l.contains("WARN")).count();
+        eprintln!("2,000 refused names: {lines} warnings");
+        assert!(lines <= 20, "{lines} warnings");
     });
 }
