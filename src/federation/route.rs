@@ -155,7 +155,9 @@ impl Link {
 pub(super) async fn fetch_once(dialer: &Dialer, route: &Route, path_and_query: &str, limit: usize) -> Result<Reply, Failure> {
     let mut request = get(route, path_and_query)?;
     // At this level nobody makes it the path that servers expect.
-    *request.uri_mut() = path_and_query.parse().map_err(|error: InvalidUri| Failure::Http(error.to_string()))?;
+    *request.uri_mut() = path_and_query
+        .parse()
+        .map_err(|error: InvalidUri| Failure::Http(error.to_string()))?;
     let stream = route.connect(dialer).await?;
     let http = |error: hyper::Error| Failure::Http(chain(&error));
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
