@@ -43,8 +43,7 @@ impl Stage {
     }
 
     fn ask(&self, server: &str, token: &str) -> Answer {
-        self.service
-            .post("/sfu/get", &bodies::sfu_get(&unique_room(), server, token))
+        self.service.post("/sfu/get", &bodies::sfu_get(&unique_room(), server, token))
     }
 
     /// A user of `server` gets a token, because `far` vouched for it once, under this `Host` header and SNI.
@@ -151,7 +150,12 @@ fn a_literal_address_is_dialled_as_it_stands() {
             assert_eq!(decoy.http.connections().len(), 0, "a well-known file of an address was asked for");
         }
         // DNS was asked for the web servers' addresses, and for nothing else.
-        let strange: Vec<_> = stage.dns.questions().into_iter().filter(|q| !q.name.starts_with("to-literal")).collect();
+        let strange: Vec<_> = stage
+            .dns
+            .questions()
+            .into_iter()
+            .filter(|q| !q.name.starts_with("to-literal"))
+            .collect();
         assert_eq!(strange, []);
         assert!(stage.dns.questions().iter().all(|q| q.kind != Kind::SRV));
     });
@@ -182,7 +186,13 @@ fn a_port_in_the_name_skips_everything_else() {
         let server = format!("{name}:8449");
         stage.reaches(&server, &far, &server, Some(&name));
         assert_eq!(decoy.http.connections().len(), 0);
-        assert!(stage.dns.questions().iter().all(|q| q.kind != Kind::SRV || !q.name.ends_with(&name)));
+        assert!(
+            stage
+                .dns
+                .questions()
+                .iter()
+                .all(|q| q.kind != Kind::SRV || !q.name.ends_with(&name))
+        );
     });
 }
 
@@ -296,7 +306,9 @@ fn an_answer_that_does_not_fit_is_asked_for_over_tcp() {
         let stage = Stage::shared();
         let (name, at) = (unique_name("cut"), unique_loopback());
         stage.dns.address(&name, &[v4(at)]);
-        let Say::Records(address) = Say::at(at.into()) else { unreachable!() };
+        let Say::Records(address) = Say::at(at.into()) else {
+            unreachable!()
+        };
         stage.dns.script(&name, Kind::A, [Say::Cut(address)]);
         let far = listener(at, 8448, &name);
         stage.reaches(&name, &far, &name, Some(&name));
@@ -321,7 +333,10 @@ fn a_file_of_no_use_is_passed_over() {
             ("an array", Reply::json(200, &json!(["m.server", "127.0.0.1:1"]))),
             ("no member", Reply::json(200, &json!({"m.homeserver": "127.0.0.1:1"}))),
             ("a number", Reply::json(200, &json!({"m.server": 1}))),
-            ("cut off", Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"m.server\":\"127.0.0.1:1\"}".to_vec())),
+            (
+                "cut off",
+                Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"m.server\":\"127.0.0.1:1\"}".to_vec()),
+            ),
             ("too large", padded(51_201)),
             ("endless", Reply::Flood(100 << 20)),
             ("no HTTP", Reply::Raw(b"SSH-2.0-OpenSSH_9.9\r\n".to_vec())),
@@ -398,7 +413,15 @@ fn a_file_of_no_use_is_passed_over() {
 fn a_delegation_to_nonsense_is_not_passed_over() {
     with_low_ports(|| {
         let stage = Stage::shared();
-        for nonsense in ["", "https://matrix.example.org", "matrix.example.org/", "a b", "::1", "x:99999", "x_y.example.org"] {
+        for nonsense in [
+            "",
+            "https://matrix.example.org",
+            "matrix.example.org/",
+            "a b",
+            "::1",
+            "x:99999",
+            "x_y.example.org",
+        ] {
             let (name, at) = (unique_name("nonsense"), unique_loopback());
             stage.dns.address(&name, &[v4(at)]);
             let web = web(at, &name, delegation(nonsense));
@@ -506,7 +529,12 @@ fn srv_targets_are_taken_by_priority_and_weight() {
             .collect();
         let far: Vec<_> = at
             .iter()
-            .map(|at| Homeserver::builder().at(*at, 8453).certified_for(names.iter().map(String::as_str)).start())
+            .map(|at| {
+                Homeserver::builder()
+                    .at(*at, 8453)
+                    .certified_for(names.iter().map(String::as_str))
+                    .start()
+            })
             .collect();
         for name in &names {
             let [heavy, light, backup] = &targets[..] else { unreachable!() };
@@ -630,7 +658,7 @@ fn targets_of_either_family_are_reached() {
             ("IPv6 refuses", &["2a00:2::dead", four], four),
             ("IPv6 loses packets", &["2a00:2::10", four], four),
         ];
-        [six, "2a00:2::10"].map(|address| own(ip(address)));
+        [six, "2a00:2::10"].iter().for_each(|address| own(ip(address)));
         let _lost = [443, 8448].map(|port| Lost::at(SocketAddr::new(ip("2a00:2::10"), port)));
         let mut names: Vec<_> = (0..2 * cases.len()).map(|_| unique_name("family")).collect();
         let far = [(six, 8448), (four, 8448), (four, 443)].map(|(at, port)| {
@@ -706,7 +734,11 @@ fn a_certificate_of_another_name_is_refused() {
             .start();
         stage.misses(&unknown, &["certificate"]);
         for far in [&wrong, &of_target, &self_made] {
-            assert_eq!(far.http.requests().len(), 0, "a token was sent to a server that had not proven its name");
+            assert_eq!(
+                far.http.requests().len(),
+                0,
+                "a token was sent to a server that had not proven its name"
+            );
         }
     });
 }
@@ -754,7 +786,9 @@ fn a_retry_asks_for_the_file_again() {
         let web_server = listener(at, 443, &name);
         let far = Homeserver::start();
         let token = far.token_of(&format!("@alice:{name}"));
-        let request = stage.service.begin(&Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), &name, &token)));
+        let request = stage
+            .service
+            .begin(&Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), &name, &token)));
         wait_until("the missing file to be asked for", Duration::from_secs(5), || {
             web_server.http.count(|r| r.path == WELL_KNOWN) == 1
         });
@@ -809,11 +843,19 @@ fn overrides_replace_discovery() {
             let token = token_of(&format!("@alice:{name}"));
             let answer = stage.ask(name, &token);
             assert_eq!(answer.status, 200, "{name}: {}", answer.text());
-            let seen: Vec<_> = far.requests().into_iter().filter(|r| r.query("access_token") == Some(&token)).collect();
+            let seen: Vec<_> = far
+                .requests()
+                .into_iter()
+                .filter(|r| r.query("access_token") == Some(&token))
+                .collect();
             let [request] = &seen[..] else {
                 panic!("{name}: asked {} times", seen.len());
             };
-            assert_eq!((request.header("host"), request.connection.sni()), (Some(host.as_str()), sni), "{name}");
+            assert_eq!(
+                (request.header("host"), request.connection.sni()),
+                (Some(host.as_str()), sni),
+                "{name}"
+            );
         }
         let questions = stage.dns.questions();
         assert!(questions.iter().all(|q| q.name == "hs.internal"), "{questions:?}");
@@ -829,10 +871,13 @@ fn owner(token: &str) -> String {
     token.split_once('|').map_or("", |(_, user)| user).to_owned()
 }
 
+/// An authority that was asked for, with the credentials that came along.
+type Tunnel = (String, Option<String>);
+
 /// A forward proxy that opens tunnels (`CONNECT`) to where it knows the way.
 struct Proxy {
     address: SocketAddr,
-    seen: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    seen: Arc<Mutex<Vec<Tunnel>>>,
 }
 
 impl Proxy {
@@ -854,9 +899,11 @@ impl Proxy {
                     }
                     let head = String::from_utf8_lossy(&head).into_owned();
                     let target = head.strip_prefix("CONNECT ")?.split(' ').next()?.to_owned();
-                    let authorization = head
-                        .lines()
-                        .find_map(|l| l.to_ascii_lowercase().starts_with("proxy-authorization:").then(|| l[20..].trim().to_owned()));
+                    let authorization = head.lines().find_map(|l| {
+                        l.to_ascii_lowercase()
+                            .starts_with("proxy-authorization:")
+                            .then(|| l[20..].trim().to_owned())
+                    });
                     tell.lock().unwrap().push((target.clone(), authorization));
                     let Some((_, way)) = ways.iter().find(|(authority, _)| *authority == target) else {
                         return inner.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n").await.ok();
@@ -870,7 +917,7 @@ impl Proxy {
         Self { address, seen }
     }
 
-    fn seen(&self) -> Vec<(String, Option<String>)> {
+    fn seen(&self) -> Vec<Tunnel> {
         self.seen.lock().unwrap().clone()
     }
 
@@ -902,7 +949,11 @@ fn a_forward_proxy_is_used_for_homeservers() {
         assert_fetched(&web_server, 1);
         assert_eq!(proxy.targets(), [format!("{name}:443"), format!("{name}:8448")]);
         let expected = "Basic dXNlcjpwYXNzTkVWRVI=";
-        assert!(proxy.seen().iter().all(|(_, auth)| auth.as_deref() == Some(expected)), "{:?}", proxy.seen());
+        assert!(
+            proxy.seen().iter().all(|(_, auth)| auth.as_deref() == Some(expected)),
+            "{:?}",
+            proxy.seen()
+        );
         // Named in NO_PROXY.
         stage.dns.address(&direct, &[v4(direct_at)]);
         stage.reaches(&direct, &near, &direct, Some(&direct));
@@ -913,7 +964,13 @@ fn a_forward_proxy_is_used_for_homeservers() {
         // What must not be dialled is not asked of a proxy either.
         let metadata = unique_name("metadata");
         stage.dns.address(&metadata, &["169.254.169.254".parse().expect("an address")]);
-        for server in ["169.254.169.254", "[fe80::1]:443", "0.0.0.0", &metadata, &format!("{metadata}:8448")] {
+        for server in [
+            "169.254.169.254",
+            "[fe80::1]:443",
+            "0.0.0.0",
+            &metadata,
+            &format!("{metadata}:8448"),
+        ] {
             stage.misses(server, &["never dialled"]);
         }
         assert_eq!(proxy.seen().len(), asked, "{:?}", proxy.seen());
@@ -971,7 +1028,11 @@ fn a_userinfo_answer_is_read_up_to_64_kib() {
     let far = Homeserver::start();
     let padded = |length: usize| {
         let start = format!(r#"{{"sub":"@alice:{}","x":""#, far.name);
-        Reply::text(200, "application/json", &(start.clone() + &" ".repeat(length - start.len() - 2) + "\"}"))
+        Reply::text(
+            200,
+            "application/json",
+            &(start.clone() + &" ".repeat(length - start.len() - 2) + "\"}"),
+        )
     };
     let answer = stage.ask(&far.name, &far.token_with(padded(65_536)));
     assert_eq!(answer.status, 200, "{}", answer.text());

@@ -169,7 +169,11 @@ impl Stage {
         let before = connections_begun();
         let answer = self.ask(server);
         assert_eq!(answer.status, 401, "{server}: {}", answer.text());
-        assert_eq!(without_id(&answer), self.unreachable, "{server}: the answer tells that it was refused");
+        assert_eq!(
+            without_id(&answer),
+            self.unreachable,
+            "{server}: the answer tells that it was refused"
+        );
         assert_eq!(connections_begun() - before, begun, "{server}: somebody was dialled");
     }
 
@@ -202,7 +206,11 @@ fn unique_name(label: &str) -> String {
 
 /// An address as a server name.
 fn literal(address: &str) -> String {
-    if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
+    if address.contains(':') {
+        format!("[{address}]")
+    } else {
+        address.to_owned()
+    }
 }
 
 /// A web server of strangers: what each of its names answers for the well-known file.
@@ -300,7 +308,11 @@ fn no_packet_goes_to_a_refused_address_whatever_leads_there() {
         let answers = stage.service.flood(&calls, calls.len());
         assert!(answers.iter().all(|a| without_id(a) == stage.unreachable));
         let begun = connections_begun() - before;
-        eprintln!("{begun} connections begun by {} ways to {} public addresses", calls.len(), PUBLIC.len());
+        eprintln!(
+            "{begun} connections begun by {} ways to {} public addresses",
+            calls.len(),
+            PUBLIC.len()
+        );
         assert!(begun > 2 * calls.len() as u64, "only {begun}");
         let log = stage.service.log();
         for address in PUBLIC {
@@ -316,10 +328,18 @@ fn nobody_on_this_machine_hears_a_stranger() {
     in_own_network(|| {
         let mut stage = Stage::new(|setup| setup);
         let web = Web::start();
-        let ears: Vec<_> = ["0.0.0.0:8448", "[::1]:8448", "[::1]:443", "127.0.0.1:443", "127.0.0.1:80", "127.0.0.1:6379", "127.0.0.1:22"]
-            .iter()
-            .map(|address| Neighbour::start(address.parse().expect("an address"), None, |_| Reply::Close))
-            .collect();
+        let ears: Vec<_> = [
+            "0.0.0.0:8448",
+            "[::1]:8448",
+            "[::1]:443",
+            "127.0.0.1:443",
+            "127.0.0.1:80",
+            "127.0.0.1:6379",
+            "127.0.0.1:22",
+        ]
+        .iter()
+        .map(|address| Neighbour::start(address.parse().expect("an address"), None, |_| Reply::Close))
+        .collect();
         for address in ["127.0.0.1", "::1", "0.0.0.0", "::ffff:127.0.0.1", "169.254.169.254", "10.0.0.1"] {
             for (server, elsewhere) in ways(&stage.dns, &web, address) {
                 stage.refuses(&server, elsewhere);
@@ -340,7 +360,10 @@ fn nothing_opens_the_ranges_that_are_never_dialled() {
             let mut stage = Stage::new(|setup| {
                 let setup = setup
                     .env("LIVEKIT_LOG_LEVEL", "info")
-                    .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &format!("listed.example.org {}", listed.join(" ")))
+                    .env(
+                        "LIVEKIT_FULL_ACCESS_HOMESERVERS",
+                        &format!("listed.example.org {}", listed.join(" ")),
+                    )
                     .env("LIVEKIT_CS_API_URL_OVERRIDES", "cs.example.org=https://10.0.0.1")
                     .env("LIVEKIT_FEDERATION_ALLOWED_NETWORKS", "0.0.0.0/0,::/0,169.254.0.0/16");
                 if lab {
@@ -403,7 +426,12 @@ fn private_networks_are_for_those_whom_the_operator_named() {
         assert_eq!(answer(&mut stage, "listed.example.org", &listed), 200);
         assert_eq!(answer(&mut stage, "10.1.2.4", &listed), 200);
         let begun = listed.http.connections().len();
-        for other in ["other.example.org", "listed.example.org:8448", "10.1.2.4:8448", "x.listed.example.org"] {
+        for other in [
+            "other.example.org",
+            "listed.example.org:8448",
+            "10.1.2.4:8448",
+            "x.listed.example.org",
+        ] {
             stage.refuses(other, 0);
         }
         // Nor does the way there open by delegation: it is the stranger's name that counts.
@@ -444,10 +472,23 @@ fn of_several_addresses_only_the_allowed_ones_are_dialled() {
         let mut stage = Stage::new(|setup| setup);
         let name = unique_name("mixed");
         let public = v4(9, 1, 1, 1);
-        stage.dns.address(&name, &[v4(127, 0, 0, 1), v4(169, 254, 169, 254), public, ip("::1"), ip("fd00::1")]);
-        let ears = ["127.0.0.1:443", "127.0.0.1:8448", "169.254.169.254:443", "169.254.169.254:8448", "[::1]:443", "[::1]:8448"]
-            .map(|address| Neighbour::start(address.parse().expect("an address"), None, |_| Reply::Close));
-        let far = Homeserver::builder().at(public, 8448).named(&name).certified_for([name.as_str()]).start();
+        stage
+            .dns
+            .address(&name, &[v4(127, 0, 0, 1), v4(169, 254, 169, 254), public, ip("::1"), ip("fd00::1")]);
+        let ears = [
+            "127.0.0.1:443",
+            "127.0.0.1:8448",
+            "169.254.169.254:443",
+            "169.254.169.254:8448",
+            "[::1]:443",
+            "[::1]:8448",
+        ]
+        .map(|address| Neighbour::start(address.parse().expect("an address"), None, |_| Reply::Close));
+        let far = Homeserver::builder()
+            .at(public, 8448)
+            .named(&name)
+            .certified_for([name.as_str()])
+            .start();
         let token = far.token_of(&format!("@alice:{name}"));
         let before = connections_begun();
         assert_eq!(stage.ask_with(&name, &token).status, 200);
@@ -465,8 +506,14 @@ fn rebinding_leads_nowhere() {
     in_own_network(|| {
         let mut stage = Stage::new(|setup| setup);
         stage.dns.ttl(0);
-        let ears = ["127.0.0.1:443", "127.0.0.1:8448", "127.0.0.1:8400", "169.254.169.254:443", "169.254.169.254:8448"]
-            .map(|address| Neighbour::start(address.parse().expect("an address"), None, |_| Reply::Close));
+        let ears = [
+            "127.0.0.1:443",
+            "127.0.0.1:8448",
+            "127.0.0.1:8400",
+            "169.254.169.254:443",
+            "169.254.169.254:8448",
+        ]
+        .map(|address| Neighbour::start(address.parse().expect("an address"), None, |_| Reply::Close));
         let (good, web_at) = (v4(9, 2, 2, 2), v4(9, 2, 2, 2));
         for bad in ["127.0.0.1", "169.254.169.254"].map(ip) {
             // Any number of good answers first: the well-known file is asked for at the good address, then the other one
@@ -487,7 +534,11 @@ fn rebinding_leads_nowhere() {
             }
             // The other way round: refused at first, good from then on. Not believed for long.
             let name = unique_name("rebound");
-            let far = Homeserver::builder().at(good, 8448).named(&name).certified_for([name.as_str()]).start();
+            let far = Homeserver::builder()
+                .at(good, 8448)
+                .named(&name)
+                .certified_for([name.as_str()])
+                .start();
             stage.dns.script(&name, Kind::A, [Say::at(bad), Say::at(good)]);
             stage.refuses(&name, 0);
             let token = far.token_of(&format!("@alice:{name}"));
@@ -496,7 +547,11 @@ fn rebinding_leads_nowhere() {
         }
         // A stranger that has verified a token is known, and refused all the same when its name moves.
         let name = unique_name("promoted");
-        let far = Homeserver::builder().at(web_at, 8448).named(&name).certified_for([name.as_str()]).start();
+        let far = Homeserver::builder()
+            .at(web_at, 8448)
+            .named(&name)
+            .certified_for([name.as_str()])
+            .start();
         stage.dns.script(&name, Kind::A, [Say::at(good)]);
         let token = far.token_of(&format!("@alice:{name}"));
         assert_eq!(stage.ask_with(&name, &token).status, 200);
@@ -533,7 +588,12 @@ fn a_refusal_is_told_once_and_a_flood_of_them_is_not_told() {
         let mark = stage.service.log().len();
         stage.dns.address("*.flood.example.org", &[v4(10, 0, 0, 1)]);
         let calls: Vec<_> = (0..2_000)
-            .map(|n| Call::json("/sfu/get", &bodies::sfu_get("!r:x", &format!("n{n}.flood.example.org"), &secrets::token())))
+            .map(|n| {
+                Call::json(
+                    "/sfu/get",
+                    &bodies::sfu_get("!r:x", &format!("n{n}.flood.example.org"), &secrets::token()),
+                )
+            })
             .collect();
         let answers = stage.service.flood(&calls, 50);
         assert!(answers.iter().all(|a| a.status == 401));

@@ -75,7 +75,9 @@ impl Dns {
         state.ttl.store(300, Relaxed);
         let (udp, tcp) = runtime().block_on(async {
             let udp = UdpSocket::bind(address).await.expect("a UDP port");
-            let tcp = TcpListener::bind(udp.local_addr().expect("address")).await.expect("the same TCP port");
+            let tcp = TcpListener::bind(udp.local_addr().expect("address"))
+                .await
+                .expect("the same TCP port");
             (udp, tcp)
         });
         let address = udp.local_addr().expect("address");
@@ -221,7 +223,9 @@ impl State {
                 break;
             }
             let plain = owner.to_ascii().trim_end_matches('.').to_lowercase();
-            let Say::Records(alias) = self.say(&plain, Kind::CNAME) else { break };
+            let Say::Records(alias) = self.say(&plain, Kind::CNAME) else {
+                break;
+            };
             let Some(RData::CNAME(CNAME(target))) = alias.first().cloned() else {
                 break;
             };

@@ -50,7 +50,10 @@ pub(crate) fn in_own_network<F: FnOnce()>(body: F) {
         .expect("unshare");
     let out = String::from_utf8_lossy(&output.stdout);
     eprintln!("{out}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && out.contains("1 passed"), "{test} failed in its own network");
+    assert!(
+        output.status.success() && out.contains("1 passed"),
+        "{test} failed in its own network"
+    );
 }
 
 /// How namespaces can be made here: as root, or by mapping ourselves to root.
@@ -109,9 +112,7 @@ impl Lost {
         }
         .expect("socket");
         socket.set_reuseaddr(true).expect("SO_REUSEADDR");
-        socket
-            .bind(address)
-            .unwrap_or_else(|e| panic!("cannot take {address}: {e}"));
+        socket.bind(address).unwrap_or_else(|e| panic!("cannot take {address}: {e}"));
         let listener = socket.listen(0).expect("listening");
         let address = listener.local_addr().expect("address");
         let mut queue = Vec::new();
