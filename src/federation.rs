@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use http::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -87,6 +88,12 @@ impl Federation {
             proxies,
             strangers_in_flight,
         } = settings;
+        if proxies.intercept(&Uri::from_static("https://homeserver.invalid/")).is_some() {
+            tracing::info!(
+                "homeservers are dialled through the forward proxy of HTTPS_PROXY or ALL_PROXY: which private addresses may be reached \
+                 behind it is for the proxy to decide"
+            );
+        }
         Self {
             dialer: Arc::new(Dialer { dns, guard, proxies, tls }),
             overrides,

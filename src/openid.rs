@@ -111,7 +111,8 @@ impl OpenId {
                 Err(error) if !error.may_pass() => return Err(error),
                 Err(error) => {
                     let pause = pause(tries);
-                    let spent = !known && tries >= STRANGER_TRIES;
+                    let no_name = matches!(&error, Unverified::Unreachable { failure, .. } if failure.is_no_name());
+                    let spent = !known && (no_name || tries >= STRANGER_TRIES);
                     if spent || Instant::now() + pause + TOO_LATE >= deadline {
                         return Err(error);
                     }

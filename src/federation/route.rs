@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::InvalidUri;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper_util::client::legacy::Client;
@@ -152,7 +153,11 @@ impl Link {
 
 /// One GET over a connection of its own, closed afterwards.
 pub(super) async fn fetch_once(dialer: &Dialer, route: &Route, path_and_query: &str, limit: usize) -> Result<Reply, Failure> {
-    let request = get(route, path_and_query)?;
+    let mut request = get(route, path_and_query)?;
+    // At this level nobody makes it the path that servers expect.
+    *request.uri_mut() = path_and_query
+        .parse()
+        .map_err(|error: InvalidUri| Failure::Http(error.to_string()))?;
     let stream = route.connect(dialer).await?;
     let http = |error: hyper::Error| Failure::Http(chain(&error));
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()

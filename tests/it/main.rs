@@ -7,7 +7,9 @@
 )]
 
 mod coalesce;
+mod discovery;
 mod element_call;
+mod floods;
 mod get_token;
 mod healthcheck;
 mod healthz;
@@ -19,6 +21,7 @@ mod routes;
 mod sfu_calls;
 mod sfu_get;
 mod shutdown;
+mod ssrf;
 mod start;
 mod support;
 mod tarpit;

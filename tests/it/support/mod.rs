@@ -4,6 +4,7 @@
 //! - [`homeserver`]: a Matrix homeserver's federation API with TLS
 //! - [`sfu`]: LiveKit's RoomService
 //! - [`neighbour`]: the scripted HTTP server under both
+//! - [`dns`]: a DNS server with a scripted zone; [`network`]: a network of the test's own
 //! - [`client`]: an HTTP/1.1 client that shows every byte
 //! - [`world`]: the arrangement of all of them that most tests need
 //! - [`bodies`]: request bodies; [`hashes`] and [`jwt`]: an independent look at answers; [`ca`]: certificates;
@@ -12,10 +13,12 @@
 pub(crate) mod bodies;
 pub(crate) mod ca;
 pub(crate) mod client;
+pub(crate) mod dns;
 pub(crate) mod hashes;
 pub(crate) mod homeserver;
 pub(crate) mod jwt;
 pub(crate) mod neighbour;
+pub(crate) mod network;
 mod own_tests;
 pub(crate) mod secrets;
 pub(crate) mod service;
