@@ -11,6 +11,15 @@ use crate::support::{bodies, unique_room};
 
 const INSIDE: &str = "LK_TESTS_INSIDE_NAMESPACE";
 
+/// Loopback, and an interface as any machine has one: media does not go over loopback in LiveKit's dev mode.
+const NETWORK: &str = r#"PATH=$PATH:/usr/sbin:/sbin
+    ip link set lo up
+    ip link add net0 type veth peer name net1
+    ip link set net0 up
+    ip link set net1 up
+    ip address add 192.168.77.2/24 dev net0
+    exec "$0" "$@""#;
+
 /// Both on their default ports. So that these are free, the test starts itself once more in a network namespace.
 #[test]
 fn the_two_dev_modes_work_together() {
@@ -23,13 +32,14 @@ fn the_two_dev_modes_work_together() {
     let myself = std::env::current_exe().expect("this program");
     let mut command = Command::new(program("unshare"));
     command
-        .args(["--map-root-user", "--net", "--", "/bin/sh", "-c"])
-        .arg("PATH=$PATH:/usr/sbin:/sbin; ip link set lo up && exec \"$0\" \"$@\"")
+        .args(["--map-root-user", "--net", "--", "/bin/sh", "-ec", NETWORK])
         .arg(myself)
         .args(["real::dev::the_two_dev_modes_work_together", "--exact", "--nocapture"])
         .env(INSIDE, "1");
     let output = command.output().expect("unshare");
-    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).join("\n");
+    let said = [output.stdout, output.stderr]
+        .map(|text| String::from_utf8_lossy(&text).into_owned())
+        .join("\n");
     assert!(
         output.status.success() && said.contains("1 passed"),
         "in a network namespace of its own ({}):\n{said}",

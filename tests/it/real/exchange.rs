@@ -54,7 +54,11 @@ fn joins(real: &Neighbours, setup: Setup) {
         }
     }
     for (client, name) in &clients {
-        assert_eq!(client.joined(), *name, "the SFU knows the client by another name than the token says");
+        assert_eq!(
+            client.joined(),
+            *name,
+            "the SFU knows the client by another name than the token says"
+        );
     }
     let mut present = real.livekit.participants(&alias(&room, SLOT));
     present.sort_unstable();
@@ -129,7 +133,11 @@ fn nobody_comes_in_under_a_false_name() {
         (
             "a made-up token, legacy",
             "/sfu/get",
-            with(&legacy_of_bob, "/openid_token/access_token", Some(json!("madeupmadeupmadeupmadeup"))),
+            with(
+                &legacy_of_bob,
+                "/openid_token/access_token",
+                Some(json!("madeupmadeupmadeupmadeup")),
+            ),
             "token_rejected",
         ),
         (
@@ -181,7 +189,10 @@ fn nobody_comes_in_under_a_false_name() {
         assert!(answer.took.as_secs() < 5, "{case}: answered after {:?}", answer.took);
     }
     assert!(rogue.asked() > 0, "the rogue homeserver was not even asked");
-    assert!(real.livekit.room(&alias(&room, SLOT)).is_none(), "a room was opened for somebody unknown");
+    assert!(
+        real.livekit.room(&alias(&room, SLOT)).is_none(),
+        "a room was opened for somebody unknown"
+    );
     // The very same tokens are good where they belong.
     for body in [&of_alice, &of_bob] {
         assert_eq!(service.post("/get_token", body).status, 200);

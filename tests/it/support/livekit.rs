@@ -236,7 +236,9 @@ impl Client {
     pub(crate) fn refused(answer: &Value) -> String {
         let client = Self::run(answer, &["--expect-refused"]);
         let line = client.0.line(CLIENT).unwrap_or_default();
-        let why = line.strip_prefix("refused ").unwrap_or_else(|| panic!("the client was not refused: {line:?}"));
+        let why = line
+            .strip_prefix("refused ")
+            .unwrap_or_else(|| panic!("the client was not refused: {line:?}"));
         why.to_owned()
     }
 }

@@ -80,7 +80,8 @@ pub(crate) fn directory(name: &str) -> PathBuf {
 pub(crate) fn free_port() -> u16 {
     static TAKEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-    let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok() && UdpSocket::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let free =
+        |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok() && UdpSocket::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     let port = (0..1000)
         .map(|_| rand::random_range(20_000..32_000))
         .find(|port| !taken.contains(port) && free(port))
@@ -126,7 +127,10 @@ impl Process {
         let log = directory.join(format!("{name}-{}.log", unique()));
         let file = std::fs::File::create(&log).expect("a log file");
         let mut guarded = Command::new(program("setpriv"));
-        guarded.args(["--pdeathsig", "KILL"]).arg(command.get_program()).args(command.get_args());
+        guarded
+            .args(["--pdeathsig", "KILL"])
+            .arg(command.get_program())
+            .args(command.get_args());
         // The neighbours are on this machine: no proxy of the environment, and none of its settings for LiveKit.
         for (variable, _) in std::env::vars_os() {
             let variable = variable.to_string_lossy().into_owned();
@@ -140,7 +144,10 @@ impl Process {
                 None => guarded.env_remove(variable),
             };
         }
-        guarded.current_dir(directory).process_group(0).stderr(file.try_clone().expect("a file"));
+        guarded
+            .current_dir(directory)
+            .process_group(0)
+            .stderr(file.try_clone().expect("a file"));
         if piped {
             guarded.stdin(Stdio::piped()).stdout(Stdio::piped());
         } else {
@@ -171,7 +178,12 @@ impl Process {
             if let Some(status) = self.child.lock().unwrap().try_wait().expect("wait") {
                 panic!("{} ended by itself ({status}):\n{}", self.name, self.tail(40));
             }
-            assert!(Instant::now() < end, "{} is not ready within {START:?}:\n{}", self.name, self.tail(40));
+            assert!(
+                Instant::now() < end,
+                "{} is not ready within {START:?}:\n{}",
+                self.name,
+                self.tail(40)
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -210,7 +222,9 @@ impl Process {
         if child.try_wait().is_ok_and(|ended| ended.is_some()) {
             return;
         }
-        let _ = Command::new("/bin/sh").args(["-c", &format!("kill -KILL -{}", child.id())]).status();
+        let _ = Command::new("/bin/sh")
+            .args(["-c", &format!("kill -KILL -{}", child.id())])
+            .status();
         let _ = child.kill();
         let _ = child.wait();
     }

@@ -65,7 +65,8 @@ impl Synapse {
     }
 
     fn wait_ready(&self) {
-        self.process.wait_ready(|| process::answers(self.client, "/_matrix/client/versions"));
+        self.process
+            .wait_ready(|| process::answers(self.client, "/_matrix/client/versions"));
     }
 
     /// Registers a user that nobody else has.
