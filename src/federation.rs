@@ -46,6 +46,9 @@ use homeservers::{Homeserver, Table};
 /// Requests that may wait for homeservers that are neither listed nor ever verified a token here (decision H7).
 const STRANGERS_IN_FLIGHT: usize = 1024;
 
+/// Nobody is dialled for a request that has less time left.
+const TOO_LATE: Duration = Duration::from_millis(250);
+
 /// So many refused names are told per time.
 const WARNINGS: u32 = 20;
 const WARNINGS_PER: Duration = Duration::from_secs(60);
@@ -126,7 +129,7 @@ impl Federation {
         } else {
             Some(self.strangers.try_acquire().map_err(|_| Failure::Busy)?)
         };
-        let reply = timeout_at(deadline, self.ask(server, path_and_query, limit, again))
+        let reply = timeout_at(deadline, self.ask(server, path_and_query, limit, again, deadline))
             .await
             .unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
@@ -152,13 +155,17 @@ impl Federation {
         }
     }
 
-    async fn ask(&self, server: &ServerName, path_and_query: &str, limit: usize, again: bool) -> Result<Reply, Failure> {
+    async fn ask(&self, server: &ServerName, path_and_query: &str, limit: usize, again: bool, deadline: Instant) -> Result<Reply, Failure> {
         loop {
             let homeserver = self.homeservers.get(server, || self.enlist(server));
             let Some(_turn) = homeserver.turn().await? else {
                 // It became known while we waited: there is room for more now.
                 continue;
             };
+            // When a homeserver hangs, all who wait for it get their turn at once, just before their time is up.
+            if Instant::now() + TOO_LATE > deadline {
+                return Err(Failure::Timeout);
+            }
             let link = homeserver.link(&self.dialer, &self.overrides, again).await?;
             return link.get(path_and_query, limit).await;
         }

@@ -138,8 +138,8 @@ impl From<&Refusal> for ApiError {
             Refusal::Delegation => Self::bad_json("Delegation of delayed events is not supported"),
             Refusal::BadServerName => Self::unauthorised(Reason::InvalidServerName),
             Refusal::Unverified(Unverified::Rejected) => Self::unauthorised(Reason::TokenRejected),
-            Refusal::Unverified(Unverified::Unreachable(_)) => Self::unauthorised(Reason::HomeserverUnreachable),
-            Refusal::Unverified(Unverified::Unusable(_)) => Self::unauthorised(Reason::HomeserverError),
+            Refusal::Unverified(Unverified::Unreachable { .. }) => Self::unauthorised(Reason::HomeserverUnreachable),
+            Refusal::Unverified(Unverified::Unusable { .. }) => Self::unauthorised(Reason::HomeserverError),
             Refusal::Unverified(Unverified::ForeignUser) | Refusal::UserMismatch => Self::unauthorised(Reason::UserMismatch),
             Refusal::Unverified(Unverified::Busy) => Self::BUSY,
             Refusal::Sfu(error) if error.may_pass() => Self::no_room(Reason::SfuUnreachable),
@@ -172,8 +172,14 @@ mod tests {
             address: [127, 0, 0, 1].into(),
             why: Refused::Private,
         };
-        let refused = Refusal::from(Unverified::Unreachable(refused));
-        let away = Refusal::from(Unverified::Unreachable(Failure::Timeout));
+        let refused = Refusal::from(Unverified::Unreachable {
+            failure: refused,
+            known: true,
+        });
+        let away = Refusal::from(Unverified::Unreachable {
+            failure: Failure::Timeout,
+            known: false,
+        });
         assert_eq!(ApiError::from(&refused), ApiError::from(&away));
     }
 
@@ -184,7 +190,11 @@ mod tests {
             (Refusal::BadServerName, 401, "M_UNAUTHORIZED", Some(Reason::InvalidServerName)),
             (Unverified::Rejected.into(), 401, "M_UNAUTHORIZED", Some(Reason::TokenRejected)),
             (
-                Unverified::Unusable(Answer::Body).into(),
+                Unverified::Unusable {
+                    answer: Answer::Body,
+                    known: true,
+                }
+                .into(),
                 401,
                 "M_UNAUTHORIZED",
                 Some(Reason::HomeserverError),

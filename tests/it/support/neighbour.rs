@@ -68,7 +68,6 @@ impl Reply {
 /// A request as it arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
-    pub(crate) at: Instant,
     pub(crate) connection: Arc<Connection>,
     pub(crate) method: String,
     /// Path without the query.
@@ -165,8 +164,11 @@ impl Neighbour {
         self.address
     }
 
+    /// For every connection from now on; those that stand are closed.
     pub(crate) fn greet(&self, greeting: Greeting) {
         *self.state.greeting.lock().unwrap() = greeting;
+        self.refuse();
+        self.listen_again();
     }
 
     pub(crate) fn without_date(&self) {
@@ -355,7 +357,6 @@ async fn read_request(connection: &Arc<Connection>, stream: &mut (impl AsyncRead
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let query = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
     Some(Request {
-        at: Instant::now(),
         connection: connection.clone(),
         method,
         path: path.to_owned(),
