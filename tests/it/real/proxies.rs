@@ -73,7 +73,9 @@ fn caddy_as_in_the_readme() {
 
 #[test]
 fn caddy_that_strips_the_prefix() {
-    through("caddy", |place| caddy(place, &[("handle /livekit/jwt/*", "handle_path /livekit/jwt/*")]));
+    through("caddy", |place| {
+        caddy(place, &[("handle /livekit/jwt/*", "handle_path /livekit/jwt/*")])
+    });
 }
 
 fn nginx(place: &Place, changes: &[(&str, &str)]) -> Command {
@@ -200,8 +202,19 @@ fn routes(base: &str, service: &Service) {
         let answer = runtime()
             .block_on(request.send())
             .unwrap_or_else(|e| panic!("{method} {url}: {e}\n{}", service.log()));
-        let header = |name| answer.headers().get_all(name).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>();
-        assert_eq!(header("x-request-id"), [id.as_str()], "{method} {url} was not answered by the service");
+        let header = |name| {
+            answer
+                .headers()
+                .get_all(name)
+                .iter()
+                .filter_map(|v| v.to_str().ok())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            header("x-request-id"),
+            [id.as_str()],
+            "{method} {url} was not answered by the service"
+        );
         assert_eq!(header("access-control-allow-origin"), ["*"], "{method} {url}");
         let status = answer.status().as_u16();
         assert!(expected.is_none_or(|expected| expected == status), "{method} {url}: {status}");

@@ -198,6 +198,15 @@ impl Process {
         }
     }
 
+    /// The next line of its standard output, if one comes soon; an error when it ended.
+    pub(crate) fn poll(&self, within: Duration) -> Result<Option<String>, mpsc::RecvError> {
+        match self.lines.lock().unwrap().recv_timeout(within) {
+            Ok(line) => Ok(Some(line)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(mpsc::RecvError),
+        }
+    }
+
     /// One line to its standard input; false when it does not listen any more.
     pub(crate) fn tell(&self, line: &str) -> bool {
         let mut input = self.input.lock().unwrap();
