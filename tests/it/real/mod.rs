@@ -4,12 +4,18 @@
 
 mod dev;
 mod exchange;
+mod fakes;
 mod proxies;
 mod room_memory;
 mod sfu;
 
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
+use crate::support::ca::Ca;
 use crate::support::hashes::{SLOT, alias};
 use crate::support::jwt::Jwt;
 use crate::support::livekit::Livekit;
@@ -88,4 +94,22 @@ fn assert_not_logged(service: &Service, bodies: &[&Value]) {
         let token = body["openid_token"]["access_token"].as_str().expect("a token");
         assert!(!service.log().contains(token), "an OpenID token is in the log");
     }
+}
+
+/// A client that trusts the tests' authority.
+fn https() -> reqwest::Client {
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(Ca::trusted().file()).expect("a certificate"))
+        .expect("a root");
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .no_proxy()
+        .build()
+        .expect("a client")
 }

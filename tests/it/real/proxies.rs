@@ -4,13 +4,10 @@ use std::fs::write;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 
-use super::Neighbours;
+use super::{Neighbours, https};
 use crate::support::ca::Ca;
 use crate::support::hashes::{SLOT, alias, identity};
 use crate::support::livekit::Client;
@@ -171,13 +168,13 @@ fn through(name: &str, configure: impl FnOnce(&Place) -> Command) {
     routes(&base, &service);
     let alice = real.home.register("alice");
     let room = alice.create_room();
-    let (_, answer) = post(&format!("{base}/get_token"), &alice.get_token(&room), 200);
+    let answer = post(&format!("{base}/get_token"), &alice.get_token(&room));
     assert!(
         real.livekit.room(&alias(&room, SLOT)).is_some(),
         "CreateRoom did not come through {name}"
     );
     assert_eq!(answer["url"], format!("wss://localhost:{port}/livekit/sfu"));
-    let (_, legacy) = post(&format!("{base}/sfu/get"), &alice.sfu_get(&room), 200);
+    let legacy = post(&format!("{base}/sfu/get"), &alice.sfu_get(&room));
     let client = Client::start(&answer);
     let other = Client::start(&legacy);
     assert_eq!(client.joined(), identity(&alice.id, &alice.device, "member1"));
@@ -222,32 +219,15 @@ fn routes(base: &str, service: &Service) {
 }
 
 #[track_caller]
-fn post(url: &str, body: &Value, expected: u16) -> (u16, Value) {
+fn post(url: &str, body: &Value) -> Value {
     runtime().block_on(async {
         let request = https().post(url).body(body.to_string());
         let answer = request.send().await.unwrap_or_else(|e| panic!("POST {url}: {e}"));
         let status = answer.status().as_u16();
         let text = answer.text().await.expect("a body");
-        assert_eq!(status, expected, "POST {url}: {text}");
-        (status, serde_json::from_str(&text).unwrap_or_default())
+        assert_eq!(status, 200, "POST {url}: {text}");
+        serde_json::from_str(&text).expect("JSON")
     })
-}
-
-fn https() -> reqwest::Client {
-    let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_file(Ca::trusted().file()).expect("a certificate"))
-        .expect("a root");
-    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .no_proxy()
-        .build()
-        .expect("a client")
 }
 
 /// cert.pem and key.pem for localhost, and both in one file.

@@ -1,6 +1,7 @@
 //! Real homeservers: Synapse with TLS for its federation API, signed by the tests' authority.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -15,6 +16,7 @@ pub(crate) struct Synapse {
     /// Its Matrix server name: address and port of its federation API.
     pub(crate) name: String,
     client: SocketAddr,
+    directory: PathBuf,
     process: Process,
 }
 
@@ -61,6 +63,7 @@ impl Synapse {
             name: format!("127.0.0.1:{federation}"),
             client: (Ipv4Addr::LOCALHOST, client).into(),
             process: Process::start("synapse", &command, &directory),
+            directory,
         }
     }
 
@@ -98,7 +101,10 @@ impl Synapse {
 
     /// The end of what it said, for a test that failed.
     pub(crate) fn tail(&self) -> String {
-        self.process.tail(10)
+        let log = std::fs::read_to_string(self.directory.join("synapse.log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        let last = lines[lines.len().saturating_sub(10)..].join("\n");
+        format!("{last}\n{}", self.process.tail(10))
     }
 }
 
