@@ -95,6 +95,7 @@ impl OpenId {
             .finish();
         let path = format!("/_matrix/federation/v1/openid/userinfo?{query}");
         let mut tries = 1;
+        let mut cause = None;
         loop {
             let outcome = self.federation.get(server, &path, MAX_REPLY, tries > 1, deadline).await;
             let known = self.federation.knows(server);
@@ -110,6 +111,8 @@ impl OpenId {
                 }
                 Err(error) if !error.may_pass() => return Err(error),
                 Err(error) => {
+                    // A try that the deadline cut short says less than the one before it.
+                    let error = cause.take().filter(|_| error.says_nothing()).unwrap_or(error);
                     let pause = pause(tries);
                     let no_name = matches!(&error, Unverified::Unreachable { failure, .. } if failure.is_no_name());
                     let spent = !known && (no_name || tries >= STRANGER_TRIES);
@@ -122,6 +125,7 @@ impl OpenId {
                         tries,
                         "trying the homeserver again"
                     );
+                    cause = Some(error);
                     sleep(pause).await;
                     tries += 1;
                 }
@@ -131,6 +135,16 @@ impl OpenId {
 }
 
 impl Unverified {
+    fn says_nothing(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable {
+                failure: Failure::Timeout,
+                ..
+            }
+        )
+    }
+
     fn may_pass(&self) -> bool {
         match self {
             Self::Unreachable { failure, .. } => failure.may_pass(),
