@@ -46,7 +46,7 @@ def main():
         signal.signal(number, interrupted)
     try:
         with Stage() as stage:
-            show(stage, args.service, args.keep)
+            show(stage, args.service.resolve(), args.keep)
     except Interrupted:
         print("\nEnded; nothing is left running.", file=sys.stderr)
         sys.exit(0 if args.keep else 130)
