@@ -1,4 +1,4 @@
-//! 2. What a homeserver's users may do. Pure.
+//! Step 2, what a homeserver's users may do. Pure.
 
 use std::collections::BTreeSet;
 
@@ -59,7 +59,10 @@ impl Policy {
     pub fn of(&self, server: &ServerName) -> Access {
         let creates_rooms = self.full_access.contains(server);
         let ours = self.own.as_ref() == Some(server);
-        Access { creates_rooms, publishes: creates_rooms || ours || self.remote_can_publish.contains(server) }
+        Access {
+            creates_rooms,
+            publishes: creates_rooms || ours || self.remote_can_publish.contains(server),
+        }
     }
 }
 
@@ -77,17 +80,43 @@ mod tests {
 
     #[test]
     fn full_access_is_compared_byte_for_byte() {
-        let policy = Policy { full_access: listed(&["example.com"]), remote_can_publish: Homeservers::All, own: None };
-        assert_eq!(policy.of(&name("example.com")), Access { creates_rooms: true, publishes: true });
+        let policy = Policy {
+            full_access: listed(&["example.com"]),
+            remote_can_publish: Homeservers::All,
+            own: None,
+        };
+        assert_eq!(
+            policy.of(&name("example.com")),
+            Access {
+                creates_rooms: true,
+                publishes: true
+            }
+        );
         for other in ["Example.com", "example.com:8448", "example.com.", "b.example.com"] {
-            assert_eq!(policy.of(&name(other)), Access { creates_rooms: false, publishes: true }, "{other}");
+            assert_eq!(
+                policy.of(&name(other)),
+                Access {
+                    creates_rooms: false,
+                    publishes: true
+                },
+                "{other}"
+            );
         }
     }
 
     #[test]
     fn publishing_can_be_withheld_from_strangers_only() {
-        let policy = Policy { full_access: listed(&["full.example"]), remote_can_publish: listed(&["friend.example"]), own: Some(name("own.example")) };
-        for (server, publishes) in [("full.example", true), ("friend.example", true), ("own.example", true), ("stranger.example", false)] {
+        let policy = Policy {
+            full_access: listed(&["full.example"]),
+            remote_can_publish: listed(&["friend.example"]),
+            own: Some(name("own.example")),
+        };
+        for (server, publishes) in [
+            ("full.example", true),
+            ("friend.example", true),
+            ("own.example", true),
+            ("stranger.example", false),
+        ] {
             assert_eq!(policy.of(&name(server)).publishes, publishes, "{server}");
         }
     }

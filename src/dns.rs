@@ -53,7 +53,10 @@ impl Dns {
     /// Asks `servers`, or those of `/etc/resolv.conf` when there are none.
     #[must_use]
     pub fn new(servers: Vec<SocketAddr>) -> Self {
-        Self { servers, resolver: OnceLock::new() }
+        Self {
+            servers,
+            resolver: OnceLock::new(),
+        }
     }
 
     /// All IPv6 and IPv4 addresses of `host`.
@@ -63,7 +66,11 @@ impl Dns {
     pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, DnsError> {
         let found = self.resolver()?.lookup_ip(host).await.map_err(|error| failure(&error))?;
         let addresses: Vec<_> = found.iter().take(MOST).collect();
-        if addresses.is_empty() { Err(DnsError::NotFound) } else { Ok(addresses) }
+        if addresses.is_empty() {
+            Err(DnsError::NotFound)
+        } else {
+            Ok(addresses)
+        }
     }
 
     /// The SRV records of `service`, in no particular order.
@@ -101,7 +108,10 @@ impl Dns {
     fn make(&self) -> Result<TokioResolver, NetError> {
         let mut builder = if self.servers.is_empty() {
             TokioResolver::builder_tokio().or_else(|error| {
-                tracing::warn!(error = error.to_string(), "/etc/resolv.conf cannot be used; asking the DNS server on 127.0.0.1");
+                tracing::warn!(
+                    error = error.to_string(),
+                    "/etc/resolv.conf cannot be used; asking the DNS server on 127.0.0.1"
+                );
                 Ok::<_, NetError>(with_servers(&[SocketAddr::from(([127, 0, 0, 1], 53))]))
             })?
         } else {
@@ -120,7 +130,11 @@ fn with_servers(servers: &[SocketAddr]) -> hickory_resolver::ResolverBuilder<Tok
                 connection.port = server.port();
                 connection
             };
-            NameServerConfig::new(server.ip(), true, vec![on_port(ConnectionConfig::udp()), on_port(ConnectionConfig::tcp())])
+            NameServerConfig::new(
+                server.ip(),
+                true,
+                vec![on_port(ConnectionConfig::udp()), on_port(ConnectionConfig::tcp())],
+            )
         })
         .collect();
     Resolver::builder_with_config(ResolverConfig::from_name_servers(servers), TokioRuntimeProvider::default())
@@ -139,7 +153,11 @@ fn bound(options: &mut ResolverOpts) {
 }
 
 fn failure(error: &NetError) -> DnsError {
-    if error.is_no_records_found() { DnsError::NotFound } else { DnsError::Failed(error.to_string()) }
+    if error.is_no_records_found() {
+        DnsError::NotFound
+    } else {
+        DnsError::Failed(error.to_string())
+    }
 }
 
 /// Orders targets as RFC 2782 says: by priority, and within one priority at random by weight.
@@ -169,7 +187,12 @@ mod tests {
     use super::*;
 
     fn target(priority: u16, weight: u16, host: &str) -> SrvTarget {
-        SrvTarget { priority, weight, port: 1, host: host.into() }
+        SrvTarget {
+            priority,
+            weight,
+            port: 1,
+            host: host.into(),
+        }
     }
 
     fn hosts(targets: &[SrvTarget]) -> Vec<&str> {

@@ -50,7 +50,12 @@ impl Exchange {
     /// Puts the steps together.
     #[must_use]
     pub fn new(openid: OpenId, policy: Policy, sfu: Sfu, minter: Arc<Minter>) -> Self {
-        Self { openid, policy, sfu, minter }
+        Self {
+            openid,
+            policy,
+            sfu,
+            minter,
+        }
     }
 
     /// Exchanges a Matrix OpenID token for a LiveKit token.

@@ -79,7 +79,13 @@ impl Federation {
     /// Nothing is asked and nothing is read before the first request.
     #[must_use]
     pub fn new(settings: Settings, dns: Arc<Dns>, tls: Arc<Tls>) -> Self {
-        let Settings { guard, overrides, listed, also_listed, proxies } = settings;
+        let Settings {
+            guard,
+            overrides,
+            listed,
+            also_listed,
+            proxies,
+        } = settings;
         Self {
             dialer: Arc::new(Dialer { dns, guard, proxies, tls }),
             overrides,
@@ -107,9 +113,22 @@ impl Federation {
     ///
     /// # Errors
     /// When there is no whole answer of at most `limit` bytes before `deadline`.
-    pub async fn get(&self, server: &ServerName, path_and_query: &str, limit: usize, again: bool, deadline: Instant) -> Result<Reply, Failure> {
-        let _slot = if self.knows(server) { None } else { Some(self.strangers.try_acquire().map_err(|_| Failure::Busy)?) };
-        let reply = timeout_at(deadline, self.ask(server, path_and_query, limit, again)).await.unwrap_or(Err(Failure::Timeout));
+    pub async fn get(
+        &self,
+        server: &ServerName,
+        path_and_query: &str,
+        limit: usize,
+        again: bool,
+        deadline: Instant,
+    ) -> Result<Reply, Failure> {
+        let _slot = if self.knows(server) {
+            None
+        } else {
+            Some(self.strangers.try_acquire().map_err(|_| Failure::Busy)?)
+        };
+        let reply = timeout_at(deadline, self.ask(server, path_and_query, limit, again))
+            .await
+            .unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
             self.warn_once(server, failure);
         }

@@ -9,7 +9,9 @@ pub const HOLD: Duration = Duration::from_secs(10);
 /// Pause after so many tries: 0.2 s, doubled up to a second.
 #[must_use]
 pub fn pause(tries: u32) -> Duration {
-    Duration::from_millis(200).saturating_mul(1 << tries.saturating_sub(1).min(8)).min(Duration::from_secs(1))
+    Duration::from_millis(200)
+        .saturating_mul(1 << tries.saturating_sub(1).min(8))
+        .min(Duration::from_secs(1))
 }
 
 #[cfg(test)]

@@ -57,7 +57,11 @@ mod tests {
             ("!r:x", ROOM_SLOT, "pRFzEPtSfqdKIzEf0NCR8PiABfxPTGTxjJq8B7Y6NS4"),
             ("!a\u{fffd}b\u{fffd}:x", ROOM_SLOT, "zqoXFrhuzjhY05gcyTEVNf6DCroEp5poFwQH+j4ufgo"),
             ("!é😀:x", ROOM_SLOT, "rmKuWCH36l1AX88q0aWVIAgFOu5OlHwOu3nuNeFrwzo"),
-            ("a\"b\\c/d", "\u{8}\u{c}\n\r\t\0\u{1f}\u{7f}", "V48XcqIsLG/EmqYLAUmG95qc5aorKrrkhTJHvQIexII"),
+            (
+                "a\"b\\c/d",
+                "\u{8}\u{c}\n\r\t\0\u{1f}\u{7f}",
+                "V48XcqIsLG/EmqYLAUmG95qc5aorKrrkhTJHvQIexII",
+            ),
             ("", "", "Q5CD84lWulHs6QYxVSxuojxcKVcNPVcQ5AjnfgG6c3U"),
         ] {
             assert_eq!(room_alias(room, slot), alias, "{room:?} {slot:?}");
@@ -72,12 +76,18 @@ mod tests {
         assert_eq!(html, STANDARD_NO_PAD.encode(Sha256::digest("[\"!a<b>&c:x\",\"m.call#ROOM\"]")));
         let lines = room_alias("!a\u{2028}\u{2029}b:x", ROOM_SLOT);
         assert_ne!(lines, "rFvjx9ds90Oqu9ngmrLOHZADg9LmWQovZkhHjYqPkTM");
-        assert_eq!(lines, STANDARD_NO_PAD.encode(Sha256::digest("[\"!a\u{2028}\u{2029}b:x\",\"m.call#ROOM\"]")));
+        assert_eq!(
+            lines,
+            STANDARD_NO_PAD.encode(Sha256::digest("[\"!a\u{2028}\u{2029}b:x\",\"m.call#ROOM\"]"))
+        );
     }
 
     #[test]
     fn identities_match_the_vectors() {
-        assert_eq!(member_identity("@alice:example.com", "DEVICE123", "memberABC"), "J+T45tGruxc+HrUOqJJlyQSV33m728Cme4+vt8/SWrU");
+        assert_eq!(
+            member_identity("@alice:example.com", "DEVICE123", "memberABC"),
+            "J+T45tGruxc+HrUOqJJlyQSV33m728Cme4+vt8/SWrU"
+        );
         assert_eq!(legacy_identity("@alice:example.com", "DEV"), "@alice:example.com:DEV");
         assert_eq!(legacy_identity("@alice:example.com", ""), "@alice:example.com:");
     }

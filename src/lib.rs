@@ -1,11 +1,52 @@
+//! MatrixRTC authorization service: exchanges a Matrix OpenID token for a LiveKit token.
+//!
+//! # Layout
+//!
+//! ```text
+//! main.rs                 arguments -> configuration -> telemetry -> server::run -> exit code
+//! bin/healthcheck.rs      lk-jwt-service-healthcheck, the same code as `lk-jwt-service healthcheck`
+//! cli.rs healthcheck.rs   the command line
+//! config.rs + config/     every LIVEKIT_* variable: default, check, error, --help line
+//! bind.rs                 addresses to listen on
+//! telemetry.rs            log level and format, escaping
+//! server.rs               wiring: build once, accept, drain with a deadline
+//! http.rs                 the route table, state and limits
+//! http/<url>.rs           a file per URL
+//! http/edge.rs            around every request: id, path, CORS, error bodies
+//! http/body.rs            request bodies, bounded
+//! http/error.rs           the only place where an error becomes status + errcode + text
+//! wire.rs                 request and reply JSON, parsed into types that cannot be empty
+//! exchange.rs             THE PIPELINE: who is asking -> what they may do -> room -> token
+//! openid.rs               1. who is asking: userinfo over federation
+//! federation.rs + federation/
+//!                         server discovery, its bounded memory, the guard on addresses
+//! access.rs               2. what they may do: full or restricted, publish rights
+//! sfu.rs + sfu/           3. LiveKit: open the room, remember it, explain a refusal
+//! token.rs                4. the LiveKit JWT
+//! identity.rs             names on the SFU: room alias, participant identity
+//! server_name.rs          the grammar of server names
+//! secret.rs               values that are never printed
+//! dns.rs tls.rs hold.rs   names, certificates and patience, shared by the adapters
+//! ```
+//!
+//! A module uses only what is below it:
+//!
+//! ```text
+//! delivery   main -> server -> http/* ; config and telemetry are used by main and server only
+//! use case   exchange
+//! adapters   openid ; sfu ; federation          (openid uses federation; dns, tls and hold serve both)
+//! pure       wire ; access ; identity ; token ; server_name ; secret ; federation::guard ; sfu::{room_memory, refusal}
+//! ```
 #![forbid(unsafe_code)]
-//! MatrixRTC authorization service.
+
 pub mod access;
 pub mod bind;
+pub mod cli;
 pub mod config;
 pub mod dns;
 pub mod exchange;
 pub mod federation;
+pub mod healthcheck;
 pub mod hold;
 pub mod http;
 pub mod identity;
@@ -14,6 +55,7 @@ pub mod secret;
 pub mod server;
 pub mod server_name;
 pub mod sfu;
+pub mod telemetry;
 pub mod tls;
 pub mod token;
 pub mod wire;

@@ -1,4 +1,4 @@
-//! 1. Who is asking: the homeserver's word for an OpenID token
+//! Step 1, who is asking: the homeserver's word for an OpenID token
 //! ([server-server API, "OpenID"](https://spec.matrix.org/v1.16/server-server-api/#openid)).
 //!
 //! The `sub` in the answer is believed only as far as the homeserver that was asked may speak: its user part can be
@@ -80,7 +80,9 @@ impl OpenId {
     /// # Errors
     /// When nobody vouches for it.
     pub async fn verify(&self, server: &ServerName, token: &Secret, deadline: Instant) -> Result<VerifiedUser, Unverified> {
-        let query: String = form_urlencoded::Serializer::new(String::new()).append_pair("access_token", token.expose()).finish();
+        let query: String = form_urlencoded::Serializer::new(String::new())
+            .append_pair("access_token", token.expose())
+            .finish();
         let path = format!("/_matrix/federation/v1/openid/userinfo?{query}");
         let mut tries = 1;
         loop {
@@ -101,7 +103,12 @@ impl OpenId {
                     if spent || Instant::now() + pause >= deadline {
                         return Err(error);
                     }
-                    tracing::debug!(server = server.as_str(), reason = error.to_string(), tries, "trying the homeserver again");
+                    tracing::debug!(
+                        server = server.as_str(),
+                        reason = error.to_string(),
+                        tries,
+                        "trying the homeserver again"
+                    );
                     sleep(pause).await;
                     tries += 1;
                 }
@@ -141,7 +148,10 @@ fn judge(status: StatusCode, body: &[u8], server: &ServerName) -> Result<Verifie
 fn user_of(server: &ServerName, sub: String) -> Option<VerifiedUser> {
     let (local, domain) = sub.strip_prefix('@')?.split_once(':')?;
     let valid = !local.is_empty() && !local.contains('\0') && sub.len() <= MAX_USER_ID && domain == server.as_str();
-    valid.then(|| VerifiedUser { server: server.clone(), id: sub })
+    valid.then(|| VerifiedUser {
+        server: server.clone(),
+        id: sub,
+    })
 }
 
 #[cfg(test)]
@@ -182,7 +192,10 @@ mod tests {
         ] {
             assert_eq!(user(server, sub), None, "{sub:?} of {server}");
         }
-        assert!(user("example.com", &long[..1].replace('@', &long.replacen('a', "", 1))).is_some(), "255 bytes are allowed");
+        assert!(
+            user("example.com", &long[..1].replace('@', &long.replacen('a', "", 1))).is_some(),
+            "255 bytes are allowed"
+        );
     }
 
     #[test]

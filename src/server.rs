@@ -84,16 +84,27 @@ fn build(config: Config) -> Result<(Arc<App>, Arc<Tls>), StartError> {
     let dns = Arc::new(Dns::new(config.dns_servers));
     let own = config.app_service.as_ref().map(|own| own.server_name.clone());
     let settings = Settings {
-        guard: Guard { allowed_networks: config.allowed_networks, lab: config.skip_tls_verification },
+        guard: Guard {
+            allowed_networks: config.allowed_networks,
+            lab: config.skip_tls_verification,
+        },
         overrides: config.federation_overrides,
         listed: config.full_access.clone(),
         also_listed: own.iter().cloned().chain(config.cs_api_overrides.into_keys()).collect(),
         proxies: Matcher::from_env(),
     };
     let federation = Arc::new(Federation::new(settings, dns.clone(), tls.clone()));
-    let minter = Arc::new(Minter::new(config.livekit.keys.signing(), config.jwt_ttl, config.can_update_own_metadata)?);
+    let minter = Arc::new(Minter::new(
+        config.livekit.keys.signing(),
+        config.jwt_ttl,
+        config.can_update_own_metadata,
+    )?);
     let sfu = Sfu::new(&config.livekit.api_base, minter.clone(), tls.clone(), dns)?;
-    let policy = Policy { full_access: config.full_access, remote_can_publish: config.remote_can_publish, own };
+    let policy = Policy {
+        full_access: config.full_access,
+        remote_can_publish: config.remote_can_publish,
+        own,
+    };
     let exchange = Exchange::new(OpenId::new(federation), policy, sfu, minter);
     Ok((Arc::new(App::new(exchange, config.livekit.url, config.path_prefix)), tls))
 }
@@ -124,7 +135,10 @@ async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Output = 
                 });
             }
             Err(error) => {
-                tracing::warn!(error = error.to_string(), "a connection could not be accepted; too few file descriptors? (ulimit -n)");
+                tracing::warn!(
+                    error = error.to_string(),
+                    "a connection could not be accepted; too few file descriptors? (ulimit -n)"
+                );
                 sleep(Duration::from_millis(50)).await;
             }
         }
@@ -185,6 +199,12 @@ async fn answer(edge: Edge, request: Request<Incoming>) -> Result<Response, Infa
 /// Half of the file descriptors that this process may open, the other half being for the way out.
 fn connections() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next()?.parse::<usize>().ok());
+    let soft = limits.lines().find_map(|line| {
+        line.strip_prefix("Max open files")?
+            .split_whitespace()
+            .next()?
+            .parse::<usize>()
+            .ok()
+    });
     soft.map_or(CONNECTIONS, |soft| (soft / 2).clamp(16, CONNECTIONS))
 }

@@ -1,4 +1,4 @@
-//! 3. LiveKit: opens rooms.
+//! Step 3, LiveKit: opens rooms.
 //!
 //! LiveKit's RoomService over our own pooled client: `livekit-api`'s `RoomClient` drops the path prefix of `LIVEKIT_URL`
 //! and takes no client. `room_memory.rs` says when a room need not be asked for, `refusal.rs` what a refusal means.
@@ -108,7 +108,10 @@ impl Sfu {
             departure_timeout: DEPARTURE_TIMEOUT,
             ..CreateRoomRequest::default()
         };
-        let grants = VideoGrants { room_create: true, ..VideoGrants::default() };
+        let grants = VideoGrants {
+            room_create: true,
+            ..VideoGrants::default()
+        };
         let outcome = self.call(grants, request.encode_to_vec()).await;
         let mut rooms = lock(&self.rooms);
         match outcome {

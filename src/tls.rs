@@ -22,7 +22,10 @@ impl Tls {
     /// With `skip_verification` (`LIVEKIT_INSECURE_SKIP_VERIFY_TLS`) any certificate is accepted.
     #[must_use]
     pub fn new(skip_verification: bool) -> Self {
-        Self { skip_verification, config: OnceLock::new() }
+        Self {
+            skip_verification,
+            config: OnceLock::new(),
+        }
     }
 
     /// The configuration.
@@ -49,7 +52,10 @@ fn client_config(skip_verification: bool) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let mut config = if skip_verification {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAnything(provider))).with_no_client_auth()
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AcceptAnything(provider)))
+            .with_no_client_auth()
     } else {
         builder.with_root_certificates(roots()).with_no_client_auth()
     };
@@ -61,7 +67,10 @@ fn roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
     for error in &found.errors {
-        tracing::warn!(error = error.to_string(), "a CA file cannot be read; check SSL_CERT_FILE and SSL_CERT_DIR");
+        tracing::warn!(
+            error = error.to_string(),
+            "a CA file cannot be read; check SSL_CERT_FILE and SSL_CERT_DIR"
+        );
     }
     let (added, ignored) = roots.add_parsable_certificates(found.certs);
     if added == 0 {
@@ -89,11 +98,21 @@ impl ServerCertVerifier for AcceptAnything {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
     }
 

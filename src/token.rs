@@ -1,4 +1,4 @@
-//! 4. The LiveKit JWT that a client joins with.
+//! Step 4, the LiveKit JWT that a client joins with.
 //!
 //! The claims are `livekit-api`'s. The payload is written as ASCII, because Element Call runs `atob` on the raw
 //! base64url segment and `atob` does not know `-` and `_`: in ASCII text only `>`, `?`, `~` and DEL can produce these,
@@ -93,7 +93,8 @@ impl Minter {
         token.push_str(&self.header);
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(&payload, &mut token);
-        let signature = jsonwebtoken::crypto::sign(token.as_bytes(), &self.signing, Algorithm::HS256).map_err(AccessTokenError::Encoding)?;
+        let signature =
+            jsonwebtoken::crypto::sign(token.as_bytes(), &self.signing, Algorithm::HS256).map_err(AccessTokenError::Encoding)?;
         token.push('.');
         token.push_str(&signature);
         Ok(token)
@@ -110,7 +111,9 @@ fn encoding(error: serde_json::Error) -> AccessTokenError {
 
 fn ascii_json(claims: &Claims) -> Result<Vec<u8>, MintError> {
     let mut out = Vec::with_capacity(384);
-    claims.serialize(&mut serde_json::Serializer::with_formatter(&mut out, AtobSafe)).map_err(encoding)?;
+    claims
+        .serialize(&mut serde_json::Serializer::with_formatter(&mut out, AtobSafe))
+        .map_err(encoding)?;
     Ok(out)
 }
 
@@ -142,7 +145,10 @@ mod tests {
     use serde_json::{Value, json};
 
     fn minter() -> Minter {
-        let pair = KeyPair { key: "devkey".into(), secret: Secret::new("devsecret") };
+        let pair = KeyPair {
+            key: "devkey".into(),
+            secret: Secret::new("devsecret"),
+        };
         Minter::new(&pair, Duration::from_secs(3600), true).unwrap()
     }
 
@@ -154,8 +160,19 @@ mod tests {
 
     #[test]
     fn grants_what_the_contract_says_and_verifies() {
-        let seat = Seat { room: "alias".into(), identity: "@a:x:DEV".into() };
-        let token = minter().mint(&seat, Access { creates_rooms: true, publishes: true }).unwrap();
+        let seat = Seat {
+            room: "alias".into(),
+            identity: "@a:x:DEV".into(),
+        };
+        let token = minter()
+            .mint(
+                &seat,
+                Access {
+                    creates_rooms: true,
+                    publishes: true,
+                },
+            )
+            .unwrap();
         let got = claims(&token);
         assert_eq!(got["iss"], "devkey");
         assert_eq!(got["sub"], "@a:x:DEV");
@@ -164,25 +181,62 @@ mod tests {
             json!({"roomJoin": true, "room": "alias", "canPublish": true, "canPublishData": true, "canSubscribe": true, "canUpdateOwnMetadata": true})
         );
         assert_eq!(got["exp"].as_u64().unwrap() - got["nbf"].as_u64().unwrap(), 3600);
-        let verified = livekit_api::access_token::TokenVerifier::with_api_key("devkey", "devsecret").verify(&token).unwrap();
+        let verified = livekit_api::access_token::TokenVerifier::with_api_key("devkey", "devsecret")
+            .verify(&token)
+            .unwrap();
         assert_eq!(verified.sub, "@a:x:DEV");
     }
 
     #[test]
     fn a_listener_publishes_neither_media_nor_data() {
-        let seat = Seat { room: "r".into(), identity: "i".into() };
-        let got = claims(&minter().mint(&seat, Access { creates_rooms: false, publishes: false }).unwrap());
-        assert_eq!((&got["video"]["canPublish"], &got["video"]["canPublishData"]), (&json!(false), &json!(false)));
+        let seat = Seat {
+            room: "r".into(),
+            identity: "i".into(),
+        };
+        let got = claims(
+            &minter()
+                .mint(
+                    &seat,
+                    Access {
+                        creates_rooms: false,
+                        publishes: false,
+                    },
+                )
+                .unwrap(),
+        );
+        assert_eq!(
+            (&got["video"]["canPublish"], &got["video"]["canPublishData"]),
+            (&json!(false), &json!(false))
+        );
         assert_eq!(got["video"]["canSubscribe"], json!(true));
     }
 
     #[test]
     fn the_payload_is_readable_by_atob_whatever_stands_at_whatever_offset() {
         for pad in 0..3 {
-            for text in ["~~~~", "????", ">>>>", "\u{7f}\u{7f}\u{7f}", "é😀\u{2028}", "a~b?c>d", "\"\\\n\u{1}"] {
+            for text in [
+                "~~~~",
+                "????",
+                ">>>>",
+                "\u{7f}\u{7f}\u{7f}",
+                "é😀\u{2028}",
+                "a~b?c>d",
+                "\"\\\n\u{1}",
+            ] {
                 let identity = format!("{}{text}", "x".repeat(pad));
-                let seat = Seat { room: "r".into(), identity: identity.clone() };
-                let token = minter().mint(&seat, Access { creates_rooms: true, publishes: true }).unwrap();
+                let seat = Seat {
+                    room: "r".into(),
+                    identity: identity.clone(),
+                };
+                let token = minter()
+                    .mint(
+                        &seat,
+                        Access {
+                            creates_rooms: true,
+                            publishes: true,
+                        },
+                    )
+                    .unwrap();
                 assert_eq!(claims(&token)["sub"], json!(identity));
             }
         }

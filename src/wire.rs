@@ -77,13 +77,19 @@ impl SeatRequest {
     #[must_use]
     pub fn seat(&self, user_id: &str) -> Seat {
         match self {
-            Self::Member { room_id, slot_id, claimed_device_id, member_id } => Seat {
+            Self::Member {
+                room_id,
+                slot_id,
+                claimed_device_id,
+                member_id,
+            } => Seat {
                 room: identity::room_alias(room_id, slot_id),
                 identity: identity::member_identity(user_id, claimed_device_id, member_id),
             },
-            Self::Legacy { room, device_id } => {
-                Seat { room: identity::room_alias(room, ROOM_SLOT), identity: identity::legacy_identity(user_id, device_id) }
-            }
+            Self::Legacy { room, device_id } => Seat {
+                room: identity::room_alias(room, ROOM_SLOT),
+                identity: identity::legacy_identity(user_id, device_id),
+            },
         }
     }
 }
@@ -117,7 +123,11 @@ impl TokenRequest {
     pub fn sfu_get(body: &[u8]) -> Result<Self, BadRequest> {
         let object = object(body)?;
         let has = |key| object.get(key).is_some_and(|v| !v.is_null());
-        if has("room_id") && !has("room") { Self::member(&object) } else { Self::legacy(&object) }
+        if has("room_id") && !has("room") {
+            Self::member(&object)
+        } else {
+            Self::legacy(&object)
+        }
     }
 
     fn member(body: &Map<String, Value>) -> Result<Self, BadRequest> {
@@ -130,7 +140,12 @@ impl TokenRequest {
         Ok(Self {
             openid_token: openid_token(body, BadRequest::OpenIdToken)?,
             claimed_user_id: Some(claimed_user_id),
-            seat: SeatRequest::Member { room_id, slot_id, claimed_device_id, member_id },
+            seat: SeatRequest::Member {
+                room_id,
+                slot_id,
+                claimed_device_id,
+                member_id,
+            },
             delegates: delay(body)?,
         })
     }
@@ -139,7 +154,12 @@ impl TokenRequest {
         let room = required(body, "room", BadRequest::LegacyRoom)?;
         let openid_token = openid_token(body, BadRequest::LegacyOpenIdToken)?;
         let device_id = text(body, "device_id")?.unwrap_or_default().to_owned();
-        Ok(Self { openid_token, claimed_user_id: None, seat: SeatRequest::Legacy { room, device_id }, delegates: delay(body)? })
+        Ok(Self {
+            openid_token,
+            claimed_user_id: None,
+            seat: SeatRequest::Legacy { room, device_id },
+            delegates: delay(body)?,
+        })
     }
 }
 
@@ -246,8 +266,20 @@ mod tests {
         assert_eq!(request.openid_token.access_token.expose(), "t");
         assert!(!request.delegates);
         let request = TokenRequest::sfu_get(legacy().to_string().as_bytes()).unwrap();
-        assert_eq!(request.seat, SeatRequest::Legacy { room: "!r:x".into(), device_id: "D".into() });
-        assert_eq!(TokenRequest::sfu_get(full().to_string().as_bytes()).unwrap().claimed_user_id.as_deref(), Some("@a:x"));
+        assert_eq!(
+            request.seat,
+            SeatRequest::Legacy {
+                room: "!r:x".into(),
+                device_id: "D".into()
+            }
+        );
+        assert_eq!(
+            TokenRequest::sfu_get(full().to_string().as_bytes())
+                .unwrap()
+                .claimed_user_id
+                .as_deref(),
+            Some("@a:x")
+        );
     }
 
     #[test]
@@ -262,21 +294,53 @@ mod tests {
             ("/openid_token/matrix_server_name", BadRequest::OpenIdToken),
         ] {
             for value in [json!(null), json!("")] {
-                assert_eq!(TokenRequest::get_token(&with(full(), pointer, value)).unwrap_err(), error, "{pointer}");
+                assert_eq!(
+                    TokenRequest::get_token(&with(full(), pointer, value)).unwrap_err(),
+                    error,
+                    "{pointer}"
+                );
             }
-            assert_eq!(TokenRequest::get_token(&with(full(), pointer, json!(5))).unwrap_err(), BadRequest::WrongType, "{pointer}");
+            assert_eq!(
+                TokenRequest::get_token(&with(full(), pointer, json!(5))).unwrap_err(),
+                BadRequest::WrongType,
+                "{pointer}"
+            );
         }
-        assert_eq!(TokenRequest::get_token(&with(full(), "/member", json!(null))).unwrap_err(), BadRequest::Member);
-        assert_eq!(TokenRequest::get_token(&with(full(), "/openid_token", json!([]))).unwrap_err(), BadRequest::WrongType);
+        assert_eq!(
+            TokenRequest::get_token(&with(full(), "/member", json!(null))).unwrap_err(),
+            BadRequest::Member
+        );
+        assert_eq!(
+            TokenRequest::get_token(&with(full(), "/openid_token", json!([]))).unwrap_err(),
+            BadRequest::WrongType
+        );
         assert_eq!(TokenRequest::sfu_get(b"{}").unwrap_err(), BadRequest::LegacyRoom);
-        assert_eq!(TokenRequest::sfu_get(&with(legacy(), "/openid_token", json!({}))).unwrap_err(), BadRequest::LegacyOpenIdToken);
-        assert_eq!(TokenRequest::sfu_get(&with(legacy(), "/device_id", json!(5))).unwrap_err(), BadRequest::WrongType);
+        assert_eq!(
+            TokenRequest::sfu_get(&with(legacy(), "/openid_token", json!({}))).unwrap_err(),
+            BadRequest::LegacyOpenIdToken
+        );
+        assert_eq!(
+            TokenRequest::sfu_get(&with(legacy(), "/device_id", json!(5))).unwrap_err(),
+            BadRequest::WrongType
+        );
         assert!(TokenRequest::sfu_get(&with(legacy(), "/device_id", json!(null))).is_ok());
     }
 
     #[test]
     fn what_is_not_an_object_is_not_json() {
-        for body in [&b""[..], b"  ", b"{", b"null", b"[]", b"5", b"\"s\"", b"\xef\xbb\xbf{}", b"{\"a\":1,}", b"{\"a\":NaN}", b"{a:1}"] {
+        for body in [
+            &b""[..],
+            b"  ",
+            b"{",
+            b"null",
+            b"[]",
+            b"5",
+            b"\"s\"",
+            b"\xef\xbb\xbf{}",
+            b"{\"a\":1,}",
+            b"{\"a\":NaN}",
+            b"{a:1}",
+        ] {
             assert_eq!(TokenRequest::get_token(body).unwrap_err(), BadRequest::NotJson, "{body:?}");
         }
         let deep = format!("{}1{}", "[".repeat(30_000), "]".repeat(30_000));
@@ -303,7 +367,9 @@ mod tests {
         let at = body.windows(4).position(|w| w == b"!r:x").unwrap();
         body.splice(at..at + 4, *b"!\xe2\x82:x");
         let request = TokenRequest::get_token(&body).unwrap();
-        let SeatRequest::Member { room_id, .. } = request.seat else { panic!("wrong body") };
+        let SeatRequest::Member { room_id, .. } = request.seat else {
+            panic!("wrong body")
+        };
         assert_eq!(room_id, "!\u{fffd}\u{fffd}:x");
     }
 

@@ -41,12 +41,21 @@ pub(super) struct Dialer {
 
 impl Dialer {
     /// Connects to `host:port`, and speaks TLS with it where `tls_name` says so.
-    pub(super) async fn open(&self, host: &Host, port: u16, trust: Dialled, tls_name: Option<&TlsName<'static>>) -> Result<Stream, Failure> {
+    pub(super) async fn open(
+        &self,
+        host: &Host,
+        port: u16,
+        trust: Dialled,
+        tls_name: Option<&TlsName<'static>>,
+    ) -> Result<Stream, Failure> {
         let tcp = self.tcp(host, port, trust).await?;
         let Some(name) = tls_name else {
             return Ok(MaybeHttpsStream::Http(tcp));
         };
-        let failed = |error: String| Failure::Tls { target: target(host, port), error };
+        let failed = |error: String| Failure::Tls {
+            target: target(host, port),
+            error,
+        };
         let config = self.tls.config().map_err(|error| failed(error.to_string()))?;
         match timeout(CONNECT_TIMEOUT, TlsConnector::from(config).connect(name.clone(), TokioIo::new(tcp))).await {
             Ok(Ok(tls)) => Ok(MaybeHttpsStream::Https(TokioIo::new(tls))),
@@ -61,13 +70,19 @@ impl Dialer {
             return tunnel(proxy.0, &proxy.1, &target(host, port)).await;
         }
         let addresses = self.addresses(host, trust).await?;
-        let connect = |error: String| Failure::Connect { target: target(host, port), error };
+        let connect = |error: String| Failure::Connect {
+            target: target(host, port),
+            error,
+        };
         let sockets: Vec<_> = addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
         // The connector brings "happy eyeballs" (RFC 8305); it never sees the name, only what was checked.
         let mut connector = HttpConnector::new_with_resolver(service_fn(move |_| ready(Ok::<_, Infallible>(sockets.clone().into_iter()))));
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
-        connector.oneshot(Uri::from_static("http://checked")).await.map_err(|error| connect(chain(&error)))
+        connector
+            .oneshot(Uri::from_static("http://checked"))
+            .await
+            .map_err(|error| connect(chain(&error)))
     }
 
     /// What `host` resolves to, as far as it may be dialled.
@@ -76,7 +91,12 @@ impl Dialer {
             Host::Ip(ip) => (vec![*ip], ip.to_string()),
             Host::Name(name) => match self.dns.addresses(name).await {
                 Ok(found) => (found, name.to_string()),
-                Err(error) => return Err(Failure::Dns { host: name.to_string(), error }),
+                Err(error) => {
+                    return Err(Failure::Dns {
+                        host: name.to_string(),
+                        error,
+                    });
+                }
             },
         };
         let Dialled::Guarded(trust) = trust else {
@@ -87,7 +107,13 @@ impl Dialer {
         for address in found {
             match self.guard.check(address, trust) {
                 Ok(()) => allowed.push(address),
-                Err(why) => refused = Some(Failure::Refused { host: name.clone(), address, why }),
+                Err(why) => {
+                    refused = Some(Failure::Refused {
+                        host: name.clone(),
+                        address,
+                        why,
+                    });
+                }
             }
         }
         match refused {
@@ -115,7 +141,10 @@ pub(super) enum Dialled {
 }
 
 async fn tunnel(destination: Uri, proxy: &Intercept, target: &str) -> Result<TokioIo<TcpStream>, Failure> {
-    let failed = |error: String| Failure::Proxy { target: target.to_owned(), error };
+    let failed = |error: String| Failure::Proxy {
+        target: target.to_owned(),
+        error,
+    };
     if proxy.uri().scheme_str() != Some("http") {
         return Err(failed("only http:// proxies are supported".into()));
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::dial::{Dialled, Dialer};
+use super::dial::{Dialer, Dialled};
 use super::failure::Failure;
 use super::guard::Trust;
 use super::route::{Route, Via};
@@ -33,14 +33,24 @@ pub(super) async fn discover(
     trust: Trust,
 ) -> Result<Found, Failure> {
     if let Some(url) = overrides.get(server) {
-        return Ok(Found { route: override_route(server, url)?, life: None, fallback: false, step: "override" });
+        return Ok(Found {
+            route: override_route(server, url)?,
+            life: None,
+            fallback: false,
+            step: "override",
+        });
     }
     let dialled = Dialled::Guarded(trust);
     let (host, port) = server.parts();
     let name = match &host {
         Host::Name(name) if port.is_none() => name,
         Host::Ip(_) | Host::Name(_) => {
-            return Ok(Found { route: direct(server, dialled)?, life: None, fallback: false, step: "1 or 2: literal or port" });
+            return Ok(Found {
+                route: direct(server, dialled)?,
+                life: None,
+                fallback: false,
+                step: "1 or 2: literal or port",
+            });
         }
     };
     match fetch(dialer, name, trust).await? {
@@ -49,10 +59,20 @@ pub(super) async fn discover(
                 (Host::Name(_), None) => by_srv(&delegated, dialled)?,
                 (Host::Ip(_) | Host::Name(_), _) => direct(&delegated, dialled)?,
             };
-            Ok(Found { route, life: Some(life), fallback: false, step: "3: well-known" })
+            Ok(Found {
+                route,
+                life: Some(life),
+                fallback: false,
+                step: "3: well-known",
+            })
         }
         WellKnown::Invalid => Err(Failure::BadDelegation(server.as_str().to_owned())),
-        WellKnown::None => Ok(Found { route: by_srv(server, dialled)?, life: None, fallback: true, step: "4 to 6: SRV or port 8448" }),
+        WellKnown::None => Ok(Found {
+            route: by_srv(server, dialled)?,
+            life: None,
+            fallback: true,
+            step: "4 to 6: SRV or port 8448",
+        }),
     }
 }
 
@@ -121,7 +141,10 @@ mod tests {
             assert_eq!(route.tls_name.unwrap().to_str(), tls);
         }
         let route = by_srv(&server("example.com"), guarded).unwrap();
-        assert_eq!((route.host_header.as_str(), route.via), ("example.com", Via::Srv("example.com".into())));
+        assert_eq!(
+            (route.host_header.as_str(), route.via),
+            ("example.com", Via::Srv("example.com".into()))
+        );
     }
 
     #[test]

@@ -81,7 +81,12 @@ impl Homeserver {
     }
 
     /// The way to it: the remembered one while it is good, else discovery. Requests that come meanwhile wait for it.
-    pub(super) async fn link(&self, dialer: &Arc<Dialer>, overrides: &BTreeMap<ServerName, Url>, again: bool) -> Result<Arc<Link>, Failure> {
+    pub(super) async fn link(
+        &self,
+        dialer: &Arc<Dialer>,
+        overrides: &BTreeMap<ServerName, Url>,
+        again: bool,
+    ) -> Result<Arc<Link>, Failure> {
         let mut remembered = self.link.lock().await;
         let now = Instant::now();
         let stale_failure = again && remembered.failures > 0 && remembered.asked.is_none_or(|asked| now > asked + FAILURE_MIN_AGE);
@@ -140,7 +145,12 @@ impl Table {
             cache.resize(bound);
             cache
         };
-        Self { entries: Mutex::new(Entries { known: empty(KNOWN), strangers: empty(STRANGERS) }) }
+        Self {
+            entries: Mutex::new(Entries {
+                known: empty(KNOWN),
+                strangers: empty(STRANGERS),
+            }),
+        }
     }
 
     pub(super) fn get(&self, name: &ServerName, make: impl FnOnce() -> Homeserver) -> Arc<Homeserver> {
@@ -168,7 +178,9 @@ impl Table {
         }
         let old = entries.strangers.pop(name);
         let trust = old.as_ref().map_or(Trust::Stranger, |old| old.trust);
-        entries.known.put(name.clone(), Arc::new(Homeserver::new(name.clone(), trust, true)));
+        entries
+            .known
+            .put(name.clone(), Arc::new(Homeserver::new(name.clone(), trust, true)));
         drop(entries);
         if let Some(old) = old {
             old.pace.lift();

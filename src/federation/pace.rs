@@ -18,7 +18,10 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(known: bool) -> Self {
-        Self { next: Mutex::new(None), lifted: watch::Sender::new(known) }
+        Self {
+            next: Mutex::new(None),
+            lifted: watch::Sender::new(known),
+        }
     }
 
     /// Waits for a free second. Ends at once when the homeserver turns out to be known.

@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::ServerName as TlsName;
 use tower::Service;
 
-use super::dial::{Dialled, Dialer, Stream, chain};
+use super::dial::{Dialer, Dialled, Stream, chain};
 use super::failure::Failure;
 use super::pace::Pace;
 use crate::dns::{self, DnsError};
@@ -73,14 +73,19 @@ impl Route {
             records = dialer.dns.srv(&format!("_matrix._tcp.{name}")).await;
         }
         let Ok(records) = records else {
-            return dialer.open(&Host::Name(name.into()), DEFAULT_PORT, self.dialled, self.tls_name.as_ref()).await;
+            return dialer
+                .open(&Host::Name(name.into()), DEFAULT_PORT, self.dialled, self.tls_name.as_ref())
+                .await;
         };
         let mut last = Failure::NoService(name.to_owned());
         for target in dns::order(records, |below| rand::random_range(0..below)) {
             if target.host.is_empty() {
                 continue;
             }
-            match dialer.open(&Host::Name(target.host.into()), target.port, self.dialled, self.tls_name.as_ref()).await {
+            match dialer
+                .open(&Host::Name(target.host.into()), target.port, self.dialled, self.tls_name.as_ref())
+                .await
+            {
                 Ok(stream) => return Ok(stream),
                 Err(failure) => last = failure,
             }
@@ -129,7 +134,11 @@ impl Link {
             .pool_idle_timeout(Duration::from_secs(30))
             .pool_timer(TokioTimer::new())
             .http1_max_buf_size(MAX_HEAD)
-            .build(Connector { dialer, route: route.clone(), pace });
+            .build(Connector {
+                dialer,
+                route: route.clone(),
+                pace,
+            });
         Self { route, client }
     }
 
@@ -146,8 +155,11 @@ pub(super) async fn fetch_once(dialer: &Dialer, route: &Route, path_and_query: &
     let request = get(route, path_and_query)?;
     let stream = route.connect(dialer).await?;
     let http = |error: hyper::Error| Failure::Http(chain(&error));
-    let (mut sender, connection) =
-        hyper::client::conn::http1::Builder::new().max_buf_size(MAX_HEAD).handshake(stream).await.map_err(http)?;
+    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(MAX_HEAD)
+        .handshake(stream)
+        .await
+        .map_err(http)?;
     let exchange = async {
         let response = sender.send_request(request).await.map_err(http)?;
         collect(response, limit).await
@@ -174,7 +186,11 @@ fn get(route: &Route, path_and_query: &str) -> Result<Request<Empty<Bytes>>, Fai
 async fn collect(response: http::Response<hyper::body::Incoming>, limit: usize) -> Result<Reply, Failure> {
     let (head, body) = response.into_parts();
     match Limited::new(body, limit).collect().await {
-        Ok(body) => Ok(Reply { status: head.status, headers: head.headers, body: body.to_bytes() }),
+        Ok(body) => Ok(Reply {
+            status: head.status,
+            headers: head.headers,
+            body: body.to_bytes(),
+        }),
         Err(error) if error.is::<LengthLimitError>() => Err(Failure::TooLarge(limit)),
         Err(error) => Err(Failure::Http(error.to_string())),
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 use url::Url;
 
-use super::dial::{Dialled, Dialer};
+use super::dial::{Dialer, Dialled};
 use super::failure::Failure;
 use super::guard::Trust;
 use super::route::{Route, Via, fetch_once};
@@ -79,10 +79,14 @@ async fn follow(dialer: &Dialer, name: &str, trust: Trust) -> Result<WellKnown, 
         if !reply.status.is_redirection() {
             return Ok(read(reply.status, &reply.headers, &reply.body, SystemTime::now()));
         }
-        let next = reply.headers.get(header::LOCATION).and_then(|l| l.to_str().ok()).and_then(|location| {
-            let here = Url::parse(&format!("https://{authority}{path}")).ok()?;
-            here.join(location).ok().filter(|url| url.scheme() == "https")
-        });
+        let next = reply
+            .headers
+            .get(header::LOCATION)
+            .and_then(|l| l.to_str().ok())
+            .and_then(|location| {
+                let here = Url::parse(&format!("https://{authority}{path}")).ok()?;
+                here.join(location).ok().filter(|url| url.scheme() == "https")
+            });
         let Some(next) = next else {
             return Ok(WellKnown::None);
         };
@@ -105,8 +109,10 @@ async fn follow(dialer: &Dialer, name: &str, trust: Trust) -> Result<WellKnown, 
 pub(super) fn tls_name(host: &Host) -> Result<TlsName<'static>, Failure> {
     match host {
         Host::Ip(ip) => Ok(TlsName::IpAddress((*ip).into())),
-        Host::Name(name) => TlsName::try_from(name.trim_end_matches('.').to_owned())
-            .map_err(|error| Failure::Tls { target: name.to_string(), error: error.to_string() }),
+        Host::Name(name) => TlsName::try_from(name.trim_end_matches('.').to_owned()).map_err(|error| Failure::Tls {
+            target: name.to_string(),
+            error: error.to_string(),
+        }),
     }
 }
 
@@ -151,7 +157,10 @@ mod tests {
     const HOUR: u64 = 3600;
 
     fn headers(pairs: &[(header::HeaderName, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (name.clone(), HeaderValue::from_static(value)))
+            .collect()
     }
 
     #[test]
@@ -159,14 +168,20 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         let ok = |body: &str| read(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), now);
         let name = ServerName::parse("matrix.example.com:443").unwrap();
-        assert_eq!(ok(r#"{"m.server":"matrix.example.com:443","x":1}"#), WellKnown::Delegated(name, MAX_LIFE));
+        assert_eq!(
+            ok(r#"{"m.server":"matrix.example.com:443","x":1}"#),
+            WellKnown::Delegated(name, MAX_LIFE)
+        );
         for body in ["", "[]", "{}", r#"{"m.server":5}"#, "<html>"] {
             assert_eq!(ok(body), WellKnown::None, "{body}");
         }
         for body in [r#"{"m.server":""}"#, r#"{"m.server":"https://x.example"}"#, r#"{"m.server":"a b"}"#] {
             assert_eq!(ok(body), WellKnown::Invalid, "{body}");
         }
-        assert_eq!(read(StatusCode::NOT_FOUND, &HeaderMap::new(), br#"{"m.server":"x.example"}"#, now), WellKnown::None);
+        assert_eq!(
+            read(StatusCode::NOT_FOUND, &HeaderMap::new(), br#"{"m.server":"x.example"}"#, now),
+            WellKnown::None
+        );
     }
 
     #[test]
@@ -190,7 +205,16 @@ mod tests {
     #[test]
     fn failures_are_believed_longer_each_time() {
         let seconds = |n, known| failure_life(n, known).as_secs();
-        assert_eq!([seconds(0, false), seconds(1, false), seconds(8, false), seconds(9, false), seconds(99, false)], [10, 20, 2560, 3600, 3600]);
+        assert_eq!(
+            [
+                seconds(0, false),
+                seconds(1, false),
+                seconds(8, false),
+                seconds(9, false),
+                seconds(99, false)
+            ],
+            [10, 20, 2560, 3600, 3600]
+        );
         assert_eq!([seconds(0, true), seconds(2, true), seconds(99, true)], [10, 40, 60]);
     }
 }

@@ -27,7 +27,10 @@ const CORS: [(HeaderName, HeaderValue); 5] = [
         header::ACCESS_CONTROL_ALLOW_HEADERS,
         HeaderValue::from_static("Accept, Content-Type, Content-Length, Accept-Encoding, X-CSRF-Token, Authorization"),
     ),
-    (header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("Retry-After, X-Request-Id")),
+    (
+        header::ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("Retry-After, X-Request-Id"),
+    ),
     (header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400")),
 ];
 
@@ -46,7 +49,10 @@ impl Edge {
     /// Serves all routes of `app`.
     #[must_use]
     pub fn new(app: Arc<App>) -> Self {
-        Self { router: super::router(app.clone()), app }
+        Self {
+            router: super::router(app.clone()),
+            app,
+        }
     }
 
     /// Answers one request; there is always an answer.
@@ -76,7 +82,11 @@ impl Edge {
 
 /// A place among the requests in flight; the health of the service is told outside of them.
 fn place<'a>(app: &'a App, path: &str) -> Result<Option<SemaphorePermit<'a>>, TryAcquireError> {
-    if matches!(path, "/healthz" | "/readyz") { Ok(None) } else { app.in_flight.try_acquire().map(Some) }
+    if matches!(path, "/healthz" | "/readyz") {
+        Ok(None)
+    } else {
+        app.in_flight.try_acquire().map(Some)
+    }
 }
 
 fn finish(mut response: Response, id: &RequestId) -> Response {
@@ -113,7 +123,10 @@ fn write_error(response: &mut Response, error: &ApiError, id: &RequestId) {
 
 /// A handler panicked: one log line, a constant answer, and the service goes on.
 pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
     tracing::error!(panic = text.unwrap_or("unknown"), "a request handler panicked; please report this");
     ApiError::INTERNAL.into_response()
 }
@@ -155,8 +168,15 @@ fn normalise<'a>(path: &'a str, prefix: Option<&str>) -> Option<Cow<'a, str>> {
     if clean.len() > 1 && clean.ends_with('/') {
         clean = clean.trim_end_matches('/').to_owned().into();
     }
-    if let Some(rest) = prefix.and_then(|prefix| clean.strip_prefix(prefix)).filter(|rest| rest.is_empty() || rest.starts_with('/')) {
-        clean = if rest.is_empty() { Cow::Borrowed("/") } else { rest.to_owned().into() };
+    if let Some(rest) = prefix
+        .and_then(|prefix| clean.strip_prefix(prefix))
+        .filter(|rest| rest.is_empty() || rest.starts_with('/'))
+    {
+        clean = if rest.is_empty() {
+            Cow::Borrowed("/")
+        } else {
+            rest.to_owned().into()
+        };
     }
     (clean != path).then_some(clean)
 }
@@ -178,7 +198,7 @@ mod tests {
 
     #[test]
     fn paths_are_found_as_proxies_leave_them() {
-        let clean = |path| normalise(path, Some("/livekit/jwt")).map_or(path.to_owned(), Cow::into_owned);
+        let clean = |path| normalise(path, Some("/livekit/jwt")).map_or_else(|| path.to_owned(), Cow::into_owned);
         for (path, expected) in [
             ("/get_token", "/get_token"),
             ("/get_token/", "/get_token"),
@@ -200,7 +220,10 @@ mod tests {
     #[test]
     fn ids_of_others_are_kept_when_they_are_harmless() {
         let id = |value: &'static [u8]| {
-            let request = Request::builder().header("x-request-id", HeaderValue::from_bytes(value).unwrap()).body(()).unwrap();
+            let request = Request::builder()
+                .header("x-request-id", HeaderValue::from_bytes(value).unwrap())
+                .body(())
+                .unwrap();
             RequestId::of(&request).as_str().to_owned()
         };
         assert_eq!(id(b"abc-DEF_1.2"), "abc-DEF_1.2");

@@ -74,7 +74,11 @@ impl ApiError {
     /// Too much is going on.
     pub const BUSY: Self = Self {
         retry_after: Some(2),
-        ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "The service is busy, try again in a moment")
+        ..Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "M_UNKNOWN",
+            "The service is busy, try again in a moment",
+        )
     };
     /// A defect.
     pub const INTERNAL: Self = Self {
@@ -83,7 +87,13 @@ impl ApiError {
     };
 
     const fn new(status: StatusCode, errcode: &'static str, text: &'static str) -> Self {
-        Self { status, errcode, text, reason: None, retry_after: None }
+        Self {
+            status,
+            errcode,
+            text,
+            reason: None,
+            retry_after: None,
+        }
     }
 
     const fn bad_json(text: &'static str) -> Self {
@@ -113,7 +123,9 @@ impl From<BadRequest> for ApiError {
             BadRequest::RoomOrSlot => Self::bad_json("The request body is missing `room_id` or `slot_id`"),
             BadRequest::LegacyRoom => Self::bad_json("Missing room parameter"),
             BadRequest::Member => Self::bad_json("The request body `member` is missing a `id`, `claimed_user_id` or `claimed_device_id`"),
-            BadRequest::OpenIdToken => Self::bad_json("The request body `openid_token` is missing a `access_token` or `matrix_server_name`"),
+            BadRequest::OpenIdToken => {
+                Self::bad_json("The request body `openid_token` is missing a `access_token` or `matrix_server_name`")
+            }
             BadRequest::LegacyOpenIdToken => Self::bad_json("Missing OpenID token parameters"),
             BadRequest::HalfDelay => Self::bad_json("The request body is missing `delay_id` or `delay_timeout`"),
         }
@@ -155,7 +167,11 @@ mod tests {
 
     #[test]
     fn what_the_guard_refused_looks_like_an_unreachable_homeserver() {
-        let refused = Failure::Refused { host: "x".into(), address: [127, 0, 0, 1].into(), why: Refused::Private };
+        let refused = Failure::Refused {
+            host: "x".into(),
+            address: [127, 0, 0, 1].into(),
+            why: Refused::Private,
+        };
         let refused = Refusal::from(Unverified::Unreachable(refused));
         let away = Refusal::from(Unverified::Unreachable(Failure::Timeout));
         assert_eq!(ApiError::from(&refused), ApiError::from(&away));
@@ -167,7 +183,12 @@ mod tests {
             (Refusal::Delegation, 400, "M_BAD_JSON", None),
             (Refusal::BadServerName, 401, "M_UNAUTHORIZED", Some(Reason::InvalidServerName)),
             (Unverified::Rejected.into(), 401, "M_UNAUTHORIZED", Some(Reason::TokenRejected)),
-            (Unverified::Unusable(Answer::Body).into(), 401, "M_UNAUTHORIZED", Some(Reason::HomeserverError)),
+            (
+                Unverified::Unusable(Answer::Body).into(),
+                401,
+                "M_UNAUTHORIZED",
+                Some(Reason::HomeserverError),
+            ),
             (Unverified::ForeignUser.into(), 401, "M_UNAUTHORIZED", Some(Reason::UserMismatch)),
             (Refusal::UserMismatch, 401, "M_UNAUTHORIZED", Some(Reason::UserMismatch)),
             (Unverified::Busy.into(), 503, "M_UNKNOWN", None),
@@ -175,7 +196,11 @@ mod tests {
             (SfuError::WrongSecret.into(), 500, "M_UNKNOWN", Some(Reason::SfuRejected)),
         ] {
             let error = ApiError::from(&refusal);
-            assert_eq!((error.status.as_u16(), error.errcode, error.reason), (status, errcode, reason), "{refusal}");
+            assert_eq!(
+                (error.status.as_u16(), error.errcode, error.reason),
+                (status, errcode, reason),
+                "{refusal}"
+            );
         }
     }
 }

@@ -47,7 +47,9 @@ fn reply(reply: &TokenReply<'_>) -> Result<Response, ApiError> {
     let mut json = serde_json::to_vec(reply).map_err(|_| ApiError::INTERNAL)?;
     json.push(b'\n');
     let mut response = json.into_response();
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
@@ -61,14 +63,20 @@ fn log(refusal: &Refusal, server: &str, request_id: &str) {
         }
         Refusal::Unverified(Unverified::Unreachable(failure)) => unreachable(failure, server, request_id),
         Refusal::Unverified(Unverified::Unusable(_)) => {
-            let remedy = "check that /_matrix/federation/v1/openid is routed to that homeserver and enabled there (a listener's `openid` resource)";
+            let remedy =
+                "check that /_matrix/federation/v1/openid is routed to that homeserver and enabled there (a listener's `openid` resource)";
             tracing::warn!(request_id, server, reason, remedy, "no token: the homeserver's answer is unusable");
         }
         Refusal::Unverified(Unverified::Busy) => {
             tracing::warn!(request_id, server, reason, remedy = Failure::Busy.remedy(), "no token: overloaded");
         }
         Refusal::Sfu(error) => {
-            tracing::warn!(request_id, reason, remedy = error.remedy(), "no token: the room could not be opened on the SFU");
+            tracing::warn!(
+                request_id,
+                reason,
+                remedy = error.remedy(),
+                "no token: the room could not be opened on the SFU"
+            );
         }
         Refusal::Mint(_) => tracing::error!(request_id, reason, "no token: it could not be signed"),
     }
@@ -79,7 +87,10 @@ fn unreachable(failure: &Failure, server: &str, request_id: &str) {
     let message = "no token: the homeserver could not be reached";
     match failure {
         // Names come from strangers and most of these are probes. The first refusal of each name is told as a warning.
-        Failure::Refused { why: Refused::Private | Refused::Never, .. } => tracing::debug!(request_id, server, reason, remedy, message),
+        Failure::Refused {
+            why: Refused::Private | Refused::Never,
+            ..
+        } => tracing::debug!(request_id, server, reason, remedy, message),
         Failure::Dns { .. }
         | Failure::Connect { .. }
         | Failure::Tls { .. }

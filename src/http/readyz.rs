@@ -10,5 +10,9 @@ use http::StatusCode;
 use super::App;
 
 pub(super) async fn get(State(app): State<Arc<App>>) -> StatusCode {
-    if app.stopping.load(Ordering::Relaxed) { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
+    if app.stopping.load(Ordering::Relaxed) {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        StatusCode::OK
+    }
 }

@@ -70,7 +70,8 @@ impl SfuError {
     /// Whether the SFU may have been restarted: what is remembered of its rooms is worth nothing.
     #[must_use]
     pub fn connection_failed(&self) -> bool {
-        matches!(self, Self::Connect(_) | Self::Broken(_) | Self::Timeout) || matches!(self, Self::NotLiveKit(status) | Self::Overloaded(status) if (502..=504).contains(status))
+        matches!(self, Self::Connect(_) | Self::Broken(_) | Self::Timeout)
+            || matches!(self, Self::NotLiveKit(status) | Self::Overloaded(status) if (502..=504).contains(status))
     }
 
     /// What the operator can do.
@@ -82,11 +83,17 @@ impl SfuError {
             }
             Self::Timeout | Self::Broken(_) => "check livekit-server's log and the network between",
             Self::UnknownKey => "LIVEKIT_KEY must be one of the keys in livekit-server's `keys:`",
-            Self::WrongSecret => "LIVEKIT_SECRET must be the secret of LIVEKIT_KEY in livekit-server's `keys:`; look for stray spaces or quotes",
+            Self::WrongSecret => {
+                "LIVEKIT_SECRET must be the secret of LIVEKIT_KEY in livekit-server's `keys:`; look for stray spaces or quotes"
+            }
             Self::Clock => "the clocks of this machine and of livekit-server differ by more than a minute; check NTP on both",
             Self::Denied => "check LIVEKIT_KEY and LIVEKIT_SECRET, and that the key may create rooms",
-            Self::BadRoute => "the path prefix of LIVEKIT_URL does not arrive at livekit-server; strip it in the proxy, or set LIVEKIT_API_URL to the address of livekit-server itself",
-            Self::NotLiveKit(_) => "a proxy or another program answers in livekit-server's place; check the address and path of LIVEKIT_URL, or set LIVEKIT_API_URL",
+            Self::BadRoute => {
+                "the path prefix of LIVEKIT_URL does not arrive at livekit-server; strip it in the proxy, or set LIVEKIT_API_URL to the address of livekit-server itself"
+            }
+            Self::NotLiveKit(_) => {
+                "a proxy or another program answers in livekit-server's place; check the address and path of LIVEKIT_URL, or set LIVEKIT_API_URL"
+            }
             Self::Refused(_) => "check livekit-server's log for the reason, and its version",
             Self::Overloaded(_) => "check livekit-server's log, its load and its Redis",
             Self::Unreadable => "check that LIVEKIT_URL or LIVEKIT_API_URL leads to livekit-server and to nothing else",
@@ -139,12 +146,32 @@ mod tests {
     fn reads_what_a_real_livekit_server_and_its_proxies_say() {
         for (status, body, expected) in [
             (401, "invalid API key: nobody", SfuError::UnknownKey),
-            (401, "invalid token: aa.bb.cc, error: token signature is invalid: signature is invalid", SfuError::WrongSecret),
-            (401, "invalid token: aa.bb.cc, error: token has invalid claims: token is expired", SfuError::Clock),
-            (401, "invalid token: aa.bb.cc, error: token has invalid claims: token is not valid yet", SfuError::Clock),
+            (
+                401,
+                "invalid token: aa.bb.cc, error: token signature is invalid: signature is invalid",
+                SfuError::WrongSecret,
+            ),
+            (
+                401,
+                "invalid token: aa.bb.cc, error: token has invalid claims: token is expired",
+                SfuError::Clock,
+            ),
+            (
+                401,
+                "invalid token: aa.bb.cc, error: token has invalid claims: token is not valid yet",
+                SfuError::Clock,
+            ),
             (401, r#"{"code":"unauthenticated","msg":"permissions denied"}"#, SfuError::Denied),
-            (404, r#"{"code":"bad_route","msg":"no handler for path","meta":{"twirp_invalid_route":"POST /x"}}"#, SfuError::BadRoute),
-            (400, r#"{"code":"invalid_argument","msg":"room name too long"}"#, SfuError::Refused("invalid argument")),
+            (
+                404,
+                r#"{"code":"bad_route","msg":"no handler for path","meta":{"twirp_invalid_route":"POST /x"}}"#,
+                SfuError::BadRoute,
+            ),
+            (
+                400,
+                r#"{"code":"invalid_argument","msg":"room name too long"}"#,
+                SfuError::Refused("invalid argument"),
+            ),
             (429, r#"{"code":"resource_exhausted","msg":"x"}"#, SfuError::Overloaded(429)),
             (500, r#"{"code":"internal","msg":"x"}"#, SfuError::Overloaded(500)),
             (503, r#"{"code":"unavailable","msg":"x"}"#, SfuError::Overloaded(503)),
@@ -152,22 +179,40 @@ mod tests {
             (502, "<html>bad gateway</html>", SfuError::NotLiveKit(502)),
             (301, "", SfuError::NotLiveKit(301)),
         ] {
-            assert_eq!(read(StatusCode::from_u16(status).unwrap(), body.as_bytes()), expected, "{status} {body}");
+            assert_eq!(
+                read(StatusCode::from_u16(status).unwrap(), body.as_bytes()),
+                expected,
+                "{status} {body}"
+            );
         }
     }
 
     #[test]
     fn no_text_repeats_the_answer() {
-        let error = read(StatusCode::UNAUTHORIZED, b"invalid token: eyJSECRET.eyJ.sig, error: token signature is invalid");
+        let error = read(
+            StatusCode::UNAUTHORIZED,
+            b"invalid token: eyJSECRET.eyJ.sig, error: token signature is invalid",
+        );
         assert!(!format!("{error} {error:?} {}", error.remedy()).contains("eyJ"));
     }
 
     #[test]
     fn a_clear_no_is_not_tried_again() {
-        for error in [SfuError::UnknownKey, SfuError::WrongSecret, SfuError::BadRoute, SfuError::NotLiveKit(404), SfuError::Denied] {
+        for error in [
+            SfuError::UnknownKey,
+            SfuError::WrongSecret,
+            SfuError::BadRoute,
+            SfuError::NotLiveKit(404),
+            SfuError::Denied,
+        ] {
             assert!(!error.may_pass(), "{error}");
         }
-        for error in [SfuError::NotLiveKit(502), SfuError::Overloaded(500), SfuError::Timeout, SfuError::Connect(String::new())] {
+        for error in [
+            SfuError::NotLiveKit(502),
+            SfuError::Overloaded(500),
+            SfuError::Timeout,
+            SfuError::Connect(String::new()),
+        ] {
             assert!(error.may_pass(), "{error}");
         }
     }

@@ -21,14 +21,22 @@ pub(super) fn stands_for(room: &Room, answered_at: Option<u64>) -> Duration {
         return Duration::ZERO;
     };
     let shortest = i64::from(room.departure_timeout.min(room.empty_timeout)) * 1000;
-    let left = if room.num_participants == 0 { shortest - EMPTY_MARGIN_MS - age_ms } else { shortest - OCCUPIED_MARGIN_MS };
+    let left = if room.num_participants == 0 {
+        shortest - EMPTY_MARGIN_MS - age_ms
+    } else {
+        shortest - OCCUPIED_MARGIN_MS
+    };
     Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(LONGEST)
 }
 
 /// Age at the end of the second that the answer names; `None` when the clock makes no sense.
 fn age_ms(room: &Room, answered_at: u64) -> Option<i64> {
     let end_of_second = i64::try_from(answered_at).ok()?.checked_add(1)?.checked_mul(1000)?;
-    let created = if room.creation_time_ms > 0 { room.creation_time_ms } else { room.creation_time.checked_mul(1000)? };
+    let created = if room.creation_time_ms > 0 {
+        room.creation_time_ms
+    } else {
+        room.creation_time.checked_mul(1000)?
+    };
     end_of_second.checked_sub(created).filter(|age| created > 0 && *age >= 0)
 }
 
@@ -83,7 +91,11 @@ mod tests {
         for (age, seconds) in [(0, 10_000), (7_999, 10_000), (8_500, 9_500), (17_999, 1), (18_000, 0), (99_000, 0)] {
             assert_eq!(stands_for(&room(age, 0, 20, 300), Some(NOW)).as_millis(), seconds, "age {age}");
         }
-        assert_eq!(stands_for(&room(1_000, 0, 300, 20), Some(NOW)), LONGEST, "the smaller timeout counts");
+        assert_eq!(
+            stands_for(&room(1_000, 0, 300, 20), Some(NOW)),
+            LONGEST,
+            "the smaller timeout counts"
+        );
     }
 
     #[test]
@@ -96,9 +108,18 @@ mod tests {
     #[test]
     fn nothing_is_remembered_without_a_clock_that_makes_sense() {
         assert_eq!(stands_for(&room(0, 0, 20, 300), None), Duration::ZERO);
-        assert_eq!(stands_for(&room(-1, 0, 20, 300), Some(NOW)), Duration::ZERO, "created in the future");
+        assert_eq!(
+            stands_for(&room(-1, 0, 20, 300), Some(NOW)),
+            Duration::ZERO,
+            "created in the future"
+        );
         assert_eq!(stands_for(&room(-1, 5, 20, 300), Some(NOW)), Duration::ZERO);
-        let undated = Room { num_participants: 1, departure_timeout: 20, empty_timeout: 300, ..Room::default() };
+        let undated = Room {
+            num_participants: 1,
+            departure_timeout: 20,
+            empty_timeout: 300,
+            ..Room::default()
+        };
         assert_eq!(stands_for(&undated, Some(NOW)), Duration::ZERO);
         assert_eq!(stands_for(&room(0, 0, 20, 300), Some(u64::MAX)), Duration::ZERO);
         assert_eq!(stands_for(&room(0, 0, 2, 300), Some(NOW)), Duration::ZERO);
@@ -107,7 +128,12 @@ mod tests {
 
     #[test]
     fn seconds_serve_where_an_old_server_has_no_milliseconds() {
-        let old = Room { creation_time: i64::try_from(NOW).unwrap() - 1, departure_timeout: 20, empty_timeout: 300, ..Room::default() };
+        let old = Room {
+            creation_time: i64::try_from(NOW).unwrap() - 1,
+            departure_timeout: 20,
+            empty_timeout: 300,
+            ..Room::default()
+        };
         assert_eq!(stands_for(&old, Some(NOW)), LONGEST);
     }
 

@@ -1,0 +1,150 @@
+//! The command line: five words. The settings are environment variables, in `config.rs`.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+
+use crate::config::{VARIABLES, Variable};
+
+/// What the arguments ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Serve; `dev` fills what is unset with the values of `livekit-server --dev`.
+    Serve {
+        /// Whether `--dev` was given.
+        dev: bool,
+    },
+    /// Print [`help`].
+    Help,
+    /// Print [`version`].
+    Version,
+    /// Run the healthcheck.
+    Healthcheck,
+    /// Not understood: print this on stderr and exit with 2.
+    Invalid(String),
+}
+
+impl Command {
+    /// Reads the arguments, without the name of the program.
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Self {
+        let arguments: Vec<_> = arguments
+            .into_iter()
+            .map(|argument| argument.to_string_lossy().into_owned())
+            .collect();
+        let words: Vec<_> = arguments.iter().map(String::as_str).collect();
+        match words.as_slice() {
+            [] => Self::Serve { dev: false },
+            ["--dev"] => Self::Serve { dev: true },
+            ["healthcheck"] => Self::Healthcheck,
+            ["--help" | "-h"] => Self::Help,
+            ["--version" | "-V"] => Self::Version,
+            ["--dev" | "healthcheck" | "--help" | "-h" | "--version" | "-V", rest @ ..] | rest => {
+                let word = rest.first().copied().unwrap_or_default();
+                Self::Invalid(format!(
+                    "unexpected argument {word:?}. Arguments are no longer ignored, and settings are environment variables: see \
+                     lk-jwt-service --help"
+                ))
+            }
+        }
+    }
+}
+
+/// The answer to `--version`.
+#[must_use]
+pub fn version() -> String {
+    concat!("lk-jwt-service ", env!("CARGO_PKG_VERSION"), "\n").to_owned()
+}
+
+/// The answer to `--help`: the words and every variable with its default.
+#[must_use]
+pub fn help() -> String {
+    let mut text = version();
+    text.push_str(
+        "MatrixRTC authorization service: exchanges a Matrix OpenID token for a LiveKit token.
+
+Usage:
+  lk-jwt-service               serve
+  lk-jwt-service --dev         serve, with the values of `livekit-server --dev` for what is unset; not for production
+  lk-jwt-service healthcheck   exit with 0 if the service on this machine answers, else with 1
+  lk-jwt-service --help        print this (-h)
+  lk-jwt-service --version     print the version (-V)
+
+Environment (an empty variable counts as unset, but for LIVEKIT_FULL_ACCESS_HOMESERVERS):
+",
+    );
+    for Variable { name, default, doc } in VARIABLES {
+        let default = if default.is_empty() {
+            String::new()
+        } else {
+            format!(" [{default}]")
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {name}{default}\n      {doc}");
+    }
+    text.push_str(
+        "
+Also honoured: SSL_CERT_FILE and SSL_CERT_DIR (certificates to trust), HTTP_PROXY, HTTPS_PROXY and NO_PROXY, NO_COLOR.
+",
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Command {
+        Command::parse(words.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn understands_five_words() {
+        for (words, command) in [
+            (&[] as &[&str], Command::Serve { dev: false }),
+            (&["--dev"], Command::Serve { dev: true }),
+            (&["--help"], Command::Help),
+            (&["-h"], Command::Help),
+            (&["--version"], Command::Version),
+            (&["-V"], Command::Version),
+            (&["healthcheck"], Command::Healthcheck),
+        ] {
+            assert_eq!(parse(words), command, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn names_what_it_does_not_understand() {
+        for (words, word) in [
+            (&["--config"] as &[&str], "--config"),
+            (&["--dev", "x"], "x"),
+            (&["serve", "--dev"], "serve"),
+            (&[""], ""),
+            (&["\u{1b}[31m"], "\\u{1b}[31m"),
+        ] {
+            let Command::Invalid(message) = parse(words) else {
+                panic!("{words:?} was understood")
+            };
+            assert!(
+                message.starts_with(&format!("unexpected argument \"{word}\"")) && message.contains("--help"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_help_names_every_variable_and_default() {
+        let help = help();
+        for Variable { name, default, doc } in VARIABLES {
+            let line = if default.is_empty() {
+                format!("\n  {name}\n")
+            } else {
+                format!("\n  {name} [{default}]\n")
+            };
+            assert!(help.contains(&line) && help.contains(doc), "{name}");
+        }
+        assert!(
+            help.lines().all(|line| line.chars().count() <= 125),
+            "a line is too long for a terminal"
+        );
+        assert!(version().starts_with("lk-jwt-service 1."));
+    }
+}

@@ -1,0 +1,205 @@
+//! Configuration: every variable of the service, its default, its check and its line of `--help`.
+//!
+//! A pure function of a lookup and a file reader: no global, no exit, no log. All mistakes of a start are reported at once
+//! (decision P9), each by the name of its variable and what to do; no message holds a secret.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use url::Url;
+
+use crate::access::Homeservers;
+use crate::bind::Bind;
+use crate::server_name::ServerName;
+
+mod app_service;
+mod keys;
+mod listen;
+mod lists;
+mod livekit;
+mod log;
+mod not_yet;
+mod reader;
+mod redis;
+mod variables;
+
+pub use app_service::{AppService, AppServiceTokens, Membership};
+pub use livekit::Livekit;
+pub use log::{LogFormat, LogSettings};
+pub use reader::ConfigErrors;
+pub use redis::Redis;
+pub use variables::{VARIABLES, Variable};
+
+use reader::{Above, Reader, shown};
+
+/// The whole configuration, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen.
+    pub bind: Bind,
+    /// Below which path every route answers too, as `/livekit/jwt`.
+    pub path_prefix: Option<String>,
+    /// How long open requests may take after SIGTERM.
+    pub shutdown_grace: Duration,
+    /// LiveKit and its keys.
+    pub livekit: Livekit,
+    /// Whose users may create rooms.
+    pub full_access: Homeservers,
+    /// Whose users may publish although their homeserver has no full access.
+    pub remote_can_publish: Homeservers,
+    /// Lifetime of the LiveKit tokens.
+    pub jwt_ttl: Duration,
+    /// Whether users may change their own metadata on the SFU.
+    pub can_update_own_metadata: bool,
+    /// Whether no certificate is checked.
+    pub skip_tls_verification: bool,
+    /// Where to reach the federation API of these homeservers.
+    pub federation_overrides: BTreeMap<ServerName, Url>,
+    /// Where to reach the client-server API of these homeservers.
+    pub cs_api_overrides: BTreeMap<ServerName, Url>,
+    /// Private networks in which homeservers may be that nobody listed.
+    pub allowed_networks: Vec<IpNet>,
+    /// DNS servers to ask instead of the system's; empty means the system's.
+    pub dns_servers: Vec<SocketAddr>,
+    /// What is logged and how.
+    pub log: LogSettings,
+    /// Settings of delegated leave.
+    pub delegated_leave: DelegatedLeave,
+    /// The homeserver that this service belongs to, if any.
+    pub app_service: Option<AppService>,
+    /// Whether and how often memberships are checked.
+    pub membership: Membership,
+}
+
+/// Settings of delegated leave.
+#[derive(Clone, Debug)]
+pub struct DelegatedLeave {
+    /// The Redis that keeps the jobs.
+    pub redis: Option<Redis>,
+    /// The directory that keeps the jobs.
+    pub state_path: Option<PathBuf>,
+    /// How often LiveKit is asked who is still there (decision L3); `None` is off.
+    pub sanity_check_interval: Option<Duration>,
+    /// How often LiveKit is asked which rooms it has (decision L13); `None` is off.
+    pub room_watch_interval: Option<Duration>,
+}
+
+impl Config {
+    /// Reads the environment and the files that it names, as [`Config::from_lookup`] does.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn from_environment(dev: bool) -> Result<(Self, Vec<String>), ConfigErrors> {
+        Self::from_lookup(&environment, &|path| std::fs::read_to_string(path), dev)
+    }
+
+    /// The configuration, and the warnings to log about it.
+    ///
+    /// `dev` fills what is unset with the values of `livekit-server --dev` (decision P13).
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn from_lookup(
+        get: &dyn Fn(&str) -> Option<String>,
+        read_file: &dyn Fn(&str) -> io::Result<String>,
+        dev: bool,
+    ) -> Result<(Self, Vec<String>), ConfigErrors> {
+        let mut reader = Reader::new(get, read_file, dev);
+        let config = read(&mut reader);
+        reader.finish(config)
+    }
+}
+
+/// Where to listen, by the same variables and rules: for the healthcheck, which needs nothing else.
+///
+/// # Errors
+/// When these variables are wrong.
+pub fn bind(get: &dyn Fn(&str) -> Option<String>) -> Result<Bind, ConfigErrors> {
+    let mut reader = Reader::new(get, &|_| Err(io::ErrorKind::Unsupported.into()), false);
+    let bind = listen::bind(&mut reader);
+    reader.finish(Some(bind)).map(|(bind, _)| bind)
+}
+
+/// A variable of this process. What is not UTF-8 is kept with replacement characters, for the checks to refuse: it is not unset.
+#[must_use]
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// `None` only if a mistake was recorded.
+fn read(reader: &mut Reader<'_>) -> Option<Config> {
+    if reader.dev {
+        reader.warn("--dev fills unset variables with the values of `livekit-server --dev`, which everybody knows: not for production");
+    }
+    let livekit = livekit::livekit(reader);
+    let app_service = app_service::app_service(reader);
+    let config = Config {
+        full_access: lists::full_access(reader, app_service.as_ref().map(|own| &own.server_name)),
+        remote_can_publish: lists::remote_can_publish(reader),
+        jwt_ttl: reader.seconds("LIVEKIT_JWT_TTL_SECONDS", 3600, 60..=86_400, Above::Refuse),
+        can_update_own_metadata: can_update_own_metadata(reader),
+        bind: listen::bind(reader),
+        path_prefix: listen::path_prefix(reader),
+        shutdown_grace: reader.seconds("LIVEKIT_SHUTDOWN_GRACE_SECONDS", 10, 0..=3600, Above::Refuse),
+        skip_tls_verification: skip_tls_verification(reader),
+        federation_overrides: lists::overrides(reader, "LIVEKIT_FEDERATION_URL_OVERRIDES"),
+        cs_api_overrides: lists::overrides(reader, "LIVEKIT_CS_API_URL_OVERRIDES"),
+        allowed_networks: lists::networks(reader, "LIVEKIT_FEDERATION_ALLOWED_NETWORKS"),
+        dns_servers: lists::dns_servers(reader, "LIVEKIT_DNS_SERVERS"),
+        log: log::log(reader),
+        delegated_leave: DelegatedLeave {
+            redis: redis::redis(reader),
+            state_path: reader.value("LIVEKIT_STATE_PATH").map(PathBuf::from),
+            sanity_check_interval: reader.interval("LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", 30),
+            room_watch_interval: reader.interval("LIVEKIT_ROOM_WATCH_INTERVAL_SECONDS", 30),
+        },
+        membership: app_service::membership(reader),
+        app_service,
+        // Last, so that all others have been read.
+        livekit: livekit?,
+    };
+    not_yet::warn(reader);
+    Some(config)
+}
+
+/// Anything but a yes withholds it, as the old service did (decision T2).
+fn can_update_own_metadata(reader: &mut Reader<'_>) -> bool {
+    const VARIABLE: &str = "LIVEKIT_CAN_UPDATE_OWN_METADATA";
+    match reader.switch(VARIABLE) {
+        Some(Ok(granted)) => granted,
+        Some(Err(value)) => {
+            reader.warn(format!("{VARIABLE} must be true or false, not {}: false is used", shown(&value)));
+            false
+        }
+        None => true,
+    }
+}
+
+/// Only the exact words switch it off (decision P10).
+fn skip_tls_verification(reader: &mut Reader<'_>) -> bool {
+    const VARIABLE: &str = "LIVEKIT_INSECURE_SKIP_VERIFY_TLS";
+    const WORDS: &str = "YES_I_KNOW_WHAT_I_AM_DOING";
+    match reader.value(VARIABLE) {
+        Some(value) if value == WORDS => {
+            reader.warn(format!(
+                "!!! {VARIABLE} is on: no TLS certificate is checked, neither of homeservers nor of LiveKit. Anybody on the way can \
+                 pose as any of them. Never use it in production !!!"
+            ));
+            true
+        }
+        Some(_) => {
+            reader.warn(format!(
+                "{VARIABLE} is ignored, and certificates are checked: only the exact value {WORDS} switches that off"
+            ));
+            false
+        }
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,323 @@
+//! LiveKit's API keys: from variables, from files, and from LiveKit's own keys file (decision P6).
+
+use super::reader::{FilePath, Reader};
+use crate::secret::{KeyPair, Keys, Secret};
+
+const KEY: &str = "LIVEKIT_KEY";
+const SECRET: &str = "LIVEKIT_SECRET";
+const API_KEY: &str = "LIVEKIT_API_KEY";
+const API_SECRET: &str = "LIVEKIT_API_SECRET";
+const KEY_FROM_FILE: &str = "LIVEKIT_KEY_FROM_FILE";
+const SECRET_FROM_FILE: &str = "LIVEKIT_SECRET_FROM_FILE";
+const KEY_FILE: &str = "LIVEKIT_KEY_FILE";
+/// Until 0.2.2 a file with the secret alone, beside a `LIVEKIT_KEY_FILE` with the key alone.
+const SECRET_FILE: &str = "LIVEKIT_SECRET_FILE";
+
+/// LiveKit itself warns about secrets below this length.
+const SHORT: usize = 32;
+
+pub(super) fn keys(reader: &mut Reader<'_>) -> Option<Keys> {
+    let keys = match reader.file(KEY_FILE, FilePath::Shown) {
+        Some(content) => from_key_file(reader, &content?),
+        None => {
+            // Both are read before either is missed, so that both mistakes are reported.
+            let (key, secret) = (key(reader), secret(reader));
+            Some(Keys::new(pair(key?, secret?), Vec::new()))
+        }
+    }?;
+    if !reader.dev {
+        keys.iter().for_each(|pair| warn_about(reader, pair));
+    }
+    Some(keys)
+}
+
+fn key(reader: &mut Reader<'_>) -> Option<String> {
+    if let Some(content) = reader.file(KEY_FROM_FILE, FilePath::Shown) {
+        ignored(reader, KEY_FROM_FILE, &[KEY]);
+        return content;
+    }
+    let key = reader
+        .value(KEY)
+        .or_else(|| reader.value(API_KEY))
+        .or_else(|| dev(reader, "devkey"));
+    if key.is_none() {
+        reader.mistake(
+            KEY,
+            "must be set to the API key of LiveKit (or LIVEKIT_KEY_FROM_FILE, or LIVEKIT_KEY_FILE, to a file)",
+        );
+    }
+    key
+}
+
+fn secret(reader: &mut Reader<'_>) -> Option<String> {
+    if let Some(content) = reader.file(SECRET_FROM_FILE, FilePath::Hidden) {
+        ignored(reader, SECRET_FROM_FILE, &[SECRET, SECRET_FILE]);
+        return content;
+    }
+    if let Some(secret) = reader.value(SECRET).or_else(|| reader.value(API_SECRET)) {
+        return Some(secret);
+    }
+    if let Some(content) = reader.file(SECRET_FILE, FilePath::Hidden) {
+        reader.warn("LIVEKIT_SECRET_FILE is deprecated: rename it to LIVEKIT_SECRET_FROM_FILE");
+        return content;
+    }
+    let secret = dev(reader, "secret");
+    if secret.is_none() {
+        let text = "must be set to the secret of the API key (or LIVEKIT_SECRET_FROM_FILE, or LIVEKIT_KEY_FILE, to a file)";
+        reader.mistake(SECRET, text);
+    }
+    secret
+}
+
+/// What `livekit-server --dev` uses (decision P13).
+fn dev(reader: &Reader<'_>, value: &str) -> Option<String> {
+    reader.dev.then(|| value.to_owned())
+}
+
+fn from_key_file(reader: &mut Reader<'_>, content: &str) -> Option<Keys> {
+    if !content.contains(':') {
+        return from_the_old_pair_of_files(reader, content);
+    }
+    ignored(reader, KEY_FILE, &[KEY, SECRET, KEY_FROM_FILE, SECRET_FROM_FILE, SECRET_FILE]);
+    parse_key_file(content)
+        .inspect_err(|BadLine { number, problem }| {
+            reader.mistake(
+                KEY_FILE,
+                format!("needs a file of `key: secret` lines, but line {number} {problem}"),
+            );
+        })
+        .ok()
+}
+
+fn from_the_old_pair_of_files(reader: &mut Reader<'_>, key: &str) -> Option<Keys> {
+    let Some(secret) = reader.file(SECRET_FILE, FilePath::Hidden) else {
+        let text = "needs a file of `key: secret` lines, but there is no colon in it. If it holds the key alone, set \
+                    LIVEKIT_KEY_FROM_FILE to it instead, and LIVEKIT_SECRET_FROM_FILE to that of the secret";
+        reader.mistake(KEY_FILE, text);
+        return None;
+    };
+    ignored(reader, KEY_FILE, &[KEY, SECRET, KEY_FROM_FILE, SECRET_FROM_FILE]);
+    reader.warn(
+        "LIVEKIT_KEY_FILE and LIVEKIT_SECRET_FILE for a file each are deprecated: rename them to LIVEKIT_KEY_FROM_FILE and \
+         LIVEKIT_SECRET_FROM_FILE",
+    );
+    Some(Keys::new(pair(key.to_owned(), secret?), Vec::new()))
+}
+
+fn ignored(reader: &mut Reader<'_>, used: &str, others: &[&'static str]) {
+    let set: Vec<_> = others.iter().copied().filter(|name| reader.value(name).is_some()).collect();
+    if !set.is_empty() {
+        reader.warn(format!("{used} is set, so {} is ignored", set.join(", ")));
+    }
+}
+
+fn pair(key: String, secret: String) -> KeyPair {
+    KeyPair {
+        key,
+        secret: Secret::new(secret),
+    }
+}
+
+fn warn_about(reader: &mut Reader<'_>, KeyPair { key, secret }: &KeyPair) {
+    let secret = secret.expose();
+    if secret.len() < SHORT {
+        reader.warn(format!(
+            "LIVEKIT_SECRET: the secret has fewer than {SHORT} characters and could be guessed: choose a longer one"
+        ));
+    }
+    for (name, value) in [(KEY, key.as_str()), (SECRET, secret)] {
+        let quoted = |mark| value.len() > 1 && value.starts_with(mark) && value.ends_with(mark);
+        if quoted('"') || quoted('\'') {
+            reader.warn(format!(
+                "{name} is in quotes, and they are taken as part of it: remove them unless LiveKit has them too"
+            ));
+        } else if value.contains(char::is_whitespace) {
+            reader.warn(format!("{name} has white space inside: check that it is the value alone"));
+        }
+    }
+}
+
+/// What is wrong with a line of the keys file; never what it says.
+#[derive(Debug, PartialEq, Eq)]
+struct BadLine {
+    number: usize,
+    problem: &'static str,
+}
+
+/// LiveKit's keys file: a flat YAML mapping of text to text. The part of YAML that such files use is small enough to read here.
+fn parse_key_file(content: &str) -> Result<Keys, BadLine> {
+    let mut pairs: Vec<KeyPair> = Vec::new();
+    // A key whose secret is on the next line, which the old service took.
+    let mut waiting: Option<(usize, String)> = None;
+    for (index, line) in content.lines().enumerate() {
+        let number = index + 1;
+        let bad = |problem| BadLine { number, problem };
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') || line == "---" || line == "..." {
+            continue;
+        }
+        let (key, secret) = match waiting.take() {
+            Some((_, key)) if !line.contains(':') => (key, scalar(line).map_err(bad)?),
+            Some((number, _)) => {
+                return Err(BadLine {
+                    number,
+                    problem: "has no secret",
+                });
+            }
+            None => {
+                let (key, rest) = split_key(line).map_err(bad)?;
+                match scalar(rest).map_err(bad)? {
+                    secret if secret.is_empty() => {
+                        waiting = Some((number, key));
+                        continue;
+                    }
+                    secret => (key, secret),
+                }
+            }
+        };
+        if secret.is_empty() {
+            return Err(bad("has no secret"));
+        }
+        if pairs.iter().any(|pair| pair.key == key) {
+            return Err(bad("repeats a key"));
+        }
+        pairs.push(pair(key, secret));
+    }
+    if let Some((number, _)) = waiting {
+        return Err(BadLine {
+            number,
+            problem: "has no secret",
+        });
+    }
+    let mut pairs = pairs.into_iter();
+    let signing = pairs.next().ok_or(BadLine {
+        number: 1,
+        problem: "and all others are comments",
+    })?;
+    Ok(Keys::new(signing, pairs.collect()))
+}
+
+/// Splits `key: secret`. As in YAML at the first colon before white space; else, as the old service did, at the first colon.
+fn split_key(line: &str) -> Result<(String, &str), &'static str> {
+    const NO_COLON: &str = "has no colon";
+    if line.starts_with(['{', '[']) || line.starts_with("- ") {
+        return Err("is not of that form");
+    }
+    let (key, rest) = if let Some(quoted) = quoted(line)? {
+        let (key, rest) = quoted;
+        (key, rest.trim_start().strip_prefix(':').ok_or(NO_COLON)?)
+    } else {
+        let before_space = |at: &usize| line[at + 1..].chars().next().is_none_or(char::is_whitespace);
+        let mut colons = line.match_indices(':').map(|(at, _)| at);
+        let first = colons.clone().next().ok_or(NO_COLON)?;
+        let at = colons.find(before_space).unwrap_or(first);
+        (line[..at].trim().to_owned(), &line[at + 1..])
+    };
+    if key.is_empty() { Err("has no key") } else { Ok((key, rest)) }
+}
+
+/// A value without its quotes and the comment after it.
+fn scalar(text: &str) -> Result<String, &'static str> {
+    let text = text.trim();
+    if let Some((value, rest)) = quoted(text)? {
+        let rest = rest.trim_start();
+        return if rest.is_empty() || rest.starts_with('#') {
+            Ok(value)
+        } else {
+            Err("goes on after the closing quote")
+        };
+    }
+    let comment = |(at, _): &(usize, &str)| text[..*at].chars().next_back().is_none_or(char::is_whitespace);
+    let end = text.match_indices('#').find(comment).map_or(text.len(), |(at, _)| at);
+    Ok(text[..end].trim_end().to_owned())
+}
+
+/// A quoted text at the start, and what follows it; `None` where it starts without a quote.
+fn quoted(text: &str) -> Result<Option<(String, &str)>, &'static str> {
+    let mut chars = text.char_indices().peekable();
+    let Some((_, quote @ ('"' | '\''))) = chars.next() else {
+        return Ok(None);
+    };
+    let mut value = String::new();
+    while let Some((at, c)) = chars.next() {
+        if c == quote {
+            // Inside single quotes, two of them are one.
+            if quote == '\'' && chars.next_if(|(_, next)| *next == '\'').is_some() {
+                value.push('\'');
+                continue;
+            }
+            return Ok(Some((value, &text[at + 1..])));
+        }
+        value.push(match c {
+            '\\' if quote == '"' => match chars.next() {
+                Some((_, escaped @ ('"' | '\\' | '/'))) => escaped,
+                _ => return Err("has an escape other than \\\" and \\\\"),
+            },
+            plain => plain,
+        });
+    }
+    Err("has no closing quote")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(content: &str) -> Result<Vec<(String, String)>, BadLine> {
+        let keys = parse_key_file(content)?;
+        Ok(keys
+            .iter()
+            .map(|pair| (pair.key.clone(), pair.secret.expose().to_owned()))
+            .collect())
+    }
+
+    #[test]
+    fn reads_what_livekit_and_the_old_service_read() {
+        for (content, expected) in [
+            ("key: secret", &[("key", "secret")] as &[_]),
+            ("key:secret", &[("key", "secret")]),
+            ("key : secret\r\n", &[("key", "secret")]),
+            ("key:\n  secret\n", &[("key", "secret")]),
+            ("one: a\ntwo: b\n", &[("one", "a"), ("two", "b")]),
+            (
+                "# mine\n---\none: a # the first\n\n'two': \"b\" # quoted\n",
+                &[("one", "a"), ("two", "b")],
+            ),
+            ("key: a:b:c", &[("key", "a:b:c")]),
+            ("key:a:b", &[("key", "a:b")]),
+            ("a:b: secret", &[("a:b", "secret")]),
+            ("\"a: b\": secret", &[("a: b", "secret")]),
+            ("key: a#b", &[("key", "a#b")]),
+            (r#"key: "a\"b\\c # d""#, &[("key", r#"a"b\c # d"#)]),
+            ("key: 'it''s'", &[("key", "it's")]),
+            ("key: aGVsbG8=", &[("key", "aGVsbG8=")]),
+        ] {
+            let expected: Vec<_> = expected
+                .iter()
+                .map(|(key, secret)| ((*key).to_owned(), (*secret).to_owned()))
+                .collect();
+            assert_eq!(pairs(content), Ok(expected), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn names_the_line_that_it_cannot_read() {
+        for (content, number, problem) in [
+            ("key:", 1, "has no secret"),
+            ("key: # none", 1, "has no secret"),
+            ("key: \"\"\nother: b", 1, "has no secret"),
+            ("one:\ntwo: b", 1, "has no secret"),
+            (": secret", 1, "has no key"),
+            ("one: a\ntwo", 2, "has no colon"),
+            ("one: a\none: b", 2, "repeats a key"),
+            ("{one: a}", 1, "is not of that form"),
+            ("- one: a", 1, "is not of that form"),
+            ("one: \"a", 1, "has no closing quote"),
+            ("one: 'a' b", 1, "goes on after the closing quote"),
+            (r#"one: "\n""#, 1, "has an escape other than \\\" and \\\\"),
+            ("# a: comment", 1, "and all others are comments"),
+        ] {
+            assert_eq!(pairs(content), Err(BadLine { number, problem }), "{content:?}");
+        }
+    }
+}

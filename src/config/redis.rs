@@ -1,0 +1,219 @@
+//! The Redis URL, in the grammar of the old service. No message repeats it: it may hold a password.
+
+use url::Url;
+
+use super::reader::Reader;
+use crate::secret::Secret;
+
+const URL: &str = "LIVEKIT_REDIS_URL";
+const PASSWORD: &str = "LIVEKIT_REDIS_PASSWORD";
+
+/// The parameters that the old service took after the `?`; any other was an error.
+const PARAMETERS: [&str; 21] = [
+    "client_name",
+    "conn_max_idle_time",
+    "conn_max_lifetime",
+    "conn_max_lifetime_jitter",
+    "db",
+    "dial_timeout",
+    "idle_timeout",
+    "max_active_conns",
+    "max_concurrent_dials",
+    "max_conn_age",
+    "max_idle_conns",
+    "max_retries",
+    "max_retry_backoff",
+    "min_idle_conns",
+    "min_retry_backoff",
+    "pool_fifo",
+    "pool_size",
+    "pool_timeout",
+    "protocol",
+    "read_timeout",
+    "write_timeout",
+];
+
+/// How to reach Redis.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// The URL with user name and password taken out: `redis`, `rediss` or `unix`, the host filled in.
+    pub url: Url,
+    /// The number of the database.
+    pub database: u32,
+    /// The user name, decoded.
+    pub username: Option<String>,
+    /// The password, decoded.
+    pub password: Option<Secret>,
+}
+
+pub(super) fn redis(reader: &mut Reader<'_>) -> Option<Redis> {
+    let (url, password) = (reader.value(URL), reader.value(PASSWORD));
+    let Some(url) = url else {
+        if password.is_some() {
+            reader.warn(format!("{PASSWORD} is ignored, because {URL} is not set"));
+        }
+        return None;
+    };
+    let mut redis = match parse(&url) {
+        Ok(redis) => redis,
+        Err(problem) => {
+            reader.mistake(URL, format!("must be an address such as redis://redis:6379, but it {problem}"));
+            return None;
+        }
+    };
+    if let Some(password) = password {
+        if redis.password.is_some() {
+            reader.warn(format!("{PASSWORD} is used, and the password in {URL} ignored"));
+        }
+        redis.password = Some(Secret::new(password));
+    }
+    Some(redis)
+}
+
+/// An error completes the sentence "it ...".
+fn parse(text: &str) -> Result<Redis, &'static str> {
+    const ENCODING: &str = "has a `%` that is not followed by two hexadecimal digits: write %25 for it";
+    if text.contains(char::is_whitespace) {
+        return Err("has white space inside");
+    }
+    let (scheme, rest) = text
+        .split_once("://")
+        .ok_or("has no scheme: write redis:// before it, or rediss:// for TLS")?;
+    let scheme = scheme.to_ascii_lowercase();
+    if !["redis", "rediss", "unix"].contains(&scheme.as_str()) {
+        return Err("has a scheme other than redis, rediss and unix");
+    }
+    // User name and password are taken apart here, because no part of them may reach an error text of the parser.
+    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, tail) = rest.split_at(authority_end);
+    let (credentials, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (username, password) = match credentials.split_once(':') {
+        Some((username, password)) => (username, Some(password)),
+        None => (credentials, None),
+    };
+    let username = percent_decode(username).ok_or(ENCODING)?;
+    let password = password.map(|password| percent_decode(password).ok_or(ENCODING)).transpose()?;
+
+    let default_host = if scheme != "unix" && (host.is_empty() || host.starts_with(':')) {
+        "localhost"
+    } else {
+        ""
+    };
+    let url = Url::parse(&format!("{scheme}://{default_host}{host}{tail}"))
+        .map_err(|_| "is not a valid URL: write special characters of the password percent-encoded, or set LIVEKIT_REDIS_PASSWORD")?;
+    if url.fragment().is_some() {
+        return Err("has a `#`: write %23 for it");
+    }
+    let database = database(&url)?;
+    Ok(Redis {
+        url,
+        database,
+        username: Some(username).filter(|name| !name.is_empty()),
+        password: password.filter(|password| !password.is_empty()).map(Secret::new),
+    })
+}
+
+fn database(url: &Url) -> Result<u32, &'static str> {
+    const NOT_A_NUMBER: &str = "names a database that is not a number";
+    let mut database = 0;
+    if url.scheme() == "unix" {
+        if url.path().trim_matches('/').is_empty() {
+            return Err("has no path to a socket");
+        }
+    } else {
+        let mut segments = url.path().split('/').filter(|segment| !segment.is_empty());
+        if let Some(segment) = segments.next() {
+            database = segment.parse().map_err(|_| NOT_A_NUMBER)?;
+        }
+        if segments.next().is_some() {
+            return Err("has a path of more than the number of a database");
+        }
+    }
+    for (name, value) in url.query_pairs() {
+        let tls_only = name == "skip_verify" && url.scheme() == "rediss";
+        if !tls_only && !PARAMETERS.contains(&name.as_ref()) {
+            return Err("has an unknown parameter after the `?` (or a `?` in the password: write %3F for it)");
+        }
+        if name == "db" && !value.is_empty() {
+            database = value.parse().map_err(|_| NOT_A_NUMBER)?;
+        }
+    }
+    Ok(database)
+}
+
+fn percent_decode(text: &str) -> Option<String> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
+            }
+            plain => plain,
+        });
+    }
+    String::from_utf8(decoded).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_grammar_of_the_old_service() {
+        for (text, url, database, username, password) in [
+            ("redis://redis:6379", "redis://redis:6379", 0, None, None),
+            ("redis://", "redis://localhost", 0, None, None),
+            ("redis://:6380", "redis://localhost:6380", 0, None, None),
+            ("redis:///3", "redis://localhost/3", 3, None, None),
+            ("REDISS://r/2?skip_verify=true", "rediss://r/2?skip_verify=true", 2, None, None),
+            (
+                "redis://r/2?db=5&dial_timeout=5s",
+                "redis://r/2?db=5&dial_timeout=5s",
+                5,
+                None,
+                None,
+            ),
+            ("redis://:p%40ss%2Fword@r", "redis://r", 0, None, Some("p@ss/word")),
+            (
+                "redis://me:p:a@s@[::1]:6379/0",
+                "redis://[::1]:6379/0",
+                0,
+                Some("me"),
+                Some("p:a@s"),
+            ),
+            ("redis://me@r", "redis://r", 0, Some("me"), None),
+            ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1", 1, None, None),
+            ("unix://me:pw@/run/redis.sock", "unix:///run/redis.sock", 0, Some("me"), Some("pw")),
+        ] {
+            let redis = parse(text).unwrap();
+            assert_eq!(redis.url.as_str(), url, "{text}");
+            assert_eq!(redis.database, database, "{text}");
+            assert_eq!(redis.username.as_deref(), username, "{text}");
+            assert_eq!(redis.password.as_ref().map(Secret::expose), password, "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_the_old_service_refused() {
+        for text in [
+            "redis:6379",
+            "http://redis",
+            "redis://:p/ss@redis",
+            "redis://r:port",
+            "redis://r/a",
+            "redis://r/1/2",
+            "redis://r?db=x",
+            "redis://r?nonsense=1",
+            "redis://r?skip_verify=true",
+            "redis://:%zz@r",
+            "redis://:%f@r",
+            "redis://r#x",
+            "unix://",
+            "redis://a b",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `/healthz` and `/readyz`: alive from the first moment, whatever the neighbours do.
+
+use std::time::{Duration, Instant};
+
+use crate::support::client::Call;
+use crate::support::neighbour::Greeting;
+use crate::support::service::Setup;
+use crate::support::sfu::Sfu;
+use crate::support::world::World;
+
+#[test]
+fn both_answer_get_and_head_while_every_neighbour_is_down() {
+    let world = World::new();
+    world.sfu.http.refuse();
+    world.home.http.greet(Greeting::Silence);
+    for path in ["/healthz", "/readyz"] {
+        let answer = world.service.get(path);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        assert!(answer.body.len() <= 1024, "{path}: {}", answer.text());
+        let head = world.service.call(&Call::new("HEAD", path));
+        assert_eq!((head.status, head.body.len()), (200, 0), "{path}");
+    }
+    assert_eq!(world.service.get("/healthz").text(), "");
+}
+
+#[test]
+fn a_service_whose_neighbours_never_existed_is_healthy() {
+    let sfu = Sfu::start();
+    sfu.http.refuse();
+    let began = Instant::now();
+    let service = Setup::new(&sfu).start();
+    assert!(began.elapsed() < Duration::from_secs(5), "healthy only after {:?}", began.elapsed());
+    assert_eq!(service.get("/readyz").status, 200);
+}
+
+#[test]
+fn other_methods_are_refused_by_name() {
+    let world = World::shared();
+    for path in ["/healthz", "/readyz"] {
+        for method in ["POST", "PUT", "DELETE", "PATCH"] {
+            let answer = world.service.call(&Call::new(method, path));
+            answer.assert_errcode(405, "M_UNRECOGNIZED");
+            let allow = answer.header("allow").unwrap_or_default().to_owned();
+            assert!(allow.contains("GET") && allow.contains("HEAD"), "{method} {path}: Allow: {allow}");
+        }
+        let options = world.service.call(&Call::new("OPTIONS", path));
+        assert_eq!((options.status, options.body.len()), (200, 0), "OPTIONS {path}");
+    }
+}
+
+#[test]
+fn an_answer_takes_milliseconds() {
+    let world = World::shared();
+    let mut took: Vec<_> = (0..50).map(|_| world.service.get("/healthz").took).collect();
+    took.sort_unstable();
+    assert!(took[25] < Duration::from_millis(50), "median {:?}", took[25]);
+}
+
+#[test]
+fn a_probe_is_not_worth_a_line_at_level_info() {
+    let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
+    let before = world.service.log();
+    for path in ["/healthz", "/readyz", "/livekit/jwt/healthz"] {
+        world.service.get(path);
+    }
+    // A request that is logged in any case comes after them, so that their lines would have come before its own.
+    world.sfu.http.refuse();
+    let log = world.service.log();
+    assert_eq!(log, before, "a probe was logged");
+}

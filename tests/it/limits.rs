@@ -1,0 +1,181 @@
+//! Limits (decision H7): slow and greedy clients, too many requests, and strangers' homeservers that answer nobody.
+
+use std::time::{Duration, Instant};
+
+use crate::support::client::Call;
+use crate::support::homeserver::Homeserver;
+use crate::support::neighbour::Reply;
+use crate::support::world::World;
+use crate::support::{bodies, unique_room, wait_until};
+
+/// No client needs longer for a header or a body.
+const DAWDLING: Duration = Duration::from_secs(40);
+
+#[test]
+fn a_client_that_dawdles_is_shown_the_door() {
+    let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
+    let slow_header = || {
+        let mut connection = world.service.connect();
+        connection.send(b"POST /get_token HTTP/1.1\r\nHost: x\r\n");
+        trickle(&mut connection, b"X-Slow: 1\r\n")
+    };
+    let no_header = || {
+        let mut connection = world.service.connect();
+        let began = Instant::now();
+        assert!(connection.closed_within(DAWDLING), "a silent connection was kept for {DAWDLING:?}");
+        began.elapsed()
+    };
+    let slow_body = || {
+        let mut connection = world.service.connect();
+        connection.send(b"POST /get_token HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n{");
+        trickle(&mut connection, b" ")
+    };
+    let stalled_body = || {
+        let mut connection = world.service.connect();
+        connection.send(b"POST /get_token HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n{");
+        let began = Instant::now();
+        assert!(connection.closed_within(DAWDLING), "a stalled body was waited for for {DAWDLING:?}");
+        began.elapsed()
+    };
+    std::thread::scope(|scope| {
+        let all = [
+            ("slow header", scope.spawn(slow_header)),
+            ("no header", scope.spawn(no_header)),
+            ("slow body", scope.spawn(slow_body)),
+            ("stalled body", scope.spawn(stalled_body)),
+        ];
+        for (which, thread) in all {
+            eprintln!("{which}: closed after {:.1?}", thread.join().unwrap_or_else(|_| panic!("{which}")));
+        }
+    });
+}
+
+/// Sends `drop` four times a second until the other side has had enough of it.
+fn trickle(connection: &mut crate::support::client::Connection, drop: &[u8]) -> Duration {
+    let began = Instant::now();
+    while !connection.closed_within(Duration::from_millis(250)) {
+        assert!(began.elapsed() < DAWDLING, "it was listened to for {DAWDLING:?}");
+        connection.send(drop);
+    }
+    began.elapsed()
+}
+
+#[test]
+fn half_open_requests_of_others_cost_nobody_his_answer() {
+    let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
+    let before = world.service.rss_kib();
+    // 64 MiB of bodies, if all were held.
+    let greedy: Vec<_> = (0..1_000)
+        .map(|_| {
+            let mut connection = world.service.connect();
+            connection.send(b"POST /get_token HTTP/1.1\r\nHost: x\r\nContent-Length: 65536\r\n\r\n{");
+            connection.send(&[b' '; 60_000]);
+            connection
+        })
+        .collect();
+    let headers: Vec<_> = (0..1_000)
+        .map(|_| {
+            let mut connection = world.service.connect();
+            connection.send(b"GET /healthz HTTP/1.1\r\nX-Slow: ");
+            connection
+        })
+        .collect();
+    assert_eq!(world.service.get("/healthz").status, 200);
+    let grown = world.service.rss_kib().saturating_sub(before);
+    eprintln!("2,000 half-open requests: {grown} KiB");
+    assert!(grown < 48 * 1024, "memory grew by {grown} KiB");
+    drop((greedy, headers));
+    // When they are gone, so is what they held.
+    let mut status = 0;
+    wait_until("a token again", Duration::from_secs(10), || {
+        status = world
+            .service
+            .post("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &unique_room()))
+            .status;
+        assert!([200, 503].contains(&status), "{status}");
+        status == 200
+    });
+}
+
+/// Requests about homeservers that answer nobody, `each` for each of them, all at once.
+fn hanging(homeservers: &[Homeserver], each: usize) -> Vec<Call> {
+    for homeserver in homeservers {
+        homeserver.answer_userinfo(Some(Reply::Hang));
+    }
+    let calls = homeservers.iter().flat_map(|h| (0..each).map(move |n| (h, n)));
+    calls
+        .map(|(h, n)| Call::json("/get_token", &bodies::get_token_of(h, &format!("user{n}"), &unique_room())))
+        .collect()
+}
+
+/// Floods, and meanwhile asks for `/healthz` and for a token of `home`, as soon as the flood is refused: both must work.
+fn flood_and_watch(world: &World, calls: &[Call]) -> (Vec<crate::support::client::Answer>, usize) {
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| world.service.flood(calls, calls.len()));
+        let mut meanwhile = 0;
+        while !flood.is_finished() {
+            let answer = world.service.get("/healthz");
+            assert_eq!(answer.status, 200);
+            assert!(answer.took < Duration::from_secs(2), "/healthz took {:?}", answer.took);
+            let answer = world
+                .service
+                .post("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &unique_room()));
+            if answer.status == 200 {
+                meanwhile += 1;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        (flood.join().expect("the flood"), meanwhile)
+    })
+}
+
+fn refused(answers: &[crate::support::client::Answer]) -> usize {
+    let refused: Vec<_> = answers.iter().filter(|a| a.status == 503).collect();
+    for answer in &refused {
+        assert!(
+            answer.header("retry-after").is_some_and(|s| s.parse::<u32>().is_ok()),
+            "{:?}",
+            answer.headers
+        );
+        assert!(answer.field("errcode").starts_with("M_"), "{}", answer.text());
+        assert!(answer.took < Duration::from_secs(8), "refused only after {:?}", answer.took);
+    }
+    let other: Vec<_> = answers
+        .iter()
+        .filter(|a| ![503, 401].contains(&a.status))
+        .map(|a| (a.status, a.text()))
+        .collect();
+    assert!(other.is_empty(), "{} other answers: {:?}", other.len(), other.first());
+    refused.len()
+}
+
+#[test]
+fn no_more_than_4096_requests_are_under_way() {
+    let slow: Vec<_> = (0..3).map(|_| Homeserver::start()).collect();
+    let names: Vec<_> = slow.iter().map(|h| h.name.clone()).collect();
+    let world = World::with(|setup| {
+        setup
+            .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &names.join(" "))
+            .env("LIVEKIT_LOG_LEVEL", "info")
+    });
+    let calls = hanging(&slow, 1_500);
+    let (answers, _) = flood_and_watch(&world, &calls);
+    let refused = refused(&answers);
+    eprintln!(
+        "4,500 requests that hang: {refused} refused with 503, {} KiB",
+        world.service.rss_kib()
+    );
+    assert!((300..=500).contains(&refused), "{refused} of 4,500 were refused, not about 404");
+}
+
+#[test]
+fn strangers_share_a_quarter_and_leave_the_rest_to_us() {
+    let strangers: Vec<_> = (0..12).map(|_| Homeserver::start()).collect();
+    let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
+    let calls = hanging(&strangers, 125);
+    let (answers, meanwhile) = flood_and_watch(&world, &calls);
+    let refused = refused(&answers);
+    eprintln!("1,500 requests about strangers: {refused} refused with 503, {meanwhile} tokens given meanwhile");
+    assert!((376..=576).contains(&refused), "{refused} of 1,500 were refused, not about 476");
+    assert!(meanwhile >= 20, "only {meanwhile} tokens for our own users meanwhile");
+}

@@ -1,0 +1,248 @@
+//! The log: one line per event that nobody can forge, in text or JSON, at the level of whose fault it is (decision P12).
+
+use serde_json::{Value, json};
+
+use crate::support::bodies::{self, with};
+use crate::support::client::Call;
+use crate::support::homeserver::Homeserver;
+use crate::support::neighbour::Reply;
+use crate::support::service::Service;
+use crate::support::sfu::Fault;
+use crate::support::unique_room;
+use crate::support::world::World;
+
+/// What a forger would like to see at the beginning of a line, with what might bring it there.
+const FORGERY: &str = "x\r\nFORGED 2026-01-01T00:00:00Z  INFO root login\nFORGED\u{b}FORGED\u{85}FORGED\u{2028}FORGED\u{1b}[2J\u{1b}[31mred\u{9b}31m\u{7}\u{8}\0\u{202e}end";
+
+/// Tries every value that a client or a neighbour chooses.
+fn forge(world: &World) {
+    let good = bodies::get_token_of(&world.home, "alice", &unique_room());
+    let pointers = [
+        "/room_id",
+        "/slot_id",
+        "/member/id",
+        "/member/claimed_user_id",
+        "/member/claimed_device_id",
+        "/openid_token/matrix_server_name",
+        "/openid_token/token_type",
+    ];
+    for pointer in pointers {
+        world.service.post("/get_token", &with(&good, pointer, Some(json!(FORGERY))));
+        world
+            .service
+            .post("/get_token", &with(&good, pointer, Some(json!(format!("!a:{FORGERY}")))));
+    }
+    let legacy = bodies::sfu_get_of(&world.home, "alice", FORGERY);
+    for pointer in ["/device_id", "/openid_token/matrix_server_name", "/delay_id"] {
+        world.service.post("/sfu/get", &with(&legacy, pointer, Some(json!(FORGERY))));
+    }
+    world.service.post("/sfu/get", &json!({ FORGERY: FORGERY }));
+    world.service.call(&Call::post("/get_token", format!("{{\"{FORGERY}")));
+    for target in [
+        "/%0d%0aFORGED",
+        "/%1b[31mFORGED",
+        "/get_token?x=%0aFORGED",
+        "/\u{85}FORGED",
+        "/\u{9b}31mFORGED",
+    ] {
+        let _ = world.service.raw(&Call::new("GET", target).bytes(world.service.address()));
+    }
+    let headers = [
+        ("X-Request-Id", "\u{85}FORGED\u{1b}[31m"),
+        ("User-Agent", "\u{85}FORGED\u{9b}"),
+        ("X-Forwarded-For", "FORGED\u{1b}"),
+        ("Origin", "\u{1b}FORGED"),
+    ];
+    for (name, value) in headers {
+        let _ = world
+            .service
+            .raw(&Call::post("/get_token", "{}").header(name, value).bytes(world.service.address()));
+    }
+    // Neighbours forge too.
+    let subs = [
+        FORGERY.into(),
+        format!("@{FORGERY}:{}", world.home.name),
+        format!("@alice:{FORGERY}"),
+    ];
+    for sub in subs {
+        world.service.post(
+            "/sfu/get",
+            &bodies::sfu_get(&unique_room(), &world.home.name, &world.home.token_of(&sub)),
+        );
+    }
+    let pages = [
+        Reply::text(403, "text/html", FORGERY),
+        Reply::json(401, &json!({"errcode": FORGERY, "error": FORGERY})),
+        Reply::text(404, "FORGED", FORGERY),
+    ];
+    for page in pages {
+        let token = world.home.token_with(page.clone());
+        world
+            .service
+            .post("/sfu/get", &bodies::sfu_get(&unique_room(), &world.home.name, &token));
+        world.sfu.fail(Some(Fault::Instead(page)));
+        world
+            .service
+            .post("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &unique_room()));
+        world.sfu.fail(None);
+    }
+    let twirp = Reply::json(401, &json!({"code": FORGERY, "msg": FORGERY}));
+    world.sfu.fail(Some(Fault::Instead(twirp)));
+    world
+        .service
+        .post("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &unique_room()));
+    world.sfu.fail(None);
+}
+
+fn assert_unforged(service: &Service) -> String {
+    let log = service.log();
+    assert!(log.lines().count() > 20, "so few lines that this proves nothing:\n{log}");
+    for line in log.split('\n') {
+        let odd = |c: &char| c.is_control() || ['\u{2028}', '\u{2029}', '\u{202e}'].contains(c);
+        assert_eq!(line.chars().find(odd), None, "a control character in {line:?}");
+        assert!(!line.trim_start().starts_with("FORGED"), "forged: {line:?}");
+    }
+    log
+}
+
+#[test]
+fn nobody_writes_lines_into_the_text_log() {
+    let world = World::new();
+    forge(&world);
+    let log = assert_unforged(&world.service);
+    for line in log.lines() {
+        let year = line.get(..4).is_some_and(|y| y.bytes().all(|b| b.is_ascii_digit()));
+        let level = ["TRACE", "DEBUG", "INFO", "WARN", "ERROR"]
+            .iter()
+            .any(|l| line.get(..60).unwrap_or(line).contains(l));
+        assert!(year && level, "a line without time and level: {line:?}");
+    }
+}
+
+#[test]
+fn the_json_log_is_one_object_a_line() {
+    let world = World::with(|setup| setup.env("LIVEKIT_LOG_FORMAT", "json"));
+    forge(&world);
+    let log = assert_unforged(&world.service);
+    for line in log.lines() {
+        let object: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("no JSON ({e}): {line:?}"));
+        for name in ["timestamp", "level"] {
+            assert!(object[name].is_string(), "no {name} in {line}");
+        }
+    }
+}
+
+/// Client's fault: debug or info. Neighbour's: warn. Ours: error.
+#[test]
+fn the_level_says_whose_fault_it_was() {
+    let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "warn"));
+    let started = world.service.log();
+    let good = || bodies::get_token_of(&world.home, "alice", &unique_room());
+    assert_eq!(world.service.post("/get_token", &good()).status, 200);
+    for call in [
+        Call::new("GET", "/nope"),
+        Call::new("GET", "/get_token"),
+        Call::post("/get_token", "nonsense"),
+        Call::post("/sfu/get", vec![b' '; 70_000]),
+    ] {
+        world.service.call(&call);
+    }
+    world.service.post("/get_token", &with(&good(), "/room_id", None));
+    world.service.post(
+        "/get_token",
+        &with(&good(), "/openid_token/access_token", Some(json!(crate::support::secrets::token()))),
+    );
+    world.service.post(
+        "/get_token",
+        &with(&good(), "/member/claimed_user_id", Some(json!("@eve:example.org"))),
+    );
+    world.service.post(
+        "/get_token",
+        &with(&good(), "/openid_token/matrix_server_name", Some(json!("no server"))),
+    );
+    assert_eq!(world.service.log(), started, "a client's fault is no warning");
+    world.sfu.fail(Some(Fault::NoGrant));
+    let answer = world.service.post("/get_token", &good());
+    let line = world.service.wait_log_after(started.len(), &["sfu"]);
+    assert!(line.contains("WARN") || line.contains("ERROR"), "{line}");
+    assert!(
+        line.contains(answer.header("x-request-id").expect("an ID")),
+        "the line cannot be found by the request's ID: {line}"
+    );
+}
+
+#[test]
+fn levels_are_those_of_the_old_service() {
+    for (level, debug, info) in [
+        ("debug", true, true),
+        ("DEBUG", true, true),
+        ("info", false, true),
+        ("", false, true),
+        ("warning", false, false),
+        ("Error", false, false),
+    ] {
+        let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", level));
+        world
+            .service
+            .post("/get_token", &bodies::get_token_of(&world.home, "alice", &unique_room()));
+        world.service.post("/get_token", &json!({}));
+        let log = world.service.log();
+        let has = |name: &str| log.lines().any(|l| l.get(..60).unwrap_or(l).contains(name));
+        assert_eq!((has("DEBUG"), has("INFO")), (debug, info), "LIVEKIT_LOG_LEVEL={level}:\n{log}");
+    }
+    let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "loud"));
+    world.service.wait_log(&["warn", "LIVEKIT_LOG_LEVEL"]);
+    let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "error").env("RUST_LOG", "lk_jwt_service=debug"));
+    world.service.post("/get_token", &json!({}));
+    world.service.wait_log(&["debug"]);
+}
+
+/// What an operator greps for: the ID that the user reads off an error page.
+#[test]
+fn a_request_is_found_by_its_id() {
+    let world = World::new();
+    let good = bodies::get_token_of(&world.home, "alice", &unique_room());
+    for (n, body) in [
+        good.clone(),
+        with(&good, "/member/claimed_user_id", Some(json!("@eve:example.org"))),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let id = format!("grep-for-me-{n}");
+        world.service.call(&Call::json("/get_token", &body).header("X-Request-Id", &id));
+        world.service.wait_log(&[&id]);
+    }
+    let failing = Homeserver::start();
+    failing.http.refuse();
+    let id = "grep-for-me-unreachable";
+    let call = Call::json("/sfu/get", &bodies::sfu_get_of(&failing, "alice", &unique_room())).header("X-Request-Id", id);
+    assert_eq!(world.service.call(&call).status, 401);
+    world.service.wait_log(&[id, &failing.name]);
+}
+
+/// At the finest level, too, nothing secret: whatever libraries log below us.
+#[test]
+fn even_a_trace_of_everything_holds_no_secret() {
+    let world = World::with(|setup| setup.env("RUST_LOG", "trace"));
+    for homeserver in [&world.home, &world.away] {
+        for path in ["/get_token", "/sfu/get"] {
+            let body = bodies::get_token_of(homeserver, "alice", &unique_room());
+            assert_eq!(world.service.post(path, &body).status, 200);
+            assert_eq!(world.service.post(path, &body).status, 200);
+        }
+        world.service.post(
+            "/sfu/get",
+            &bodies::sfu_get(&unique_room(), &homeserver.name, &crate::support::secrets::token()),
+        );
+    }
+    world.home.http.refuse();
+    let waiting = world
+        .service
+        .begin(&Call::json("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &unique_room())));
+    crate::support::wait_until("a failed try", std::time::Duration::from_secs(5), || {
+        world.service.log().contains("efused")
+    });
+    world.home.http.listen_again();
+    assert_eq!(waiting.join().expect("the request").expect("an answer").status, 200);
+}

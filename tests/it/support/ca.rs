@@ -1,0 +1,64 @@
+//! A certificate authority of this test run.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rustls::ServerConfig;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+pub(crate) struct Ca {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    file: PathBuf,
+}
+
+impl Ca {
+    /// The authority that services under test trust (`SSL_CERT_FILE`).
+    pub(crate) fn trusted() -> &'static Self {
+        static CA: LazyLock<Ca> = LazyLock::new(|| Ca::new("trusted"));
+        &CA
+    }
+
+    /// Another authority, which nobody trusts.
+    pub(crate) fn untrusted() -> &'static Self {
+        static CA: LazyLock<Ca> = LazyLock::new(|| Ca::new("untrusted"));
+        &CA
+    }
+
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("lk-jwt-service tests, {name}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("CA");
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("ca-{name}-{}.pem", std::process::id()));
+        std::fs::write(&file, issuer.pem()).expect("CA file");
+        Self { issuer, file }
+    }
+
+    /// The PEM file with this authority's certificate.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// TLS for a server with these names or addresses in its certificate.
+    pub(crate) fn server(&self, names: &[String]) -> Arc<ServerConfig> {
+        let key = KeyPair::generate().expect("key");
+        let certificate = CertificateParams::new(names)
+            .and_then(|params| params.signed_by(&key, &self.issuer))
+            .expect("server certificate");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .and_then(|builder| {
+                builder.with_no_client_auth().with_single_cert(
+                    vec![certificate.der().clone()],
+                    PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+                )
+            })
+            .expect("TLS configuration");
+        Arc::new(config)
+    }
+}

@@ -1,0 +1,94 @@
+//! The real binary under test, and its neighbours as fakes on real sockets.
+//!
+//! - [`service`]: starts `lk-jwt-service`, talks to it, and greps its whole log for secrets when it ends
+//! - [`homeserver`]: a Matrix homeserver's federation API with TLS
+//! - [`sfu`]: LiveKit's RoomService
+//! - [`neighbour`]: the scripted HTTP server under both
+//! - [`client`]: an HTTP/1.1 client that shows every byte
+//! - [`world`]: the arrangement of all of them that most tests need
+//! - [`bodies`]: request bodies; [`hashes`] and [`jwt`]: an independent look at answers; [`ca`]: certificates;
+//!   [`secrets`]: what must never be seen
+
+pub(crate) mod bodies;
+pub(crate) mod ca;
+pub(crate) mod client;
+pub(crate) mod hashes;
+pub(crate) mod homeserver;
+pub(crate) mod jwt;
+pub(crate) mod neighbour;
+mod own_tests;
+pub(crate) mod secrets;
+pub(crate) mod service;
+pub(crate) mod sfu;
+pub(crate) mod world;
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+
+/// The runtime on which all fakes and all asynchronous clients live.
+pub(crate) fn runtime() -> &'static Runtime {
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("runtime")
+    });
+    &RUNTIME
+}
+
+/// A number that no other caller of this process gets.
+pub(crate) fn unique() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Relaxed)
+}
+
+/// A loopback address that no other caller gets: ports cannot collide, a closed port stays closed, and one homeserver's
+/// limits are not another's.
+pub(crate) fn unique_loopback() -> Ipv4Addr {
+    let n = unique();
+    let run = (std::process::id() % 200 + 20) as u8;
+    Ipv4Addr::new(127, run, (n >> 8) as u8, (n & 0xff) as u8)
+}
+
+/// A room id that nobody has asked for yet.
+pub(crate) fn unique_room() -> String {
+    format!("!room{}:example.org", unique())
+}
+
+/// Polls until `done`, or fails with `what` after `within`.
+pub(crate) fn wait_until(what: &str, within: Duration, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + within;
+    while !done() {
+        assert!(Instant::now() < end, "still waiting after {within:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Something expensive that the tests of a module share while any of them runs. Unlike a static value it is dropped, so
+/// that processes end and their logs are checked.
+pub(crate) struct Shared<T>(Mutex<Weak<T>>);
+
+impl<T> Shared<T> {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Weak::new()))
+    }
+
+    pub(crate) fn get(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut shared = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let made = Arc::new(make());
+            *shared = Arc::downgrade(&made);
+            made
+        })
+    }
+}
+
+/// True where left-out tests are failures (`tests/run`, CI).
+pub(crate) fn nothing_may_be_left_out() -> bool {
+    std::env::var("LK_TESTS_REAL").is_ok_and(|v| v == "1")
+}

@@ -1,0 +1,324 @@
+//! LiveKit's RoomService as a real livekit-server 1.13.5 answers (`Twirp`, protobuf), with faults on request.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use livekit_protocol as proto;
+use prost::Message;
+use serde_json::json;
+
+use super::jwt::Jwt;
+use super::neighbour::{Neighbour, Reply, Request};
+use super::{secrets, unique, unique_loopback};
+
+/// How the SFU misbehaves.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// Answers after this time.
+    Slow(Duration),
+    /// Never answers.
+    Hang,
+    /// Closes the connection instead of answering.
+    Close,
+    /// Answers this instead.
+    Instead(Reply),
+    /// The grant that the call needs is missing: 401 in Twirp JSON.
+    NoGrant,
+    /// A proxy's error page.
+    ProxyPage(u16),
+    /// 200 with a body that is no protobuf.
+    Garbage,
+}
+
+/// What a room looks like in answers.
+#[derive(Clone, Debug)]
+pub(crate) struct RoomShape {
+    pub(crate) num_participants: u32,
+    pub(crate) empty_timeout: u32,
+    pub(crate) departure_timeout: u32,
+    /// How long ago the room was created when it is first asked for.
+    pub(crate) age: Duration,
+}
+
+impl Default for RoomShape {
+    fn default() -> Self {
+        Self {
+            num_participants: 0,
+            empty_timeout: 300,
+            departure_timeout: 20,
+            age: Duration::ZERO,
+        }
+    }
+}
+
+struct State {
+    key: String,
+    secret: String,
+    prefix: String,
+    fault: Mutex<Option<Fault>>,
+    shape: Mutex<RoomShape>,
+    /// Name to sid and creation time in milliseconds.
+    rooms: Mutex<HashMap<String, (String, i64)>>,
+    /// What was wrong with requests that a real server would have taken.
+    complaints: Mutex<Vec<String>>,
+}
+
+pub(crate) struct Sfu {
+    pub(crate) http: Neighbour,
+    state: Arc<State>,
+}
+
+impl Sfu {
+    pub(crate) fn start() -> Self {
+        Self::below("")
+    }
+
+    /// Behind a proxy that routes `prefix` to it, and nothing else.
+    pub(crate) fn below(prefix: &str) -> Self {
+        let state = Arc::new(State {
+            key: "sfukey".into(),
+            secret: secrets::sfu_secret(),
+            prefix: prefix.into(),
+            fault: Mutex::default(),
+            shape: Mutex::default(),
+            rooms: Mutex::default(),
+            complaints: Mutex::default(),
+        });
+        let answering = state.clone();
+        let address = (unique_loopback(), 0).into();
+        Self {
+            http: Neighbour::start(address, None, move |request| answering.reply(request)),
+            state,
+        }
+    }
+
+    pub(crate) fn key(&self) -> &str {
+        &self.state.key
+    }
+
+    pub(crate) fn secret(&self) -> &str {
+        &self.state.secret
+    }
+
+    /// As `LIVEKIT_URL` names it.
+    pub(crate) fn url(&self) -> String {
+        format!("ws://{}{}", self.http.address(), self.state.prefix)
+    }
+
+    pub(crate) fn fail(&self, fault: Option<Fault>) {
+        *self.state.fault.lock().unwrap() = fault;
+    }
+
+    pub(crate) fn shape_rooms(&self, shape: RoomShape) {
+        *self.state.shape.lock().unwrap() = shape;
+    }
+
+    /// Forgets all rooms, as a restart does.
+    pub(crate) fn forget_rooms(&self) {
+        self.state.rooms.lock().unwrap().clear();
+    }
+
+    /// The names of the rooms that stand.
+    pub(crate) fn rooms(&self) -> Vec<String> {
+        self.state.rooms.lock().unwrap().keys().cloned().collect()
+    }
+
+    /// How often CreateRoom was called.
+    pub(crate) fn creations(&self) -> usize {
+        self.http.count(|r| r.path.ends_with("/CreateRoom"))
+    }
+
+    /// How often CreateRoom was called for this room.
+    pub(crate) fn creations_of(&self, alias: &str) -> usize {
+        self.http.count(|r| {
+            r.path.ends_with("/CreateRoom") && proto::CreateRoomRequest::decode(r.body.as_slice()).is_ok_and(|c| c.name == alias)
+        })
+    }
+
+    /// Anything that was wrong with the requests besides what their answers said.
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        self.state.complaints.lock().unwrap().clone()
+    }
+}
+
+impl State {
+    fn reply(&self, request: &Request) -> Reply {
+        let fault = self.fault.lock().unwrap().clone();
+        match fault {
+            None => self.answer(request),
+            Some(Fault::Slow(delay)) => self.answer(request).after(delay),
+            Some(Fault::Hang) => Reply::Hang,
+            Some(Fault::Close) => Reply::Close,
+            Some(Fault::Instead(reply)) => reply,
+            Some(Fault::NoGrant) => twirp(401, "unauthenticated", "permissions denied"),
+            Some(Fault::ProxyPage(status)) => Reply::text(
+                status,
+                "text/html",
+                &format!(
+                    "<html>\r\n<head><title>{status}</title></head>\r\n<body><center><h1>{status}</h1></center><hr><center>nginx</center></body>\r\n</html>\r\n"
+                ),
+            ),
+            Some(Fault::Garbage) => Reply::text(200, "application/protobuf", "\u{7f}garbage that is no protobuf"),
+        }
+    }
+
+    fn answer(&self, request: &Request) -> Reply {
+        if request.method == "GET" && request.path == format!("{}/", self.prefix) {
+            return Reply::text(200, "text/plain; charset=utf-8", "OK");
+        }
+        let Some(method) = request.path.strip_prefix(&format!("{}/twirp/livekit.RoomService/", self.prefix)) else {
+            return bad_route(request);
+        };
+        let token = request.header("authorization").and_then(|a| a.strip_prefix("Bearer "));
+        let claims = match token {
+            None => serde_json::Value::Null,
+            Some(token) => match self.claims(token) {
+                Ok(claims) => claims,
+                Err(refusal) => return Reply::text(401, "text/plain; charset=utf-8", &refusal),
+            },
+        };
+        self.check_form(request, method, &claims);
+        let granted = |grant: &str| claims["video"][grant] == true;
+        match method {
+            "CreateRoom" if !granted("roomCreate") => denied(),
+            "CreateRoom" => match proto::CreateRoomRequest::decode(request.body.as_slice()) {
+                Ok(asked) if asked.name.len() > 256 => twirp(
+                    400,
+                    "invalid_argument",
+                    "twirp error unknown: room name length exceeds limits: max length 256",
+                ),
+                Ok(asked) => protobuf(&self.room(&asked)),
+                Err(_) => twirp(400, "malformed", "the protobuf request could not be decoded"),
+            },
+            "GetParticipant" if !granted("roomAdmin") => denied(),
+            "GetParticipant" => twirp(404, "not_found", "twirp error unknown: participant does not exist"),
+            "ListRooms" if !granted("roomList") => denied(),
+            "ListRooms" => match proto::ListRoomsRequest::decode(request.body.as_slice()) {
+                Ok(asked) => protobuf(&self.list(&asked)),
+                Err(_) => twirp(400, "malformed", "the protobuf request could not be decoded"),
+            },
+            _ => bad_route(request),
+        }
+    }
+
+    /// What the token says, or the text with which a real server refuses it.
+    fn claims(&self, token: &str) -> Result<serde_json::Value, String> {
+        let jwt = Jwt::decode(token).ok_or_else(|| format!("invalid token: {token}, error: token is malformed"))?;
+        if jwt.claims["iss"] != self.key.as_str() {
+            return Err(format!("invalid API key: {}", jwt.claims["iss"].as_str().unwrap_or_default()));
+        }
+        if !jwt.is_signed_with(&self.secret) {
+            return Err(format!(
+                "invalid token: {token}, error: token signature is invalid: signature is invalid"
+            ));
+        }
+        let now = now_ms() / 1000;
+        if jwt.claims["exp"].as_i64().unwrap_or(0) + 60 < now {
+            return Err(format!("invalid token: {token}, error: token has invalid claims: token is expired"));
+        }
+        if jwt.claims["nbf"].as_i64().unwrap_or(0) > now + 60 {
+            return Err(format!(
+                "invalid token: {token}, error: token has invalid claims: token is not valid yet"
+            ));
+        }
+        Ok(jwt.claims)
+    }
+
+    /// What our service promises beyond what a real server asks for (decision T6).
+    fn check_form(&self, request: &Request, method: &str, claims: &serde_json::Value) {
+        let complain = |text: String| self.complaints.lock().unwrap().push(format!("{method}: {text}"));
+        if request.method != "POST" {
+            complain(format!("method {}", request.method));
+        }
+        if request.header("content-type") != Some("application/protobuf") {
+            complain(format!("content type {:?}", request.header("content-type")));
+        }
+        let lifetime = claims["exp"].as_i64().unwrap_or(i64::MAX) - now_ms() / 1000;
+        if lifetime > 90 {
+            complain(format!("the token lives {lifetime} s, not a minute"));
+        }
+        if claims["video"]["roomJoin"] == true {
+            complain("the token could join a room".into());
+        }
+    }
+
+    fn room(&self, asked: &proto::CreateRoomRequest) -> proto::Room {
+        let shape = self.shape.lock().unwrap().clone();
+        let mut rooms = self.rooms.lock().unwrap();
+        let fresh = || {
+            (
+                format!("RM_{:012}", unique()),
+                now_ms() - i64::try_from(shape.age.as_millis()).unwrap_or(0),
+            )
+        };
+        let (sid, creation_time_ms) = rooms.entry(asked.name.clone()).or_insert_with(fresh).clone();
+        proto::Room {
+            sid,
+            name: asked.name.clone(),
+            empty_timeout: shape.empty_timeout,
+            departure_timeout: shape.departure_timeout,
+            creation_time: creation_time_ms / 1000,
+            creation_time_ms,
+            turn_password: "turnpassword".into(),
+            enabled_codecs: ["audio/opus", "video/VP8"]
+                .map(|mime| proto::Codec {
+                    mime: mime.into(),
+                    ..Default::default()
+                })
+                .into(),
+            num_participants: shape.num_participants,
+            ..Default::default()
+        }
+    }
+
+    fn list(&self, asked: &proto::ListRoomsRequest) -> proto::ListRoomsResponse {
+        let names = self.rooms.lock().unwrap().keys().cloned().collect::<Vec<_>>();
+        let wanted = names.into_iter().filter(|n| asked.names.is_empty() || asked.names.contains(n));
+        let rooms = wanted
+            .map(|name| {
+                self.room(&proto::CreateRoomRequest {
+                    name,
+                    ..Default::default()
+                })
+            })
+            .collect();
+        proto::ListRoomsResponse { rooms }
+    }
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|d| i64::try_from(d.as_millis()).ok())
+        .unwrap_or(0)
+}
+
+fn protobuf(message: &impl Message) -> Reply {
+    let headers = vec![("Content-Type".into(), "application/protobuf".into())];
+    Reply::Answer {
+        status: 200,
+        headers,
+        body: message.encode_to_vec(),
+    }
+}
+
+fn twirp(status: u16, code: &str, msg: &str) -> Reply {
+    Reply::json(status, &json!({"code": code, "msg": msg}))
+}
+
+fn denied() -> Reply {
+    twirp(401, "unauthenticated", "permissions denied")
+}
+
+fn bad_route(request: &Request) -> Reply {
+    Reply::json(
+        404,
+        &json!({
+            "code": "bad_route",
+            "msg": format!("no handler for path {:?}", request.path),
+            "meta": {"twirp_invalid_route": format!("{} {}", request.method, request.path)},
+        }),
+    )
+}
