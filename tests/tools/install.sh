@@ -134,6 +134,7 @@ at_least() {
 step() {
   local title=$1 log worker since=$SECONDS shown=$SECONDS
   shift
+  mkdir -p "$tools"
   log=$(mktemp "$tools/step.XXXXXX")
   say "installing $title"
   set -m # a process group of its own
@@ -171,6 +172,7 @@ lock() {
   command -v flock >/dev/null || return 0
   exec {install_lock}>"$tools/.lock"
   flock --nonblock "$install_lock" || { say "waiting for another installation"; flock "$install_lock"; }
+  rm -f "$tools"/step.* # of a run that was killed
 }
 
 unlock() {
