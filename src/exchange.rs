@@ -42,14 +42,14 @@ pub enum Refusal {
 pub struct Exchange {
     openid: OpenId,
     policy: Policy,
-    sfu: Sfu,
+    sfu: Arc<Sfu>,
     minter: Arc<Minter>,
 }
 
 impl Exchange {
     /// Puts the steps together.
     #[must_use]
-    pub fn new(openid: OpenId, policy: Policy, sfu: Sfu, minter: Arc<Minter>) -> Self {
+    pub fn new(openid: OpenId, policy: Policy, sfu: Arc<Sfu>, minter: Arc<Minter>) -> Self {
         Self {
             openid,
             policy,

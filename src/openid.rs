@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use serde::Deserialize;
+use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
@@ -39,8 +39,13 @@ pub enum Unverified {
     #[error("the homeserver rejected the OpenID token")]
     Rejected,
     /// The homeserver could not be asked.
-    #[error("{0}")]
-    Unreachable(Failure),
+    #[error("{failure}")]
+    Unreachable {
+        /// Why.
+        failure: Failure,
+        /// It is listed, or has verified a token here.
+        known: bool,
+    },
     /// The homeserver answered something else than the specification says.
     #[error("the homeserver answered userinfo with {0}")]
     Unusable(Answer),
@@ -89,7 +94,10 @@ impl OpenId {
             let outcome = match self.federation.get(server, &path, MAX_REPLY, tries > 1, deadline).await {
                 Ok(reply) => judge(reply.status, &reply.body, server),
                 Err(Failure::Busy) => Err(Unverified::Busy),
-                Err(failure) => Err(Unverified::Unreachable(failure)),
+                Err(failure) => Err(Unverified::Unreachable {
+                    failure,
+                    known: self.federation.knows(server),
+                }),
             };
             match outcome {
                 Ok(user) => {
@@ -120,24 +128,23 @@ impl OpenId {
 impl Unverified {
     fn may_pass(&self) -> bool {
         match self {
-            Self::Unreachable(failure) => failure.may_pass(),
+            Self::Unreachable { failure, .. } => failure.may_pass(),
             Self::Unusable(Answer::Status(status)) => *status == 429 || *status >= 500,
             Self::Rejected | Self::Unusable(Answer::Body) | Self::ForeignUser | Self::Busy => false,
         }
     }
 }
 
-#[derive(Deserialize)]
-struct UserInfo {
-    sub: String,
-}
-
 fn judge(status: StatusCode, body: &[u8], server: &ServerName) -> Result<VerifiedUser, Unverified> {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Unverified::Rejected),
         status if status.is_success() => {
-            let info: UserInfo = serde_json::from_slice(body).map_err(|_| Unverified::Unusable(Answer::Body))?;
-            user_of(server, info.sub).ok_or(Unverified::ForeignUser)
+            // A map and not a derived struct: that would take `["@alice:example.org"]` for an object too.
+            let mut info: Map<String, Value> = serde_json::from_slice(body).map_err(|_| Unverified::Unusable(Answer::Body))?;
+            let Some(Value::String(sub)) = info.remove("sub") else {
+                return Err(Unverified::Unusable(Answer::Body));
+            };
+            user_of(server, sub).ok_or(Unverified::ForeignUser)
         }
         status => Err(Unverified::Unusable(Answer::Status(status.as_u16()))),
     }
@@ -204,7 +211,7 @@ mod tests {
         let judge = |status: u16, body: &str| judge(StatusCode::from_u16(status).unwrap(), body.as_bytes(), &server);
         assert!(judge(200, r#"{"sub":"@a:x.example","extra":[1]}"#).is_ok());
         assert!(matches!(judge(200, r#"{"sub":"@a:y.example"}"#), Err(Unverified::ForeignUser)));
-        for body in ["", "{}", "[]", r#"{"sub":5}"#, "<html>"] {
+        for body in ["", "{}", "[]", r#"{"sub":5}"#, r#"["@a:x.example"]"#, "<html>"] {
             assert!(matches!(judge(200, body), Err(Unverified::Unusable(Answer::Body))), "{body}");
         }
         for (status, may_pass) in [(302, false), (404, false), (400, false), (429, true), (500, true), (502, true)] {

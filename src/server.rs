@@ -42,6 +42,9 @@ const NEXT_HEAD: Duration = Duration::from_secs(125);
 /// Longest head of a request.
 const MAX_HEAD: usize = 32 * 1024;
 
+/// Where a forward proxy may stand, as the HTTP clients read it.
+const PROXY_VARIABLES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -51,9 +54,6 @@ pub enum StartError {
     /// The key pair cannot sign.
     #[error("LIVEKIT_KEY and LIVEKIT_SECRET: {0}")]
     Keys(#[from] MintError),
-    /// The SFU's address cannot carry a path.
-    #[error("LIVEKIT_URL or LIVEKIT_API_URL: {0}")]
-    SfuUrl(#[from] url::ParseError),
 }
 
 /// Serves until `stop` is done, then lets what is in flight finish.
@@ -64,7 +64,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let grace = config.shutdown_grace;
     let bind = config.bind.clone();
     let url = config.livekit.url.clone();
-    let (app, tls) = build(config)?;
+    let (app, sfu) = build(config)?;
     let listener = bind.listen().await.map_err(|error| StartError::Listen(bind.to_string(), error))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -72,14 +72,13 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         livekit_url = url,
         "listening"
     );
-    // The first request should not wait for the CA bundle.
-    drop(tokio::task::spawn_blocking(move || tls.config().map(drop)));
+    tokio::spawn(async move { sfu.check().await });
     serve(listener, app, stop, grace).await;
     Ok(())
 }
 
 /// Values, not the configuration, go below this function.
-fn build(config: Config) -> Result<(Arc<App>, Arc<Tls>), StartError> {
+fn build(config: Config) -> Result<(Arc<App>, Arc<Sfu>), StartError> {
     let tls = Arc::new(Tls::new(config.skip_tls_verification));
     let dns = Arc::new(Dns::new(config.dns_servers));
     let own = config.app_service.as_ref().map(|own| own.server_name.clone());
@@ -93,20 +92,29 @@ fn build(config: Config) -> Result<(Arc<App>, Arc<Tls>), StartError> {
         also_listed: own.iter().cloned().chain(config.cs_api_overrides.into_keys()).collect(),
         proxies: Matcher::from_env(),
     };
+    if let Some(variable) = PROXY_VARIABLES
+        .into_iter()
+        .find(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
+    {
+        tracing::info!(
+            variable,
+            "a forward proxy is used: names that do not resolve here are left to it, and so is keeping it out of private networks"
+        );
+    }
     let federation = Arc::new(Federation::new(settings, dns.clone(), tls.clone()));
     let minter = Arc::new(Minter::new(
         config.livekit.keys.signing(),
         config.jwt_ttl,
         config.can_update_own_metadata,
     )?);
-    let sfu = Sfu::new(&config.livekit.api_base, minter.clone(), tls.clone(), dns)?;
+    let sfu = Arc::new(Sfu::new(&config.livekit.api_base, minter.clone(), tls, dns));
     let policy = Policy {
         full_access: config.full_access,
         remote_can_publish: config.remote_can_publish,
         own,
     };
-    let exchange = Exchange::new(OpenId::new(federation), policy, sfu, minter);
-    Ok((Arc::new(App::new(exchange, config.livekit.url, config.path_prefix)), tls))
+    let exchange = Exchange::new(OpenId::new(federation), policy, sfu.clone(), minter);
+    Ok((Arc::new(App::new(exchange, config.livekit.url, config.path_prefix)), sfu))
 }
 
 /// Accepts connections until `stop` is done, then closes idle ones and waits for the others, `grace` at most.

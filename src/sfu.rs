@@ -13,8 +13,8 @@ use std::time::{Duration, Instant as StdInstant, UNIX_EPOCH};
 
 use http::{HeaderMap, header};
 use livekit_api::access_token::VideoGrants;
-use livekit_protocol::{CreateRoomRequest, Room};
-use prost::Message as _;
+use livekit_protocol::{CreateRoomRequest, ListRoomsRequest, ListRoomsResponse, Room};
+use prost::Message;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 use url::Url;
@@ -44,7 +44,7 @@ pub struct Sfu {
     client: OnceLock<reqwest::Client>,
     tls: Arc<Tls>,
     dns: Arc<Dns>,
-    create_room: Url,
+    room_service: String,
     minter: Arc<Minter>,
     rooms: Mutex<RoomMemory>,
     creations: Mutex<HashMap<Box<str>, Creation>>,
@@ -52,20 +52,17 @@ pub struct Sfu {
 
 impl Sfu {
     /// `base` is the address of the API, path prefix included.
-    ///
-    /// # Errors
-    /// When `base` cannot carry a path.
-    pub fn new(base: &Url, minter: Arc<Minter>, tls: Arc<Tls>, dns: Arc<Dns>) -> Result<Self, url::ParseError> {
-        let prefix = base.as_str().trim_end_matches('/');
-        Ok(Self {
+    #[must_use]
+    pub fn new(base: &Url, minter: Arc<Minter>, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
+        Self {
             client: OnceLock::new(),
             tls,
             dns,
-            create_room: format!("{prefix}/twirp/livekit.RoomService/CreateRoom").parse()?,
+            room_service: format!("{}/twirp/livekit.RoomService/", base.as_str().trim_end_matches('/')),
             minter,
             rooms: Mutex::new(RoomMemory::new()),
             creations: Mutex::default(),
-        })
+        }
     }
 
     /// Sees to it that `room` stands. What may pass is tried again until `deadline`; one try is made in any case.
@@ -112,7 +109,7 @@ impl Sfu {
             room_create: true,
             ..VideoGrants::default()
         };
-        let outcome = self.call(grants, request.encode_to_vec()).await;
+        let outcome = self.call::<Room>("CreateRoom", grants, &request).await;
         let mut rooms = lock(&self.rooms);
         match outcome {
             Ok((created, answered_at)) => {
@@ -150,15 +147,47 @@ impl Sfu {
         Ok(self.client.get_or_init(|| client))
     }
 
-    async fn call(&self, grants: VideoGrants, body: Vec<u8>) -> Result<(Room, Option<u64>), SfuError> {
+    /// Asks a cheap question and logs what is wrong: a wrong key or path is told at the start and not by the first user.
+    pub async fn check(&self) {
+        // Reading the CA bundle takes some milliseconds, in which the service has to answer already.
+        let tls = self.tls.clone();
+        let _ = tokio::task::spawn_blocking(move || tls.config().map(drop)).await;
+        let grants = VideoGrants {
+            room_list: true,
+            ..VideoGrants::default()
+        };
+        // The name of no room: the answer is empty whatever goes on there.
+        let request = ListRoomsRequest {
+            names: vec!["-".to_owned()],
+        };
+        match self.call::<ListRoomsResponse>("ListRooms", grants, &request).await {
+            Ok(_) => tracing::info!("the SFU answers and accepts the key"),
+            Err(error) => {
+                let (reason, remedy) = (error.to_string(), error.remedy());
+                tracing::warn!(
+                    reason,
+                    remedy,
+                    "the SFU cannot be used; requests that open a room will fail until it can"
+                );
+            }
+        }
+    }
+
+    /// One call of LiveKit's RoomService, and the `Date` of its answer.
+    async fn call<T: Message + Default>(
+        &self,
+        method: &'static str,
+        grants: VideoGrants,
+        request: &impl Message,
+    ) -> Result<(T, Option<u64>), SfuError> {
         let token = self.minter.api_token(grants, API_TOKEN_TTL).map_err(|_| SfuError::Token)?;
         let request = self
             .client()?
-            .post(self.create_room.clone())
+            .post(format!("{}{method}", self.room_service))
             .bearer_auth(token)
             .header(header::CONTENT_TYPE, "application/protobuf")
             .timeout(CALL_TIMEOUT)
-            .body(body);
+            .body(request.encode_to_vec());
         let mut response = request.send().await.map_err(failure)?;
         let mut reply = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failure)? {
@@ -170,8 +199,8 @@ impl Sfu {
         if response.status() != http::StatusCode::OK {
             return Err(refusal::read(response.status(), &reply));
         }
-        let room = Room::decode(reply.as_slice()).map_err(|_| SfuError::Unreadable)?;
-        Ok((room, date(response.headers())))
+        let message = T::decode(reply.as_slice()).map_err(|_| SfuError::Unreadable)?;
+        Ok((message, date(response.headers())))
     }
 }
 

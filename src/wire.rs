@@ -174,6 +174,7 @@ pub struct TokenReply<'a> {
 
 fn object(body: &[u8]) -> Result<Map<String, Value>, BadRequest> {
     let body = replace_invalid_utf8(body);
+    let body = replace_lone_surrogates(&body);
     // Not `from_str`: what follows the first value is ignored, as it always was.
     match Value::deserialize(&mut serde_json::Deserializer::from_str(&body)) {
         Ok(Value::Object(object)) => Ok(object),
@@ -193,6 +194,44 @@ fn replace_invalid_utf8(bytes: &[u8]) -> Cow<'_, str> {
         out.extend(chunk.invalid().iter().map(|_| '\u{fffd}'));
     }
     Cow::Owned(out)
+}
+
+/// An escaped surrogate without its other half becomes U+FFFD. `JSON.stringify` writes such strings, and our JSON library
+/// refuses the whole body for one.
+fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
+    let mut out = String::new();
+    let mut copied = 0;
+    let mut at = 0;
+    while let Some(found) = json[at..].find('\\') {
+        let escape = at + found;
+        at = match (code_unit(json, escape), code_unit(json, escape + 6)) {
+            (Some(0xd800..0xdc00), Some(0xdc00..0xe000)) => escape + 12,
+            (Some(0xd800..0xe000), _) => {
+                out.push_str(&json[copied..escape]);
+                out.push('\u{fffd}');
+                copied = escape + 6;
+                copied
+            }
+            (Some(_), _) => escape + 6,
+            // Some other escape, two characters long.
+            (None, _) => json[escape + 1..].chars().next().map_or(json.len(), |c| escape + 1 + c.len_utf8()),
+        };
+    }
+    if copied == 0 {
+        return Cow::Borrowed(json);
+    }
+    out.push_str(&json[copied..]);
+    Cow::Owned(out)
+}
+
+/// The UTF-16 code unit of an escape (`\uXXXX`) at this place.
+fn code_unit(json: &str, at: usize) -> Option<u16> {
+    let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
+    if digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        u16::from_str_radix(digits, 16).ok()
+    } else {
+        None
+    }
 }
 
 fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, BadRequest> {
@@ -371,6 +410,31 @@ mod tests {
             panic!("wrong body")
         };
         assert_eq!(room_id, "!\u{fffd}\u{fffd}:x");
+    }
+
+    #[test]
+    fn a_lone_surrogate_becomes_a_replacement_character() {
+        for (sent, meant) in [
+            (r"\ud800", "\u{fffd}"),
+            (r"\uDFFF", "\u{fffd}"),
+            (r"a\ud800b\udc00c", "a\u{fffd}b\u{fffd}c"),
+            (r"\ud800\ud83d\ude00", "\u{fffd}😀"),
+            (r"\udc00\ud800", "\u{fffd}\u{fffd}"),
+            (r"\ud83d\ude00", "😀"),
+            (r"\ud800\n", "\u{fffd}\n"),
+            (r"\\ud800", r"\ud800"),
+            (r"é\\é\u00e9", "é\\éé"),
+        ] {
+            let parsed = object(format!("{{\"x\":\"{sent}\"}}").as_bytes()).unwrap();
+            assert_eq!(parsed["x"], meant, "{sent}");
+        }
+        for broken in [r"\ud8", r"\u+123", r"\é", "\\"] {
+            assert_eq!(
+                object(format!("{{\"x\":\"{broken}\"}}").as_bytes()).unwrap_err(),
+                BadRequest::NotJson,
+                "{broken}"
+            );
+        }
     }
 
     #[test]

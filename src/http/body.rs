@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::time::timeout;
@@ -13,6 +13,8 @@ use super::error::ApiError;
 
 /// Largest body of a client route.
 const MAX_BODY: usize = 64 * 1024;
+/// What every request may hold besides its share: longer than an honest body, so that none waits for greedy ones.
+const OWN: usize = 1024;
 /// Time for a body to arrive.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -23,15 +25,27 @@ pub(super) async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<B
     if declared.is_some_and(|length| length > MAX_BODY) {
         return Err(ApiError::TOO_LARGE);
     }
-    let kib = u32::try_from(declared.unwrap_or(MAX_BODY) / 1024 + 1).unwrap_or(u32::MAX);
     let reading = async {
-        let _share = app.body_kib.acquire_many(kib).await;
-        Limited::new(body, MAX_BODY).collect().await
+        let mut body = Limited::new(body, MAX_BODY);
+        let (mut whole, mut shares) = (BytesMut::new(), Vec::new());
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                if error.is::<LengthLimitError>() {
+                    ApiError::TOO_LARGE
+                } else {
+                    ApiError::BODY_BROKEN
+                }
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            let before = whole.len().max(OWN);
+            whole.extend_from_slice(&data);
+            // For what has come, not for what was announced: announcing costs a client nothing.
+            let kib = u32::try_from(whole.len().max(OWN).div_ceil(1024) - before.div_ceil(1024)).unwrap_or(u32::MAX);
+            if kib > 0 {
+                shares.push(app.body_kib.try_acquire_many(kib).map_err(|_| ApiError::BUSY)?);
+            }
+        }
+        Ok(whole.freeze())
     };
-    match timeout(TIMEOUT, reading).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::TOO_LARGE),
-        Ok(Err(_)) => Err(ApiError::BODY_BROKEN),
-        Err(_) => Err(ApiError::BODY_TIMEOUT),
-    }
+    timeout(TIMEOUT, reading).await.unwrap_or(Err(ApiError::BODY_TIMEOUT))
 }

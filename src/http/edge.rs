@@ -121,13 +121,8 @@ fn write_error(response: &mut Response, error: &ApiError, id: &RequestId) {
     }
 }
 
-/// A handler panicked: one log line, a constant answer, and the service goes on.
-pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
-    let text = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied());
-    tracing::error!(panic = text.unwrap_or("unknown"), "a request handler panicked; please report this");
+/// A handler panicked: the panic hook has logged it, the answer is a constant, and the service goes on.
+pub(super) fn panicked(_: Box<dyn Any + Send>) -> Response {
     ApiError::INTERNAL.into_response()
 }
 

@@ -138,7 +138,7 @@ impl From<&Refusal> for ApiError {
             Refusal::Delegation => Self::bad_json("Delegation of delayed events is not supported"),
             Refusal::BadServerName => Self::unauthorised(Reason::InvalidServerName),
             Refusal::Unverified(Unverified::Rejected) => Self::unauthorised(Reason::TokenRejected),
-            Refusal::Unverified(Unverified::Unreachable(_)) => Self::unauthorised(Reason::HomeserverUnreachable),
+            Refusal::Unverified(Unverified::Unreachable { .. }) => Self::unauthorised(Reason::HomeserverUnreachable),
             Refusal::Unverified(Unverified::Unusable(_)) => Self::unauthorised(Reason::HomeserverError),
             Refusal::Unverified(Unverified::ForeignUser) | Refusal::UserMismatch => Self::unauthorised(Reason::UserMismatch),
             Refusal::Unverified(Unverified::Busy) => Self::BUSY,
@@ -172,8 +172,14 @@ mod tests {
             address: [127, 0, 0, 1].into(),
             why: Refused::Private,
         };
-        let refused = Refusal::from(Unverified::Unreachable(refused));
-        let away = Refusal::from(Unverified::Unreachable(Failure::Timeout));
+        let refused = Refusal::from(Unverified::Unreachable {
+            failure: refused,
+            known: true,
+        });
+        let away = Refusal::from(Unverified::Unreachable {
+            failure: Failure::Timeout,
+            known: false,
+        });
         assert_eq!(ApiError::from(&refused), ApiError::from(&away));
     }
 

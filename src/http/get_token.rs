@@ -13,7 +13,7 @@ use super::body;
 use super::edge::RequestId;
 use super::error::ApiError;
 use crate::exchange::Refusal;
-use crate::federation::{Failure, Refused};
+use crate::federation::Failure;
 use crate::openid::Unverified;
 use crate::wire::{BadRequest, TokenReply, TokenRequest};
 
@@ -61,45 +61,29 @@ fn log(refusal: &Refusal, server: &str, request_id: &str) {
         Refusal::UserMismatch | Refusal::Unverified(Unverified::Rejected | Unverified::ForeignUser) => {
             tracing::info!(request_id, server, reason, "no token: the user could not be verified");
         }
-        Refusal::Unverified(Unverified::Unreachable(failure)) => unreachable(failure, server, request_id),
+        // Names come from strangers, and most of those that lead nowhere are probes: no warnings for these. The first
+        // refusal of an address is told by `federation.rs`.
+        Refusal::Unverified(Unverified::Unreachable { failure, known }) => {
+            let remedy = failure.remedy();
+            if *known && !matches!(failure, Failure::Refused { .. }) {
+                tracing::warn!(request_id, server, reason, remedy, "no token: the homeserver could not be reached");
+            } else {
+                tracing::info!(request_id, server, reason, remedy, "no token: the homeserver could not be reached");
+            }
+        }
         Refusal::Unverified(Unverified::Unusable(_)) => {
             let remedy =
                 "check that /_matrix/federation/v1/openid is routed to that homeserver and enabled there (a listener's `openid` resource)";
-            tracing::warn!(request_id, server, reason, remedy, "no token: the homeserver's answer is unusable");
+            tracing::info!(request_id, server, reason, remedy, "no token: the homeserver's answer is unusable");
         }
         Refusal::Unverified(Unverified::Busy) => {
-            tracing::warn!(request_id, server, reason, remedy = Failure::Busy.remedy(), "no token: overloaded");
+            let remedy = Failure::Busy.remedy();
+            tracing::warn!(request_id, server, reason, remedy, "no token: overloaded");
         }
         Refusal::Sfu(error) => {
-            tracing::warn!(
-                request_id,
-                reason,
-                remedy = error.remedy(),
-                "no token: the room could not be opened on the SFU"
-            );
+            let remedy = error.remedy();
+            tracing::warn!(request_id, reason, remedy, "no token: the room could not be opened on the SFU");
         }
         Refusal::Mint(_) => tracing::error!(request_id, reason, "no token: it could not be signed"),
-    }
-}
-
-fn unreachable(failure: &Failure, server: &str, request_id: &str) {
-    let (reason, remedy) = (failure.to_string(), failure.remedy());
-    let message = "no token: the homeserver could not be reached";
-    match failure {
-        // Names come from strangers and most of these are probes. The first refusal of each name is told as a warning.
-        Failure::Refused {
-            why: Refused::Private | Refused::Never,
-            ..
-        } => tracing::debug!(request_id, server, reason, remedy, message),
-        Failure::Dns { .. }
-        | Failure::Connect { .. }
-        | Failure::Tls { .. }
-        | Failure::Proxy { .. }
-        | Failure::NoService(_)
-        | Failure::BadDelegation(_)
-        | Failure::Http(_)
-        | Failure::TooLarge(_)
-        | Failure::Timeout
-        | Failure::Busy => tracing::warn!(request_id, server, reason, remedy, message),
     }
 }
