@@ -22,6 +22,11 @@ export LK_TOOLS=$tools
 say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
+need_rust() {
+  need cargo cargo
+  command -v cc >/dev/null || apt_install gcc libc6-dev || die "a C compiler is needed: ring has C and assembly"
+}
+
 # install_neighbours: all that the tests and the demo run.
 install_neighbours() {
   lock
