@@ -69,7 +69,7 @@ install_livekit_server() {
 make_livekit_server() {
   local made=$tools/livekit-server.new
   GOBIN=$made GOFLAGS=-trimpath GOTOOLCHAIN=local \
-    "$go" install -ldflags '-s -w' "github.com/livekit/livekit-server/cmd/server@v$LIVEKIT_SERVER_VERSION" &&
+    "$go" install -v -ldflags '-s -w' "github.com/livekit/livekit-server/cmd/server@v$LIVEKIT_SERVER_VERSION" &&
     mv -f "$made/server" "$tools/livekit-server" && rmdir "$made"
 }
 
@@ -99,8 +99,8 @@ install_cargo_deny() {
 }
 
 make_cargo_deny() {
-  CARGO_TARGET_DIR=$tools/cargo-deny.build \
-    cargo install --quiet --locked --force --root "$tools" --version "$CARGO_DENY_VERSION" cargo-deny
+  CARGO_TARGET_DIR=$tools/cargo-deny.build CARGO_TERM_COLOR=never \
+    cargo install --locked --force --root "$tools" --version "$CARGO_DENY_VERSION" cargo-deny
 }
 
 # apt_install PACKAGE...: what is missing, where that is possible.
