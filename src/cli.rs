@@ -147,4 +147,13 @@ mod tests {
         );
         assert!(version().starts_with("lk-jwt-service 1."));
     }
+
+    #[test]
+    fn the_readme_has_the_same_table() {
+        let readme = include_str!("../README.md");
+        for Variable { name, doc, .. } in VARIABLES {
+            let row = readme.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+            assert!(row.is_some_and(|row| row.ends_with(&format!("| {doc} |"))), "{name}: {row:?}");
+        }
+    }
 }

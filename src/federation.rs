@@ -38,13 +38,11 @@ pub use route::Reply;
 
 use crate::access::Homeservers;
 use crate::dns::Dns;
+use crate::hold::TOO_LATE;
 use crate::server_name::ServerName;
 use crate::tls::Tls;
 use dial::Dialer;
 use homeservers::{Homeserver, Table};
-
-/// Requests that may wait for homeservers that are neither listed nor ever verified a token here (decision H7).
-const STRANGERS_IN_FLIGHT: usize = 1024;
 
 /// So many refused names are told per time.
 const WARNINGS: u32 = 20;
@@ -62,6 +60,8 @@ pub struct Settings {
     pub also_listed: Vec<ServerName>,
     /// Forward proxies of the environment.
     pub proxies: Matcher,
+    /// Requests that may wait for homeservers that are neither listed nor ever verified a token here (decision H7).
+    pub strangers_in_flight: usize,
 }
 
 /// Asks homeservers.
@@ -85,6 +85,7 @@ impl Federation {
             listed,
             also_listed,
             proxies,
+            strangers_in_flight,
         } = settings;
         Self {
             dialer: Arc::new(Dialer { dns, guard, proxies, tls }),
@@ -92,7 +93,7 @@ impl Federation {
             listed,
             also_listed,
             homeservers: Table::new(),
-            strangers: Semaphore::new(STRANGERS_IN_FLIGHT),
+            strangers: Semaphore::new(strangers_in_flight),
             told: Mutex::default(),
         }
     }
@@ -126,7 +127,7 @@ impl Federation {
         } else {
             Some(self.strangers.try_acquire().map_err(|_| Failure::Busy)?)
         };
-        let reply = timeout_at(deadline, self.ask(server, path_and_query, limit, again))
+        let reply = timeout_at(deadline, self.ask(server, path_and_query, limit, again, deadline))
             .await
             .unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
@@ -152,13 +153,17 @@ impl Federation {
         }
     }
 
-    async fn ask(&self, server: &ServerName, path_and_query: &str, limit: usize, again: bool) -> Result<Reply, Failure> {
+    async fn ask(&self, server: &ServerName, path_and_query: &str, limit: usize, again: bool, deadline: Instant) -> Result<Reply, Failure> {
         loop {
             let homeserver = self.homeservers.get(server, || self.enlist(server));
             let Some(_turn) = homeserver.turn().await? else {
                 // It became known while we waited: there is room for more now.
                 continue;
             };
+            // When a homeserver hangs, all who wait for it get their turn at once, just before their time is up.
+            if Instant::now() + TOO_LATE > deadline {
+                return Err(Failure::Timeout);
+            }
             let link = homeserver.link(&self.dialer, &self.overrides, again).await?;
             return link.get(path_and_query, limit).await;
         }

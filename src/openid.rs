@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
 use crate::federation::{Failure, Federation};
-use crate::hold::pause;
+use crate::hold::{TOO_LATE, pause};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 
@@ -47,8 +47,13 @@ pub enum Unverified {
         known: bool,
     },
     /// The homeserver answered something else than the specification says.
-    #[error("the homeserver answered userinfo with {0}")]
-    Unusable(Answer),
+    #[error("the homeserver answered userinfo with {answer}")]
+    Unusable {
+        /// What it answered.
+        answer: Answer,
+        /// It is listed, or has verified a token here.
+        known: bool,
+    },
     /// The homeserver vouched for a user that is not its own, or not a user at all.
     #[error("the homeserver vouched for something that is not a user of its own")]
     ForeignUser,
@@ -91,13 +96,12 @@ impl OpenId {
         let path = format!("/_matrix/federation/v1/openid/userinfo?{query}");
         let mut tries = 1;
         loop {
-            let outcome = match self.federation.get(server, &path, MAX_REPLY, tries > 1, deadline).await {
-                Ok(reply) => judge(reply.status, &reply.body, server),
+            let outcome = self.federation.get(server, &path, MAX_REPLY, tries > 1, deadline).await;
+            let known = self.federation.knows(server);
+            let outcome = match outcome {
+                Ok(reply) => judge(reply.status, &reply.body, server, known),
                 Err(Failure::Busy) => Err(Unverified::Busy),
-                Err(failure) => Err(Unverified::Unreachable {
-                    failure,
-                    known: self.federation.knows(server),
-                }),
+                Err(failure) => Err(Unverified::Unreachable { failure, known }),
             };
             match outcome {
                 Ok(user) => {
@@ -107,8 +111,8 @@ impl OpenId {
                 Err(error) if !error.may_pass() => return Err(error),
                 Err(error) => {
                     let pause = pause(tries);
-                    let spent = !self.federation.knows(server) && tries >= STRANGER_TRIES;
-                    if spent || Instant::now() + pause >= deadline {
+                    let spent = !known && tries >= STRANGER_TRIES;
+                    if spent || Instant::now() + pause + TOO_LATE >= deadline {
                         return Err(error);
                     }
                     tracing::debug!(
@@ -129,24 +133,28 @@ impl Unverified {
     fn may_pass(&self) -> bool {
         match self {
             Self::Unreachable { failure, .. } => failure.may_pass(),
-            Self::Unusable(Answer::Status(status)) => *status == 429 || *status >= 500,
-            Self::Rejected | Self::Unusable(Answer::Body) | Self::ForeignUser | Self::Busy => false,
+            Self::Unusable {
+                answer: Answer::Status(status),
+                ..
+            } => *status == 429 || *status >= 500,
+            Self::Rejected | Self::Unusable { answer: Answer::Body, .. } | Self::ForeignUser | Self::Busy => false,
         }
     }
 }
 
-fn judge(status: StatusCode, body: &[u8], server: &ServerName) -> Result<VerifiedUser, Unverified> {
+fn judge(status: StatusCode, body: &[u8], server: &ServerName, known: bool) -> Result<VerifiedUser, Unverified> {
+    let unusable = |answer| Unverified::Unusable { answer, known };
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Unverified::Rejected),
         status if status.is_success() => {
             // A map and not a derived struct: that would take `["@alice:example.org"]` for an object too.
-            let mut info: Map<String, Value> = serde_json::from_slice(body).map_err(|_| Unverified::Unusable(Answer::Body))?;
+            let mut info: Map<String, Value> = serde_json::from_slice(body).map_err(|_| unusable(Answer::Body))?;
             let Some(Value::String(sub)) = info.remove("sub") else {
-                return Err(Unverified::Unusable(Answer::Body));
+                return Err(unusable(Answer::Body));
             };
             user_of(server, sub).ok_or(Unverified::ForeignUser)
         }
-        status => Err(Unverified::Unusable(Answer::Status(status.as_u16()))),
+        status => Err(unusable(Answer::Status(status.as_u16()))),
     }
 }
 
@@ -208,11 +216,14 @@ mod tests {
     #[test]
     fn judges_answers() {
         let server = ServerName::parse("x.example").unwrap();
-        let judge = |status: u16, body: &str| judge(StatusCode::from_u16(status).unwrap(), body.as_bytes(), &server);
+        let judge = |status: u16, body: &str| judge(StatusCode::from_u16(status).unwrap(), body.as_bytes(), &server, true);
         assert!(judge(200, r#"{"sub":"@a:x.example","extra":[1]}"#).is_ok());
         assert!(matches!(judge(200, r#"{"sub":"@a:y.example"}"#), Err(Unverified::ForeignUser)));
         for body in ["", "{}", "[]", r#"{"sub":5}"#, r#"["@a:x.example"]"#, "<html>"] {
-            assert!(matches!(judge(200, body), Err(Unverified::Unusable(Answer::Body))), "{body}");
+            assert!(
+                matches!(judge(200, body), Err(Unverified::Unusable { answer: Answer::Body, .. })),
+                "{body}"
+            );
         }
         for (status, may_pass) in [(302, false), (404, false), (400, false), (429, true), (500, true), (502, true)] {
             assert_eq!(judge(status, "").unwrap_err().may_pass(), may_pass, "{status}");

@@ -44,7 +44,13 @@ where
         .log_internal_errors(false);
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match settings.format {
         LogFormat::Text => Box::new(layer.fmt_fields(debug_fn(text_field).delimited(" "))),
-        LogFormat::Json => Box::new(layer.json().flatten_event(true).with_current_span(false)),
+        LogFormat::Json => Box::new(
+            layer
+                .json()
+                .flatten_event(true)
+                .with_current_span(false)
+                .map_writer(|inner| JsonEscaped { inner }),
+        ),
     };
     tracing_subscriber::registry().with(layer.with_filter(wanted(settings).and(permitted())))
 }
@@ -78,20 +84,63 @@ fn text_field(writer: &mut Writer<'_>, field: &tracing::field::Field, value: &dy
     fmt::write(&mut Escaped(writer), format_args!("{value:?}"))
 }
 
-/// Escapes what would end the line, steer a terminal, or turn the direction of reading.
+/// Whether a character would end the line, steer a terminal, or turn the direction of reading.
+fn acts(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Escapes such characters in text.
 struct Escaped<'a, 'w>(&'a mut Writer<'w>);
 
 impl fmt::Write for Escaped<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let mut plain = 0;
         for (at, c) in text.char_indices() {
-            if c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+            if acts(c) {
                 self.0.write_str(&text[plain..at])?;
                 write!(self.0, "{}", c.escape_default())?;
                 plain = at + c.len_utf8();
             }
         }
         self.0.write_str(&text[plain..])
+    }
+}
+
+/// Escapes those that JSON allows to stand as they are, beyond ASCII. In JSON such characters are within strings only.
+struct JsonEscaped<W> {
+    inner: W,
+}
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for JsonEscaped<M> {
+    type Writer = JsonEscaped<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        JsonEscaped {
+            inner: self.inner.make_writer(),
+        }
+    }
+}
+
+impl<W: io::Write> io::Write for JsonEscaped<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        if text.chars().any(|c| c > '~' && acts(c)) {
+            let escape = |c: char| {
+                if c > '~' && acts(c) {
+                    format!("\\u{:04x}", u32::from(c))
+                } else {
+                    c.into()
+                }
+            };
+            self.inner.write_all(text.chars().map(escape).collect::<String>().as_bytes())?;
+        } else {
+            self.inner.write_all(line)?;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 
@@ -162,7 +211,7 @@ mod tests {
             info!("{}", FORGED);
         });
         assert_eq!(text.lines().count(), 2, "{text}");
-        let allowed = |c: char| c == '\n' || !(c.is_control() || matches!(c, '\u{2028}' | '\u{202e}'));
+        let allowed = |c: char| c == '\n' || !acts(c);
         assert!(text.chars().all(allowed), "{text:?}");
         let value = r"a\nERROR forged \u{1b}[2Jé\u{9b}\u{202e}\u{2028}\u{7f}\r\t";
         for expected in [
@@ -189,7 +238,8 @@ mod tests {
         assert_eq!(value["string"], FORGED);
         assert_eq!(value["display"], FORGED);
         assert_eq!(value["count"], 3);
-        assert!(!text.contains('\u{1b}'));
+        let allowed = |c: char| c == '\n' || !acts(c);
+        assert!(text.chars().all(allowed), "{text:?}");
     }
 
     #[test]

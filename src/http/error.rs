@@ -139,7 +139,7 @@ impl From<&Refusal> for ApiError {
             Refusal::BadServerName => Self::unauthorised(Reason::InvalidServerName),
             Refusal::Unverified(Unverified::Rejected) => Self::unauthorised(Reason::TokenRejected),
             Refusal::Unverified(Unverified::Unreachable { .. }) => Self::unauthorised(Reason::HomeserverUnreachable),
-            Refusal::Unverified(Unverified::Unusable(_)) => Self::unauthorised(Reason::HomeserverError),
+            Refusal::Unverified(Unverified::Unusable { .. }) => Self::unauthorised(Reason::HomeserverError),
             Refusal::Unverified(Unverified::ForeignUser) | Refusal::UserMismatch => Self::unauthorised(Reason::UserMismatch),
             Refusal::Unverified(Unverified::Busy) => Self::BUSY,
             Refusal::Sfu(error) if error.may_pass() => Self::no_room(Reason::SfuUnreachable),
@@ -190,7 +190,11 @@ mod tests {
             (Refusal::BadServerName, 401, "M_UNAUTHORIZED", Some(Reason::InvalidServerName)),
             (Unverified::Rejected.into(), 401, "M_UNAUTHORIZED", Some(Reason::TokenRejected)),
             (
-                Unverified::Unusable(Answer::Body).into(),
+                Unverified::Unusable {
+                    answer: Answer::Body,
+                    known: true,
+                }
+                .into(),
                 401,
                 "M_UNAUTHORIZED",
                 Some(Reason::HomeserverError),

@@ -71,10 +71,14 @@ fn log(refusal: &Refusal, server: &str, request_id: &str) {
                 tracing::info!(request_id, server, reason, remedy, "no token: the homeserver could not be reached");
             }
         }
-        Refusal::Unverified(Unverified::Unusable(_)) => {
+        Refusal::Unverified(Unverified::Unusable { known, .. }) => {
             let remedy =
                 "check that /_matrix/federation/v1/openid is routed to that homeserver and enabled there (a listener's `openid` resource)";
-            tracing::info!(request_id, server, reason, remedy, "no token: the homeserver's answer is unusable");
+            if *known {
+                tracing::warn!(request_id, server, reason, remedy, "no token: the homeserver's answer is unusable");
+            } else {
+                tracing::info!(request_id, server, reason, remedy, "no token: the homeserver's answer is unusable");
+            }
         }
         Refusal::Unverified(Unverified::Busy) => {
             let remedy = Failure::Busy.remedy();

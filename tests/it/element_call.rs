@@ -67,7 +67,7 @@ fn each_gets_the_token_it_got_or_is_asked_to_leave_the_delay_out() {
         assert_eq!(answer.status, 200, "{body}: {}", answer.text());
         assert_eq!(answer.field("url"), world.sfu.url());
         let claims = Jwt::decode(&answer.field("jwt")).expect("a JWT").claims;
-        let room = body["room"].as_str().or(body["room_id"].as_str()).expect("a room");
+        let room = body["room"].as_str().or_else(|| body["room_id"].as_str()).expect("a room");
         assert_eq!(claims["video"]["room"], alias(room, SLOT));
         if let Some(recorded) = &row.alias {
             assert_eq!(claims["video"]["room"], recorded.as_str());

@@ -11,13 +11,16 @@ use crate::support::homeserver::{Homeserver, unknown_token};
 use crate::support::jwt::Jwt;
 use crate::support::neighbour::Reply;
 use crate::support::world::World;
-use crate::support::{secrets, unique_room};
+use crate::support::{nothing_may_be_left_out, secrets, unique_room};
 
 const T1: &str = "The request body is missing `room_id` or `slot_id`";
 const T2: &str = "The request body `member` is missing a `id`, `claimed_user_id` or `claimed_device_id`";
 const T4: &str = "The request body `openid_token` is missing a `access_token` or `matrix_server_name`";
 const T6: &str = "The request body is missing `delay_id` or `delay_timeout`";
 const UNAUTHORISED: &str = "The request could not be authorised.";
+
+/// What is not held takes milliseconds; the rest is for a machine that is busy with other tests.
+const AT_ONCE: Duration = Duration::from_secs(5);
 
 fn claims(answer: &Answer) -> Value {
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -352,7 +355,7 @@ fn broken_text_is_mended_as_it_always_was() {
     let world = World::shared();
     let good = bodies::get_token_of(&world.home, "alice", "ROOM").to_string();
     let place = good.find("ROOM").expect("the room");
-    let with_room = |room: &[u8]| [good[..place].as_bytes(), room, &good.as_bytes()[place + 4..]].concat();
+    let with_room = |room: &[u8]| [&good.as_bytes()[..place], room, &good.as_bytes()[place + 4..]].concat();
     let cases: [(&[u8], &str); 8] = [
         (b"!a\xffb\xfe:x", "!a\u{fffd}b\u{fffd}:x"),
         (b"!\xe2\x82:x", "!\u{fffd}\u{fffd}:x"),
@@ -526,7 +529,7 @@ fn a_clear_no_of_the_homeserver_is_passed_on_at_once() {
             answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
             assert_eq!(answer.field("reason"), "token_rejected", "{refusal:?}");
             assert_eq!(homeserver.asked_about(&token), 1, "{refusal:?}: asked again");
-            assert!(answer.took < Duration::from_millis(1500), "{refusal:?}: {:?}", answer.took);
+            assert!(answer.took < AT_ONCE, "{refusal:?}: {:?}", answer.took);
         }
     }
 }
@@ -642,7 +645,7 @@ fn what_is_no_server_name_is_asked_nothing() {
         );
         assert_eq!(answer.status, 401, "{name:?}: {}", answer.text());
         answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
-        assert!(answer.took < Duration::from_millis(1500), "{name:?}: {:?}", answer.took);
+        assert!(answer.took < AT_ONCE, "{name:?}: {:?}", answer.took);
     }
 }
 
@@ -662,23 +665,44 @@ fn full_access_is_for_the_exact_name() {
     assert_eq!(world.sfu.creations(), 0, "a room was created for a server that nobody listed");
 }
 
-/// S1, S4 and the like of the lessons: what strangers send leaves nothing behind.
+/// S1, S4 and the like of the lessons: what strangers send leaves nothing behind. 100,000 names in `tests/run`, fewer otherwise.
 #[test]
 fn hostile_requests_leave_nothing_behind() {
-    let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
-    let call = |n: usize| {
-        Call::json(
-            "/get_token",
-            &bodies::get_token("!r:x", &format!("h{n}.invalid name"), &secrets::token(), "@a:x"),
-        )
+    let world = World::with(|setup| {
+        setup
+            .env("LIVEKIT_LOG_LEVEL", "error")
+            .env("LIVEKIT_FEDERATION_ALLOWED_NETWORKS", "127.0.0.0/8")
+    });
+    // Each name is new: some no server names, the others at addresses that are never dialled.
+    let name = |n: usize| match n % 4 {
+        0 => format!("h{n}.invalid name"),
+        1 => format!("10.{}.{}.{}:{}", n >> 16, (n >> 8) & 255, n & 255, 1 + n % 60_000),
+        2 => format!("[fd00::{:x}:{:x}]:8448", n >> 16, n & 0xffff),
+        _ => format!("169.254.{}.{}:{}", (n >> 8) & 255, n & 255, 1 + n / 4),
     };
-    let round = |from: usize| (from..from + 5_000).map(call).collect::<Vec<_>>();
-    world.service.flood(&round(0), 16);
+    let call = |n: usize| Call::json("/get_token", &bodies::get_token("!r:x", &name(n), &secrets::token(), "@a:x"));
+    let round = |names: std::ops::Range<usize>| {
+        let answers = world.service.flood(&names.map(call).collect::<Vec<_>>(), 16);
+        let odd = answers.iter().find(|a| a.status != 401 || a.took > Duration::from_secs(5));
+        assert!(odd.is_none(), "{odd:?}");
+    };
+    round(0..2_000);
     let (memory, files) = (world.service.rss_kib(), world.service.fds());
-    world.service.flood(&round(5_000), 16);
+    let names = if nothing_may_be_left_out() { 100_000 } else { 10_000 };
+    (2_000..names)
+        .step_by(10_000)
+        .for_each(|from| round(from..(from + 10_000).min(names)));
     let grown = world.service.rss_kib().saturating_sub(memory);
-    assert!(grown < 2_048, "memory grew by {grown} KiB over 5,000 requests");
+    eprintln!("{names} hostile server names: memory grew by {grown} KiB");
+    assert!(grown < 10 * 1024, "memory grew by {grown} KiB over {names} requests");
     crate::support::wait_until("connections to be given back", Duration::from_secs(5), || {
         world.service.fds() <= files + 2
     });
+    assert_eq!(
+        world
+            .service
+            .post("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &unique_room()))
+            .status,
+        200
+    );
 }

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::bodies;
 use crate::support::client::Call;
 use crate::support::neighbour::Greeting;
 use crate::support::service::Setup;
 use crate::support::sfu::Sfu;
+use crate::support::unique_room;
 use crate::support::world::World;
 
 #[test]
@@ -59,12 +61,30 @@ fn an_answer_takes_milliseconds() {
 #[test]
 fn a_probe_is_not_worth_a_line_at_level_info() {
     let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
-    let before = world.service.log();
     for path in ["/healthz", "/readyz", "/livekit/jwt/healthz"] {
         world.service.get(path);
     }
-    // A request that is logged in any case comes after them, so that their lines would have come before its own.
-    world.sfu.http.refuse();
+    // The line of a later request comes after any of theirs.
+    let id = "after-the-probes";
+    let unknown = bodies::sfu_get(&unique_room(), &world.home.name, &crate::support::secrets::token());
+    world.service.call(&Call::json("/sfu/get", &unknown).header("X-Request-Id", id));
+    world.service.wait_log(&[id]);
     let log = world.service.log();
-    assert_eq!(log, before, "a probe was logged");
+    assert!(!log.contains("healthz") && !log.contains("readyz"), "a probe was logged:\n{log}");
+}
+
+#[test]
+fn an_idle_service_sleeps() {
+    let world = World::new();
+    assert_eq!(
+        world
+            .service
+            .post("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &unique_room()))
+            .status,
+        200
+    );
+    let before = world.service.cpu();
+    std::thread::sleep(Duration::from_secs(2));
+    let used = world.service.cpu() - before;
+    assert!(used <= Duration::from_millis(20), "{used:?} of CPU time in two idle seconds");
 }

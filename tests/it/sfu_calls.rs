@@ -37,6 +37,7 @@ fn create_room_is_the_call_that_livekit_knows() {
         ..Default::default()
     };
     assert_eq!(asked, expected);
+    assert_eq!(world.sfu.rooms(), [alias(&room, SLOT)]);
     assert_eq!(world.sfu.complaints(), Vec::<String>::new());
 }
 

@@ -67,7 +67,7 @@ fn measure(listed: bool, greeting: Greeting) {
             during.1
         );
         assert!(
-            during.1 < before.1 * 5 + Duration::from_millis(250),
+            during.1 < before.1 * 5 + Duration::from_secs(1),
             "p99 went from {:?} to {:?}",
             before.1,
             during.1
@@ -78,8 +78,10 @@ fn measure(listed: bool, greeting: Greeting) {
             assert!(answer.took < Duration::from_secs(14), "{:?}", answer.took);
         }
     });
+    // Some 32 at a time, as those who came a little later get their turn; none for those whose time is up.
     let connections = tarpit.http.connections().len();
     eprintln!("tarpit: {connections} connections were made to it");
+    assert!(connections <= 160, "{connections} connections were made to it");
 }
 
 #[test]

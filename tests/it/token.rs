@@ -27,7 +27,7 @@ fn significant(value: &Value) -> Value {
             let kept = members.iter().map(|(name, value)| (name.clone(), significant(value)));
             Value::Object(kept.filter(|(_, value)| !is_unset(value)).collect())
         }
-        other => other.clone(),
+        plain @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => plain.clone(),
     }
 }
 

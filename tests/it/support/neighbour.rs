@@ -1,6 +1,7 @@
 //! A scripted HTTP/1.1 server, with or without TLS, that remembers every connection and every request.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -68,7 +69,6 @@ impl Reply {
 /// A request as it arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
-    pub(crate) at: Instant,
     pub(crate) connection: Arc<Connection>,
     pub(crate) method: String,
     /// Path without the query.
@@ -124,6 +124,9 @@ struct State {
     greeting: Mutex<Greeting>,
     connections: Mutex<Vec<Arc<Connection>>>,
     requests: Mutex<Vec<Request>>,
+    /// Requests being answered, and the most that ever were.
+    busy: AtomicUsize,
+    busiest: AtomicUsize,
     /// Leaves out the `Date` header.
     dateless: Mutex<bool>,
 }
@@ -148,6 +151,8 @@ impl Neighbour {
             greeting: Mutex::new(Greeting::Serve),
             connections: Mutex::default(),
             requests: Mutex::default(),
+            busy: AtomicUsize::new(0),
+            busiest: AtomicUsize::new(0),
             dateless: Mutex::default(),
         };
         let listener = listen(address);
@@ -165,8 +170,11 @@ impl Neighbour {
         self.address
     }
 
+    /// For every connection from now on; those that stand are closed.
     pub(crate) fn greet(&self, greeting: Greeting) {
         *self.state.greeting.lock().unwrap() = greeting;
+        self.refuse();
+        self.listen_again();
     }
 
     pub(crate) fn without_date(&self) {
@@ -177,7 +185,10 @@ impl Neighbour {
     pub(crate) fn refuse(&self) {
         if let Some(accepting) = self.accepting.lock().unwrap().take() {
             accepting.abort();
-            super::wait_until("the port to close", Duration::from_secs(5), || accepting.is_finished());
+            // A process that another test starts at this moment holds a copy of the listener until it is our binary.
+            super::wait_until("the port to close", Duration::from_secs(5), || {
+                accepting.is_finished() && std::net::TcpStream::connect(self.address).is_err()
+            });
         }
     }
 
@@ -192,6 +203,11 @@ impl Neighbour {
 
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.state.requests.lock().unwrap().clone()
+    }
+
+    /// The most requests that were ever being answered at a time.
+    pub(crate) fn most_at_once(&self) -> usize {
+        self.state.busiest.load(SeqCst)
     }
 
     /// How many requests `wanted` picks.
@@ -224,18 +240,30 @@ impl Drop for Neighbour {
 }
 
 fn listen(address: SocketAddr) -> TcpListener {
+    let mut opened = None;
+    // As in `refuse`: a copy of a listener that was just closed may be about.
+    super::wait_until(&format!("{address} to be free"), Duration::from_secs(5), || {
+        opened = match open(address) {
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => None,
+            opened => Some(opened),
+        };
+        opened.is_some()
+    });
+    opened
+        .expect("just seen")
+        .unwrap_or_else(|e| panic!("cannot listen on {address}: {e}"))
+}
+
+fn open(address: SocketAddr) -> std::io::Result<TcpListener> {
     let _guard = runtime().enter();
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()
     } else {
         TcpSocket::new_v6()
-    }
-    .expect("socket");
-    socket.set_reuseaddr(true).expect("SO_REUSEADDR");
-    socket
-        .bind(address)
-        .and_then(|()| socket.listen(4096))
-        .unwrap_or_else(|e| panic!("cannot listen on {address}: {e}"))
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(4096)
 }
 
 async fn serve(state: Arc<State>, stream: TcpStream, peer: SocketAddr) {
@@ -272,6 +300,7 @@ async fn silence(mut stream: impl AsyncRead + Unpin) {
 async fn talk(state: &State, connection: &Arc<Connection>, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let mut buffer = Vec::new();
     while let Some(request) = read_request(connection, &mut stream, &mut buffer).await {
+        let mut busy = Some(Busy::begin(state));
         let mut reply = (state.handler)(&request);
         state.requests.lock().unwrap().push(request);
         while let Reply::After(delay, then) = reply {
@@ -281,6 +310,8 @@ async fn talk(state: &State, connection: &Arc<Connection>, mut stream: impl Asyn
         match reply {
             Reply::After(..) => unreachable!("unwrapped above"),
             Reply::Answer { status, headers, body } => {
+                // Before the other side can react.
+                busy.take();
                 let mut head = format!("HTTP/1.1 {status} Scripted\r\nContent-Length: {}\r\n", body.len());
                 if !*state.dateless.lock().unwrap() {
                     head += &format!("Date: {}\r\n", httpdate::fmt_http_date(SystemTime::now()));
@@ -323,6 +354,23 @@ async fn talk(state: &State, connection: &Arc<Connection>, mut stream: impl Asyn
     }
 }
 
+/// One request that is being answered.
+struct Busy<'a>(&'a State);
+
+impl<'a> Busy<'a> {
+    fn begin(state: &'a State) -> Self {
+        let now = state.busy.fetch_add(1, SeqCst) + 1;
+        state.busiest.fetch_max(now, SeqCst);
+        Self(state)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, SeqCst);
+    }
+}
+
 async fn read_request(connection: &Arc<Connection>, stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<Request> {
     let end = loop {
         if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -355,7 +403,6 @@ async fn read_request(connection: &Arc<Connection>, stream: &mut (impl AsyncRead
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let query = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
     Some(Request {
-        at: Instant::now(),
         connection: connection.clone(),
         method,
         path: path.to_owned(),

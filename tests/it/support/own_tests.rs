@@ -4,9 +4,15 @@ use std::time::Duration;
 
 use livekit_protocol as proto;
 use prost::Message;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::ca::Ca;
 use super::client::{Answer, Call, Connection, call};
-use super::neighbour::Greeting;
+use super::homeserver::{Homeserver, WELL_KNOWN};
+use super::neighbour::{Greeting, Reply};
 use super::sfu::{Fault, Sfu};
 
 /// Any CreateRoom call, with this token.
@@ -76,4 +82,62 @@ fn a_port_can_be_closed_and_opened() {
     let mut cut = Connection::open(sfu.http.address()).expect("a connection");
     cut.send(&Call::new("GET", "/").bytes(sfu.http.address()));
     assert!(cut.answer().is_none());
+}
+
+/// One GET over TLS; what came back until the connection fell silent, and the connection's own end.
+async fn get(homeserver: &Homeserver, name: &str, target: &str) -> std::io::Result<(String, std::net::SocketAddr)> {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(Ca::trusted().file()).expect("the CA"))
+        .expect("a CA");
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions");
+    let config = builder.with_root_certificates(roots).with_no_client_auth();
+    let tcp = tokio::net::TcpStream::connect(homeserver.http.address()).await?;
+    let own = tcp.local_addr()?;
+    let name = ServerName::try_from(name.to_owned()).expect("a name");
+    let mut tls = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config))
+        .connect(name, tcp)
+        .await?;
+    tls.write_all(format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
+        .await?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"}") && tls.read_buf(&mut answer).await? > 0 {}
+    Ok((String::from_utf8_lossy(&answer).into_owned(), own))
+}
+
+#[test]
+fn the_homeserver_proves_its_name_and_records_who_asked_what() {
+    let homeserver = Homeserver::builder().named("a.example").certified_for(["a.example"]).start();
+    homeserver.answer_well_known(Reply::json(200, &serde_json::json!({"m.server": "b.example:443"})));
+    let run = |name: &str, target: &str| super::runtime().block_on(get(&homeserver, name, target));
+    let (answer, own) = run("a.example", WELL_KNOWN).expect("an answer");
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with(r#"{"m.server":"b.example:443"}"#),
+        "{answer}"
+    );
+    let request = &homeserver.http.requests()[0];
+    assert_eq!(
+        (request.path.as_str(), request.header("host"), request.connection.sni()),
+        (WELL_KNOWN, Some("x"), Some("a.example"))
+    );
+    assert_eq!(request.connection.peer, own);
+    let token = homeserver.token("alice");
+    let target = format!("{}?access_token={token}", super::homeserver::USERINFO);
+    let (answer, _) = run("a.example", &target).expect("an answer");
+    assert!(answer.ends_with(r#"{"sub":"@alice:a.example"}"#), "{answer}");
+    assert_eq!(homeserver.asked_about(&token), 1);
+    let (answer, _) = run("a.example", "/_matrix/federation/v1/openid/userinfo?access_token=x").expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    assert!(run("b.example", WELL_KNOWN).is_err(), "a certificate for another name");
+    let untrusted = Homeserver::builder()
+        .certified_for(["a.example"])
+        .signed_by(Ca::untrusted())
+        .start();
+    assert!(
+        super::runtime().block_on(get(&untrusted, "a.example", WELL_KNOWN)).is_err(),
+        "a certificate of nobody"
+    );
 }
