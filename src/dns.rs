@@ -8,16 +8,21 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::lookup_ip::LookupIp;
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{Name, RData};
 use hickory_resolver::{Resolver, TokioResolver};
+use tokio::time::sleep;
 
 /// More targets or addresses than this of one name are not looked at.
 const MOST: usize = 8;
 
 /// Answers remembered. Names come from strangers, so this bounds what they can make us keep.
 const CACHE_ENTRIES: u64 = 1024;
+
+/// Some name servers drop questions for IPv6 addresses (RFC 4074): after this time IPv4 addresses do alone.
+const IPV6_PATIENCE: Duration = Duration::from_millis(500);
 
 /// One target of an SRV record set, RFC 2782.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +69,15 @@ impl Dns {
     /// # Errors
     /// When there are none.
     pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, DnsError> {
-        let found = self.resolver()?.lookup_ip(host).await.map_err(|error| failure(&error))?;
+        let resolver = self.resolver()?;
+        let ipv4_alone = async {
+            sleep(IPV6_PATIENCE).await;
+            resolver.ipv4_lookup(host).await.ok().map(LookupIp::from)
+        };
+        let found = tokio::select! {
+            found = resolver.lookup_ip(host) => found.map_err(|error| failure(&error))?,
+            Some(found) = ipv4_alone => found,
+        };
         let addresses: Vec<_> = found.iter().take(MOST).collect();
         if addresses.is_empty() {
             Err(DnsError::NotFound)

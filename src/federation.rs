@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use http::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -42,16 +43,11 @@ pub use route::Reply;
 
 use crate::access::Homeservers;
 use crate::dns::Dns;
+use crate::hold::TOO_LATE;
 use crate::server_name::ServerName;
 use crate::tls::Tls;
 use dial::Dialer;
 use homeservers::{Homeserver, Table};
-
-/// Requests that may wait for homeservers that are neither listed nor ever verified a token here (decision H7).
-const STRANGERS_IN_FLIGHT: usize = 1024;
-
-/// Nobody is dialled for a request that has less time left.
-const TOO_LATE: Duration = Duration::from_millis(250);
 
 /// So many refused names are told per time.
 const WARNINGS: u32 = 20;
@@ -69,6 +65,8 @@ pub struct Settings {
     pub also_listed: Vec<ServerName>,
     /// Forward proxies of the environment.
     pub proxies: Matcher,
+    /// Requests that may wait for homeservers that are neither listed nor ever verified a token here (decision H7).
+    pub strangers_in_flight: usize,
 }
 
 /// Asks homeservers.
@@ -92,14 +90,21 @@ impl Federation {
             listed,
             also_listed,
             proxies,
+            strangers_in_flight,
         } = settings;
+        if proxies.intercept(&Uri::from_static("https://homeserver.invalid/")).is_some() {
+            tracing::info!(
+                "homeservers are dialled through the forward proxy of HTTPS_PROXY or ALL_PROXY: which private addresses may be reached \
+                 behind it is for the proxy to decide"
+            );
+        }
         Self {
             dialer: Arc::new(Dialer { dns, guard, proxies, tls }),
             overrides,
             listed,
             also_listed,
             homeservers: Table::new(),
-            strangers: Semaphore::new(STRANGERS_IN_FLIGHT),
+            strangers: Semaphore::new(strangers_in_flight),
             told: Mutex::default(),
         }
     }

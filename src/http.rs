@@ -29,8 +29,6 @@ use crate::exchange::Exchange;
 use crate::secret::Keys;
 use crate::seldom::Seldom;
 
-/// Requests in flight (decision H7).
-const IN_FLIGHT: usize = 4096;
 /// KiB of request bodies being read at a time, the first one of each request aside: 16 MiB in all.
 const BODY_KIB: usize = 12 * 1024;
 /// Webhooks in flight.
@@ -53,12 +51,12 @@ impl App {
     /// `url` is what clients are told, `path_prefix` a prefix that a proxy may have left on the path, and webhooks are
     /// signed with one of `keys`.
     #[must_use]
-    pub fn new(exchange: Exchange, url: String, path_prefix: Option<String>, keys: Keys) -> Self {
+    pub fn new(exchange: Exchange, url: String, path_prefix: Option<String>, keys: Keys, in_flight: usize) -> Self {
         Self {
             exchange,
             url,
             path_prefix,
-            in_flight: Semaphore::new(IN_FLIGHT),
+            in_flight: Semaphore::new(in_flight),
             body_kib: Semaphore::new(BODY_KIB),
             webhooks: Semaphore::new(WEBHOOKS),
             keys,

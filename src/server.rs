@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -18,8 +18,8 @@ use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::access::Policy;
 use crate::config::Config;
@@ -38,6 +38,13 @@ use crate::token::{MintError, Minter};
 
 /// Open connections, as far as the file descriptors go; each request in flight may need as many again.
 const CONNECTIONS: usize = 8192;
+/// Requests in flight (decision H7), as far as there are connections: a quarter of these is left to the probes of
+/// `/healthz`, and to being told that the service is busy.
+const IN_FLIGHT: usize = 4096;
+/// Where there is no place for a new connection, those close that have been idle for this long since their last request,
+const IDLE_WHEN_CROWDED: Duration = Duration::from_millis(250);
+/// and those whose first request does not come; it may be on its way from far.
+const SILENT_WHEN_CROWDED: Duration = Duration::from_secs(1);
 /// Time for the first request's head to arrive.
 const FIRST_HEAD: Duration = Duration::from_secs(10);
 /// Time for the next one's: longer than the proxies in use keep an idle connection (Caddy: 120 s), so that none of them
@@ -45,9 +52,6 @@ const FIRST_HEAD: Duration = Duration::from_secs(10);
 const NEXT_HEAD: Duration = Duration::from_secs(125);
 /// Longest head of a request.
 const MAX_HEAD: usize = 32 * 1024;
-
-/// Where a forward proxy may stand, as the HTTP clients read it.
-const PROXY_VARIABLES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
 /// How long the port stays closed while jobs are being restored.
 const RESTORING: Duration = Duration::from_secs(2);
@@ -74,12 +78,21 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let grace = config.shutdown_grace;
     let bind = config.bind.clone();
     let url = config.livekit.url.clone();
+    let connections = connections();
+    let in_flight = IN_FLIGHT.min(connections * 3 / 4);
+    if in_flight < IN_FLIGHT {
+        tracing::info!(
+            in_flight,
+            remedy = "raise it (ulimit -n, systemd's LimitNOFILE, Docker's --ulimit nofile) where many people call",
+            "the limit on open files bounds how many requests are served at a time"
+        );
+    }
     let Parts {
         app,
         sfu,
         leaves,
         restored,
-    } = build(config).await?;
+    } = build(config, in_flight).await?;
     // Whoever comes while jobs are being restored finds an open port after that at the latest (decision L11).
     leaves.restore(restored);
     let _ = timeout(RESTORING, leaves.restored()).await;
@@ -91,7 +104,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         "listening"
     );
     tokio::spawn(async move { sfu.check().await });
-    serve(listener, app, leaves, stop, grace).await;
+    serve(listener, connections, app, leaves, stop, grace).await;
     Ok(())
 }
 
@@ -103,11 +116,10 @@ struct Parts {
 }
 
 /// Values, not the configuration, go below this function.
-async fn build(config: Config) -> Result<Parts, StartError> {
+async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
     let tls = Arc::new(Tls::new(config.skip_tls_verification));
     let dns = Arc::new(Dns::new(config.dns_servers));
     let own = config.app_service.as_ref().map(|own| own.server_name.clone());
-    tell_of_proxies();
     let federation = Arc::new(Federation::new(
         Settings {
             guard: Guard {
@@ -118,6 +130,7 @@ async fn build(config: Config) -> Result<Parts, StartError> {
             listed: config.full_access.clone(),
             also_listed: own.iter().chain(config.cs_api_overrides.keys()).cloned().collect(),
             proxies: Matcher::from_env(),
+            strangers_in_flight: in_flight / 4,
         },
         dns.clone(),
         tls.clone(),
@@ -156,7 +169,13 @@ async fn build(config: Config) -> Result<Parts, StartError> {
         leaves: leaves.clone(),
         minter,
     };
-    let app = Arc::new(App::new(exchange, config.livekit.url, config.path_prefix, config.livekit.keys));
+    let app = Arc::new(App::new(
+        exchange,
+        config.livekit.url,
+        config.path_prefix,
+        config.livekit.keys,
+        in_flight,
+    ));
     Ok(Parts {
         app,
         sfu,
@@ -165,27 +184,17 @@ async fn build(config: Config) -> Result<Parts, StartError> {
     })
 }
 
-fn tell_of_proxies() {
-    let set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    if let Some(variable) = PROXY_VARIABLES.into_iter().find(set) {
-        tracing::info!(
-            variable,
-            "a forward proxy is used: names that do not resolve here are left to it, and so is keeping it out of private networks"
-        );
-    }
-}
-
 /// Accepts connections until `stop` is done, then closes idle ones and waits for the others, `grace` at most.
-async fn serve(listener: TcpListener, app: Arc<App>, leaves: Leaves, stop: impl Future<Output = ()>, grace: Duration) {
-    let places = Arc::new(Semaphore::new(connections()));
+async fn serve(listener: TcpListener, connections: usize, app: Arc<App>, leaves: Leaves, stop: impl Future<Output = ()>, grace: Duration) {
+    let places = Arc::new(Semaphore::new(connections));
     let graceful = GracefulShutdown::new();
     let (stopping, _) = watch::channel(false);
+    let (crowded, _) = watch::channel(());
     let edge = Edge::new(app.clone());
     let mut stop = pin!(stop);
     loop {
         let accepted = async {
-            // Never closed; without a free place the kernel keeps connections waiting.
-            let place = places.clone().acquire_owned().await.ok();
+            let place = place(&places, &crowded).await;
             (listener.accept().await, place)
         };
         let (accepted, place) = tokio::select! {
@@ -194,7 +203,7 @@ async fn serve(listener: TcpListener, app: Arc<App>, leaves: Leaves, stop: impl 
         };
         match accepted {
             Ok((stream, _)) => {
-                let connection = connection(stream, edge.clone(), &graceful, stopping.subscribe());
+                let connection = connection(stream, edge.clone(), &graceful, stopping.subscribe(), crowded.subscribe());
                 tokio::spawn(async move {
                     connection.await;
                     drop(place);
@@ -222,19 +231,36 @@ async fn serve(listener: TcpListener, app: Arc<App>, leaves: Leaves, stop: impl 
     tokio::join!(requests, leaves.stop(deadline));
 }
 
+/// A place for one more connection. While there is none, idle connections are asked for theirs, and the kernel keeps new
+/// ones waiting.
+async fn place(places: &Arc<Semaphore>, crowded: &watch::Sender<()>) -> Option<OwnedSemaphorePermit> {
+    if let Ok(place) = places.clone().try_acquire_owned() {
+        return Some(place);
+    }
+    loop {
+        crowded.send_replace(());
+        if let Ok(place) = timeout(IDLE_WHEN_CROWDED * 2, places.clone().acquire_owned()).await {
+            // Never closed.
+            return place.ok();
+        }
+    }
+}
+
 fn connection(
     stream: TcpStream,
     edge: Edge,
     graceful: &GracefulShutdown,
     mut stopping: watch::Receiver<bool>,
+    mut crowded: watch::Receiver<()>,
 ) -> impl Future<Output = ()> + Send + use<> {
     // Answers are one write each; without it the last bytes may wait for an acknowledgement.
     let _ = stream.set_nodelay(true);
-    let spoke = Arc::new(AtomicBool::new(false));
-    let heard = spoke.clone();
+    // How many requests have begun, and ended: odd while one is being answered.
+    let steps = Arc::new(AtomicUsize::new(0));
+    let step = steps.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        heard.store(true, Ordering::Relaxed);
-        answer(edge.clone(), request)
+        step.fetch_add(1, Ordering::Relaxed);
+        answer(edge.clone(), request, step.clone())
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -245,25 +271,46 @@ fn connection(
     async move {
         let mut connection = pin!(connection);
         // Until the first request is there, a connection is nobody's: it neither lives long nor holds up the end.
-        let first = async {
+        let mut first = pin!(async {
             tokio::select! {
                 () = sleep(FIRST_HEAD) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => {}
             }
-        };
-        tokio::select! {
-            _ = &mut connection => return,
-            () = first => {}
-        }
-        if spoke.load(Ordering::Relaxed) {
-            // How a connection ends, a reset included, is the client's business.
-            let _ = connection.await;
+        });
+        let mut opening = true;
+        let mut idle: Option<(usize, Instant)> = None;
+        loop {
+            let until = idle.map(|(_, until)| until);
+            tokio::select! {
+                // How a connection ends, a reset included, is the client's business.
+                _ = &mut connection => return,
+                () = &mut first, if opening => {
+                    opening = false;
+                    if steps.load(Ordering::Relaxed) == 0 {
+                        return;
+                    }
+                }
+                Ok(()) = crowded.changed(), if idle.is_none() => {
+                    let step = steps.load(Ordering::Relaxed);
+                    if step.is_multiple_of(2) {
+                        let grace = if step == 0 { SILENT_WHEN_CROWDED } else { IDLE_WHEN_CROWDED };
+                        idle = Some((step, Instant::now() + grace));
+                    }
+                }
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                    if idle.take().is_some_and(|(step, _)| step == steps.load(Ordering::Relaxed)) {
+                        return;
+                    }
+                }
+            }
         }
     }
 }
 
-async fn answer(edge: Edge, request: Request<Incoming>) -> Result<Response, Infallible> {
-    edge.serve(request.map(Body::new)).await
+async fn answer(edge: Edge, request: Request<Incoming>, step: Arc<AtomicUsize>) -> Result<Response, Infallible> {
+    let answer = edge.serve(request.map(Body::new)).await;
+    step.fetch_add(1, Ordering::Relaxed);
+    answer
 }
 
 /// Half of the file descriptors that this process may open, the other half being for the way out.

@@ -85,6 +85,19 @@ impl Failure {
         }
     }
 
+    /// Whether DNS said that there is no such name, which for a stranger's is the last word: a wait would also tell names
+    /// that exist in a private network, and are refused at once, from those that do not.
+    #[must_use]
+    pub fn is_no_name(&self) -> bool {
+        matches!(
+            self,
+            Self::Dns {
+                error: DnsError::NotFound,
+                ..
+            }
+        )
+    }
+
     /// What the operator can do.
     #[must_use]
     pub fn remedy(&self) -> &'static str {

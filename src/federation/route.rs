@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::InvalidUri;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper_util::client::legacy::Client;
@@ -214,7 +215,11 @@ impl<'a> Ask<'a> {
 
 /// One GET over a connection of its own, closed afterwards.
 pub(super) async fn fetch_once(dialer: &Dialer, route: &Route, path_and_query: &str, limit: usize) -> Result<Reply, Failure> {
-    let request = Ask::get(path_and_query).request(route)?;
+    let mut request = Ask::get(path_and_query).request(route)?;
+    // At this level nobody makes it the path that servers expect.
+    *request.uri_mut() = path_and_query
+        .parse()
+        .map_err(|error: InvalidUri| Failure::Http(error.to_string()))?;
     let stream = route.connect(dialer).await?;
     let http = |error: hyper::Error| Failure::Http(chain(&error));
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()

@@ -1,4 +1,4 @@
-//! Black-box tests: the real binary, real sockets, fake neighbours.
+//! Black-box tests: the real binary, real sockets, fake neighbours; `real`: real ones.
 #![expect(
     clippy::expect_used,
     clippy::print_stderr,
@@ -7,7 +7,9 @@
 )]
 
 mod coalesce;
+mod discovery;
 mod element_call;
+mod floods;
 mod get_token;
 mod healthcheck;
 mod healthz;
@@ -16,10 +18,12 @@ mod homeservers;
 mod leave;
 mod limits;
 mod logs;
+mod real;
 mod routes;
 mod sfu_calls;
 mod sfu_get;
 mod shutdown;
+mod ssrf;
 mod start;
 mod store;
 mod support;

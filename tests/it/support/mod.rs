@@ -5,7 +5,9 @@
 //! - [`sfu`]: LiveKit's RoomService
 //! - [`redis`]: a real redis-server
 //! - [`neighbour`]: the scripted HTTP server under both
+//! - [`dns`]: a DNS server with a scripted zone; [`network`]: a network of the test's own
 //! - [`client`]: an HTTP/1.1 client that shows every byte
+//! - [`synapse`], [`livekit`]: the real ones, and real clients; [`process`]: the processes that they run in
 //! - [`world`]: the arrangement of all of them that most tests need
 //! - [`bodies`]: request bodies; [`hashes`] and [`jwt`]: an independent look at answers; [`ca`]: certificates;
 //!   [`secrets`]: what must never be seen
@@ -13,15 +15,20 @@
 pub(crate) mod bodies;
 pub(crate) mod ca;
 pub(crate) mod client;
+pub(crate) mod dns;
 pub(crate) mod hashes;
 pub(crate) mod homeserver;
 pub(crate) mod jwt;
+pub(crate) mod livekit;
 pub(crate) mod neighbour;
+pub(crate) mod network;
 mod own_tests;
+pub(crate) mod process;
 pub(crate) mod redis;
 pub(crate) mod secrets;
 pub(crate) mod service;
 pub(crate) mod sfu;
+pub(crate) mod synapse;
 pub(crate) mod world;
 
 use std::net::Ipv4Addr;
