@@ -1,6 +1,6 @@
 //! A job as it is stored: one field of a hash and its value, in the form that the Go service reads and writes too. Pure.
 //!
-//! What that service knows stands under its names. What it does not know stands under one key of ours, [`OURS`], which
+//! What that service knows stands under its names. What it does not know stands under one key of ours, `OURS`, which
 //! it ignores, and no key of which is required, so that owner and generation of a job can be added there. Keys that
 //! nobody here knows are written back as they were read.
 

@@ -403,6 +403,8 @@ struct Trouble {
     failures: u32,
     since: Option<Instant>,
     warned: Option<Instant>,
+    /// Whether this row was warned about.
+    told: bool,
 }
 
 impl Trouble {
@@ -412,16 +414,22 @@ impl Trouble {
         let (reason, remedy) = (error.to_string(), error.remedy());
         if self.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
             self.warned = Some(Instant::now());
+            self.told = true;
             tracing::warn!(reason, remedy, failures = self.failures, "{what}");
         } else {
             tracing::debug!(reason, failures = self.failures, "{what}");
         }
     }
 
+    /// Trouble that comes and goes is told of no more often than trouble that stays.
     fn over(&mut self, what: &'static str) {
         if let Some(since) = self.since.take() {
-            tracing::info!(after_seconds = since.elapsed().as_secs(), failures = self.failures, "{what}");
-            // Trouble that comes and goes is warned about no more often than trouble that stays.
+            let after_seconds = since.elapsed().as_secs();
+            if std::mem::take(&mut self.told) {
+                tracing::info!(after_seconds, failures = self.failures, "{what}");
+            } else {
+                tracing::debug!(after_seconds, failures = self.failures, "{what}");
+            }
             self.failures = 0;
         }
     }

@@ -31,7 +31,7 @@ pub use resp::RedisError;
 
 /// The hash.
 const JOBS: &str = "lk-jwt:jobs";
-/// Time for an answer, and for a connection to stand.
+/// Time for a connection to stand, for the handshake of TLS, and for the answer to a command or a batch of them.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Time for one of several addresses of a name.
 const PATIENCE_PER_ADDRESS: Duration = Duration::from_secs(1);
@@ -121,18 +121,20 @@ impl Redis {
     }
 
     async fn connect(&self) -> Result<Connection, RedisError> {
-        in_time(self.connect_at_leisure()).await
-    }
-
-    async fn connect_at_leisure(&self) -> Result<Connection, RedisError> {
         let wire: Box<dyn Wire> = match &self.address {
-            RedisAddress::Unix(path) => Box::new(unix(path).await?),
-            RedisAddress::Tcp { host, port, tls: None } => Box::new(self.tcp(host, *port).await?),
+            RedisAddress::Unix(path) => Box::new(in_time(unix(path)).await?),
+            RedisAddress::Tcp { host, port, tls: None } => Box::new(in_time(self.tcp(host, *port)).await?),
             RedisAddress::Tcp { host, port, tls: Some(_) } => {
-                let stream = self.tcp(host, *port).await?;
-                Box::new(self.encrypted(host, stream).await?)
+                let stream = in_time(self.tcp(host, *port)).await?;
+                let encrypted = timeout(PATIENCE, self.encrypted(host, stream)).await;
+                Box::new(encrypted.unwrap_or_else(|_| Err(RedisError::Tls("no answer to the handshake".into())))?)
             }
         };
+        in_time(self.greet(wire)).await
+    }
+
+    /// Logs in and makes sure that somebody is there.
+    async fn greet(&self, wire: Box<dyn Wire>) -> Result<Connection, RedisError> {
         let mut connection = Connection::new(wire, PATIENCE);
         let mut sent = Vec::new();
         // As the Go service has it: a user name alone is nothing to log in with.
