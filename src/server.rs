@@ -49,9 +49,6 @@ const NEXT_HEAD: Duration = Duration::from_secs(125);
 /// Longest head of a request.
 const MAX_HEAD: usize = 32 * 1024;
 
-/// Where a forward proxy may stand, as the HTTP clients read it.
-const PROXY_VARIABLES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
-
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -109,15 +106,6 @@ fn build(config: Config, in_flight: usize) -> Result<(Arc<App>, Arc<Sfu>), Start
         proxies: Matcher::from_env(),
         strangers_in_flight: in_flight / 4,
     };
-    if let Some(variable) = PROXY_VARIABLES
-        .into_iter()
-        .find(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
-    {
-        tracing::info!(
-            variable,
-            "a forward proxy is used: names that do not resolve here are left to it, and so is keeping it out of private networks"
-        );
-    }
     let federation = Arc::new(Federation::new(settings, dns.clone(), tls.clone()));
     let minter = Arc::new(Minter::new(
         config.livekit.keys.signing(),
