@@ -668,6 +668,7 @@ fn full_access_is_for_the_exact_name() {
 /// S1, S4 and the like of the lessons: what strangers send leaves nothing behind. 100,000 names in `tests/run`, fewer otherwise.
 #[test]
 fn hostile_requests_leave_nothing_behind() {
+    let _alone = crate::support::alone();
     let world = World::with(|setup| {
         setup
             .env("LIVEKIT_LOG_LEVEL", "error")

@@ -62,6 +62,7 @@ fn trickle(connection: &mut client::Connection, drop: &[u8]) -> Duration {
 
 #[test]
 fn half_open_requests_of_others_cost_nobody_his_answer() {
+    let _alone = crate::support::alone();
     let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
     let before = world.service.rss_kib();
     // 64 MiB of bodies, if all were held.
@@ -180,6 +181,7 @@ fn refused(answers: &[client::Answer]) -> usize {
 
 #[test]
 fn no_more_than_4096_requests_are_under_way() {
+    let _alone = crate::support::alone();
     let slow: Vec<_> = (0..3).map(|_| Homeserver::start()).collect();
     let names: Vec<_> = slow.iter().map(|h| h.name.clone()).collect();
     let world = World::with(|setup| {
@@ -199,6 +201,7 @@ fn no_more_than_4096_requests_are_under_way() {
 
 #[test]
 fn strangers_share_a_quarter_and_leave_the_rest_to_us() {
+    let _alone = crate::support::alone();
     let strangers: Vec<_> = (0..12).map(|_| Homeserver::start()).collect();
     let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
     let calls = hanging(&strangers, 125);
@@ -212,6 +215,7 @@ fn strangers_share_a_quarter_and_leave_the_rest_to_us() {
 /// 32 in flight and 2,048 waiting for one homeserver, whoever it is (decision O4).
 #[test]
 fn one_homeserver_has_a_queue_that_ends() {
+    let _alone = crate::support::alone();
     let slow = [Homeserver::start()];
     let world = World::with(|setup| {
         let names = format!("{} listed.example.org", slow[0].name);
@@ -236,6 +240,7 @@ fn one_homeserver_has_a_queue_that_ends() {
 /// connections that nobody uses keep `/healthz` or our own users waiting.
 #[test]
 fn few_file_descriptors_are_shared_fairly() {
+    let _alone = crate::support::alone();
     let strangers: Vec<_> = (0..10).map(|_| Homeserver::start()).collect();
     let shell = ["/bin/sh", "-c", "ulimit -n 256 && exec \"$@\"", "sh"];
     let world = World::with(|setup| setup.wrapped_in(&shell).env("LIVEKIT_LOG_LEVEL", "info"));

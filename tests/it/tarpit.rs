@@ -29,6 +29,7 @@ fn latencies(world: &World) -> (Duration, Duration) {
 }
 
 fn measure(listed: bool, greeting: Greeting) {
+    let _alone = crate::support::alone();
     let tarpit = Homeserver::start();
     tarpit.http.greet(greeting);
     let world = World::with(|setup| {

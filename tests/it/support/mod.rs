@@ -33,7 +33,7 @@ pub(crate) mod world;
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, Mutex, Weak};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
@@ -88,13 +88,19 @@ impl<T> Shared<T> {
     }
 
     pub(crate) fn get(&self, make: impl FnOnce() -> T) -> Arc<T> {
-        let mut shared = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         shared.upgrade().unwrap_or_else(|| {
             let made = Arc::new(make());
             *shared = Arc::downgrade(&made);
             made
         })
     }
+}
+
+/// Held by tests that keep the whole machine busy, so that no two of them do at a time.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// True where left-out tests are failures (`tests/run`, CI).
