@@ -37,7 +37,7 @@ use crate::tls::Tls;
 use crate::token::{MintError, Minter};
 
 /// Open connections, as far as the file descriptors go; each request in flight may need as many again.
-const CONNECTIONS: usize = 8192;
+const CONNECTIONS: usize = 5500;
 /// Requests in flight (decision H7), as far as there are connections: a quarter of these is left to the probes of
 /// `/healthz`, and to being told that the service is busy.
 const IN_FLIGHT: usize = 4096;
@@ -51,7 +51,7 @@ const FIRST_HEAD: Duration = Duration::from_secs(10);
 /// sends a request into a connection that is just being closed.
 const NEXT_HEAD: Duration = Duration::from_secs(125);
 /// Longest head of a request.
-const MAX_HEAD: usize = 32 * 1024;
+const MAX_HEAD: usize = 16 * 1024;
 
 /// How long the port stays closed while jobs are being restored.
 const RESTORING: Duration = Duration::from_secs(2);
