@@ -3,28 +3,17 @@
 use super::reader::Reader;
 
 pub(super) fn warn(reader: &mut Reader<'_>) {
-    for (feature, variables) in [
-        (
-            "application-service mode",
-            &[
-                "LIVEKIT_HS_SERVER_NAME",
-                "LIVEKIT_AS_REGISTRATION_FILE",
-                "LIVEKIT_AS_TOKEN",
-                "LIVEKIT_HS_TOKEN",
-                "LIVEKIT_REQUIRE_MEMBERSHIP",
-                "LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS",
-            ] as &[_],
-        ),
-        (
-            "delegated leave",
-            &[
-                "LIVEKIT_REDIS_URL",
-                "LIVEKIT_STATE_PATH",
-                "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS",
-                "LIVEKIT_ROOM_WATCH_INTERVAL_SECONDS",
-            ],
-        ),
-    ] {
+    for (feature, variables) in [(
+        "application-service mode",
+        &[
+            "LIVEKIT_HS_SERVER_NAME",
+            "LIVEKIT_AS_REGISTRATION_FILE",
+            "LIVEKIT_AS_TOKEN",
+            "LIVEKIT_HS_TOKEN",
+            "LIVEKIT_REQUIRE_MEMBERSHIP",
+            "LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS",
+        ] as &[_],
+    )] {
         let set: Vec<_> = variables.iter().copied().filter(|name| reader.value(name).is_some()).collect();
         if let [first, others @ ..] = set.as_slice() {
             let (verb, names) = if others.is_empty() {

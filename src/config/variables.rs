@@ -120,7 +120,7 @@ pub const VARIABLES: &[Variable] = &[
     variable(
         "LIVEKIT_STATE_PATH",
         "",
-        "Directory that keeps delegated leaves over a restart, instead of Redis",
+        "File, or directory for it, that keeps delegated leaves over a restart, instead of Redis",
     ),
     variable(
         "LIVEKIT_HS_SERVER_NAME",
