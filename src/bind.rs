@@ -6,7 +6,11 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
+
+/// New connections that the kernel keeps until they are taken: as many as may have a request in flight. Beyond it, it drops
+/// them, and clients try again after one, three and seven seconds.
+const BACKLOG: u32 = 4096;
 
 /// An address to listen on, as the operator wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +101,7 @@ impl Bind {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {self}: {error}"));
         let mut failure = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
         for candidate in self.candidates().await.map_err(named)? {
-            match TcpListener::bind(candidate).await {
+            match open(candidate) {
                 Ok(listener) => return Ok(listener),
                 Err(error) => failure = error,
             }
@@ -133,6 +137,17 @@ impl fmt::Display for Bind {
             Host::Name(name) => write!(f, "{name}:{}", self.port),
         }
     }
+}
+
+fn open(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A restarted service gets its port back at once.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn port_number(digits: &str) -> Result<u16, InvalidBind> {

@@ -39,16 +39,11 @@ pub use route::Reply;
 
 use crate::access::Homeservers;
 use crate::dns::Dns;
+use crate::hold::TOO_LATE;
 use crate::server_name::ServerName;
 use crate::tls::Tls;
 use dial::Dialer;
 use homeservers::{Homeserver, Table};
-
-/// Requests that may wait for homeservers that are neither listed nor ever verified a token here (decision H7).
-const STRANGERS_IN_FLIGHT: usize = 1024;
-
-/// Nobody is dialled for a request that has less time left.
-const TOO_LATE: Duration = Duration::from_millis(250);
 
 /// So many refused names are told per time.
 const WARNINGS: u32 = 20;
@@ -66,6 +61,8 @@ pub struct Settings {
     pub also_listed: Vec<ServerName>,
     /// Forward proxies of the environment.
     pub proxies: Matcher,
+    /// Requests that may wait for homeservers that are neither listed nor ever verified a token here (decision H7).
+    pub strangers_in_flight: usize,
 }
 
 /// Asks homeservers.
@@ -89,6 +86,7 @@ impl Federation {
             listed,
             also_listed,
             proxies,
+            strangers_in_flight,
         } = settings;
         if proxies.intercept(&Uri::from_static("https://homeserver.invalid/")).is_some() {
             tracing::info!(
@@ -102,7 +100,7 @@ impl Federation {
             listed,
             also_listed,
             homeservers: Table::new(),
-            strangers: Semaphore::new(STRANGERS_IN_FLIGHT),
+            strangers: Semaphore::new(strangers_in_flight),
             told: Mutex::default(),
         }
     }

@@ -6,6 +6,9 @@ use std::time::Duration;
 /// How long after its arrival a request is held before what may pass is answered with an error.
 pub const HOLD: Duration = Duration::from_secs(10);
 
+/// Nobody is asked on behalf of a request that has less time left.
+pub const TOO_LATE: Duration = Duration::from_millis(250);
+
 /// Pause after so many tries: 0.2 s, doubled up to a second.
 #[must_use]
 pub fn pause(tries: u32) -> Duration {

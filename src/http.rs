@@ -23,8 +23,6 @@ pub use error::{ApiError, Reason};
 
 use crate::exchange::Exchange;
 
-/// Requests in flight (decision H7).
-const IN_FLIGHT: usize = 4096;
 /// KiB of request bodies being read at a time, the first one of each request aside: 16 MiB in all.
 const BODY_KIB: usize = 12 * 1024;
 
@@ -41,12 +39,12 @@ pub struct App {
 impl App {
     /// `url` is what clients are told, `path_prefix` a prefix that a proxy may have left on the path.
     #[must_use]
-    pub fn new(exchange: Exchange, url: String, path_prefix: Option<String>) -> Self {
+    pub fn new(exchange: Exchange, url: String, path_prefix: Option<String>, in_flight: usize) -> Self {
         Self {
             exchange,
             url,
             path_prefix,
-            in_flight: Semaphore::new(IN_FLIGHT),
+            in_flight: Semaphore::new(in_flight),
             body_kib: Semaphore::new(BODY_KIB),
             stopping: AtomicBool::new(false),
         }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
 use crate::federation::{Failure, Federation};
-use crate::hold::pause;
+use crate::hold::{TOO_LATE, pause};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 
@@ -95,6 +95,7 @@ impl OpenId {
             .finish();
         let path = format!("/_matrix/federation/v1/openid/userinfo?{query}");
         let mut tries = 1;
+        let mut cause = None;
         loop {
             let outcome = self.federation.get(server, &path, MAX_REPLY, tries > 1, deadline).await;
             let known = self.federation.knows(server);
@@ -110,10 +111,12 @@ impl OpenId {
                 }
                 Err(error) if !error.may_pass() => return Err(error),
                 Err(error) => {
+                    // A try that the deadline cut short says less than the one before it.
+                    let error = cause.take().filter(|_| error.says_nothing()).unwrap_or(error);
                     let pause = pause(tries);
                     let no_name = matches!(&error, Unverified::Unreachable { failure, .. } if failure.is_no_name());
                     let spent = !known && (no_name || tries >= STRANGER_TRIES);
-                    if spent || Instant::now() + pause >= deadline {
+                    if spent || Instant::now() + pause + TOO_LATE >= deadline {
                         return Err(error);
                     }
                     tracing::debug!(
@@ -122,6 +125,7 @@ impl OpenId {
                         tries,
                         "trying the homeserver again"
                     );
+                    cause = Some(error);
                     sleep(pause).await;
                     tries += 1;
                 }
@@ -131,6 +135,16 @@ impl OpenId {
 }
 
 impl Unverified {
+    fn says_nothing(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable {
+                failure: Failure::Timeout,
+                ..
+            }
+        )
+    }
+
     fn may_pass(&self) -> bool {
         match self {
             Self::Unreachable { failure, .. } => failure.may_pass(),

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -18,8 +18,8 @@ use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::access::Policy;
 use crate::config::Config;
@@ -34,6 +34,13 @@ use crate::token::{MintError, Minter};
 
 /// Open connections, as far as the file descriptors go; each request in flight may need as many again.
 const CONNECTIONS: usize = 8192;
+/// Requests in flight (decision H7), as far as there are connections: a quarter of these is left to the probes of
+/// `/healthz`, and to being told that the service is busy.
+const IN_FLIGHT: usize = 4096;
+/// Where there is no place for a new connection, those close that have been idle for this long since their last request,
+const IDLE_WHEN_CROWDED: Duration = Duration::from_millis(250);
+/// and those whose first request does not come; it may be on its way from far.
+const SILENT_WHEN_CROWDED: Duration = Duration::from_secs(1);
 /// Time for the first request's head to arrive.
 const FIRST_HEAD: Duration = Duration::from_secs(10);
 /// Time for the next one's: longer than the proxies in use keep an idle connection (Caddy: 120 s), so that none of them
@@ -41,9 +48,6 @@ const FIRST_HEAD: Duration = Duration::from_secs(10);
 const NEXT_HEAD: Duration = Duration::from_secs(125);
 /// Longest head of a request.
 const MAX_HEAD: usize = 32 * 1024;
-
-/// Where a forward proxy may stand, as the HTTP clients read it.
-const PROXY_VARIABLES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +68,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let grace = config.shutdown_grace;
     let bind = config.bind.clone();
     let url = config.livekit.url.clone();
-    let (app, sfu) = build(config)?;
+    let connections = connections();
+    let in_flight = IN_FLIGHT.min(connections * 3 / 4);
+    if in_flight < IN_FLIGHT {
+        tracing::info!(
+            in_flight,
+            remedy = "raise it (ulimit -n, systemd's LimitNOFILE, Docker's --ulimit nofile) where many people call",
+            "the limit on open files bounds how many requests are served at a time"
+        );
+    }
+    let (app, sfu) = build(config, in_flight)?;
     let listener = bind.listen().await.map_err(|error| StartError::Listen(bind.to_string(), error))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -73,12 +86,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         "listening"
     );
     tokio::spawn(async move { sfu.check().await });
-    serve(listener, app, stop, grace).await;
+    serve(listener, connections, app, stop, grace).await;
     Ok(())
 }
 
 /// Values, not the configuration, go below this function.
-fn build(config: Config) -> Result<(Arc<App>, Arc<Sfu>), StartError> {
+fn build(config: Config, in_flight: usize) -> Result<(Arc<App>, Arc<Sfu>), StartError> {
     let tls = Arc::new(Tls::new(config.skip_tls_verification));
     let dns = Arc::new(Dns::new(config.dns_servers));
     let own = config.app_service.as_ref().map(|own| own.server_name.clone());
@@ -91,16 +104,8 @@ fn build(config: Config) -> Result<(Arc<App>, Arc<Sfu>), StartError> {
         listed: config.full_access.clone(),
         also_listed: own.iter().cloned().chain(config.cs_api_overrides.into_keys()).collect(),
         proxies: Matcher::from_env(),
+        strangers_in_flight: in_flight / 4,
     };
-    if let Some(variable) = PROXY_VARIABLES
-        .into_iter()
-        .find(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
-    {
-        tracing::info!(
-            variable,
-            "a forward proxy is used: names that do not resolve here are left to it, and so is keeping it out of private networks"
-        );
-    }
     let federation = Arc::new(Federation::new(settings, dns.clone(), tls.clone()));
     let minter = Arc::new(Minter::new(
         config.livekit.keys.signing(),
@@ -114,20 +119,20 @@ fn build(config: Config) -> Result<(Arc<App>, Arc<Sfu>), StartError> {
         own,
     };
     let exchange = Exchange::new(OpenId::new(federation), policy, sfu.clone(), minter);
-    Ok((Arc::new(App::new(exchange, config.livekit.url, config.path_prefix)), sfu))
+    Ok((Arc::new(App::new(exchange, config.livekit.url, config.path_prefix, in_flight)), sfu))
 }
 
 /// Accepts connections until `stop` is done, then closes idle ones and waits for the others, `grace` at most.
-async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Output = ()>, grace: Duration) {
-    let places = Arc::new(Semaphore::new(connections()));
+async fn serve(listener: TcpListener, connections: usize, app: Arc<App>, stop: impl Future<Output = ()>, grace: Duration) {
+    let places = Arc::new(Semaphore::new(connections));
     let graceful = GracefulShutdown::new();
     let (stopping, _) = watch::channel(false);
+    let (crowded, _) = watch::channel(());
     let edge = Edge::new(app.clone());
     let mut stop = pin!(stop);
     loop {
         let accepted = async {
-            // Never closed; without a free place the kernel keeps connections waiting.
-            let place = places.clone().acquire_owned().await.ok();
+            let place = place(&places, &crowded).await;
             (listener.accept().await, place)
         };
         let (accepted, place) = tokio::select! {
@@ -136,7 +141,7 @@ async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Output = 
         };
         match accepted {
             Ok((stream, _)) => {
-                let connection = connection(stream, edge.clone(), &graceful, stopping.subscribe());
+                let connection = connection(stream, edge.clone(), &graceful, stopping.subscribe(), crowded.subscribe());
                 tokio::spawn(async move {
                     connection.await;
                     drop(place);
@@ -160,19 +165,36 @@ async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Output = 
     }
 }
 
+/// A place for one more connection. While there is none, idle connections are asked for theirs, and the kernel keeps new
+/// ones waiting.
+async fn place(places: &Arc<Semaphore>, crowded: &watch::Sender<()>) -> Option<OwnedSemaphorePermit> {
+    if let Ok(place) = places.clone().try_acquire_owned() {
+        return Some(place);
+    }
+    loop {
+        crowded.send_replace(());
+        if let Ok(place) = timeout(IDLE_WHEN_CROWDED * 2, places.clone().acquire_owned()).await {
+            // Never closed.
+            return place.ok();
+        }
+    }
+}
+
 fn connection(
     stream: TcpStream,
     edge: Edge,
     graceful: &GracefulShutdown,
     mut stopping: watch::Receiver<bool>,
+    mut crowded: watch::Receiver<()>,
 ) -> impl Future<Output = ()> + Send + use<> {
     // Answers are one write each; without it the last bytes may wait for an acknowledgement.
     let _ = stream.set_nodelay(true);
-    let spoke = Arc::new(AtomicBool::new(false));
-    let heard = spoke.clone();
+    // How many requests have begun, and ended: odd while one is being answered.
+    let steps = Arc::new(AtomicUsize::new(0));
+    let step = steps.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        heard.store(true, Ordering::Relaxed);
-        answer(edge.clone(), request)
+        step.fetch_add(1, Ordering::Relaxed);
+        answer(edge.clone(), request, step.clone())
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -183,25 +205,46 @@ fn connection(
     async move {
         let mut connection = pin!(connection);
         // Until the first request is there, a connection is nobody's: it neither lives long nor holds up the end.
-        let first = async {
+        let mut first = pin!(async {
             tokio::select! {
                 () = sleep(FIRST_HEAD) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => {}
             }
-        };
-        tokio::select! {
-            _ = &mut connection => return,
-            () = first => {}
-        }
-        if spoke.load(Ordering::Relaxed) {
-            // How a connection ends, a reset included, is the client's business.
-            let _ = connection.await;
+        });
+        let mut opening = true;
+        let mut idle: Option<(usize, Instant)> = None;
+        loop {
+            let until = idle.map(|(_, until)| until);
+            tokio::select! {
+                // How a connection ends, a reset included, is the client's business.
+                _ = &mut connection => return,
+                () = &mut first, if opening => {
+                    opening = false;
+                    if steps.load(Ordering::Relaxed) == 0 {
+                        return;
+                    }
+                }
+                Ok(()) = crowded.changed(), if idle.is_none() => {
+                    let step = steps.load(Ordering::Relaxed);
+                    if step.is_multiple_of(2) {
+                        let grace = if step == 0 { SILENT_WHEN_CROWDED } else { IDLE_WHEN_CROWDED };
+                        idle = Some((step, Instant::now() + grace));
+                    }
+                }
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                    if idle.take().is_some_and(|(step, _)| step == steps.load(Ordering::Relaxed)) {
+                        return;
+                    }
+                }
+            }
         }
     }
 }
 
-async fn answer(edge: Edge, request: Request<Incoming>) -> Result<Response, Infallible> {
-    edge.serve(request.map(Body::new)).await
+async fn answer(edge: Edge, request: Request<Incoming>, step: Arc<AtomicUsize>) -> Result<Response, Infallible> {
+    let answer = edge.serve(request.map(Body::new)).await;
+    step.fetch_add(1, Ordering::Relaxed);
+    answer
 }
 
 /// Half of the file descriptors that this process may open, the other half being for the way out.

@@ -30,7 +30,7 @@ pub enum SfuError {
     #[error("the SFU denies the call to this key")]
     Denied,
     /// The path does not lead to the API.
-    #[error("the SFU knows no such path (bad_route)")]
+    #[error("the SFU knows no such path")]
     BadRoute,
     /// Something that is not a LiveKit server answered.
     #[error("status {0} from something that does not speak LiveKit's API")]
@@ -89,7 +89,7 @@ impl SfuError {
             Self::Clock => "the clocks of this machine and of livekit-server differ by more than a minute; check NTP on both",
             Self::Denied => "check LIVEKIT_KEY and LIVEKIT_SECRET, and that the key may create rooms",
             Self::BadRoute => {
-                "the path prefix of LIVEKIT_URL does not arrive at livekit-server; strip it in the proxy, or set LIVEKIT_API_URL to the address of livekit-server itself"
+                "check the path prefix of LIVEKIT_URL: a proxy must route it to livekit-server and strip it on the way; or set LIVEKIT_API_URL to the address of livekit-server itself"
             }
             Self::NotLiveKit(_) => {
                 "a proxy or another program answers in livekit-server's place; check the address and path of LIVEKIT_URL, or set LIVEKIT_API_URL"
@@ -101,6 +101,9 @@ impl SfuError {
         }
     }
 }
+
+/// What Go's HTTP server says of a path that nobody registered: livekit-server of all outside its API, also Traefik.
+const GO_NOT_FOUND: &[u8] = b"404 page not found";
 
 #[derive(Deserialize)]
 struct TwirpError {
@@ -121,6 +124,7 @@ pub(super) fn read(status: StatusCode, body: &[u8]) -> SfuError {
         Some("already_exists") => SfuError::Refused("already exists"),
         Some(_) if status.is_client_error() => SfuError::Refused("unknown reason"),
         _ if status == StatusCode::UNAUTHORIZED => unauthorized(&String::from_utf8_lossy(body)),
+        _ if status == StatusCode::NOT_FOUND && body.trim_ascii_end() == GO_NOT_FOUND => SfuError::BadRoute,
         _ => SfuError::NotLiveKit(status.as_u16()),
     }
 }
@@ -167,6 +171,7 @@ mod tests {
                 r#"{"code":"bad_route","msg":"no handler for path","meta":{"twirp_invalid_route":"POST /x"}}"#,
                 SfuError::BadRoute,
             ),
+            (404, "404 page not found\n", SfuError::BadRoute),
             (
                 400,
                 r#"{"code":"invalid_argument","msg":"room name too long"}"#,

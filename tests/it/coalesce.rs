@@ -11,6 +11,7 @@ use crate::support::world::World;
 
 /// 2,000 users enter one room at once; how many CreateRoom calls that took, and how long.
 fn rush(world: &World) -> (usize, Duration) {
+    let _alone = crate::support::alone();
     world.sfu.fail(Some(Fault::Slow(Duration::from_millis(50))));
     let room = unique_room();
     let calls: Vec<_> = (0..2_000)

@@ -113,6 +113,7 @@ fn hostile_name(n: usize) -> String {
 
 #[test]
 fn a_flood_of_names_leaves_nothing_behind() {
+    let _alone = crate::support::alone();
     with_low_ports(|| {
         let stage = Stage::new(|setup| setup);
         let names = if nothing_may_be_left_out() { 100_000 } else { 5_000 };
@@ -156,6 +157,7 @@ fn a_flood_of_names_leaves_nothing_behind() {
 /// Nobody is dialled through us: three tries per request, one a second for all requests about one name together.
 #[test]
 fn a_stranger_is_dialled_once_a_second() {
+    let _alone = crate::support::alone();
     with_low_ports(|| {
         let stage = Stage::new(|setup| setup);
         let victim = unique_loopback();
@@ -205,6 +207,7 @@ fn a_stranger_is_dialled_once_a_second() {
 /// DNS servers, web servers and homeservers that hang: everybody else is served as before.
 #[test]
 fn slow_names_starve_nobody() {
+    let _alone = crate::support::alone();
     with_low_ports(|| {
         let stage = Stage::new(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
         // Name servers that drop every question, web servers that hang, addresses that lose packets.

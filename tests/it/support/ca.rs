@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -45,10 +45,7 @@ impl Ca {
 
     /// TLS for a server with these names or addresses in its certificate.
     pub(crate) fn server(&self, names: &[String]) -> Arc<ServerConfig> {
-        let key = KeyPair::generate().expect("key");
-        let certificate = CertificateParams::new(names)
-            .and_then(|params| params.signed_by(&key, &self.issuer))
-            .expect("server certificate");
+        let (certificate, key) = self.issue(names);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -60,5 +57,19 @@ impl Ca {
             })
             .expect("TLS configuration");
         Arc::new(config)
+    }
+
+    /// Certificate and key in PEM, for a server with these names or addresses.
+    pub(crate) fn server_pem(&self, names: &[String]) -> (String, String) {
+        let (certificate, key) = self.issue(names);
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn issue(&self, names: &[String]) -> (Certificate, KeyPair) {
+        let key = KeyPair::generate().expect("key");
+        let certificate = CertificateParams::new(names)
+            .and_then(|params| params.signed_by(&key, &self.issuer))
+            .expect("server certificate");
+        (certificate, key)
     }
 }

@@ -315,8 +315,8 @@ pub(crate) fn call(to: SocketAddr, call: &Call) -> Answer {
         .unwrap_or_else(|| panic!("no answer to {} {}", call.method, call.target))
 }
 
-/// All calls, `at_once` of them at a time over kept connections; the answers in the order of the calls, `None` where none came.
-pub(crate) fn flood(to: SocketAddr, calls: &[Call], at_once: usize) -> Vec<Option<Answer>> {
+/// All calls, `at_once` of them at a time over kept connections; the answers in the order of the calls, or why there is none.
+pub(crate) fn flood(to: SocketAddr, calls: &[Call], at_once: usize) -> Vec<Result<Answer, String>> {
     let queue = std::sync::Arc::new(std::sync::Mutex::new(
         calls.iter().map(|c| c.bytes(to)).enumerate().collect::<Vec<_>>(),
     ));
@@ -335,7 +335,7 @@ pub(crate) fn flood(to: SocketAddr, calls: &[Call], at_once: usize) -> Vec<Optio
             })
         })
         .collect();
-    let mut all = vec![None; calls.len()];
+    let mut all = vec![Err(String::new()); calls.len()];
     for worker in workers {
         for (n, answer) in super::runtime().block_on(worker).expect("a worker of the flood") {
             all[n] = answer;
@@ -344,25 +344,34 @@ pub(crate) fn flood(to: SocketAddr, calls: &[Call], at_once: usize) -> Vec<Optio
     all
 }
 
-async fn call_kept(to: SocketAddr, bytes: &[u8], kept: &mut Option<tokio::net::TcpStream>) -> Option<Answer> {
+async fn call_kept(to: SocketAddr, bytes: &[u8], kept: &mut Option<tokio::net::TcpStream>) -> Result<Answer, String> {
     let began = Instant::now();
+    let failed = |what: &str, error: &dyn std::fmt::Display, used: bool| {
+        let connection = if used { "a kept" } else { "a new" };
+        format!("{what} on {connection} connection after {:?}: {error}", began.elapsed())
+    };
+    let used = kept.is_some();
     let mut stream = match kept.take() {
         Some(stream) => stream,
-        None => tokio::net::TcpStream::connect(to).await.ok()?,
+        None => tokio::net::TcpStream::connect(to)
+            .await
+            .map_err(|e| failed("connecting", &e, used))?,
     };
     let _ = stream.set_nodelay(true);
-    stream.write_all(bytes).await.ok()?;
+    stream.write_all(bytes).await.map_err(|e| failed("writing", &e, used))?;
     let mut buffer = Vec::new();
     loop {
         if let Some((answer, _)) = Answer::parse(&buffer, false, false, began.elapsed()) {
             if answer.header("connection") != Some("close") {
                 *kept = Some(stream);
             }
-            return Some(answer);
+            return Ok(answer);
         }
         match tokio::time::timeout(PATIENCE, stream.read_buf(&mut buffer)).await {
-            Ok(Ok(n)) if n > 0 => {}
-            _ => return None,
+            Ok(Ok(0)) => return Err(failed("reading", &"closed", used)),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(failed("reading", &error, used)),
+            Err(_) => return Err(failed("reading", &"silence", used)),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! - [`neighbour`]: the scripted HTTP server under both
 //! - [`dns`]: a DNS server with a scripted zone; [`network`]: a network of the test's own
 //! - [`client`]: an HTTP/1.1 client that shows every byte
+//! - [`synapse`], [`livekit`]: the real ones, and real clients; [`process`]: the processes that they run in
 //! - [`world`]: the arrangement of all of them that most tests need
 //! - [`bodies`]: request bodies; [`hashes`] and [`jwt`]: an independent look at answers; [`ca`]: certificates;
 //!   [`secrets`]: what must never be seen
@@ -17,17 +18,20 @@ pub(crate) mod dns;
 pub(crate) mod hashes;
 pub(crate) mod homeserver;
 pub(crate) mod jwt;
+pub(crate) mod livekit;
 pub(crate) mod neighbour;
 pub(crate) mod network;
 mod own_tests;
+pub(crate) mod process;
 pub(crate) mod secrets;
 pub(crate) mod service;
 pub(crate) mod sfu;
+pub(crate) mod synapse;
 pub(crate) mod world;
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, Mutex, Weak};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
@@ -82,13 +86,19 @@ impl<T> Shared<T> {
     }
 
     pub(crate) fn get(&self, make: impl FnOnce() -> T) -> Arc<T> {
-        let mut shared = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         shared.upgrade().unwrap_or_else(|| {
             let made = Arc::new(make());
             *shared = Arc::downgrade(&made);
             made
         })
     }
+}
+
+/// Held by tests that keep the whole machine busy, so that no two of them do at a time.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// True where left-out tests are failures (`tests/run`, CI).

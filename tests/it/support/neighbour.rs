@@ -1,6 +1,7 @@
 //! A scripted HTTP/1.1 server, with or without TLS, that remembers every connection and every request.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -123,6 +124,9 @@ struct State {
     greeting: Mutex<Greeting>,
     connections: Mutex<Vec<Arc<Connection>>>,
     requests: Mutex<Vec<Request>>,
+    /// Requests being answered, and the most that ever were.
+    busy: AtomicUsize,
+    busiest: AtomicUsize,
     /// Leaves out the `Date` header.
     dateless: Mutex<bool>,
 }
@@ -147,6 +151,8 @@ impl Neighbour {
             greeting: Mutex::new(Greeting::Serve),
             connections: Mutex::default(),
             requests: Mutex::default(),
+            busy: AtomicUsize::new(0),
+            busiest: AtomicUsize::new(0),
             dateless: Mutex::default(),
         };
         let listener = listen(address);
@@ -179,7 +185,10 @@ impl Neighbour {
     pub(crate) fn refuse(&self) {
         if let Some(accepting) = self.accepting.lock().unwrap().take() {
             accepting.abort();
-            super::wait_until("the port to close", Duration::from_secs(5), || accepting.is_finished());
+            // A process that another test starts at this moment holds a copy of the listener until it is our binary.
+            super::wait_until("the port to close", Duration::from_secs(5), || {
+                accepting.is_finished() && std::net::TcpStream::connect(self.address).is_err()
+            });
         }
     }
 
@@ -194,6 +203,11 @@ impl Neighbour {
 
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.state.requests.lock().unwrap().clone()
+    }
+
+    /// The most requests that were ever being answered at a time.
+    pub(crate) fn most_at_once(&self) -> usize {
+        self.state.busiest.load(SeqCst)
     }
 
     /// How many requests `wanted` picks.
@@ -226,18 +240,30 @@ impl Drop for Neighbour {
 }
 
 fn listen(address: SocketAddr) -> TcpListener {
+    let mut opened = None;
+    // As in `refuse`: a copy of a listener that was just closed may be about.
+    super::wait_until(&format!("{address} to be free"), Duration::from_secs(5), || {
+        opened = match open(address) {
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => None,
+            opened => Some(opened),
+        };
+        opened.is_some()
+    });
+    opened
+        .expect("just seen")
+        .unwrap_or_else(|e| panic!("cannot listen on {address}: {e}"))
+}
+
+fn open(address: SocketAddr) -> std::io::Result<TcpListener> {
     let _guard = runtime().enter();
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()
     } else {
         TcpSocket::new_v6()
-    }
-    .expect("socket");
-    socket.set_reuseaddr(true).expect("SO_REUSEADDR");
-    socket
-        .bind(address)
-        .and_then(|()| socket.listen(4096))
-        .unwrap_or_else(|e| panic!("cannot listen on {address}: {e}"))
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(4096)
 }
 
 async fn serve(state: Arc<State>, stream: TcpStream, peer: SocketAddr) {
@@ -274,6 +300,7 @@ async fn silence(mut stream: impl AsyncRead + Unpin) {
 async fn talk(state: &State, connection: &Arc<Connection>, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let mut buffer = Vec::new();
     while let Some(request) = read_request(connection, &mut stream, &mut buffer).await {
+        let mut busy = Some(Busy::begin(state));
         let mut reply = (state.handler)(&request);
         state.requests.lock().unwrap().push(request);
         while let Reply::After(delay, then) = reply {
@@ -283,6 +310,8 @@ async fn talk(state: &State, connection: &Arc<Connection>, mut stream: impl Asyn
         match reply {
             Reply::After(..) => unreachable!("unwrapped above"),
             Reply::Answer { status, headers, body } => {
+                // Before the other side can react.
+                busy.take();
                 let mut head = format!("HTTP/1.1 {status} Scripted\r\nContent-Length: {}\r\n", body.len());
                 if !*state.dateless.lock().unwrap() {
                     head += &format!("Date: {}\r\n", httpdate::fmt_http_date(SystemTime::now()));
@@ -322,6 +351,23 @@ async fn talk(state: &State, connection: &Arc<Connection>, mut stream: impl Asyn
             Reply::Close => return,
             Reply::Hang => return silence(stream).await,
         }
+    }
+}
+
+/// One request that is being answered.
+struct Busy<'a>(&'a State);
+
+impl<'a> Busy<'a> {
+    fn begin(state: &'a State) -> Self {
+        let now = state.busy.fetch_add(1, SeqCst) + 1;
+        state.busiest.fetch_max(now, SeqCst);
+        Self(state)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, SeqCst);
     }
 }
 

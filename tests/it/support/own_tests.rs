@@ -54,7 +54,9 @@ fn the_sfu_refuses_as_the_recorded_one() {
         sfu.http.address(),
         &Call::post("/elsewhere/twirp/livekit.RoomService/CreateRoom", ""),
     );
-    assert_eq!((lost.status, lost.field("code")), (404, "bad_route".into()));
+    assert_eq!((lost.status, lost.text().as_str()), (404, "404 page not found\n"));
+    let unknown = call(sfu.http.address(), &Call::post("/twirp/livekit.RoomService/Nope", ""));
+    assert_eq!((unknown.status, unknown.field("code")), (404, "bad_route".into()));
     assert_eq!(call(sfu.http.address(), &Call::new("GET", "/")).text(), "OK");
     assert_eq!(sfu.creations(), 4);
 }

@@ -212,7 +212,7 @@ impl Service {
         let answers = client::flood(self.address, calls, at_once);
         let answers: Vec<_> = answers
             .into_iter()
-            .map(|a| a.expect("an answer to every request of the flood"))
+            .map(|a| a.unwrap_or_else(|why| panic!("a request of the flood had no answer: {why}")))
             .collect();
         answers.iter().for_each(Answer::assert_manners);
         answers

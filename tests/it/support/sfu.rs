@@ -168,7 +168,7 @@ impl State {
             return Reply::text(200, "text/plain; charset=utf-8", "OK");
         }
         let Some(method) = request.path.strip_prefix(&format!("{}/twirp/livekit.RoomService/", self.prefix)) else {
-            return bad_route(request);
+            return Reply::text(404, "text/plain; charset=utf-8", "404 page not found\n");
         };
         let token = request.header("authorization").and_then(|a| a.strip_prefix("Bearer "));
         let claims = match token {

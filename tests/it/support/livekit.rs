@@ -1,0 +1,244 @@
+//! A real SFU, and real clients of it.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use livekit_protocol as proto;
+use prost::Message;
+use serde_json::{Value, json};
+
+use super::ca::Ca;
+use super::client::{self, Answer, Call};
+use super::jwt::Jwt;
+use super::process::{self, Process};
+use super::secrets;
+use super::service::Setup;
+
+/// A client on a busy machine.
+const CLIENT: Duration = Duration::from_secs(60);
+
+/// livekit-server, on ports of its own. Rooms exist when somebody created them: `auto_create: false`.
+pub(crate) struct Livekit {
+    key: String,
+    secret: String,
+    address: SocketAddr,
+    directory: PathBuf,
+    process: Mutex<Option<Process>>,
+}
+
+impl Livekit {
+    /// One for all tests of this process, which it ends with.
+    pub(crate) fn shared() -> &'static Self {
+        static SHARED: OnceLock<Livekit> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            let livekit = Self::prepare();
+            livekit.start();
+            livekit
+        })
+    }
+
+    /// Configured, and not started.
+    pub(crate) fn prepare() -> Self {
+        let directory = process::directory("livekit");
+        let (key, secret) = ("realkey".to_owned(), secrets::sfu_secret());
+        let port = process::free_port();
+        // JSON is YAML.
+        let config = json!({
+            "port": port,
+            "bind_addresses": ["127.0.0.1"],
+            "rtc": {
+                "tcp_port": process::free_port(),
+                "udp_port": process::free_port(),
+                "use_external_ip": false,
+                "node_ip": "127.0.0.1",
+                "interfaces": {"includes": ["lo"]},
+                "enable_loopback_candidate": true,
+            },
+            "keys": {&key: &secret},
+            "room": {"auto_create": false},
+        });
+        std::fs::write(directory.join("livekit.yaml"), config.to_string()).expect("livekit.yaml");
+        Self {
+            key,
+            secret,
+            address: (Ipv4Addr::LOCALHOST, port).into(),
+            directory,
+            process: Mutex::new(None),
+        }
+    }
+
+    /// `livekit-server --dev`: its own values for everything.
+    pub(crate) fn start_dev() -> Self {
+        let livekit = Self {
+            key: "devkey".into(),
+            secret: "secret".into(),
+            address: (Ipv4Addr::LOCALHOST, 7880).into(),
+            directory: process::directory("livekit"),
+            process: Mutex::new(None),
+        };
+        livekit.run(&["--dev"]);
+        livekit
+    }
+
+    /// Starts it and waits until it answers.
+    pub(crate) fn start(&self) {
+        self.run(&["--config", "livekit.yaml"]);
+    }
+
+    fn run(&self, arguments: &[&str]) {
+        let mut command = Command::new(process::tool("livekit-server"));
+        command.args(arguments);
+        let process = Process::start("livekit-server", &command, &self.directory);
+        process.wait_ready(|| process::answers(self.address, "/"));
+        *self.process.lock().unwrap() = Some(process);
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(crate) fn secret(&self) -> &str {
+        &self.secret
+    }
+
+    /// As `LIVEKIT_URL` names it.
+    pub(crate) fn url(&self) -> String {
+        format!("ws://{}", self.address)
+    }
+
+    /// A service for this SFU, with full access for these server names, that may dial homeservers on loopback.
+    pub(crate) fn setup(&self, full_access: &[&str]) -> Setup {
+        Setup::bare()
+            .env("LIVEKIT_URL", &self.url())
+            .env("LIVEKIT_KEY", &self.key)
+            .env("LIVEKIT_SECRET", &self.secret)
+            .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &full_access.join(","))
+            .env("LIVEKIT_FEDERATION_ALLOWED_NETWORKS", "127.0.0.0/8")
+    }
+
+    /// A call of its API with all grants.
+    #[track_caller]
+    fn call<T: Message + Default>(&self, method: &str, room: &str, request: &impl Message) -> T {
+        let answer = self.api(method, room, request);
+        assert_eq!(answer.status, 200, "{method}: {}", answer.text());
+        T::decode(answer.body.as_slice()).expect("protobuf")
+    }
+
+    fn api(&self, method: &str, room: &str, request: &impl Message) -> Answer {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        let grants = json!({"roomCreate": true, "roomList": true, "roomAdmin": true, "room": room});
+        let claims = json!({"iss": self.key, "exp": now + 60, "video": grants});
+        let call = Call::post(&format!("/twirp/livekit.RoomService/{method}"), request.encode_to_vec())
+            .header("Content-Type", "application/protobuf")
+            .header("Authorization", &format!("Bearer {}", Jwt::sign(&claims, &self.secret)));
+        client::call(self.address, &call)
+    }
+
+    /// Creates a room past the service. The timeouts of a room that stands already do not change.
+    #[track_caller]
+    pub(crate) fn create(&self, name: &str, empty_timeout: u32, departure_timeout: u32) -> proto::Room {
+        let request = proto::CreateRoomRequest {
+            name: name.into(),
+            empty_timeout,
+            departure_timeout,
+            ..Default::default()
+        };
+        self.call("CreateRoom", name, &request)
+    }
+
+    /// The room, if it stands.
+    #[track_caller]
+    pub(crate) fn room(&self, name: &str) -> Option<proto::Room> {
+        let names = vec![name.to_owned()];
+        let answer: proto::ListRoomsResponse = self.call("ListRooms", "", &proto::ListRoomsRequest { names });
+        answer.rooms.into_iter().next()
+    }
+
+    /// The identities in it.
+    #[track_caller]
+    pub(crate) fn participants(&self, room: &str) -> Vec<String> {
+        let request = proto::ListParticipantsRequest { room: room.into() };
+        let answer: proto::ListParticipantsResponse = self.call("ListParticipants", room, &request);
+        answer.participants.into_iter().map(|p| p.identity).collect()
+    }
+
+    /// The end of what it said, for a test that failed.
+    pub(crate) fn tail(&self) -> String {
+        self.process.lock().unwrap().as_ref().map(|p| p.tail(10)).unwrap_or_default()
+    }
+
+    /// The first step of a join, with a token as the service returned it. The status of the answer: 101 when the SFU
+    /// would go on, 404 when there is no such room. The connection is dropped after `stay`.
+    pub(crate) fn knock(&self, jwt: &str, stay: Duration) -> u16 {
+        let call = Call::new("GET", &format!("/rtc?access_token={jwt}&protocol=16&sdk=rust"))
+            .header("Connection", "Upgrade")
+            .header("Upgrade", "websocket")
+            .header("Sec-WebSocket-Version", "13")
+            .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+        let status = || {
+            let mut stream = TcpStream::connect(self.address).ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
+            stream.write_all(&call.bytes(self.address)).ok()?;
+            let mut line = [0; 12];
+            stream.read_exact(&mut line).ok()?;
+            std::thread::sleep(stay);
+            std::str::from_utf8(&line).ok()?.split(' ').nth(1)?.parse().ok()
+        };
+        status().unwrap_or(0)
+    }
+}
+
+/// A real client (LiveKit's Python SDK) that tries to join. Dropping it kills it.
+pub(crate) struct Client(Process);
+
+impl Client {
+    /// As a client does it: with what the service answered.
+    pub(crate) fn start(answer: &Value) -> Self {
+        Self::run(answer, &["600"])
+    }
+
+    fn run(answer: &Value, arguments: &[&str]) -> Self {
+        let mut command = process::script("client.py");
+        command
+            .args([answer["url"].as_str().expect("url"), answer["jwt"].as_str().expect("jwt")])
+            .args(arguments)
+            .env("SSL_CERT_FILE", Ca::trusted().file());
+        Self(Process::start_piped("client", &command, &process::directory("client")))
+    }
+
+    /// Waits until it is in the room; its identity as the SFU told it.
+    #[track_caller]
+    pub(crate) fn joined(&self) -> String {
+        let line = self.0.line(CLIENT).unwrap_or_default();
+        let said: Vec<_> = line.split(' ').collect();
+        assert!(said.len() == 3 && said[0] == "joined", "the client could not join: {line:?}");
+        said[1].to_owned()
+    }
+
+    /// Joins and stays; its identity as the SFU told it.
+    #[track_caller]
+    pub(crate) fn join(answer: &Value) -> (Self, String) {
+        let client = Self::start(answer);
+        let identity = client.joined();
+        (client, identity)
+    }
+
+    /// Fails unless the SFU answers that it will not have it; why.
+    #[track_caller]
+    pub(crate) fn refused(answer: &Value) -> String {
+        let client = Self::run(answer, &["--expect-refused"]);
+        let line = client.0.line(CLIENT).unwrap_or_default();
+        let why = line
+            .strip_prefix("refused ")
+            .unwrap_or_else(|| panic!("the client was not refused: {line:?}"));
+        why.to_owned()
+    }
+}
