@@ -254,6 +254,8 @@ fn slow_names_starve_nobody() {
                 asked >= 10 && slowest < Duration::from_secs(8),
                 "{asked} requests, the slowest took {slowest:?}"
             );
+            // DNS and TLS have time limits of their own, which a busy test machine does not always keep.
+            assert!(missed * 10 <= asked, "{missed} of {asked} strangers were not reached");
             for answer in flood.join().expect("the flood") {
                 answer.assert_errcode(401, "M_UNAUTHORIZED");
                 // Ten seconds by the service's clock; the rest is for a machine that is busy with other tests.
