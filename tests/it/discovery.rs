@@ -4,6 +4,7 @@
 //! certificate for another name is not taken.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -703,6 +704,43 @@ fn a_name_server_without_ipv6_manners_is_no_obstacle() {
                 });
             }
         });
+    });
+}
+
+/// `/etc/hosts`, and the name server and the search list of `/etc/resolv.conf`.
+#[test]
+fn the_settings_of_the_system_are_honoured() {
+    in_own_network(|| {
+        let at = [unique_loopback(), unique_loopback()];
+        for (file, text) in [
+            ("/etc/hosts", format!("{} in-hosts.example.org\n", at[0])),
+            ("/etc/resolv.conf", "nameserver 127.0.0.53\nsearch corp.example.org\n".to_owned()),
+        ] {
+            let ours = format!("{}/{}-{}", env!("CARGO_TARGET_TMPDIR"), file.replace('/', "-"), std::process::id());
+            std::fs::write(&ours, text).expect("a file");
+            let mounted = Command::new("mount").args(["--bind", &ours, file]).status().expect("mount");
+            assert!(mounted.success(), "{file} cannot be replaced");
+        }
+        let sfu = Sfu::start();
+        let dns = Dns::at(SocketAddr::from(([127, 0, 0, 53], 53)));
+        dns.address("short.corp.example.org", &[v4(at[1])]);
+        let stage = Stage {
+            service: Setup::new(&sfu).start(),
+            dns,
+            _sfu: sfu,
+        };
+        let far = listener(at[0], 8448, "in-hosts.example.org");
+        stage.reaches("in-hosts.example.org", &far, "in-hosts.example.org", Some("in-hosts.example.org"));
+        assert_eq!(stage.dns.asked("in-hosts.example.org", Kind::A), 0);
+        let far = listener(at[1], 8448, "short");
+        stage.reaches("short", &far, "short", Some("short"));
+        // A search list must not lead one server's name to another's services.
+        let questions = stage.dns.questions();
+        let strange: Vec<_> = questions
+            .iter()
+            .filter(|q| q.kind == Kind::SRV && q.name.contains("corp"))
+            .collect();
+        assert!(strange.is_empty(), "{strange:?}");
     });
 }
 
