@@ -1,0 +1,447 @@
+//! The life of a delegated leave: a participant who is there is never reported gone, one who is gone always is.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::client_api::{done, not_found, unrecognized, versions};
+use crate::support::neighbour::Reply;
+use crate::support::scene::{SOON, Scene};
+use crate::support::service::Setup;
+use crate::support::sfu::Fault;
+use crate::support::wait_until;
+use crate::support::webhook::{joined, left};
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Asks the SFU every second.
+fn watchful(setup: Setup) -> Setup {
+    setup.env("LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "1")
+}
+
+#[test]
+fn a_participant_who_joins_is_kept() {
+    let delay = seconds(2);
+    let scene = Scene::new();
+    scene.delegate(delay);
+    let joined = Instant::now();
+    scene.joined();
+    assert!(scene.restarts()[0] - joined < seconds(1), "the first restart was late");
+    scene.wait_restarts(6);
+    let restarts = scene.restarts();
+    // The average of some: a busy machine delays one of them.
+    let every = (restarts[5] - restarts[1]) / 4;
+    assert!(
+        every > Duration::from_millis(800) && every < Duration::from_millis(1_500),
+        "{every:?}"
+    );
+    assert_eq!(scene.sends().len(), 0);
+    assert_eq!(scene.api.strays(), [""; 0]);
+}
+
+/// Without any webhook.
+#[test]
+fn a_participant_who_is_found_there_is_kept() {
+    let scene = Scene::new();
+    scene.sfu.join(&scene.alias, &scene.identity);
+    scene.delegate(seconds(4));
+    scene.wait_restarts(3);
+    assert_eq!(scene.sends().len(), 0);
+}
+
+#[test]
+fn who_never_comes_is_reported_after_one_delay() {
+    let scene = Scene::new();
+    let began = Instant::now();
+    scene.delegate(seconds(2));
+    let sent = scene.wait_sent(SOON);
+    assert!(sent - began > Duration::from_millis(1_500), "{:?}", sent - began);
+    assert_eq!(scene.restarts().len(), 0);
+    scene.wait_over(SOON);
+}
+
+#[test]
+fn a_goodbye_is_checked_twice_and_sent_within_two_seconds() {
+    let scene = Scene::new();
+    scene.delegate(seconds(8));
+    let session = scene.joined();
+    let before = scene.sfu.lookups(&scene.alias, &scene.identity).len();
+    let at = scene.leave(&session, "CLIENT_INITIATED");
+    let sent = scene.wait_sent(SOON);
+    let took = sent - at;
+    assert!(
+        took > Duration::from_millis(1_400) && took < Duration::from_millis(2_600),
+        "{took:?}"
+    );
+    let asked: Vec<_> = scene.sfu.lookups(&scene.alias, &scene.identity).split_off(before);
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    let [first, second] = [asked[0] - at, asked[1] - at];
+    assert!(
+        first > Duration::from_millis(700) && first < Duration::from_millis(1_300),
+        "{first:?}"
+    );
+    assert!(
+        second > Duration::from_millis(1_400) && second < Duration::from_millis(2_000),
+        "{second:?}"
+    );
+    scene.wait_over(SOON);
+    assert_eq!(scene.sends().len(), 1);
+}
+
+/// The SFU itself has said it: no answer is not a yes.
+#[test]
+fn a_goodbye_is_believed_when_the_sfu_does_not_answer_then() {
+    let scene = Scene::new();
+    scene.delegate(seconds(8));
+    let session = scene.joined();
+    scene.sfu.fail(Some(Fault::Hang));
+    let at = scene.leave(&session, "CLIENT_INITIATED");
+    let took = scene.wait_sent(SOON) - at;
+    assert!(took < Duration::from_millis(2_600), "{took:?}");
+}
+
+#[test]
+fn who_is_back_under_another_sid_stays() {
+    let delay = seconds(4);
+    let scene = Scene::new();
+    scene.delegate(delay);
+    let first = scene.joined();
+    let at = scene.leave(&first, "CLIENT_INITIATED");
+    // The SFU has the new session before its webhook comes; here none ever does.
+    let second = scene.sfu.join(&scene.alias, &scene.identity);
+    scene.stays_until(at + seconds(6), delay);
+    let at = scene.leave(&second, "CLIENT_INITIATED");
+    let took = scene.wait_sent(SOON) - at;
+    assert!(took < seconds(3), "{took:?}");
+}
+
+#[test]
+fn who_is_displaced_by_itself_stays() {
+    let delay = seconds(4);
+    let scene = Scene::new();
+    scene.delegate(delay);
+    let first = scene.joined();
+    scene.told(&left(&first, "DUPLICATE_IDENTITY"));
+    let second = scene.join();
+    scene.stays_until(Instant::now() + seconds(7), delay);
+    scene.leave(&second, "CLIENT_INITIATED");
+    scene.wait_sent(SOON);
+}
+
+/// With a reason that says nothing, a departure is judged by asking: at least three seconds, two denials.
+#[test]
+fn a_reason_that_says_little_is_not_believed_at_once() {
+    let scene = Scene::new();
+    scene.delegate(seconds(8));
+    let session = scene.joined();
+    let at = scene.leave(&session, "STATE_MISMATCH");
+    let took = scene.wait_sent(seconds(20)) - at;
+    assert!(took > Duration::from_millis(5_500), "{took:?}");
+}
+
+/// Webhooks that never come.
+#[test]
+fn a_departure_that_nobody_told_is_noticed() {
+    let scene = Scene::with(watchful);
+    scene.sfu.join(&scene.alias, &scene.identity);
+    scene.delegate(seconds(4));
+    scene.wait_restarts(2);
+    let at = Instant::now();
+    scene.sfu.leave(&scene.alias, &scene.identity);
+    let took = scene.wait_sent(seconds(20)) - at;
+    assert!(took > Duration::from_millis(2_500), "believed at once: {took:?}");
+}
+
+#[test]
+fn a_limit_is_waited_for() {
+    let scene = Scene::new();
+    scene.api.answer(|_, before| match before {
+        0 => Reply::Answer {
+            status: 429,
+            headers: vec![("Retry-After".into(), "1".into())],
+            body: br#"{"errcode":"M_LIMIT_EXCEEDED","retry_after_ms":900}"#.into(),
+        },
+        _ => done(),
+    });
+    scene.delegate(seconds(8));
+    let session = scene.joined();
+    scene.wait_restarts(2);
+    let restarts = scene.restarts();
+    let pause = restarts[1] - restarts[0];
+    assert!(pause > Duration::from_millis(950) && pause < seconds(4), "{pause:?}");
+    scene.leave(&session, "CLIENT_INITIATED");
+    wait_until("the second send", SOON, || scene.sends().len() == 2);
+    let sends = scene.sends();
+    let pause = sends[1] - sends[0];
+    assert!(pause > Duration::from_millis(950) && pause < seconds(4), "{pause:?}");
+    scene.wait_over(SOON);
+}
+
+#[test]
+fn what_may_pass_is_tried_again() {
+    for failure in [
+        Reply::json(502, &json!({"errcode": "M_UNKNOWN"})),
+        Reply::text(404, "text/html", "<html><h1>404 Not Found</h1></html>"),
+        Reply::Close,
+    ] {
+        let scene = Scene::new();
+        let fails = failure.clone();
+        scene.api.answer(move |_, before| if before < 2 { fails.clone() } else { done() });
+        scene.delegate(seconds(8));
+        let session = scene.joined();
+        // Well before the deadline, and no storm.
+        wait_until(&format!("restarts after {failure:?}"), seconds(7), || scene.restarts().len() >= 3);
+        let restarts = scene.restarts();
+        assert!(restarts.windows(2).all(|pair| pair[1] - pair[0] > Duration::from_millis(200)));
+        scene.leave(&session, "CLIENT_INITIATED");
+        wait_until(&format!("the leave after {failure:?}"), seconds(15), || scene.sends().len() == 3);
+        scene.wait_over(SOON);
+    }
+}
+
+#[test]
+fn an_event_that_is_gone_ends_the_job() {
+    for (answer, after) in [
+        (not_found(), 1),
+        (Reply::json(409, &json!({"errcode": "M_UNKNOWN"})), 1),
+        // The other path is tried once.
+        (Reply::json(401, &json!({"errcode": "M_MISSING_TOKEN"})), 2),
+        (Reply::json(403, &json!({"errcode": "M_FORBIDDEN"})), 2),
+        (unrecognized(), 2),
+    ] {
+        let scene = Scene::new();
+        let always = answer.clone();
+        scene.api.answer(move |_, _| always.clone());
+        scene.delegate(seconds(2));
+        let session = scene.joined();
+        scene.wait_over(SOON);
+        let paths: Vec<_> = scene.api.calls(&scene.delay_id).iter().map(|c| c.stable).collect();
+        assert_eq!(paths, [false, true][..after], "{answer:?}");
+        // Nothing more, whatever happens.
+        scene.leave(&session, "CLIENT_INITIATED");
+        scene.api.answer(|_, _| done());
+        scene.delegate_as("later", seconds(2));
+        wait_until("the later one to be sent", SOON, || scene.api.count("send", "later") == 1);
+        assert_eq!(scene.api.calls(&scene.delay_id).len(), after, "{answer:?}");
+    }
+}
+
+#[test]
+fn an_event_that_was_sent_already_ends_the_job() {
+    let scene = Scene::new();
+    scene.api.answer(|call, _| if call.what == "send" { not_found() } else { done() });
+    scene.delegate(seconds(8));
+    let session = scene.joined();
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_over(SOON);
+    assert_eq!(scene.sends().len(), 1);
+}
+
+/// It was updated, or rolled back, while it was watched.
+#[test]
+fn a_homeserver_that_moves_the_path_is_followed() {
+    let scene = Scene::new();
+    scene.delegate(seconds(2));
+    scene.joined();
+    assert_eq!(scene.api.versions_asked(), 1);
+    scene.api.answer_versions(versions(false, true));
+    scene.api.answer(|call, _| if call.stable { done() } else { unrecognized() });
+    let before = scene.restarts().len();
+    scene.wait_restarts(before + 4);
+    assert_eq!(scene.api.versions_asked(), 2);
+    let calls = scene.api.calls(&scene.delay_id);
+    let unstable = calls.iter().filter(|c| !c.stable).count();
+    assert!(calls.last().is_some_and(|c| c.stable), "{calls:?}");
+    // At most one more on the old path once it was gone.
+    assert!(unstable <= before + 2, "{calls:?}");
+    assert_eq!(scene.sends().len(), 0);
+}
+
+#[test]
+fn versions_decide_the_path() {
+    for (answer, stable) in [
+        (versions(true, false), false),
+        (versions(false, true), true),
+        // Without a token the unstable one, while it is there.
+        (versions(true, true), false),
+        (versions(false, false), false),
+        (Reply::json(500, &json!({})), false),
+    ] {
+        let scene = Scene::new();
+        scene.api.answer_versions(answer.clone());
+        scene.delegate(seconds(60));
+        scene.joined();
+        assert_eq!(scene.api.calls(&scene.delay_id)[0].stable, stable, "{answer:?}");
+    }
+}
+
+/// A page that was reloaded: left alone, the old event would fire and remove the new session's membership.
+#[test]
+fn another_event_replaces_the_first_which_is_cancelled() {
+    let delay = seconds(4);
+    let scene = Scene::new();
+    scene.delegate_as("old", delay);
+    scene.join();
+    wait_until("the first restart", SOON, || scene.api.count("restart", "old") == 1);
+    scene.delegate(delay);
+    wait_until("the old one to be cancelled", SOON, || scene.api.count("cancel", "old") == 1);
+    scene.wait_restarts(3);
+    assert_eq!(scene.api.count("send", "old"), 0);
+    assert_eq!(scene.api.count("cancel", "old"), 1);
+    assert!(scene.api.count("restart", "old") <= 2);
+    assert_eq!(scene.sends().len(), 0);
+    assert_eq!(scene.api.count("cancel", &scene.delay_id), 0);
+}
+
+#[test]
+fn a_cancellation_that_fails_is_tried_again() {
+    let scene = Scene::new();
+    scene.api.answer(|call, before| {
+        if call.what == "cancel" && before < 2 {
+            Reply::json(500, &json!({}))
+        } else {
+            done()
+        }
+    });
+    scene.delegate_as("old", seconds(8));
+    scene.delegate(seconds(8));
+    wait_until("the old one to be cancelled", SOON, || scene.api.count("cancel", "old") == 3);
+}
+
+#[test]
+fn the_same_event_again_renews_the_job() {
+    let delay = seconds(2);
+    let scene = Scene::new();
+    scene.delegate(delay);
+    scene.joined();
+    for _ in 0..5 {
+        scene.delegate(delay);
+    }
+    scene.stays_until(Instant::now() + seconds(3), delay);
+    assert_eq!(scene.api.count("cancel", &scene.delay_id), 0);
+    let restarts = scene.restarts();
+    assert!(
+        restarts.windows(2).all(|pair| pair[1] - pair[0] > Duration::from_millis(200)),
+        "{restarts:?}"
+    );
+}
+
+/// Five seconds per call, and an event that runs for eight.
+#[test]
+fn a_slow_homeserver_loses_nobody_who_is_there() {
+    let scene = Scene::new();
+    scene.api.answer(|_, _| done().after(seconds(5)));
+    scene.delegate(seconds(8));
+    let began = Instant::now();
+    let session = scene.join();
+    wait_until("half a minute to pass", seconds(60), || {
+        assert_eq!(scene.sends().len(), 0);
+        Instant::now() > began + seconds(30)
+    });
+    let restarts = scene.restarts();
+    // What counts for the homeserver is when it hears of it, at the latest when it answers.
+    for pair in restarts.windows(2) {
+        assert!(pair[1] - pair[0] < seconds(8), "the event ran out: {:?}", pair[1] - pair[0]);
+    }
+    assert!(
+        restarts.last().is_some_and(|last| *last + seconds(8) > Instant::now()),
+        "{restarts:?}"
+    );
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_sent(SOON);
+}
+
+#[test]
+fn an_sfu_that_fails_for_a_while_loses_nobody() {
+    for fault in [
+        Some(Fault::Instead(Reply::json(500, &json!({"code": "internal", "msg": "x"})))),
+        Some(Fault::ProxyPage(404)),
+        Some(Fault::ProxyPage(502)),
+        Some(Fault::Garbage),
+        Some(Fault::NoGrant),
+        // Away: nothing listens.
+        None,
+    ] {
+        let delay = seconds(4);
+        let scene = Scene::with(watchful);
+        scene.delegate(delay);
+        let session = scene.joined();
+        match fault.clone() {
+            Some(fault) => scene.sfu.fail(Some(fault)),
+            None => scene.sfu.http.refuse(),
+        }
+        let what = format!("{fault:?}");
+        scene.stays_until(Instant::now() + seconds(3), delay);
+        match fault {
+            Some(_) => scene.sfu.fail(None),
+            None => scene.sfu.http.listen_again(),
+        }
+        scene.stays_until(Instant::now() + seconds(4), delay);
+        let at = scene.leave(&session, "CLIENT_INITIATED");
+        let took = scene.wait_sent(SOON) - at;
+        assert!(took < seconds(4), "{what}: {took:?}");
+    }
+}
+
+/// A restarted SFU has forgotten the room; it is created again, and its people may come back.
+#[test]
+fn a_restarted_sfu_gets_its_room_back_and_nobody_is_reported() {
+    let delay = seconds(4);
+    let scene = Scene::with(watchful);
+    scene.delegate(delay);
+    scene.joined();
+    wait_until("the watch to begin", SOON, || scene.sfu.http.count(|r| r.method == "GET") >= 2);
+    scene.sfu.http.refuse();
+    scene.sfu.leave(&scene.alias, &scene.identity);
+    scene.sfu.forget_rooms();
+    let before = scene.sfu.creations_of(&scene.alias);
+    scene.sfu.http.listen_again();
+    let back = Instant::now();
+    wait_until("the room to be created again", SOON, || {
+        scene.sfu.creations_of(&scene.alias) > before
+    });
+    assert!(back.elapsed() < seconds(2), "{:?}", back.elapsed());
+    scene.stays_until(back + seconds(8), delay);
+    let session = scene.join();
+    scene.stays_until(Instant::now() + seconds(5), delay);
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_sent(SOON);
+}
+
+#[test]
+fn at_the_end_connected_events_run_anew_and_a_due_leave_is_sent() {
+    let scene = Scene::new();
+    scene.delegate(seconds(60));
+    let session = scene.joined();
+    let stays = crate::support::bodies::delegate_of(&scene.home, "bob", &scene.room, "bob", 60_000);
+    assert_eq!(scene.service.post("/delegate_delayed_leave", &stays).status, 200);
+    let bob = crate::support::hashes::identity(&scene.home.user("bob"), "DEVICE", "member1");
+    let bob = scene.sfu.join(&scene.alias, &bob);
+    scene.told(&joined(&bob));
+    wait_until("bob's restart", SOON, || scene.api.count("restart", "bob") == 1);
+    scene.leave(&session, "CLIENT_INITIATED");
+    let at = Instant::now();
+    scene.service.signal("TERM");
+    let status = scene.service.wait_exit(seconds(15));
+    assert_eq!(status.code(), Some(0));
+    eprintln!("ended after {:.1?}", at.elapsed());
+    assert_eq!(scene.api.count("restart", "bob"), 2, "bob was to be restarted once more");
+    assert_eq!(scene.api.count("send", "bob"), 0);
+    assert_eq!(scene.sends().len(), 1, "the due leave was not sent");
+}
+
+#[test]
+fn at_the_end_a_homeserver_that_hangs_is_not_waited_for() {
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_SHUTDOWN_GRACE_SECONDS", "2"));
+    scene.delegate(seconds(60));
+    scene.joined();
+    scene.api.answer(|_, _| Reply::Hang);
+    let at = Instant::now();
+    scene.service.signal("TERM");
+    let status = scene.service.wait_exit(seconds(20));
+    assert_eq!(status.code(), Some(0));
+    assert!(at.elapsed() < seconds(6), "{:?}", at.elapsed());
+    scene.service.wait_log(&["warn", "before the end"]);
+}
