@@ -44,6 +44,8 @@ pub enum Reason {
     SfuUnreachable,
     /// The SFU refused the service itself: its key, its path, its clock.
     SfuRejected,
+    /// What was sent to the webhook does not prove that it is the SFU's.
+    WebhookRejected,
     /// A defect of this service.
     InternalError,
 }
@@ -86,7 +88,7 @@ impl ApiError {
         ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "Service is shutting down")
     };
     /// What was sent to the webhook is not the SFU's.
-    pub const BAD_WEBHOOK: Self = Self::new(StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED", "The request could not be authorised.");
+    pub const BAD_WEBHOOK: Self = Self::unauthorised(Reason::WebhookRejected);
     /// A defect.
     pub const INTERNAL: Self = Self {
         reason: Some(Reason::InternalError),
