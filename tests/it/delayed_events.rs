@@ -4,13 +4,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::support::bodies::delegate_of;
 use crate::support::client_api::{done, not_found, unrecognized, versions};
+use crate::support::hashes::identity;
 use crate::support::neighbour::Reply;
 use crate::support::scene::{SOON, Scene};
 use crate::support::service::Setup;
 use crate::support::sfu::Fault;
 use crate::support::wait_until;
-use crate::support::webhook::{joined, left};
+use crate::support::webhook::{event, joined, left};
 
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -130,6 +132,124 @@ fn who_is_displaced_by_itself_stays() {
     scene.wait_sent(SOON);
 }
 
+/// These are checked and then believed, whoever says them.
+#[test]
+fn every_plain_reason_is_sent_within_two_seconds() {
+    let scene = Scene::new();
+    let reasons = [
+        json!("CLIENT_INITIATED"),
+        json!(1),
+        json!("CONNECTION_TIMEOUT"),
+        json!("PARTICIPANT_REMOVED"),
+        json!("ROOM_DELETED"),
+        json!("ROOM_CLOSED"),
+        json!("SIGNAL_CLOSE"),
+    ];
+    let stays: Vec<_> = reasons
+        .iter()
+        .enumerate()
+        .map(|(n, reason)| {
+            let (user, id) = (format!("user{n}"), format!("event{n}"));
+            let body = delegate_of(&scene.home, &user, &scene.room, &id, 20_000);
+            assert_eq!(scene.service.post("/delegate_delayed_leave", &body).status, 200);
+            let session = scene
+                .sfu
+                .join(&scene.alias, &identity(&scene.home.user(&user), "DEVICE", "member1"));
+            scene.told(&joined(&session));
+            (session, id, reason)
+        })
+        .collect();
+    for (_, id, _) in &stays {
+        wait_until("the restart", SOON, || scene.api.count("restart", id) >= 1);
+    }
+    for (session, id, reason) in &stays {
+        scene.sfu.leave(&session.room, &session.identity);
+        let mut event = left(session, "");
+        event["participant"]["disconnectReason"] = (*reason).clone();
+        let at = Instant::now();
+        scene.told(&event);
+        wait_until(&format!("the leave after {reason}"), SOON, || scene.api.count("send", id) == 1);
+        let took = scene.api.times("send", id)[0] - at;
+        assert!(
+            took > Duration::from_millis(1_400) && took < Duration::from_millis(2_600),
+            "{reason}: {took:?}"
+        );
+    }
+}
+
+/// Told of a departure before anybody told of the arrival.
+#[test]
+fn a_goodbye_without_an_arrival_counts() {
+    let scene = Scene::new();
+    scene.delegate(seconds(20));
+    let session = scene.sfu.join(&scene.alias, &scene.identity);
+    let took = {
+        let at = scene.leave(&session, "CLIENT_INITIATED");
+        scene.wait_sent(SOON) - at
+    };
+    assert!(took < seconds(3), "{took:?}");
+}
+
+/// Of an earlier stay, told late.
+#[test]
+fn a_goodbye_from_before_the_delegation_changes_nothing() {
+    let scene = Scene::new();
+    let began = Instant::now();
+    scene.delegate(seconds(4));
+    let session = scene.sfu.join(&scene.alias, &scene.identity);
+    scene.sfu.leave(&scene.alias, &scene.identity);
+    let mut event = left(&session, "CLIENT_INITIATED");
+    event["createdAt"] = json!((crate::support::webhook::now() - 10).to_string());
+    scene.told(&event);
+    let sent = scene.wait_sent(SOON);
+    // The wait for its coming, not the goodbye.
+    assert!(sent - began > Duration::from_millis(3_500), "{:?}", sent - began);
+}
+
+#[test]
+fn who_cannot_connect_is_waited_for() {
+    let scene = Scene::new();
+    scene.delegate(seconds(4));
+    let mut session = scene.sfu.join(&scene.alias, &scene.identity);
+    scene.sfu.leave(&scene.alias, &scene.identity);
+    scene.told(&event("participant_connection_aborted", &session, Some("SIGNAL_CLOSE")));
+    session = scene.join();
+    scene.wait_restarts(1);
+    scene.stays_until(Instant::now() + seconds(5), seconds(4));
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_sent(SOON);
+}
+
+/// The whole room in one question, and only those who are missing one by one.
+#[test]
+fn a_sweep_asks_once_per_room() {
+    let scene = Scene::with(watchful);
+    let sessions: Vec<_> = (0..4)
+        .map(|n| {
+            let (user, id) = (format!("user{n}"), format!("event{n}"));
+            let body = delegate_of(&scene.home, &user, &scene.room, &id, 60_000);
+            assert_eq!(scene.service.post("/delegate_delayed_leave", &body).status, 200);
+            let session = scene
+                .sfu
+                .join(&scene.alias, &identity(&scene.home.user(&user), "DEVICE", "member1"));
+            scene.told(&joined(&session));
+            wait_until("the restart", SOON, || scene.api.count("restart", &id) >= 1);
+            session
+        })
+        .collect();
+    let count = |method: &str| scene.sfu.http.count(|r| r.path.ends_with(method));
+    let (began, lists, asked) = (Instant::now(), count("/ListParticipants"), count("/GetParticipant"));
+    wait_until("five sweeps", seconds(30), || count("/ListParticipants") >= lists + 5);
+    assert!(began.elapsed() > seconds(3), "the sweeps come too fast: {:?}", began.elapsed());
+    assert_eq!(count("/GetParticipant"), asked, "somebody was asked for one by one");
+    scene.sfu.leave(&sessions[2].room, &sessions[2].identity);
+    wait_until("the leave", seconds(20), || scene.api.count("send", "event2") == 1);
+    for n in [0, 1, 3] {
+        assert_eq!(scene.api.count("send", &format!("event{n}")), 0);
+    }
+    assert!(count("/GetParticipant") <= asked + 4);
+}
+
 /// With a reason that says nothing, a departure is judged by asking: at least three seconds, two denials.
 #[test]
 fn a_reason_that_says_little_is_not_believed_at_once() {
@@ -176,6 +296,65 @@ fn a_limit_is_waited_for() {
     let sends = scene.sends();
     let pause = sends[1] - sends[0];
     assert!(pause > Duration::from_millis(950) && pause < seconds(4), "{pause:?}");
+    scene.wait_over(SOON);
+}
+
+/// A hint that is longer than what is left must not cost the event; one of nothing must not make a storm.
+#[test]
+fn a_hint_is_clamped() {
+    let hint = |after: &str| Reply::Answer {
+        status: 429,
+        headers: vec![("Retry-After".into(), after.into())],
+        body: b"{}".to_vec(),
+    };
+    for after in ["100000", "99999999999999999999", "Fri, 31 Dec 2100 23:59:59 GMT"] {
+        let scene = Scene::new();
+        let limited = hint(after);
+        scene.api.answer(move |_, before| if before < 1 { limited.clone() } else { done() });
+        let began = Instant::now();
+        scene.delegate(seconds(8));
+        let session = scene.joined();
+        scene.wait_restarts(2);
+        assert!(scene.restarts()[1] - began < seconds(8), "{after}: the event ran out");
+        let at = scene.leave(&session, "CLIENT_INITIATED");
+        wait_until(&format!("the second send after {after}"), seconds(60), || scene.sends().len() >= 2);
+        assert!(scene.sends()[1] - at < seconds(40), "{after}: the leave was lost");
+    }
+    let scene = Scene::new();
+    let limited = hint("0");
+    scene.api.answer(move |_, _| limited.clone());
+    scene.delegate(seconds(4));
+    scene.joined();
+    scene.wait_over(SOON);
+    let tries = scene.restarts().len();
+    assert!((2..=17).contains(&tries), "{tries} tries in four seconds");
+}
+
+#[test]
+fn a_redirect_is_not_followed() {
+    let scene = Scene::new();
+    let elsewhere = format!("{}/elsewhere", scene.api.url());
+    scene
+        .api
+        .answer(move |_, before| if before < 1 { Reply::redirect(307, &elsewhere) } else { done() });
+    scene.delegate(seconds(4));
+    scene.joined();
+    scene.wait_restarts(3);
+    assert_eq!(scene.api.strays(), [""; 0]);
+}
+
+/// A leave is due while the homeserver restarts.
+#[test]
+fn a_homeserver_that_is_away_gets_the_leave_when_it_is_back() {
+    let scene = Scene::new();
+    scene.delegate(seconds(4));
+    let session = scene.joined();
+    scene.api.http.refuse();
+    let at = scene.leave(&session, "CLIENT_INITIATED");
+    wait_until("six seconds to pass", SOON, || at.elapsed() > seconds(6));
+    assert_eq!(scene.sends().len(), 0);
+    scene.api.http.listen_again();
+    scene.wait_sent(seconds(20));
     scene.wait_over(SOON);
 }
 
@@ -415,9 +594,9 @@ fn at_the_end_connected_events_run_anew_and_a_due_leave_is_sent() {
     let scene = Scene::new();
     scene.delegate(seconds(60));
     let session = scene.joined();
-    let stays = crate::support::bodies::delegate_of(&scene.home, "bob", &scene.room, "bob", 60_000);
+    let stays = delegate_of(&scene.home, "bob", &scene.room, "bob", 60_000);
     assert_eq!(scene.service.post("/delegate_delayed_leave", &stays).status, 200);
-    let bob = crate::support::hashes::identity(&scene.home.user("bob"), "DEVICE", "member1");
+    let bob = identity(&scene.home.user("bob"), "DEVICE", "member1");
     let bob = scene.sfu.join(&scene.alias, &bob);
     scene.told(&joined(&bob));
     wait_until("bob's restart", SOON, || scene.api.count("restart", "bob") == 1);

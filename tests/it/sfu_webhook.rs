@@ -1,5 +1,7 @@
 //! `POST /sfu_webhook`: whose events are believed, and what becomes of those that cannot be used.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,9 +9,10 @@ use serde_json::{Value, json};
 
 use crate::support::client::Call;
 use crate::support::jwt::Jwt;
+use crate::support::neighbour::{Greeting, Neighbour, Reply};
 use crate::support::scene::{SOON, Scene};
 use crate::support::webhook::{self, claims, event, joined, left, signed, with_token};
-use crate::support::{Shared, unique, wait_until};
+use crate::support::{Shared, unique, unique_loopback, wait_until};
 
 const ROUTE: &str = "/sfu_webhook";
 
@@ -223,32 +226,59 @@ fn the_body_is_not_read_before_the_token_is_verified() {
     assert_eq!(answer.status, 413);
 }
 
-/// livekit-server sends a 5xx again, to whoever serves then.
+/// livekit-server sends a 5xx again, to whoever serves then; a 200 it would forget.
 #[test]
 fn while_it_stops_the_sfu_is_asked_to_come_back() {
     let scene = Scene::new();
     scene.delegate(Duration::from_secs(60));
-    scene.joined();
-    let body = joined(&scene.sfu.join("another", "somebody")).to_string();
+    let session = scene.joined();
+    let body = left(&session, "CLIENT_INITIATED").to_string();
     let token = Jwt::sign(&claims(&scene.sfu, body.as_bytes()), scene.sfu.secret());
-    // Two connections that are being served when the end begins.
-    let mut connection = scene.service.connect();
-    connection.send(&Call::new("GET", "/healthz").bytes(scene.service.address()));
-    assert_eq!(connection.answer().expect("an answer").status, 200);
-    let begun = format!(
-        "POST {ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nAuthorization: {token}\r\n",
+    let head = format!(
+        "POST {ROUTE} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nContent-Length: {}\r\nExpect: 100-continue\r\n\r\n",
         body.len()
     );
-    connection.send(begun.as_bytes());
+    let mut stream = TcpStream::connect(scene.service.address()).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+    stream.write_all(head.as_bytes()).expect("sent");
+    let mut chunk = [0; 4096];
+    let n = stream.read(&mut chunk).expect("read");
+    assert!(chunk[..n].starts_with(b"HTTP/1.1 100 "), "the body is not asked for");
     // The last restart hangs, so the service is still there.
-    scene.api.answer(|_, _| crate::support::neighbour::Reply::Hang);
+    scene.api.answer(|_, _| Reply::Hang);
     scene.service.signal("TERM");
     wait_until("the last restart", SOON, || scene.restarts().len() >= 2);
-    connection.send(format!("\r\n{body}").as_bytes());
-    let answer = connection.answer().expect("an answer while stopping");
-    assert_eq!(answer.status, 503, "{}", answer.text());
-    assert!(answer.header("retry-after").is_some());
+    stream.write_all(body.as_bytes()).expect("sent");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("an answer while stopping");
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.to_ascii_lowercase().contains("\r\nretry-after: "), "{answer}");
     scene.service.wait_exit(Duration::from_secs(30));
+}
+
+/// A store that hangs: for five seconds the SFU is asked to come back, then events are taken without it.
+#[test]
+fn while_jobs_are_restored_the_sfu_is_asked_to_come_back() {
+    let store = Neighbour::start((unique_loopback(), 0).into(), None, |_| Reply::Hang);
+    store.greet(Greeting::Silence);
+    let url = format!("redis://{}", store.address());
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_REDIS_URL", &url));
+    let began = Instant::now();
+    let session = scene.sfu.join(&scene.alias, &scene.identity);
+    let answer = scene.tell(&joined(&session));
+    answer.assert_errcode(503, "M_UNKNOWN");
+    assert!(answer.header("retry-after").is_some());
+    // Everything else works meanwhile.
+    let body = crate::support::bodies::get_token_of(&scene.home, "alice", &scene.room);
+    assert_eq!(scene.service.post("/get_token", &body).status, 200);
+    // A delegation is held rather than refused.
+    scene.delegate(Duration::from_secs(4));
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert_eq!(scene.tell(&joined(&session)).status, 200);
+    scene.wait_restarts(2);
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_sent(SOON);
 }
 
 #[test]
