@@ -185,7 +185,11 @@ impl ApiError {
                 }
             }
             Refusal::ClientApi(_) => Self::bad_json("Unable to resolve client-server API"),
-            Refusal::NotReady => Self::NOT_READY,
+            // Only the delegation fails: Element Call, which gives up for good at a 503, asks again without it (decision T7a).
+            Refusal::NotReady => match route {
+                Route::Token => Self::bad_json("Delegation of delayed events is not available at the moment"),
+                Route::Delegation => Self::NOT_READY,
+            },
             Refusal::Sfu(error) if error.may_pass() => Self::no_room(Reason::SfuUnreachable),
             Refusal::Sfu(_) => Self::no_room(Reason::SfuRejected),
             Refusal::Mint(_) => Self::INTERNAL,
