@@ -217,6 +217,8 @@ impl Homeservers {
                 let asked = timeout(VERSIONS_TIMEOUT, api.get("/_matrix/client/versions", None, MAX_REPLY)).await;
                 let (paths, life) = match asked {
                     Ok(Ok(reply)) if reply.status == StatusCode::OK => (Paths::read(&reply.body), VERSIONS_LIFE),
+                    // Nobody will ever be called there (decision O5): said now, while there is somebody to hear it.
+                    Ok(Err(failure @ Failure::Refused { .. })) => return Err(failure),
                     // The call itself will tell whether the homeserver is there.
                     Ok(Ok(_) | Err(_)) | Err(_) => (Paths::Unknown, VERSIONS_FAILURE_LIFE),
                 };
