@@ -1,5 +1,7 @@
 //! The life of a delegated leave: a participant who is there is never reported gone, one who is gone always is.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -642,4 +644,63 @@ fn at_the_end_a_homeserver_that_hangs_is_not_waited_for() {
     assert_eq!(status.code(), Some(0));
     assert!(at.elapsed() < seconds(6), "{:?}", at.elapsed());
     scene.service.wait_log(&["warn", "before the end"]);
+}
+
+/// As Synapse limits an address: so many a second after a burst of five. Nobody's event runs out.
+#[test]
+fn a_limited_homeserver_carries_as_many_as_it_can() {
+    const PER_SECOND: f64 = 1.0;
+    let delay = seconds(8);
+    let scene = Scene::new();
+    let bucket = Arc::new(Mutex::new((5.0_f64, Instant::now())));
+    let heard: Arc<Mutex<HashMap<String, Vec<Instant>>>> = Arc::default();
+    let hears = heard.clone();
+    scene.api.answer(move |call, _| {
+        let mut bucket = bucket.lock().unwrap();
+        let now = Instant::now();
+        bucket.0 = (bucket.0 + (now - bucket.1).as_secs_f64() * PER_SECOND).min(5.0);
+        bucket.1 = now;
+        if bucket.0 < 1.0 {
+            let millis = ((1.0 - bucket.0) / PER_SECOND * 1000.0).ceil();
+            return Reply::json(429, &json!({"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": millis as u64}));
+        }
+        bucket.0 -= 1.0;
+        hears.lock().unwrap().entry(call.delay_id.clone()).or_default().push(now);
+        done()
+    });
+    let began = Instant::now();
+    let ids: Vec<_> = (0..5).map(|n| format!("event{n}")).collect();
+    for (n, id) in ids.iter().enumerate() {
+        let user = format!("user{n}");
+        let session = scene
+            .sfu
+            .join(&scene.alias, &identity(&scene.home.user(&user), "DEVICE", "member1"));
+        let body = delegate_of(&scene.home, &user, &scene.room, id, 8_000);
+        assert_eq!(scene.service.post("/delegate_delayed_leave", &body).status, 200);
+        scene.told(&joined(&session));
+    }
+    let delegated = Instant::now();
+    wait_until("half a minute to pass", seconds(60), || began.elapsed() > seconds(30));
+    let heard = heard.lock().unwrap();
+    for id in &ids {
+        assert_eq!(scene.api.count("send", id), 0, "{id} was reported gone");
+        let mut before = delegated;
+        for at in heard.get(id).into_iter().flatten().copied().chain([Instant::now()]) {
+            assert!(at.saturating_duration_since(before) < delay, "{id} ran out after {:?}", at - before);
+            before = at;
+        }
+    }
+}
+
+/// Where nothing could notice a departure, `0` does not switch the questions off.
+#[test]
+fn polling_that_is_switched_off_is_warned_about() {
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "0"));
+    scene
+        .service
+        .wait_log(&["warn", "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "every 30 s", "remedy="]);
+    scene.delegate(seconds(8));
+    let session = scene.joined();
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_sent(SOON);
 }

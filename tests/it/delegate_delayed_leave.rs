@@ -12,6 +12,8 @@ use crate::support::client_api::{ClientApi, UNSTABLE};
 use crate::support::homeserver::{CLIENT_WELL_KNOWN, Homeserver, USERINFO};
 use crate::support::neighbour::Reply;
 use crate::support::scene::{SOON, Scene};
+use crate::support::service::Setup;
+use crate::support::sfu::{Fault, Sfu};
 use crate::support::world::World;
 use crate::support::{Shared, unique, unique_room, wait_until};
 
@@ -204,7 +206,7 @@ fn a_token_with_a_delegation_asks_in_order() {
 #[test]
 fn a_room_that_cannot_be_opened_delegates_nothing() {
     let scene = Scene::new();
-    scene.sfu.fail(Some(crate::support::sfu::Fault::NoGrant));
+    scene.sfu.fail(Some(Fault::NoGrant));
     let body = delegate_of(&scene.home, "alice", &scene.room, &scene.delay_id, 1_000);
     scene.service.post("/get_token", &body).assert_errcode(500, "M_UNKNOWN");
     scene.sfu.fail(None);
@@ -329,4 +331,67 @@ fn a_well_known_file_that_fails_for_a_moment_is_asked_for_again() {
     let began = Instant::now();
     let answer = request.join().expect("the request").expect("an answer");
     assert_eq!(answer.status, 200, "{} after {:?}", answer.text(), began.elapsed());
+}
+
+/// What counts is when a request arrived, not when its checks ended (L14).
+#[test]
+fn an_earlier_request_that_takes_longer_does_not_replace_a_later_one() {
+    let scene = Scene::new();
+    let slow = Reply::json(200, &json!({ "sub": scene.home.user("alice") })).after(Duration::from_secs(3));
+    let body = delegate_of(&scene.home, "alice", &scene.room, "earlier", 20_000);
+    let body = with(&body, "/openid_token/access_token", Some(json!(scene.home.token_with(slow))));
+    let earlier = scene.service.begin(&Call::json(ROUTE, &body));
+    wait_until("the earlier one to be checked", SOON, || scene.home.asked() == 1);
+    scene.delegate(Duration::from_secs(4));
+    let session = scene.joined();
+    assert_eq!(earlier.join().expect("the request").expect("an answer").status, 200);
+    wait_until("its event to be cancelled", SOON, || scene.api.count("cancel", "earlier") == 1);
+    let restarts = scene.restarts().len();
+    scene.wait_restarts(restarts + 2);
+    assert_eq!(scene.api.calls("earlier").len(), 1);
+    assert_eq!(scene.api.count("cancel", &scene.delay_id), 0);
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_sent(SOON);
+}
+
+/// Only the delegation cannot be taken any more: Element Call asks again without it.
+#[test]
+fn at_the_end_a_token_is_not_refused_for_its_delegation() {
+    for (path, status, errcode) in [
+        ("/get_token", 400, "M_BAD_JSON"),
+        ("/sfu/get", 400, "M_BAD_JSON"),
+        (ROUTE, 503, "M_UNKNOWN"),
+    ] {
+        let world = World::new();
+        let slow = Reply::json(200, &json!({ "sub": world.home.user("alice") })).after(Duration::from_secs(2));
+        let body = match path {
+            "/sfu/get" => sfu_get_of(&world.home, "alice", &unique_room()),
+            _ => get_token_of(&world.home, "alice", &unique_room()),
+        };
+        let body = with(&body, "/openid_token/access_token", Some(json!(world.home.token_with(slow))));
+        let body = with(&with(&body, "/delay_id", Some(json!("syd_1"))), "/delay_timeout", Some(json!(HOUR)));
+        let request = world.service.begin(&Call::json(path, &body));
+        wait_until("the token to be checked", SOON, || world.home.asked() == 1);
+        world.service.signal("TERM");
+        let answer = request.join().expect("the request").expect("an answer");
+        answer.assert_errcode(status, errcode);
+        assert_eq!(world.sfu.creations(), 0);
+        world.service.wait_exit(Duration::from_secs(20));
+    }
+}
+
+/// O5: an address that a stranger's file names is guarded like any other.
+#[test]
+fn a_client_server_api_at_a_private_address_is_never_dialled() {
+    let (sfu, home, api) = (Sfu::start(), Homeserver::start(), ClientApi::start());
+    home.answer_client_well_known(Reply::json(200, &json!({"m.homeserver": {"base_url": api.url()}})));
+    let service = Setup::new(&sfu)
+        .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", "*")
+        .env("LIVEKIT_FEDERATION_ALLOWED_NETWORKS", &format!("{}/32", home.http.address().ip()))
+        .start();
+    let body = delegate_of(&home, "alice", &unique_room(), "syd_1", 1_000);
+    let answer = service.post(ROUTE, &body);
+    answer.assert_error(400, "M_BAD_JSON", NO_API);
+    service.wait_log(&["warn", "LIVEKIT_FEDERATION_ALLOWED_NETWORKS"]);
+    assert_eq!(api.http.connections().len(), 0);
 }
