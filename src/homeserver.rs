@@ -236,7 +236,7 @@ impl Homeservers {
                 paths
             }
             None => {
-                let (paths, life) = versions(&api).await;
+                let (paths, life) = versions(&api).await?;
                 known.paths = Some((paths, Instant::now() + life));
                 paths
             }
@@ -294,19 +294,23 @@ impl Homeservers {
 }
 
 async fn refresh(api: Arc<ClientApi>, entry: Arc<AsyncMutex<Known>>) {
-    let (paths, life) = versions(&api).await;
+    let asked = versions(&api).await;
     let mut known = entry.lock().await;
     // An answer that says nothing is no reason to forget one that said something.
-    if paths != Paths::Unknown {
+    if let Ok((paths, life)) = asked
+        && paths != Paths::Unknown
+    {
         known.paths = Some((paths, Instant::now() + life));
     }
 }
 
-async fn versions(api: &ClientApi) -> (Paths, Duration) {
+async fn versions(api: &ClientApi) -> Result<(Paths, Duration), Failure> {
     match timeout(VERSIONS_TIMEOUT, api.get("/_matrix/client/versions", None, MAX_REPLY)).await {
-        Ok(Ok(reply)) if reply.status == StatusCode::OK => (Paths::read(&reply.body), VERSIONS_LIFE),
+        Ok(Ok(reply)) if reply.status == StatusCode::OK => Ok((Paths::read(&reply.body), VERSIONS_LIFE)),
+        // Nobody will ever be called there (decision O5): said now, while there is somebody to hear it.
+        Ok(Err(failure @ Failure::Refused { .. })) => Err(failure),
         // The call itself will tell whether the homeserver is there.
-        Ok(Ok(_) | Err(_)) | Err(_) => (Paths::Unknown, VERSIONS_FAILURE_LIFE),
+        Ok(Ok(_) | Err(_)) | Err(_) => Ok((Paths::Unknown, VERSIONS_FAILURE_LIFE)),
     }
 }
 

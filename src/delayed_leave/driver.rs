@@ -124,6 +124,12 @@ impl Driver {
             store,
             named,
         } = settings;
+        if config.sweep_every.is_none() {
+            tracing::warn!(
+                remedy = "send livekit-server's webhooks to /sfu_webhook",
+                "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS is 0: until a webhook has arrived, rooms are asked every 30 s all the same"
+            );
+        }
         let clock = Clock { started: Instant::now() };
         let probe = sfu.probe();
         Self {

@@ -45,6 +45,8 @@ pub enum Reason {
     SfuUnreachable,
     /// The SFU refused the service itself: its key, its path, its clock.
     SfuRejected,
+    /// What was sent to the webhook does not prove that it is the SFU's.
+    WebhookRejected,
     /// A defect of this service.
     InternalError,
 }
@@ -87,7 +89,7 @@ impl ApiError {
         ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "Service is shutting down")
     };
     /// What was sent to the webhook is not the SFU's.
-    pub const BAD_WEBHOOK: Self = Self::new(StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED", "The request could not be authorised.");
+    pub const BAD_WEBHOOK: Self = Self::unauthorised(Reason::WebhookRejected);
     /// A defect.
     pub const INTERNAL: Self = Self {
         reason: Some(Reason::InternalError),
@@ -175,7 +177,7 @@ impl ApiError {
             }
             // On the token routes the call matters more than its leave: the client asks again without it.
             Refusal::NotReady | Refusal::DelegationLimit(delayed_leave::Refusal::Stopping) => match route {
-                Route::Token => Self::bad_json(Self::NOT_READY.text),
+                Route::Token => Self::bad_json("Delegation of delayed events is not available at the moment"),
                 Route::Delegation => Self::NOT_READY,
             },
             Refusal::DelegationLimit(_) => {

@@ -33,6 +33,10 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     }
     let body = body::read(&app, &head.headers, body, MAX_BODY).await?;
     let verified = claims.body_matches(&body).map_err(|error| refuse(&app, error))?;
+    // The end may have begun while the body was on its way.
+    if !app.exchange.leaves.takes_webhooks() {
+        return Err(ApiError::NOT_READY);
+    }
     match Webhook::parse(&body) {
         Ok(webhook) => {
             app.exchange.sfu.told(&webhook);

@@ -99,9 +99,9 @@ fn each_preflight_is_answered() {
     }
 }
 
-/// The probe: without a body, content type or preflight. 404 says "unsupported"; without CORS headers it would be a network error.
+/// The probe: without a body, content type or preflight. 404 would say "unsupported"; without CORS headers it would be a network error.
 #[test]
-fn the_probe_for_delegation_hears_no() {
+fn the_probe_for_delegation_hears_yes() {
     let world = World::shared();
     for path in [
         "/delegate_delayed_leave",
@@ -111,7 +111,7 @@ fn the_probe_for_delegation_hears_no() {
         let probe = Call::post(path, "")
             .header("Origin", "http://localhost:28090")
             .header("Accept", "*/*");
-        world.service.call(&probe).assert_errcode(404, "M_UNRECOGNIZED");
+        world.service.call(&probe).assert_errcode(400, "M_NOT_JSON");
     }
 }
 

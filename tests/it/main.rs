@@ -7,6 +7,8 @@
 )]
 
 mod coalesce;
+mod delayed_events;
+mod delegate_delayed_leave;
 mod discovery;
 mod element_call;
 mod floods;
@@ -22,6 +24,7 @@ mod real;
 mod routes;
 mod sfu_calls;
 mod sfu_get;
+mod sfu_webhook;
 mod shutdown;
 mod ssrf;
 mod start;

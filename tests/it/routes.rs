@@ -77,8 +77,6 @@ fn any_other_path_is_a_404_that_a_browser_may_read() {
         "/livekit/jwt/livekit/jwt/get_token",
         "/favicon.ico",
         "/twirp/livekit.RoomService/CreateRoom",
-        // Until delegation is built: Element Call probes this route, and 404 means "unsupported".
-        "/delegate_delayed_leave",
     ];
     for path in paths {
         for method in ["GET", "POST", "PUT", "DELETE"] {

@@ -34,6 +34,14 @@ pub(crate) fn sfu_get_of(homeserver: &Homeserver, localpart: &str, room: &str) -
     sfu_get(room, &homeserver.name, &homeserver.token(localpart))
 }
 
+/// A `/delegate_delayed_leave` body of a user of `homeserver`, with a fresh token.
+pub(crate) fn delegate_of(homeserver: &Homeserver, localpart: &str, room: &str, delay_id: &str, delay_ms: u64) -> Value {
+    let mut body = get_token_of(homeserver, localpart, room);
+    body["delay_id"] = json!(delay_id);
+    body["delay_timeout"] = json!(delay_ms);
+    body
+}
+
 /// `body` with the member at `pointer` (RFC 6901) set, or removed where `value` is `None`.
 pub(crate) fn with(body: &Value, pointer: &str, value: Option<Value>) -> Value {
     let mut body = body.clone();

@@ -12,6 +12,7 @@ use super::{secrets, unique_loopback};
 
 pub(crate) const USERINFO: &str = "/_matrix/federation/v1/openid/userinfo";
 pub(crate) const WELL_KNOWN: &str = "/.well-known/matrix/server";
+pub(crate) const CLIENT_WELL_KNOWN: &str = "/.well-known/matrix/client";
 
 pub(crate) struct Homeserver {
     /// Its Matrix server name.
@@ -27,6 +28,7 @@ struct Scripts {
     /// For every `userinfo` request, whatever its token.
     userinfo: Mutex<Option<Reply>>,
     well_known: Mutex<Option<Reply>>,
+    client_well_known: Mutex<Option<Reply>>,
 }
 
 /// How a homeserver differs from the plain one.
@@ -121,6 +123,11 @@ impl Homeserver {
         *self.scripts.well_known.lock().unwrap() = Some(reply);
     }
 
+    /// The well-known file for clients; a homeserver has none until this is called.
+    pub(crate) fn answer_client_well_known(&self, reply: Reply) {
+        *self.scripts.client_well_known.lock().unwrap() = Some(reply);
+    }
+
     /// How often `userinfo` was asked about this token.
     pub(crate) fn asked_about(&self, token: &str) -> usize {
         self.http.count(|r| r.path == USERINFO && r.query("access_token") == Some(token))
@@ -145,6 +152,7 @@ impl Scripts {
                 known.unwrap_or_else(unknown_token)
             }
             WELL_KNOWN => self.well_known.lock().unwrap().clone().unwrap_or_else(not_found),
+            CLIENT_WELL_KNOWN => self.client_well_known.lock().unwrap().clone().unwrap_or_else(not_found),
             _ => not_found(),
         }
     }

@@ -2,19 +2,21 @@
 //!
 //! - [`service`]: starts `lk-jwt-service`, talks to it, and greps its whole log for secrets when it ends
 //! - [`homeserver`]: a Matrix homeserver's federation API with TLS
-//! - [`sfu`]: LiveKit's RoomService
+//! - [`client_api`]: its client-server API, as far as delayed events go
+//! - [`sfu`]: LiveKit's RoomService; [`webhook`]: what it tells
 //! - [`redis`]: a real redis-server
 //! - [`neighbour`]: the scripted HTTP server under both
 //! - [`dns`]: a DNS server with a scripted zone; [`network`]: a network of the test's own
 //! - [`client`]: an HTTP/1.1 client that shows every byte
 //! - [`synapse`], [`livekit`]: the real ones, and real clients; [`process`]: the processes that they run in
-//! - [`world`]: the arrangement of all of them that most tests need
+//! - [`world`]: the arrangement of all of them that most tests need; [`scene`]: the one for delegated leaves
 //! - [`bodies`]: request bodies; [`hashes`] and [`jwt`]: an independent look at answers; [`ca`]: certificates;
 //!   [`secrets`]: what must never be seen
 
 pub(crate) mod bodies;
 pub(crate) mod ca;
 pub(crate) mod client;
+pub(crate) mod client_api;
 pub(crate) mod dns;
 pub(crate) mod hashes;
 pub(crate) mod homeserver;
@@ -25,10 +27,12 @@ pub(crate) mod network;
 mod own_tests;
 pub(crate) mod process;
 pub(crate) mod redis;
+pub(crate) mod scene;
 pub(crate) mod secrets;
 pub(crate) mod service;
 pub(crate) mod sfu;
 pub(crate) mod synapse;
+pub(crate) mod webhook;
 pub(crate) mod world;
 
 use std::net::Ipv4Addr;

@@ -70,7 +70,11 @@ impl Reply {
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) connection: Arc<Connection>,
+    /// When it had arrived.
+    pub(crate) at: Instant,
     pub(crate) method: String,
+    /// Path and query, byte for byte.
+    pub(crate) target: String,
     /// Path without the query.
     pub(crate) path: String,
     /// Decoded as a form.
@@ -404,10 +408,12 @@ async fn read_request(connection: &Arc<Connection>, stream: &mut (impl AsyncRead
     let query = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
     Some(Request {
         connection: connection.clone(),
+        at: Instant::now(),
         method,
         path: path.to_owned(),
         query,
         headers,
         body,
+        target,
     })
 }

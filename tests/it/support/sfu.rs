@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use livekit_protocol as proto;
 use prost::Message;
@@ -60,8 +60,20 @@ struct State {
     shape: Mutex<RoomShape>,
     /// Name to sid and creation time in milliseconds.
     rooms: Mutex<HashMap<String, (String, i64)>>,
+    /// Who is there, by room and identity.
+    present: Mutex<HashMap<(String, String), proto::ParticipantInfo>>,
     /// What was wrong with requests that a real server would have taken.
     complaints: Mutex<Vec<String>>,
+}
+
+/// One participant's stay in a room.
+#[derive(Clone, Debug)]
+pub(crate) struct Session {
+    pub(crate) room: String,
+    pub(crate) room_sid: String,
+    pub(crate) identity: String,
+    pub(crate) sid: String,
+    pub(crate) joined_at_ms: i64,
 }
 
 pub(crate) struct Sfu {
@@ -83,6 +95,7 @@ impl Sfu {
             fault: Mutex::default(),
             shape: Mutex::default(),
             rooms: Mutex::default(),
+            present: Mutex::default(),
             complaints: Mutex::default(),
         });
         let answering = state.clone();
@@ -117,6 +130,50 @@ impl Sfu {
     /// Forgets all rooms, as a restart does.
     pub(crate) fn forget_rooms(&self) {
         self.state.rooms.lock().unwrap().clear();
+    }
+
+    /// Somebody is there from now on, with a new session; returns that session.
+    pub(crate) fn join(&self, room: &str, identity: &str) -> Session {
+        self.state.room(&proto::CreateRoomRequest {
+            name: room.into(),
+            ..Default::default()
+        });
+        let room_sid = self.state.rooms.lock().unwrap()[room].0.clone();
+        let session = Session {
+            room: room.into(),
+            room_sid,
+            identity: identity.into(),
+            sid: format!("PA_{:012}", unique()),
+            joined_at_ms: now_ms(),
+        };
+        let participant = proto::ParticipantInfo {
+            sid: session.sid.clone(),
+            identity: identity.into(),
+            state: proto::participant_info::State::Active.into(),
+            joined_at: session.joined_at_ms / 1000,
+            joined_at_ms: session.joined_at_ms,
+            ..Default::default()
+        };
+        self.state
+            .present
+            .lock()
+            .unwrap()
+            .insert((room.into(), identity.into()), participant);
+        session
+    }
+
+    /// Nobody of this identity is there from now on.
+    pub(crate) fn leave(&self, room: &str, identity: &str) {
+        self.state.present.lock().unwrap().remove(&(room.into(), identity.into()));
+    }
+
+    /// When GetParticipant was asked about this one.
+    pub(crate) fn lookups(&self, room: &str, identity: &str) -> Vec<Instant> {
+        let about = |r: &Request| {
+            r.path.ends_with("/GetParticipant")
+                && proto::RoomParticipantIdentity::decode(r.body.as_slice()).is_ok_and(|a| a.room == room && a.identity == identity)
+        };
+        self.http.requests().iter().filter(|r| about(r)).map(|r| r.at).collect()
     }
 
     /// The names of the rooms that stand.
@@ -192,7 +249,18 @@ impl State {
                 Err(_) => twirp(400, "malformed", "the protobuf request could not be decoded"),
             },
             "GetParticipant" if !granted("roomAdmin") => denied(),
-            "GetParticipant" => twirp(404, "not_found", "twirp error unknown: participant does not exist"),
+            "GetParticipant" => match proto::RoomParticipantIdentity::decode(request.body.as_slice()) {
+                Ok(asked) => match self.present.lock().unwrap().get(&(asked.room, asked.identity)) {
+                    Some(participant) => protobuf(participant),
+                    None => twirp(404, "not_found", "twirp error unknown: participant does not exist"),
+                },
+                Err(_) => twirp(400, "malformed", "the protobuf request could not be decoded"),
+            },
+            "ListParticipants" if !granted("roomAdmin") => denied(),
+            "ListParticipants" => match proto::ListParticipantsRequest::decode(request.body.as_slice()) {
+                Ok(asked) => protobuf(&self.participants(&asked.room)),
+                Err(_) => twirp(400, "malformed", "the protobuf request could not be decoded"),
+            },
             "ListRooms" if !granted("roomList") => denied(),
             "ListRooms" => match proto::ListRoomsRequest::decode(request.body.as_slice()) {
                 Ok(asked) => protobuf(&self.list(&asked)),
@@ -269,6 +337,14 @@ impl State {
                 .into(),
             num_participants: shape.num_participants,
             ..Default::default()
+        }
+    }
+
+    fn participants(&self, room: &str) -> proto::ListParticipantsResponse {
+        let present = self.present.lock().unwrap();
+        let here = present.iter().filter(|((name, _), _)| name == room);
+        proto::ListParticipantsResponse {
+            participants: here.map(|(_, participant)| participant.clone()).collect(),
         }
     }
 

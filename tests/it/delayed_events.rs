@@ -1,0 +1,706 @@
+//! The life of a delegated leave: a participant who is there is never reported gone, one who is gone always is.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::bodies::delegate_of;
+use crate::support::client_api::{Managed, done, not_found, unrecognized, versions};
+use crate::support::hashes::identity;
+use crate::support::neighbour::Reply;
+use crate::support::scene::{SOON, Scene};
+use crate::support::service::Setup;
+use crate::support::sfu::Fault;
+use crate::support::wait_until;
+use crate::support::webhook::{event, joined, left};
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Asks the SFU every second.
+fn watchful(setup: Setup) -> Setup {
+    setup.env("LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "1")
+}
+
+#[test]
+fn a_participant_who_joins_is_kept() {
+    let delay = seconds(2);
+    let scene = Scene::new();
+    scene.delegate(delay);
+    let joined = Instant::now();
+    scene.joined();
+    assert!(scene.restarts()[0] - joined < seconds(1), "the first restart was late");
+    scene.wait_restarts(6);
+    let restarts = scene.restarts();
+    // The average of some: a busy machine delays one of them.
+    let every = (restarts[5] - restarts[1]) / 4;
+    assert!(
+        every > Duration::from_millis(800) && every < Duration::from_millis(1_500),
+        "{every:?}"
+    );
+    assert_eq!(scene.sends().len(), 0);
+    assert_eq!(scene.api.strays(), [""; 0]);
+}
+
+/// Without any webhook.
+#[test]
+fn a_participant_who_is_found_there_is_kept() {
+    let scene = Scene::new();
+    scene.sfu.join(&scene.alias, &scene.identity);
+    scene.delegate(seconds(4));
+    scene.wait_restarts(3);
+    assert_eq!(scene.sends().len(), 0);
+}
+
+#[test]
+fn who_never_comes_is_reported_after_one_delay() {
+    let scene = Scene::new();
+    let began = Instant::now();
+    scene.delegate(seconds(2));
+    let sent = scene.wait_sent(SOON);
+    assert!(sent - began > Duration::from_millis(1_500), "{:?}", sent - began);
+    assert_eq!(scene.restarts().len(), 0);
+    scene.wait_over(SOON);
+}
+
+#[test]
+fn a_goodbye_is_checked_twice_and_sent_within_two_seconds() {
+    let scene = Scene::new();
+    scene.delegate(seconds(8));
+    let session = scene.joined();
+    let before = scene.sfu.lookups(&scene.alias, &scene.identity).len();
+    let at = scene.leave(&session, "CLIENT_INITIATED");
+    let sent = scene.wait_sent(SOON);
+    let took = sent - at;
+    assert!(
+        took > Duration::from_millis(1_400) && took < Duration::from_millis(2_600),
+        "{took:?}"
+    );
+    let asked: Vec<_> = scene.sfu.lookups(&scene.alias, &scene.identity).split_off(before);
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    let [first, second] = [asked[0] - at, asked[1] - at];
+    assert!(
+        first > Duration::from_millis(700) && first < Duration::from_millis(1_300),
+        "{first:?}"
+    );
+    assert!(
+        second > Duration::from_millis(1_400) && second < Duration::from_millis(2_000),
+        "{second:?}"
+    );
+    scene.wait_over(SOON);
+    assert_eq!(scene.sends().len(), 1);
+}
+
+/// The SFU itself has said it: no answer is not a yes.
+#[test]
+fn a_goodbye_is_believed_when_the_sfu_does_not_answer_then() {
+    let scene = Scene::new();
+    scene.delegate(seconds(8));
+    let session = scene.joined();
+    scene.sfu.fail(Some(Fault::Hang));
+    let at = scene.leave(&session, "CLIENT_INITIATED");
+    let took = scene.wait_sent(SOON) - at;
+    assert!(took < Duration::from_millis(2_600), "{took:?}");
+}
+
+#[test]
+fn who_is_back_under_another_sid_stays() {
+    let delay = seconds(4);
+    let scene = Scene::new();
+    scene.delegate(delay);
+    let first = scene.joined();
+    let at = scene.leave(&first, "CLIENT_INITIATED");
+    // The SFU has the new session before its webhook comes; here none ever does.
+    let second = scene.sfu.join(&scene.alias, &scene.identity);
+    scene.stays_until(at + seconds(6), delay);
+    let at = scene.leave(&second, "CLIENT_INITIATED");
+    let took = scene.wait_sent(SOON) - at;
+    assert!(took < seconds(3), "{took:?}");
+}
+
+#[test]
+fn who_is_displaced_by_itself_stays() {
+    let delay = seconds(4);
+    let scene = Scene::new();
+    scene.delegate(delay);
+    let first = scene.joined();
+    scene.told(&left(&first, "DUPLICATE_IDENTITY"));
+    let second = scene.join();
+    scene.stays_until(Instant::now() + seconds(7), delay);
+    scene.leave(&second, "CLIENT_INITIATED");
+    scene.wait_sent(SOON);
+}
+
+/// These are checked and then believed, whoever says them.
+#[test]
+fn every_plain_reason_is_sent_within_two_seconds() {
+    let scene = Scene::new();
+    let reasons = [
+        json!("CLIENT_INITIATED"),
+        json!(1),
+        json!("CONNECTION_TIMEOUT"),
+        json!("PARTICIPANT_REMOVED"),
+        json!("ROOM_DELETED"),
+        json!("ROOM_CLOSED"),
+        json!("SIGNAL_CLOSE"),
+    ];
+    let stays: Vec<_> = reasons
+        .iter()
+        .enumerate()
+        .map(|(n, reason)| {
+            let (user, id) = (format!("user{n}"), format!("event{n}"));
+            let body = delegate_of(&scene.home, &user, &scene.room, &id, 20_000);
+            assert_eq!(scene.service.post("/delegate_delayed_leave", &body).status, 200);
+            let session = scene
+                .sfu
+                .join(&scene.alias, &identity(&scene.home.user(&user), "DEVICE", "member1"));
+            scene.told(&joined(&session));
+            (session, id, reason)
+        })
+        .collect();
+    for (_, id, _) in &stays {
+        wait_until("the restart", SOON, || scene.api.count("restart", id) >= 1);
+    }
+    for (session, id, reason) in &stays {
+        scene.sfu.leave(&session.room, &session.identity);
+        let mut event = left(session, "");
+        event["participant"]["disconnectReason"] = (*reason).clone();
+        let at = Instant::now();
+        scene.told(&event);
+        wait_until(&format!("the leave after {reason}"), SOON, || scene.api.count("send", id) == 1);
+        let took = scene.api.times("send", id)[0] - at;
+        assert!(
+            took > Duration::from_millis(1_400) && took < Duration::from_millis(2_600),
+            "{reason}: {took:?}"
+        );
+    }
+}
+
+/// Told of a departure before anybody told of the arrival.
+#[test]
+fn a_goodbye_without_an_arrival_counts() {
+    let scene = Scene::new();
+    scene.delegate(seconds(20));
+    let session = scene.sfu.join(&scene.alias, &scene.identity);
+    let took = {
+        let at = scene.leave(&session, "CLIENT_INITIATED");
+        scene.wait_sent(SOON) - at
+    };
+    assert!(took < seconds(3), "{took:?}");
+}
+
+/// Of an earlier stay, told late.
+#[test]
+fn a_goodbye_from_before_the_delegation_changes_nothing() {
+    let scene = Scene::new();
+    let began = Instant::now();
+    scene.delegate(seconds(4));
+    let session = scene.sfu.join(&scene.alias, &scene.identity);
+    scene.sfu.leave(&scene.alias, &scene.identity);
+    let mut event = left(&session, "CLIENT_INITIATED");
+    event["createdAt"] = json!((crate::support::webhook::now() - 10).to_string());
+    scene.told(&event);
+    let sent = scene.wait_sent(SOON);
+    // The wait for its coming, not the goodbye.
+    assert!(sent - began > Duration::from_millis(3_500), "{:?}", sent - began);
+}
+
+#[test]
+fn who_cannot_connect_is_waited_for() {
+    let scene = Scene::new();
+    scene.delegate(seconds(4));
+    let mut session = scene.sfu.join(&scene.alias, &scene.identity);
+    scene.sfu.leave(&scene.alias, &scene.identity);
+    scene.told(&event("participant_connection_aborted", &session, Some("SIGNAL_CLOSE")));
+    session = scene.join();
+    scene.wait_restarts(1);
+    scene.stays_until(Instant::now() + seconds(5), seconds(4));
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_sent(SOON);
+}
+
+/// The whole room in one question, and only those who are missing one by one.
+#[test]
+fn a_sweep_asks_once_per_room() {
+    let scene = Scene::with(watchful);
+    let sessions: Vec<_> = (0..4)
+        .map(|n| {
+            let (user, id) = (format!("user{n}"), format!("event{n}"));
+            let body = delegate_of(&scene.home, &user, &scene.room, &id, 60_000);
+            assert_eq!(scene.service.post("/delegate_delayed_leave", &body).status, 200);
+            let session = scene
+                .sfu
+                .join(&scene.alias, &identity(&scene.home.user(&user), "DEVICE", "member1"));
+            scene.told(&joined(&session));
+            wait_until("the restart", SOON, || scene.api.count("restart", &id) >= 1);
+            session
+        })
+        .collect();
+    let count = |method: &str| scene.sfu.http.count(|r| r.path.ends_with(method));
+    let (began, lists, asked) = (Instant::now(), count("/ListParticipants"), count("/GetParticipant"));
+    wait_until("five sweeps", seconds(30), || count("/ListParticipants") >= lists + 5);
+    assert!(began.elapsed() > seconds(3), "the sweeps come too fast: {:?}", began.elapsed());
+    assert_eq!(count("/GetParticipant"), asked, "somebody was asked for one by one");
+    scene.sfu.leave(&sessions[2].room, &sessions[2].identity);
+    wait_until("the leave", seconds(20), || scene.api.count("send", "event2") == 1);
+    for n in [0, 1, 3] {
+        assert_eq!(scene.api.count("send", &format!("event{n}")), 0);
+    }
+    assert!(count("/GetParticipant") <= asked + 4);
+}
+
+/// With a reason that says nothing, a departure is judged by asking: at least three seconds, two denials.
+#[test]
+fn a_reason_that_says_little_is_not_believed_at_once() {
+    let scene = Scene::new();
+    scene.delegate(seconds(8));
+    let session = scene.joined();
+    let at = scene.leave(&session, "STATE_MISMATCH");
+    let took = scene.wait_sent(seconds(20)) - at;
+    assert!(took > Duration::from_millis(5_500), "{took:?}");
+}
+
+/// Webhooks that never come.
+#[test]
+fn a_departure_that_nobody_told_is_noticed() {
+    let scene = Scene::with(watchful);
+    scene.sfu.join(&scene.alias, &scene.identity);
+    scene.delegate(seconds(4));
+    scene.wait_restarts(2);
+    let at = Instant::now();
+    scene.sfu.leave(&scene.alias, &scene.identity);
+    let took = scene.wait_sent(seconds(20)) - at;
+    assert!(took > Duration::from_millis(2_500), "believed at once: {took:?}");
+}
+
+#[test]
+fn a_limit_is_waited_for() {
+    let scene = Scene::new();
+    scene.api.answer(|_, before| match before {
+        0 => Reply::Answer {
+            status: 429,
+            headers: vec![("Retry-After".into(), "1".into())],
+            body: br#"{"errcode":"M_LIMIT_EXCEEDED","retry_after_ms":900}"#.into(),
+        },
+        _ => done(),
+    });
+    scene.delegate(seconds(8));
+    let session = scene.joined();
+    scene.wait_restarts(2);
+    let restarts = scene.restarts();
+    let pause = restarts[1] - restarts[0];
+    assert!(pause > Duration::from_millis(950) && pause < seconds(4), "{pause:?}");
+    scene.leave(&session, "CLIENT_INITIATED");
+    wait_until("the second send", SOON, || scene.sends().len() == 2);
+    let sends = scene.sends();
+    let pause = sends[1] - sends[0];
+    assert!(pause > Duration::from_millis(950) && pause < seconds(4), "{pause:?}");
+    scene.wait_over(SOON);
+}
+
+fn limited(retry_after: &str) -> Reply {
+    Reply::Answer {
+        status: 429,
+        headers: vec![("Retry-After".into(), retry_after.into())],
+        body: b"{}".to_vec(),
+    }
+}
+
+#[test]
+fn a_hint_that_is_longer_than_the_delay_does_not_cost_the_event() {
+    for after in ["100000", "99999999999999999999", "Fri, 31 Dec 2100 23:59:59 GMT"] {
+        let scene = Scene::new();
+        scene.api.answer(move |_, before| if before < 1 { limited(after) } else { done() });
+        let began = Instant::now();
+        scene.delegate(seconds(4));
+        scene.joined();
+        scene.wait_restarts(2);
+        assert!(scene.restarts()[1] - began < seconds(4), "{after}: the event ran out");
+    }
+}
+
+#[test]
+fn a_hint_that_is_longer_than_the_window_does_not_cost_the_leave() {
+    let scene = Scene::new();
+    let limit_sends = |call: &Managed, before| {
+        if call.what == "send" && before < 1 {
+            limited("100000")
+        } else {
+            done()
+        }
+    };
+    scene.api.answer(limit_sends);
+    scene.delegate(seconds(8));
+    let session = scene.joined();
+    let at = scene.leave(&session, "CLIENT_INITIATED");
+    wait_until("the second send", seconds(60), || scene.sends().len() >= 2);
+    assert!(scene.sends()[1] - at < seconds(40), "{:?}", scene.sends()[1] - at);
+}
+
+#[test]
+fn a_hint_of_nothing_makes_no_storm() {
+    let scene = Scene::new();
+    scene.api.answer(|_, _| limited("0"));
+    scene.delegate(seconds(4));
+    scene.joined();
+    scene.wait_over(SOON);
+    let tries = scene.restarts().len();
+    assert!((2..=17).contains(&tries), "{tries} tries in four seconds");
+}
+
+#[test]
+fn a_redirect_is_not_followed() {
+    let scene = Scene::new();
+    let elsewhere = format!("{}/elsewhere", scene.api.url());
+    scene
+        .api
+        .answer(move |_, before| if before < 1 { Reply::redirect(307, &elsewhere) } else { done() });
+    scene.delegate(seconds(4));
+    scene.joined();
+    scene.wait_restarts(3);
+    assert_eq!(scene.api.strays(), [""; 0]);
+}
+
+/// A leave is due while the homeserver restarts.
+#[test]
+fn a_homeserver_that_is_away_gets_the_leave_when_it_is_back() {
+    let scene = Scene::new();
+    scene.delegate(seconds(4));
+    let session = scene.joined();
+    scene.api.http.refuse();
+    let at = scene.leave(&session, "CLIENT_INITIATED");
+    wait_until("six seconds to pass", SOON, || at.elapsed() > seconds(6));
+    assert_eq!(scene.sends().len(), 0);
+    scene.api.http.listen_again();
+    scene.wait_sent(seconds(20));
+    scene.wait_over(SOON);
+}
+
+#[test]
+fn what_may_pass_is_tried_again() {
+    for failure in [
+        Reply::json(502, &json!({"errcode": "M_UNKNOWN"})),
+        Reply::text(404, "text/html", "<html><h1>404 Not Found</h1></html>"),
+        Reply::Close,
+    ] {
+        let scene = Scene::new();
+        let fails = failure.clone();
+        scene.api.answer(move |_, before| if before < 2 { fails.clone() } else { done() });
+        scene.delegate(seconds(8));
+        let session = scene.joined();
+        // Well before the deadline, and no storm.
+        wait_until(&format!("restarts after {failure:?}"), seconds(7), || scene.restarts().len() >= 3);
+        let restarts = scene.restarts();
+        assert!(restarts.windows(2).all(|pair| pair[1] - pair[0] > Duration::from_millis(200)));
+        scene.leave(&session, "CLIENT_INITIATED");
+        wait_until(&format!("the leave after {failure:?}"), seconds(15), || scene.sends().len() == 3);
+        scene.wait_over(SOON);
+    }
+}
+
+#[test]
+fn an_event_that_is_gone_ends_the_job() {
+    for (answer, after) in [
+        (not_found(), 1),
+        (Reply::json(409, &json!({"errcode": "M_UNKNOWN"})), 1),
+        // The other path is tried once.
+        (Reply::json(401, &json!({"errcode": "M_MISSING_TOKEN"})), 2),
+        (Reply::json(403, &json!({"errcode": "M_FORBIDDEN"})), 2),
+        (unrecognized(), 2),
+    ] {
+        let scene = Scene::new();
+        let always = answer.clone();
+        scene.api.answer(move |_, _| always.clone());
+        scene.delegate(seconds(2));
+        let session = scene.joined();
+        scene.wait_over(SOON);
+        let paths: Vec<_> = scene.api.calls(&scene.delay_id).iter().map(|c| c.stable).collect();
+        assert_eq!(paths, [false, true][..after], "{answer:?}");
+        // Nothing more, whatever happens.
+        scene.leave(&session, "CLIENT_INITIATED");
+        scene.api.answer(|_, _| done());
+        scene.delegate_as("later", seconds(2));
+        wait_until("the later one to be sent", SOON, || scene.api.count("send", "later") == 1);
+        assert_eq!(scene.api.calls(&scene.delay_id).len(), after, "{answer:?}");
+    }
+}
+
+#[test]
+fn an_event_that_was_sent_already_ends_the_job() {
+    let scene = Scene::new();
+    scene.api.answer(|call, _| if call.what == "send" { not_found() } else { done() });
+    scene.delegate(seconds(8));
+    let session = scene.joined();
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_over(SOON);
+    assert_eq!(scene.sends().len(), 1);
+}
+
+/// It was updated, or rolled back, while it was watched.
+#[test]
+fn a_homeserver_that_moves_the_path_is_followed() {
+    let scene = Scene::new();
+    scene.delegate(seconds(2));
+    scene.joined();
+    assert_eq!(scene.api.versions_asked(), 1);
+    scene.api.answer_versions(versions(false, true));
+    scene.api.answer(|call, _| if call.stable { done() } else { unrecognized() });
+    let before = scene.restarts().len();
+    scene.wait_restarts(before + 4);
+    assert_eq!(scene.api.versions_asked(), 2);
+    let calls = scene.api.calls(&scene.delay_id);
+    let unstable = calls.iter().filter(|c| !c.stable).count();
+    assert!(calls.last().is_some_and(|c| c.stable), "{calls:?}");
+    // At most one more on the old path once it was gone.
+    assert!(unstable <= before + 2, "{calls:?}");
+    assert_eq!(scene.sends().len(), 0);
+}
+
+#[test]
+fn versions_decide_the_path() {
+    for (answer, stable) in [
+        (versions(true, false), false),
+        (versions(false, true), true),
+        // Without a token the unstable one, while it is there.
+        (versions(true, true), false),
+        (versions(false, false), false),
+        (Reply::json(500, &json!({})), false),
+    ] {
+        let scene = Scene::new();
+        scene.api.answer_versions(answer.clone());
+        scene.delegate(seconds(60));
+        scene.joined();
+        assert_eq!(scene.api.calls(&scene.delay_id)[0].stable, stable, "{answer:?}");
+    }
+}
+
+/// A page that was reloaded: left alone, the old event would fire and remove the new session's membership.
+#[test]
+fn another_event_replaces_the_first_which_is_cancelled() {
+    let delay = seconds(4);
+    let scene = Scene::new();
+    scene.delegate_as("old", delay);
+    scene.join();
+    wait_until("the first restart", SOON, || scene.api.count("restart", "old") == 1);
+    scene.delegate(delay);
+    wait_until("the old one to be cancelled", SOON, || scene.api.count("cancel", "old") == 1);
+    scene.wait_restarts(3);
+    assert_eq!(scene.api.count("send", "old"), 0);
+    assert_eq!(scene.api.count("cancel", "old"), 1);
+    assert!(scene.api.count("restart", "old") <= 2);
+    assert_eq!(scene.sends().len(), 0);
+    assert_eq!(scene.api.count("cancel", &scene.delay_id), 0);
+}
+
+#[test]
+fn a_cancellation_that_fails_is_tried_again() {
+    let scene = Scene::new();
+    scene.api.answer(|call, before| {
+        if call.what == "cancel" && before < 2 {
+            Reply::json(500, &json!({}))
+        } else {
+            done()
+        }
+    });
+    scene.delegate_as("old", seconds(8));
+    scene.delegate(seconds(8));
+    wait_until("the old one to be cancelled", SOON, || scene.api.count("cancel", "old") == 3);
+}
+
+#[test]
+fn the_same_event_again_renews_the_job() {
+    let delay = seconds(2);
+    let scene = Scene::new();
+    scene.delegate(delay);
+    scene.joined();
+    for _ in 0..5 {
+        scene.delegate(delay);
+    }
+    scene.stays_until(Instant::now() + seconds(3), delay);
+    assert_eq!(scene.api.count("cancel", &scene.delay_id), 0);
+    let restarts = scene.restarts();
+    assert!(
+        restarts.windows(2).all(|pair| pair[1] - pair[0] > Duration::from_millis(200)),
+        "{restarts:?}"
+    );
+}
+
+/// Five seconds per call, and an event that runs for eight.
+#[test]
+fn a_slow_homeserver_loses_nobody_who_is_there() {
+    let scene = Scene::new();
+    scene.api.answer(|_, _| done().after(seconds(5)));
+    scene.delegate(seconds(8));
+    let began = Instant::now();
+    let session = scene.join();
+    wait_until("half a minute to pass", seconds(60), || {
+        assert_eq!(scene.sends().len(), 0);
+        Instant::now() > began + seconds(30)
+    });
+    let restarts = scene.restarts();
+    // What counts for the homeserver is when it hears of it, at the latest when it answers.
+    for pair in restarts.windows(2) {
+        assert!(pair[1] - pair[0] < seconds(8), "the event ran out: {:?}", pair[1] - pair[0]);
+    }
+    assert!(
+        restarts.last().is_some_and(|last| *last + seconds(8) > Instant::now()),
+        "{restarts:?}"
+    );
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_sent(SOON);
+}
+
+#[test]
+fn an_sfu_that_fails_for_a_while_loses_nobody() {
+    for fault in [
+        Some(Fault::Instead(Reply::json(500, &json!({"code": "internal", "msg": "x"})))),
+        Some(Fault::ProxyPage(404)),
+        Some(Fault::ProxyPage(502)),
+        Some(Fault::Garbage),
+        Some(Fault::NoGrant),
+        // Away: nothing listens.
+        None,
+    ] {
+        let delay = seconds(4);
+        let scene = Scene::with(watchful);
+        scene.delegate(delay);
+        let session = scene.joined();
+        match fault.clone() {
+            Some(fault) => scene.sfu.fail(Some(fault)),
+            None => scene.sfu.http.refuse(),
+        }
+        let what = format!("{fault:?}");
+        scene.stays_until(Instant::now() + seconds(3), delay);
+        match fault {
+            Some(_) => scene.sfu.fail(None),
+            None => scene.sfu.http.listen_again(),
+        }
+        scene.stays_until(Instant::now() + seconds(4), delay);
+        let at = scene.leave(&session, "CLIENT_INITIATED");
+        let took = scene.wait_sent(SOON) - at;
+        assert!(took < seconds(4), "{what}: {took:?}");
+    }
+}
+
+/// A restarted SFU has forgotten the room; it is created again, and its people may come back.
+#[test]
+fn a_restarted_sfu_gets_its_room_back_and_nobody_is_reported() {
+    let delay = seconds(4);
+    let scene = Scene::with(watchful);
+    scene.delegate(delay);
+    scene.joined();
+    wait_until("the watch to begin", SOON, || scene.sfu.http.count(|r| r.method == "GET") >= 2);
+    scene.sfu.http.refuse();
+    scene.sfu.leave(&scene.alias, &scene.identity);
+    scene.sfu.forget_rooms();
+    let before = scene.sfu.creations_of(&scene.alias);
+    scene.sfu.http.listen_again();
+    let back = Instant::now();
+    wait_until("the room to be created again", SOON, || {
+        scene.sfu.creations_of(&scene.alias) > before
+    });
+    assert!(back.elapsed() < seconds(2), "{:?}", back.elapsed());
+    scene.stays_until(back + seconds(8), delay);
+    let session = scene.join();
+    scene.stays_until(Instant::now() + seconds(5), delay);
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_sent(SOON);
+}
+
+#[test]
+fn at_the_end_connected_events_run_anew_and_a_due_leave_is_sent() {
+    let scene = Scene::new();
+    scene.delegate(seconds(60));
+    let session = scene.joined();
+    let stays = delegate_of(&scene.home, "bob", &scene.room, "bob", 60_000);
+    assert_eq!(scene.service.post("/delegate_delayed_leave", &stays).status, 200);
+    let bob = identity(&scene.home.user("bob"), "DEVICE", "member1");
+    let bob = scene.sfu.join(&scene.alias, &bob);
+    scene.told(&joined(&bob));
+    wait_until("bob's restart", SOON, || scene.api.count("restart", "bob") == 1);
+    scene.leave(&session, "CLIENT_INITIATED");
+    let at = Instant::now();
+    scene.service.signal("TERM");
+    let status = scene.service.wait_exit(seconds(15));
+    assert_eq!(status.code(), Some(0));
+    eprintln!("ended after {:.1?}", at.elapsed());
+    assert_eq!(scene.api.count("restart", "bob"), 2, "bob was to be restarted once more");
+    assert_eq!(scene.api.count("send", "bob"), 0);
+    assert_eq!(scene.sends().len(), 1, "the due leave was not sent");
+}
+
+#[test]
+fn at_the_end_a_homeserver_that_hangs_is_not_waited_for() {
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_SHUTDOWN_GRACE_SECONDS", "2"));
+    scene.delegate(seconds(60));
+    scene.joined();
+    scene.api.answer(|_, _| Reply::Hang);
+    let at = Instant::now();
+    scene.service.signal("TERM");
+    let status = scene.service.wait_exit(seconds(20));
+    assert_eq!(status.code(), Some(0));
+    assert!(at.elapsed() < seconds(6), "{:?}", at.elapsed());
+    scene.service.wait_log(&["warn", "before the end"]);
+}
+
+/// As Synapse limits an address: so many a second after a burst of five. Nobody's event runs out.
+#[test]
+fn a_limited_homeserver_carries_as_many_as_it_can() {
+    const PER_SECOND: f64 = 1.0;
+    let delay = seconds(8);
+    let scene = Scene::new();
+    let bucket = Arc::new(Mutex::new((5.0_f64, Instant::now())));
+    let heard: Arc<Mutex<HashMap<String, Vec<Instant>>>> = Arc::default();
+    let hears = heard.clone();
+    scene.api.answer(move |call, _| {
+        let mut bucket = bucket.lock().unwrap();
+        let now = Instant::now();
+        bucket.0 = (bucket.0 + (now - bucket.1).as_secs_f64() * PER_SECOND).min(5.0);
+        bucket.1 = now;
+        if bucket.0 < 1.0 {
+            let millis = ((1.0 - bucket.0) / PER_SECOND * 1000.0).ceil();
+            return Reply::json(429, &json!({"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": millis as u64}));
+        }
+        bucket.0 -= 1.0;
+        hears.lock().unwrap().entry(call.delay_id.clone()).or_default().push(now);
+        done()
+    });
+    let began = Instant::now();
+    let ids: Vec<_> = (0..5).map(|n| format!("event{n}")).collect();
+    for (n, id) in ids.iter().enumerate() {
+        let user = format!("user{n}");
+        let session = scene
+            .sfu
+            .join(&scene.alias, &identity(&scene.home.user(&user), "DEVICE", "member1"));
+        let body = delegate_of(&scene.home, &user, &scene.room, id, 8_000);
+        assert_eq!(scene.service.post("/delegate_delayed_leave", &body).status, 200);
+        scene.told(&joined(&session));
+    }
+    let delegated = Instant::now();
+    wait_until("half a minute to pass", seconds(60), || began.elapsed() > seconds(30));
+    let heard = heard.lock().unwrap();
+    for id in &ids {
+        assert_eq!(scene.api.count("send", id), 0, "{id} was reported gone");
+        let mut before = delegated;
+        for at in heard.get(id).into_iter().flatten().copied().chain([Instant::now()]) {
+            assert!(at.saturating_duration_since(before) < delay, "{id} ran out after {:?}", at - before);
+            before = at;
+        }
+    }
+}
+
+/// Where nothing could notice a departure, `0` does not switch the questions off.
+#[test]
+fn polling_that_is_switched_off_is_warned_about() {
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "0"));
+    scene
+        .service
+        .wait_log(&["warn", "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "every 30 s", "remedy="]);
+    scene.delegate(seconds(8));
+    let session = scene.joined();
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_sent(SOON);
+}
