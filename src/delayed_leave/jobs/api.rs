@@ -153,7 +153,7 @@ pub enum Fact<'a> {
     Probed(Reach),
     /// The watch's own connection was closed.
     WatchClosed,
-    /// The answer to [`Output::Restart`], [`Output::Send`] or [`Output::Cancel`].
+    /// The answer to [`Output::Call`].
     Called {
         /// The job.
         job: JobId,
