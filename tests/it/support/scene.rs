@@ -116,6 +116,15 @@ impl Scene {
         wait_until(&format!("{count} restarts"), SOON * 2, || self.restarts().len() >= count);
     }
 
+    /// Waits until the service has heard that this event was restarted.
+    #[track_caller]
+    pub(crate) fn wait_restarted(&self, delay_id: &str) {
+        wait_until(&format!("{delay_id} to have been restarted"), SOON, || {
+            let done = format!("delay_id=\"{delay_id}\" what=Restart outcome=Done");
+            self.service.log().contains(&done)
+        });
+    }
+
     /// Waits for the leave; returns when it came.
     #[track_caller]
     pub(crate) fn wait_sent(&self, within: Duration) -> Instant {
