@@ -122,8 +122,13 @@ impl Leaves {
         self.0.webhook(verified, webhook);
     }
 
-    /// Restarts or sends what has to be before the end, until `deadline`; then writes what is not written yet.
+    /// Restarts or sends what has to be before the end, until `deadline`.
     pub async fn stop(&self, deadline: Instant) {
         self.0.stop(deadline).await;
+    }
+
+    /// Writes what is not written yet, until `deadline`; the last thing to be done.
+    pub async fn close_store(&self, deadline: Instant) {
+        self.0.close_store(deadline).await;
     }
 }

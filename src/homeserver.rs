@@ -16,7 +16,7 @@ use http::{HeaderMap, StatusCode, header};
 use lru::LruCache;
 use serde_json::Value;
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use url::Url;
 use url::form_urlencoded;
 
@@ -25,6 +25,7 @@ use crate::delayed_leave::machine::Outcome;
 use crate::federation::{ClientApi, Failure, Federation, Reply};
 use crate::hold::pause;
 use crate::secret::Secret;
+use crate::seldom::Seldom;
 use crate::server_name::ServerName;
 
 /// Homeservers remembered. Delegations come from full-access users, but with `*` that is everybody.
@@ -33,6 +34,10 @@ const MAX_REPLY: usize = 64 * 1024;
 const VERSIONS_TIMEOUT: Duration = Duration::from_secs(4);
 const VERSIONS_LIFE: Duration = Duration::from_secs(3600);
 const VERSIONS_FAILURE_LIFE: Duration = Duration::from_secs(60);
+/// How long an old address is used before the well-known file is asked again.
+const FAILURE_LIFE: Duration = Duration::from_secs(60);
+/// How long a failure to find any address is believed.
+const FAILURE_SHARED: Duration = Duration::from_secs(1);
 
 const STABLE: &str = "/_matrix/client/v1/delayed_events/";
 const UNSTABLE: &str = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/";
@@ -71,6 +76,8 @@ pub struct Homeservers {
     federation: Arc<Federation>,
     overrides: BTreeMap<ServerName, Url>,
     table: Mutex<LruCache<ServerName, Arc<AsyncMutex<Known>>>>,
+    lost: Seldom,
+    denied: Seldom,
 }
 
 #[derive(Default)]
@@ -79,6 +86,8 @@ struct Known {
     /// Until when the address may be believed; for ever where the operator wrote it down.
     until: Option<Instant>,
     paths: Option<(Paths, Instant)>,
+    /// Until when a failure to find the address is not tried again.
+    failed: Option<(Instant, Failure)>,
 }
 
 /// What `/versions` says about delayed events.
@@ -125,6 +134,8 @@ impl Homeservers {
             federation,
             overrides,
             table: Mutex::new(table),
+            lost: Seldom::new(),
+            denied: Seldom::new(),
         }
     }
 
@@ -135,7 +146,8 @@ impl Homeservers {
     pub async fn resolve(&self, server: &ServerName, deadline: Instant) -> Result<(), Failure> {
         let mut tries = 1;
         loop {
-            let Err(failure) = self.api(server).await else {
+            let found = timeout_at(deadline, self.api(server)).await.unwrap_or(Err(Failure::Timeout));
+            let Err(failure) = found else {
                 return Ok(());
             };
             let pause = pause(tries);
@@ -171,8 +183,11 @@ impl Homeservers {
         let (api, paths) = match self.api(server).await {
             Ok(found) => found,
             Err(failure) => {
-                let (reason, remedy) = (failure.to_string(), failure.remedy());
-                tracing::info!(server = server.as_str(), reason, remedy, "the client-server API cannot be found");
+                self.lost.tell(|count| {
+                    let (reason, remedy) = (failure.to_string(), failure.remedy());
+                    let server = server.as_str();
+                    tracing::warn!(server, reason, count, remedy, "the client-server API cannot be found");
+                });
                 return Outcome::Transient(None);
             }
         };
@@ -200,28 +215,28 @@ impl Homeservers {
             Answer::UnknownPath => {
                 // It may have been updated since it was asked.
                 self.forget_versions(server).await;
-                call(second).await.last_word(server)
+                call(second).await.last_word(server, &self.denied)
             }
-            Answer::Denied => call(second).await.last_word(server),
+            Answer::Denied => call(second).await.last_word(server, &self.denied),
         }
     }
 
     async fn api(&self, server: &ServerName) -> Result<(Arc<ClientApi>, Paths), Failure> {
-        let known = self.known(server);
-        let mut known = known.lock().await;
+        let entry = self.known(server);
+        let mut known = entry.lock().await;
         let api = self.client_api(server, &mut known).await?;
         let now = Instant::now();
         let paths = match known.paths {
-            Some((paths, until)) if now < until => paths,
-            Some(_) | None => {
-                let asked = timeout(VERSIONS_TIMEOUT, api.get("/_matrix/client/versions", None, MAX_REPLY)).await;
-                let (paths, life) = match asked {
-                    Ok(Ok(reply)) if reply.status == StatusCode::OK => (Paths::read(&reply.body), VERSIONS_LIFE),
-                    // Nobody will ever be called there (decision O5): said now, while there is somebody to hear it.
-                    Ok(Err(failure @ Failure::Refused { .. })) => return Err(failure),
-                    // The call itself will tell whether the homeserver is there.
-                    Ok(Ok(_) | Err(_)) | Err(_) => (Paths::Unknown, VERSIONS_FAILURE_LIFE),
-                };
+            Some((paths, until)) => {
+                if now >= until {
+                    // What was true an hour ago will do meanwhile: a restart that is due must not wait for it.
+                    known.paths = Some((paths, now + VERSIONS_FAILURE_LIFE));
+                    tokio::spawn(refresh(api.clone(), entry.clone()));
+                }
+                paths
+            }
+            None => {
+                let (paths, life) = versions(&api).await?;
                 known.paths = Some((paths, Instant::now() + life));
                 paths
             }
@@ -230,8 +245,8 @@ impl Homeservers {
     }
 
     async fn client_api(&self, server: &ServerName, known: &mut Known) -> Result<Arc<ClientApi>, Failure> {
-        let fresh = known.until.is_none_or(|until| Instant::now() < until);
-        if let Some((api, _)) = known.api.as_ref().filter(|_| fresh) {
+        let now = Instant::now();
+        if let Some((api, _)) = known.api.as_ref().filter(|_| known.until.is_none_or(|until| now < until)) {
             return Ok(api.clone());
         }
         if let Some(url) = self.overrides.get(server) {
@@ -239,14 +254,23 @@ impl Homeservers {
             known.api = Some((api.clone(), url.clone()));
             return Ok(api);
         }
+        // All who wait for the file share its failure, too.
+        if let Some((_, failure)) = known.failed.as_ref().filter(|(until, _)| now < *until) {
+            return Err(failure.clone());
+        }
         let base = match self.federation.client_base_url(server).await {
             Ok(base) => base,
-            // An address that has worked is better than none while the file cannot be had.
-            Err(failure) if failure.may_pass() => {
-                return known.api.as_ref().map(|(api, _)| api.clone()).ok_or(failure);
+            Err(failure) => {
+                // An address that has worked is better than none, and must not be waited for again and again.
+                if let Some((api, _)) = &known.api {
+                    known.until = Some(Instant::now() + FAILURE_LIFE);
+                    return Ok(api.clone());
+                }
+                known.failed = Some((Instant::now() + FAILURE_SHARED, failure.clone()));
+                return Err(failure);
             }
-            Err(failure) => return Err(failure),
         };
+        known.failed = None;
         known.until = Some(Instant::now() + base.life);
         if let Some((api, url)) = &known.api
             && *url == base.url
@@ -269,6 +293,27 @@ impl Homeservers {
     }
 }
 
+async fn refresh(api: Arc<ClientApi>, entry: Arc<AsyncMutex<Known>>) {
+    let asked = versions(&api).await;
+    let mut known = entry.lock().await;
+    // An answer that says nothing is no reason to forget one that said something.
+    if let Ok((paths, life)) = asked
+        && paths != Paths::Unknown
+    {
+        known.paths = Some((paths, Instant::now() + life));
+    }
+}
+
+async fn versions(api: &ClientApi) -> Result<(Paths, Duration), Failure> {
+    match timeout(VERSIONS_TIMEOUT, api.get("/_matrix/client/versions", None, MAX_REPLY)).await {
+        Ok(Ok(reply)) if reply.status == StatusCode::OK => Ok((Paths::read(&reply.body), VERSIONS_LIFE)),
+        // Nobody will ever be called there (decision O5): said now, while there is somebody to hear it.
+        Ok(Err(failure @ Failure::Refused { .. })) => Err(failure),
+        // The call itself will tell whether the homeserver is there.
+        Ok(Ok(_) | Err(_)) | Err(_) => Ok((Paths::Unknown, VERSIONS_FAILURE_LIFE)),
+    }
+}
+
 /// What an answer means, the path aside.
 enum Answer {
     Is(Outcome),
@@ -280,23 +325,27 @@ enum Answer {
 
 impl Answer {
     /// After both paths were tried.
-    fn last_word(self, server: &ServerName) -> Outcome {
+    fn last_word(self, server: &ServerName, denied: &Seldom) -> Outcome {
+        let server = server.as_str();
         match self {
             Self::Is(outcome) => outcome,
             Self::UnknownPath => {
-                tracing::warn!(
-                    server = server.as_str(),
-                    remedy = "switch delayed events on (Synapse: max_event_delay_duration)",
-                    "the homeserver has no delayed events"
-                );
+                denied.tell(|count| {
+                    let remedy = "switch delayed events on (Synapse: max_event_delay_duration)";
+                    tracing::warn!(server, count, remedy, "the homeserver has no delayed events");
+                });
                 Outcome::NotFound
             }
             Self::Denied => {
-                tracing::warn!(
-                    server = server.as_str(),
-                    remedy = "newer homeservers let only application services manage delayed events",
-                    "the homeserver does not let this service manage delayed events"
-                );
+                denied.tell(|count| {
+                    let remedy = "newer homeservers let only application services manage delayed events";
+                    tracing::warn!(
+                        server,
+                        count,
+                        remedy,
+                        "the homeserver does not let this service manage delayed events"
+                    );
+                });
                 Outcome::Forbidden
             }
         }

@@ -229,6 +229,7 @@ async fn serve(listener: TcpListener, connections: usize, app: Arc<App>, leaves:
         }
     };
     tokio::join!(requests, leaves.stop(deadline));
+    leaves.close_store(deadline).await;
 }
 
 /// A place for one more connection. While there is none, idle connections are asked for theirs, and the kernel keeps new

@@ -28,8 +28,12 @@ use crate::sfu::{Probe, Sfu, SfuError};
 const RESTORING: Duration = Duration::from_secs(5);
 /// Time for one call to a homeserver (decision L4).
 const HOMESERVER_CALL: Duration = Duration::from_secs(10);
-/// Calls to the SFU under way; the others wait in a queue, a few bytes each.
+/// Calls to the SFU under way in each lane; the others wait in a queue, a few bytes each.
 const SFU_CALLS: usize = 64;
+const URGENT: usize = 0;
+const ORDINARY: usize = 1;
+/// A question that has to be answered within less than this does not wait behind others.
+const QUICK: Duration = Duration::from_secs(1);
 
 /// What the driver works with.
 pub struct Settings {
@@ -71,12 +75,18 @@ enum Gate {
 
 struct Core {
     jobs: Jobs,
-    waiting: VecDeque<Output>,
-    calls: usize,
+    /// Calls to the SFU: those that cannot wait behind sweeps, and the others.
+    lanes: [Lane; 2],
     /// What is needed to write records again that others wrote, by field.
     origins: HashMap<Box<str>, Box<Origin>>,
     /// What the timer sleeps for.
     armed: Option<Time>,
+}
+
+#[derive(Default)]
+struct Lane {
+    waiting: VecDeque<Output>,
+    calls: usize,
 }
 
 /// The two clocks, read nowhere else.
@@ -125,8 +135,7 @@ impl Driver {
         Self {
             core: Mutex::new(Core {
                 jobs: Jobs::new(config, rand::random(), clock.now()),
-                waiting: VecDeque::new(),
-                calls: 0,
+                lanes: [Lane::default(), Lane::default()],
                 origins: HashMap::new(),
                 armed: None,
             }),
@@ -174,7 +183,6 @@ impl Driver {
         tracing::debug!(
             room,
             identity,
-            delay_id = delegation.delay_id,
             delay_ms = delegation.delay.as_millis(),
             outcome = match delegated {
                 Delegated::New(_) => "new",
@@ -206,6 +214,10 @@ impl Driver {
         if timeout_at(deadline, rest).await.is_err() {
             tracing::warn!("not every delayed event could be restarted or sent before the end; the homeserver's own timers go on");
         }
+    }
+
+    /// Writes what is not written yet, until `deadline`. Nothing is stored after it.
+    pub(super) async fn close_store(&self, deadline: Instant) {
         self.store.stop(deadline).await;
     }
 
@@ -275,6 +287,10 @@ impl Driver {
     }
 
     fn take(self: &Arc<Self>, restored: RestoredJob) {
+        // What comes that late stays in the store for the next start.
+        if *self.gate.borrow() == Gate::Stopping {
+            return;
+        }
         let RestoredJob { job, origin } = restored;
         let Some(delay) = u64::try_from(job.delay_ms).ok().and_then(Delay::from_millis) else {
             return self.store.remove(&job.room, &job.identity, origin.as_deref());
@@ -284,7 +300,8 @@ impl Driver {
         if let Some(origin) = origin {
             core.origins.insert(record::field(&job.room, &job.identity).into(), origin);
         }
-        let outputs = core.jobs.restore(&as_record(&job, delay, &wall), self.clock.now());
+        let now = self.clock.now();
+        let outputs = core.jobs.restore(&as_record(&job, delay, &wall, now), now);
         let _ = self.act(&mut core, outputs, None);
     }
 
@@ -316,9 +333,12 @@ impl Driver {
         let mut written = None;
         for output in outputs {
             match output {
-                Output::LookUp { .. } | Output::ListParticipants { .. } | Output::ListRooms { .. } | Output::CreateRoom { .. } => {
-                    core.waiting.push_back(output);
+                Output::ListRooms { .. } | Output::CreateRoom { .. } => core.lanes[URGENT].waiting.push_back(output),
+                Output::LookUp { within, .. } => {
+                    let lane = if within < QUICK { URGENT } else { ORDINARY };
+                    core.lanes[lane].waiting.push_back(output);
                 }
+                Output::ListParticipants { .. } => core.lanes[ORDINARY].waiting.push_back(output),
                 Output::Probe { within } => {
                     let driver = self.clone();
                     tokio::spawn(async move {
@@ -335,11 +355,10 @@ impl Driver {
                     let origin = core.origins.remove(record::field(&room, &identity).as_str());
                     self.store.remove(&room, &identity, origin.as_deref());
                 }
-                Output::Finished {
-                    room, delay_id, reason, ..
-                } => {
+                // Not the event's id: where homeservers let anybody manage delayed events, it is all that it takes.
+                Output::Finished { room, reason, .. } => {
                     let reason = format!("{reason:?}");
-                    tracing::info!(room = &*room, delay_id = &*delay_id, reason, "delegated leave is over");
+                    tracing::info!(room = &*room, reason, "delegated leave is over");
                     self.progress.notify_one();
                 }
                 Output::SfuSilent { for_millis } => {
@@ -351,12 +370,14 @@ impl Driver {
                 }
             }
         }
-        while core.calls < SFU_CALLS
-            && let Some(output) = core.waiting.pop_front()
-        {
-            core.calls += 1;
-            let driver = self.clone();
-            tokio::spawn(async move { driver.work(output).await });
+        for lane in [URGENT, ORDINARY] {
+            while core.lanes[lane].calls < SFU_CALLS
+                && let Some(output) = core.lanes[lane].waiting.pop_front()
+            {
+                core.lanes[lane].calls += 1;
+                let driver = self.clone();
+                tokio::spawn(async move { driver.work(output, lane).await });
+            }
         }
         let next = core.jobs.next_deadline();
         if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
@@ -367,14 +388,14 @@ impl Driver {
     }
 
     /// Makes one call to the SFU after the other, as long as there are any.
-    async fn work(self: Arc<Self>, first: Output) {
+    async fn work(self: Arc<Self>, first: Output, lane: usize) {
         let mut next = Some(first);
         while let Some(output) = next {
             self.ask_sfu(output).await;
             let mut core = self.lock();
-            next = core.waiting.pop_front();
+            next = core.lanes[lane].waiting.pop_front();
             if next.is_none() {
-                core.calls -= 1;
+                core.lanes[lane].calls -= 1;
             }
         }
     }
@@ -460,7 +481,7 @@ impl Driver {
             let outcome = match (name, found) {
                 (Some(server), Some(delay_id)) => {
                     let outcome = driver.homeservers.manage(&server, &delay_id, what, None, HOMESERVER_CALL).await;
-                    tracing::debug!(server = server.as_str(), delay_id, ?what, ?outcome, "delayed event managed");
+                    tracing::debug!(server = server.as_str(), ?what, ?outcome, "delayed event managed");
                     outcome
                 }
                 // A record that names no server: nobody can be called.
@@ -537,9 +558,11 @@ fn stored<'a>(job: &'a Job, room: &'a str, homeserver: &'a str, wall: &WallClock
     }
 }
 
-fn as_record<'a>(job: &'a StoredJob<'_>, delay: Delay, wall: &WallClock) -> Record<'a> {
+fn as_record<'a>(job: &'a StoredJob<'_>, delay: Delay, wall: &WallClock, now: Time) -> Record<'a> {
     let watch = &job.watch;
-    let restarted = wall.time(job.restarted_at_ms);
+    // A wall clock that was set back, or a faster one elsewhere, must not put anything into the future.
+    let past = |at| wall.time(at).min(now);
+    let restarted = past(job.restarted_at_ms);
     Record {
         delegation: jobs::Delegation {
             room: &job.room,
@@ -548,7 +571,7 @@ fn as_record<'a>(job: &'a StoredJob<'_>, delay: Delay, wall: &WallClock) -> Reco
             homeserver: &job.homeserver,
             delay_id: &job.delay_id,
             delay,
-            arrived: watch.delegated_at_ms.map_or(restarted, |at| wall.time(at)),
+            arrived: watch.delegated_at_ms.map_or(restarted, past),
             exempt: true,
             // Other services delegate for full-access users only, too.
             creates_room: watch.creates_room.unwrap_or(true),
@@ -558,7 +581,7 @@ fn as_record<'a>(job: &'a StoredJob<'_>, delay: Delay, wall: &WallClock) -> Reco
         sid: watch.sid.as_deref(),
         joined_at_ms: watch.joined_at_ms,
         room_sid: watch.room_sid.as_deref(),
-        last_sighted: watch.last_sighted_ms.map(|at| wall.time(at)),
+        last_sighted: watch.last_sighted_ms.map(past),
         seen: watch.seen,
     }
 }

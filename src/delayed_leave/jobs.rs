@@ -159,6 +159,9 @@ impl Jobs {
 
     /// Whether a delegation would be taken: to be asked before anything is done for it, and true again when it is made.
     pub fn admit(&self, delegation: &Delegation<'_>) -> Result<(), Refusal> {
+        if self.stopping {
+            return Err(Refusal::Stopping);
+        }
         if let Some(job) = self.find(delegation.room, delegation.identity).and_then(|id| self.table.get(id))
             && *job.delay_id == *delegation.delay_id
         {
@@ -255,6 +258,7 @@ impl Jobs {
         self.enrol(id, room, now);
         if record.seen {
             self.rooms.sweep_now(room, now);
+            self.sync_room(room);
             self.watch.list_soon(now);
         }
         self.step(id, Input::Time, now, &mut out);

@@ -7,6 +7,7 @@ use crate::delayed_leave::{
     backoff::{Jitter, Schedule},
     machine::Verdict,
     time::Time,
+    watch::SOON,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -406,8 +407,11 @@ impl Rooms {
     }
 
     pub(crate) fn sweep_now(&mut self, id: RoomId, now: Time) {
-        if let Some(room) = self.get_mut(id) {
-            room.sweep_at = Some(now);
+        if let Some(room) = self.get_mut(id)
+            && !room.sweeping
+        {
+            let soon = now.after(SOON);
+            room.sweep_at = Some(room.sweep_at.map_or(soon, |at| at.min(soon)));
             room.swept = true;
         }
     }

@@ -6,6 +6,8 @@ use crate::delayed_leave::{machine::Sfu, time::Time};
 
 const CALM: u64 = 1_000;
 const HUNT: u64 = 100;
+/// A little later, so that what comes together is asked for together.
+pub(crate) const SOON: u64 = 100;
 const HUNTED_FAST: u64 = 60_000;
 /// How long an SFU that has answered may be silent, and one that never has (L13a).
 const SILENT_AFTER: u64 = 600_000;
@@ -44,9 +46,11 @@ pub struct Watch {
     interval: Option<u64>,
     needed: bool,
     probing: Option<Time>,
+    last_probe: Option<Time>,
     probe_at: Option<Time>,
     hunting_since: Option<Time>,
     list_at: Option<Time>,
+    last_list: Option<Time>,
     started: Time,
     last_answer: Option<Time>,
     unanswered: bool,
@@ -64,9 +68,11 @@ impl Watch {
             interval,
             needed: false,
             probing: None,
+            last_probe: None,
             probe_at: None,
             hunting_since: None,
             list_at: None,
+            last_list: None,
             started: now,
             last_answer: None,
             unanswered: false,
@@ -113,7 +119,9 @@ impl Watch {
 
     /// All rooms are to be asked for as soon as the SFU answers: jobs were restored, and the SFU may have gone down with us.
     pub fn list_soon(&mut self, now: Time) {
-        self.list_at = Some(now);
+        // The first of many restored jobs sets the moment, so that one question serves all of them.
+        let soon = now.after(SOON);
+        self.list_at = Some(self.list_at.map_or(soon, |at| at.min(soon)));
     }
 
     /// A call other than the probe has ended.
@@ -169,7 +177,7 @@ impl Watch {
         self.unanswered = false;
         self.silent = false;
         if self.hunting_since.take().is_some() {
-            self.list_at = Some(now);
+            self.list_at = Some(self.last_list.map_or(now, |last| last.after(CALM).max(now)));
         }
     }
 
@@ -179,7 +187,8 @@ impl Watch {
         if self.needed && self.hunting_since.is_none() {
             self.hunting_since = Some(now);
             if self.probing.is_none() {
-                self.probe_at = Some(now);
+                // A front that closes after each answer must not be asked as fast as it answers.
+                self.probe_at = Some(self.last_probe.map_or(now, |last| last.after(HUNT).max(now)));
             }
         }
     }
@@ -210,6 +219,7 @@ impl Watch {
         if self.probing.is_none() && self.probe_at.is_some_and(|at| at <= now) {
             self.probe_at = None;
             self.probing = Some(now);
+            self.last_probe = Some(now);
             wanted.push(Wanted::Probe);
         }
         if let Some(interval) = self.interval
@@ -218,6 +228,7 @@ impl Watch {
             && self.list_at.is_some_and(|at| at <= now)
         {
             self.list_at = Some(now.after(interval));
+            self.last_list = Some(now);
             wanted.push(Wanted::ListRooms);
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lru::LruCache;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use url::Url;
 
 use super::dial::Dialer;
@@ -51,6 +51,9 @@ struct Remembered {
     asked: Option<Instant>,
     until: Option<Instant>,
     failures: u32,
+    started: Option<Instant>,
+    /// Discovery itself failed, and is not repeated until then.
+    refused: Option<(Instant, Failure)>,
 }
 
 impl Homeserver {
@@ -94,7 +97,27 @@ impl Homeserver {
         if let Some(link) = remembered.link.as_ref().filter(|_| fresh) {
             return Ok(link.clone());
         }
-        let found = discover(dialer, overrides, &self.name, self.trust).await?;
+        if let Some(failure) = remembered
+            .refused
+            .as_ref()
+            .filter(|(until, _)| now < *until)
+            .map(|(_, failure)| failure)
+        {
+            return Err(failure.clone());
+        }
+        // Strangers are looked for once a second, even when those who ask hang up in the middle of it.
+        if let Some(started) = remembered.started.replace(now).filter(|_| !self.known) {
+            sleep_until(started + FAILURE_MIN_AGE).await;
+            remembered.started = Some(Instant::now());
+        }
+        let found = match discover(dialer, overrides, &self.name, self.trust).await {
+            Ok(found) => found,
+            Err(failure) => {
+                remembered.refused = Some((Instant::now() + FAILURE_MIN_AGE, failure.clone()));
+                return Err(failure);
+            }
+        };
+        remembered.refused = None;
         if found.fallback {
             let life = failure_life(remembered.failures, self.known);
             remembered.until = Some(Instant::now() + life);

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Serialize;
 
+use crate::delayed_leave;
 use crate::exchange::Refusal;
 use crate::openid::Unverified;
 use crate::wire::BadRequest;
@@ -174,6 +175,11 @@ impl ApiError {
                     Route::Delegation => Self::new(StatusCode::FORBIDDEN, "M_FORBIDDEN", text),
                 }
             }
+            // On the token routes the call matters more than its leave: the client asks again without it.
+            Refusal::NotReady | Refusal::DelegationLimit(delayed_leave::Refusal::Stopping) => match route {
+                Route::Token => Self::bad_json("Delegation of delayed events is not available at the moment"),
+                Route::Delegation => Self::NOT_READY,
+            },
             Refusal::DelegationLimit(_) => {
                 let text = "Too many delayed events are delegated already";
                 match route {
@@ -185,11 +191,6 @@ impl ApiError {
                 }
             }
             Refusal::ClientApi(_) => Self::bad_json("Unable to resolve client-server API"),
-            // Only the delegation fails: Element Call, which gives up for good at a 503, asks again without it (decision T7a).
-            Refusal::NotReady => match route {
-                Route::Token => Self::bad_json("Delegation of delayed events is not available at the moment"),
-                Route::Delegation => Self::NOT_READY,
-            },
             Refusal::Sfu(error) if error.may_pass() => Self::no_room(Reason::SfuUnreachable),
             Refusal::Sfu(_) => Self::no_room(Reason::SfuRejected),
             Refusal::Mint(_) => Self::INTERNAL,

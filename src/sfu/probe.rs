@@ -3,10 +3,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Uri, header};
+use http::{Request, Uri, Version, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_rustls::HttpsConnectorBuilder;
@@ -21,12 +22,18 @@ use crate::delayed_leave::watch::Reach;
 use crate::dns::Dns;
 use crate::tls::Tls;
 
+struct Kept {
+    sender: SendRequest<Empty<Bytes>>,
+    /// Its end would mean something: nobody announced it.
+    watched: Arc<AtomicBool>,
+}
+
 /// The watch's own connection to the SFU.
 pub struct Probe {
     uri: Option<Uri>,
     tls: Arc<Tls>,
     dns: Arc<Dns>,
-    kept: Option<SendRequest<Empty<Bytes>>>,
+    kept: Option<Kept>,
     closed: Arc<Notify>,
 }
 
@@ -49,10 +56,10 @@ impl Probe {
 
     /// Asks once.
     pub async fn ask(&mut self, within: Duration) -> Reach {
-        let kept = self.kept.take().filter(|kept| !kept.is_closed());
+        let kept = self.kept.take().filter(|kept| !kept.sender.is_closed());
         match timeout(within, self.exchange(kept)).await {
             Ok(Some((kept, reach))) => {
-                self.kept = Some(kept);
+                self.kept = kept;
                 reach
             }
             Ok(None) => Reach::Unreachable,
@@ -60,19 +67,25 @@ impl Probe {
         }
     }
 
-    async fn exchange(&self, kept: Option<SendRequest<Empty<Bytes>>>) -> Option<(SendRequest<Empty<Bytes>>, Reach)> {
+    async fn exchange(&self, kept: Option<Kept>) -> Option<(Option<Kept>, Reach)> {
         let uri = self.uri.as_ref()?;
-        let mut sender = match kept {
+        let mut kept = match kept {
             Some(kept) => kept,
             None => self.connect(uri).await?,
         };
-        sender.ready().await.ok()?;
+        kept.sender.ready().await.ok()?;
         let request = Request::get(uri.path_and_query().map_or("/", |path| path.as_str()))
             .header(header::HOST, uri.authority()?.as_str())
             .body(Empty::new())
             .ok()?;
-        let response = sender.send_request(request).await.ok()?;
+        let response = kept.sender.send_request(request).await.ok()?;
         let status = response.status().as_u16();
+        let announced = response
+            .headers()
+            .get(header::CONNECTION)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+        let keeps = response.version() >= Version::HTTP_11 && !announced;
+        kept.watched.store(keeps, Ordering::Relaxed);
         let mut body = response.into_body();
         // Read and dropped frame by frame, so that the connection can be used again.
         while let Some(frame) = body.frame().await {
@@ -83,10 +96,10 @@ impl Probe {
         } else {
             Reach::Answered
         };
-        Some((sender, reach))
+        Some((keeps.then_some(kept), reach))
     }
 
-    async fn connect(&self, uri: &Uri) -> Option<SendRequest<Empty<Bytes>>> {
+    async fn connect(&self, uri: &Uri) -> Option<Kept> {
         let dns = self.dns.clone();
         let resolver = service_fn(move |name: Name| {
             let dns = dns.clone();
@@ -107,11 +120,15 @@ impl Probe {
         let stream = connector.oneshot(uri.clone()).await.ok()?;
         let (sender, connection) = handshake(stream).await.ok()?;
         let closed = self.closed.clone();
+        let watched = Arc::new(AtomicBool::new(true));
+        let watching = watched.clone();
         tokio::spawn(async move {
             // However it ended: it ended.
             let _ = connection.await;
-            closed.notify_one();
+            if watching.load(Ordering::Relaxed) {
+                closed.notify_one();
+            }
         });
-        Some(sender)
+        Some(Kept { sender, watched })
     }
 }

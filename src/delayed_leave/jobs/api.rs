@@ -74,6 +74,8 @@ pub enum Refusal {
     HomeserverFull,
     /// There are too many.
     Full,
+    /// The service is stopping: nobody would watch.
+    Stopping,
 }
 
 /// What became of a delegation.

@@ -1,6 +1,6 @@
 //! What a job makes of its turns, of the homeserver's answers (L4 to L6), and of what happens to its delegation (L12, L14).
 
-use super::{Action, Cause, Doubt, Errand, Machine, Outcome, Reason, State, Step};
+use super::{Action, Cause, Doubt, Errand, Machine, Outcome, Reason, Sfu, State, Step};
 use crate::delayed_leave::{
     backoff::{Jitter, LEAST_PAUSE, Schedule},
     time::{Delay, Time},
@@ -211,8 +211,9 @@ impl Machine {
         }
         self.stopping = true;
         match &self.state {
-            State::Connected | State::Doubted { .. } => self.want_restart(now),
-            State::Waiting => self.drop_restart(),
+            // While the SFU is silent nothing is restarted, and nothing is to be waited for.
+            State::Connected | State::Doubted { .. } if self.sfu != Sfu::Silent => self.want_restart(now),
+            State::Connected | State::Doubted { .. } | State::Waiting => self.drop_restart(),
             State::Leaving { .. } | State::Finished(_) => {}
         }
     }

@@ -227,7 +227,7 @@ impl Watched {
 }
 
 proptest! {
-    #![proptest_config(cases(4_000))]
+    #![proptest_config(cases(1_000))]
 
     #[test]
     fn a_machine_keeps_its_bounds_whatever_it_is_told(
@@ -473,7 +473,7 @@ fn story(seed: u64, config: Config) -> Story {
 }
 
 proptest! {
-    #![proptest_config(cases(1_500))]
+    #![proptest_config(cases(300))]
 
     #[test]
     fn nobody_present_is_reported_gone_and_nobody_gone_stays(
