@@ -120,8 +120,9 @@ impl Scene {
     #[track_caller]
     pub(crate) fn wait_restarted(&self, delay_id: &str) {
         wait_until(&format!("{delay_id} to have been restarted"), SOON, || {
-            let done = format!("delay_id=\"{delay_id}\" what=Restart outcome=Done");
-            self.service.log().contains(&done)
+            // The log does not name events: as many as were asked for.
+            let heard = self.service.log().matches("what=Restart outcome=Done").count();
+            self.api.count("restart", delay_id) > 0 && heard >= self.api.restarts()
         });
     }
 
@@ -153,7 +154,7 @@ impl Scene {
         wait_until("the job to be over", within, || {
             let log = self.service.log();
             log.lines()
-                .any(|l| l.contains("delegated leave is over") && l.contains(&self.delay_id))
+                .any(|l| l.contains("delegated leave is over") && l.contains(&self.alias))
         });
     }
 }
