@@ -232,6 +232,7 @@ fn while_it_stops_the_sfu_is_asked_to_come_back() {
     let scene = Scene::new();
     scene.delegate(Duration::from_secs(60));
     let session = scene.joined();
+    scene.wait_restarted(&scene.delay_id);
     let body = left(&session, "CLIENT_INITIATED").to_string();
     let token = Jwt::sign(&claims(&scene.sfu, body.as_bytes()), scene.sfu.secret());
     let head = format!(

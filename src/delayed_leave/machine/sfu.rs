@@ -257,7 +257,8 @@ impl Machine {
         match &mut self.state {
             State::Waiting => self.start_restarts(now),
             State::Connected | State::Doubted { .. } => {
-                if self.restart == Step::Idle {
+                // A stopping service has made its last restart, or is about to (L12).
+                if self.restart == Step::Idle && !self.stopping {
                     self.start_restarts(now);
                 }
             }

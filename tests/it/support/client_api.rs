@@ -87,6 +87,11 @@ impl ClientApi {
         self.times(what, delay_id).len()
     }
 
+    /// How many restarts of any event there were.
+    pub(crate) fn restarts(&self) -> usize {
+        self.state.calls.lock().unwrap().iter().filter(|c| c.what == "restart").count()
+    }
+
     /// How often `/versions` was asked.
     pub(crate) fn versions_asked(&self) -> usize {
         self.http.count(|r| r.path == VERSIONS)

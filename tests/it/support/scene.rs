@@ -116,6 +116,16 @@ impl Scene {
         wait_until(&format!("{count} restarts"), SOON * 2, || self.restarts().len() >= count);
     }
 
+    /// Waits until the service has heard that this event was restarted.
+    #[track_caller]
+    pub(crate) fn wait_restarted(&self, delay_id: &str) {
+        wait_until(&format!("{delay_id} to have been restarted"), SOON, || {
+            // The log does not name events: as many as were asked for.
+            let heard = self.service.log().matches("what=Restart outcome=Done").count();
+            self.api.count("restart", delay_id) > 0 && heard >= self.api.restarts()
+        });
+    }
+
     /// Waits for the leave; returns when it came.
     #[track_caller]
     pub(crate) fn wait_sent(&self, within: Duration) -> Instant {
@@ -144,7 +154,7 @@ impl Scene {
         wait_until("the job to be over", within, || {
             let log = self.service.log();
             log.lines()
-                .any(|l| l.contains("delegated leave is over") && l.contains(&self.delay_id))
+                .any(|l| l.contains("delegated leave is over") && l.contains(&self.alias))
         });
     }
 }

@@ -313,6 +313,7 @@ impl State {
 
     fn room(&self, asked: &proto::CreateRoomRequest) -> proto::Room {
         let shape = self.shape.lock().unwrap().clone();
+        let here = self.present.lock().unwrap().keys().filter(|(room, _)| *room == asked.name).count();
         let mut rooms = self.rooms.lock().unwrap();
         let fresh = || {
             (
@@ -335,7 +336,7 @@ impl State {
                     ..Default::default()
                 })
                 .into(),
-            num_participants: shape.num_participants,
+            num_participants: shape.num_participants.max(u32::try_from(here).unwrap_or(0)),
             ..Default::default()
         }
     }
