@@ -368,6 +368,12 @@ impl Driver {
                         "the SFU has not answered for long: delayed events are not restarted until it does"
                     );
                 }
+                Output::Unwired => {
+                    tracing::warn!(
+                        remedy = "name this service's /sfu_webhook in webhook.urls of livekit-server's configuration, with webhook.api_key",
+                        "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS is 0, but no webhook of the SFU has been verified: rooms are asked every 30 s until one is"
+                    );
+                }
             }
         }
         for lane in [URGENT, ORDINARY] {
@@ -440,7 +446,8 @@ impl Driver {
             | Output::Persist { .. }
             | Output::Forget { .. }
             | Output::Finished { .. }
-            | Output::SfuSilent { .. } => {}
+            | Output::SfuSilent { .. }
+            | Output::Unwired => {}
         }
     }
 

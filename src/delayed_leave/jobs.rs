@@ -26,6 +26,8 @@ pub use table::{Job, JobId};
 
 /// While no webhook has been verified, rooms are asked at least this often (L9a).
 const SWEEP_WITHOUT_WEBHOOKS: u64 = 30_000;
+/// After a start, the SFU has this long to tell something before its silence is worth a warning.
+const WEBHOOKS_WITHIN: u64 = 10_000;
 const PROBE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -46,6 +48,8 @@ pub struct Jobs {
     timers: BTreeSet<(Time, Timer)>,
     jitter: Jitter,
     webhooks_work: bool,
+    /// When to warn that no webhook came; `None` once that was done.
+    warn_unwired: Option<Time>,
     stopping: bool,
     /// Rooms for which a question was decided on while facts were taken in; they are asked for together.
     judge: Vec<Arc<str>>,
@@ -65,6 +69,7 @@ impl Jobs {
             timers: BTreeSet::new(),
             jitter: Jitter::new(seed),
             webhooks_work: false,
+            warn_unwired: Some(now.after(WEBHOOKS_WITHIN)),
             stopping: false,
             judge: Vec::new(),
         }
@@ -559,6 +564,10 @@ impl Jobs {
     }
 
     fn sweep(&mut self, room: RoomId, now: Time, out: &mut Outputs) {
+        if self.config.sweep_every.is_none() && !self.webhooks_work && self.warn_unwired.is_some_and(|at| at <= now) {
+            self.warn_unwired = None;
+            out.push(Output::Unwired);
+        }
         if self.rooms.connected(room) > 1 {
             self.rooms.sweeping(room);
             out.push(Output::ListParticipants { room, asked: now });

@@ -20,6 +20,9 @@ const MOST_GAP: u64 = 5_000;
 const LIMITED_FOR: u64 = 120_000;
 /// While a homeserver pauses, whoever has less than this left still gets a turn.
 const LAST_CHANCE: u64 = 1_000;
+/// While a homeserver limits, a restart with less than this left goes before the sends: one who stays would be reported
+/// gone because others leave, where a leave would only be late (L1).
+const URGENT: u64 = 3_000;
 
 /// A homeserver that jobs call, known by its number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -327,8 +330,11 @@ impl Homeserver {
     /// Whose time runs out first.
     fn nearest(&self) -> Option<(Class, Time, JobId)> {
         let send = self.ready.first().copied();
-        let other = self.ready.range((Class::Other, Time::EARLIEST, JobId::FIRST)..).next().copied();
-        [send, other].into_iter().flatten().min_by_key(|&(_, until, _)| until)
+        [send, self.first_other()].into_iter().flatten().min_by_key(|&(_, until, _)| until)
+    }
+
+    fn first_other(&self) -> Option<(Class, Time, JobId)> {
+        self.ready.range((Class::Other, Time::EARLIEST, JobId::FIRST)..).next().copied()
     }
 
     /// When somebody who stands in line while the homeserver pauses gets a turn all the same.
@@ -347,10 +353,10 @@ impl Homeserver {
         }
         let limited = self.limited_until.filter(|&limited| limited > now);
         let spaced = self.spaced.filter(|_| limited.is_some()).map_or(now, |spaced| spaced.max(now));
-        let ready = self
-            .ready
-            .first()
-            .map(|&(class, _, _)| if class == Class::Send { now } else { spaced });
+        let prompt = if self.in_flight > 0 { spaced } else { now };
+        let other = self.first_other().map(|(_, until, _)| until.before(URGENT).max(prompt).min(spaced));
+        let send = self.ready.first().filter(|&&(class, _, _)| class == Class::Send).map(|_| prompt);
+        let ready = [send, other].into_iter().flatten().min();
         let relaxed = self.relaxed.first().map(|&(relaxed, _, _)| match limited {
             Some(limited) => relaxed.min(limited).min(self.early.map_or(spaced, |early| early.max(spaced))),
             None => now,
@@ -378,24 +384,25 @@ impl Homeserver {
         Some(job)
     }
 
+    /// While the homeserver limits, one call follows the other, so that what it still grants goes to those who need it most
+    /// and not to whoever comes first; where answers take long, calls keep their distance instead.
     fn pop_ready(&mut self, now: Time) -> Option<JobId> {
-        let first = self.ready.first().copied();
-        if let Some(turn @ (Class::Send, _, job)) = first {
-            self.ready.remove(&turn);
-            return Some(job);
-        }
-        if self.limited_until.is_some() && self.spaced.is_some_and(|spaced| spaced > now) {
+        let limited = self.limited_until.is_some();
+        let early = limited && self.spaced.is_some_and(|spaced| spaced > now);
+        if early && self.in_flight > 0 {
             return None;
         }
-        let job = if let Some(turn) = first {
-            self.ready.remove(&turn);
-            turn.2
-        } else {
-            if self.early.is_some_and(|early| early > now) {
-                return None;
+        let urgent = self.first_other().filter(|&(_, until, _)| limited && until <= now.after(URGENT));
+        let job = match urgent.or_else(|| self.ready.first().copied()) {
+            Some(turn @ (class, _, job)) if class == Class::Send || urgent.is_some() || !early => {
+                self.ready.remove(&turn);
+                job
             }
-            self.early = Some(now.after(self.gap * 2));
-            self.relaxed.pop_first()?.2
+            _ if early || self.early.is_some_and(|early| early > now) => return None,
+            _ => {
+                self.early = Some(now.after(self.gap * 2));
+                self.relaxed.pop_first()?.2
+            }
         };
         self.spaced = Some(now.after(self.gap));
         Some(job)

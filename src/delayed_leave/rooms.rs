@@ -78,6 +78,8 @@ struct Room {
     /// What is known stems from the store: the SFU may have gone down together with us (L11).
     restored: bool,
     missing: bool,
+    /// How it went the last time, also where its sid was never learnt.
+    fate: Verdict,
     past: Vec<(Arc<str>, Verdict)>,
     creation: Creation,
     /// A verdict is wanted from a question asked at that moment or later.
@@ -164,6 +166,7 @@ impl Rooms {
             finished: false,
             restored: false,
             missing: false,
+            fate: Verdict::Lost,
             past: Vec::new(),
             creation: Creation::Idle,
             judge: None,
@@ -390,7 +393,7 @@ impl Rooms {
             }
             (Some(_), None) if trouble.is_some_and(|trouble| sighted.is_some_and(|sighted| sighted < trouble)) => Verdict::Lost,
             (Some(_), None) => Verdict::Stands,
-            (None, None) if room.missing => room.past.first().map_or(Verdict::Lost, |&(_, verdict)| verdict),
+            (None, None) if room.missing => room.fate,
             (None, None) => Verdict::Stands,
         }
     }
@@ -559,6 +562,7 @@ impl Room {
         }
         self.sid_since = now;
         self.missing = true;
+        self.fate = verdict;
         self.restored = false;
     }
 }

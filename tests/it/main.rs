@@ -18,6 +18,7 @@ mod healthz;
 mod hold;
 mod homeservers;
 mod leave;
+mod leave_real;
 mod limits;
 mod logs;
 mod real;

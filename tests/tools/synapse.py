@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Writes the configuration of one real Synapse for tests and prints the command that starts it.
 
-    synapse.py DIR FEDERATION_PORT CLIENT_PORT CERT KEY [--appservice FILE]...
+    synapse.py DIR FEDERATION_PORT CLIENT_PORT CERT KEY [--appservice FILE]... [--default-delayed-event-limits]
     synapse.py --template                     only prepares the database that later homeservers start from
 
 The homeserver is called 127.0.0.1:FEDERATION_PORT: an address with a port needs no DNS and no .well-known.
     https://127.0.0.1:FEDERATION_PORT     federation and openid, with CERT and KEY
     http://127.0.0.1:CLIENT_PORT          client-server API, ready when GET /health is 200 (also /_matrix/client/versions)
-Everybody may register (m.login.dummy), nothing is rate-limited, and hashing a password costs next to nothing.
+Everybody may register (m.login.dummy), nothing is rate-limited (but with --default-delayed-event-limits, the management
+of delayed events as Synapse does it by itself: 1/s for an address after a burst of 5), and hashing a password costs next to nothing.
 The log is DIR/synapse.log. One line is printed: the command, quoted for a shell; it stays in the foreground.
 """
 
@@ -36,6 +37,7 @@ def main():
     parser.add_argument("cert", nargs="?", type=pathlib.Path)
     parser.add_argument("key", nargs="?", type=pathlib.Path)
     parser.add_argument("--appservice", action="append", default=[], type=pathlib.Path)
+    parser.add_argument("--default-delayed-event-limits", action="store_true")
     parser.add_argument("--template", action="store_true")
     args = parser.parse_args()
     if args.template:
@@ -43,19 +45,30 @@ def main():
         return
     if args.key is None:
         parser.error("DIR, FEDERATION_PORT, CLIENT_PORT, CERT and KEY are needed")
-    print(shlex.join(prepare(args.dir, args.federation_port, args.client_port, args.cert, args.key, args.appservice)))
+    command = prepare(
+        args.dir,
+        args.federation_port,
+        args.client_port,
+        args.cert,
+        args.key,
+        args.appservice,
+        args.default_delayed_event_limits,
+    )
+    print(shlex.join(command))
 
 
-def prepare(directory, federation_port, client_port, cert, key, appservices=()):
+def prepare(directory, federation_port, client_port, cert, key, appservices=(), default_delayed_event_limits=False):
     """Returns the command that starts the homeserver."""
     directory.mkdir(parents=True, exist_ok=True)
     directory = directory.resolve()
     if not (directory / "homeserver.db").exists():
         shutil.copyfile(template(), directory / "homeserver.db")
-    return write(directory, federation_port, client_port, cert.resolve(), key.resolve(), appservices)
+    return write(
+        directory, federation_port, client_port, cert.resolve(), key.resolve(), appservices, default_delayed_event_limits
+    )
 
 
-def write(directory, federation_port, client_port, cert, key, appservices=()):
+def write(directory, federation_port, client_port, cert, key, appservices=(), default_delayed_event_limits=False):
     unlimited = {"per_second": 100_000, "burst_count": 100_000}
     config = {
         "server_name": f"127.0.0.1:{federation_port}",
@@ -104,6 +117,8 @@ def write(directory, federation_port, client_port, cert, key, appservices=()):
         },
         "app_service_config_files": [str(path.resolve()) for path in appservices],
     }
+    if default_delayed_event_limits:
+        del config["rc_delayed_event_mgmt"]
     logging = {
         "version": 1,
         "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},

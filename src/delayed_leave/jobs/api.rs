@@ -347,6 +347,8 @@ pub enum Output {
         /// In milliseconds.
         for_millis: u64,
     },
+    /// A warning, once: no webhook came, so rooms are asked although that is switched off (L9a).
+    Unwired,
 }
 
 /// What is to be done, in this order.

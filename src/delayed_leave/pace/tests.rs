@@ -73,7 +73,8 @@ fn a_429_pauses_the_homeserver_and_no_other() {
     pace.want(hs[1], job(3), restart(30_000), at(0));
     assert_eq!(turns(&mut pace, at(0)), [job(3)]);
     assert_eq!(pace.next_deadline(), Some(at(3_000)));
-    assert_eq!(turns(&mut pace, at(3_000)), [job(2), job(1)], "the send first");
+    assert_eq!(turns(&mut pace, at(3_000)), [job(2)], "the send first");
+    assert_eq!(turns(&mut pace, at(6_000)), [job(1)], "the other at a distance");
 }
 
 #[test]
@@ -126,6 +127,135 @@ fn what_is_not_wanted_any_more_is_not_granted_and_the_empty_are_forgotten() {
     assert_eq!(pace.jobs("a"), 1);
     pace.leave(hs[0]);
     assert_eq!((pace.jobs("a"), pace.name(hs[0])), (0, None));
+}
+
+/// Synapse by itself, as recorded: one call a second for an address after a burst of five; a refusal comes after half a
+/// second and asks for one more.
+struct Synapse {
+    tokens: f64,
+    filled: Time,
+}
+
+impl Synapse {
+    fn ask(&mut self, now: Time) -> (Outcome, Time) {
+        self.tokens = (self.tokens + now.since(self.filled) as f64 / 1_000.0).min(5.0);
+        self.filled = now;
+        if self.tokens >= 1.0 {
+            self.tokens -= 1.0;
+            return (Outcome::Done, now.after(10));
+        }
+        (Outcome::Limited(Some(Duration::from_secs(1))), now.after(500))
+    }
+}
+
+const DELAY: u64 = 18_000;
+
+/// Twelve with a delay of 18 s, of whom so many leave in one moment after two minutes. The least time that a restart of
+/// those who stay left unused, how long after the moment each leave was taken, and the refusals since.
+fn twelve_of_whom_leave(leaving: u32, moment: u64) -> (u64, Vec<u64>, usize) {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Call {
+        Restart,
+        Send,
+    }
+    let mut pace = Pace::new(Concurrency::default());
+    let id = pace.enter("a");
+    let mut synapse = Synapse {
+        tokens: 5.0,
+        filled: at(0),
+    };
+    let (mut restarted, mut wanted) = ([at(0); 12], [None; 12]);
+    // What is under way, and what begins later, by its time.
+    let mut flying: BTreeMap<(Time, usize), (Call, Outcome, Time)> = BTreeMap::new();
+    let mut later: BTreeMap<(Time, usize), Call> = (0..12).map(|n| ((at(500 * n as u64), n), Call::Restart)).collect();
+    let mut gone = [false; 12];
+    let (mut least, mut sent, mut refused) = (u64::MAX, Vec::new(), 0);
+    let mut now = at(0);
+    while now < at(moment + 40_000) {
+        if now >= at(moment) && !gone[0] {
+            for n in 0..leaving as usize {
+                gone[n] = true;
+                later.retain(|&(_, other), _| other != n);
+                if let Some(wish) = wanted[n].take() {
+                    pace.unwant(id, job(n as u32), wish, now);
+                }
+                later.insert((now, n), Call::Send);
+            }
+        }
+        while let Some(((_, n), call)) = later
+            .first_key_value()
+            .filter(|((at, _), _)| *at <= now)
+            .map(|(key, call)| (*key, *call))
+        {
+            later.pop_first();
+            if (call == Call::Restart) == gone[n] {
+                continue;
+            }
+            let wish = match call {
+                Call::Restart => Wish::Restart {
+                    until: restarted[n].after(DELAY),
+                    relaxed: restarted[n].after(DELAY * 4 / 5),
+                },
+                Call::Send => Wish::Send {
+                    until: at(moment + 30_000),
+                },
+            };
+            wanted[n] = Some(wish);
+            pace.want(id, job(n as u32), wish, now);
+        }
+        while let Some((_, granted)) = pace.next_turn(now) {
+            let n = (0..12).find(|&n| job(n as u32) == granted).expect("one of them");
+            wanted[n] = None;
+            let (outcome, answered) = synapse.ask(now);
+            let call = if gone[n] { Call::Send } else { Call::Restart };
+            flying.insert((answered, n), (call, outcome, now));
+        }
+        while let Some((&(answered, n), &(call, outcome, started))) = flying.first_key_value().filter(|((at, _), _)| *at <= now) {
+            flying.pop_first();
+            pace.ended(id, outcome, now, &mut Jitter::new(1));
+            match (call, outcome) {
+                (Call::Restart, Outcome::Done) => {
+                    if started >= at(moment) {
+                        least = least.min(restarted[n].after(DELAY).since(started));
+                    }
+                    assert!(started < restarted[n].after(DELAY), "{n} was reported gone at {started:?}");
+                    restarted[n] = started;
+                    later.insert((started.after(DELAY / 2), n), Call::Restart);
+                }
+                (Call::Send, Outcome::Done) => sent.push(answered.since(at(moment))),
+                (call, _) => {
+                    refused += usize::from(started >= at(moment));
+                    later.insert((now.after(250), n), call);
+                }
+            }
+        }
+        for (n, restarted) in restarted.iter().enumerate().filter(|&(n, _)| !gone[n]) {
+            assert!(
+                now < restarted.after(DELAY),
+                "{n} was reported gone, {} ms after the moment",
+                now.since(at(moment))
+            );
+        }
+        now = now.after(10);
+    }
+    (least, sent, refused)
+}
+
+#[test]
+fn under_synapses_own_limits_nobody_who_stays_is_reported_gone_because_many_leave() {
+    for leaving in [1, 3, 6, 9, 11] {
+        let (mut least, mut last, mut refused) = (u64::MAX, 0, 0);
+        for moment in (120_000..135_000).step_by(500) {
+            let found = twelve_of_whom_leave(leaving, moment);
+            least = least.min(found.0);
+            last = last.max(found.1.iter().copied().max().unwrap_or_default());
+            refused = refused.max(found.2);
+            assert_eq!(found.1.len(), leaving as usize, "leaves");
+        }
+        assert!(least >= 500, "{leaving} leave: {least} ms to spare");
+        assert!(last <= 13_000, "{leaving} leave: the last leave was taken after {last} ms");
+        assert!(refused <= leaving as usize + 3, "{leaving} leave: {refused} refusals");
+    }
 }
 
 proptest! {

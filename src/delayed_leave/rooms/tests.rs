@@ -38,6 +38,24 @@ fn missing_soon_after_a_sighting_or_after_trouble_is_lost_else_ended() {
     }
 }
 
+/// Without webhooks the sid of a room that ends before its first list is never learnt.
+#[test]
+fn a_room_whose_sid_was_never_learnt_is_judged_alike() {
+    for (asked, trouble, verdict) in [
+        (12_999, None, Verdict::Lost),
+        (28_000, None, Verdict::Ended),
+        (28_000, Some(at(20_000)), Verdict::Lost),
+    ] {
+        let mut rooms = Rooms::default();
+        let id = rooms.enter("room", at(0));
+        rooms.join(id);
+        rooms.count(id, false, true, true);
+        rooms.sighted(id, at(0));
+        assert_eq!(rooms.listed(id, None, at(asked), trouble, at(asked)), News::Judged);
+        assert_eq!(rooms.verdict(id, None, Some(at(0)), trouble), verdict, "{asked} {trouble:?}");
+    }
+}
+
 #[test]
 fn trouble_from_before_it_last_stood_says_nothing() {
     let (mut rooms, id, sid) = standing();

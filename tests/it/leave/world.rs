@@ -303,6 +303,7 @@ impl World {
                 }
                 Output::Finished { job, delay_id, reason, .. } => self.finished.push((self.now, job, delay_id.into(), reason)),
                 Output::SfuSilent { .. } => self.warnings += 1,
+                Output::Unwired => {}
             }
         }
     }

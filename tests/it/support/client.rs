@@ -39,7 +39,15 @@ impl Call {
     }
 
     pub(crate) fn json(target: &str, body: &Value) -> Self {
-        Self::post(target, body.to_string()).header("Content-Type", "application/json")
+        Self::json_of("POST", target, body)
+    }
+
+    pub(crate) fn json_of(method: &str, target: &str, body: &Value) -> Self {
+        let call = Self {
+            body: Some(body.to_string().into()),
+            ..Self::new(method, target)
+        };
+        call.header("Content-Type", "application/json")
     }
 
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {

@@ -43,6 +43,11 @@ impl Livekit {
 
     /// Configured, and not started.
     pub(crate) fn prepare() -> Self {
+        Self::prepare_with_webhooks(&[])
+    }
+
+    /// The same; it tells these addresses what happens.
+    pub(crate) fn prepare_with_webhooks(urls: &[String]) -> Self {
         let directory = process::directory("livekit");
         let (key, secret) = ("realkey".to_owned(), secrets::sfu_secret());
         let port = process::free_port();
@@ -60,6 +65,7 @@ impl Livekit {
             },
             "keys": {&key: &secret},
             "room": {"auto_create": false},
+            "webhook": {"api_key": &key, "urls": urls},
         });
         std::fs::write(directory.join("livekit.yaml"), config.to_string()).expect("livekit.yaml");
         Self {
@@ -87,6 +93,11 @@ impl Livekit {
     /// Starts it and waits until it answers.
     pub(crate) fn start(&self) {
         self.run(&["--config", "livekit.yaml"]);
+    }
+
+    /// Ends it abruptly. It may be started again.
+    pub(crate) fn kill(&self) {
+        *self.process.lock().unwrap() = None;
     }
 
     fn run(&self, arguments: &[&str]) {
@@ -168,6 +179,11 @@ impl Livekit {
         let request = proto::ListParticipantsRequest { room: room.into() };
         let answer: proto::ListParticipantsResponse = self.call("ListParticipants", room, &request);
         answer.participants.into_iter().map(|p| p.identity).collect()
+    }
+
+    /// All that it said since it was started the last time.
+    pub(crate) fn log(&self) -> String {
+        self.process.lock().unwrap().as_ref().map(Process::log).unwrap_or_default()
     }
 
     /// The end of what it said, for a test that failed.

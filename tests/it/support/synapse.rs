@@ -33,13 +33,20 @@ impl Synapse {
     pub(crate) fn pair() -> &'static [Self; 2] {
         static PAIR: OnceLock<[Synapse; 2]> = OnceLock::new();
         PAIR.get_or_init(|| {
-            let pair = [Self::spawn(), Self::spawn()];
+            let pair = [Self::spawn(&[]), Self::spawn(&[])];
             pair.iter().for_each(Self::wait_ready);
             pair
         })
     }
 
-    fn spawn() -> Self {
+    /// One with the limits on delayed events that Synapse has by itself.
+    pub(crate) fn start_limited() -> Self {
+        let synapse = Self::spawn(&["--default-delayed-event-limits"]);
+        synapse.wait_ready();
+        synapse
+    }
+
+    fn spawn(arguments: &[&str]) -> Self {
         let directory = process::directory("synapse");
         let (federation, client) = (process::free_port(), process::free_port());
         let (certificate, key) = Ca::trusted().server_pem(&["127.0.0.1".into()]);
@@ -50,6 +57,7 @@ impl Synapse {
             .arg(&directory)
             .args([federation.to_string(), client.to_string()])
             .args([certificate_file, key_file])
+            .args(arguments)
             .output()
             .expect("python");
         assert!(
@@ -99,6 +107,11 @@ impl Synapse {
         answer.json()
     }
 
+    /// Where its client-server API is.
+    pub(crate) fn client_api(&self) -> SocketAddr {
+        self.client
+    }
+
     /// The end of what it said, for a test that failed.
     pub(crate) fn tail(&self) -> String {
         let log = std::fs::read_to_string(self.directory.join("synapse.log")).unwrap_or_default();
@@ -116,6 +129,16 @@ impl User<'_> {
             .homeserver
             .call("/_matrix/client/v3/createRoom", &json!({}), Some(&self.access_token));
         room["room_id"].as_str().expect("room_id").into()
+    }
+
+    /// A call of the client-server API with their access token.
+    pub(crate) fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let call = match body {
+            Some(body) => Call::json_of(method, path, body),
+            None => Call::new(method, path),
+        };
+        let call = call.header("Authorization", &format!("Bearer {}", self.access_token));
+        client::call(self.homeserver.client, &call)
     }
 
     /// What their homeserver answers to `request_token`, as a client passes it on.
