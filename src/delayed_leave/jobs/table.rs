@@ -89,12 +89,6 @@ impl Job {
     pub fn is_as_user(&self) -> bool {
         self.as_user
     }
-
-    /// Whether it has been replaced, and only cancels its event.
-    #[must_use]
-    pub fn is_replaced(&self) -> bool {
-        !self.current
-    }
 }
 
 #[derive(Debug)]
