@@ -59,6 +59,7 @@ pub mod http;
 pub mod identity;
 pub mod members;
 pub mod openid;
+pub mod removal;
 pub mod secret;
 pub mod seldom;
 pub mod server;
