@@ -45,6 +45,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod app_service;
 pub mod bind;
 pub mod cli;
 pub mod config;
@@ -59,6 +60,7 @@ pub mod http;
 pub mod identity;
 pub mod members;
 pub mod openid;
+pub mod registration;
 pub mod secret;
 pub mod seldom;
 pub mod server;
