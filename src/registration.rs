@@ -43,10 +43,10 @@ pub fn generate(
         .ok_or(RegistrationError::NoServerName)?;
     let name = ServerName::parse(&name).map_err(|_| RegistrationError::ServerName(name))?;
     let url = url.unwrap_or_else(|| format!("http://localhost:{}", port(value("LIVEKIT_JWT_BIND").as_deref())));
-    let url = url.trim_end_matches('/').to_owned();
     if !is_address(&url) {
         return Err(RegistrationError::Address(url));
     }
+    let url = url.trim_end_matches('/');
     let mut token = |variable: &'static str| match value(variable) {
         Some(token) if token.bytes().all(|b| b.is_ascii_graphic() && !b"'\"\\".contains(&b)) => Ok(token),
         Some(_) => Err(RegistrationError::Token(variable)),
