@@ -28,7 +28,8 @@
 //! secret.rs               values that are never printed
 //! homeserver.rs           the C-S API: base URL, delayed events
 //! delayed_leave.rs        front door: what delegation is, the handle; below it the pure core, the driver, the stores
-//! dns.rs tls.rs hold.rs seldom.rs
+//! removal.rs + removal/   who left the Matrix room leaves the call: the pure core, the driver
+dns.rs tls.rs hold.rs seldom.rs
 //!                         names, certificates, patience and rare words, shared
 //! ```
 //!
@@ -36,15 +37,16 @@
 //!
 //! ```text
 //! delivery   main -> server -> http/* ; config and telemetry are used by main and server only
-//! use cases  exchange ; delayed_leave (front door, driver)
+//! use cases  exchange ; delayed_leave (front door, driver) ; removal (front door, driver)
 //! adapters   openid ; sfu ; homeserver ; delayed_leave::store ; federation
 //!            (openid and homeserver use federation; dns, tls and hold serve all)
 //! pure       wire ; access ; identity ; token ; server_name ; secret ; federation::guard ; sfu::{room_memory, refusal, webhook} ;
-//!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, record}
+//!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, record} ; removal::{watch, name}
 //! ```
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod app_service;
 pub mod bind;
 pub mod cli;
 pub mod config;
@@ -59,6 +61,7 @@ pub mod http;
 pub mod identity;
 pub mod members;
 pub mod openid;
+pub mod registration;
 pub mod removal;
 pub mod secret;
 pub mod seldom;

@@ -191,6 +191,18 @@ impl OwnHomeserver {
         &self.name
     }
 
+    /// Finds its client-server API; what may pass is tried again until `deadline`.
+    ///
+    /// # Errors
+    /// When it cannot be found, or the `as_token` must not be sent there.
+    pub async fn resolve(&self, deadline: Instant) -> Result<(), Failure> {
+        self.homeservers.resolve(&self.name, deadline).await?;
+        timeout_at(deadline, self.homeservers.api_for(&self.name, true))
+            .await
+            .unwrap_or(Err(Failure::Timeout))
+            .map(drop)
+    }
+
     /// To manage a delayed event of `user` on `server`: given where both are ours.
     #[must_use]
     pub fn authority<'a>(&'a self, server: &ServerName, user: &'a str) -> Option<Authority<'a>> {
@@ -212,7 +224,7 @@ impl OwnHomeserver {
             Whose::Server(server) => format!("server_name={}", segment(server.as_str())),
         };
         let tail = format!("{}/is_joined?{query}", segment(room_id));
-        let ask = async || {
+        let ask = || async {
             let reply = self.get(|offers| offers.is_joined, IS_JOINED, &tail, MAX_REPLY, QUESTION).await?;
             match reply.status.as_u16() {
                 200..=299 => {
@@ -262,7 +274,7 @@ impl OwnHomeserver {
         deadline: Instant,
     ) -> Result<Option<Scheduled>, OwnError> {
         let tail = format!("{}?user_id={}", segment(delay_id), segment(user));
-        let ask = async || {
+        let ask = || async {
             let asked = self.get(
                 |offers| offers.delayed_events,
                 delayed_events::PATHS,
@@ -294,7 +306,7 @@ impl OwnHomeserver {
     ) -> Result<Relayed, OwnError> {
         let json = json!({"destination": destination.as_str(), "method": "POST", "path": path, "body": body});
         let json = Bytes::from(json.to_string());
-        let ask = async || {
+        let ask = || async {
             let reply = self.post(|offers| offers.fed_proxy, FED_PROXY, json.clone()).await?;
             match reply.status.as_u16() {
                 200..=299 => {
@@ -363,7 +375,11 @@ async fn at(call: &Call<'_>, api: &ClientApi, path: &str) -> Result<Reply, OwnEr
 }
 
 /// Asks until there is an answer, as long as there is patience (decision T7a).
-async fn hold<T>(ask: impl AsyncFn() -> Result<T, OwnError>, patience: Instant, deadline: Instant) -> Result<T, OwnError> {
+async fn hold<T, F: Future<Output = Result<T, OwnError>>>(
+    ask: impl Fn() -> F,
+    patience: Instant,
+    deadline: Instant,
+) -> Result<T, OwnError> {
     let mut tries = 1;
     let mut cause = None;
     loop {
