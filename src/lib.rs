@@ -29,7 +29,7 @@
 //! homeserver.rs           the C-S API: base URL, delayed events
 //! delayed_leave.rs        front door: what delegation is, the handle; below it the pure core, the driver, the stores
 //! removal.rs + removal/   who left the Matrix room leaves the call: the pure core, the driver
-dns.rs tls.rs hold.rs seldom.rs
+//! dns.rs tls.rs hold.rs seldom.rs
 //!                         names, certificates, patience and rare words, shared
 //! ```
 //!

@@ -129,7 +129,7 @@ pub struct Question {
 }
 
 /// What a question is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum About {
     /// All who hold tokens for this room.
     All(Name),
