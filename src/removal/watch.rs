@@ -16,8 +16,8 @@
 //! * Where our own homeserver is no longer in the room, it knows nothing of remote users any more. Its no counts for its own
 //!   users, and for those whose token was given only because it said yes.
 //! * A seat is forgotten when its token has expired, ten minutes have passed since it was last seen (the SFU renews the
-//!   tokens of those inside, for ten minutes each time), and the SFU says that nobody sits there. Somebody who was never
-//!   seen leaving may have left just before that question, with a renewed token: that no only starts the ten minutes.
+//!   tokens of those inside, for ten minutes each time), and the SFU says that nobody sits there. Somebody who was not seen
+//!   leaving may have left just before that question, with a renewed token: that no only starts the ten minutes.
 //! * A sweep goes through all calls in the order of their names, [`LANES`] questions at a time. The next one starts one
 //!   interval after the last, at the earliest when that is through; a call is never asked about twice at the same time.
 //! * Calls in which nobody is known as a member are asked about ever more rarely: nothing could follow from the answer but
@@ -247,7 +247,7 @@ struct Seat {
     /// When the last no was asked for that counts.
     left: Option<Time>,
     checked: bool,
-    /// Nobody has been seen leaving since.
+    /// Nobody was seen leaving since; perhaps they were not seen coming, either.
     inside: bool,
     /// The SFU is being asked about this seat alone, or will be.
     looking: bool,
@@ -291,6 +291,18 @@ impl Call {
 
     fn seat(&mut self, identity: &Name) -> Option<&mut Seat> {
         self.find(identity).ok().and_then(|place| self.seats.get_mut(place))
+    }
+
+    /// The homeserver has just said that a user is joined: that holds for all of their devices.
+    fn joins(&mut self, room: &Name, user_id: &str, now: Time, out: &mut Vec<Output>) {
+        for seat in self.seats.iter_mut().filter(|seat| &*seat.user == user_id) {
+            if seat.joined.replace(now).is_none() | seat.left.take().is_some() {
+                out.push(Output::Persist(Key {
+                    room: room.clone(),
+                    identity: seat.identity.clone(),
+                }));
+            }
+        }
     }
 
     fn has_members(&self) -> bool {
@@ -339,18 +351,18 @@ impl Watch {
         let key = Key::new(token.room, token.identity);
         let (seat, new) = self.enter(&key, token)?;
         seat.end = seat.end.max(token.end);
-        if token.checked {
-            seat.checked = true;
-            seat.joined = Some(now);
-            seat.left = None;
-        }
+        seat.inside = true;
+        seat.checked |= token.checked;
         if new && self.sweep.is_none() {
             self.sweep = Some(now.after(self.config.interval));
         }
+        let mut out = vec![Output::Persist(key.clone())];
         if let Some(call) = self.calls.get_mut(&key.room) {
             (call.idle, call.pass) = (0, 0);
+            if token.checked {
+                call.joins(&key.room, token.user_id, now, &mut out);
+            }
         }
-        let mut out = vec![Output::Persist(key)];
         self.go_on(&mut out, now);
         Some(out)
     }
@@ -362,9 +374,8 @@ impl Watch {
             return;
         }
         let Some((seat, _)) = self.enter(&key, token) else { return };
+        // What was known then is older than any question from now on.
         seat.checked = token.checked;
-        // They may be inside. What was known then is older than any question from now on.
-        seat.inside = true;
         seat.seen = past.seen.map(|seen| seen.min(now));
         seat.joined = (past.member || past.left).then_some(Time::EARLIEST);
         seat.left = past.left.then_some(Time::EARLIEST);
@@ -550,7 +561,7 @@ impl Watch {
             self.try_again(&key, now);
         }
         for key in absent {
-            self.is_absent(&key, asked, now, &mut out);
+            self.is_absent(&key, asked, &mut out);
         }
         self.tidy(room);
         self.go_on(&mut out, now);
@@ -569,7 +580,7 @@ impl Watch {
                     seat.seen = seat.seen.max(Some(asked));
                     seat.inside = true;
                 }
-                Some(false) => self.is_absent(key, asked, now, &mut out),
+                Some(false) => self.is_absent(key, asked, &mut out),
                 None => {}
             }
         }
@@ -593,7 +604,7 @@ impl Watch {
             Outcome::Removed => self.settle(key, now),
             Outcome::NotThere => {
                 self.settle(key, now);
-                self.is_absent(key, asked, now, &mut out);
+                self.is_absent(key, asked, &mut out);
             }
             Outcome::Failed => self.try_again(key, now),
             Outcome::Refused => self.drop_single(key),
@@ -680,7 +691,7 @@ impl Watch {
                     joined: None,
                     left: None,
                     checked: false,
-                    inside: false,
+                    inside: true,
                     looking: false,
                     wanted: false,
                     removing: false,
@@ -763,7 +774,7 @@ impl Watch {
     }
 
     /// Nobody sat there at that time.
-    fn is_absent(&mut self, key: &Key, asked: Time, now: Time, out: &mut Vec<Output>) {
+    fn is_absent(&mut self, key: &Key, asked: Time, out: &mut Vec<Output>) {
         let Some(seat) = self.seat(key) else { return };
         // They came after the question.
         if seat.seen.is_some_and(|seen| seen > asked) {
@@ -772,7 +783,7 @@ impl Watch {
         if seat.inside {
             seat.inside = false;
             seat.seen = Some(asked);
-        } else if seat.end_of_use() <= now && !seat.is_busy() {
+        } else if seat.end_of_use() <= asked && !seat.is_busy() {
             self.forget(key, out);
         }
     }
