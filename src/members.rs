@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::homeserver::{OwnError, OwnHomeserver, Whose};
 use crate::together::Together;

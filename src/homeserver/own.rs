@@ -43,6 +43,8 @@ const MAX_ROOM_ID: usize = 255;
 const QUESTION: Duration = Duration::from_secs(10);
 /// Time for one question about a delayed event.
 const EVENT_QUESTION: Duration = Duration::from_secs(5);
+/// How long a homeserver that starts together with us is waited for before something is said.
+const STARTING: Duration = Duration::from_secs(30);
 /// Questions under way at a time; the others wait.
 const QUESTIONS: usize = 64;
 /// Largest list of members that is read: some ten thousand of them.
@@ -201,6 +203,26 @@ impl OwnHomeserver {
             .await
             .unwrap_or(Err(Failure::Timeout))
             .map(drop)
+    }
+
+    /// Asks a cheap question and logs what is wrong: a wrong registration is told at the start and not by the first user.
+    pub async fn check(&self) {
+        // No room: the answer is no whatever goes on there. The homeserver may be starting, too.
+        let room = format!("!lk-jwt-service:{}", self.name);
+        let now = Instant::now();
+        let asked = self.is_joined(&room, Whose::Server(&self.name), now + STARTING, now + STARTING + QUESTION);
+        match asked.await {
+            Ok(_) => tracing::info!("our homeserver accepts the as_token and tells who is in a room"),
+            Err(error) => {
+                let (server, reason, remedy) = (self.name.as_str(), error.to_string(), error.remedy());
+                tracing::warn!(
+                    server,
+                    reason,
+                    remedy,
+                    "our homeserver cannot be asked; its MatrixRTC endpoints will fail until it can"
+                );
+            }
+        }
     }
 
     /// To manage a delayed event of `user` on `server`: given where both are ours.

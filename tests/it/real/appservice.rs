@@ -380,7 +380,7 @@ fn who_leaves_the_matrix_room_is_removed_from_the_sfu_and_again_with_the_old_tok
         "removed from the SFU {:.1} s after they left",
         left.elapsed().as_secs_f64()
     ));
-    assert_eq!(present(), [hers.clone()]);
+    assert_eq!(present(), std::slice::from_ref(&hers));
     for answer in &answers[1..] {
         let back = Client::start(&json!({"url": side.livekit.url(), "jwt": answer["jwt"]}));
         assert_eq!(back.disconnected(), "PARTICIPANT_REMOVED");
