@@ -16,8 +16,9 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::delayed_events::{self, Authority};
 use super::versions::{Offer, Offers, Paths};
-use super::{Call, Homeservers, MAX_REPLY, delayed_events, errcode, segment};
+use super::{Call, Homeservers, MAX_REPLY, errcode, segment};
 use crate::delayed_leave::time::Delay;
 use crate::federation::{ClientApi, Failure, Reply};
 use crate::hold::pause;
@@ -56,26 +57,6 @@ pub struct OwnHomeserver {
     name: ServerName,
     as_token: Secret,
     questions: Semaphore,
-}
-
-/// In whose name a call is made. Only [`OwnHomeserver::authority`] gives it, and only for its own users.
-pub struct Authority<'a> {
-    as_token: &'a Secret,
-    user: &'a str,
-}
-
-impl<'a> Authority<'a> {
-    pub(super) const fn new(as_token: &'a Secret, user: &'a str) -> Self {
-        Self { as_token, user }
-    }
-
-    pub(super) const fn as_token(&self) -> &'a Secret {
-        self.as_token
-    }
-
-    pub(super) const fn user(&self) -> &'a str {
-        self.user
-    }
 }
 
 /// Whose membership is asked about.
