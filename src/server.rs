@@ -92,6 +92,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let Parts {
         app,
         sfu,
+        own,
         leaves,
         restored,
     } = build(config, in_flight).await?;
@@ -106,6 +107,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         "listening"
     );
     tokio::spawn(async move { sfu.check().await });
+    if let Some(own) = own {
+        tokio::spawn(async move { own.check().await });
+    }
     serve(listener, connections, app, leaves, stop, grace).await;
     Ok(())
 }
@@ -113,6 +117,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
 struct Parts {
     app: Arc<App>,
     sfu: Arc<Sfu>,
+    own: Option<Arc<OwnHomeserver>>,
     leaves: Leaves,
     restored: Restored,
 }
@@ -182,7 +187,7 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
         own: own.clone(),
         members: members.clone().filter(|_| config.membership.required),
     });
-    let appservice = own.zip(members).zip(hs_token).map(|((own, members), hs_token)| {
+    let appservice = own.clone().zip(members).zip(hs_token).map(|((own, members), hs_token)| {
         let service = AppService {
             exchange: exchange.clone(),
             own,
@@ -202,6 +207,7 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
     Ok(Parts {
         app,
         sfu,
+        own,
         leaves,
         restored,
     })
