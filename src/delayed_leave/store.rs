@@ -1,13 +1,15 @@
-//! Where jobs outlive this process: nowhere, in Redis, or in a file.
+//! Where jobs and tokens outlive this process: nowhere, in Redis, or in a file.
 //!
-//! All three know fields and values only; `record.rs` knows what they mean. Nobody but `queue.rs` writes, one batch after
-//! the other, so that a store that is slow or away holds up nothing but its own queue.
+//! All three know tables of fields and values only. Nobody but `queue.rs` writes, one batch after the other, so that a store
+//! that is slow or away holds up nothing but its own queue; each table has one. `jobs.rs` puts delegated leaves into it, and
+//! `removal/record.rs` tokens.
 //!
 //! One instance owns all jobs of a store today. When several share them, a store will also have to tell an instance that
 //! another one has news for a job of its own (a webhook that arrived there, a delegation that replaces it): that is a
 //! stream of fields beside [`Store::load`], which a store without company never yields anything on.
 
 mod file;
+mod jobs;
 mod memory;
 mod queue;
 mod redis;
@@ -22,11 +24,24 @@ use crate::dns::Dns;
 use crate::tls::Tls;
 
 pub use file::FileError;
-pub use queue::{Queue, Restored, RestoredJob, Written};
+pub use jobs::{Queue, Restored, RestoredJob};
+pub use queue::{Changes, Entries, Written};
 pub use redis::RedisError;
 
-/// A place for records.
-pub struct Store(Kind);
+/// A place for the records of one table.
+pub struct Store {
+    kind: Kind,
+    table: Table,
+}
+
+/// What is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// Delegated leaves.
+    Jobs,
+    /// Tokens that were issued.
+    Tokens,
+}
 
 enum Kind {
     Memory(memory::Memory),
@@ -64,6 +79,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it knows us and does not let us.
+    fn is_denied(&self) -> bool {
+        matches!(self, Self::Redis(_, RedisError::Refused { code, .. }) if &**code == "NOPERM")
+    }
+
     /// What the operator can do.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
@@ -75,16 +95,31 @@ impl StoreError {
 }
 
 impl Store {
+    const fn jobs(kind: Kind) -> Self {
+        Self { kind, table: Table::Jobs }
+    }
+
     /// Keeps nothing.
     #[must_use]
     pub const fn memory() -> Self {
-        Self(Kind::Memory(memory::Memory))
+        Self::jobs(Kind::Memory(memory::Memory))
+    }
+
+    /// Another table in the same place. This one is [`Table::Jobs`] at first.
+    #[must_use]
+    pub fn with(&self, table: Table) -> Self {
+        let kind = match &self.kind {
+            Kind::Memory(_) => Kind::Memory(memory::Memory),
+            Kind::Redis(redis) => Kind::Redis(Box::new(redis.with(table))),
+            Kind::File(file) => Kind::File(file.with(table)),
+        };
+        Self { kind, table }
     }
 
     /// Redis. Nothing is connected yet, so this does not fail.
     #[must_use]
     pub fn redis(settings: config::Redis, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
-        Self(Kind::Redis(Box::new(redis::Redis::new(settings, tls, dns))))
+        Self::jobs(Kind::Redis(Box::new(redis::Redis::new(settings, tls, dns))))
     }
 
     /// The file at `path`, made if it is not there; in a directory, a file of our name.
@@ -92,13 +127,13 @@ impl Store {
     /// # Errors
     /// When it cannot be used, and another program's file is left as it is.
     pub async fn file(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self(Kind::File(file::File::open(path).await?)))
+        Ok(Self::jobs(Kind::File(file::File::open(path).await?)))
     }
 
     /// Whether what is written can be read again.
     #[must_use]
     pub const fn keeps(&self) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Memory(_) => false,
             Kind::Redis(_) | Kind::File(_) => true,
         }
@@ -109,7 +144,7 @@ impl Store {
     /// # Errors
     /// When it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        match &self.0 {
+        match &self.kind {
             Kind::Memory(_) => Ok(()),
             Kind::Redis(redis) => redis.ping().await,
             Kind::File(file) => file.ping().await,
@@ -121,7 +156,7 @@ impl Store {
     /// # Errors
     /// When not all could be read. Nobody listening any more is no error.
     pub async fn load(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), StoreError> {
-        match &self.0 {
+        match &self.kind {
             Kind::Memory(_) => Ok(()),
             Kind::Redis(redis) => redis.load(portions).await,
             Kind::File(file) => file.load(portions).await,
@@ -134,7 +169,7 @@ impl Store {
     /// # Errors
     /// When not all of them are known to be made.
     pub async fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
-        match &self.0 {
+        match &self.kind {
             Kind::Memory(_) => Ok(()),
             Kind::Redis(redis) => redis.write(changes).await,
             Kind::File(file) => file.write(changes).await,

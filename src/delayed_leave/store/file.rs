@@ -13,10 +13,13 @@ use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDe
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::{Change, Entry, Portion, StoreError};
+use super::{Change, Entry, Portion, StoreError, Table};
 use crate::delayed_leave::record::MAX_BYTES;
 
-const JOBS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("jobs");
+type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+const JOBS: Definition = TableDefinition::new("jobs");
+const TOKENS: Definition = TableDefinition::new("tokens");
 /// The file's name where only a directory is given.
 const NAME: &str = "lk-jwt-service.redb";
 /// Pages kept in memory. The whole process has to fit into a small container.
@@ -47,7 +50,7 @@ impl FileError {
         match self {
             Self::InUse => "stop the other instance, or give each its own LIVEKIT_STATE_PATH",
             Self::Foreign => "set LIVEKIT_STATE_PATH to a path of its own; the file was left as it is",
-            Self::Version => "use the version of this service that made it, or move it away: then the jobs in it are lost",
+            Self::Version => "use the version of this service that made it, or move it away: then what is in it is lost",
             Self::Damaged => "move it away, and restore it from a backup if there is one; the file was left as it is",
             Self::Io(error) => advice(error.kind()),
         }
@@ -66,8 +69,11 @@ const fn advice(kind: io::ErrorKind) -> &'static str {
     }
 }
 
-/// The file.
-pub(super) struct File(Arc<Opened>);
+/// The file, and a table in it.
+pub(super) struct File {
+    opened: Arc<Opened>,
+    table: Definition,
+}
 
 struct Opened {
     path: PathBuf,
@@ -82,22 +88,33 @@ impl File {
             database: Mutex::new(None),
         });
         opened.run(|opened| opened.database(&mut opened.lock()).map(drop)).await?;
-        Ok(Self(opened))
+        Ok(Self { opened, table: JOBS })
+    }
+
+    /// Another table of the same file.
+    pub(super) fn with(&self, table: Table) -> Self {
+        Self {
+            opened: self.opened.clone(),
+            table: match table {
+                Table::Jobs => JOBS,
+                Table::Tokens => TOKENS,
+            },
+        }
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        self.0.run(|opened| opened.database(&mut opened.lock()).map(drop)).await
+        self.opened.run(|opened| opened.database(&mut opened.lock()).map(drop)).await
     }
 
     pub(super) async fn load(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), StoreError> {
-        let portions = portions.clone();
-        self.0.run(move |opened| opened.load(&portions)).await
+        let (table, portions) = (self.table, portions.clone());
+        self.opened.run(move |opened| opened.load(table, &portions)).await
     }
 
     /// Takes as long as the disk takes: a write that was given up could still happen, after a newer one.
     pub(super) async fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
-        let changes = changes.to_vec();
-        self.0.run(move |opened| opened.write(&changes)).await
+        let (table, changes) = (self.table, changes.to_vec());
+        self.opened.run(move |opened| opened.write(table, &changes)).await
     }
 }
 
@@ -124,11 +141,11 @@ impl Opened {
         Ok(opened)
     }
 
-    fn load(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), FileError> {
+    fn load(&self, table: Definition, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), FileError> {
         let database = self.database(&mut self.lock())?;
-        let jobs = database.begin_read().map_err(failure)?.open_table(JOBS).map_err(failure)?;
+        let table = database.begin_read().map_err(failure)?.open_table(table).map_err(failure)?;
         let mut portion = Portion::default();
-        for entry in jobs.iter().map_err(failure)? {
+        for entry in table.iter().map_err(failure)? {
             let (field, value) = entry.map_err(failure)?;
             if field.value().len() <= MAX_BYTES && value.value().len() <= MAX_BYTES {
                 portion.push(Entry {
@@ -144,9 +161,9 @@ impl Opened {
         Ok(())
     }
 
-    fn write(&self, changes: &[Change]) -> Result<(), FileError> {
+    fn write(&self, table: Definition, changes: &[Change]) -> Result<(), FileError> {
         let mut lock = self.lock();
-        let outcome = self.database(&mut lock).and_then(|database| write(&database, changes));
+        let outcome = self.database(&mut lock).and_then(|database| write(&database, table, changes));
         if outcome.is_err() {
             *lock = None;
         }
@@ -172,27 +189,30 @@ fn open(path: &Path) -> Result<Database, FileError> {
         .map_err(failure)?
         .map(|table| table.name().to_owned())
         .collect();
-    if tables.iter().any(|table| table == JOBS.name()) {
+    let has = |definition: Definition| tables.iter().any(|table| table == definition.name());
+    if has(JOBS) && has(TOKENS) {
         return Ok(database);
     }
-    if !tables.is_empty() {
+    if !tables.is_empty() && !has(JOBS) {
         return Err(FileError::Foreign);
     }
-    // With the table made, reading never has to ask whether it is there.
+    // With the tables made, reading never has to ask whether they are there. The first version had only the first one.
     let transaction = database.begin_write().map_err(failure)?;
-    transaction.open_table(JOBS).map_err(failure)?;
+    for definition in [JOBS, TOKENS] {
+        transaction.open_table(definition).map_err(failure)?;
+    }
     transaction.commit().map_err(failure)?;
     Ok(database)
 }
 
-fn write(database: &Database, changes: &[Change]) -> Result<(), FileError> {
+fn write(database: &Database, table: Definition, changes: &[Change]) -> Result<(), FileError> {
     let transaction = database.begin_write().map_err(failure)?;
     {
-        let mut jobs = transaction.open_table(JOBS).map_err(failure)?;
+        let mut table = transaction.open_table(table).map_err(failure)?;
         for Change { field, value } in changes {
             match value {
-                Some(value) => jobs.insert(field.as_bytes(), value.as_bytes()),
-                None => jobs.remove(field.as_bytes()),
+                Some(value) => table.insert(field.as_bytes(), value.as_bytes()),
+                None => table.remove(field.as_bytes()),
             }
             .map_err(failure)?;
         }

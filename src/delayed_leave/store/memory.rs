@@ -1,4 +1,4 @@
-//! No store: jobs live as long as the process. The default.
+//! No store: jobs and tokens live as long as the process. The default.
 
 /// Keeps nothing.
 pub(super) struct Memory;

@@ -1,7 +1,7 @@
 //! The one way to a store: an ordered queue of changes that never blocks those who make them.
 //!
 //! Of each field only the latest change waits, in the place of the one that it replaces, so that the queue is as long as
-//! there are jobs while the store is away, whatever happens to them. One task writes batch after batch; what is not known
+//! there are records while the store is away, whatever happens to them. One task writes batch after batch; what is not known
 //! to be written is written again, which changes nothing.
 
 use std::collections::hash_map::{Entry as Slot, RandomState};
@@ -15,8 +15,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::{Change, Entry, Store, StoreError};
-use crate::delayed_leave::record::{self, MAX_BYTES, Origin, StoredJob};
+use super::{Change, Entry, Store, StoreError, Table};
+use crate::delayed_leave::record::MAX_BYTES;
 
 /// Changes written at once.
 const BATCH: usize = 1024;
@@ -33,25 +33,15 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 /// Between two tries while stopping.
 const HURRIED_PAUSE: Duration = Duration::from_millis(200);
 
-/// The handle. All clones write to one store.
+/// The handle. All clones write to one table.
 #[derive(Clone)]
-pub struct Queue(Option<Arc<Shared>>);
+pub struct Changes(Option<Arc<Shared>>);
 
 /// The records that were there at the start. Dropping it ends the reading.
-pub struct Restored {
+pub struct Entries {
     portions: mpsc::Receiver<Vec<Entry>>,
     portion: std::vec::IntoIter<Entry>,
     shared: Option<Arc<Shared>>,
-    unreadable: usize,
-}
-
-/// A job as it was stored, and what is needed to store it again without loss.
-#[derive(Debug)]
-pub struct RestoredJob {
-    /// The job.
-    pub job: StoredJob<'static>,
-    /// To be given back with every change of this record.
-    pub origin: Option<Box<Origin>>,
 }
 
 /// A change on its way to the store.
@@ -65,7 +55,9 @@ enum Way {
     Waiting(oneshot::Receiver<()>),
 }
 
-struct Shared {
+#[doc(hidden)]
+pub struct Shared {
+    table: Table,
     state: Mutex<State>,
     wake: Notify,
     hasher: RandomState,
@@ -85,6 +77,8 @@ struct State {
     /// Fields that were changed, by hash, while records are still being read: what is read of them is out of date.
     touched: Option<HashSet<u64>>,
     stopping: bool,
+    /// The store does not let us, and these records can do without it.
+    given_up: bool,
 }
 
 struct Waiting {
@@ -92,21 +86,21 @@ struct Waiting {
     waiters: Vec<oneshot::Sender<()>>,
 }
 
-impl Queue {
+impl Changes {
     /// Starts to read and to write. A store that keeps nothing costs nothing.
     #[must_use]
-    pub fn start(store: Store) -> (Self, Restored) {
+    pub fn start(store: Store) -> (Self, Entries) {
         let (sender, portions) = mpsc::channel(PORTIONS);
-        let mut restored = Restored {
+        let mut entries = Entries {
             portions,
             portion: Vec::new().into_iter(),
             shared: None,
-            unreadable: 0,
         };
         if !store.keeps() {
-            return (Self(None), restored);
+            return (Self(None), entries);
         }
         let shared = Arc::new(Shared {
+            table: store.table,
             state: Mutex::new(State {
                 touched: Some(HashSet::new()),
                 ..State::default()
@@ -116,31 +110,31 @@ impl Queue {
             task: Mutex::new(None),
         });
         let store = Arc::new(store);
-        tokio::spawn(read(store.clone(), sender));
+        tokio::spawn(read(store.clone(), shared.clone(), sender));
         *lock(&shared.task) = Some(tokio::spawn(write(store, shared.clone())));
-        restored.shared = Some(shared.clone());
-        (Self(Some(shared)), restored)
+        entries.shared = Some(shared.clone());
+        (Self(Some(shared)), entries)
     }
 
-    /// Stores a job as it is now.
-    pub fn put(&self, job: &StoredJob<'_>, origin: Option<&Origin>) {
-        self.change(job.room.as_ref(), job.identity.as_ref(), origin, || Some(job.value(origin)), None);
+    /// Whether anything is stored at all. If not, changes need not be made.
+    #[must_use]
+    pub fn are_kept(&self) -> bool {
+        self.0.as_ref().is_some_and(|shared| !shared.lock().given_up)
     }
 
-    /// Stores a job as it is now, and tells when that is done.
-    pub fn put_and_tell(&self, job: &StoredJob<'_>, origin: Option<&Origin>) -> Written {
-        if self.0.is_none() {
-            return Written(Way::Done);
+    /// Gives a field a value, or removes it, which need not be there.
+    pub fn make(&self, field: String, value: Option<String>) {
+        self.change(field, value, None);
+    }
+
+    /// The same, and tells when that is done.
+    pub fn make_and_tell(&self, field: String, value: Option<String>) -> Written {
+        if !self.are_kept() {
+            return Written::DONE;
         }
         let (sender, receiver) = oneshot::channel();
-        let value = || Some(job.value(origin));
-        self.change(job.room.as_ref(), job.identity.as_ref(), origin, value, Some(sender));
+        self.change(field, value, Some(sender));
         Written(Way::Waiting(receiver))
-    }
-
-    /// Removes a job's record. It need not be there.
-    pub fn remove(&self, room: &str, identity: &str, origin: Option<&Origin>) {
-        self.change(room, identity, origin, || None, None);
     }
 
     /// How many changes are not known to be in the store.
@@ -162,27 +156,15 @@ impl Queue {
         }
         let left = shared.lock().unwritten();
         if left > 0 {
-            tracing::warn!(
-                changes = left,
-                "the store did not take everything before the end: the next start restores those jobs as they were before"
-            );
+            tracing::warn!(changes = left, "{}", shared.table.words().left);
         }
         left
     }
 
-    fn change(
-        &self,
-        room: &str,
-        identity: &str,
-        origin: Option<&Origin>,
-        value: impl FnOnce() -> Option<String>,
-        waiter: Option<oneshot::Sender<()>>,
-    ) {
+    fn change(&self, field: String, value: Option<String>, waiter: Option<oneshot::Sender<()>>) {
         let Some(shared) = &self.0 else { return };
-        let field = record::field_of(room, identity, origin);
-        let value = value();
         if field.len() > MAX_BYTES || value.as_ref().is_some_and(|value| value.len() > MAX_BYTES) {
-            tracing::warn!("a job is too large to be stored: it will not survive a restart of this service");
+            tracing::warn!("{}", shared.table.words().too_large);
             return;
         }
         let touched = shared.hasher.hash_one(field.as_bytes());
@@ -195,7 +177,51 @@ impl Queue {
     }
 }
 
+/// What is said of a table.
+struct Words {
+    read: &'static str,
+    unread: &'static str,
+    written: &'static str,
+    unwritten: &'static str,
+    left: &'static str,
+    too_large: &'static str,
+}
+
+impl Table {
+    const fn words(self) -> Words {
+        match self {
+            Self::Jobs => Words {
+                read: "the jobs in the store have been read",
+                unread: "the jobs in the store cannot be read; trying again",
+                written: "the store takes jobs again",
+                unwritten: "jobs cannot be stored; they go on, and are stored when the store is back",
+                left: "the store did not take everything before the end: the next start restores those jobs as they were before",
+                too_large: "a job is too large to be stored: it will not survive a restart of this service",
+            },
+            Self::Tokens => Words {
+                read: "the tokens in the store have been read",
+                unread: "the tokens in the store cannot be read; trying again",
+                written: "the store takes tokens again",
+                unwritten: "tokens cannot be stored; their holders are watched all the same, and they are stored when the store is back",
+                left: "the store did not take all tokens before the end: the next start restores those as they were before",
+                too_large: "a token's record is too large to be stored: after a restart its holder is not watched",
+            },
+        }
+    }
+
+    /// Whether a store that does not let us is to be asked again and again.
+    const fn is_worth_waiting(self) -> bool {
+        match self {
+            Self::Jobs => true,
+            Self::Tokens => false,
+        }
+    }
+}
+
 impl Written {
+    /// Nothing is stored, so nothing is waited for.
+    pub(super) const DONE: Self = Self(Way::Done);
+
     /// Whether the change, or a later one of the same field, is in the store within that time.
     pub async fn within(self, limit: Duration) -> bool {
         match self.0 {
@@ -205,23 +231,14 @@ impl Written {
     }
 }
 
-impl Restored {
+impl Entries {
     /// The next record; none when all were read, which waits for a store that is away. A record may come twice; one whose
-    /// field was changed since the start does not come any more. What cannot be read stays where it is.
-    pub async fn next(&mut self) -> Option<RestoredJob> {
+    /// field was changed since the start does not come any more.
+    pub async fn next(&mut self) -> Option<Entry> {
         let shared = self.shared.clone()?;
         loop {
-            for entry in self.portion.by_ref() {
-                if shared.is_touched(&entry.field) {
-                    continue;
-                }
-                match StoredJob::read(&entry.field, &entry.value) {
-                    Ok((job, origin)) => return Some(RestoredJob { job, origin }),
-                    Err(error) => {
-                        self.unreadable += 1;
-                        tracing::debug!(error = error.to_string(), "a record cannot be read");
-                    }
-                }
+            if let Some(entry) = self.portion.find(|entry| !shared.is_touched(&entry.field)) {
+                return Some(entry);
             }
             match self.portions.recv().await {
                 Some(portion) if !shared.has_forgotten() => self.portion = portion.into_iter(),
@@ -238,13 +255,17 @@ impl Restored {
         }
     }
 
-    fn end(&mut self) {
-        if self.unreadable > 0 {
+    /// What could not be read stays where it is.
+    pub fn tell_unreadable(records: usize) {
+        if records > 0 {
             tracing::warn!(
-                records = self.unreadable,
+                records,
                 "records in the store cannot be read and are left there; if no other service uses them, remove them"
             );
         }
+    }
+
+    fn end(&mut self) {
         if let Some(shared) = self.shared.take() {
             shared.lock().touched = None;
         }
@@ -252,7 +273,7 @@ impl Restored {
     }
 }
 
-impl Drop for Restored {
+impl Drop for Entries {
     fn drop(&mut self) {
         if let Some(shared) = &self.shared {
             shared.lock().touched = None;
@@ -263,6 +284,22 @@ impl Drop for Restored {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// Whether `error` is for good, so that these records live in memory from now on.
+    fn gives_up(&self, error: &StoreError) -> bool {
+        if self.table.is_worth_waiting() || !error.is_denied() {
+            return false;
+        }
+        let mut state = self.lock();
+        if !std::mem::replace(&mut state.given_up, true) {
+            let (reason, remedy) = (error.to_string(), error.remedy());
+            tracing::warn!(reason, remedy, "tokens are not stored: after a restart of this service their holders are not watched");
+        }
+        state.waiting.clear();
+        state.places.clear();
+        (state.removals, state.under_way) = (0, 0);
+        true
     }
 
     fn is_touched(&self, field: &[u8]) -> bool {
@@ -282,6 +319,9 @@ impl State {
     }
 
     fn push(&mut self, change: Change, touched: u64, waiter: Option<oneshot::Sender<()>>) {
+        if self.given_up {
+            return;
+        }
         if let Some(fields) = self.touched.as_mut().filter(|fields| fields.len() < MAX_TOUCHED) {
             fields.insert(touched);
         }
@@ -346,12 +386,14 @@ impl State {
 }
 
 /// Reads all records, until that has worked once or nobody wants them any more.
-async fn read(store: Arc<Store>, portions: mpsc::Sender<Vec<Entry>>) {
+async fn read(store: Arc<Store>, shared: Arc<Shared>, portions: mpsc::Sender<Vec<Entry>>) {
+    let words = shared.table.words();
     let mut trouble = Trouble::default();
     loop {
         match store.load(&portions).await {
-            Ok(()) => return trouble.over("the jobs in the store have been read"),
-            Err(error) => trouble.warn(&error, "the jobs in the store cannot be read; trying again"),
+            Ok(()) => return trouble.over(words.read),
+            Err(error) if shared.gives_up(&error) => return,
+            Err(error) => trouble.warn(&error, words.unread),
         }
         select! {
             () = sleep(trouble.pause()) => {}
@@ -362,6 +404,7 @@ async fn read(store: Arc<Store>, portions: mpsc::Sender<Vec<Entry>>) {
 
 /// Writes batch after batch, until it is told to stop and nothing is left.
 async fn write(store: Arc<Store>, shared: Arc<Shared>) {
+    let words = shared.table.words();
     let mut trouble = Trouble::default();
     loop {
         let (batch, stopping) = {
@@ -378,15 +421,16 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
         let changes: Vec<_> = batch.iter().map(|(_, waiting)| waiting.change.clone()).collect();
         match store.write(&changes).await {
             Ok(()) => {
-                trouble.over("the store takes jobs again");
+                trouble.over(words.written);
                 shared.lock().under_way = 0;
                 for waiter in batch.into_iter().flat_map(|(_, waiting)| waiting.waiters) {
                     let _ = waiter.send(());
                 }
             }
+            Err(error) if shared.gives_up(&error) => return,
             Err(error) => {
                 shared.lock().give_back(batch);
-                trouble.warn(&error, "jobs cannot be stored; they go on, and are stored when the store is back");
+                trouble.warn(&error, words.unwritten);
                 let end_of_pause = Instant::now() + trouble.pause();
                 while !shared.lock().stopping && timeout_at(end_of_pause, shared.wake.notified()).await.is_ok() {}
                 if shared.lock().stopping {

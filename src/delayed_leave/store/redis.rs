@@ -1,4 +1,4 @@
-//! Redis: the hash that the Go service uses, spoken to in RESP2 with `PING`, `HSET`, `HDEL` and `HGETALL`.
+//! Redis: the hash that the Go service uses and one of our own, spoken to in RESP2 with `PING`, `HSET`, `HDEL` and `HGETALL`.
 //!
 //! Written here rather than taken from the `redis` crate (1.8), for three things that it does not do: it builds the whole
 //! answer to an `HGETALL` in memory, with lengths as the server says them, where this one hands over portions within a
@@ -22,15 +22,16 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::{Change, Entry, Portion, StoreError};
+use super::{Change, Entry, Portion, StoreError, Table};
 use crate::config::{self, RedisAddress, RedisTls};
 use crate::dns::Dns;
 use crate::tls::Tls;
 use resp::Connection;
 pub use resp::RedisError;
 
-/// The hash.
+/// The hash of delegated leaves, which the Go service has too, and that of tokens.
 const JOBS: &str = "lk-jwt:jobs";
+const TOKENS: &str = "lk-jwt:tokens";
 /// Time for a connection to stand, for the handshake of TLS, and for the answer to a command or a batch of them.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Time for one of several addresses of a name.
@@ -42,6 +43,7 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Redis {
     settings: config::Redis,
     address: RedisAddress,
+    hash: &'static str,
     tls: Arc<Tls>,
     dns: Arc<Dns>,
     writer: Mutex<Option<Connection>>,
@@ -64,8 +66,24 @@ impl Redis {
         Self {
             settings,
             address,
+            hash: JOBS,
             tls,
             dns,
+            writer: Mutex::new(None),
+        }
+    }
+
+    /// Another hash of the same server, by connections of its own.
+    pub(super) fn with(&self, table: Table) -> Self {
+        Self {
+            settings: self.settings.clone(),
+            address: self.address.clone(),
+            hash: match table {
+                Table::Jobs => JOBS,
+                Table::Tokens => TOKENS,
+            },
+            tls: self.tls.clone(),
+            dns: self.dns.clone(),
             writer: Mutex::new(None),
         }
     }
@@ -79,7 +97,7 @@ impl Redis {
         let mut writer = self.writer.lock().await;
         // Only a connection that is known to be in order is put back.
         if let Some(mut connection) = writer.take() {
-            match in_time(write(&mut connection, changes)).await {
+            match in_time(write(&mut connection, self.hash, changes)).await {
                 Ok(()) => {
                     *writer = Some(connection);
                     return Ok(());
@@ -90,7 +108,7 @@ impl Redis {
             }
         }
         let mut connection = self.connect().await.map_err(|error| self.failed(error))?;
-        in_time(write(&mut connection, changes)).await.map_err(|error| self.failed(error))?;
+        in_time(write(&mut connection, self.hash, changes)).await.map_err(|error| self.failed(error))?;
         *writer = Some(connection);
         Ok(())
     }
@@ -104,7 +122,7 @@ impl Redis {
 
     async fn load_all(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), RedisError> {
         let mut connection = self.connect().await?;
-        connection.command(&[b"HGETALL", JOBS.as_bytes()]);
+        connection.command(&[b"HGETALL", self.hash.as_bytes()]);
         connection.send().await?;
         let mut expected = connection.pairs("HGETALL").await?;
         let mut portion = Portion::default();
@@ -216,12 +234,12 @@ async fn unix(path: &Path) -> Result<UnixStream, RedisError> {
     stream.map_err(|error: io::Error| RedisError::Unreachable(error.to_string()))
 }
 
-async fn write(connection: &mut Connection, changes: &[Change]) -> Result<(), RedisError> {
+async fn write(connection: &mut Connection, hash: &str, changes: &[Change]) -> Result<(), RedisError> {
     for Change { field, value } in changes {
         match value {
             // One field at a time: more of them in one command is what not every server and proxy understands.
-            Some(value) => connection.command(&[b"HSET", JOBS.as_bytes(), field.as_bytes(), value.as_bytes()]),
-            None => connection.command(&[b"HDEL", JOBS.as_bytes(), field.as_bytes()]),
+            Some(value) => connection.command(&[b"HSET", hash.as_bytes(), field.as_bytes(), value.as_bytes()]),
+            None => connection.command(&[b"HDEL", hash.as_bytes(), field.as_bytes()]),
         }
     }
     connection.send().await?;

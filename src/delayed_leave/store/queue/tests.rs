@@ -107,13 +107,38 @@ fn pauses_grow_to_five_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn without_a_store_everything_is_written_at_once() {
-    let (queue, mut restored) = Queue::start(Store::memory());
-    assert!(restored.next().await.is_none());
-    let (job, _) = StoredJob::read(br#"["r","i"]"#, b"{}").unwrap();
-    queue.put(&job, None);
-    assert!(queue.put_and_tell(&job, None).within(Duration::ZERO).await);
-    queue.remove("r", "i", None);
-    assert_eq!((queue.waiting(), queue.stop(Instant::now()).await), (0, 0));
+    let (changes, mut entries) = Changes::start(Store::memory());
+    assert!(entries.next().await.is_none() && !changes.are_kept());
+    changes.make("a".into(), Some("1".into()));
+    assert!(changes.make_and_tell("a".into(), Some("2".into())).within(Duration::ZERO).await);
+    changes.make("a".into(), None);
+    assert_eq!((changes.waiting(), changes.stop(Instant::now()).await), (0, 0));
+}
+
+#[test]
+fn what_can_do_without_a_store_does_when_it_is_denied() {
+    let denied = || StoreError::Redis("redis".into(), super::super::RedisError::Refused {
+        command: "HSET",
+        code: "NOPERM".into(),
+    });
+    let away = StoreError::Redis("redis".into(), super::super::RedisError::Timeout);
+    for (table, error, given_up) in [
+        (Table::Jobs, denied(), false),
+        (Table::Tokens, away, false),
+        (Table::Tokens, denied(), true),
+    ] {
+        let shared = Shared {
+            table,
+            state: Mutex::default(),
+            wake: Notify::new(),
+            hasher: RandomState::new(),
+            task: Mutex::default(),
+        };
+        shared.lock().push(change("a", Some("1")), 0, None);
+        assert_eq!(shared.gives_up(&error), given_up);
+        shared.lock().push(change("b", Some("1")), 0, None);
+        assert_eq!(shared.lock().unwritten(), if given_up { 0 } else { 2 });
+    }
 }
 
 proptest! {

@@ -50,7 +50,7 @@ pub enum RedisError {
     #[error("the answer is not Redis's")]
     Protocol,
     /// The hash is larger than we read.
-    #[error("the hash lk-jwt:jobs is larger than 256 MiB")]
+    #[error("the hash is larger than 256 MiB")]
     TooLarge,
 }
 
@@ -68,10 +68,10 @@ impl RedisError {
                 ("AUTH", _) | (_, "WRONGPASS") => "check the user name in LIVEKIT_REDIS_URL, and LIVEKIT_REDIS_PASSWORD",
                 (_, "NOAUTH") => "Redis wants a password: set LIVEKIT_REDIS_PASSWORD",
                 ("SELECT", _) => "check the number of the database in LIVEKIT_REDIS_URL",
-                (_, "NOPERM") => "the Redis user needs PING, HSET, HDEL and HGETALL on the key lk-jwt:jobs",
-                (_, "WRONGTYPE") => "the key lk-jwt:jobs holds something that is no hash: another program uses it",
+                (_, "NOPERM") => "the Redis user needs PING, HSET, HDEL and HGETALL on the keys lk-jwt:jobs and lk-jwt:tokens (~lk-jwt:*)",
+                (_, "WRONGTYPE") => "the key lk-jwt:jobs or lk-jwt:tokens holds something that is no hash: another program uses it",
                 (_, "READONLY") => "LIVEKIT_REDIS_URL must lead to the primary, not to a replica",
-                (_, "MOVED" | "ASK" | "CLUSTERDOWN") => "LIVEKIT_REDIS_URL must lead to the node of a cluster that has lk-jwt:jobs",
+                (_, "MOVED" | "ASK" | "CLUSTERDOWN") => "LIVEKIT_REDIS_URL must lead to the node of a cluster that has lk-jwt:jobs and lk-jwt:tokens",
                 (_, "OOM") => "Redis is out of memory: raise maxmemory",
                 (_, "LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN") => "Redis is busy: this should pass",
                 (_, "MISCONF") => "Redis cannot write to its disk: check its log",
@@ -79,7 +79,7 @@ impl RedisError {
                 _ => "check Redis's log; PING, HSET, HDEL and HGETALL are needed",
             },
             Self::Protocol => "check that LIVEKIT_REDIS_URL leads to Redis and to nothing else",
-            Self::TooLarge => "something else writes to lk-jwt:jobs; remove what is not ours",
+            Self::TooLarge => "something else writes to lk-jwt:jobs or lk-jwt:tokens; remove what is not ours",
         }
     }
 }

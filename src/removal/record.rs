@@ -1,0 +1,191 @@
+//! A token as it is stored: one field of a table and its value, in JSON. Pure, but for the queue at its end.
+//!
+//! The field is spelled like that of a delegated leave. No key of the value but the room, the user and the end is required,
+//! and keys that nobody knows are ignored, so that more can be added. The token itself is not in it.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::delayed_leave::record::{MAX_BYTES, field};
+use crate::delayed_leave::store::{Changes, Entries, Store, Table};
+
+/// A token that was issued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredToken<'a> {
+    /// The room on the SFU.
+    pub room: Cow<'a, str>,
+    /// The identity there.
+    pub identity: Cow<'a, str>,
+    /// What is known.
+    pub value: Value<'a>,
+}
+
+/// What is known of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Value<'a> {
+    /// The Matrix room.
+    pub room_id: Cow<'a, str>,
+    /// The Matrix user.
+    pub user_id: Cow<'a, str>,
+    /// The end of the token, in milliseconds since 1970.
+    pub expires_at: i64,
+    /// When somebody was last known to sit there, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<i64>,
+    /// The homeserver had said, just before it was issued, that the user is joined.
+    #[serde(default)]
+    pub checked: bool,
+    /// It has said so once.
+    #[serde(default)]
+    pub member: bool,
+    /// The user has left.
+    #[serde(default)]
+    pub left: bool,
+}
+
+/// A record that is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is no record of a token")]
+pub struct Unreadable;
+
+impl StoredToken<'static> {
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn read(field: &[u8], value: &[u8]) -> Result<Self, Unreadable> {
+        if field.len() > MAX_BYTES || value.len() > MAX_BYTES {
+            return Err(Unreadable);
+        }
+        let (room, identity): (String, String) = serde_json::from_slice(field).map_err(|_| Unreadable)?;
+        let value: Value<'static> = serde_json::from_slice(value).map_err(|_| Unreadable)?;
+        if [&*room, &*identity, &*value.room_id, &*value.user_id].contains(&"") {
+            return Err(Unreadable);
+        }
+        Ok(Self {
+            room: room.into(),
+            identity: identity.into(),
+            value,
+        })
+    }
+}
+
+/// The way to the store. All clones write to one table.
+#[derive(Clone)]
+pub struct Queue(Changes);
+
+/// The records that were there at the start. Dropping it ends the reading.
+pub struct Restored {
+    entries: Entries,
+    unreadable: usize,
+}
+
+impl Queue {
+    /// Starts to read and to write the tokens beside the jobs of `store`.
+    #[must_use]
+    pub fn start(store: &Store) -> (Self, Restored) {
+        let (changes, entries) = Changes::start(store.with(Table::Tokens));
+        (Self(changes), Restored { entries, unreadable: 0 })
+    }
+
+    /// Whether anything is stored at all.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.0.are_kept()
+    }
+
+    /// Stores a token as it is now.
+    pub fn put(&self, token: &StoredToken<'_>) {
+        // Texts, numbers and switches always serialise.
+        let value = serde_json::to_string(&token.value).unwrap_or_default();
+        self.0.make(field(&token.room, &token.identity), Some(value));
+    }
+
+    /// Removes a token's record. It need not be there.
+    pub fn remove(&self, room: &str, identity: &str) {
+        self.0.make(field(room, identity), None);
+    }
+
+    /// Writes what is waiting, until `deadline`. Says how many changes were not written.
+    pub async fn stop(&self, deadline: Instant) -> usize {
+        self.0.stop(deadline).await
+    }
+}
+
+impl Restored {
+    /// The next record; none when all were read, which waits for a store that is away. One whose seat has got a new token
+    /// since the start does not come any more. What cannot be read stays where it is.
+    pub async fn next(&mut self) -> Option<StoredToken<'static>> {
+        while let Some(entry) = self.entries.next().await {
+            match StoredToken::read(&entry.field, &entry.value) {
+                Ok(token) => return Some(token),
+                Err(error) => {
+                    self.unreadable += 1;
+                    tracing::debug!(error = error.to_string(), "a record cannot be read");
+                }
+            }
+        }
+        Entries::tell_unreadable(std::mem::take(&mut self.unreadable));
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn text(token: &StoredToken<'_>) -> String {
+        serde_json::to_string(&token.value).unwrap()
+    }
+
+    #[test]
+    fn what_is_stored_stays_readable() {
+        let token = StoredToken {
+            room: "krj2dgxw2K6EOm9he4GfQJ6JsSVWfJ8a7BkyjZcSmxs".into(),
+            identity: "@a:x:D<1>".into(),
+            value: Value {
+                room_id: "!r:x".into(),
+                user_id: "@a:x".into(),
+                expires_at: 1_784_798_931_123,
+                last_seen: Some(7),
+                checked: true,
+                member: true,
+                left: false,
+            },
+        };
+        assert_eq!(
+            text(&token),
+            r#"{"roomId":"!r:x","userId":"@a:x","expiresAt":1784798931123,"lastSeen":7,"checked":true,"member":true,"left":false}"#
+        );
+        let field = field(&token.room, &token.identity);
+        assert_eq!(StoredToken::read(field.as_bytes(), text(&token).as_bytes()), Ok(token.clone()));
+        let least = br#"{"userId":"@a:x","later":[1],"roomId":"!r:x","expiresAt":5}"#;
+        let read = StoredToken::read(field.as_bytes(), least).unwrap();
+        assert_eq!((read.value.expires_at, read.value.checked, read.value.last_seen), (5, false, None));
+    }
+
+    #[test]
+    fn what_is_none_is_not_read() {
+        let (field, value) = (r#"["r","i"]"#, r#"{"roomId":"!r:x","userId":"@a:x","expiresAt":5}"#);
+        assert!(StoredToken::read(field.as_bytes(), value.as_bytes()).is_ok());
+        for none in ["", "{}", "[\"r\"]", "[\"\",\"i\"]", "[1,2]", "\u{7f}"] {
+            assert_eq!(StoredToken::read(none.as_bytes(), value.as_bytes()), Err(Unreadable), "{none}");
+        }
+        for none in ["", "[]", "{}", r#"{"roomId":"","userId":"@a:x","expiresAt":5}"#, r#"{"roomId":"!r:x","expiresAt":5}"#] {
+            assert_eq!(StoredToken::read(field.as_bytes(), none.as_bytes()), Err(Unreadable), "{none}");
+        }
+        let long = " ".repeat(MAX_BYTES) + value;
+        assert_eq!(StoredToken::read(field.as_bytes(), long.as_bytes()), Err(Unreadable));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(field in prop::collection::vec(any::<u8>(), 0..40), value in "\\PC{0,60}|[{}\":a-zA-Z0-9,]{0,60}") {
+            let _ = StoredToken::read(&field, value.as_bytes());
+        }
+    }
+}
