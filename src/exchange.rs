@@ -18,6 +18,7 @@ use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Whose};
 use crate::identity::Seat;
 use crate::members::Members;
 use crate::openid::{OpenId, Unverified, VerifiedUser};
+use crate::removal::{Issued, Removals};
 use crate::server_name::ServerName;
 use crate::sfu::{Sfu, SfuError};
 use crate::token::{MintError, Minter};
@@ -137,6 +138,8 @@ pub struct Exchange {
     pub own: Option<Arc<OwnHomeserver>>,
     /// Who is in which room, where tokens are for members only (decision A7).
     pub members: Option<Arc<Members>>,
+    /// Removes who leaves a Matrix room (decision A8).
+    pub removals: Option<Removals>,
 }
 
 impl Exchange {
@@ -229,6 +232,16 @@ impl Exchange {
         }
         if let Some(leave) = &leave {
             self.leaves.delegate(leave).await.map_err(Refusal::DelegationLimit)?;
+        }
+        // Before the token leaves: whoever has it is watched.
+        if let Some(removals) = &self.removals {
+            removals.issued(&Issued {
+                room_id: request.room_id(),
+                user_id: &user.id,
+                seat: &seat,
+                ttl: self.minter.ttl(),
+                checked: is_member,
+            });
         }
         let jwt = self.minter.mint(&seat, access)?;
         tracing::debug!(

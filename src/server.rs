@@ -33,6 +33,7 @@ use crate::homeserver::{Homeservers, OwnHomeserver};
 use crate::http::{App, Appservice, Edge};
 use crate::members::Members;
 use crate::openid::OpenId;
+use crate::removal::{self, Removals};
 use crate::server_name::ServerName;
 use crate::sfu::Sfu;
 use crate::tls::Tls;
@@ -173,6 +174,13 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
             ServerName::parse(server).is_ok_and(|server| named.names(&server) || own_named.as_ref() == Some(&server))
         }),
     });
+    let removals = own.clone().zip(config.membership.check_interval).map(|(own, interval)| {
+        Removals::new(removal::Settings {
+            own,
+            sfu: sfu.clone(),
+            interval,
+        })
+    });
     let exchange = Arc::new(Exchange {
         openid: OpenId::new(federation),
         policy: Policy {
@@ -186,6 +194,7 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
         minter,
         own: own.clone(),
         members: members.clone().filter(|_| config.membership.required),
+        removals,
     });
     let appservice = own.clone().zip(members).zip(hs_token).map(|((own, members), hs_token)| {
         let service = AppService {

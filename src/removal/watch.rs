@@ -859,7 +859,9 @@ impl Watch {
         }
         let Some((_, key)) = self.due.pop_first() else { return false };
         let room_id = self.calls.get(&key.room).map(|call| call.room_id.clone());
-        let person = self.seat(&key).map(|seat| (seat.user.clone(), seat.joined.is_some() && !seat.checked));
+        let person = self
+            .seat(&key)
+            .map(|seat| (seat.user.clone(), seat.joined.is_some() && !seat.checked));
         let (Some(room_id), Some((user_id, unchecked))) = (room_id, person) else {
             self.singles.remove(&key);
             return true;
@@ -952,10 +954,7 @@ impl Watch {
         out.push(Output::Ask(Question {
             about: About::All(room.clone()),
             room_id: call.room_id.clone(),
-            people: people
-                .into_iter()
-                .map(|(user_id, doubtful)| Person { user_id, doubtful })
-                .collect(),
+            people: people.into_iter().map(|(user_id, doubtful)| Person { user_id, doubtful }).collect(),
         }));
     }
 }

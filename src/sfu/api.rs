@@ -8,8 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use http::{HeaderMap, header};
 use livekit_api::access_token::VideoGrants;
 use livekit_protocol::{
-    CreateRoomRequest, ListParticipantsRequest, ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, ParticipantInfo, Room,
-    RemoveParticipantResponse, RoomParticipantIdentity,
+    CreateRoomRequest, ListParticipantsRequest, ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, ParticipantInfo,
+    RemoveParticipantResponse, Room, RoomParticipantIdentity,
 };
 use prost::Message;
 use url::Url;

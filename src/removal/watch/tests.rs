@@ -135,9 +135,23 @@ fn who_was_never_known_as_a_member_is_never_removed() {
     while asked_about(&watch.time(at(now))).is_empty() {
         now += INTERVAL;
     }
-    let out = watch.answered(&all(), &|_| Some(Said { joined: true, asked: at(now) }), None, at(now));
+    let out = watch.answered(
+        &all(),
+        &|_| {
+            Some(Said {
+                joined: true,
+                asked: at(now),
+            })
+        },
+        None,
+        at(now),
+    );
     assert_eq!(out, [Output::Persist(key("a"))]);
-    assert!(calls(watch.over(&all(), at(now))).iter().all(|output| matches!(output, Output::Get(_))));
+    assert!(
+        calls(watch.over(&all(), at(now)))
+            .iter()
+            .all(|output| matches!(output, Output::Get(_)))
+    );
     assert_eq!(sweep(&mut watch, &[], None, now + INTERVAL), [Output::Remove(key("a"))]);
 }
 
@@ -176,7 +190,10 @@ fn without_our_homeserver_in_the_room_only_its_own_users_and_checked_tokens_coun
         let there = |_: &Name| true;
         let now = at(2 * INTERVAL);
         let out = watch.listed(&ROOM.into(), Some(&there), now, now);
-        assert_eq!(out, gone.into_iter().map(|identity| Output::Remove(key(identity))).collect::<Vec<_>>());
+        assert_eq!(
+            out,
+            gone.into_iter().map(|identity| Output::Remove(key(identity))).collect::<Vec<_>>()
+        );
     }
 }
 
@@ -275,7 +292,11 @@ fn a_removal_that_fails_is_tried_again_for_a_minute_and_asked_about_each_time() 
         while watch.seat(&key("a")).is_some_and(|seat| !seat.removing) {
             now = watch.next_deadline().expect("a moment").since(at(0));
             for (about, _) in asked_about(&watch.time(at(now))) {
-                let expected = if about == one("a") { vec![Output::Remove(key("a"))] } else { vec![] };
+                let expected = if about == one("a") {
+                    vec![Output::Remove(key("a"))]
+                } else {
+                    vec![]
+                };
                 assert_eq!(answer(&mut watch, &about, &[], None, now), expected);
             }
         }
@@ -308,7 +329,11 @@ fn who_comes_back_with_the_old_token_is_asked_about_at_once_and_removed() {
     let mut out = removed(&mut watch, "a", Outcome::Removed, INTERVAL + 20);
     for n in 0..3 {
         let now = INTERVAL + 1000 * (n + 1);
-        assert_eq!(asked_about(&out), [(one("a"), vec![("@a:own.example".into(), false)])], "return {n}");
+        assert_eq!(
+            asked_about(&out),
+            [(one("a"), vec![("@a:own.example".into(), false)])],
+            "return {n}"
+        );
         assert_eq!(answer(&mut watch, &one("a"), &[], None, now), [Output::Remove(key("a"))]);
         assert!(removed(&mut watch, "a", Outcome::Removed, now + 20).is_empty());
         out = watch.came(ROOM, "a", at(now + 500));
@@ -369,7 +394,9 @@ fn a_token_that_is_issued_while_somebody_is_about_to_be_removed_stops_that() {
         removals.extend(calls(out).into_iter().filter(|output| matches!(output, Output::Remove(_))));
     }
     assert_eq!((removals.len(), watch.removals.len()), (LANES, 1));
-    let Some(Output::Remove(last)) = watch.removals.front() else { panic!("a removal waits") };
+    let Some(Output::Remove(last)) = watch.removals.front() else {
+        panic!("a removal waits")
+    };
     let last = last.clone();
     let (room, identity) = (last.room.to_string(), last.identity.to_string());
     let user = format!("@u{identity}:own.example");
@@ -378,7 +405,9 @@ fn a_token_that_is_issued_while_somebody_is_about_to_be_removed_stops_that() {
         ..token(&user, &identity, INTERVAL, true)
     };
     issue(&mut watch, &again, INTERVAL + 1);
-    let Some(Output::Remove(first)) = removals.pop() else { panic!("a removal") };
+    let Some(Output::Remove(first)) = removals.pop() else {
+        panic!("a removal")
+    };
     let out = watch.removed(&first, Outcome::Removed, at(INTERVAL), at(INTERVAL + 2));
     assert!(calls(out).is_empty(), "they are members again");
     assert!(!watch.seat(&last).unwrap().removing);
@@ -414,7 +443,9 @@ fn a_seat_is_forgotten_when_token_and_ten_minutes_are_over_and_nobody_sits_there
         for (about, _) in asked_about(&out) {
             out.extend(watch.over(&about, at(now)));
         }
-        out.into_iter().filter(|output| matches!(output, Output::Get(_) | Output::List(_))).collect::<Vec<_>>()
+        out.into_iter()
+            .filter(|output| matches!(output, Output::Get(_) | Output::List(_)))
+            .collect::<Vec<_>>()
     };
     let gets = [Output::Get(key("a"))];
     // Seen coming a minute before the token's end: the SFU goes on renewing it.
@@ -521,11 +552,18 @@ fn what_is_restored_is_asked_about_soon_and_older_than_what_is_known() {
     assert!(!watch.row(&key("d")).unwrap().past.left);
     assert!(watch.row(&key("c")).unwrap().past.left);
     // Who left before is asked about first, too.
-    assert_eq!(asked_about(&watch.came(ROOM, "c", at(1))), [(one("c"), vec![("@c:own.example".into(), false)])]);
+    assert_eq!(
+        asked_about(&watch.came(ROOM, "c", at(1))),
+        [(one("c"), vec![("@c:own.example".into(), false)])]
+    );
     assert!(watch.over(&one("c"), at(2)).is_empty());
     assert_eq!(sweep(&mut watch, &["@d:own.example"], None, BREATH), [Output::List(ROOM.into())]);
     let out = watch.listed(&ROOM.into(), Some(&|_| true), at(BREATH), at(BREATH));
-    assert_eq!(out, [Output::Remove(key("a")), Output::Remove(key("c"))], "b was never known as a member");
+    assert_eq!(
+        out,
+        [Output::Remove(key("a")), Output::Remove(key("c"))],
+        "b was never known as a member"
+    );
     // A late store does not make us sweep all the time.
     watch.restore(&token("@e:own.example", "e", 0, true), past, at(5000));
     assert_eq!(watch.next_deadline(), Some(at(BREATH + INTERVAL)));
@@ -655,7 +693,10 @@ impl World {
                     return;
                 }
                 if self.webhooks {
-                    assert!(self.watch.row(&Key::new(room, identity)).is_some(), "who can come in is kept in mind");
+                    assert!(
+                        self.watch.row(&Key::new(room, identity)).is_some(),
+                        "who can come in is kept in mind"
+                    );
                 }
                 if told || self.webhooks {
                     let out = self.watch.came(room, identity, at(self.now));
@@ -740,7 +781,10 @@ impl World {
             // They were not, a moment ago, and have got no new token since.
             let out = self.out_at.get(user).copied().expect("they have been away");
             assert!(self.now - out <= FRESH, "{user} is joined");
-            assert!(self.checked_at.get(&(room, user)).is_none_or(|checked| *checked <= out), "{user} has a new token");
+            assert!(
+                self.checked_at.get(&(room, user)).is_none_or(|checked| *checked <= out),
+                "{user} has a new token"
+            );
         }
     }
 
@@ -768,8 +812,12 @@ impl World {
                     };
                     // As a list of all members does: also about those who have come since.
                     let room = self.seat_room(question.about.room());
-                    self.known
-                        .extend(SEATS.iter().filter(|(_, user, _)| truth.contains(*user)).map(|(_, user, _)| (room, *user)));
+                    self.known.extend(
+                        SEATS
+                            .iter()
+                            .filter(|(_, user, _)| truth.contains(*user))
+                            .map(|(_, user, _)| (room, *user)),
+                    );
                     let out = self.watch.answered(&question.about, &said, Some(true), now);
                     self.take(out);
                 }
