@@ -17,6 +17,7 @@
 
 mod driver;
 pub mod name;
+pub mod record;
 pub mod watch;
 
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub struct Settings {
     pub own: Arc<OwnHomeserver>,
     /// Who is there.
     pub sfu: Arc<Sfu>,
+    /// Where tokens are kept.
+    pub store: record::Queue,
     /// From one sweep to the next.
     pub interval: Duration,
 }
@@ -67,6 +70,11 @@ impl Removals {
         Self(driver)
     }
 
+    /// Takes in what the store has.
+    pub fn restore(&self, restored: record::Restored) {
+        tokio::spawn(self.0.clone().restore(restored));
+    }
+
     /// A token was issued, or is about to be.
     pub fn issued(&self, issued: &Issued<'_>) {
         self.0.issued(issued);
@@ -75,5 +83,10 @@ impl Removals {
     /// Takes in what the SFU says by itself, once it is verified.
     pub fn told(&self, webhook: &Webhook) {
         self.0.told(webhook);
+    }
+
+    /// Writes what is not written yet, until `deadline`; the last thing to be done.
+    pub async fn close_store(&self, deadline: Instant) {
+        self.0.close_store(deadline).await;
     }
 }

@@ -68,7 +68,7 @@ pub enum StartError {
     /// The key pair cannot sign.
     #[error("LIVEKIT_KEY and LIVEKIT_SECRET: {0}")]
     Keys(#[from] MintError),
-    /// The store of delegated leaves cannot be used.
+    /// The store of delegated leaves and tokens cannot be used.
     #[error("{0}; {remedy}", remedy = .0.remedy())]
     Store(#[from] StoreError),
 }
@@ -96,6 +96,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         own,
         leaves,
         restored,
+        removals,
     } = build(config, in_flight).await?;
     // Whoever comes while jobs are being restored finds an open port after that at the latest (decision L11).
     leaves.restore(restored);
@@ -111,7 +112,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     if let Some(own) = own {
         tokio::spawn(async move { own.check().await });
     }
-    serve(listener, connections, app, leaves, stop, grace).await;
+    serve(listener, connections, app, leaves, removals, stop, grace).await;
     Ok(())
 }
 
@@ -121,6 +122,7 @@ struct Parts {
     own: Option<Arc<OwnHomeserver>>,
     leaves: Leaves,
     restored: Restored,
+    removals: Option<Removals>,
 }
 
 /// Values, not the configuration, go below this function.
@@ -159,6 +161,18 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
         (None, Some(path)) => Store::file(&path).await?,
         (None, None) => Store::memory(),
     };
+    let own_and_interval = own.clone().zip(config.membership.check_interval);
+    let removals = own_and_interval.map(|(own, interval)| {
+        let (tokens, restored) = removal::record::Queue::start(&store);
+        let removals = Removals::new(removal::Settings {
+            own,
+            sfu: sfu.clone(),
+            store: tokens,
+            interval,
+        });
+        removals.restore(restored);
+        removals
+    });
     let (store, restored) = Queue::start(store);
     let leaves = Leaves::new(delayed_leave::Settings {
         config: jobs::Config {
@@ -174,13 +188,6 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
             ServerName::parse(server).is_ok_and(|server| named.names(&server) || own_named.as_ref() == Some(&server))
         }),
     });
-    let removals = own.clone().zip(config.membership.check_interval).map(|(own, interval)| {
-        Removals::new(removal::Settings {
-            own,
-            sfu: sfu.clone(),
-            interval,
-        })
-    });
     let exchange = Arc::new(Exchange {
         openid: OpenId::new(federation),
         policy: Policy {
@@ -194,7 +201,7 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
         minter,
         own: own.clone(),
         members: members.clone().filter(|_| config.membership.required),
-        removals,
+        removals: removals.clone(),
     });
     let appservice = own.clone().zip(members).zip(hs_token).map(|((own, members), hs_token)| {
         let service = AppService {
@@ -219,11 +226,20 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
         own,
         leaves,
         restored,
+        removals,
     })
 }
 
 /// Accepts connections until `stop` is done, then closes idle ones and waits for the others, `grace` at most.
-async fn serve(listener: TcpListener, connections: usize, app: Arc<App>, leaves: Leaves, stop: impl Future<Output = ()>, grace: Duration) {
+async fn serve(
+    listener: TcpListener,
+    connections: usize,
+    app: Arc<App>,
+    leaves: Leaves,
+    removals: Option<Removals>,
+    stop: impl Future<Output = ()>,
+    grace: Duration,
+) {
     let places = Arc::new(Semaphore::new(connections));
     let graceful = GracefulShutdown::new();
     let (stopping, _) = watch::channel(false);
@@ -267,7 +283,12 @@ async fn serve(listener: TcpListener, connections: usize, app: Arc<App>, leaves:
         }
     };
     tokio::join!(requests, leaves.stop(deadline));
-    leaves.close_store(deadline).await;
+    let tokens = async {
+        if let Some(removals) = removals {
+            removals.close_store(deadline).await;
+        }
+    };
+    tokio::join!(leaves.close_store(deadline), tokens);
 }
 
 /// A place for one more connection. While there is none, idle connections are asked for theirs, and the kernel keeps new

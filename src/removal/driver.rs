@@ -10,7 +10,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::name::Name;
-use super::watch::{About, Config, Key, Outcome, Output, Person, Question, Said, Token, Watch};
+use super::record::{Queue, Restored, StoredToken, Value};
+use super::watch::{About, Config, Key, Outcome, Output, Past, Person, Question, Said, Token, Watch};
 use super::{Issued, Settings};
 use crate::delayed_leave::backoff::as_millis;
 use crate::delayed_leave::time::{Time, WallClock};
@@ -21,6 +22,8 @@ use crate::sfu::{ParticipantInfo, Sfu, SfuError};
 
 /// Tokens that are kept in mind.
 const MOST: usize = 200_000;
+/// No token lasts longer, whatever a record says.
+const LONGEST: u64 = 24 * 60 * 60 * 1000;
 /// Of one user: what many devices need within an hour, and not enough to crowd out the others.
 const MOST_PER_USER: u32 = 500;
 /// Up to so many users of a room are asked about one by one.
@@ -37,6 +40,7 @@ pub(super) struct Driver {
     clock: Clock,
     own: Arc<OwnHomeserver>,
     sfu: Arc<Sfu>,
+    store: Queue,
     /// The timer sleeps for another moment now.
     rearm: Notify,
     unclear: Seldom,
@@ -73,7 +77,7 @@ impl Clock {
 
 impl Driver {
     pub(super) fn new(settings: Settings) -> Self {
-        let Settings { own, sfu, interval } = settings;
+        let Settings { own, sfu, store, interval } = settings;
         let config = Config {
             interval: as_millis(interval),
             own: own.name().as_str().into(),
@@ -89,6 +93,7 @@ impl Driver {
             clock,
             own,
             sfu,
+            store,
             rearm: Notify::new(),
             unclear: Seldom::new(),
             failing: Seldom::new(),
@@ -144,7 +149,46 @@ impl Driver {
         }
     }
 
+    /// Writes what is not written yet, until `deadline`. Nothing is stored after it.
+    pub(super) async fn close_store(&self, deadline: Instant) {
+        self.store.stop(deadline).await;
+    }
+
     // --- tasks ---
+
+    /// Takes in what the store has, which waits for one that is away.
+    pub(super) async fn restore(self: Arc<Self>, mut restored: Restored) {
+        let mut count = 0_usize;
+        while let Some(stored) = restored.next().await {
+            self.take(&stored);
+            count += 1;
+        }
+        if count > 0 {
+            tracing::info!(count, "tokens restored: those who left the Matrix room meanwhile are removed");
+        }
+    }
+
+    fn take(self: &Arc<Self>, StoredToken { room, identity, value }: &StoredToken<'_>) {
+        let wall = self.clock.wall();
+        let now = self.clock.now();
+        let token = Token {
+            room_id: &value.room_id,
+            user_id: &value.user_id,
+            room,
+            identity,
+            end: wall.time(value.expires_at).min(now.after(LONGEST)),
+            checked: value.checked,
+        };
+        let past = Past {
+            member: value.member,
+            left: value.left,
+            seen: value.last_seen.map(|at| wall.time(at)),
+        };
+        self.feed(|watch| {
+            watch.restore(&token, past, now);
+            Vec::new()
+        });
+    }
 
     /// Tells the core that its next moment has come.
     pub(super) async fn keep_time(self: Arc<Self>) {
@@ -176,9 +220,12 @@ impl Driver {
 
     fn feed(self: &Arc<Self>, fact: impl FnOnce(&mut Watch) -> Vec<Output>) {
         let mut core = self.lock();
-        for output in fact(&mut core.watch) {
+        let outputs = fact(&mut core.watch);
+        for output in outputs {
             match output {
-                Output::Persist(_) | Output::Forget(_) => {}
+                Output::Persist(key) => self.persist(&core.watch, &key),
+                Output::Forget(key) if self.store.keeps() => self.store.remove(&key.room.to_string(), &key.identity.to_string()),
+                Output::Forget(_) => {}
                 Output::Ask(_) | Output::List(_) | Output::Get(_) | Output::Remove(_) => {
                     tokio::spawn(self.clone().carry_out(output));
                 }
@@ -188,6 +235,26 @@ impl Driver {
         if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
             self.rearm.notify_one();
         }
+    }
+
+    fn persist(&self, watch: &Watch, key: &Key) {
+        let Some(row) = watch.row(key).filter(|_| self.store.keeps()) else {
+            return;
+        };
+        let wall = self.clock.wall();
+        self.store.put(&StoredToken {
+            room: key.room.to_string().into(),
+            identity: key.identity.to_string().into(),
+            value: Value {
+                room_id: (&*row.room_id).into(),
+                user_id: (&*row.user_id).into(),
+                expires_at: wall.unix_millis(row.end),
+                last_seen: row.past.seen.map(|seen| wall.unix_millis(seen)),
+                checked: row.checked,
+                member: row.past.member,
+                left: row.past.left,
+            },
+        });
     }
 
     async fn carry_out(self: Arc<Self>, output: Output) {

@@ -175,7 +175,13 @@ mod tests {
         for none in ["", "{}", "[\"r\"]", "[\"\",\"i\"]", "[1,2]", "\u{7f}"] {
             assert_eq!(StoredToken::read(none.as_bytes(), value.as_bytes()), Err(Unreadable), "{none}");
         }
-        for none in ["", "[]", "{}", r#"{"roomId":"","userId":"@a:x","expiresAt":5}"#, r#"{"roomId":"!r:x","expiresAt":5}"#] {
+        for none in [
+            "",
+            "[]",
+            "{}",
+            r#"{"roomId":"","userId":"@a:x","expiresAt":5}"#,
+            r#"{"roomId":"!r:x","expiresAt":5}"#,
+        ] {
             assert_eq!(StoredToken::read(field.as_bytes(), none.as_bytes()), Err(Unreadable), "{none}");
         }
         let long = " ".repeat(MAX_BYTES) + value;

@@ -1,7 +1,7 @@
 //! The table of delegated leaves.
 
-use super::queue::{Changes, Entries, Written};
 use super::Store;
+use super::queue::{Changes, Entries, Written};
 use crate::delayed_leave::record::{self, Origin, StoredJob};
 use tokio::time::Instant;
 

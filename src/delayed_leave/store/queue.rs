@@ -55,8 +55,7 @@ enum Way {
     Waiting(oneshot::Receiver<()>),
 }
 
-#[doc(hidden)]
-pub struct Shared {
+struct Shared {
     table: Table,
     state: Mutex<State>,
     wake: Notify,
@@ -294,7 +293,11 @@ impl Shared {
         let mut state = self.lock();
         if !std::mem::replace(&mut state.given_up, true) {
             let (reason, remedy) = (error.to_string(), error.remedy());
-            tracing::warn!(reason, remedy, "tokens are not stored: after a restart of this service their holders are not watched");
+            tracing::warn!(
+                reason,
+                remedy,
+                "tokens are not stored: after a restart of this service their holders are not watched"
+            );
         }
         state.waiting.clear();
         state.places.clear();

@@ -108,7 +108,9 @@ impl Redis {
             }
         }
         let mut connection = self.connect().await.map_err(|error| self.failed(error))?;
-        in_time(write(&mut connection, self.hash, changes)).await.map_err(|error| self.failed(error))?;
+        in_time(write(&mut connection, self.hash, changes))
+            .await
+            .map_err(|error| self.failed(error))?;
         *writer = Some(connection);
         Ok(())
     }

@@ -117,10 +117,15 @@ async fn without_a_store_everything_is_written_at_once() {
 
 #[test]
 fn what_can_do_without_a_store_does_when_it_is_denied() {
-    let denied = || StoreError::Redis("redis".into(), super::super::RedisError::Refused {
-        command: "HSET",
-        code: "NOPERM".into(),
-    });
+    let denied = || {
+        StoreError::Redis(
+            "redis".into(),
+            super::super::RedisError::Refused {
+                command: "HSET",
+                code: "NOPERM".into(),
+            },
+        )
+    };
     let away = StoreError::Redis("redis".into(), super::super::RedisError::Timeout);
     for (table, error, given_up) in [
         (Table::Jobs, denied(), false),

@@ -71,7 +71,9 @@ impl RedisError {
                 (_, "NOPERM") => "the Redis user needs PING, HSET, HDEL and HGETALL on the keys lk-jwt:jobs and lk-jwt:tokens (~lk-jwt:*)",
                 (_, "WRONGTYPE") => "the key lk-jwt:jobs or lk-jwt:tokens holds something that is no hash: another program uses it",
                 (_, "READONLY") => "LIVEKIT_REDIS_URL must lead to the primary, not to a replica",
-                (_, "MOVED" | "ASK" | "CLUSTERDOWN") => "LIVEKIT_REDIS_URL must lead to the node of a cluster that has lk-jwt:jobs and lk-jwt:tokens",
+                (_, "MOVED" | "ASK" | "CLUSTERDOWN") => {
+                    "LIVEKIT_REDIS_URL must lead to the node of a cluster that has lk-jwt:jobs and lk-jwt:tokens"
+                }
                 (_, "OOM") => "Redis is out of memory: raise maxmemory",
                 (_, "LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN") => "Redis is busy: this should pass",
                 (_, "MISCONF") => "Redis cannot write to its disk: check its log",
