@@ -176,6 +176,20 @@ impl Sfu {
         self.http.requests().iter().filter(|r| about(r)).map(|r| r.at).collect()
     }
 
+    /// When somebody asked for the removal of this one.
+    pub(crate) fn removals(&self, room: &str, identity: &str) -> Vec<Instant> {
+        let about = |r: &Request| {
+            r.path.ends_with("/RemoveParticipant")
+                && proto::RoomParticipantIdentity::decode(r.body.as_slice()).is_ok_and(|a| a.room == room && a.identity == identity)
+        };
+        self.http.requests().iter().filter(|r| about(r)).map(|r| r.at).collect()
+    }
+
+    /// Whether somebody is there.
+    pub(crate) fn has(&self, room: &str, identity: &str) -> bool {
+        self.state.present.lock().unwrap().contains_key(&(room.into(), identity.into()))
+    }
+
     /// The names of the rooms that stand.
     pub(crate) fn rooms(&self) -> Vec<String> {
         self.state.rooms.lock().unwrap().keys().cloned().collect()
@@ -252,6 +266,15 @@ impl State {
             "GetParticipant" => match proto::RoomParticipantIdentity::decode(request.body.as_slice()) {
                 Ok(asked) => match self.present.lock().unwrap().get(&(asked.room, asked.identity)) {
                     Some(participant) => protobuf(participant),
+                    None => twirp(404, "not_found", "twirp error unknown: participant does not exist"),
+                },
+                Err(_) => twirp(400, "malformed", "the protobuf request could not be decoded"),
+            },
+            "RemoveParticipant" if !granted("roomAdmin") => denied(),
+            "RemoveParticipant" => match proto::RoomParticipantIdentity::decode(request.body.as_slice()) {
+                Ok(asked) if claims["video"]["room"] != asked.room.as_str() => denied(),
+                Ok(asked) => match self.present.lock().unwrap().remove(&(asked.room, asked.identity)) {
+                    Some(_) => protobuf(&proto::RemoveParticipantResponse {}),
                     None => twirp(404, "not_found", "twirp error unknown: participant does not exist"),
                 },
                 Err(_) => twirp(400, "malformed", "the protobuf request could not be decoded"),

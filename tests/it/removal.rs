@@ -1,0 +1,479 @@
+//! Who leaves the Matrix room leaves the call (decision A8), and nobody else does.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::client::Call;
+use crate::support::hashes::{self, SLOT};
+use crate::support::homeserver::Homeserver;
+use crate::support::neighbour::{Neighbour, Reply, Request};
+use crate::support::redis::RedisServer;
+use crate::support::service::{Service, Setup};
+use crate::support::sfu::{Session, Sfu};
+use crate::support::{bodies, unique, unique_loopback, unique_room, wait_until, webhook};
+
+const AS_TOKEN: &str = "as-token-of-these-tests";
+const HS_TOKEN: &str = "hs-token-of-these-tests";
+const TOKEN_PATH: &str = "/_matrix/client/unstable/io.element.msc4195/rtc/livekit/get_token";
+/// Longer than anything takes here: sweeps are a second apart.
+const SOON: Duration = Duration::from_secs(30);
+
+#[test]
+fn who_leaves_is_removed_and_again_with_the_old_token() {
+    let scene = Scene::new();
+    let [alice, bob] = [scene.token("alice"), scene.token("bob")];
+    let (session, _) = (scene.join(&alice), scene.join(&bob));
+    scene.tell(&webhook::joined(&session));
+    scene.sweeps(2);
+    assert!(scene.removals(&alice).is_empty());
+
+    scene.matrix.leave(&alice.user);
+    scene.wait_removed(&alice, 1);
+    // The SFU still takes the old token; it says so, or not.
+    let session = scene.join(&alice);
+    scene.tell(&webhook::joined(&session));
+    scene.wait_removed(&alice, 2);
+    scene.join(&alice);
+    scene.wait_removed(&alice, 3);
+    scene
+        .service
+        .wait_log(&["info", "removed from the LiveKit room", &alice.identity, &scene.alias]);
+
+    // Back in the Matrix room, they may stay.
+    scene.matrix.join(&alice.user);
+    scene.sweeps(2);
+    let before = scene.removals(&alice).len();
+    let session = scene.join(&alice);
+    scene.tell(&webhook::joined(&session));
+    scene.sweeps(3);
+    assert_eq!(scene.removals(&alice).len(), before);
+    assert!(scene.is_there(&alice) && scene.is_there(&bob));
+    assert!(scene.removals(&bob).is_empty());
+    assert_eq!(scene.calls("DeleteRoom"), 0);
+    assert_eq!(scene.sfu.complaints(), [""; 0]);
+}
+
+#[test]
+fn many_are_asked_about_at_once_and_only_those_who_are_there_are_removed() {
+    let scene = Scene::new();
+    let all: Vec<_> = (0..12).map(|n| scene.token(&format!("user{n}"))).collect();
+    for guest in &all[..10] {
+        scene.join(guest);
+    }
+    let asked = scene.matrix.count("/is_joined");
+    for guest in &all[8..] {
+        scene.matrix.leave(&guest.user);
+    }
+    wait_until("two to be removed", SOON, || !scene.is_there(&all[8]) && !scene.is_there(&all[9]));
+    scene.sweeps(2);
+    assert_eq!(scene.matrix.count("/is_joined"), asked, "one question for all");
+    for guest in &all {
+        let gone = scene.removals(guest).len();
+        let expected = usize::from(guest.identity == all[8].identity || guest.identity == all[9].identity);
+        assert_eq!(gone, expected, "{}", guest.user);
+    }
+    assert!(scene.calls("ListParticipants") >= 1);
+}
+
+#[test]
+fn nobody_is_removed_without_a_clear_answer() {
+    let broken = [
+        Reply::json(500, &json!({"errcode": "M_UNKNOWN", "error": "Internal server error"})),
+        Reply::json(403, &json!({"errcode": "M_FORBIDDEN", "error": "no"})),
+        Reply::json(404, &json!({"errcode": "M_UNRECOGNIZED", "error": "Unrecognized request"})),
+        Reply::text(200, "text/html", "<html>the homeserver is being updated</html>"),
+        Reply::Close,
+        Reply::Hang,
+    ];
+    // Alone, and with too many to be asked about one by one.
+    for people in [1, 10] {
+        let scene = Scene::new();
+        let guests: Vec<_> = (0..people).map(|n| scene.token(&format!("user{n}"))).collect();
+        for guest in &guests {
+            scene.join(guest);
+        }
+        for reply in &broken {
+            scene.matrix.fail(Some(reply.clone()));
+            scene.matrix.leave(&guests[0].user);
+            // The first question may have been answered by the old rules.
+            scene.sweeps(2);
+            assert!(scene.removals(&guests[0]).is_empty(), "{reply:?}");
+            scene.matrix.join(&guests[0].user);
+            scene.matrix.fail(None);
+        }
+        scene.service.wait_log(&["warn", "does not say who is in a Matrix room", "remedy="]);
+        scene.matrix.leave(&guests[0].user);
+        scene.wait_removed(&guests[0], 1);
+        assert!(guests[1..].iter().all(|guest| scene.is_there(guest)));
+    }
+}
+
+#[test]
+fn where_our_homeserver_is_gone_its_own_users_go_and_those_of_others_stay() {
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_REQUIRE_MEMBERSHIP", "false"));
+    let own = scene.token("alice");
+    // A full-access user of another homeserver, let in without a question and seen as a member later.
+    let other = scene.standalone(&scene.away, "carol");
+    scene.matrix.join(&other.user);
+    scene.join(&own);
+    scene.join(&other);
+    scene.sweeps(3);
+    scene.matrix.leave(&own.user);
+    scene.matrix.leave(&other.user);
+    scene.wait_removed(&own, 1);
+    scene.sweeps(3);
+    assert!(scene.is_there(&other) && scene.removals(&other).is_empty());
+}
+
+#[test]
+fn who_was_never_a_member_is_left_alone() {
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_REQUIRE_MEMBERSHIP", "false"));
+    let stranger = scene.standalone(&scene.away, "carol");
+    let member = scene.standalone(&scene.home, "dave");
+    scene.matrix.join(&member.user);
+    scene.join(&stranger);
+    scene.join(&member);
+    scene.sweeps(3);
+    scene.matrix.leave(&member.user);
+    scene.wait_removed(&member, 1);
+    scene.sweeps(2);
+    assert!(scene.is_there(&stranger) && scene.removals(&stranger).is_empty());
+}
+
+#[test]
+fn a_removal_that_fails_is_tried_again() {
+    let scene = Scene::new();
+    let alice = scene.token("alice");
+    scene.join(&alice);
+    scene.sfu.fail(Some(crate::support::sfu::Fault::ProxyPage(503)));
+    scene.matrix.leave(&alice.user);
+    wait_until("some tries", SOON, || scene.removals(&alice).len() >= 3);
+    assert!(scene.is_there(&alice));
+    scene.service.wait_log(&["warn", "the SFU does not remove", "remedy="]);
+    scene.sfu.fail(None);
+    wait_until("alice to be gone", SOON, || !scene.is_there(&alice));
+}
+
+#[test]
+fn an_interval_of_zero_is_off() {
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS", "0"));
+    let alice = scene.token("alice");
+    let session = scene.join(&alice);
+    let asked = scene.matrix.count("");
+    scene.matrix.leave(&alice.user);
+    scene.tell(&webhook::joined(&session));
+    let end = Instant::now() + Duration::from_secs(4);
+    wait_until("the time of some sweeps to pass", SOON, || {
+        assert_eq!(scene.matrix.count(""), asked);
+        assert!(scene.removals(&alice).is_empty());
+        Instant::now() >= end
+    });
+}
+
+#[test]
+fn nobody_is_named_in_the_log() {
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
+    let alice = scene.token("alice");
+    scene.join(&alice);
+    scene.matrix.fail(Some(Reply::Close));
+    scene.service.wait_log(&["does not say who is in a Matrix room"]);
+    scene.matrix.fail(None);
+    scene.matrix.leave(&alice.user);
+    scene.wait_removed(&alice, 1);
+    scene.service.wait_log(&["removed from the LiveKit room"]);
+    let log = scene.service.log();
+    assert!(!log.contains(&alice.user) && !log.contains(&scene.room), "{log}");
+}
+
+#[test]
+fn a_restart_forgets_nobody_with_a_file() {
+    let directory = Directory::new();
+    survives(|setup| setup.env("LIVEKIT_STATE_PATH", &directory.0.join("state").to_string_lossy()));
+}
+
+#[test]
+fn a_restart_forgets_nobody_with_redis() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    survives(|setup| setup.env("LIVEKIT_REDIS_URL", &format!("redis://{}", server.address())));
+    let answer = server.ask(&["EXISTS", "lk-jwt:jobs"]);
+    assert_eq!(answer, ":0\r\n", "tokens have a hash of their own");
+}
+
+#[test]
+fn a_redis_that_denies_the_key_is_done_without() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let acl = [
+        "ACL",
+        "SETUSER",
+        "narrow",
+        "on",
+        ">narrow-password",
+        "~lk-jwt:jobs",
+        "-@all",
+        "+ping",
+        "+hset",
+        "+hdel",
+        "+hgetall",
+    ];
+    assert_eq!(server.ask(&acl), "+OK\r\n");
+    let url = format!("redis://narrow:narrow-password@{}", server.address());
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_REDIS_URL", &url).secret("narrow-password"));
+    let alice = scene.token("alice");
+    scene.service.wait_log(&["warn", "tokens are not stored", "lk-jwt:tokens"]);
+    scene.join(&alice);
+    scene.matrix.leave(&alice.user);
+    scene.wait_removed(&alice, 1);
+}
+
+/// They leave while the service is away, in one case after they had been removed once.
+fn survives(store: impl Fn(Setup) -> Setup) {
+    let mut scene = Scene::with(&store);
+    let (alice, bob) = (scene.token("alice"), scene.token("bob"));
+    let carol = scene.token("carol");
+    for guest in [&alice, &bob, &carol] {
+        scene.join(guest);
+    }
+    scene.matrix.leave(&bob.user);
+    scene.wait_removed(&bob, 1);
+    scene.service.signal("TERM");
+    assert!(scene.service.wait_exit(SOON).success());
+    scene.matrix.leave(&alice.user);
+    scene.join(&bob);
+    let before = scene.removals(&bob).len();
+    scene.service = store(scene.setup.clone()).start();
+    scene.wait_removed(&alice, 1);
+    scene.wait_removed(&bob, before + 1);
+    scene.sweeps(2);
+    assert!(scene.is_there(&carol) && scene.removals(&carol).is_empty());
+}
+
+/// A holder of a token.
+struct Guest {
+    user: String,
+    identity: String,
+}
+
+/// One Matrix room, its homeserver, and the call in it.
+struct Scene {
+    // Dropped first: its log is judged while its neighbours still stand.
+    service: Service,
+    setup: Setup,
+    sfu: Sfu,
+    home: Homeserver,
+    away: Homeserver,
+    matrix: Matrix,
+    room: String,
+    alias: String,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self::with(|setup| setup)
+    }
+
+    fn with(change: impl FnOnce(Setup) -> Setup) -> Self {
+        let (sfu, home, away) = (Sfu::start(), Homeserver::start(), Homeserver::start());
+        let matrix = Matrix::start(&home.name);
+        let setup = Setup::new(&sfu)
+            .full_access(&[&home, &away])
+            .env("LIVEKIT_CS_API_URL_OVERRIDES", &format!("{}={}", home.name, matrix.url()))
+            .env("LIVEKIT_HS_SERVER_NAME", &home.name)
+            .env("LIVEKIT_AS_TOKEN", AS_TOKEN)
+            .env("LIVEKIT_HS_TOKEN", HS_TOKEN)
+            .env("LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS", "1")
+            .secret(AS_TOKEN)
+            .secret(HS_TOKEN);
+        let room = unique_room();
+        Self {
+            service: change(setup.clone()).start(),
+            setup,
+            alias: hashes::alias(&room, SLOT),
+            sfu,
+            home,
+            away,
+            matrix,
+            room,
+        }
+    }
+
+    /// A member of the Matrix room gets a token from their homeserver.
+    #[track_caller]
+    fn token(&self, localpart: &str) -> Guest {
+        let user = self.home.user(localpart);
+        self.matrix.join(&user);
+        let body = json!({"url": self.sfu.url(), "room_id": self.room, "slot_id": SLOT, "member_id": "m"});
+        let call = Call::json(TOKEN_PATH, &body)
+            .header("Authorization", &format!("Bearer {HS_TOKEN}"))
+            .header("X-Matrix-User-Identifier", &user);
+        let answer = self.service.call(&call);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let identity = hashes::homeserver_identity(&user, "m");
+        Guest { user, identity }
+    }
+
+    /// Somebody gets one without a homeserver in between.
+    #[track_caller]
+    fn standalone(&self, homeserver: &Homeserver, localpart: &str) -> Guest {
+        let answer = self
+            .service
+            .post("/get_token", &bodies::get_token_of(homeserver, localpart, &self.room));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let user = homeserver.user(localpart);
+        let identity = hashes::identity(&user, "DEVICE", "member1");
+        Guest { user, identity }
+    }
+
+    fn join(&self, guest: &Guest) -> Session {
+        self.sfu.join(&self.alias, &guest.identity)
+    }
+
+    #[track_caller]
+    fn tell(&self, event: &serde_json::Value) {
+        assert_eq!(webhook::tell(&self.service, &self.sfu, event).status, 200);
+    }
+
+    fn is_there(&self, guest: &Guest) -> bool {
+        self.sfu.has(&self.alias, &guest.identity)
+    }
+
+    fn removals(&self, guest: &Guest) -> Vec<Instant> {
+        self.sfu.removals(&self.alias, &guest.identity)
+    }
+
+    fn calls(&self, method: &str) -> usize {
+        self.sfu.http.count(|r| r.path.ends_with(method))
+    }
+
+    #[track_caller]
+    fn wait_removed(&self, guest: &Guest, times: usize) {
+        wait_until(&format!("{} to be removed", guest.user), SOON, || {
+            !self.is_there(guest) && self.removals(guest).len() >= times
+        });
+    }
+
+    /// Waits for that many more questions, and until what follows from all but the last has been done.
+    #[track_caller]
+    fn sweeps(&self, count: usize) {
+        let before = self.matrix.count("");
+        wait_until("sweeps", SOON, || self.matrix.count("") > before + count);
+    }
+}
+
+/// The client-server API of the homeserver that the service belongs to, as far as memberships go: like Synapse's.
+struct Matrix {
+    http: Neighbour,
+    state: Arc<MatrixState>,
+}
+
+struct MatrixState {
+    name: String,
+    joined: Mutex<BTreeSet<String>>,
+    fault: Mutex<Option<Reply>>,
+}
+
+impl Matrix {
+    fn start(name: &str) -> Self {
+        let state = Arc::new(MatrixState {
+            name: name.into(),
+            joined: Mutex::default(),
+            fault: Mutex::default(),
+        });
+        let answering = state.clone();
+        Self {
+            http: Neighbour::start((unique_loopback(), 0).into(), None, move |request| answering.reply(request)),
+            state,
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.http.address())
+    }
+
+    fn join(&self, user: &str) {
+        self.state.joined.lock().unwrap().insert(user.into());
+    }
+
+    fn leave(&self, user: &str) {
+        self.state.joined.lock().unwrap().remove(user);
+    }
+
+    /// Answers this to every question about a membership.
+    fn fail(&self, reply: Option<Reply>) {
+        *self.state.fault.lock().unwrap() = reply;
+    }
+
+    /// How many questions about memberships there were, with that end of the path.
+    fn count(&self, end: &str) -> usize {
+        self.http.count(|r| is_membership(r) && r.path.ends_with(end))
+    }
+}
+
+impl MatrixState {
+    fn reply(&self, request: &Request) -> Reply {
+        if request.path == "/_matrix/client/versions" {
+            return Reply::json(
+                200,
+                &json!({"versions": ["v1.12"], "unstable_features": {"io.element.msc4502": true}}),
+            );
+        }
+        if !is_membership(request) {
+            return Reply::json(404, &json!({"errcode": "M_UNRECOGNIZED", "error": "Unrecognized request"}));
+        }
+        assert_eq!(request.header("authorization"), Some(&*format!("Bearer {AS_TOKEN}")));
+        if let Some(reply) = self.fault.lock().unwrap().clone() {
+            return reply;
+        }
+        let joined = self.joined.lock().unwrap();
+        let is_ours = |user: &str| user.ends_with(&format!(":{}", self.name));
+        let is_in = joined.iter().any(|user| is_ours(user));
+        if request.path.ends_with("/joined_members") {
+            if !is_in {
+                return Reply::json(
+                    403,
+                    &json!({"errcode": "M_FORBIDDEN", "error": "Appservices can only see rooms of their users"}),
+                );
+            }
+            let members: serde_json::Map<_, _> = joined.iter().map(|user| (user.clone(), json!({"display_name": user}))).collect();
+            return Reply::json(200, &json!({"joined": members}));
+        }
+        // Of a room in which none of its users is any more, it knows nothing.
+        let answer = match (request.query("mxid"), request.query("server_name")) {
+            (Some(user), None) => is_in && joined.contains(user),
+            (None, Some(server)) => is_in && joined.iter().any(|user| user.ends_with(&format!(":{server}"))),
+            (Some(_), Some(_)) | (None, None) => {
+                return Reply::json(
+                    400,
+                    &json!({"errcode": "M_MISSING_PARAM", "error": "exactly one of mxid and server_name"}),
+                );
+            }
+        };
+        Reply::json(200, &json!({"joined": answer}))
+    }
+}
+
+fn is_membership(request: &Request) -> bool {
+    request.method == "GET"
+        && request.path.contains("/rooms/")
+        && ["/is_joined", "/joined_members"].iter().any(|end| request.path.ends_with(end))
+}
+
+/// A directory of its own, removed with what is in it.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("removal-{}-{}", std::process::id(), unique()));
+        std::fs::create_dir_all(&path).expect("a directory");
+        Self(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
