@@ -274,23 +274,18 @@ impl Driver {
     // --- the homeserver ---
 
     async fn ask(self: &Arc<Self>, question: &Question) {
-        let few = question.people.len() <= FEW;
-        let outcome = if few { Ok(()) } else { self.ask_about_all(question).await };
-        match outcome {
-            // Nothing was said about all of them at once.
-            Ok(()) => {
-                if !few {
-                    return;
-                }
-                self.ask_one_by_one(question).await;
+        if question.people.len() > FEW {
+            match self.ask_about_all(question).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => return self.unclear(&error),
             }
-            Err(Some(error)) => self.unclear(&error),
-            Err(None) => self.ask_one_by_one(question).await,
         }
+        self.ask_one_by_one(question).await;
     }
 
-    /// By one question for all. Without an error there is nothing that would have to be asked one by one.
-    async fn ask_about_all(self: &Arc<Self>, question: &Question) -> Result<(), Option<OwnError>> {
+    /// By one question for all; `false` where that does not tell, and each has to be asked about.
+    async fn ask_about_all(self: &Arc<Self>, question: &Question) -> Result<bool, OwnError> {
         let asked = self.clock.now();
         let members = self.own.joined_members(&question.room_id, Instant::now() + LONG_QUESTION).await?;
         if let Some(members) = members {
@@ -299,15 +294,15 @@ impl Driver {
                 Some(Said { joined, asked })
             };
             self.answered(&question.about, &said, Some(true));
-            return Ok(());
+            return Ok(true);
         }
         // The list is too long, or not for us to see, or nobody of ours is there any more.
         let asked = self.clock.now();
         if self.own_is_in(&question.room_id).await? {
-            return Err(None);
+            return Ok(false);
         }
         self.answered(&question.about, &|_| Some(Said { joined: false, asked }), Some(false));
-        Ok(())
+        Ok(true)
     }
 
     async fn ask_one_by_one(self: &Arc<Self>, question: &Question) {

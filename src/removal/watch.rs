@@ -1,7 +1,7 @@
 //! Who holds a token, who has left the Matrix room, and what is to be done about it. Pure.
 //!
 //! ```text
-//!            a yes, or a checked token             a clear no, asked after the last yes
+//!            a yes, or a checked token             a clear no, asked some seconds after it
 //!  unknown ----------------------------> member ----------------------------------------> left
 //!                                           ^                                               |
 //!                                           +---------- a yes, or a checked token ----------+
@@ -35,6 +35,8 @@ use crate::delayed_leave::time::Time;
 pub const LANES: usize = 8;
 /// How long a no may be acted upon.
 pub const FRESH: u64 = 20_000;
+/// For how long a no does not count after a yes, at most: the processes of a homeserver may disagree for a moment.
+const SETTLES: u64 = 5_000;
 /// The SFU takes a token for this long after its end.
 const LEEWAY: u64 = 60_000;
 /// For how long the SFU renews the token of somebody inside.
@@ -271,8 +273,8 @@ struct Single {
 impl Seat {
     /// When it may be forgotten.
     fn end_of_use(&self) -> Time {
-        let seen = self.seen.map(|seen| seen.after(RENEWED_FOR));
-        seen.map_or(self.end.after(LEEWAY), |seen| seen.max(self.end.after(LEEWAY)))
+        let end = self.end.after(LEEWAY);
+        self.seen.map_or(end, |seen| end.max(seen.after(RENEWED_FOR)))
     }
 
     const fn is_busy(&self) -> bool {
@@ -435,6 +437,7 @@ impl Watch {
         let mut out = Vec::new();
         let room = about.room();
         let Some(call) = self.calls.get_mut(room) else { return out };
+        let settles = SETTLES.min(self.config.interval);
         let mut gone = Vec::new();
         for (place, seat) in call.seats.iter_mut().enumerate() {
             let Some(Said { joined, asked }) = said(&seat.user) else { continue };
@@ -444,7 +447,7 @@ impl Watch {
                 seat.left = seat.left.filter(|no| *no > asked);
             } else {
                 let counts = seat.checked || own_is_in == Some(true) || is_of(&seat.user, &self.config.own);
-                if !counts || seat.joined.is_none_or(|yes| yes >= asked) {
+                if !counts || seat.joined.is_none_or(|yes| asked < yes.after(settles)) {
                     continue;
                 }
                 seat.left = seat.left.max(Some(asked));
