@@ -11,6 +11,7 @@ use lk_jwt_service::config::Redis;
 use lk_jwt_service::delayed_leave::record::{StoredJob, Watch, field};
 use lk_jwt_service::delayed_leave::store::{Entry, Queue, Store, StoreError};
 use lk_jwt_service::dns::Dns;
+use lk_jwt_service::removal::record::{self, StoredToken, Value};
 use lk_jwt_service::secret::Secret;
 use lk_jwt_service::tls::Tls;
 use tokio::time::{Instant, sleep, timeout};
@@ -412,6 +413,79 @@ fn a_hash_that_is_not_ours_does_not_fill_the_memory() {
 }
 
 #[test]
+fn tokens_live_beside_jobs_in_a_file() {
+    let directory = Directory::new();
+    beside_each_other(async || Store::file(&directory.path("state")).await.expect("the file"));
+}
+
+#[test]
+fn tokens_live_beside_jobs_in_redis() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    beside_each_other(async || redis(&format!("redis://{}", server.address())));
+    assert!(server.ask(&["HEXISTS", "lk-jwt:tokens", &field("r", "i")]).starts_with(":1"));
+    assert_eq!(commands(&server), ["hdel", "hexists", "hgetall", "hset", "ping"]);
+}
+
+/// Under one name, and neither disturbs the other.
+fn beside_each_other(store: impl AsyncFn() -> Store) {
+    on_one_thread(async {
+        let opened = store().await;
+        let (tokens, mut restored) = record::Queue::start(&opened);
+        assert_eq!(restored.next().await, None);
+        let jobs = start_empty(opened).await;
+        tokens.put(&token("r", "i", 1));
+        jobs.put(&job("r", "i"), None);
+        tokens.put(&token("r", "i", 2));
+        tokens.put(&token("r", "j", 3));
+        tokens.remove("r", "j");
+        let end = Instant::now() + SOON;
+        assert_eq!((tokens.stop(end).await, jobs.stop(end).await), (0, 0));
+        drop((tokens, jobs));
+
+        let opened = store().await;
+        let (tokens, mut restored) = record::Queue::start(&opened);
+        assert_eq!(restored.next().await, Some(token("r", "i", 2)));
+        assert_eq!(restored.next().await, None);
+        let (jobs, found) = start(opened).await;
+        assert_eq!(found, by_field([job("r", "i")]));
+        jobs.remove("r", "i", None);
+        let end = Instant::now() + SOON;
+        assert_eq!((tokens.stop(end).await, jobs.stop(end).await), (0, 0));
+        drop((tokens, jobs, restored));
+
+        let opened = store().await;
+        let (_, mut restored) = record::Queue::start(&opened);
+        assert_eq!(restored.next().await, Some(token("r", "i", 2)));
+        start_empty(opened).await;
+    });
+}
+
+#[test]
+fn a_file_with_jobs_alone_gets_the_second_table() {
+    let directory = Directory::new();
+    let path = directory.path("state");
+    let table: redb::TableDefinition<'_, &[u8], &[u8]> = redb::TableDefinition::new("jobs");
+    let database = redb::Database::create(&path).expect("a database");
+    let transaction = database.begin_write().expect("a transaction");
+    let (name, value) = (field("r", "i"), job("r", "i").value(None));
+    transaction
+        .open_table(table)
+        .and_then(|mut table| Ok(table.insert(name.as_bytes(), value.as_bytes()).map(drop)?))
+        .expect("a record");
+    transaction.commit().expect("a commit");
+    drop(database);
+    on_one_thread(async {
+        let opened = Store::file(&path).await.expect("the file");
+        let (tokens, mut restored) = record::Queue::start(&opened);
+        assert_eq!(restored.next().await, None);
+        let (_, found) = start(opened).await;
+        assert_eq!(found, by_field([job("r", "i")]));
+        tokens.put(&token("r", "i", 1));
+        assert_eq!(tokens.stop(Instant::now() + SOON).await, 0);
+    });
+}
+
+#[test]
 fn a_file_may_be_named_by_its_directory_and_is_for_its_owner_only() {
     use std::os::unix::fs::PermissionsExt as _;
     let directory = Directory::new();
@@ -604,6 +678,22 @@ async fn load(store: &Store) -> Result<usize, StoreError> {
 
 fn by_field(jobs: impl IntoIterator<Item = StoredJob<'static>>) -> BTreeMap<String, StoredJob<'static>> {
     jobs.into_iter().map(|job| (field(&job.room, &job.identity), job)).collect()
+}
+
+fn token(room: &str, identity: &str, expires_at: i64) -> StoredToken<'static> {
+    StoredToken {
+        room: room.to_owned().into(),
+        identity: identity.to_owned().into(),
+        value: Value {
+            room_id: "!r:example.org".into(),
+            user_id: "@a:example.org".into(),
+            expires_at,
+            last_seen: None,
+            checked: true,
+            member: true,
+            left: false,
+        },
+    }
 }
 
 fn job(room: &str, identity: &str) -> StoredJob<'static> {
