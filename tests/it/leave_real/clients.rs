@@ -20,7 +20,7 @@ pub(super) fn joins_and_is_watched(caller: &Caller, delayed: &Delayed, join: imp
     let sid = join(&answer);
     let joined = caller.wait_notice("participant_joined", before, Duration::from_secs(20));
     assert_eq!(joined.sid, sid);
-    let since = caller.wait_restarted(delayed, joined.at.saturating_sub(300), Duration::from_secs(10));
+    let since = caller.wait_restarted(delayed, joined.at.saturating_sub(300), Duration::from_secs(15));
     say(&format!(
         "{}: the delay began again {} ms after the SFU told of the join",
         caller.name,
@@ -91,11 +91,10 @@ pub(super) fn a_client_that_is_killed() {
     is_missed(&caller, &delayed, now_ms());
 }
 
-/// The leave within 3 s of the SFU's own notice, and not before.
+/// The leave within 3 s of the SFU's own notice, and not before it was asked about.
 #[track_caller]
 pub(super) fn is_missed(caller: &Caller, delayed: &Delayed, killed: u64) {
     let notice = caller.wait_notice("participant_left", killed, Duration::from_secs(40));
-    caller.assert_there(delayed);
     let sent = caller.wait_sent(delayed, Duration::from_secs(8));
     let after = i128::from(sent) - i128::from(notice.at);
     say(&format!(
