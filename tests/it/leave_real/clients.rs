@@ -20,7 +20,7 @@ pub(super) fn joins_and_is_watched(caller: &Caller, delayed: &Delayed, join: imp
     let sid = join(&answer);
     let joined = caller.wait_notice("participant_joined", before, Duration::from_secs(20));
     assert_eq!(joined.sid, sid);
-    let since = caller.wait_restarted(delayed, joined.at.saturating_sub(300), Duration::from_secs(15));
+    let since = caller.wait_restarted(delayed, joined.at.saturating_sub(300).max(before), Duration::from_secs(15));
     say(&format!(
         "{}: the delay began again {} ms after the SFU told of the join",
         caller.name,

@@ -69,6 +69,7 @@ scenes! {
     }
     then {
         webhooks::nobody_wired_the_webhooks,
+        homeserver::a_slow_homeserver_reports_nobody_gone,
         stores::redis_stopped_for_30_s,
         browsers::full_reconnect_is_no_leave,
         browsers::resume_reconnect_is_no_leave,
