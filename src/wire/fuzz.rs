@@ -5,7 +5,11 @@ use serde_json::json;
 
 use super::*;
 
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 21] = [
+    "url",
+    "user_id",
+    "member_id",
+    "server_name",
     "room",
     "room_id",
     "slot_id",
@@ -27,6 +31,7 @@ const KEYS: [&str; 17] = [
 
 fn whole() -> Value {
     json!({
+        "url": "wss://example.org", "user_id": "@a:example.org", "member_id": "m", "server_name": "example.org",
         "room": "!r:example.org", "room_id": "!r:example.org", "slot_id": "m.call#ROOM", "device_id": "DEVICE",
         "openid_token": {"access_token": "t", "matrix_server_name": "example.org", "token_type": "Bearer", "expires_in": 3600},
         "member": {"id": "m", "claimed_user_id": "@a:example.org", "claimed_device_id": "DEVICE"},
@@ -119,8 +124,7 @@ fn any_body() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-fn all_is_there(token: &UnverifiedOpenIdToken, seat: &SeatRequest, user: Option<&str>, event: Option<&DelayedEvent>, body: &[u8]) {
-    let mut texts = vec![token.unverified_server_name.as_str(), token.access_token.expose()];
+fn all_is_there<'a>(mut texts: Vec<&'a str>, seat: &'a SeatRequest, body: &[u8]) {
     match seat {
         SeatRequest::Member {
             room_id,
@@ -128,28 +132,55 @@ fn all_is_there(token: &UnverifiedOpenIdToken, seat: &SeatRequest, user: Option<
             claimed_device_id,
             member_id,
         } => texts.extend([room_id.as_str(), slot_id, claimed_device_id, member_id]),
+        SeatRequest::Homeserver {
+            room_id,
+            slot_id,
+            member_id,
+        } => texts.extend([room_id.as_str(), slot_id, member_id]),
         SeatRequest::Legacy { room, .. } => texts.push(room),
     }
-    texts.extend(user);
-    texts.extend(event.map(|event| event.id.as_str()));
     assert!(texts.iter().all(|text| !text.is_empty()));
-    // A byte that is no UTF-8 becomes three.
+    // A byte that is no UTF-8 becomes three; the id of a member may be there twice.
     let all: usize = texts.iter().map(|text| text.len()).sum();
-    assert!(all <= 3 * body.len());
+    assert!(all <= 4 * body.len());
+}
+
+fn is_sound(event: Option<&DelayedEvent>) {
     if let Some(event) = event {
         assert!((1..=86_400_000).contains(&event.delay.as_millis()));
-        assert!(event.id != "." && event.id != ".." && event.id.len() <= 255);
+        is_an_id(&event.id);
     }
+}
+
+fn is_an_id(id: &str) {
+    assert!(!id.is_empty() && id != "." && id != ".." && id.len() <= 255);
+}
+
+fn texts(token: &UnverifiedOpenIdToken) -> Vec<&str> {
+    vec![token.access_token.expose(), &token.unverified_server_name]
 }
 
 proptest! {
     #[test]
     fn any_request_body_has_an_answer(body in any_body()) {
         for request in [TokenRequest::get_token(&body), TokenRequest::sfu_get(&body)].into_iter().flatten() {
-            all_is_there(&request.openid_token, &request.seat, request.claimed_user_id.as_deref(), request.event.as_ref(), &body);
+            all_is_there(texts(&request.openid_token), &request.seat, &body);
+            prop_assert!(request.claimed_user_id.is_none_or(|user| !user.is_empty()));
+            is_sound(request.event.as_ref());
         }
         if let Ok(request) = DelegationRequest::parse(&body) {
-            all_is_there(&request.openid_token, &request.seat, Some(&request.claimed_user_id), Some(&request.event), &body);
+            all_is_there(texts(&request.openid_token), &request.seat, &body);
+            is_sound(Some(&request.event));
+        }
+        if let Ok(request) = ClientTokenRequest::parse(&body) {
+            all_is_there(vec![&request.wanted.url], &request.wanted.seat, &body);
+        }
+        if let Ok(request) = FederationTokenRequest::parse(&body) {
+            all_is_there(vec![&request.wanted.url, &request.unverified_user_id], &request.wanted.seat, &body);
+        }
+        if let Ok(request) = ClientDelegationRequest::parse(&body) {
+            all_is_there(vec![&request.wanted.url], &request.wanted.seat, &body);
+            is_an_id(&request.delay_id);
         }
     }
 }

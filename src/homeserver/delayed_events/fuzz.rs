@@ -1,8 +1,11 @@
 //! Whatever a homeserver answers, and whatever a delayed event is called. `tests/fuzz` tries a million of each.
 
+use http::StatusCode;
 use proptest::prelude::*;
+use url::Url;
 
 use super::*;
+use crate::homeserver::versions::Offers;
 
 fn almost_a_hint() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
@@ -56,7 +59,7 @@ proptest! {
 
     #[test]
     fn any_versions_answer_leaves_a_path(body in almost_an_error()) {
-        prop_assert_eq!(Paths::read(&body).order(false).len(), 2);
+        prop_assert_eq!(Offers::read(&body).delayed_events.order(PATHS, false).len(), 2);
     }
 }
 
