@@ -73,11 +73,36 @@ pub(super) fn wait_back(caller: &Caller, tab: &Tab, since: u64) -> Result<Value,
     }
 }
 
-/// By the SFU's log since its last start, which notes a room when it stands.
 fn was_refused_before_the_room_stood(caller: &Caller) -> bool {
-    let (log, room) = (caller.stage.livekit.log(), format!("\"{}\"", caller.alias()));
+    is_refused_first(&caller.stage.livekit.log(), &caller.alias())
+}
+
+/// By the SFU's log since its last start, which notes a room when it stands.
+fn is_refused_first(log: &str, room: &str) -> bool {
+    let room = format!("\"{room}\"");
     let before = log.lines().filter(|line| line.contains(&room));
     before
         .take_while(|line| !line.contains("API RoomService.CreateRoom"))
         .any(|line| line.contains("requested room does not exist") && line.contains("\"status\": 404"))
+}
+
+#[test]
+fn only_who_was_refused_before_its_own_room_stood_could_not_be_helped() {
+    let refused = |room| {
+        format!(
+            r#"2026-07-29T11:30:31.478Z WARN livekit service/utils.go:84 error handling request {{"room": "{room}", "status": 404, "method": "GET", "path": "/rtc/v1", "error": "requested room does not exist"}}"#
+        )
+    };
+    let line = |what, room| {
+        format!(
+            r#"2026-07-29T11:30:31.522Z INFO livekit.api service/twirp.go:149 API RoomService.{what} {{"room": "{room}", "status": "200"}}"#
+        )
+    };
+    let (asked, stands) = (line("ListRooms", "a"), line("CreateRoom", "a"));
+    let is_void = |lines: &[&str]| is_refused_first(&lines.join("\n"), "a");
+    assert!(is_void(&[&asked, &refused("a"), &stands]));
+    assert!(is_void(&[&line("CreateRoom", "b"), &refused("a"), &stands]));
+    assert!(!is_void(&[&asked, &stands, &refused("a")]));
+    assert!(!is_void(&[&asked, &refused("b"), &stands]));
+    assert!(!is_void(&[&asked, &stands]));
 }
