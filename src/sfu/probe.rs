@@ -4,7 +4,7 @@
 //! A client that knocks between the SFU's first answer and the creation of its room is stranded for good. So a question
 //! that meets a closed port knocks a few times more before it says so. Nobody hears it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OnceCell};
 use tokio::time::{sleep, timeout};
 use tower::{ServiceExt as _, service_fn};
 use url::Url;
@@ -108,12 +108,13 @@ impl Probe {
     }
 
     async fn connect(&self, uri: &Uri) -> Option<Kept> {
-        let dns = self.dns.clone();
+        // The name is looked up once per question.
+        let (dns, found) = (self.dns.clone(), Arc::new(OnceCell::new()));
         let resolver = service_fn(move |name: Name| {
-            let dns = dns.clone();
+            let (dns, found) = (dns.clone(), found.clone());
             async move {
-                let addresses = dns.addresses(name.as_str()).await?;
-                Ok::<_, crate::dns::DnsError>(addresses.into_iter().map(|ip| SocketAddr::new(ip, 0)))
+                let addresses: &Vec<IpAddr> = found.get_or_try_init(|| dns.addresses(name.as_str())).await?;
+                Ok::<_, crate::dns::DnsError>(addresses.clone().into_iter().map(|ip| SocketAddr::new(ip, 0)))
             }
         });
         let mut http = HttpConnector::new_with_resolver(resolver);
