@@ -22,6 +22,7 @@ mod leave_real;
 mod limits;
 mod logs;
 mod real;
+mod recorded_webhooks;
 mod removal;
 mod routes;
 mod sfu_calls;
