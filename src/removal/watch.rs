@@ -20,6 +20,8 @@
 //!   leaving may have left just before that question, with a renewed token: that no only starts the ten minutes.
 //! * A sweep goes through all calls in the order of their names, [`LANES`] questions at a time. The next one starts one
 //!   interval after the last, at the earliest when that is through; a call is never asked about twice at the same time.
+//! * There are two sweeps, each with lanes of its own: one about our homeserver's own users, and one about those of others.
+//!   About these it may have to wait for other homeservers, and a hostile one must not keep our own from being removed.
 //! * Calls in which nobody is known as a member are asked about ever more rarely: nothing could follow from the answer but
 //!   that somebody has become one.
 
@@ -31,7 +33,7 @@ use super::name::Name;
 use crate::delayed_leave::backoff::{Jitter, Schedule};
 use crate::delayed_leave::time::Time;
 
-/// Questions to the homeserver at a time, and calls to the SFU.
+/// Questions to the homeserver at a time, in each sweep, and calls to the SFU.
 pub const LANES: usize = 8;
 /// How long a no may be acted upon.
 pub const FRESH: u64 = 20_000;
@@ -133,16 +135,35 @@ pub struct Question {
 /// What a question is for.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum About {
-    /// All who hold tokens for this room.
-    All(Name),
+    /// All of these who hold tokens for this room.
+    All(Name, Whose),
     /// One who came back, or whose removal failed.
-    One(Key),
+    One(Key, Whose),
+}
+
+/// Whose users.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Whose {
+    /// Our homeserver's.
+    Own,
+    /// Another one's.
+    Other,
+}
+
+impl Whose {
+    const BOTH: [Self; 2] = [Self::Own, Self::Other];
 }
 
 impl About {
     const fn room(&self) -> &Name {
         match self {
-            Self::All(room) | Self::One(Key { room, .. }) => room,
+            Self::All(room, _) | Self::One(Key { room, .. }, _) => room,
+        }
+    }
+
+    const fn whose(&self) -> Whose {
+        match self {
+            Self::All(_, whose) | Self::One(_, whose) => *whose,
         }
     }
 }
@@ -203,23 +224,29 @@ pub struct Watch {
     /// How many seats each user has.
     users: HashMap<Arc<str>, u32>,
     seats: usize,
-    /// The last call that the sweep has come to; none between sweeps.
-    cursor: Option<Option<Name>>,
-    /// When the sweep that goes on has started, or the next one will; none where there is nobody to ask about.
-    sweep: Option<Time>,
+    /// By [`Whose`].
+    sweeps: [Sweep; 2],
     /// The first sweep was brought forward, for those who were restored.
     hurries: bool,
-    /// Questions under way.
-    asking: usize,
     /// Those who are dealt with apart from sweeps.
     singles: BTreeMap<Key, Single>,
-    /// Those of them who wait.
-    due: BTreeSet<(Time, Key)>,
     /// Calls to the SFU under way.
     calling: usize,
     /// Those that wait: for removals, and for the rest.
     removals: VecDeque<Output>,
     looks: VecDeque<Output>,
+}
+
+#[derive(Debug, Default)]
+struct Sweep {
+    /// The last call that it has come to; none while it has not begun.
+    cursor: Option<Option<Name>>,
+    /// When it began, or the next one will; none where there is nobody to ask about.
+    at: Option<Time>,
+    /// Questions under way.
+    asking: usize,
+    /// Those who are dealt with apart and wait.
+    due: BTreeSet<(Time, Key)>,
 }
 
 /// A room on the SFU.
@@ -228,11 +255,17 @@ struct Call {
     room_id: Arc<str>,
     /// By identity.
     seats: Vec<Seat>,
-    /// A question about all of it is under way.
-    asking: bool,
+    /// By [`Whose`].
+    questions: [Questions; 2],
     /// Who is in it is being asked, or waits to be.
     listing: bool,
-    /// How rarely it is asked about, and how many sweeps it still lets pass.
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Questions {
+    /// One about all of them is under way.
+    asking: bool,
+    /// How rarely they are asked about, and how many sweeps they still let pass.
     idle: u8,
     pass: u8,
 }
@@ -307,8 +340,9 @@ impl Call {
         }
     }
 
-    fn has_members(&self) -> bool {
-        self.seats.iter().any(|seat| seat.joined.is_some())
+    fn has_members(&self, whose: Whose, own: &str) -> bool {
+        let mut seats = self.seats.iter().filter(|seat| seat.joined.is_some());
+        seats.any(|seat| whose_is(&seat.user, own) == whose)
     }
 }
 
@@ -323,12 +357,9 @@ impl Watch {
             calls: BTreeMap::new(),
             users: HashMap::new(),
             seats: 0,
-            cursor: None,
-            sweep: None,
+            sweeps: <[Sweep; 2]>::default(),
             hurries: false,
-            asking: 0,
             singles: BTreeMap::new(),
-            due: BTreeSet::new(),
             calling: 0,
             removals: VecDeque::new(),
             looks: VecDeque::new(),
@@ -355,12 +386,14 @@ impl Watch {
         seat.end = seat.end.max(token.end);
         seat.inside = true;
         seat.checked |= token.checked;
-        if new && self.sweep.is_none() {
-            self.sweep = Some(now.after(self.config.interval));
+        if new {
+            self.plan(now.after(self.config.interval));
         }
         let mut out = vec![Output::Persist(key.clone())];
         if let Some(call) = self.calls.get_mut(&key.room) {
-            (call.idle, call.pass) = (0, 0);
+            for questions in &mut call.questions {
+                (questions.idle, questions.pass) = (0, 0);
+            }
             if token.checked {
                 call.joins(&key.room, token.user_id, now, &mut out);
             }
@@ -382,12 +415,12 @@ impl Watch {
         seat.joined = (past.member || past.left).then_some(Time::EARLIEST);
         seat.left = past.left.then_some(Time::EARLIEST);
         // Who left while nobody watched has been inside for long enough.
-        if !std::mem::replace(&mut self.hurries, true) && self.cursor.is_none() {
-            self.sweep = Some(now.after(BREATH));
+        if !std::mem::replace(&mut self.hurries, true) {
+            for sweep in self.sweeps.iter_mut().filter(|sweep| sweep.cursor.is_none()) {
+                sweep.at = Some(now.after(BREATH));
+            }
         }
-        if self.sweep.is_none() {
-            self.sweep = Some(now.after(self.config.interval));
-        }
+        self.plan(now.after(self.config.interval));
     }
 
     /// Somebody came into a room.
@@ -446,7 +479,7 @@ impl Watch {
                 seat.joined = seat.joined.max(Some(asked));
                 seat.left = seat.left.filter(|no| *no > asked);
             } else {
-                let counts = seat.checked || own_is_in == Some(true) || is_of(&seat.user, &self.config.own);
+                let counts = seat.checked || own_is_in == Some(true) || whose_is(&seat.user, &self.config.own) == Whose::Own;
                 if !counts || seat.joined.is_none_or(|yes| asked < yes.after(settles)) {
                     continue;
                 }
@@ -495,21 +528,20 @@ impl Watch {
     /// The homeserver was asked, whatever it said.
     #[must_use]
     pub fn over(&mut self, about: &About, now: Time) -> Vec<Output> {
-        self.asking = self.asking.saturating_sub(1);
+        let sweep = self.sweep(about.whose());
+        sweep.asking = sweep.asking.saturating_sub(1);
         match about {
-            About::All(room) => {
+            About::All(room, whose) => {
                 if let Some(call) = self.calls.get_mut(room) {
-                    call.asking = false;
-                    if call.has_members() {
-                        (call.idle, call.pass) = (0, 0);
-                    } else {
-                        call.idle = (call.idle + 1).min(IDLE);
-                        call.pass = (1 << call.idle) - 1;
-                    }
+                    let members = call.has_members(*whose, &self.config.own);
+                    let questions = &mut call.questions[*whose as usize];
+                    questions.asking = false;
+                    questions.idle = if members { 0 } else { (questions.idle + 1).min(IDLE) };
+                    questions.pass = (1 << questions.idle) - 1;
                 }
                 self.tidy(room);
             }
-            About::One(key) => {
+            About::One(key, _) => {
                 let busy = self.seat(key).is_some_and(|seat| seat.wanted || seat.removing);
                 let waits = self.singles.get(key).is_some_and(|single| single.due.is_some());
                 // No clear answer, or they are joined: the sweeps go on.
@@ -628,12 +660,13 @@ impl Watch {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         // While all lanes are taken, answers keep it going.
-        if self.asking >= LANES {
-            return None;
-        }
-        let single = self.due.first().map(|(due, _)| *due);
-        let sweep = if self.cursor.is_some() { Some(Time::EARLIEST) } else { self.sweep };
-        single.into_iter().chain(sweep).min()
+        let free = self.sweeps.iter().filter(|sweep| sweep.asking < LANES);
+        free.filter_map(|sweep| {
+            let single = sweep.due.first().map(|(due, _)| *due);
+            let next = if sweep.cursor.is_some() { Some(Time::EARLIEST) } else { sweep.at };
+            single.into_iter().chain(next).min()
+        })
+        .min()
     }
 
     /// What is to be stored of a seat.
@@ -666,10 +699,8 @@ impl Watch {
         let call = self.calls.entry(key.room.clone()).or_insert_with(|| Call {
             room_id: token.room_id.into(),
             seats: Vec::new(),
-            asking: false,
+            questions: <[Questions; 2]>::default(),
             listing: false,
-            idle: 0,
-            pass: 0,
         });
         let (place, before) = match call.find(&key.identity) {
             Ok(place) => {
@@ -714,13 +745,28 @@ impl Watch {
         Some((seat, before.is_none()))
     }
 
+    fn sweep(&mut self, whose: Whose) -> &mut Sweep {
+        &mut self.sweeps[whose as usize]
+    }
+
+    /// Where nothing is planned yet.
+    fn plan(&mut self, at: Time) {
+        for sweep in &mut self.sweeps {
+            sweep.at.get_or_insert(at);
+        }
+    }
+
     fn seat(&mut self, key: &Key) -> Option<&mut Seat> {
         self.calls.get_mut(&key.room)?.seat(&key.identity)
     }
 
     fn single(&mut self, key: Key, due: Option<Time>, again: bool, now: Time) {
-        if let Some(due) = due {
-            self.due.insert((due, key.clone()));
+        let own = self.config.own.clone();
+        if let Some(due) = due
+            && let Some(seat) = self.seat(&key)
+        {
+            let whose = whose_is(&seat.user, &own);
+            self.sweep(whose).due.insert((due, key.clone()));
         }
         let single = Single {
             due,
@@ -735,7 +781,9 @@ impl Watch {
         if let Some(single) = self.singles.remove(key)
             && let Some(due) = single.due
         {
-            self.due.remove(&(due, key.clone()));
+            for sweep in &mut self.sweeps {
+                sweep.due.remove(&(due, key.clone()));
+            }
         }
     }
 
@@ -804,7 +852,7 @@ impl Watch {
 
     fn tidy(&mut self, room: &Name) {
         if let Some(call) = self.calls.get_mut(room) {
-            if call.seats.is_empty() && !call.asking && !call.listing {
+            if call.seats.is_empty() && !call.questions.iter().any(|questions| questions.asking) && !call.listing {
                 self.calls.remove(room);
             } else if call.seats.len() < call.seats.capacity() / 2 {
                 call.seats.shrink_to_fit();
@@ -814,16 +862,6 @@ impl Watch {
 
     /// Fills the free lanes.
     fn go_on(&mut self, out: &mut Vec<Output>, now: Time) {
-        let mut turns = 0;
-        while self.asking < LANES {
-            if self.next_single(out, now) {
-                continue;
-            }
-            if turns == TURNS || !self.next_turn(out, now) {
-                break;
-            }
-            turns += 1;
-        }
         while self.calling < LANES
             && let Some(output) = self.removals.pop_front().or_else(|| self.looks.pop_front())
         {
@@ -835,9 +873,24 @@ impl Watch {
             self.calling += 1;
             out.push(output);
         }
-        // What was too old has to be asked again, and there may be lanes for it.
-        if self.asking < LANES && self.due.first().is_some_and(|(due, _)| *due <= now) {
-            while self.asking < LANES && self.next_single(out, now) {}
+        for whose in Whose::BOTH {
+            let mut turns = 0;
+            while self.sweep(whose).asking < LANES {
+                if self.next_single(whose, out, now) {
+                    continue;
+                }
+                if turns == TURNS || !self.next_turn(whose, out, now) {
+                    break;
+                }
+                turns += 1;
+            }
+        }
+        // A turn may have found tokens that are over.
+        while self.calling < LANES
+            && let Some(output) = self.looks.pop_front()
+        {
+            self.calling += 1;
+            out.push(output);
         }
     }
 
@@ -856,56 +909,63 @@ impl Watch {
     }
 
     /// Asks about the next one who is dealt with apart.
-    fn next_single(&mut self, out: &mut Vec<Output>, now: Time) -> bool {
-        if self.due.first().is_none_or(|(due, _)| *due > now) {
+    fn next_single(&mut self, whose: Whose, out: &mut Vec<Output>, now: Time) -> bool {
+        let due = &mut self.sweep(whose).due;
+        if due.first().is_none_or(|(due, _)| *due > now) {
             return false;
         }
-        let Some((_, key)) = self.due.pop_first() else { return false };
+        let Some((_, key)) = due.pop_first() else { return false };
         let room_id = self.calls.get(&key.room).map(|call| call.room_id.clone());
-        let person = self
-            .seat(&key)
-            .map(|seat| (seat.user.clone(), seat.joined.is_some() && !seat.checked));
-        let (Some(room_id), Some((user_id, unchecked))) = (room_id, person) else {
+        let person = self.seat(&key).map(|seat| Person {
+            user_id: seat.user.clone(),
+            doubtful: whose == Whose::Other && seat.joined.is_some() && !seat.checked,
+        });
+        let (Some(room_id), Some(person)) = (room_id, person) else {
             self.singles.remove(&key);
             return true;
         };
         if let Some(single) = self.singles.get_mut(&key) {
             single.due = None;
         }
-        let doubtful = unchecked && !is_of(&user_id, &self.config.own);
-        self.asking += 1;
+        self.sweep(whose).asking += 1;
         out.push(Output::Ask(Question {
-            about: About::One(key),
+            about: About::One(key, whose),
             room_id,
-            people: vec![Person { user_id, doubtful }],
+            people: vec![person],
         }));
         true
     }
 
     /// Goes on to the sweep's next call; `false` when there is none, or no sweep.
-    fn next_turn(&mut self, out: &mut Vec<Output>, now: Time) -> bool {
-        let cursor = match &self.cursor {
-            Some(cursor) => cursor.clone(),
-            None if self.sweep.is_some_and(|at| at <= now) => {
-                self.sweep = Some(now);
-                None
+    fn next_turn(&mut self, whose: Whose, out: &mut Vec<Output>, now: Time) -> bool {
+        let interval = self.config.interval;
+        let sweep = &mut self.sweeps[whose as usize];
+        if sweep.cursor.is_none() {
+            if sweep.at.is_none_or(|at| at > now) {
+                return false;
             }
-            None => return false,
-        };
-        let after = cursor.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            sweep.at = Some(now);
+            sweep.cursor = Some(None);
+        }
+        let cursor = sweep.cursor.as_ref().and_then(Option::as_ref);
+        let after = cursor.map_or(Bound::Unbounded, Bound::Excluded);
         let next = self.calls.range::<Name, _>((after, Bound::Unbounded)).next();
         if let Some((room, _)) = next {
             let room = room.clone();
-            self.cursor = Some(Some(room.clone()));
-            self.turn(&room, out, now);
+            sweep.cursor = Some(Some(room.clone()));
+            if whose == Whose::Own {
+                self.turn(&room, out, now);
+            }
+            self.ask_about(&room, whose, out);
             return true;
         }
-        self.cursor = None;
-        let next = self.sweep.map(|began| began.after(self.config.interval).max(now.after(BREATH)));
-        self.sweep = next.filter(|_| !self.calls.is_empty());
+        sweep.cursor = None;
+        let next = sweep.at.map(|began| began.after(interval).max(now.after(BREATH)));
+        sweep.at = next.filter(|_| !self.calls.is_empty());
         false
     }
 
+    /// Looks after the tokens that are over.
     fn turn(&mut self, room: &Name, out: &mut Vec<Output>, now: Time) {
         let Some(call) = self.calls.get_mut(room) else { return };
         let (mut expired, mut to_look_at) = (Vec::new(), Vec::new());
@@ -935,27 +995,31 @@ impl Watch {
             let room = room.clone();
             self.forget(&Key { room, identity }, out);
         }
-        self.ask_about(room, out);
     }
 
-    fn ask_about(&mut self, room: &Name, out: &mut Vec<Output>) {
+    fn ask_about(&mut self, room: &Name, whose: Whose, out: &mut Vec<Output>) {
         let Some(call) = self.calls.get_mut(room) else { return };
-        if call.asking || call.seats.is_empty() {
+        let questions = &mut call.questions[whose as usize];
+        if questions.asking {
             return;
         }
-        if call.pass > 0 {
-            call.pass -= 1;
+        if questions.pass > 0 {
+            questions.pass -= 1;
             return;
         }
         let mut people = BTreeMap::new();
-        for seat in &call.seats {
+        let seats = call.seats.iter();
+        for seat in seats.filter(|seat| whose_is(&seat.user, &self.config.own) == whose) {
             let doubtful = people.entry(seat.user.clone()).or_insert(false);
-            *doubtful |= seat.joined.is_some() && !seat.checked && !is_of(&seat.user, &self.config.own);
+            *doubtful |= whose == Whose::Other && seat.joined.is_some() && !seat.checked;
         }
-        call.asking = true;
-        self.asking += 1;
+        if people.is_empty() {
+            return;
+        }
+        questions.asking = true;
+        self.sweeps[whose as usize].asking += 1;
         out.push(Output::Ask(Question {
-            about: About::All(room.clone()),
+            about: About::All(room.clone(), whose),
             room_id: call.room_id.clone(),
             people: people.into_iter().map(|(user_id, doubtful)| Person { user_id, doubtful }).collect(),
         }));
@@ -973,8 +1037,11 @@ impl Key {
     }
 }
 
-fn is_of(user_id: &str, server: &str) -> bool {
-    user_id.split_once(':').is_some_and(|(_, domain)| domain == server)
+fn whose_is(user_id: &str, own: &str) -> Whose {
+    match user_id.split_once(':') {
+        Some((_, domain)) if domain == own => Whose::Own,
+        Some(_) | None => Whose::Other,
+    }
 }
 
 fn give_back(users: &mut HashMap<Arc<str>, u32>, user: &str) {

@@ -40,11 +40,11 @@ fn key(identity: &str) -> Key {
 }
 
 fn all() -> About {
-    About::All(ROOM.into())
+    About::All(ROOM.into(), Whose::Own)
 }
 
 fn one(identity: &str) -> About {
-    About::One(key(identity))
+    About::One(key(identity), Whose::Own)
 }
 
 /// Whom a question asks about, and about whom it wants to know whether our homeserver is there.
@@ -172,18 +172,20 @@ fn without_our_homeserver_in_the_room_only_its_own_users_and_checked_tokens_coun
         for (user, identity, checked) in users {
             issue(&mut watch, &token(user, identity, 0, checked), 0);
         }
-        assert!(sweep(&mut watch, &everybody, None, INTERVAL).is_empty());
+        let others = About::All(ROOM.into(), Whose::Other);
+        assert_eq!(asked_about(&watch.time(at(INTERVAL))).len(), 2);
+        for about in [all(), others.clone()] {
+            assert!(answer(&mut watch, &about, &everybody, None, INTERVAL).is_empty());
+        }
         let asked = asked_about(&watch.time(at(2 * INTERVAL)));
+        let people = vec![("@checked:else.example".to_owned(), false), ("@seen:else.example".to_owned(), true)];
         assert_eq!(
-            asked[0].1,
-            [
-                ("@checked:else.example".to_owned(), false),
-                ("@ours:own.example".to_owned(), false),
-                ("@seen:else.example".to_owned(), true),
-            ]
+            asked,
+            [(all(), vec![("@ours:own.example".to_owned(), false)]), (others.clone(), people)]
         );
+        // As where one question was asked for all of them.
         assert_eq!(
-            answer(&mut watch, &all(), &[], own_is_in, 2 * INTERVAL),
+            answer(&mut watch, &others, &[], own_is_in, 2 * INTERVAL),
             [Output::List(ROOM.into())],
             "never the room as a whole"
         );
@@ -233,7 +235,11 @@ fn a_call_is_not_asked_about_twice_at_a_time_and_the_lanes_are_bounded() {
     }
     let asked = asked_about(&watch.time(at(INTERVAL)));
     assert_eq!(asked.len(), LANES);
-    assert_eq!(watch.next_deadline(), None);
+    assert_eq!(
+        watch.next_deadline(),
+        Some(at(2 * INTERVAL)),
+        "the sweep of the others, of whom there are none"
+    );
     // However late, those that are under way are left alone; each answer makes room for one more.
     assert!(watch.time(at(10 * INTERVAL)).is_empty());
     let mut seen: BTreeSet<Name> = asked.iter().map(|(about, _)| about.room().clone()).collect();
@@ -242,6 +248,33 @@ fn a_call_is_not_asked_about_twice_at_a_time_and_the_lanes_are_bounded() {
         assert_eq!(next.len(), 1);
         assert!(seen.insert(next[0].0.room().clone()), "once in a sweep");
     }
+}
+
+#[test]
+fn users_of_other_homeservers_do_not_keep_our_own_waiting() {
+    let mut watch = watch();
+    for n in 0..2 * LANES {
+        let (room, hostile) = (format!("call{n:02}"), format!("@u{n}:hostile.example"));
+        let hostile = Token {
+            room: &room,
+            ..token(&hostile, "h", 0, true)
+        };
+        issue(&mut watch, &hostile, 0);
+        let ours = Token {
+            room: &room,
+            ..token("@a:own.example", "a", 0, true)
+        };
+        issue(&mut watch, &ours, 0);
+    }
+    // Nothing that is asked about the others is ever answered.
+    let (mut ours, mut waiting) = (0, asked_about(&watch.time(at(INTERVAL))));
+    while let Some(place) = waiting.iter().position(|(about, _)| about.whose() == Whose::Own) {
+        let (about, _) = waiting.remove(place);
+        ours += 1;
+        waiting.extend(asked_about(&watch.over(&about, at(INTERVAL))));
+    }
+    assert_eq!((ours, waiting.len()), (2 * LANES, LANES));
+    assert_eq!(watch.next_deadline(), Some(at(2 * INTERVAL)), "our own are asked about again");
 }
 
 #[test]
@@ -316,7 +349,7 @@ fn who_is_joined_again_before_the_next_try_is_left_alone() {
     let next = INTERVAL + 500;
     assert_eq!(asked_about(&watch.time(at(next))).len(), 1);
     assert!(answer(&mut watch, &one("a"), &["@a:own.example"], None, next).is_empty());
-    assert!(watch.singles.is_empty() && watch.due.is_empty());
+    assert!(watch.singles.is_empty() && watch.sweeps.iter().all(|sweep| sweep.due.is_empty()));
 }
 
 #[test]
@@ -771,7 +804,8 @@ impl World {
                 self.waiting.push((output, truth, self.now));
             }
         }
-        assert!(self.watch.asking <= LANES && self.watch.calling <= LANES && self.waiting.len() <= 2 * LANES);
+        assert!(self.watch.sweeps.iter().all(|sweep| sweep.asking <= LANES) && self.watch.calling <= LANES);
+        assert!(self.waiting.len() <= 3 * LANES);
     }
 
     fn may_be_removed(&self, seat: usize) {
@@ -897,7 +931,8 @@ proptest! {
         world.calm(4 * HOUR);
         let watch = &world.watch;
         prop_assert!(watch.is_empty() && watch.calls.is_empty() && watch.users.is_empty());
-        prop_assert!(watch.singles.is_empty() && watch.due.is_empty() && watch.removals.is_empty() && watch.looks.is_empty());
-        prop_assert_eq!((watch.asking, watch.calling, watch.next_deadline()), (0, 0, None));
+        prop_assert!(watch.singles.is_empty() && watch.sweeps.iter().all(|sweep| sweep.due.is_empty()) && watch.removals.is_empty() && watch.looks.is_empty());
+        prop_assert!(watch.sweeps.iter().all(|sweep| sweep.asking == 0));
+        prop_assert_eq!((watch.calling, watch.next_deadline()), (0, None));
     }
 }
