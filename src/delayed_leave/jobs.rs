@@ -12,6 +12,7 @@ use crate::delayed_leave::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
     time::Duration,
 };
@@ -21,8 +22,8 @@ mod facts;
 mod table;
 
 pub use api::{Answered, Call, Config, Delegated, Delegation, Fact, Looked, Output, Outputs, Record, Refusal, Row, Webhook, WebhookKind};
-use table::Table;
 pub use table::{Job, JobId};
+use table::{Names, Table};
 
 /// While no webhook has been verified, rooms are asked at least this often (L9a).
 const SWEEP_WITHOUT_WEBHOOKS: u64 = 30_000;
@@ -32,7 +33,8 @@ const PROBE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Timer {
-    Job(JobId),
+    /// By its place: whoever leaves it takes the timer along.
+    Job(u32),
     Room(RoomId),
 }
 
@@ -41,7 +43,9 @@ enum Timer {
 pub struct Jobs {
     config: Config,
     table: Table,
-    users: BTreeMap<Arc<str>, u32>,
+    /// Jobs of each user, known by a number that nobody can guess.
+    users: BTreeMap<u64, u32>,
+    seed: u64,
     rooms: Rooms,
     pace: Pace,
     watch: Watch,
@@ -65,6 +69,7 @@ impl Jobs {
             config,
             table: Table::default(),
             users: BTreeMap::new(),
+            seed,
             rooms: Rooms::default(),
             timers: BTreeSet::new(),
             jitter: Jitter::new(seed),
@@ -101,10 +106,10 @@ impl Jobs {
         Some(Record {
             delegation: Delegation {
                 room: self.rooms.name(job.room)?,
-                identity: &job.identity,
-                user: &job.user,
+                identity: job.identity(),
+                user: job.user(),
                 homeserver: self.pace.name(job.homeserver)?,
-                delay_id: &job.delay_id,
+                delay_id: job.delay_id(),
                 delay: job.machine.delay(),
                 arrived: job.machine.delegated(),
                 exempt: true,
@@ -164,15 +169,23 @@ impl Jobs {
 
     /// Whether a delegation would be taken: to be asked before anything is done for it, and true again when it is made.
     pub fn admit(&self, delegation: &Delegation<'_>) -> Result<(), Refusal> {
+        self.admit_beside(self.find(delegation.room, delegation.identity), delegation)
+    }
+
+    fn admit_beside(&self, old: Option<JobId>, delegation: &Delegation<'_>) -> Result<(), Refusal> {
         if self.stopping {
             return Err(Refusal::Stopping);
         }
-        if let Some(job) = self.find(delegation.room, delegation.identity).and_then(|id| self.table.get(id))
-            && *job.delay_id == *delegation.delay_id
+        if let Some(job) = old.and_then(|id| self.table.get(id))
+            && job.delay_id() == delegation.delay_id
         {
             return Ok(());
         }
-        if self.users.get(delegation.user).is_some_and(|&jobs| jobs >= self.config.per_user) {
+        if self
+            .users
+            .get(&self.number_of(delegation.user))
+            .is_some_and(|&jobs| jobs >= self.config.per_user)
+        {
             return Err(Refusal::UserFull);
         }
         if !delegation.exempt && self.pace.jobs(delegation.homeserver) >= self.config.per_homeserver {
@@ -186,11 +199,11 @@ impl Jobs {
 
     /// Takes a delegation whose checks are done.
     pub fn delegate(&mut self, delegation: &Delegation<'_>, now: Time) -> Result<(Delegated, Outputs), Refusal> {
-        self.admit(delegation)?;
-        let mut out = Outputs::default();
         let old = self.find(delegation.room, delegation.identity);
+        self.admit_beside(old, delegation)?;
+        let mut out = Outputs::default();
         let delegated = match old.and_then(|id| self.table.get(id).map(|job| (id, job))) {
-            Some((id, job)) if *job.delay_id == *delegation.delay_id => {
+            Some((id, job)) if job.delay_id() == delegation.delay_id => {
                 let arrived = delegation.arrived;
                 if let Some(job) = self.table.get_mut(id) {
                     job.arrived = job.arrived.max(arrived);
@@ -208,7 +221,8 @@ impl Jobs {
             }
             Some((_, job)) if job.arrived > delegation.arrived => {
                 let machine = Machine::new(delegation.delay, delegation.arrived, self.watch.sfu());
-                let id = self.insert(delegation, machine, now);
+                let room = job.room;
+                let id = self.insert(delegation, machine, room);
                 self.step(id, Input::Replaced, now, &mut out);
                 Delegated::Overtaken
             }
@@ -259,7 +273,7 @@ impl Jobs {
             now,
             self.watch.sfu(),
         );
-        let id = self.insert(delegation, machine, now);
+        let id = self.insert(delegation, machine, room);
         self.enrol(id, room, now);
         if record.seen {
             self.rooms.sweep_now(room, now);
@@ -356,10 +370,10 @@ impl Jobs {
         let timer = job.machine.next_deadline();
         if timer != job.timer {
             if let Some(old) = job.timer {
-                self.timers.remove(&(old, Timer::Job(id)));
+                self.timers.remove(&(old, Timer::Job(id.slot())));
             }
             if let Some(new) = timer {
-                self.timers.insert((new, Timer::Job(id)));
+                self.timers.insert((new, Timer::Job(id.slot())));
             }
             job.timer = timer;
         }
@@ -392,9 +406,8 @@ impl Jobs {
             self.detach(id);
         }
         let Some(job) = self.table.remove(id) else { return };
-        let job = *job;
         if let Some(at) = job.timer {
-            self.timers.remove(&(at, Timer::Job(id)));
+            self.timers.remove(&(at, Timer::Job(id.slot())));
         }
         if let Some(wish) = job.in_line {
             self.pace.unwant(job.homeserver, id, wish, now);
@@ -403,22 +416,23 @@ impl Jobs {
         if let Some(at) = self.rooms.leave(room) {
             self.timers.remove(&(at, Timer::Room(room)));
         }
-        if let Some(jobs) = self.users.get_mut(&job.user) {
+        let user = self.number_of(job.user());
+        if let Some(jobs) = self.users.get_mut(&user) {
             *jobs -= 1;
             if *jobs == 0 {
-                self.users.remove(&job.user);
+                self.users.remove(&user);
             }
         }
         out.push(Output::Finished {
             job: id,
             room: Arc::clone(&name),
-            delay_id: job.delay_id,
+            delay_id: job.delay_id().into(),
             reason,
         });
         if job.current {
             out.push(Output::Forget {
                 room: name,
-                identity: job.identity,
+                identity: job.identity().into(),
             });
         }
     }
@@ -426,30 +440,23 @@ impl Jobs {
     // --- coming and going ---
 
     fn start(&mut self, delegation: &Delegation<'_>, machine: Machine, now: Time, out: &mut Outputs) -> JobId {
-        let id = self.insert(delegation, machine, now);
         let room = self.rooms.enter(delegation.room, now);
+        let id = self.insert(delegation, machine, room);
         self.enrol(id, room, now);
         out.push(Output::Persist { job: id });
         self.step(id, Input::Time, now, out);
         id
     }
 
-    fn insert(&mut self, delegation: &Delegation<'_>, machine: Machine, now: Time) -> JobId {
-        let user = match self.users.get_key_value(delegation.user) {
-            Some((user, _)) => Arc::clone(user),
-            None => delegation.user.into(),
-        };
-        *self.users.entry(Arc::clone(&user)).or_insert(0) += 1;
+    fn insert(&mut self, delegation: &Delegation<'_>, machine: Machine, room: RoomId) -> JobId {
+        *self.users.entry(self.number_of(delegation.user)).or_insert(0) += 1;
         let homeserver = self.pace.enter(delegation.homeserver);
-        let room = self.rooms.enter(delegation.room, now);
         self.rooms.join(room);
         self.table.insert(Job {
             machine,
             room,
             homeserver,
-            user,
-            identity: delegation.identity.into(),
-            delay_id: delegation.delay_id.into(),
+            names: Names::new(delegation.identity, delegation.delay_id, delegation.user),
             arrived: delegation.arrived,
             timer: None,
             in_line: None,
@@ -461,10 +468,8 @@ impl Jobs {
 
     /// From now on facts about its room and identity are the job's.
     fn enrol(&mut self, id: JobId, room: RoomId, now: Time) {
-        let Some(identity) = self.table.get(id).map(|job| job.identity.clone()) else {
-            return;
-        };
-        let (Ok(at) | Err(at)) = self.place(room, &identity);
+        let Some(job) = self.table.get(id) else { return };
+        let (Ok(at) | Err(at)) = self.place(room, job.identity());
         if let Some(members) = self.rooms.members_mut(room) {
             members.insert(at, id.slot());
         }
@@ -495,11 +500,17 @@ impl Jobs {
         self.sync_room(room);
     }
 
+    fn number_of(&self, user: &str) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.seed, user).hash(&mut hasher);
+        hasher.finish()
+    }
+
     fn place(&self, room: RoomId, identity: &str) -> Result<usize, usize> {
         self.rooms.members(room).binary_search_by(|&slot| {
             self.table
                 .in_slot(slot)
-                .map_or(std::cmp::Ordering::Less, |(_, job)| (*job.identity).cmp(identity))
+                .map_or(std::cmp::Ordering::Less, |(_, job)| job.identity().cmp(identity))
         })
     }
 
@@ -541,7 +552,12 @@ impl Jobs {
             && at <= now
         {
             match timer {
-                Timer::Job(id) => self.step(id, Input::Time, now, out),
+                Timer::Job(slot) => match self.table.in_slot(slot).map(|(id, _)| id) {
+                    Some(id) => self.step(id, Input::Time, now, out),
+                    None => {
+                        self.timers.pop_first();
+                    }
+                },
                 Timer::Room(room) => self.settle_room(room, now, out),
             }
         }

@@ -7,7 +7,7 @@ use crate::delayed_leave::{
     time::Time,
     watch::Reach,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, iter, sync::Arc};
 
 impl Jobs {
     // --- facts about one participant or one room ---
@@ -86,10 +86,15 @@ impl Jobs {
                 self.rooms.sighted(room, asked);
             }
             let room_sid = self.rooms.sid(room).cloned();
-            let rows: BTreeMap<&str, &Row<'_>> = rows.iter().map(|row| (row.identity, row)).collect();
+            // Members are in the order of their identities; a large room has too many rows for a map to be made of them.
+            let mut rows: Vec<_> = rows.iter().collect();
+            rows.sort_by_key(|row| row.identity);
+            let mut rows = rows.into_iter().peekable();
             for slot in self.rooms.members(room).to_vec() {
                 let Some((id, job)) = self.table.in_slot(slot) else { continue };
-                let input = match rows.get(&*job.identity) {
+                let identity = job.identity();
+                while rows.next_if(|row| row.identity < identity).is_some() {}
+                let input = match iter::from_fn(|| rows.next_if(|row| row.identity == identity)).last() {
                     Some(row) => Input::Listed {
                         asked,
                         participant: participant(row),
