@@ -11,7 +11,8 @@ use crate::delayed_leave::{
     watch::{Reach, Wanted, Watch},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
     time::Duration,
@@ -33,7 +34,7 @@ const PROBE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Timer {
-    /// By its place: whoever leaves it takes the timer along.
+    /// By its place.
     Job(u32),
     Room(RoomId),
 }
@@ -44,12 +45,13 @@ pub struct Jobs {
     config: Config,
     table: Table,
     /// Jobs of each user, known by a number that nobody can guess.
-    users: BTreeMap<u64, u32>,
+    users: HashMap<u64, u32>,
     seed: u64,
     rooms: Rooms,
     pace: Pace,
     watch: Watch,
-    timers: BTreeSet<(Time, Timer)>,
+    /// When what is due. What was set anew meanwhile is left where it is, and found out of date when its time comes.
+    timers: BinaryHeap<Reverse<(Time, Timer)>>,
     jitter: Jitter,
     webhooks_work: bool,
     /// When to warn that no webhook came; `None` once that was done.
@@ -68,10 +70,10 @@ impl Jobs {
             pace: Pace::new(config.concurrency),
             config,
             table: Table::default(),
-            users: BTreeMap::new(),
+            users: HashMap::new(),
             seed,
             rooms: Rooms::default(),
-            timers: BTreeSet::new(),
+            timers: BinaryHeap::new(),
             jitter: Jitter::new(seed),
             webhooks_work: false,
             warn_unwired: Some(now.after(WEBHOOKS_WITHIN)),
@@ -160,7 +162,7 @@ impl Jobs {
     /// When [`Fact::Time`] is due next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        let timers = self.timers.first().map(|&(at, _)| at);
+        let timers = self.timers.peek().map(|&Reverse((at, _))| at);
         [timers, self.pace.next_deadline(), self.watch.next_deadline()]
             .into_iter()
             .flatten()
@@ -258,13 +260,7 @@ impl Jobs {
         let room = self.rooms.enter(delegation.room, now);
         let room_sid = record.room_sid.map(|sid| self.rooms.intern(room, sid));
         self.rooms.restore(room, room_sid.as_ref(), record.last_sighted, now);
-        let session = Session::restored(
-            record.sid.map(Into::into),
-            record.joined_at_ms,
-            room_sid,
-            record.last_sighted,
-            record.seen,
-        );
+        let session = Session::restored(record.sid, record.joined_at_ms, room_sid, record.last_sighted, record.seen);
         let machine = Machine::restored(
             delegation.delay,
             Some(delegation.arrived),
@@ -369,13 +365,10 @@ impl Jobs {
         let (room, homeserver, creates) = (job.room, job.homeserver, job.creates_room);
         let timer = job.machine.next_deadline();
         if timer != job.timer {
-            if let Some(old) = job.timer {
-                self.timers.remove(&(old, Timer::Job(id.slot())));
-            }
-            if let Some(new) = timer {
-                self.timers.insert((new, Timer::Job(id.slot())));
-            }
             job.timer = timer;
+            if let Some(at) = timer {
+                self.timers.push(Reverse((at, Timer::Job(id.slot()))));
+            }
         }
         let wish = job.machine.wish();
         if wish != job.in_line {
@@ -406,21 +399,19 @@ impl Jobs {
             self.detach(id);
         }
         let Some(job) = self.table.remove(id) else { return };
-        if let Some(at) = job.timer {
-            self.timers.remove(&(at, Timer::Job(id.slot())));
-        }
         if let Some(wish) = job.in_line {
             self.pace.unwant(job.homeserver, id, wish, now);
         }
         self.pace.leave(job.homeserver);
-        if let Some(at) = self.rooms.leave(room) {
-            self.timers.remove(&(at, Timer::Room(room)));
-        }
+        self.rooms.leave(room);
         let user = self.number_of(job.user());
         if let Some(jobs) = self.users.get_mut(&user) {
             *jobs -= 1;
             if *jobs == 0 {
                 self.users.remove(&user);
+                if self.users.capacity() > 4 * self.users.len() + 1_024 {
+                    self.users.shrink_to(2 * self.users.len());
+                }
             }
         }
         out.push(Output::Finished {
@@ -545,22 +536,58 @@ impl Jobs {
                 self.pace.declined(homeserver, now);
             }
         }
+        self.next_timer();
     }
 
     fn run_timers(&mut self, now: Time, out: &mut Outputs) {
-        while let Some(&(at, timer)) = self.timers.first()
+        while let Some((at, timer)) = self.next_timer()
             && at <= now
         {
+            self.timers.pop();
             match timer {
-                Timer::Job(slot) => match self.table.in_slot(slot).map(|(id, _)| id) {
-                    Some(id) => self.step(id, Input::Time, now, out),
-                    None => {
-                        self.timers.pop_first();
+                Timer::Job(slot) => {
+                    let Some((id, _)) = self.table.in_slot(slot) else { continue };
+                    if let Some(job) = self.table.get_mut(id) {
+                        job.timer = None;
                     }
-                },
-                Timer::Room(room) => self.settle_room(room, now, out),
+                    self.step(id, Input::Time, now, out);
+                }
+                Timer::Room(room) => {
+                    if let Some((timer, _)) = self.rooms.timer(room) {
+                        *timer = None;
+                    }
+                    self.settle_room(room, now, out);
+                }
             }
         }
+    }
+
+    /// The next timer that is still set. Those that are not are dropped.
+    fn next_timer(&mut self) -> Option<(Time, Timer)> {
+        let Self { timers, table, rooms, .. } = self;
+        let is_set = |&Reverse((at, timer)): &Reverse<(Time, Timer)>| {
+            let set = match timer {
+                Timer::Job(slot) => table.in_slot(slot).and_then(|(_, job)| job.timer),
+                Timer::Room(room) => rooms.timer_is(room),
+            };
+            set == Some(at)
+        };
+        while let Some(first) = timers.peek() {
+            if is_set(first) {
+                break;
+            }
+            timers.pop();
+        }
+        // Each job and each room has one at most.
+        if timers.len() > 2 * (table.len() + rooms.len()) + 64 {
+            let mut set = std::mem::take(timers).into_vec();
+            set.retain(is_set);
+            set.sort_unstable();
+            set.dedup();
+            set.shrink_to(set.len() * 2);
+            *timers = set.into();
+        }
+        timers.peek().map(|&Reverse(timer)| timer)
     }
 
     fn settle_room(&mut self, room: RoomId, now: Time, out: &mut Outputs) {
@@ -631,13 +658,10 @@ impl Jobs {
     fn sync_room(&mut self, room: RoomId) {
         let Some((timer, next)) = self.rooms.timer(room) else { return };
         let old = std::mem::replace(timer, next);
-        if old != next {
-            if let Some(old) = old {
-                self.timers.remove(&(old, Timer::Room(room)));
-            }
-            if let Some(new) = next {
-                self.timers.insert((new, Timer::Room(room)));
-            }
+        if old != next
+            && let Some(at) = next
+        {
+            self.timers.push(Reverse((at, Timer::Room(room))));
         }
     }
 }

@@ -1,17 +1,19 @@
 //! Where jobs are kept: by number, with a generation that tells a job from the next one under the same number.
 //!
-//! They stand side by side in chunks, and the names of each are one string: a hundred thousand small allocations that live
-//! for hours, between those of every request, would leave half of the memory in holes.
+//! They stand side by side in chunks, with their names in them.
 
 use crate::delayed_leave::{
     machine::{Machine, Wish},
     pace::HomeserverId,
     rooms::RoomId,
+    text::Text,
     time::Time,
 };
 
 /// Jobs that stand side by side.
 const CHUNK: usize = 512;
+/// A hash, Synapse's ids of delayed events, and most user ids.
+const NAMES: usize = 102;
 
 /// A job's number. It is never used for another job: a result that comes late finds nobody.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -97,7 +99,7 @@ impl Job {
 /// Whose job it is: the participant's identity, the delayed event, and the Matrix user.
 #[derive(Debug)]
 pub(super) struct Names {
-    text: Box<str>,
+    text: Text<NAMES>,
     delay_id: u32,
     user: u32,
 }
@@ -107,22 +109,25 @@ impl Names {
         // Nothing that long passes the bounds on requests and records; if it did, the name would be found empty.
         let offset = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
         Self {
-            text: [identity, delay_id, user].concat().into(),
+            text: Text::new(&[identity, delay_id, user].concat()),
             delay_id: offset(identity.len()),
             user: offset(identity.len() + delay_id.len()),
         }
     }
 
     pub(super) fn identity(&self) -> &str {
-        self.text.get(..self.delay_id as usize).unwrap_or_default()
+        self.text.as_str().get(..self.delay_id as usize).unwrap_or_default()
     }
 
     pub(super) fn delay_id(&self) -> &str {
-        self.text.get(self.delay_id as usize..self.user as usize).unwrap_or_default()
+        self.text
+            .as_str()
+            .get(self.delay_id as usize..self.user as usize)
+            .unwrap_or_default()
     }
 
     pub(super) fn user(&self) -> &str {
-        self.text.get(self.user as usize..).unwrap_or_default()
+        self.text.as_str().get(self.user as usize..).unwrap_or_default()
     }
 }
 
