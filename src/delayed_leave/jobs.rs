@@ -665,3 +665,6 @@ impl Jobs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -229,3 +229,10 @@ impl JobId {
         Self { slot, generation: 0 }
     }
 }
+
+#[cfg(test)]
+impl Table {
+    pub(super) fn places(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.places.len()).sum()
+    }
+}
