@@ -23,6 +23,12 @@ impl Homeservers {
         }
     }
 
+    /// Whether `name` is among them and nobody else.
+    #[must_use]
+    pub fn is_only(&self, name: &ServerName) -> bool {
+        self.names(name) && matches!(self, Self::Listed(names) if names.len() == 1)
+    }
+
     /// Whether somebody wrote this very name down; `*` names nobody.
     #[must_use]
     pub fn names(&self, name: &ServerName) -> bool {
@@ -40,6 +46,18 @@ pub struct Access {
     pub creates_rooms: bool,
     /// They may send media and data.
     pub publishes: bool,
+}
+
+impl Access {
+    /// What users may do for whom our own homeserver speaks, its own or those of its peers: the room is opened for both, and
+    /// whoever is in the Matrix room may be there ([MSC4195](https://github.com/matrix-org/matrix-spec-proposals/pull/4195)).
+    #[must_use]
+    pub const fn of_member(publishes: bool) -> Self {
+        Self {
+            creates_rooms: true,
+            publishes,
+        }
+    }
 }
 
 /// Who may do what (decisions P4 and T1).

@@ -1,4 +1,4 @@
-//! The command line: five words. The settings are environment variables, in `config.rs`.
+//! The command line: six words. The settings are environment variables, in `config.rs`.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -19,6 +19,13 @@ pub enum Command {
     Version,
     /// Run the healthcheck.
     Healthcheck,
+    /// Print the registration of an application service.
+    GenerateRegistration {
+        /// The homeserver; else the environment's.
+        server_name: Option<String>,
+        /// Where it reaches this service; else this machine.
+        url: Option<String>,
+    },
     /// Not understood: print this on stderr and exit with 2.
     Invalid(String),
 }
@@ -35,16 +42,27 @@ impl Command {
             [] => Self::Serve { dev: false },
             ["--dev"] => Self::Serve { dev: true },
             ["healthcheck"] => Self::Healthcheck,
+            ["generate-registration", rest @ ..] if rest.len() <= 2 && rest.iter().all(|word| !word.starts_with('-')) => {
+                Self::GenerateRegistration {
+                    server_name: rest.first().map(ToString::to_string),
+                    url: rest.get(1).map(ToString::to_string),
+                }
+            }
+            ["generate-registration", rest @ ..] => {
+                Self::unexpected(rest.iter().find(|word| word.starts_with('-')).or_else(|| rest.get(2)))
+            }
             ["--help" | "-h"] => Self::Help,
             ["--version" | "-V"] => Self::Version,
-            ["--dev" | "healthcheck" | "--help" | "-h" | "--version" | "-V", rest @ ..] | rest => {
-                let word = rest.first().copied().unwrap_or_default();
-                Self::Invalid(format!(
-                    "unexpected argument {word:?}. Arguments are no longer ignored, and settings are environment variables: see \
-                     lk-jwt-service --help"
-                ))
-            }
+            ["--dev" | "healthcheck" | "--help" | "-h" | "--version" | "-V", rest @ ..] | rest => Self::unexpected(rest.first()),
         }
+    }
+
+    fn unexpected(word: Option<&&str>) -> Self {
+        let word = word.copied().unwrap_or_default();
+        Self::Invalid(format!(
+            "unexpected argument {word:?}. Arguments are no longer ignored, and settings are environment variables: see \
+             lk-jwt-service --help"
+        ))
     }
 }
 
@@ -65,6 +83,9 @@ Usage:
   lk-jwt-service               serve
   lk-jwt-service --dev         serve, with the values of `livekit-server --dev` for what is unset; not for production
   lk-jwt-service healthcheck   exit with 0 if the service on this machine answers, else with 1
+  lk-jwt-service generate-registration [SERVER_NAME [URL]]
+                               print the registration that makes it an application service of that homeserver, which
+                               reaches it at URL; else of LIVEKIT_HS_SERVER_NAME, at http://localhost:8080
   lk-jwt-service --help        print this (-h)
   lk-jwt-service --version     print the version (-V)
 
@@ -97,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn understands_five_words() {
+    fn understands_six_words() {
         for (words, command) in [
             (&[] as &[&str], Command::Serve { dev: false }),
             (&["--dev"], Command::Serve { dev: true }),
@@ -106,6 +127,20 @@ mod tests {
             (&["--version"], Command::Version),
             (&["-V"], Command::Version),
             (&["healthcheck"], Command::Healthcheck),
+            (
+                &["generate-registration"],
+                Command::GenerateRegistration {
+                    server_name: None,
+                    url: None,
+                },
+            ),
+            (
+                &["generate-registration", "example.com", "http://lk:8080"],
+                Command::GenerateRegistration {
+                    server_name: Some("example.com".into()),
+                    url: Some("http://lk:8080".into()),
+                },
+            ),
         ] {
             assert_eq!(parse(words), command, "{words:?}");
         }
@@ -116,6 +151,8 @@ mod tests {
         for (words, word) in [
             (&["--config"] as &[&str], "--config"),
             (&["--dev", "x"], "x"),
+            (&["generate-registration", "a", "b", "c"], "c"),
+            (&["generate-registration", "--help"], "--help"),
             (&["serve", "--dev"], "serve"),
             (&[""], ""),
             (&["\u{1b}[31m"], "\\u{1b}[31m"),

@@ -22,12 +22,11 @@ mod listen;
 mod lists;
 mod livekit;
 mod log;
-mod not_yet;
 mod reader;
 mod redis;
 mod variables;
 
-pub use app_service::{AppService, AppServiceTokens, Membership};
+pub use app_service::{AppService, Membership};
 pub use livekit::Livekit;
 pub use log::{LogFormat, LogSettings};
 pub use reader::ConfigErrors;
@@ -137,8 +136,10 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     }
     let livekit = livekit::livekit(reader);
     let app_service = app_service::app_service(reader);
+    let full_access = lists::full_access(reader, app_service.as_ref().map(|own| &own.server_name));
+    let alone = app_service.as_ref().is_some_and(|own| full_access.is_only(&own.server_name));
     let config = Config {
-        full_access: lists::full_access(reader, app_service.as_ref().map(|own| &own.server_name)),
+        full_access,
         remote_can_publish: lists::remote_can_publish(reader),
         jwt_ttl: reader.seconds("LIVEKIT_JWT_TTL_SECONDS", 3600, 60..=86_400, Above::Refuse),
         can_update_own_metadata: can_update_own_metadata(reader),
@@ -157,12 +158,11 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
             sanity_check_interval: reader.interval("LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", 30),
             room_watch_interval: reader.interval("LIVEKIT_ROOM_WATCH_INTERVAL_SECONDS", 30),
         },
-        membership: app_service::membership(reader),
+        membership: app_service::membership(reader, alone),
         app_service,
         // Last, so that all others have been read.
         livekit: livekit?,
     };
-    not_yet::warn(reader);
     Some(config)
 }
 

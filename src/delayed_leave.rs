@@ -61,6 +61,8 @@ pub struct Delegation<'a> {
     pub delay: Delay,
     /// When the request arrived.
     pub received: Instant,
+    /// Calls about it are made in the user's name, with the `as_token`.
+    pub as_user: bool,
 }
 
 /// The handle to all delegated leaves.

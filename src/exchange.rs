@@ -6,6 +6,7 @@
 //! exists.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -13,13 +14,18 @@ use crate::access::{Access, Policy};
 use crate::delayed_leave::{self, Delegation, Leaves};
 use crate::federation::Failure;
 use crate::hold::HOLD;
-use crate::homeserver::Homeservers;
+use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Whose};
 use crate::identity::Seat;
+use crate::members::Members;
 use crate::openid::{OpenId, Unverified, VerifiedUser};
+use crate::removal::{Issued, Removals};
 use crate::server_name::ServerName;
 use crate::sfu::{Sfu, SfuError};
 use crate::token::{MintError, Minter};
 use crate::wire::{DelayedEvent, DelegationRequest, SeatRequest, TokenRequest, UnverifiedOpenIdToken};
+
+/// Time for the last question about a membership.
+const QUESTION: Duration = Duration::from_secs(5);
 
 /// Why a request is not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +57,67 @@ pub enum Refusal {
     /// The token could not be signed.
     #[error("{0}")]
     Mint(#[from] MintError),
+    /// The user is not in the Matrix room, or a homeserver is not.
+    #[error("not joined to the Matrix room")]
+    NotJoined,
+    /// Our homeserver does not say who is in the Matrix room.
+    #[error("our homeserver does not say who is in the room: {0}")]
+    Membership(OwnError),
+    /// The client-server API of our homeserver cannot be found.
+    #[error("{0}")]
+    OwnClientApi(Failure),
+    /// `url` is not the SFU of this service.
+    #[error("url is not LIVEKIT_URL")]
+    OtherSfu,
+    /// What a homeserver gives as a user's id is none.
+    #[error("that is not the id of a user")]
+    BadUserId,
+    /// Our homeserver speaks for a user of another one.
+    #[error("the homeserver speaks for a user of {0}")]
+    NotOurUser(ServerName),
+    /// Another homeserver speaks for a user who is not its own.
+    #[error("the homeserver speaks for a user who is not its own")]
+    ForeignUser,
+    /// `member.claimed_user_id` is somebody else.
+    #[error("claimed_user_id is somebody else")]
+    ClaimedUser,
+    /// `server_name` is not a server name.
+    #[error("server_name is not a server name")]
+    BadDestination,
+    /// The user has no such delayed event in that room.
+    #[error("the user has no such delayed event in that room")]
+    NoSuchEvent,
+    /// Our homeserver does not say whose delayed event that is.
+    #[error("our homeserver does not say whose event that is: {0}")]
+    Event(OwnError),
+    /// Our homeserver does not relay it.
+    #[error("our homeserver does not relay it: {0}")]
+    Relay(OwnError),
+    /// The other homeserver's service refuses.
+    #[error("{0}")]
+    Remote(RemoteRefusal),
+}
+
+/// How another homeserver's service refused (the rows of the error table that may be passed on).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RemoteRefusal {
+    /// 403 `M_FORBIDDEN`.
+    #[error("the other homeserver's service refuses it")]
+    Forbidden,
+    /// 400 `M_INVALID_PARAM`.
+    #[error("the other homeserver's service does not take these parameters")]
+    InvalidParam,
+    /// Anything else.
+    #[error("the other homeserver's service answers with status {0} and no token")]
+    Unusable(u16),
+}
+
+/// Somebody who is known, and what they may do.
+pub(crate) struct Admitted<'a> {
+    pub(crate) user: &'a VerifiedUser,
+    pub(crate) access: Access,
+    /// It was checked that they are in the Matrix room.
+    pub(crate) is_member: bool,
 }
 
 /// The pipeline with what it needs.
@@ -67,6 +134,12 @@ pub struct Exchange {
     pub leaves: Leaves,
     /// Tokens.
     pub minter: Arc<Minter>,
+    /// Our own homeserver, where there is one.
+    pub own: Option<Arc<OwnHomeserver>>,
+    /// Who is in which room, where tokens are for members only (decision A7).
+    pub members: Option<Arc<Members>>,
+    /// Removes who leaves a Matrix room (decision A8).
+    pub removals: Option<Removals>,
 }
 
 impl Exchange {
@@ -78,7 +151,12 @@ impl Exchange {
         let user = self
             .verify(&request.openid_token, request.claimed_user_id.as_deref(), received)
             .await?;
-        self.issue(&user, &request.seat, request.event.as_ref(), received).await
+        let admitted = Admitted {
+            is_member: self.must_be_joined(&user, &request.seat, received).await?,
+            access: self.policy.of(&user.server),
+            user: &user,
+        };
+        self.issue(&admitted, &request.seat, request.event.as_ref(), received).await
     }
 
     /// Takes over a delayed leave event.
@@ -87,9 +165,23 @@ impl Exchange {
     /// With the first step that refused.
     pub async fn delegate(&self, request: DelegationRequest, received: Instant) -> Result<(), Refusal> {
         let user = self.verify(&request.openid_token, Some(&request.claimed_user_id), received).await?;
-        let access = self.policy.of(&user.server);
-        let seat = request.seat.seat(&user.id);
-        let leave = self.leave(&user, access, &seat, &request.event, received).await?;
+        self.must_be_joined(&user, &request.seat, received).await?;
+        if !self.policy.of(&user.server).creates_rooms {
+            return Err(Refusal::DelegationDenied);
+        }
+        self.take_over(&user, &request.seat, &request.event, received).await
+    }
+
+    /// Takes over a delayed leave event of a user who may delegate.
+    pub(crate) async fn take_over(
+        &self,
+        user: &VerifiedUser,
+        seat: &SeatRequest,
+        event: &DelayedEvent,
+        received: Instant,
+    ) -> Result<(), Refusal> {
+        let seat = seat.seat(&user.id);
+        let leave = self.leave(user, &seat, event, received).await?;
         self.leaves.delegate(&leave).await.map_err(Refusal::DelegationLimit)
     }
 
@@ -108,18 +200,30 @@ impl Exchange {
         Ok(user)
     }
 
+    /// Whether it was checked that the user is in the Matrix room: where tokens are for members only.
+    async fn must_be_joined(&self, user: &VerifiedUser, seat: &SeatRequest, received: Instant) -> Result<bool, Refusal> {
+        let Some(members) = &self.members else { return Ok(false) };
+        let (patience, deadline) = (received + HOLD, received + HOLD + QUESTION);
+        match members.is_joined(seat.room_id(), Whose::User(&user.id), patience, deadline).await {
+            Ok(true) => Ok(true),
+            Ok(false) => Err(Refusal::NotJoined),
+            Err(error) => Err(Refusal::Membership(error)),
+        }
+    }
+
     /// What follows once the user is known. A homeserver that has done its own authentication enters here.
-    async fn issue(
+    pub(crate) async fn issue(
         &self,
-        user: &VerifiedUser,
-        seat: &SeatRequest,
+        admitted: &Admitted<'_>,
+        request: &SeatRequest,
         event: Option<&DelayedEvent>,
         received: Instant,
     ) -> Result<String, Refusal> {
-        let access = self.policy.of(&user.server);
-        let seat = seat.seat(&user.id);
+        let Admitted { user, access, is_member } = *admitted;
+        let seat = request.seat(&user.id);
         let leave = match event {
-            Some(event) => Some(self.leave(user, access, &seat, event, received).await?),
+            Some(_) if !access.creates_rooms => return Err(Refusal::DelegationDenied),
+            Some(event) => Some(self.leave(user, &seat, event, received).await?),
             None => None,
         };
         if access.creates_rooms {
@@ -129,12 +233,23 @@ impl Exchange {
         if let Some(leave) = &leave {
             self.leaves.delegate(leave).await.map_err(Refusal::DelegationLimit)?;
         }
+        // Before the token leaves: whoever has it is watched.
+        if let Some(removals) = &self.removals {
+            removals.issued(&Issued {
+                room_id: request.room_id(),
+                user_id: &user.id,
+                seat: &seat,
+                ttl: self.minter.ttl(),
+                checked: is_member,
+            });
+        }
         let jwt = self.minter.mint(&seat, access)?;
         tracing::debug!(
             user = user.id.as_str(),
             room = seat.room.as_str(),
             identity = seat.identity.as_str(),
-            full_access = access.creates_rooms,
+            opens_rooms = access.creates_rooms,
+            is_member,
             publishes = access.publishes,
             delegates = leave.is_some(),
             "token issued"
@@ -142,18 +257,16 @@ impl Exchange {
         Ok(jwt)
     }
 
-    /// A delegation that may be made and can be carried out.
+    /// A delegation that can be carried out.
     async fn leave<'a>(
         &self,
         user: &'a VerifiedUser,
-        access: Access,
         seat: &'a Seat,
         event: &'a DelayedEvent,
         received: Instant,
     ) -> Result<Delegation<'a>, Refusal> {
-        if !access.creates_rooms {
-            return Err(Refusal::DelegationDenied);
-        }
+        // In the user's name where our own homeserver can be asked in it (decision A6).
+        let own = self.own.as_ref().filter(|own| own.authority(&user.server, &user.id).is_some());
         let delegation = Delegation {
             seat,
             user: &user.id,
@@ -161,15 +274,18 @@ impl Exchange {
             delay_id: &event.id,
             delay: event.delay,
             received,
+            as_user: own.is_some(),
         };
         if !self.leaves.ready(received + HOLD).await {
             return Err(Refusal::NotReady);
         }
         self.leaves.admit(&delegation).map_err(Refusal::DelegationLimit)?;
-        self.homeservers
-            .resolve(&user.server, received + HOLD)
-            .await
-            .map_err(Refusal::ClientApi)?;
+        let deadline = received + HOLD;
+        let found = match own {
+            Some(own) => own.resolve(deadline).await,
+            None => self.homeservers.resolve(&user.server, deadline).await,
+        };
+        found.map_err(Refusal::ClientApi)?;
         Ok(delegation)
     }
 }

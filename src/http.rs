@@ -2,6 +2,7 @@
 //!
 //! `edge.rs` is around every request: request id, paths, CORS, error bodies. Each URL has a file of its own name.
 
+mod appservice;
 mod body;
 mod delegate_delayed_leave;
 mod edge;
@@ -22,6 +23,7 @@ use axum::routing::{any, get, post};
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
+pub use appservice::Appservice;
 pub use edge::Edge;
 pub use error::{ApiError, Reason};
 
@@ -36,7 +38,8 @@ const WEBHOOKS: usize = 256;
 
 /// What the handlers share.
 pub struct App {
-    exchange: Exchange,
+    exchange: Arc<Exchange>,
+    appservice: Option<Arc<Appservice>>,
     url: String,
     path_prefix: Option<String>,
     in_flight: Semaphore,
@@ -49,11 +52,19 @@ pub struct App {
 
 impl App {
     /// `url` is what clients are told, `path_prefix` a prefix that a proxy may have left on the path, and webhooks are
-    /// signed with one of `keys`.
+    /// signed with one of `keys`. `appservice` is there in application-service mode.
     #[must_use]
-    pub fn new(exchange: Exchange, url: String, path_prefix: Option<String>, keys: Keys, in_flight: usize) -> Self {
+    pub fn new(
+        exchange: Arc<Exchange>,
+        appservice: Option<Appservice>,
+        url: String,
+        path_prefix: Option<String>,
+        keys: Keys,
+        in_flight: usize,
+    ) -> Self {
         Self {
             exchange,
+            appservice: appservice.map(Arc::new),
             url,
             path_prefix,
             in_flight: Semaphore::new(in_flight),
@@ -73,7 +84,9 @@ impl App {
 
 /// Every route.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+    // Our homeserver.
+    let router = app.appservice.as_ref().map_or_else(Router::new, appservice::routes);
+    router
         // Clients.
         .route("/get_token", post(get_token::post).fallback(method_not_allowed))
         .route("/sfu/get", post(sfu_get::post).fallback(method_not_allowed))

@@ -33,6 +33,12 @@ pub fn member_identity(user_id: &str, device_id: &str, member_id: &str) -> Strin
     hash(&[user_id, device_id, member_id])
 }
 
+/// The identity of a session member behind the homeserver's own endpoints, where the device is not a part of it.
+#[must_use]
+pub fn homeserver_identity(user_id: &str, member_id: &str) -> String {
+    hash(&[user_id, member_id])
+}
+
 /// The identity that `/sfu/get` clients expect: readable, and with an empty device it ends in `:`.
 #[must_use]
 pub fn legacy_identity(user_id: &str, device_id: &str) -> String {
@@ -87,6 +93,10 @@ mod tests {
         assert_eq!(
             member_identity("@alice:example.com", "DEVICE123", "memberABC"),
             "J+T45tGruxc+HrUOqJJlyQSV33m728Cme4+vt8/SWrU"
+        );
+        assert_eq!(
+            homeserver_identity("@alice:example.com", "memberABC"),
+            "M3VnsLXrkbxIDINXO64u8PZzFyD9ZYFiQULR2dshWYs"
         );
         assert_eq!(legacy_identity("@alice:example.com", "DEV"), "@alice:example.com:DEV");
         assert_eq!(legacy_identity("@alice:example.com", ""), "@alice:example.com:");

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use lk_jwt_service::cli::{self, Command};
 use lk_jwt_service::config::{self, Config};
-use lk_jwt_service::{healthcheck, server, telemetry};
+use lk_jwt_service::{healthcheck, registration, server, telemetry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -16,6 +16,12 @@ fn main() -> ExitCode {
         Command::Help => print(&cli::help()),
         Command::Version => print(&cli::version()),
         Command::Healthcheck => healthcheck::run(&config::environment),
+        Command::GenerateRegistration { server_name, url } => {
+            match registration::generate(server_name, url, &config::environment, &mut rand::random) {
+                Ok(text) => print(&text),
+                Err(mistake) => fail(&mistake, 2),
+            }
+        }
         Command::Invalid(mistake) => fail(&mistake, 2),
     }
 }

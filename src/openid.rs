@@ -173,6 +173,15 @@ fn judge(status: StatusCode, body: &[u8], server: &ServerName, known: bool) -> R
     }
 }
 
+impl VerifiedUser {
+    /// A user for whom our own homeserver vouches, or one of its peers: by the id, if it is one.
+    #[must_use]
+    pub fn vouched_for(id: String) -> Option<Self> {
+        let server = ServerName::parse(id.split_once(':')?.1).ok()?;
+        user_of(&server, id)
+    }
+}
+
 /// `sub` as a user of `server`, if it is one ([user identifiers](https://spec.matrix.org/v1.16/appendices/#user-identifiers),
 /// historical characters included).
 fn user_of(server: &ServerName, sub: String) -> Option<VerifiedUser> {

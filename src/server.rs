@@ -22,15 +22,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::access::Policy;
+use crate::app_service::AppService;
 use crate::config::Config;
 use crate::delayed_leave::store::{Queue, Restored, Store, StoreError};
 use crate::delayed_leave::{self, Leaves, jobs};
 use crate::dns::Dns;
 use crate::exchange::Exchange;
 use crate::federation::{Federation, Guard, Settings};
-use crate::homeserver::Homeservers;
-use crate::http::{App, Edge};
+use crate::homeserver::{Homeservers, OwnHomeserver};
+use crate::http::{App, Appservice, Edge};
+use crate::members::Members;
 use crate::openid::OpenId;
+use crate::removal::{self, Removals};
 use crate::server_name::ServerName;
 use crate::sfu::Sfu;
 use crate::tls::Tls;
@@ -90,6 +93,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let Parts {
         app,
         sfu,
+        own,
         leaves,
         restored,
     } = build(config, in_flight).await?;
@@ -104,6 +108,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         "listening"
     );
     tokio::spawn(async move { sfu.check().await });
+    if let Some(own) = own {
+        tokio::spawn(async move { own.check().await });
+    }
     serve(listener, connections, app, leaves, stop, grace).await;
     Ok(())
 }
@@ -111,6 +118,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
 struct Parts {
     app: Arc<App>,
     sfu: Arc<Sfu>,
+    own: Option<Arc<OwnHomeserver>>,
     leaves: Leaves,
     restored: Restored,
 }
@@ -119,7 +127,7 @@ struct Parts {
 async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
     let tls = Arc::new(Tls::new(config.skip_tls_verification));
     let dns = Arc::new(Dns::new(config.dns_servers));
-    let own = config.app_service.as_ref().map(|own| own.server_name.clone());
+    let own_name = config.app_service.as_ref().map(|own| own.server_name.clone());
     let federation = Arc::new(Federation::new(
         Settings {
             guard: Guard {
@@ -128,7 +136,7 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
             },
             overrides: config.federation_overrides,
             listed: config.full_access.clone(),
-            also_listed: own.iter().chain(config.cs_api_overrides.keys()).cloned().collect(),
+            also_listed: own_name.iter().chain(config.cs_api_overrides.keys()).cloned().collect(),
             proxies: Matcher::from_env(),
             strangers_in_flight: in_flight / 4,
         },
@@ -139,7 +147,13 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
     let minter = Arc::new(Minter::new(signing, config.jwt_ttl, config.can_update_own_metadata)?);
     let sfu = Arc::new(Sfu::new(&config.livekit.api_base, minter.clone(), tls.clone(), dns.clone()));
     let homeservers = Arc::new(Homeservers::new(federation.clone(), config.cs_api_overrides));
-    let named = config.full_access.clone();
+    let (own, hs_token) = config
+        .app_service
+        .map(|own| (OwnHomeserver::new(homeservers.clone(), own.server_name, own.as_token), own.hs_token))
+        .unzip();
+    let own = own.map(Arc::new);
+    let members = own.clone().map(|own| Arc::new(Members::new(own)));
+    let (named, own_named) = (config.full_access.clone(), own_name.clone());
     let store = match (config.delegated_leave.redis, config.delegated_leave.state_path) {
         (Some(redis), _) => Store::redis(redis, tls.clone(), dns.clone()),
         (None, Some(path)) => Store::file(&path).await?,
@@ -154,23 +168,46 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
         },
         sfu: sfu.clone(),
         homeservers: homeservers.clone(),
+        own: own.clone(),
         store,
-        named: Box::new(move |server| ServerName::parse(server).is_ok_and(|server| named.names(&server))),
+        named: Box::new(move |server| {
+            ServerName::parse(server).is_ok_and(|server| named.names(&server) || own_named.as_ref() == Some(&server))
+        }),
     });
-    let exchange = Exchange {
+    let removals = own.clone().zip(config.membership.check_interval).map(|(own, interval)| {
+        Removals::new(removal::Settings {
+            own,
+            sfu: sfu.clone(),
+            interval,
+        })
+    });
+    let exchange = Arc::new(Exchange {
         openid: OpenId::new(federation),
         policy: Policy {
             full_access: config.full_access,
             remote_can_publish: config.remote_can_publish,
-            own,
+            own: own_name,
         },
         sfu: sfu.clone(),
         homeservers,
         leaves: leaves.clone(),
         minter,
-    };
+        own: own.clone(),
+        members: members.clone().filter(|_| config.membership.required),
+        removals,
+    });
+    let appservice = own.clone().zip(members).zip(hs_token).map(|((own, members), hs_token)| {
+        let service = AppService {
+            exchange: exchange.clone(),
+            own,
+            members,
+            url: config.livekit.url.clone(),
+        };
+        Appservice::new(service, hs_token)
+    });
     let app = Arc::new(App::new(
         exchange,
+        appservice,
         config.livekit.url,
         config.path_prefix,
         config.livekit.keys,
@@ -179,6 +216,7 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
     Ok(Parts {
         app,
         sfu,
+        own,
         leaves,
         restored,
     })

@@ -10,12 +10,10 @@ mod refusal;
 mod room_memory;
 pub mod webhook;
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as StdInstant};
 
 pub use livekit_protocol::{ParticipantInfo, Room};
-use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
@@ -26,6 +24,7 @@ use crate::dns::Dns;
 use crate::hold::pause;
 use crate::identity::Seat;
 use crate::tls::Tls;
+use crate::together::Together;
 use crate::token::Minter;
 use api::Api;
 use room_memory::{Expected, RoomMemory, stands_for};
@@ -36,8 +35,6 @@ const EMPTY_TIMEOUT: u32 = 300;
 /// The same for a room that is created again after the SFU was restarted (decision L13).
 const EMPTY_TIMEOUT_AGAIN: u32 = 60;
 
-type Creation = Arc<OnceCell<Result<(), SfuError>>>;
-
 /// The SFU.
 pub struct Sfu {
     api: Api,
@@ -46,7 +43,7 @@ pub struct Sfu {
     dns: Arc<Dns>,
     rooms: Mutex<RoomMemory>,
     expected: Mutex<Expected>,
-    creations: Mutex<HashMap<Box<str>, Creation>>,
+    creations: Together<Result<(), SfuError>>,
 }
 
 impl Sfu {
@@ -60,7 +57,7 @@ impl Sfu {
             dns,
             rooms: Mutex::new(RoomMemory::new()),
             expected: Mutex::new(Expected::new()),
-            creations: Mutex::default(),
+            creations: Together::new(),
         }
     }
 
@@ -88,12 +85,9 @@ impl Sfu {
         }
     }
 
-    /// All who want the same room at the same time share one call. When the one who makes it goes away, the next one
-    /// makes it.
+    /// All who want the same room at the same time share one call.
     async fn create_once(&self, room: &str) -> Result<(), SfuError> {
-        let creation = lock(&self.creations).entry(room.into()).or_default().clone();
-        let shared = Shared { sfu: self, room, creation };
-        shared.creation.get_or_init(|| self.create(room)).await.clone()
+        self.creations.ask(room, self.create(room)).await.0
     }
 
     async fn create(&self, room: &str) -> Result<(), SfuError> {
@@ -128,6 +122,14 @@ impl Sfu {
     /// When the SFU refused, or did not answer in time.
     pub async fn participants(&self, room: &str) -> Result<Vec<ParticipantInfo>, SfuError> {
         self.seen(self.api.list_participants(room).await)
+    }
+
+    /// Ends a participant's session. Their token still lets them in again.
+    ///
+    /// # Errors
+    /// [`SfuError::NotFound`] where the SFU knows no such room or participant; after any other, they may still be there.
+    pub async fn remove(&self, room: &str, identity: &str) -> Result<(), SfuError> {
+        self.seen(self.api.remove_participant(room, identity).await)
     }
 
     /// Those of `names` that exist.
@@ -219,25 +221,6 @@ impl Sfu {
             self.forget_rooms();
         }
         outcome
-    }
-}
-
-/// One of those who share a call. The last one to go, or the first one after the answer, clears the entry away; a
-/// client that hangs up is dropped in the middle of it.
-struct Shared<'a> {
-    sfu: &'a Sfu,
-    room: &'a str,
-    creation: Creation,
-}
-
-impl Drop for Shared<'_> {
-    fn drop(&mut self) {
-        let mut creations = lock(&self.sfu.creations);
-        let ours = creations.get(self.room).is_some_and(|current| Arc::ptr_eq(current, &self.creation));
-        // Two owners are the table and this one.
-        if ours && (self.creation.initialized() || Arc::strong_count(&self.creation) <= 2) {
-            creations.remove(self.room);
-        }
     }
 }
 

@@ -54,6 +54,18 @@ pub enum BadRequest {
     /// `delay_id` cannot be one segment of a path.
     #[error("delay_id is not the id of a delayed event")]
     DelayId,
+    /// `url` of a request that came through a homeserver.
+    #[error("url is missing")]
+    Url,
+    /// `member_id` of such a request, and `member` as well.
+    #[error("member_id is missing")]
+    MemberId,
+    /// `user_id` of a request of another homeserver.
+    #[error("user_id is missing")]
+    UserId,
+    /// `delay_id` of a delegation that came through a homeserver.
+    #[error("delay_id is missing")]
+    NoDelayId,
 }
 
 /// The OpenID token as the client hands it over. Nothing in it is verified.
@@ -79,6 +91,15 @@ pub enum SeatRequest {
         /// Random id of the session.
         member_id: String,
     },
+    /// The homeserver's own endpoints: the device is not a part of the identity.
+    Homeserver {
+        /// Matrix room.
+        room_id: String,
+        /// Slot in it.
+        slot_id: String,
+        /// Random id of the session.
+        member_id: String,
+    },
     /// `/sfu/get`: the identity is readable.
     Legacy {
         /// Matrix room.
@@ -89,6 +110,15 @@ pub enum SeatRequest {
 }
 
 impl SeatRequest {
+    /// The Matrix room.
+    #[must_use]
+    pub fn room_id(&self) -> &str {
+        match self {
+            Self::Member { room_id, .. } | Self::Homeserver { room_id, .. } => room_id,
+            Self::Legacy { room, .. } => room,
+        }
+    }
+
     /// The names on the SFU for a user that was verified.
     #[must_use]
     pub fn seat(&self, user_id: &str) -> Seat {
@@ -101,6 +131,14 @@ impl SeatRequest {
             } => Seat {
                 room: identity::room_alias(room_id, slot_id),
                 identity: identity::member_identity(user_id, claimed_device_id, member_id),
+            },
+            Self::Homeserver {
+                room_id,
+                slot_id,
+                member_id,
+            } => Seat {
+                room: identity::room_alias(room_id, slot_id),
+                identity: identity::homeserver_identity(user_id, member_id),
             },
             Self::Legacy { room, device_id } => Seat {
                 room: identity::room_alias(room, ROOM_SLOT),
@@ -208,11 +246,175 @@ impl TokenRequest {
     }
 }
 
+/// A seat that is asked for through a homeserver, in the words of either generation of the proposal: `member_id`, or
+/// `member` with the device in it. Where both are there, `member_id` counts.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HomeserverSeat {
+    /// The SFU that the client means.
+    pub url: String,
+    /// The seat there.
+    pub seat: SeatRequest,
+    /// `member` of the older generation.
+    pub member: Option<LegacyMember>,
+}
+
+/// `member` as the older generation of the proposal has it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LegacyMember {
+    /// Random id of the session.
+    pub id: String,
+    /// Device that the client says it is.
+    pub claimed_device_id: String,
+    /// The user it says it is.
+    pub claimed_user_id: Option<String>,
+}
+
+impl HomeserverSeat {
+    fn read(body: &Map<String, Value>) -> Result<Self, BadRequest> {
+        let url = required(body, "url", BadRequest::Url)?;
+        let room_id = required(body, "room_id", BadRequest::RoomOrSlot)?;
+        let slot_id = required(body, "slot_id", BadRequest::RoomOrSlot)?;
+        let member_id = text(body, "member_id")?.filter(|id| !id.is_empty());
+        let member = LegacyMember::read(body)?;
+        let seat = match (member_id, &member) {
+            (Some(member_id), _) => SeatRequest::Homeserver {
+                room_id,
+                slot_id,
+                member_id: member_id.to_owned(),
+            },
+            (None, Some(member)) => SeatRequest::Member {
+                room_id,
+                slot_id,
+                claimed_device_id: member.claimed_device_id.clone(),
+                member_id: member.id.clone(),
+            },
+            (None, None) => return Err(BadRequest::MemberId),
+        };
+        Ok(Self { url, seat, member })
+    }
+}
+
+impl LegacyMember {
+    fn read(body: &Map<String, Value>) -> Result<Option<Self>, BadRequest> {
+        if body.get("member").is_none_or(Value::is_null) {
+            return Ok(None);
+        }
+        let member = nested(body, "member", BadRequest::MemberId)?;
+        Ok(Some(Self {
+            id: required(member, "id", BadRequest::MemberId)?,
+            claimed_device_id: required(member, "claimed_device_id", BadRequest::MemberId)?,
+            claimed_user_id: text(member, "claimed_user_id")?.filter(|id| !id.is_empty()).map(str::to_owned),
+        }))
+    }
+}
+
+/// A token request of one of our homeserver's users.
+#[derive(Debug)]
+pub struct ClientTokenRequest {
+    /// The seat.
+    pub wanted: HomeserverSeat,
+    /// Whose SFU it is on, where it is said.
+    pub server_name: Option<String>,
+}
+
+impl ClientTokenRequest {
+    /// Parses the body.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in the order of the contract.
+    pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
+        let body = object(body)?;
+        Ok(Self {
+            wanted: HomeserverSeat::read(&body)?,
+            server_name: text(&body, "server_name")?.filter(|name| !name.is_empty()).map(str::to_owned),
+        })
+    }
+}
+
+/// A token request of another homeserver, for one of its users.
+#[derive(Debug)]
+pub struct FederationTokenRequest {
+    /// The user, as that homeserver says.
+    pub unverified_user_id: String,
+    /// The seat.
+    pub wanted: HomeserverSeat,
+}
+
+impl FederationTokenRequest {
+    /// Parses the body.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in the order of the contract.
+    pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
+        let body = object(body)?;
+        Ok(Self {
+            unverified_user_id: required(&body, "user_id", BadRequest::UserId)?,
+            wanted: HomeserverSeat::read(&body)?,
+        })
+    }
+}
+
+/// A delegation of one of our homeserver's users; how long the delay is, the homeserver says.
+#[derive(Debug)]
+pub struct ClientDelegationRequest {
+    /// The seat that is watched.
+    pub wanted: HomeserverSeat,
+    /// The delayed event.
+    pub delay_id: String,
+}
+
+impl ClientDelegationRequest {
+    /// Parses the body.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in the order of the contract.
+    pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
+        let body = object(body)?;
+        let wanted = HomeserverSeat::read(&body)?;
+        let delay_id = required(&body, "delay_id", BadRequest::NoDelayId)?;
+        if !is_delay_id(&delay_id) {
+            return Err(BadRequest::DelayId);
+        }
+        Ok(Self { wanted, delay_id })
+    }
+}
+
+/// The body of a token request to another homeserver's service.
+#[derive(Debug, Serialize)]
+pub struct RelayedTokenRequest<'a> {
+    /// Our user.
+    pub user_id: &'a str,
+    /// The SFU that the client means.
+    pub url: &'a str,
+    /// Matrix room.
+    pub room_id: &'a str,
+    /// Slot in it.
+    pub slot_id: &'a str,
+    /// Random id of the session, as the newer generation has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub member_id: Option<&'a str>,
+    /// The same, as the older generation has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub member: Option<RelayedMember<'a>>,
+}
+
+/// `member` of such a request.
+#[derive(Debug, Serialize)]
+pub struct RelayedMember<'a> {
+    /// Random id of the session.
+    pub id: &'a str,
+    /// Its device, as the client says.
+    pub claimed_device_id: &'a str,
+    /// Our user.
+    pub claimed_user_id: &'a str,
+}
+
 /// The answer to a token request.
 #[derive(Debug, Serialize)]
 pub struct TokenReply<'a> {
-    /// `LIVEKIT_URL` as the operator wrote it.
-    pub url: &'a str,
+    /// The address of the SFU; absent where another homeserver asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<&'a str>,
     /// The LiveKit token.
     pub jwt: String,
 }
@@ -556,6 +758,84 @@ mod tests {
             let got = TokenRequest::sfu_get(body.to_string().as_bytes()).map(|r| r.event.map(|event| event.delay));
             assert_eq!(got, expected, "{id} {timeout}");
         }
+    }
+
+    fn homeserver_body() -> Value {
+        json!({"url": "wss://sfu", "room_id": "!r", "slot_id": "s", "member_id": "m", "user_id": "@a:x", "delay_id": "d"})
+    }
+
+    #[test]
+    fn both_generations_of_members_are_understood_and_the_flat_one_wins() {
+        let parse = |body: &Value| ClientTokenRequest::parse(body.to_string().as_bytes()).map(|request| request.wanted.seat);
+        let flat = SeatRequest::Homeserver {
+            room_id: "!r".into(),
+            slot_id: "s".into(),
+            member_id: "m".into(),
+        };
+        let mut body = homeserver_body();
+        assert_eq!(parse(&body).unwrap(), flat);
+        body["member"] = json!({"id": "old", "claimed_device_id": "D", "claimed_user_id": "@a:x"});
+        assert_eq!(parse(&body).unwrap(), flat);
+        let nested = SeatRequest::Member {
+            room_id: "!r".into(),
+            slot_id: "s".into(),
+            claimed_device_id: "D".into(),
+            member_id: "old".into(),
+        };
+        for absent in [json!(null), json!("")] {
+            body["member_id"] = absent;
+            assert_eq!(parse(&body).unwrap(), nested);
+        }
+        assert_eq!(nested.seat("@a:x").identity, identity::member_identity("@a:x", "D", "old"));
+        assert_eq!(flat.seat("@a:x").identity, identity::homeserver_identity("@a:x", "m"));
+        for (broken, why) in [
+            (json!({"id": "old"}), BadRequest::MemberId),
+            (json!({"claimed_device_id": "D"}), BadRequest::MemberId),
+            (json!({"id": "", "claimed_device_id": "D"}), BadRequest::MemberId),
+            (json!(5), BadRequest::WrongType),
+            (json!({"id": 5, "claimed_device_id": "D"}), BadRequest::WrongType),
+        ] {
+            body["member"] = broken;
+            assert_eq!(parse(&body).unwrap_err(), why);
+        }
+    }
+
+    #[test]
+    fn what_comes_through_a_homeserver_needs_everything() {
+        type Parse = fn(&[u8]) -> Option<BadRequest>;
+        let client: Parse = |body| ClientTokenRequest::parse(body).err();
+        let federation: Parse = |body| FederationTokenRequest::parse(body).err();
+        let delegation: Parse = |body| ClientDelegationRequest::parse(body).err();
+        for (parse, fields) in [
+            (client, &["url", "room_id", "slot_id", "member_id"][..]),
+            (federation, &["user_id", "url", "room_id", "slot_id", "member_id"]),
+            (delegation, &["url", "room_id", "slot_id", "member_id", "delay_id"]),
+        ] {
+            assert_eq!(parse(homeserver_body().to_string().as_bytes()), None);
+            for field in fields {
+                let why = match *field {
+                    "url" => BadRequest::Url,
+                    "member_id" => BadRequest::MemberId,
+                    "user_id" => BadRequest::UserId,
+                    "delay_id" => BadRequest::NoDelayId,
+                    _ => BadRequest::RoomOrSlot,
+                };
+                for (value, expected) in [(json!(null), why), (json!(""), why), (json!(5), BadRequest::WrongType)] {
+                    let body = with(homeserver_body(), &format!("/{field}"), value.clone());
+                    assert_eq!(parse(&body), Some(expected), "{field}: {value}");
+                }
+            }
+            for body in [&b""[..], b"{", b"[]"] {
+                assert_eq!(parse(body), Some(BadRequest::NotJson));
+            }
+        }
+        for id in [".", "..", &"x".repeat(256)] {
+            assert_eq!(
+                delegation(&with(homeserver_body(), "/delay_id", json!(id))),
+                Some(BadRequest::DelayId)
+            );
+        }
+        assert_eq!(delegation(&with(homeserver_body(), "/delay_id", json!("../a%2e?"))), None);
     }
 
     #[test]

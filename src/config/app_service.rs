@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use yaml_rust2::{Yaml, YamlLoader};
+
 use super::lists::not_a_server_name;
 use super::reader::{FilePath, Reader, shown};
 use crate::secret::Secret;
@@ -19,29 +21,17 @@ const MEMBERSHIP_INTERVAL: &str = "LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS";
 pub struct AppService {
     /// Its name.
     pub server_name: ServerName,
-    /// What the two prove to each other who they are with.
-    pub tokens: AppServiceTokens,
-}
-
-/// The tokens of the application service.
-#[derive(Clone, Debug)]
-pub enum AppServiceTokens {
-    /// Given one by one.
-    Given {
-        /// What we send.
-        as_token: Secret,
-        /// What the homeserver sends.
-        hs_token: Secret,
-    },
-    /// The content of the registration file, which holds both.
-    Registration(Secret),
+    /// What we send to prove who we are.
+    pub as_token: Secret,
+    /// What the homeserver sends.
+    pub hs_token: Secret,
 }
 
 /// Whether and how often the membership of users is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Membership {
-    /// `None`: decided by the list of homeservers with full access (decision A7).
-    pub required: Option<bool>,
+    /// Whether the standalone routes are for members only (decision A7).
+    pub required: bool,
     /// How often participants are checked (decision A8); `None` is off.
     pub check_interval: Option<Duration>,
 }
@@ -61,19 +51,56 @@ pub(super) fn app_service(reader: &mut Reader<'_>) -> Option<AppService> {
     }
     let server_name = server_name(reader, name);
     let tokens = match registration {
-        Some(content) => content.map(|content| AppServiceTokens::Registration(Secret::new(content))),
+        Some(content) => content.and_then(|content| from_registration(reader, &content)),
         None => {
             let as_token = token(reader, AS_TOKEN, as_token);
             let hs_token = token(reader, HS_TOKEN, hs_token);
-            as_token
-                .zip(hs_token)
-                .map(|(as_token, hs_token)| AppServiceTokens::Given { as_token, hs_token })
+            as_token.zip(hs_token)
         }
     };
+    let (server_name, (as_token, hs_token)) = server_name.zip(tokens)?;
+    if as_token.expose() == hs_token.expose() {
+        reader.warn(format!(
+            "{AS_TOKEN} and {HS_TOKEN} (or those of the registration) are the same: who sees one call can pose as either side. Use \
+             two random values, as `lk-jwt-service generate-registration` does"
+        ));
+    }
     Some(AppService {
-        server_name: server_name?,
-        tokens: tokens?,
+        server_name,
+        as_token,
+        hs_token,
     })
+}
+
+/// Of the file only the tokens are read: the rest of it is for the homeserver.
+fn from_registration(reader: &mut Reader<'_>, content: &str) -> Option<(Secret, Secret)> {
+    // The parser's words may hold a piece of the file, and so of a token.
+    let Ok(documents) = YamlLoader::load_from_str(content) else {
+        reader.mistake(REGISTRATION, "needs a file that is valid YAML: this one is not");
+        return None;
+    };
+    let Some(mapping) = documents.first().and_then(Yaml::as_hash) else {
+        reader.mistake(
+            REGISTRATION,
+            "needs the registration of an application service, a YAML mapping: this file has none",
+        );
+        return None;
+    };
+    let mut token = |key: &str| match mapping.get(&Yaml::String(key.to_owned())).and_then(Yaml::as_str) {
+        Some(token) if is_token(token.trim()) => Some(Secret::new(token.trim())),
+        Some(_) | None => {
+            let text = format!("needs a file with a usable `{key}`: text in quotes, printable ASCII without spaces");
+            reader.mistake(REGISTRATION, text);
+            None
+        }
+    };
+    let (as_token, hs_token) = (token("as_token"), token("hs_token"));
+    as_token.zip(hs_token)
+}
+
+/// It has to fit into a header.
+fn is_token(token: &str) -> bool {
+    !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 fn server_name(reader: &mut Reader<'_>, name: Option<String>) -> Option<ServerName> {
@@ -97,10 +124,16 @@ fn token(reader: &mut Reader<'_>, variable: &'static str, value: Option<String>)
         let text = format!("must be set for application-service mode: set it, or {REGISTRATION}, or unset {SERVER_NAME} and both tokens");
         reader.mistake(variable, text);
     }
-    value.map(Secret::new)
+    let value = value?;
+    if !is_token(&value) {
+        reader.mistake(variable, "must be printable ASCII without spaces, as the registration has it");
+        return None;
+    }
+    Some(Secret::new(value))
 }
 
-pub(super) fn membership(reader: &mut Reader<'_>) -> Membership {
+/// `alone`: our own homeserver is the only one with full access.
+pub(super) fn membership(reader: &mut Reader<'_>, alone: bool) -> Membership {
     let required = match reader.switch(REQUIRE_MEMBERSHIP) {
         Some(Ok(required)) => Some(required),
         Some(Err(value)) => {
@@ -121,7 +154,7 @@ pub(super) fn membership(reader: &mut Reader<'_>) -> Membership {
         reader.mistake(REQUIRE_MEMBERSHIP, text);
     }
     Membership {
-        required,
+        required: required.unwrap_or(alone),
         check_interval: reader.interval(MEMBERSHIP_INTERVAL, 30),
     }
 }

@@ -17,7 +17,7 @@ use super::record::{self, Origin, StoredJob, Watch};
 use super::rooms::RoomRow;
 use super::store::{Queue, Restored, RestoredJob, Written};
 use super::time::{Delay, Time, WallClock, event_time};
-use crate::homeserver::{Homeservers, Management};
+use crate::homeserver::{Homeservers, Management, OwnHomeserver};
 use crate::server_name::ServerName;
 use crate::sfu::webhook::{DisconnectReason, Kind, Verified, Webhook};
 use crate::sfu::{Probe, Sfu, SfuError};
@@ -41,6 +41,8 @@ pub struct Settings {
     pub sfu: Arc<Sfu>,
     /// Whose events these are.
     pub homeservers: Arc<Homeservers>,
+    /// The one among them that can be called in a user's name.
+    pub own: Option<Arc<OwnHomeserver>>,
     /// Where jobs are kept.
     pub store: Queue,
     /// Homeservers named in full access: they may have more jobs (decision L8).
@@ -53,6 +55,7 @@ pub(super) struct Driver {
     clock: Clock,
     sfu: Arc<Sfu>,
     homeservers: Arc<Homeservers>,
+    own: Option<Arc<OwnHomeserver>>,
     store: Queue,
     named: Box<dyn Fn(&str) -> bool + Send + Sync>,
     probe: AsyncMutex<Probe>,
@@ -119,6 +122,7 @@ impl Driver {
             config,
             sfu,
             homeservers,
+            own,
             store,
             named,
         } = settings;
@@ -142,6 +146,7 @@ impl Driver {
             probe: AsyncMutex::new(probe),
             sfu,
             homeservers,
+            own,
             store,
             named,
             rearm: Notify::new(),
@@ -477,7 +482,10 @@ impl Driver {
     }
 
     fn call(self: &Arc<Self>, jobs: &Jobs, job: JobId, homeserver: super::pace::HomeserverId, call: Call) {
-        let found = jobs.get(job).map(|found| found.delay_id().to_owned());
+        let found = jobs.get(job).map(|found| {
+            let user = found.is_as_user().then(|| found.user().to_owned());
+            (found.delay_id().to_owned(), user)
+        });
         let name = jobs.homeserver_name(homeserver).and_then(|name| ServerName::parse(name).ok());
         let driver = self.clone();
         tokio::spawn(async move {
@@ -487,8 +495,11 @@ impl Driver {
                 Call::Cancel => Management::Cancel,
             };
             let outcome = match (name, found) {
-                (Some(server), Some(delay_id)) => {
-                    let outcome = driver.homeservers.manage(&server, &delay_id, what, None, HOMESERVER_CALL).await;
+                (Some(server), Some((delay_id, user))) => {
+                    let own = driver.own.as_ref();
+                    let authority = user.as_deref().and_then(|user| own?.authority(&server, user));
+                    let managed = driver.homeservers.manage(&server, &delay_id, what, authority, HOMESERVER_CALL);
+                    let outcome = managed.await;
                     tracing::debug!(server = server.as_str(), ?what, ?outcome, "delayed event managed");
                     outcome
                 }
@@ -532,7 +543,7 @@ impl Driver {
             exempt: (self.named)(delegation.homeserver),
             // Only full-access users may delegate, and they may open rooms.
             creates_room: true,
-            as_user: false,
+            as_user: delegation.as_user,
         }
     }
 

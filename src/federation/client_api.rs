@@ -14,10 +14,10 @@ use url::Url;
 use super::Federation;
 use super::dial::Dialled;
 use super::failure::Failure;
-use super::follow::{self, host_of};
+use super::follow;
 use super::guard::Trust;
 use super::pace::Pace;
-use super::route::{Ask, Link, Reply, Route};
+use super::route::{Ask, Link, Reply, Route, host_of};
 use super::well_known::life;
 use crate::secret::Secret;
 use crate::server_name::ServerName;
@@ -36,7 +36,10 @@ pub struct BaseUrl {
 }
 
 /// A homeserver's client-server API with its pooled connections.
-pub struct ClientApi(Link);
+pub struct ClientApi {
+    link: Link,
+    may_carry_secrets: bool,
+}
 
 impl Federation {
     /// Asks the well-known file of `server` for its client-server API.
@@ -77,13 +80,11 @@ impl Federation {
             Dialled::Guarded(self.trust(server))
         };
         let route = Route::to_url(base, dialled)?;
-        // Who gets here has verified a token.
-        Ok(ClientApi(Link::new(
-            self.dialer.clone(),
-            Arc::new(route),
-            Arc::new(Pace::new(true)),
-            IDLE,
-        )))
+        Ok(ClientApi {
+            may_carry_secrets: from_operator || base.scheme() == "https" || self.dialer.guard.lab,
+            // Who gets here has verified a token.
+            link: Link::new(self.dialer.clone(), Arc::new(route), Arc::new(Pace::new(true)), IDLE),
+        })
     }
 
     fn trust(&self, server: &ServerName) -> Trust {
@@ -92,12 +93,17 @@ impl Federation {
 }
 
 impl ClientApi {
+    /// Whether the way there is encrypted, or chosen by the operator.
+    pub(crate) const fn may_carry_secrets(&self) -> bool {
+        self.may_carry_secrets
+    }
+
     /// GETs a path below the base.
     ///
     /// # Errors
     /// When there is no whole answer.
     pub async fn get(&self, path_and_query: &str, token: Option<&Secret>, limit: usize) -> Result<Reply, Failure> {
-        self.0
+        self.link
             .ask(
                 &Ask {
                     method: Method::GET,
@@ -115,7 +121,7 @@ impl ClientApi {
     /// # Errors
     /// When there is no whole answer.
     pub async fn post(&self, path_and_query: &str, token: Option<&Secret>, json: Bytes, limit: usize) -> Result<Reply, Failure> {
-        self.0
+        self.link
             .ask(
                 &Ask {
                     method: Method::POST,

@@ -8,7 +8,8 @@ use http::StatusCode;
 use serde::Serialize;
 
 use crate::delayed_leave;
-use crate::exchange::Refusal;
+use crate::exchange::{Refusal, RemoteRefusal};
+use crate::federation::Failure;
 use crate::openid::Unverified;
 use crate::wire::BadRequest;
 
@@ -45,6 +46,10 @@ pub enum Reason {
     SfuUnreachable,
     /// The SFU refused the service itself: its key, its path, its clock.
     SfuRejected,
+    /// The `hs_token` is missing or wrong.
+    HsTokenRejected,
+    /// The homeserver does not say for whom it asks.
+    IdentityMissing,
     /// What was sent to the webhook does not prove that it is the SFU's.
     WebhookRejected,
     /// A defect of this service.
@@ -88,6 +93,20 @@ impl ApiError {
         retry_after: Some(2),
         ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "Service is shutting down")
     };
+    /// Who calls an endpoint of the homeserver's gives no token.
+    pub const NO_HS_TOKEN: Self = Self {
+        reason: Some(Reason::HsTokenRejected),
+        ..Self::new(StatusCode::UNAUTHORIZED, "M_MISSING_TOKEN", "Missing access token")
+    };
+    /// Who calls an endpoint of the homeserver's gives another token than the homeserver has.
+    pub const BAD_HS_TOKEN: Self = Self {
+        reason: Some(Reason::HsTokenRejected),
+        ..Self::new(StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN", "Unrecognised access token")
+    };
+    /// The homeserver does not say for whom it asks.
+    pub const NO_IDENTITY: Self = Self::unauthorised(Reason::IdentityMissing);
+    /// There are no users, rooms or protocols of ours.
+    pub const NOTHING_OF_OURS: Self = Self::new(StatusCode::NOT_FOUND, "M_NOT_FOUND", "There is no such thing here");
     /// What was sent to the webhook is not the SFU's.
     pub const BAD_WEBHOOK: Self = Self::unauthorised(Reason::WebhookRejected);
     /// A defect.
@@ -108,6 +127,26 @@ impl ApiError {
 
     const fn bad_json(text: &'static str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "M_BAD_JSON", text)
+    }
+
+    const fn bad_param(text: &'static str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "M_INVALID_PARAM", text)
+    }
+
+    const fn forbidden(text: &'static str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "M_FORBIDDEN", text)
+    }
+
+    /// A neighbour of ours did not do its part.
+    fn of_neighbour(status: StatusCode, text: &'static str, may_pass: bool) -> Self {
+        Self {
+            reason: Some(if may_pass {
+                Reason::HomeserverUnreachable
+            } else {
+                Reason::HomeserverError
+            }),
+            ..Self::new(status, "M_UNKNOWN", text)
+        }
     }
 
     const fn unauthorised(reason: Reason) -> Self {
@@ -145,6 +184,10 @@ impl From<BadRequest> for ApiError {
             }
             BadRequest::DelayTimeout => Self::bad_json("The request body `delay_timeout` must be between 1 and 86400000 milliseconds"),
             BadRequest::DelayId => Self::bad_json("The request body `delay_id` is not the id of a delayed event"),
+            BadRequest::Url => Self::bad_json("The request body is missing `url`"),
+            BadRequest::MemberId => Self::bad_json("The request body is missing `member_id`"),
+            BadRequest::UserId => Self::bad_json("The request body is missing `user_id`"),
+            BadRequest::NoDelayId => Self::bad_json("The request body is missing `delay_id`"),
             BadRequest::HalfDelay => Self::bad_json("The request body is missing `delay_id` or `delay_timeout`"),
         }
     }
@@ -155,7 +198,7 @@ impl From<BadRequest> for ApiError {
 pub(super) enum Route {
     /// `/get_token` and `/sfu/get`: on 400 `M_BAD_JSON` Element Call asks again without the delayed event.
     Token,
-    /// `/delegate_delayed_leave`.
+    /// `/delegate_delayed_leave`, and the homeserver's endpoints.
     Delegation,
 }
 
@@ -172,7 +215,7 @@ impl ApiError {
                 let text = "Delegation of delayed events is only supported for full access users";
                 match route {
                     Route::Token => Self::bad_json(text),
-                    Route::Delegation => Self::new(StatusCode::FORBIDDEN, "M_FORBIDDEN", text),
+                    Route::Delegation => Self::forbidden(text),
                 }
             }
             // On the token routes the call matters more than its leave: the client asks again without it.
@@ -194,6 +237,35 @@ impl ApiError {
             Refusal::Sfu(error) if error.may_pass() => Self::no_room(Reason::SfuUnreachable),
             Refusal::Sfu(_) => Self::no_room(Reason::SfuRejected),
             Refusal::Mint(_) => Self::INTERNAL,
+            Refusal::NotJoined => Self::forbidden("Not joined to the Matrix room"),
+            Refusal::OwnClientApi(Failure::Timeout) => Self::of_neighbour(StatusCode::BAD_GATEWAY, "The homeserver does not answer", true),
+            Refusal::OwnClientApi(_) => Self::bad_json("Unable to resolve client-server API"),
+            Refusal::Membership(error) => Self::of_neighbour(
+                StatusCode::BAD_GATEWAY,
+                "The homeserver does not say who is in the room",
+                error.may_pass(),
+            ),
+            Refusal::OtherSfu => Self::bad_param("The request body `url` is not the SFU of this service"),
+            Refusal::BadUserId | Refusal::NotOurUser(_) => Self::bad_param("The user id is not one of that homeserver"),
+            Refusal::ForeignUser => Self::forbidden("The user is not one of the homeserver that asks"),
+            Refusal::ClaimedUser => Self::bad_param("The request body `member` claims another user"),
+            Refusal::BadDestination => Self::bad_param("The request body `server_name` is not a server name"),
+            Refusal::NoSuchEvent => Self::bad_param("The user has no such delayed event in that room"),
+            Refusal::Event(error) => Self::of_neighbour(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The homeserver does not say whose delayed event that is",
+                error.may_pass(),
+            ),
+            Refusal::Relay(error) => {
+                Self::of_neighbour(StatusCode::BAD_GATEWAY, "The other homeserver cannot be reached", error.may_pass())
+            }
+            Refusal::Remote(RemoteRefusal::Forbidden) => Self::forbidden("The other homeserver's service refuses the request"),
+            Refusal::Remote(RemoteRefusal::InvalidParam) => {
+                Self::bad_param("The other homeserver's service does not take these parameters")
+            }
+            Refusal::Remote(RemoteRefusal::Unusable(_)) => {
+                Self::of_neighbour(StatusCode::BAD_GATEWAY, "The other homeserver's service gives no token", false)
+            }
         }
     }
 }
@@ -210,7 +282,7 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::federation::{Failure, Refused};
+    use crate::federation::Refused;
     use crate::openid::Answer;
     use crate::sfu::SfuError;
 

@@ -26,7 +26,7 @@ pub(super) async fn answer(
     let (received, request) = Received::parse(app, request, parse).await?;
     let server = request.openid_token.unverified_server_name.clone();
     match app.exchange.exchange(request, received.at).await {
-        Ok(jwt) => json_reply(&TokenReply { url: &app.url, jwt }),
+        Ok(jwt) => json_reply(&TokenReply { url: Some(&app.url), jwt }),
         Err(refusal) => {
             log(&refusal, &server, received.id());
             Err(ApiError::of(&refusal, Route::Token))

@@ -1,15 +1,63 @@
 //! One log line per refused request: a client's fault at debug or info, a neighbour's at warn, ours at error. A line about
 //! a neighbour names what can be done about it.
 
-use crate::exchange::Refusal;
+use crate::exchange::{Refusal, RemoteRefusal};
 use crate::federation::Failure;
 use crate::openid::Unverified;
 
 pub(super) fn log(refusal: &Refusal, server: &str, request_id: &str) {
     let reason = refusal.to_string();
     match refusal {
-        Refusal::BadServerName | Refusal::DelegationDenied | Refusal::NotReady => {
+        Refusal::BadServerName
+        | Refusal::DelegationDenied
+        | Refusal::NotReady
+        | Refusal::NotJoined
+        | Refusal::BadUserId
+        | Refusal::ForeignUser
+        | Refusal::ClaimedUser
+        | Refusal::BadDestination
+        | Refusal::NoSuchEvent
+        | Refusal::Remote(RemoteRefusal::Forbidden | RemoteRefusal::InvalidParam) => {
             tracing::debug!(request_id, server, reason, "refused");
+        }
+        // Of a client's own making, or a sign that the homeserver's list of transports names another address than ours.
+        Refusal::OtherSfu => {
+            let remedy = "the homeserver's matrix_rtc.transports must give clients the same address as LIVEKIT_URL";
+            tracing::info!(request_id, server, reason, remedy, "refused: a token for another SFU");
+        }
+        Refusal::NotOurUser(_) => {
+            let remedy = "LIVEKIT_HS_SERVER_NAME must be the server_name of the homeserver that has our registration";
+            tracing::warn!(
+                request_id,
+                server,
+                reason,
+                remedy,
+                "refused: the homeserver is not the one that is configured"
+            );
+        }
+        Refusal::OwnClientApi(failure) => {
+            let remedy = failure.remedy();
+            tracing::warn!(
+                request_id,
+                server,
+                reason,
+                remedy,
+                "refused: our homeserver's client-server API cannot be found"
+            );
+        }
+        Refusal::Membership(error) | Refusal::Event(error) | Refusal::Relay(error) => {
+            let remedy = error.remedy();
+            tracing::warn!(request_id, server, reason, remedy, "refused: our homeserver did not do its part");
+        }
+        Refusal::Remote(RemoteRefusal::Unusable(_)) => {
+            let remedy = "the other homeserver's service is out of order, or too old or too new for ours";
+            tracing::info!(
+                request_id,
+                server,
+                reason,
+                remedy,
+                "refused: no token from the other homeserver's service"
+            );
         }
         Refusal::UserMismatch | Refusal::Unverified(Unverified::Rejected | Unverified::ForeignUser) => {
             tracing::info!(request_id, server, reason, "refused: the user could not be verified");

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::{HeaderMap, HeaderValue, header};
 use livekit_api::access_token::VideoGrants;
 use livekit_protocol::{
-    CreateRoomRequest, ListParticipantsRequest, ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, ParticipantInfo, Room,
-    RoomParticipantIdentity,
+    CreateRoomRequest, ListParticipantsRequest, ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, ParticipantInfo,
+    RemoveParticipantResponse, Room, RoomParticipantIdentity,
 };
 use lru::LruCache;
 use prost::Message;
@@ -113,6 +113,18 @@ impl Api {
             .call(&self.methods.get_participant, self.admin(room)?, &request, within)
             .await?;
         Ok(participant)
+    }
+
+    /// Ends a participant's session; [`SfuError::NotFound`] where there is no such room or participant.
+    pub(super) async fn remove_participant(&self, room: &str, identity: &str) -> Result<(), SfuError> {
+        let request = RoomParticipantIdentity {
+            room: room.to_owned(),
+            identity: identity.to_owned(),
+            ..RoomParticipantIdentity::default()
+        };
+        self.call::<RemoveParticipantResponse>("RemoveParticipant", admin(room), &request, CALL_TIMEOUT)
+            .await?;
+        Ok(())
     }
 
     /// All participants; none where the room does not exist.

@@ -17,6 +17,11 @@ pub(crate) fn identity(user: &str, device: &str, member: &str) -> String {
     hash(&[user, device, member])
 }
 
+/// The hashed identity of a participant behind the homeserver's endpoints.
+pub(crate) fn homeserver_identity(user: &str, member: &str) -> String {
+    hash(&[user, member])
+}
+
 fn hash(parts: &[&str]) -> String {
     STANDARD_NO_PAD.encode(Sha256::digest(serde_json::to_vec(parts).expect("strings")))
 }

@@ -1,0 +1,279 @@
+//! Application-service mode: what our homeserver's own MatrixRTC endpoints do, and those of its peers
+//! ([MSC4195](https://github.com/matrix-org/matrix-spec-proposals/pull/4195)).
+//!
+//! Who is asking was settled by the homeserver. What is left: whose SFU is meant, who is in the Matrix room, and, for the
+//! SFU of another homeserver, the way there through its homeserver (MSC4512). The rest is `exchange.rs`.
+//!
+//! A request of a client ends within 25 seconds (decision A5), before the homeserver gives it up after 30: questions to it
+//! end 15 s after the request came, a relayed request 8 s later, and the SFU has its 5 s after either.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+use url::Url;
+
+use crate::access::Access;
+use crate::exchange::{Admitted, Exchange, Refusal, RemoteRefusal};
+use crate::hold::HOLD;
+use crate::homeserver::{OwnHomeserver, Relayed, Whose};
+use crate::members::Members;
+use crate::openid::VerifiedUser;
+use crate::server_name::ServerName;
+use crate::wire::{
+    ClientDelegationRequest, ClientTokenRequest, DelayedEvent, FederationTokenRequest, HomeserverSeat, LegacyMember, RelayedMember,
+    RelayedTokenRequest, SeatRequest,
+};
+
+/// Where another homeserver's service is asked: the path that every generation of it knows.
+const FEDERATION_PATH: &str = "/_matrix/federation/unstable/io.element.msc4195/rtc/livekit/get_token";
+/// When the last question to our homeserver has to be over.
+const QUESTIONS: Duration = Duration::from_secs(15);
+/// When a relayed request has to be over.
+const RELAY: Duration = Duration::from_secs(23);
+
+/// The endpoints behind a homeserver.
+pub struct AppService {
+    /// What follows once the user is known.
+    pub exchange: Arc<Exchange>,
+    /// Our homeserver.
+    pub own: Arc<OwnHomeserver>,
+    /// Who is in which room.
+    pub members: Arc<Members>,
+    /// `LIVEKIT_URL`.
+    pub url: String,
+}
+
+impl AppService {
+    /// A token for one of our users, whom our homeserver has authenticated: of our SFU, or of another homeserver's.
+    ///
+    /// # Errors
+    /// With the first check that refused.
+    pub async fn client_token(&self, user_id: &str, request: &ClientTokenRequest, received: Instant) -> Result<String, Refusal> {
+        let wanted = &request.wanted;
+        let other = request.server_name.as_deref().filter(|name| *name != self.own.name().as_str());
+        if other.is_none() {
+            self.must_be_ours(&wanted.url)?;
+        }
+        let user = self.own_user(user_id, wanted)?;
+        let other = other.map(ServerName::parse).transpose().map_err(|_| Refusal::BadDestination)?;
+        self.must_be_reachable(received).await?;
+        self.must_be_joined(wanted.seat.room_id(), Whose::User(&user.id), received).await?;
+        match other {
+            None => {
+                let admitted = Admitted {
+                    user: &user,
+                    access: Access::of_member(true),
+                    is_member: true,
+                };
+                self.exchange.issue(&admitted, &wanted.seat, None, received).await
+            }
+            Some(other) => {
+                self.must_be_joined(wanted.seat.room_id(), Whose::Server(&other), received).await?;
+                self.relay(&user, &other, wanted, received).await
+            }
+        }
+    }
+
+    /// A token for a user of the homeserver `origin`, which our homeserver has authenticated.
+    ///
+    /// # Errors
+    /// With the first check that refused.
+    pub async fn federation_token(&self, origin: &str, request: &FederationTokenRequest, received: Instant) -> Result<String, Refusal> {
+        let wanted = &request.wanted;
+        let user = VerifiedUser::vouched_for(request.unverified_user_id.clone()).ok_or(Refusal::BadUserId)?;
+        if user.server.as_str() != origin {
+            return Err(Refusal::ForeignUser);
+        }
+        must_be_claimed(wanted, &user)?;
+        self.must_be_reachable(received).await?;
+        let room_id = wanted.seat.room_id();
+        self.must_be_joined(room_id, Whose::Server(self.own.name()), received).await?;
+        self.must_be_joined(room_id, Whose::User(&user.id), received).await?;
+        self.must_be_ours(&wanted.url)?;
+        let admitted = Admitted {
+            user: &user,
+            access: Access::of_member(self.exchange.policy.of(&user.server).publishes),
+            is_member: true,
+        };
+        self.exchange.issue(&admitted, &wanted.seat, None, received).await
+    }
+
+    /// Takes over a delayed leave event of one of our users. How long its delay is, and that it is theirs, our homeserver
+    /// says.
+    ///
+    /// # Errors
+    /// With the first check that refused.
+    pub async fn delegate(&self, user_id: &str, request: ClientDelegationRequest, received: Instant) -> Result<(), Refusal> {
+        let ClientDelegationRequest { wanted, delay_id } = request;
+        self.must_be_ours(&wanted.url)?;
+        let user = self.own_user(user_id, &wanted)?;
+        self.must_be_reachable(received).await?;
+        let (patience, deadline) = (received + HOLD, received + QUESTIONS);
+        let found = self.own.delayed_event(&delay_id, &user.id, patience, deadline).await;
+        let room_id = wanted.seat.room_id();
+        let event = found
+            .map_err(Refusal::Event)?
+            .filter(|event| event.room_id == room_id)
+            .ok_or(Refusal::NoSuchEvent)?;
+        self.must_be_joined(room_id, Whose::User(&user.id), received).await?;
+        let event = DelayedEvent {
+            id: delay_id,
+            delay: event.delay,
+        };
+        self.exchange.take_over(&user, &wanted.seat, &event, received).await
+    }
+
+    /// The homeserver speaks for its own users only: for one of another server it, or `LIVEKIT_HS_SERVER_NAME`, is not what
+    /// it should be.
+    fn own_user(&self, user_id: &str, wanted: &HomeserverSeat) -> Result<VerifiedUser, Refusal> {
+        let user = VerifiedUser::vouched_for(user_id.to_owned()).ok_or(Refusal::BadUserId)?;
+        if user.server != *self.own.name() {
+            return Err(Refusal::NotOurUser(user.server));
+        }
+        must_be_claimed(wanted, &user)?;
+        Ok(user)
+    }
+
+    fn must_be_ours(&self, url: &str) -> Result<(), Refusal> {
+        if is_same_sfu(url, &self.url) {
+            Ok(())
+        } else {
+            Err(Refusal::OtherSfu)
+        }
+    }
+
+    async fn must_be_reachable(&self, received: Instant) -> Result<(), Refusal> {
+        self.own.resolve(received + HOLD).await.map_err(Refusal::OwnClientApi)
+    }
+
+    async fn must_be_joined(&self, room_id: &str, whose: Whose<'_>, received: Instant) -> Result<(), Refusal> {
+        let (patience, deadline) = (received + HOLD, received + QUESTIONS);
+        match self.members.is_joined(room_id, whose, patience, deadline).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Refusal::NotJoined),
+            Err(error) => Err(Refusal::Membership(error)),
+        }
+    }
+
+    /// Asks the other homeserver's service, in the words of the newer generation; where it does not understand them and the
+    /// client spoke those of the older one, once more in these.
+    async fn relay(&self, user: &VerifiedUser, other: &ServerName, wanted: &HomeserverSeat, received: Instant) -> Result<String, Refusal> {
+        let mut relayed = self.ask(user, other, wanted, None, received).await?;
+        if let Some(member) = &wanted.member
+            && relayed.status == 400
+            && matches!(errcode(&relayed), Some("M_NOT_JSON" | "M_BAD_JSON"))
+        {
+            relayed = self.ask(user, other, wanted, Some(member), received).await?;
+        }
+        match (relayed.status, errcode(&relayed), relayed.content.get("jwt")) {
+            (200..=299, _, Some(Value::String(jwt))) if !jwt.is_empty() => Ok(jwt.clone()),
+            (403, Some("M_FORBIDDEN"), _) => Err(Refusal::Remote(RemoteRefusal::Forbidden)),
+            (400, Some("M_INVALID_PARAM"), _) => Err(Refusal::Remote(RemoteRefusal::InvalidParam)),
+            (status, _, _) => Err(Refusal::Remote(RemoteRefusal::Unusable(status))),
+        }
+    }
+
+    async fn ask(
+        &self,
+        user: &VerifiedUser,
+        other: &ServerName,
+        wanted: &HomeserverSeat,
+        in_old_words: Option<&LegacyMember>,
+        received: Instant,
+    ) -> Result<Relayed, Refusal> {
+        let (room_id, slot_id, member_id) = match &wanted.seat {
+            SeatRequest::Homeserver {
+                room_id,
+                slot_id,
+                member_id,
+            }
+            | SeatRequest::Member {
+                room_id,
+                slot_id,
+                member_id,
+                ..
+            } => (room_id, slot_id, member_id),
+            // No body that comes through a homeserver is parsed into it.
+            SeatRequest::Legacy { .. } => return Err(Refusal::BadDestination),
+        };
+        let request = RelayedTokenRequest {
+            user_id: &user.id,
+            url: &wanted.url,
+            room_id,
+            slot_id,
+            member_id: Some(member_id.as_str()).filter(|_| in_old_words.is_none()),
+            member: in_old_words.map(|member| RelayedMember {
+                id: &member.id,
+                claimed_device_id: &member.claimed_device_id,
+                claimed_user_id: &user.id,
+            }),
+        };
+        // Texts always serialise.
+        let body = serde_json::to_value(&request).unwrap_or_default();
+        self.own
+            .relay(other, FEDERATION_PATH, &body, received + HOLD, received + RELAY)
+            .await
+            .map_err(Refusal::Relay)
+    }
+}
+
+/// `member` may name the user, but not another one.
+fn must_be_claimed(wanted: &HomeserverSeat, user: &VerifiedUser) -> Result<(), Refusal> {
+    let claimed = wanted.member.as_ref().and_then(|member| member.claimed_user_id.as_deref());
+    if claimed.is_some_and(|claimed| claimed != user.id) {
+        return Err(Refusal::ClaimedUser);
+    }
+    Ok(())
+}
+
+fn errcode(relayed: &Relayed) -> Option<&str> {
+    relayed.content.get("errcode")?.as_str()
+}
+
+/// Decision A3: the case of scheme and host, the scheme's own port and a slash at the end make no difference.
+fn is_same_sfu(url: &str, ours: &str) -> bool {
+    fn normal(url: &str) -> Option<Url> {
+        let mut url: Url = url.parse().ok()?;
+        let path = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&path);
+        Some(url)
+    }
+    url == ours || normal(url).zip(normal(ours)).is_some_and(|(url, ours)| url == ours)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_sfu_may_be_spelled_in_several_ways() {
+        const OURS: &str = "wss://sfu.example.com/livekit/sfu";
+        for same in [
+            OURS,
+            "wss://sfu.example.com/livekit/sfu/",
+            "WSS://SFU.example.COM/livekit/sfu",
+            "wss://sfu.example.com:443/livekit/sfu//",
+        ] {
+            assert!(is_same_sfu(same, OURS) && is_same_sfu(OURS, same), "{same}");
+        }
+        for other in [
+            "ws://sfu.example.com/livekit/sfu",
+            "https://sfu.example.com/livekit/sfu",
+            "wss://sfu.example.com:444/livekit/sfu",
+            "wss://sfu.example.com/livekit",
+            "wss://sfu.example.com/Livekit/sfu",
+            "wss://sfu.example.com/livekit/sfu?x",
+            "wss://sfu.example.com/livekit/sfu#x",
+            "wss://user@sfu.example.com/livekit/sfu",
+            "wss://sfu.example.com.evil.example/livekit/sfu",
+            "",
+            "sfu.example.com",
+        ] {
+            assert!(!is_same_sfu(other, OURS), "{other}");
+        }
+        assert!(is_same_sfu("ws://LOCALHOST:80", "ws://localhost/"));
+        assert!(is_same_sfu("wss://sfu.example.com", "wss://sfu.example.com/"));
+    }
+}

@@ -1,0 +1,288 @@
+//! Managing delayed events ([MSC4140](https://github.com/matrix-org/matrix-spec-proposals/pull/4140)). One call here is one
+//! attempt.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::versions::Paths;
+use super::{Call, Homeservers, MAX_REPLY, errcode, segment};
+use crate::delayed_leave::backoff::hint;
+use crate::delayed_leave::machine::Outcome;
+use crate::federation::Reply;
+use crate::secret::Secret;
+use crate::seldom::Seldom;
+use crate::server_name::ServerName;
+
+pub(super) const PATHS: Paths = Paths {
+    stable: "/_matrix/client/v1/delayed_events/",
+    unstable: "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/",
+};
+
+/// What to do with a delayed event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Management {
+    /// Let its delay run anew.
+    Restart,
+    /// Send it now.
+    Send,
+    /// Never send it.
+    Cancel,
+}
+
+impl Management {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Send => "send",
+            Self::Cancel => "cancel",
+        }
+    }
+}
+
+/// In whose name a call is made. Only [`super::OwnHomeserver::authority`] gives it, and only for its own users.
+pub struct Authority<'a> {
+    as_token: &'a Secret,
+    user: &'a str,
+}
+
+impl<'a> Authority<'a> {
+    pub(super) const fn new(as_token: &'a Secret, user: &'a str) -> Self {
+        Self { as_token, user }
+    }
+
+    pub(super) const fn as_token(&self) -> &'a Secret {
+        self.as_token
+    }
+
+    pub(super) const fn user(&self) -> &'a str {
+        self.user
+    }
+}
+
+impl Homeservers {
+    /// Manages a delayed event: one attempt, over within `within`.
+    pub async fn manage(
+        &self,
+        server: &ServerName,
+        delay_id: &str,
+        what: Management,
+        authority: Option<Authority<'_>>,
+        within: Duration,
+    ) -> Outcome {
+        let attempt = self.attempt(server, delay_id, what, authority);
+        timeout(within, attempt).await.unwrap_or_else(|_| {
+            tracing::debug!(
+                server = server.as_str(),
+                action = what.word(),
+                "the homeserver did not answer in time"
+            );
+            Outcome::Transient(None)
+        })
+    }
+
+    async fn attempt(&self, server: &ServerName, delay_id: &str, what: Management, authority: Option<Authority<'_>>) -> Outcome {
+        let (api, offers) = match self.api_for(server, authority.is_some()).await {
+            Ok(found) => found,
+            Err(failure) => {
+                self.lost.tell(|count| {
+                    let (reason, remedy) = (failure.to_string(), failure.remedy());
+                    let server = server.as_str();
+                    tracing::warn!(server, reason, count, remedy, "the client-server API cannot be found");
+                });
+                return Outcome::Transient(None);
+            }
+        };
+        // Without a token the unstable path is preferred while it is offered: the stable one wants authentication.
+        let [first, second] = offers.delayed_events.order(PATHS, authority.is_some());
+        let request = Call {
+            tail: &tail(delay_id, what, authority.as_ref()),
+            token: authority.as_ref().map(Authority::as_token),
+            json: Some(Bytes::from_static(b"{}")),
+            limit: MAX_REPLY,
+        };
+        let call = async |path: &str| match request.at(&api, path).await {
+            Ok(reply) => read(&reply),
+            Err(failure) => {
+                let reason = failure.to_string();
+                tracing::debug!(
+                    server = server.as_str(),
+                    action = what.word(),
+                    reason,
+                    "the homeserver could not be called"
+                );
+                Answer::Is(Outcome::Transient(None))
+            }
+        };
+        match call(first).await {
+            Answer::Is(outcome) => outcome,
+            Answer::UnknownPath => {
+                // It may have been updated since it was asked.
+                self.forget_versions(server).await;
+                call(second).await.last_word(server, &self.denied)
+            }
+            Answer::Denied => call(second).await.last_word(server, &self.denied),
+        }
+    }
+}
+
+/// What an answer means, the path aside.
+enum Answer {
+    Is(Outcome),
+    /// The homeserver does not know this path: perhaps the other one.
+    UnknownPath,
+    /// It denies the call on this path: perhaps not on the other one.
+    Denied,
+}
+
+impl Answer {
+    /// After both paths were tried.
+    fn last_word(self, server: &ServerName, denied: &Seldom) -> Outcome {
+        let server = server.as_str();
+        match self {
+            Self::Is(outcome) => outcome,
+            Self::UnknownPath => {
+                denied.tell(|count| {
+                    let remedy = "switch delayed events on (Synapse: max_event_delay_duration)";
+                    tracing::warn!(server, count, remedy, "the homeserver has no delayed events");
+                });
+                Outcome::NotFound
+            }
+            Self::Denied => {
+                denied.tell(|count| {
+                    let remedy = "newer homeservers let only application services manage delayed events";
+                    tracing::warn!(
+                        server,
+                        count,
+                        remedy,
+                        "the homeserver does not let this service manage delayed events"
+                    );
+                });
+                Outcome::Forbidden
+            }
+        }
+    }
+}
+
+/// Decision L6.
+fn read(reply: &Reply) -> Answer {
+    match reply.status.as_u16() {
+        200..=299 => Answer::Is(Outcome::Done),
+        404 => match errcode(&reply.body) {
+            Some(errcode) if errcode == "M_UNRECOGNIZED" => Answer::UnknownPath,
+            Some(_) => Answer::Is(Outcome::NotFound),
+            // A proxy's page while the homeserver restarts.
+            None => Answer::Is(Outcome::Transient(None)),
+        },
+        409 => Answer::Is(Outcome::Conflict),
+        401 | 403 => Answer::Denied,
+        429 => Answer::Is(Outcome::Limited(retry_after(&reply.headers, &reply.body, SystemTime::now()))),
+        _ => Answer::Is(Outcome::Transient(retry_after(&reply.headers, &reply.body, SystemTime::now()))),
+    }
+}
+
+/// What the homeserver says about when to come back; it is clamped where it is used.
+fn retry_after(headers: &HeaderMap, body: &[u8], now: SystemTime) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let date = text.and_then(|text| httpdate::parse_http_date(text.trim()).ok());
+    let until_date = date.map(|date| date.duration_since(now).unwrap_or_default());
+    let from_body = || serde_json::from_slice::<Value>(body).ok()?.get("retry_after_ms")?.as_u64();
+    hint(text, until_date, from_body())
+}
+
+/// What follows the path of all delayed events.
+fn tail(delay_id: &str, what: Management, authority: Option<&Authority<'_>>) -> String {
+    let query = authority.map_or_else(String::new, |authority| format!("?user_id={}", segment(authority.user())));
+    format!("{}/{}{query}", segment(delay_id), what.word())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::StatusCode;
+
+    fn reply(status: u16, retry_after: Option<&str>, body: &str) -> Reply {
+        let mut headers = HeaderMap::new();
+        if let Some(value) = retry_after {
+            headers.insert(header::RETRY_AFTER, value.parse().unwrap());
+        }
+        Reply {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers,
+            body: Bytes::copy_from_slice(body.as_bytes()),
+        }
+    }
+
+    fn outcome(status: u16, body: &str) -> Option<Outcome> {
+        match read(&reply(status, None, body)) {
+            Answer::Is(outcome) => Some(outcome),
+            Answer::UnknownPath | Answer::Denied => None,
+        }
+    }
+
+    #[test]
+    fn statuses_mean_what_l6_says() {
+        for (status, body, expected) in [
+            (200, "{}", Outcome::Done),
+            (204, "", Outcome::Done),
+            (404, r#"{"errcode":"M_NOT_FOUND"}"#, Outcome::NotFound),
+            (404, "<html>", Outcome::Transient(None)),
+            (404, "", Outcome::Transient(None)),
+            (409, r#"{"errcode":"M_UNKNOWN"}"#, Outcome::Conflict),
+            (429, "{}", Outcome::Limited(None)),
+            (
+                429,
+                r#"{"retry_after_ms":1500}"#,
+                Outcome::Limited(Some(Duration::from_millis(1500))),
+            ),
+            (500, "", Outcome::Transient(None)),
+            (302, "", Outcome::Transient(None)),
+            (400, "{}", Outcome::Transient(None)),
+        ] {
+            assert_eq!(outcome(status, body), Some(expected), "{status} {body}");
+        }
+        assert!(matches!(
+            read(&reply(404, None, r#"{"errcode":"M_UNRECOGNIZED"}"#)),
+            Answer::UnknownPath
+        ));
+        assert!(matches!(read(&reply(401, None, "{}")), Answer::Denied));
+        assert!(matches!(read(&reply(403, None, "{}")), Answer::Denied));
+    }
+
+    #[test]
+    fn retry_after_is_read_in_all_its_forms() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        for (value, seconds) in [
+            (Some("3"), Some(3)),
+            (Some("0"), Some(0)),
+            (Some("-5"), Some(0)),
+            (Some("99999999999999999999"), Some(u64::MAX)),
+            (Some("Sun, 06 Nov 1994 08:49:47 GMT"), Some(10)),
+            (Some("Sun, 06 Nov 1994 08:49:07 GMT"), Some(0)),
+            (Some("soon"), None),
+            (None, None),
+        ] {
+            let headers = reply(429, value, "").headers;
+            assert_eq!(retry_after(&headers, b"", now).map(|hint| hint.as_secs()), seconds, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn an_id_is_one_segment() {
+        for (id, expected) in [
+            ("syd_abc-1.2~", "syd_abc-1.2~/send"),
+            ("../../admin", "..%2F..%2Fadmin/send"),
+            ("a/b?c#d e", "a%2Fb%3Fc%23d%20e/send"),
+            ("%2e%2e", "%252e%252e/send"),
+            ("é", "%C3%A9/send"),
+        ] {
+            assert_eq!(tail(id, Management::Send, None), expected);
+        }
+        let as_token = Secret::new("t");
+        let authority = Authority::new(&as_token, "@a+b:x");
+        assert_eq!(tail("i", Management::Restart, Some(&authority)), "i/restart?user_id=%40a%2Bb%3Ax");
+    }
+}

@@ -1,0 +1,502 @@
+//! The homeserver that this service belongs to, as its application service: who is in which room (MSC4502), whose delayed
+//! event that is (MSC4140), and the way to other homeservers' services (MSC4512).
+//!
+//! This is the only place that has the `as_token`. It is sent to the client-server API of `LIVEKIT_HS_SERVER_NAME` and to
+//! nobody else: the server is never derived from what a caller says, redirects are not followed, and an address that was
+//! only discovered has to be https.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value, json};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::delayed_events::{self, Authority};
+use super::versions::{Offer, Offers, Paths};
+use super::{Call, Homeservers, MAX_REPLY, errcode, segment};
+use crate::delayed_leave::time::Delay;
+use crate::federation::{ClientApi, Failure, Reply};
+use crate::hold::pause;
+use crate::secret::Secret;
+use crate::server_name::ServerName;
+
+const IS_JOINED: Paths = Paths {
+    stable: "/_matrix/client/v3/rooms/",
+    unstable: "/_matrix/client/unstable/io.element.msc4502/rooms/",
+};
+const FED_PROXY: Paths = Paths {
+    stable: "/_matrix/client/v1/appservice/fed_proxy",
+    unstable: "/_matrix/client/unstable/io.element.msc4512/appservice/fed_proxy",
+};
+/// The specification has it for a long time.
+const JOINED_MEMBERS: Paths = Paths {
+    stable: "/_matrix/client/v3/rooms/",
+    unstable: "/_matrix/client/v3/rooms/",
+};
+/// Longest room id in bytes.
+const MAX_ROOM_ID: usize = 255;
+/// Time for one question about a membership.
+const QUESTION: Duration = Duration::from_secs(10);
+/// Time for one question about a delayed event.
+const EVENT_QUESTION: Duration = Duration::from_secs(5);
+/// How long a homeserver that starts together with us is waited for before something is said.
+const STARTING: Duration = Duration::from_secs(30);
+/// Questions under way at a time; the others wait.
+const QUESTIONS: usize = 64;
+/// Largest list of members that is read: some ten thousand of them.
+const MAX_MEMBERS: usize = 8 * 1024 * 1024;
+
+/// The homeserver that this service belongs to.
+pub struct OwnHomeserver {
+    homeservers: Arc<Homeservers>,
+    name: ServerName,
+    as_token: Secret,
+    questions: Semaphore,
+}
+
+/// Whose membership is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose<'a> {
+    /// A user's.
+    User(&'a str),
+    /// A homeserver's: whether any user of it is in the room.
+    Server(&'a ServerName),
+}
+
+/// A delayed event that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scheduled {
+    /// The room that it will be sent to.
+    pub room_id: String,
+    /// Its delay; one of more than a day counts as a day.
+    pub delay: Delay,
+}
+
+/// What another homeserver's service answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Relayed {
+    /// Its status.
+    pub status: u16,
+    /// Its body; empty where that was no JSON object.
+    pub content: Map<String, Value>,
+}
+
+/// The homeserver cannot say it, or cannot do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum OwnError {
+    /// Its client-server API cannot be found.
+    #[error("its client-server API cannot be found: {0}")]
+    NoApi(Failure),
+    /// It cannot be reached.
+    #[error("{0}")]
+    Unreachable(Failure),
+    /// It does not answer.
+    #[error("it does not answer in time")]
+    Timeout,
+    /// It has no such endpoint.
+    #[error("it does not know {0}")]
+    NoEndpoint(&'static str),
+    /// It does not know the `as_token`.
+    #[error("it does not accept the as_token")]
+    Token,
+    /// It knows us, and does not let us.
+    #[error("it does not allow it ({0})")]
+    Forbidden(&'static str),
+    /// It refuses to relay, or cannot reach the other homeserver.
+    #[error("it does not reach the other homeserver (status {0})")]
+    Relay(u16),
+    /// Another status.
+    #[error("it answers with status {0}")]
+    Status(u16),
+    /// An answer that means nothing.
+    #[error("its answer cannot be read")]
+    Unreadable,
+}
+
+impl OwnError {
+    /// Whether trying again soon may help.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::NoApi(failure) | Self::Unreachable(failure) => failure.may_pass(),
+            Self::Timeout => true,
+            Self::Relay(status) | Self::Status(status) => *status == 429 || *status >= 500,
+            Self::NoEndpoint(_) | Self::Token | Self::Forbidden(_) | Self::Unreadable => false,
+        }
+    }
+
+    /// What the operator can do.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::NoApi(failure) => failure.remedy(),
+            Self::Unreachable(_) | Self::Timeout | Self::Status(_) | Self::Unreadable => {
+                "check that the homeserver runs, and that its client-server API is reached from here; \
+                 LIVEKIT_CS_API_URL_OVERRIDES can name an internal address"
+            }
+            Self::NoEndpoint(_) => {
+                "switch the proposal on in the homeserver (Synapse: experimental_features msc4502_enabled and msc4512_enabled, \
+                 max_event_delay_duration), and see that no proxy keeps /_matrix/client/unstable from it"
+            }
+            Self::Token => {
+                "the homeserver and this service must have the same registration: add it to app_service_config_files, restart the \
+                 homeserver, and see that LIVEKIT_HS_SERVER_NAME is that homeserver"
+            }
+            Self::Forbidden(_) => {
+                "the registration lacks a scope, or its namespaces.users does not match the homeserver's users; \
+                 `lk-jwt-service generate-registration` prints one that has all"
+            }
+            Self::Relay(_) => "check that the homeservers federate, and that the other one has MatrixRTC endpoints",
+        }
+    }
+}
+
+impl OwnHomeserver {
+    /// The homeserver `name`, which knows us by `as_token`.
+    #[must_use]
+    pub const fn new(homeservers: Arc<Homeservers>, name: ServerName, as_token: Secret) -> Self {
+        Self {
+            homeservers,
+            name,
+            as_token,
+            questions: Semaphore::const_new(QUESTIONS),
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(&self) -> &ServerName {
+        &self.name
+    }
+
+    /// Finds its client-server API; what may pass is tried again until `deadline`.
+    ///
+    /// # Errors
+    /// When it cannot be found, or the `as_token` must not be sent there.
+    pub async fn resolve(&self, deadline: Instant) -> Result<(), Failure> {
+        self.homeservers.resolve(&self.name, deadline).await?;
+        timeout_at(deadline, self.homeservers.api_for(&self.name, true))
+            .await
+            .unwrap_or(Err(Failure::Timeout))
+            .map(drop)
+    }
+
+    /// Asks a cheap question and logs what is wrong: a wrong registration is told at the start and not by the first user.
+    pub async fn check(&self) {
+        // No room: the answer is no whatever goes on there. The homeserver may be starting, too.
+        let room = format!("!lk-jwt-service:{}", self.name);
+        let now = Instant::now();
+        let asked = self.is_joined(&room, Whose::Server(&self.name), now + STARTING, now + STARTING + QUESTION);
+        match asked.await {
+            Ok(_) => tracing::info!("our homeserver accepts the as_token and tells who is in a room"),
+            Err(error) => {
+                let (server, reason, remedy) = (self.name.as_str(), error.to_string(), error.remedy());
+                tracing::warn!(
+                    server,
+                    reason,
+                    remedy,
+                    "our homeserver cannot be asked; its MatrixRTC endpoints will fail until it can"
+                );
+            }
+        }
+    }
+
+    /// To manage a delayed event of `user` on `server`: given where both are ours.
+    #[must_use]
+    pub fn authority<'a>(&'a self, server: &ServerName, user: &'a str) -> Option<Authority<'a>> {
+        let ours = *server == self.name && user.split_once(':').is_some_and(|(_, domain)| domain == self.name.as_str());
+        ours.then(|| Authority::new(&self.as_token, user))
+    }
+
+    /// Whether somebody is joined to a room. What may pass is tried again until `patience` is over, and the last try may
+    /// take until `deadline`.
+    ///
+    /// # Errors
+    /// When the homeserver does not say it.
+    pub async fn is_joined(&self, room_id: &str, whose: Whose<'_>, patience: Instant, deadline: Instant) -> Result<bool, OwnError> {
+        if !is_room_id(room_id) {
+            return Ok(false);
+        }
+        let query = match whose {
+            Whose::User(user) => format!("mxid={}", segment(user)),
+            Whose::Server(server) => format!("server_name={}", segment(server.as_str())),
+        };
+        let tail = format!("{}/is_joined?{query}", segment(room_id));
+        let ask = || async {
+            let reply = self.get(|offers| offers.is_joined, IS_JOINED, &tail, MAX_REPLY, QUESTION).await?;
+            match reply.status.as_u16() {
+                200..=299 => {
+                    let answer: Map<String, Value> = serde_json::from_slice(&reply.body).map_err(|_| OwnError::Unreadable)?;
+                    Ok(answer.get("joined") == Some(&Value::Bool(true)))
+                }
+                // Ids that are none: nobody is joined there, and nobody is they.
+                400 if errcode(&reply.body).is_some_and(|errcode| errcode == "M_INVALID_PARAM") => Ok(false),
+                _ => Err(refused(&reply, "rooms/{room_id}/is_joined (MSC4502)")),
+            }
+        };
+        hold(ask, patience, deadline).await
+    }
+
+    /// Those of `users` who are joined to a room, by one question for all; `None` where no user of this homeserver is joined
+    /// any more, or where the room has so many members that it is better to ask about each.
+    ///
+    /// # Errors
+    /// When the homeserver does not say it.
+    pub async fn joined_members(&self, room_id: &str, deadline: Instant) -> Result<Option<JoinedMembers>, OwnError> {
+        if !is_room_id(room_id) {
+            return Ok(None);
+        }
+        let tail = format!("{}/joined_members", segment(room_id));
+        let asked = self.get(|_| Offer::Stable, JOINED_MEMBERS, &tail, MAX_MEMBERS, QUESTION);
+        let reply = match timeout_at(deadline, asked).await.unwrap_or(Err(OwnError::Timeout)) {
+            Ok(reply) => reply,
+            Err(OwnError::Unreachable(Failure::TooLarge(_))) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match reply.status.as_u16() {
+            200..=299 => serde_json::from_slice(&reply.body).map(Some).map_err(|_| OwnError::Unreadable),
+            403 => Ok(None),
+            _ => Err(refused(&reply, "rooms/{room_id}/joined_members")),
+        }
+    }
+
+    /// The delayed event of `user` with that id; `None` where there is none of theirs that waits.
+    ///
+    /// # Errors
+    /// When the homeserver does not say it.
+    pub async fn delayed_event(
+        &self,
+        delay_id: &str,
+        user: &str,
+        patience: Instant,
+        deadline: Instant,
+    ) -> Result<Option<Scheduled>, OwnError> {
+        let tail = format!("{}?user_id={}", segment(delay_id), segment(user));
+        let ask = || async {
+            let asked = self.get(
+                |offers| offers.delayed_events,
+                delayed_events::PATHS,
+                &tail,
+                MAX_REPLY,
+                EVENT_QUESTION,
+            );
+            let reply = asked.await?;
+            match reply.status.as_u16() {
+                200..=299 => scheduled(&reply.body).ok_or(OwnError::Unreadable),
+                404 if errcode(&reply.body).is_some_and(|errcode| errcode != "M_UNRECOGNIZED") => Ok(None),
+                _ => Err(refused(&reply, "delayed_events (MSC4140)")),
+            }
+        };
+        hold(ask, patience, deadline).await
+    }
+
+    /// POSTs `body` to the federation endpoint `path` of another homeserver's service.
+    ///
+    /// # Errors
+    /// When the homeserver does not relay it.
+    pub async fn relay(
+        &self,
+        destination: &ServerName,
+        path: &str,
+        body: &Value,
+        patience: Instant,
+        deadline: Instant,
+    ) -> Result<Relayed, OwnError> {
+        let json = json!({"destination": destination.as_str(), "method": "POST", "path": path, "body": body});
+        let json = Bytes::from(json.to_string());
+        let ask = || async {
+            let reply = self.post(|offers| offers.fed_proxy, FED_PROXY, json.clone()).await?;
+            match reply.status.as_u16() {
+                200..=299 => {
+                    let answer: Answer = serde_json::from_slice(&reply.body).map_err(|_| OwnError::Unreadable)?;
+                    let relayed = Relayed {
+                        status: answer.status,
+                        content: match answer.content {
+                            Value::Object(content) => content,
+                            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => Map::new(),
+                        },
+                    };
+                    // What is wrong over there may pass, too.
+                    if relayed.status == 429 || relayed.status >= 500 {
+                        return Err(OwnError::Relay(relayed.status));
+                    }
+                    Ok(relayed)
+                }
+                status @ (403 | 502) if errcode(&reply.body).is_some_and(|errcode| is_fed_proxy(&errcode)) => Err(OwnError::Relay(status)),
+                _ => Err(refused(&reply, "appservice/fed_proxy (MSC4512)")),
+            }
+        };
+        hold(ask, patience, deadline).await
+    }
+
+    async fn get(&self, offer: fn(Offers) -> Offer, paths: Paths, tail: &str, limit: usize, within: Duration) -> Result<Reply, OwnError> {
+        // Never closed.
+        let _turn = self.questions.acquire().await;
+        let call = Call {
+            tail,
+            token: Some(&self.as_token),
+            json: None,
+            limit,
+        };
+        timeout(within, self.call(offer, paths, &call))
+            .await
+            .unwrap_or(Err(OwnError::Timeout))
+    }
+
+    async fn post(&self, offer: fn(Offers) -> Offer, paths: Paths, json: Bytes) -> Result<Reply, OwnError> {
+        let call = Call {
+            tail: "",
+            token: Some(&self.as_token),
+            json: Some(json),
+            limit: MAX_REPLY,
+        };
+        self.call(offer, paths, &call).await
+    }
+
+    /// On the path that the homeserver offers; where it does not know that, on the other one.
+    async fn call(&self, offer: fn(Offers) -> Offer, paths: Paths, call: &Call<'_>) -> Result<Reply, OwnError> {
+        let (api, offers) = self.homeservers.api_for(&self.name, true).await.map_err(OwnError::NoApi)?;
+        let [first, second] = offer(offers).order(paths, true);
+        let reply = at(call, &api, first).await?;
+        let unknown = reply.status == StatusCode::NOT_FOUND && errcode(&reply.body).is_some_and(|errcode| errcode == "M_UNRECOGNIZED");
+        if !unknown || first == second {
+            return Ok(reply);
+        }
+        // It may have been updated since it was asked.
+        self.homeservers.forget_versions(&self.name).await;
+        at(call, &api, second).await
+    }
+}
+
+async fn at(call: &Call<'_>, api: &ClientApi, path: &str) -> Result<Reply, OwnError> {
+    call.at(api, path).await.map_err(OwnError::Unreachable)
+}
+
+/// Asks until there is an answer, as long as there is patience (decision T7a).
+async fn hold<T, F: Future<Output = Result<T, OwnError>>>(
+    ask: impl Fn() -> F,
+    patience: Instant,
+    deadline: Instant,
+) -> Result<T, OwnError> {
+    let mut tries = 1;
+    let mut cause = None;
+    loop {
+        match timeout_at(deadline, ask()).await.unwrap_or(Err(OwnError::Timeout)) {
+            Ok(answer) => return Ok(answer),
+            Err(error) => {
+                // A try that the deadline cut short says less than the one before it.
+                let error = cause.take().filter(|_| matches!(error, OwnError::Timeout)).unwrap_or(error);
+                let pause = pause(tries);
+                if !error.may_pass() || Instant::now() + pause >= patience {
+                    return Err(error);
+                }
+                tracing::debug!(reason = error.to_string(), tries, "trying our homeserver again");
+                cause = Some(error);
+                sleep(pause).await;
+                tries += 1;
+            }
+        }
+    }
+}
+
+/// What a status means that none of the calls expects.
+fn refused(reply: &Reply, endpoint: &'static str) -> OwnError {
+    match reply.status.as_u16() {
+        401 => OwnError::Token,
+        403 => OwnError::Forbidden(endpoint),
+        404 if errcode(&reply.body).is_some_and(|errcode| errcode == "M_UNRECOGNIZED") => OwnError::NoEndpoint(endpoint),
+        // A proxy's page while the homeserver restarts.
+        404 => OwnError::Status(503),
+        status => OwnError::Status(status),
+    }
+}
+
+fn is_fed_proxy(errcode: &Value) -> bool {
+    errcode.as_str().is_some_and(|errcode| errcode.contains("M_FEDPROXY_"))
+}
+
+/// Whether it can be a room's id: what becomes a part of a path is looked at first
+/// ([room ids](https://spec.matrix.org/v1.16/appendices/#room-ids); since room version 12 without a server name).
+fn is_room_id(room_id: &str) -> bool {
+    room_id.len() <= MAX_ROOM_ID && room_id.len() > 1 && room_id.starts_with('!')
+}
+
+/// `None` where it is no delayed event; of one without a usable delay, the delay is absent and so is the event.
+fn scheduled(body: &[u8]) -> Option<Option<Scheduled>> {
+    const DAY: f64 = 86_400_000.0;
+    let event: Map<String, Value> = serde_json::from_slice(body).ok()?;
+    let room_id = event.get("room_id").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let positive = |key: &str| event.get(key).and_then(Value::as_f64).filter(|millis| *millis >= 1.0);
+    let millis = positive("delay_ms").or_else(|| positive("delay"));
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between one and a day")]
+    let delay = millis.and_then(|millis| Delay::from_millis(millis.min(DAY) as u64));
+    Some(delay.map(|delay| Scheduled { room_id, delay }))
+}
+
+/// An answer of `fed_proxy`.
+#[derive(Deserialize)]
+struct Answer {
+    status: u16,
+    #[serde(default)]
+    content: Value,
+}
+
+/// Everybody who is joined to a room.
+#[derive(Deserialize)]
+pub struct JoinedMembers {
+    joined: std::collections::BTreeMap<Box<str>, IgnoredAny>,
+}
+
+impl JoinedMembers {
+    /// Whether `user` is one of them.
+    #[must_use]
+    pub fn contains(&self, user: &str) -> bool {
+        self.joined.contains_key(user)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_can_be_a_room_becomes_a_part_of_a_path() {
+        for room in ["!r:example.com", "!5rbKGZO6JYeO2UuSXMpZKshWxVwYTgSNWgGE78AL3nc", "!../x"] {
+            assert!(is_room_id(room), "{room}");
+        }
+        for none in ["", "!", ".", "..", "#alias:example.com", "room", &format!("!{}", "r".repeat(255))] {
+            assert!(!is_room_id(none), "{none}");
+        }
+    }
+
+    #[test]
+    fn a_delayed_event_needs_a_delay() {
+        let read = |body: &str| scheduled(body.as_bytes());
+        let delay = |millis| Delay::from_millis(millis).unwrap();
+        let event = |millis| {
+            Some(Some(Scheduled {
+                room_id: "!r".into(),
+                delay: delay(millis),
+            }))
+        };
+        assert_eq!(read(r#"{"room_id":"!r","delay_ms":8000,"delay":1}"#), event(8000));
+        assert_eq!(read(r#"{"room_id":"!r","delay_ms":0,"delay":7000}"#), event(7000));
+        assert_eq!(read(r#"{"room_id":"!r","delay_ms":1e300}"#), event(86_400_000));
+        for none in [
+            r#"{"room_id":"!r"}"#,
+            r#"{"delay_ms":0}"#,
+            r#"{"delay_ms":-5}"#,
+            r#"{"delay_ms":"5"}"#,
+        ] {
+            assert_eq!(read(none), Some(None), "{none}");
+        }
+        for other in ["", "[]", "<html>"] {
+            assert_eq!(read(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The endpoints behind our homeserver, in application-service mode only: their paths, and who may call them.
+//!
+//! The homeserver forwards `…/rtc/livekit/…` under any version of its APIs (MSC4512), so every prefix that a client may use
+//! is served. It proves itself by the `hs_token` before anything of a request is read, and says for whom it asks in a header.
+
+mod delegate_delayed_leave;
+mod federation_get_token;
+mod get_token;
+mod ping;
+mod transactions;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{any, post, put};
+use http::{HeaderMap, HeaderName, header};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use super::error::ApiError;
+use super::{App, method_not_allowed};
+use crate::app_service::AppService;
+use crate::secret::Secret;
+use crate::seldom::Seldom;
+
+/// Beginnings of the client-server paths (decision A1).
+const CLIENT: [&str; 3] = [
+    "/_matrix/client/v1/rtc/livekit",
+    "/_matrix/client/v3/rtc/livekit",
+    "/_matrix/client/unstable/io.element.msc4195/rtc/livekit",
+];
+/// Beginnings of the server-server paths.
+const FEDERATION: [&str; 2] = [
+    "/_matrix/federation/v1/rtc/livekit",
+    "/_matrix/federation/unstable/io.element.msc4195/rtc/livekit",
+];
+/// For which user our homeserver asks.
+const USER: HeaderName = HeaderName::from_static("x-matrix-user-identifier");
+/// For which homeserver our homeserver asks.
+const ORIGIN: HeaderName = HeaderName::from_static("x-matrix-origin");
+
+/// What these endpoints need.
+pub struct Appservice {
+    service: AppService,
+    hs_token: Secret,
+    refused: Seldom,
+}
+
+impl Appservice {
+    /// The homeserver proves itself by `hs_token`.
+    #[must_use]
+    pub const fn new(service: AppService, hs_token: Secret) -> Self {
+        Self {
+            service,
+            hs_token,
+            refused: Seldom::new(),
+        }
+    }
+
+    /// Whether it is our homeserver that calls.
+    fn admit(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let token = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
+            .map(str::trim)
+            .filter(|token| !token.is_empty())
+            .ok_or(ApiError::NO_HS_TOKEN)?;
+        // Of their hashes, so that the time does not tell the length either.
+        let (given, ours) = (Sha256::digest(token), Sha256::digest(self.hs_token.expose()));
+        if bool::from(given.as_slice().ct_eq(ours.as_slice())) {
+            return Ok(());
+        }
+        self.refused.tell(|count| {
+            let remedy = "if it is your homeserver, it has another registration than this service: the hs_token differs";
+            tracing::warn!(count, remedy, "calls to the homeserver's endpoints are refused");
+        });
+        Err(ApiError::BAD_HS_TOKEN)
+    }
+}
+
+/// For whom the homeserver asks; what is no UTF-8 is nobody's name.
+fn identity(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let value = headers.get(name)?;
+    Some(String::from_utf8_lossy(value.as_bytes()).trim().to_owned()).filter(|identity| !identity.is_empty())
+}
+
+/// Every route of this mode.
+pub(super) fn routes(appservice: &Arc<Appservice>) -> Router<Arc<App>> {
+    let mut router = Router::new();
+    for prefix in CLIENT {
+        router = router
+            .route(&format!("{prefix}/get_token"), post(get_token::post).fallback(method_not_allowed))
+            .route(
+                &format!("{prefix}/delegate_delayed_leave"),
+                post(delegate_delayed_leave::post).fallback(method_not_allowed),
+            );
+    }
+    for prefix in FEDERATION {
+        router = router.route(
+            &format!("{prefix}/get_token"),
+            post(federation_get_token::post).fallback(method_not_allowed),
+        );
+    }
+    router
+        .route("/_matrix/app/v1/ping", any(ping::any))
+        .route(
+            "/_matrix/app/v1/transactions/{txn_id}",
+            put(transactions::put).fallback(method_not_allowed),
+        )
+        .route("/_matrix/app/v1/{*rest}", any(ping::nothing_of_ours))
+        .layer(axum::Extension(appservice.clone()))
+}

@@ -1,0 +1,36 @@
+//! `POST …/client/…/rtc/livekit/delegate_delayed_leave` (MSC4195): one of our homeserver's users hands over a delayed leave
+//! event.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use http::Request;
+use serde_json::json;
+
+use super::super::App;
+use super::super::error::{ApiError, Route};
+use super::super::refused::log;
+use super::super::request::{Received, json_reply};
+use super::{Appservice, USER, identity};
+use crate::wire::ClientDelegationRequest;
+
+pub(super) async fn post(
+    State(app): State<Arc<App>>,
+    Extension(appservice): Extension<Arc<Appservice>>,
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
+    appservice.admit(request.headers())?;
+    let user = identity(request.headers(), &USER);
+    let (received, request) = Received::parse(&app, request, ClientDelegationRequest::parse).await?;
+    let user = user.ok_or(ApiError::NO_IDENTITY)?;
+    match appservice.service.delegate(&user, request, received.at).await {
+        Ok(()) => json_reply(&json!({})),
+        Err(refusal) => {
+            log(&refusal, "", received.id());
+            Err(ApiError::of(&refusal, Route::Delegation))
+        }
+    }
+}

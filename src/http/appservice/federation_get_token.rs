@@ -1,0 +1,34 @@
+//! `POST …/federation/…/rtc/livekit/get_token` (MSC4195): a token for a user of another homeserver.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use http::Request;
+
+use super::super::App;
+use super::super::error::{ApiError, Route};
+use super::super::refused::log;
+use super::super::request::{Received, json_reply};
+use super::{Appservice, ORIGIN, identity};
+use crate::wire::{FederationTokenRequest, TokenReply};
+
+pub(super) async fn post(
+    State(app): State<Arc<App>>,
+    Extension(appservice): Extension<Arc<Appservice>>,
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
+    appservice.admit(request.headers())?;
+    let origin = identity(request.headers(), &ORIGIN);
+    let (received, request) = Received::parse(&app, request, FederationTokenRequest::parse).await?;
+    let origin = origin.ok_or(ApiError::NO_IDENTITY)?;
+    match appservice.service.federation_token(&origin, &request, received.at).await {
+        Ok(jwt) => json_reply(&TokenReply { url: None, jwt }),
+        Err(refusal) => {
+            log(&refusal, &origin, received.id());
+            Err(ApiError::of(&refusal, Route::Delegation))
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Who is joined to which Matrix room, as our own homeserver says (MSC4502).
+//!
+//! A yes is remembered for 5 seconds, and all who ask the same at the same time share one call, so that a call that starts
+//! asks once per user. A no is never remembered: who was refused and joins is let in at once. A yes that is 5 seconds old is
+//! harmless: a token outlives it by far, and who leaves is removed from the SFU by `removal.rs`.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lru::LruCache;
+use tokio::time::{Instant, timeout_at};
+
+use crate::homeserver::{OwnError, OwnHomeserver, Whose};
+use crate::together::Together;
+
+/// How long a yes is believed (decision A8).
+const REMEMBERED: Duration = Duration::from_secs(5);
+/// How many are remembered: a few hundred bytes each.
+const MEMORY: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
+/// Asks our own homeserver.
+pub struct Members {
+    own: Arc<OwnHomeserver>,
+    joined: Mutex<LruCache<Box<str>, Instant>>,
+    calls: Together<Result<bool, OwnError>>,
+}
+
+impl Members {
+    /// Nothing is asked before the first question.
+    #[must_use]
+    pub fn new(own: Arc<OwnHomeserver>) -> Self {
+        let mut joined = LruCache::unbounded();
+        joined.resize(MEMORY);
+        Self {
+            own,
+            joined: Mutex::new(joined),
+            calls: Together::new(),
+        }
+    }
+
+    /// Whether somebody is joined to a room. What may pass is tried again until `patience` is over, and the last try may
+    /// take until `deadline`.
+    ///
+    /// # Errors
+    /// When the homeserver does not say it.
+    pub async fn is_joined(&self, room_id: &str, whose: Whose<'_>, patience: Instant, deadline: Instant) -> Result<bool, OwnError> {
+        let came = Instant::now();
+        // Neither names of users nor of servers hold a NUL, whatever stands in the room's id.
+        let key = match whose {
+            Whose::User(user) => format!("{room_id}\0{user}"),
+            Whose::Server(server) => format!("{room_id}\0{server}"),
+        };
+        loop {
+            if self.remembers(&key) {
+                return Ok(true);
+            }
+            let call = self.own.is_joined(room_id, whose, patience, deadline);
+            // Somebody else's call may have longer than we have.
+            let Ok((answer, asked)) = timeout_at(deadline, self.calls.ask(&key, call)).await else {
+                return Err(OwnError::Timeout);
+            };
+            match answer {
+                Ok(true) => {
+                    self.remember(&key, asked);
+                    return Ok(true);
+                }
+                // What was asked before we came says nothing about us: somebody may have joined since.
+                Ok(false) | Err(_) if asked < came && Instant::now() < deadline => {}
+                Ok(false) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn remembers(&self, key: &str) -> bool {
+        let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        joined.get(key).is_some_and(|asked| asked.elapsed() < REMEMBERED)
+    }
+
+    fn remember(&self, key: &str, asked: Instant) {
+        let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        joined.put(key.into(), asked);
+    }
+}
