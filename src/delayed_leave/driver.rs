@@ -19,7 +19,7 @@ use super::store::{Queue, Restored, RestoredJob, Written};
 use super::time::{Delay, Time, WallClock, event_time};
 use crate::homeserver::{Homeservers, Management, OwnHomeserver};
 use crate::server_name::ServerName;
-use crate::sfu::webhook::{DisconnectReason, Kind, Verified, Webhook};
+use crate::sfu::webhook::{Kind, Verified, Webhook};
 use crate::sfu::{Probe, Sfu, SfuError};
 
 /// How long jobs may take to be restored before webhooks and delegations are taken all the same (decision L11).
@@ -607,7 +607,7 @@ fn as_record<'a>(job: &'a StoredJob<'_>, delay: Delay, wall: &WallClock, now: Ti
 fn fact(webhook: &Webhook, happened: Time) -> jobs::Webhook<'_> {
     let room = webhook.room.as_ref();
     let participant = webhook.participant.as_ref();
-    let reason = participant.map_or(LeaveReason::Unknown, |participant| leave_reason(participant.disconnect_reason));
+    let reason = participant.map_or(LeaveReason::Unknown, |participant| participant.disconnect_reason);
     let joined_at_ms = participant.map_or(0, |participant| match participant.joined_at_ms {
         0 => participant.joined_at.saturating_mul(1000),
         joined_at_ms => joined_at_ms,
@@ -629,27 +629,6 @@ fn fact(webhook: &Webhook, happened: Time) -> jobs::Webhook<'_> {
         identity: participant.map_or("", |participant| &participant.identity),
         sid: participant.map_or("", |participant| &participant.sid),
         joined_at_ms,
-    }
-}
-
-fn leave_reason(reason: DisconnectReason) -> LeaveReason {
-    match reason {
-        DisconnectReason::ClientInitiated => LeaveReason::ClientInitiated,
-        DisconnectReason::DuplicateIdentity => LeaveReason::DuplicateIdentity,
-        DisconnectReason::ServerShutdown => LeaveReason::ServerShutdown,
-        DisconnectReason::ParticipantRemoved => LeaveReason::ParticipantRemoved,
-        DisconnectReason::RoomDeleted => LeaveReason::RoomDeleted,
-        DisconnectReason::StateMismatch => LeaveReason::StateMismatch,
-        DisconnectReason::JoinFailure => LeaveReason::JoinFailure,
-        DisconnectReason::Migration => LeaveReason::Migration,
-        DisconnectReason::SignalClose => LeaveReason::SignalClose,
-        DisconnectReason::RoomClosed => LeaveReason::RoomClosed,
-        DisconnectReason::UserUnavailable => LeaveReason::UserUnavailable,
-        DisconnectReason::UserRejected => LeaveReason::UserRejected,
-        DisconnectReason::ConnectionTimeout => LeaveReason::ConnectionTimeout,
-        DisconnectReason::SipTrunkFailure | DisconnectReason::MediaFailure | DisconnectReason::AgentError | DisconnectReason::Unknown => {
-            LeaveReason::Unknown
-        }
     }
 }
 
@@ -684,6 +663,7 @@ fn answered<'a, T, R>(answer: &'a Result<T, SfuError>, yes: impl FnOnce(&'a T) -
     match answer {
         Ok(answer) => Answered::Yes(yes(answer)),
         Err(SfuError::Timeout) => Answered::TimedOut,
+        Err(SfuError::TooLarge) => Answered::TooMuch,
         Err(error) if error.connection_failed() => Answered::Unreachable,
         Err(error) if error.is_refusal() => Answered::Refused,
         Err(_) => Answered::Unclear,

@@ -50,6 +50,7 @@ struct Methods {
     list_rooms: Url,
     get_participant: Url,
     list_participants: Url,
+    remove_participant: Url,
 }
 
 /// A token for the participants of one room.
@@ -122,7 +123,7 @@ impl Api {
             identity: identity.to_owned(),
             ..RoomParticipantIdentity::default()
         };
-        self.call::<RemoveParticipantResponse>("RemoveParticipant", admin(room), &request, CALL_TIMEOUT)
+        self.call::<RemoveParticipantResponse>(&self.methods.remove_participant, self.admin(room)?, &request, CALL_TIMEOUT)
             .await?;
         Ok(())
     }
@@ -154,7 +155,7 @@ impl Api {
         let mut reply = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failure)? {
             if reply.len() + chunk.len() > MAX_REPLY {
-                return Err(SfuError::Unreadable);
+                return Err(SfuError::TooLarge);
             }
             reply.extend_from_slice(&chunk);
         }
@@ -172,7 +173,7 @@ impl Api {
         Ok(bearer)
     }
 
-    /// The token that shows participants. Many jobs ask about the same room.
+    /// The token for the participants of a room. Many jobs ask about the same one.
     fn admin(&self, room: &str) -> Result<HeaderValue, SfuError> {
         let now = SystemTime::now();
         let tokens = || self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
@@ -229,6 +230,7 @@ impl Methods {
             list_rooms: method("ListRooms"),
             get_participant: method("GetParticipant"),
             list_participants: method("ListParticipants"),
+            remove_participant: method("RemoveParticipant"),
         }
     }
 }

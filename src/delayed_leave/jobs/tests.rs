@@ -68,7 +68,7 @@ fn the_place_of_a_job_that_is_over_is_given_back_and_its_number_is_not() {
         for identity in &identities {
             match jobs.delegate(&delegation(identity, "d"), NOW).unwrap().0 {
                 Delegated::New(id) => ids.push(id),
-                other => panic!("{other:?}"),
+                other @ (Delegated::Renewed(_) | Delegated::Overtaken) => panic!("{other:?}"),
             }
         }
         assert_eq!((jobs.len(), jobs.rooms.len(), jobs.users.len()), (2_000, 1, 1));
@@ -123,4 +123,31 @@ fn a_list_is_read_in_any_order_and_with_strangers_in_it() {
             assert_eq!(job.machine().session().sid(), expected);
         }
     }
+}
+
+#[test]
+fn where_a_list_is_too_long_to_be_read_each_is_asked_for() {
+    let mut jobs = jobs();
+    for identity in ["a", "b", "c"] {
+        let (delegated, _) = jobs.delegate(&delegation(identity, identity), NOW).unwrap();
+        let Delegated::New(job) = delegated else { panic!("{delegated:?}") };
+        let answer = Looked::Present(Row {
+            identity,
+            sid: identity,
+            joined_at_ms: 1,
+            active: true,
+        });
+        // One of them has not come yet.
+        if identity != "b" {
+            let _ = jobs.handle(Fact::LookedUp { job, asked: NOW, answer }, NOW);
+        }
+    }
+    let room = jobs.rooms.find("room").unwrap();
+    let mut asked_for = |answer| {
+        let now = NOW.after(100);
+        let outputs = jobs.handle(Fact::Listed { room, asked: now, answer }, now);
+        outputs.into_iter().filter(|output| matches!(output, Output::LookUp { .. })).count()
+    };
+    assert_eq!(asked_for(Answered::Unclear), 0);
+    assert_eq!(asked_for(Answered::TooMuch), 2);
 }
