@@ -17,6 +17,11 @@ pub(crate) fn identity(user: &str, device: &str, member: &str) -> String {
     hash(&[user, device, member])
 }
 
+/// The identity of a participant who came through a homeserver.
+pub(crate) fn homeserver_identity(user: &str, member: &str) -> String {
+    hash(&[user, member])
+}
+
 fn hash(parts: &[&str]) -> String {
     STANDARD_NO_PAD.encode(Sha256::digest(serde_json::to_vec(parts).expect("strings")))
 }
