@@ -8,10 +8,7 @@ use crate::support::own_homeserver::{OwnHomeserver, error};
 use crate::support::sfu::Fault;
 use crate::support::unique_room;
 
-const ONE_USER: Done = Done {
-    users: 1,
-    ..Done::NOTHING
-};
+const ONE_USER: Done = Done { users: 1, ..Done::NOTHING };
 const USER_AND_SERVER: Done = Done { servers: 1, ..ONE_USER };
 
 /// The rows before the first question, but for the one about the SFU.
@@ -24,7 +21,12 @@ fn before_any_question() -> Vec<Row> {
         "M_BAD_JSON",
     ));
     rows.push(Row::new("no identity", |_, ask| ask.who = None, 401, "M_UNAUTHORIZED"));
-    rows.push(Row::new("a blank identity", |_, ask| ask.who = Some(" ".into()), 401, "M_UNAUTHORIZED"));
+    rows.push(Row::new(
+        "a blank identity",
+        |_, ask| ask.who = Some(" ".into()),
+        401,
+        "M_UNAUTHORIZED",
+    ));
     rows
 }
 
@@ -53,7 +55,11 @@ fn membership() -> [Row; 2] {
     [
         Row::new(
             "a homeserver that does not say who is in the room",
-            |stage, _| stage.own.script(|_, asked| asked.is_about_user().then(|| error(403, "M_FORBIDDEN", "Missing scope"))),
+            |stage, _| {
+                stage
+                    .own
+                    .script(|_, asked| asked.is_about_user().then(|| error(403, "M_FORBIDDEN", "Missing scope")))
+            },
             502,
             "M_UNKNOWN",
         )
@@ -166,7 +172,12 @@ fn an_own_homeserver_that_cannot_be_found_is_a_400_before_any_question() {
 #[test]
 fn what_makes_no_difference_makes_none() {
     let stage = Stage::new();
-    let (_, address) = stage.sfu.url().split_once("//").map(|(a, b)| (a.to_owned(), b.to_owned())).expect("a URL");
+    let (_, address) = stage
+        .sfu
+        .url()
+        .split_once("//")
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .expect("a URL");
     for url in [
         format!("ws://{address}"),
         format!("ws://{address}/"),

@@ -1,6 +1,7 @@
 //! `POST …/client/…/rtc/livekit/delegate_delayed_leave`, and delegations with the `as_token` (decision A6).
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
@@ -28,8 +29,20 @@ fn before_any_question() -> Vec<Row> {
     let mut rows = common();
     rows.extend([
         Row::new("no event", |_, ask| ask.body["delay_id"] = "".into(), 400, "M_BAD_JSON").says("missing `delay_id`"),
-        Row::new("an event that is a path", |_, ask| ask.body["delay_id"] = "..".into(), 400, "M_BAD_JSON").says("not the id"),
-        Row::new("a long event", |_, ask| ask.body["delay_id"] = "x".repeat(256).into(), 400, "M_BAD_JSON").says("not the id"),
+        Row::new(
+            "an event that is a path",
+            |_, ask| ask.body["delay_id"] = "..".into(),
+            400,
+            "M_BAD_JSON",
+        )
+        .says("not the id"),
+        Row::new(
+            "a long event",
+            |_, ask| ask.body["delay_id"] = "x".repeat(256).into(),
+            400,
+            "M_BAD_JSON",
+        )
+        .says("not the id"),
         Row::new("no identity", |_, ask| ask.who = None, 401, "M_UNAUTHORIZED"),
         Row::new(
             "another SFU",
@@ -38,7 +51,13 @@ fn before_any_question() -> Vec<Row> {
             "M_INVALID_PARAM",
         )
         .says("`url`"),
-        Row::new("an identity that is none", |_, ask| ask.who = Some("alice".into()), 400, "M_INVALID_PARAM").says("user id"),
+        Row::new(
+            "an identity that is none",
+            |_, ask| ask.who = Some("alice".into()),
+            400,
+            "M_INVALID_PARAM",
+        )
+        .says("user id"),
         Row::new(
             "a user of another homeserver",
             |_, ask| ask.who = Some(format!("@alice:{OTHER}")),
@@ -51,7 +70,9 @@ fn before_any_question() -> Vec<Row> {
 }
 
 fn no_event(what: &'static str, fault: fn(&Stage, &mut Ask)) -> Row {
-    Row::new(what, fault, 400, "M_INVALID_PARAM").says("no such delayed event").after(EVENT)
+    Row::new(what, fault, 400, "M_INVALID_PARAM")
+        .says("no such delayed event")
+        .after(EVENT)
 }
 
 fn unknown(what: &'static str, fault: fn(&Stage, &mut Ask)) -> Row {
@@ -61,13 +82,19 @@ fn unknown(what: &'static str, fault: fn(&Stage, &mut Ask)) -> Row {
 fn questions() -> Vec<Row> {
     vec![
         unknown("a homeserver that does not know us", |stage, _| {
-            stage.own.script(|_, asked| asked.is_event().then(|| error(401, "M_UNKNOWN_TOKEN", "no")));
+            stage
+                .own
+                .script(|_, asked| asked.is_event().then(|| error(401, "M_UNKNOWN_TOKEN", "no")));
         }),
         unknown("a homeserver that forbids it", |stage, _| {
-            stage.own.script(|_, asked| asked.is_event().then(|| error(403, "M_FORBIDDEN", "masquerade")));
+            stage
+                .own
+                .script(|_, asked| asked.is_event().then(|| error(403, "M_FORBIDDEN", "masquerade")));
         }),
         unknown("an answer that cannot be read", |stage, _| {
-            stage.own.script(|_, asked| asked.is_event().then(|| Reply::text(200, "text/html", "<html>")));
+            stage
+                .own
+                .script(|_, asked| asked.is_event().then(|| Reply::text(200, "text/html", "<html>")));
         }),
         no_event("an event that nobody knows", |_, ask| ask.body["delay_id"] = "syd_unknown".into()),
         no_event("an event of somebody else", |stage, ask| {
@@ -81,7 +108,11 @@ fn questions() -> Vec<Row> {
         }),
         Row::new(
             "a homeserver that does not say who is in the room",
-            |stage, _| stage.own.script(|_, asked| asked.is_about_user().then(|| error(403, "M_FORBIDDEN", "Missing scope"))),
+            |stage, _| {
+                stage
+                    .own
+                    .script(|_, asked| asked.is_about_user().then(|| error(403, "M_FORBIDDEN", "Missing scope")))
+            },
             502,
             "M_UNKNOWN",
         )
@@ -105,8 +136,11 @@ fn every_row_of_the_table_in_its_order() {
     let stage = Stage::with(|setup| setup.env("LIVEKIT_STATE_PATH", &file.to_string_lossy()));
     check(&stage, Stage::delegation, &rows);
     // One job came of the request without a fault, and none of the others.
-    let kept = std::fs::read_to_string(&file).expect("the store");
-    let events: BTreeSet<_> = kept.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("syd_")).collect();
+    let kept = stored(&file);
+    let events: BTreeSet<_> = kept
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("syd_"))
+        .collect();
     assert_eq!(events.len(), 1, "{kept}");
 }
 
@@ -132,6 +166,11 @@ fn an_own_homeserver_that_cannot_be_found_is_a_400_before_any_question() {
     }
 }
 
+/// All texts in the store.
+fn stored(file: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(file).expect("the store")).into_owned()
+}
+
 /// Whoever took part as this says so in the webhooks.
 fn joins(stage: &Stage, ask: &Ask) -> Session {
     let identity = homeserver_identity(&stage.own.user("alice"), "member1");
@@ -149,7 +188,12 @@ fn leaves(stage: &Stage, session: &Session) {
 #[track_caller]
 fn assert_signed(own: &OwnHomeserver, user: &str, calls: &[Request]) {
     for call in calls {
-        assert_eq!(call.header("authorization"), Some(format!("Bearer {}", own.as_token).as_str()), "{}", call.target);
+        assert_eq!(
+            call.header("authorization"),
+            Some(format!("Bearer {}", own.as_token).as_str()),
+            "{}",
+            call.target
+        );
         let query: Vec<_> = call.query.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(query, [("user_id", user)], "{}", call.target);
     }
@@ -188,7 +232,9 @@ fn one_event_is_cancelled_with_the_token_when_another_takes_its_place() {
     let user = stage.own.user("alice");
     let second_id = stage.own.schedule(&user, &first.room(), 600_000);
     assert_eq!(stage.call(&first.clone().set("delay_id", second_id.as_str())).status, 200);
-    wait_until("the first one to be cancelled", SOON, || !stage.own.managed(&first_id, "cancel").is_empty());
+    wait_until("the first one to be cancelled", SOON, || {
+        !stage.own.managed(&first_id, "cancel").is_empty()
+    });
     assert_signed(&stage.own, &user, &stage.own.managed(&first_id, "cancel"));
 }
 
@@ -198,6 +244,9 @@ fn a_job_keeps_its_user_over_a_restart_of_the_service() {
     let file = directory.join("jobs");
     let stage = Stage::with(|setup| setup.env("LIVEKIT_STATE_PATH", &file.to_string_lossy()));
     let ask = stage.delegation();
+    // Short enough to be restarted again soon.
+    let short = stage.own.schedule(&stage.own.user("alice"), &ask.room(), 8_000);
+    let ask = ask.set("delay_id", short);
     let (user, delay_id) = (stage.own.user("alice"), ask.body["delay_id"].as_str().expect("an id").to_owned());
     assert_eq!(stage.call(&ask).status, 200);
     let session = joins(&stage, &ask);
@@ -206,7 +255,7 @@ fn a_job_keeps_its_user_over_a_restart_of_the_service() {
     service.signal("TERM");
     assert!(service.wait_exit(SOON).success());
     drop(service);
-    let kept = std::fs::read_to_string(&file).expect("the store");
+    let kept = stored(&file);
     assert!(kept.contains(&delay_id) && !kept.contains("NEVERLOG"), "{kept}");
     let before = own.managed(&delay_id, "restart").len();
     let service = own
@@ -257,7 +306,12 @@ fn standalone_delegations_carry_the_token_for_our_users_only() {
     standalone(&stage, &away, &theirs, &unique_room());
     wait_until("a restart there", SOON, || api.count("restart", &theirs) > 0);
     for call in api.http.requests() {
-        assert_eq!((call.header("authorization"), call.query("user_id")), (None, None), "{}", call.target);
+        assert_eq!(
+            (call.header("authorization"), call.query("user_id")),
+            (None, None),
+            "{}",
+            call.target
+        );
     }
     assert_eq!(api.strays(), [""; 0]);
     assert_eq!(stage.own.managed(&theirs, "restart").len(), 0);

@@ -75,7 +75,11 @@ fn questions() -> [Row; 4] {
         .after(OUR_SERVER),
         Row::new(
             "a homeserver that does not say who is in the room",
-            |stage, _| stage.own.script(|_, asked| asked.is_about_user().then(|| error(403, "M_FORBIDDEN", "Missing scope"))),
+            |stage, _| {
+                stage
+                    .own
+                    .script(|_, asked| asked.is_about_user().then(|| error(403, "M_FORBIDDEN", "Missing scope")))
+            },
             502,
             "M_UNKNOWN",
         )
@@ -120,7 +124,11 @@ fn every_row_of_the_table_in_its_order() {
 
 #[test]
 fn every_field_may_be_missing_in_every_way() {
-    fields(&Stage::new(), Stage::federated, &["user_id", "url", "room_id", "slot_id", "member_id"]);
+    fields(
+        &Stage::new(),
+        Stage::federated,
+        &["user_id", "url", "room_id", "slot_id", "member_id"],
+    );
 }
 
 #[test]

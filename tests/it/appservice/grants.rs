@@ -16,7 +16,10 @@ fn assert_grants(stage: &Stage, ask: &Ask, sub: &str, publishes: bool) {
     let jwt = Jwt::decode(&answer.field("jwt")).expect("a JWT");
     assert!(jwt.is_signed_with(stage.sfu.secret()), "the signature does not verify");
     let video = &jwt.claims["video"];
-    assert_eq!((jwt.claims["sub"].as_str(), jwt.claims["iss"].as_str()), (Some(sub), Some(stage.sfu.key())));
+    assert_eq!(
+        (jwt.claims["sub"].as_str(), jwt.claims["iss"].as_str()),
+        (Some(sub), Some(stage.sfu.key()))
+    );
     assert_eq!(video["room"], alias(&ask.room(), SLOT));
     for (grant, expected) in [
         ("roomJoin", true),
@@ -27,7 +30,15 @@ fn assert_grants(stage: &Stage, ask: &Ask, sub: &str, publishes: bool) {
     ] {
         assert_eq!(video[grant], expected, "{grant} in {video}");
     }
-    for grant in ["roomCreate", "roomAdmin", "roomList", "roomRecord", "hidden", "recorder", "ingressAdmin"] {
+    for grant in [
+        "roomCreate",
+        "roomAdmin",
+        "roomList",
+        "roomRecord",
+        "hidden",
+        "recorder",
+        "ingressAdmin",
+    ] {
         assert_ne!(video[grant], true, "{grant} in {video}");
     }
     let lifetime = jwt.claims["exp"].as_u64().expect("exp") - jwt.claims["nbf"].as_u64().expect("nbf");
@@ -61,9 +72,18 @@ fn users_of_other_homeservers_publish_where_they_may() {
     let cases: [(Change, bool); 5] = [
         (|setup| setup, true),
         (|setup| setup.env("LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS", "*"), true),
-        (|setup| setup.env("LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS", "a.example.org,other.example.org"), true),
-        (|setup| setup.env("LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS", "third.example.org"), false),
-        (|setup| setup.env("LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS", "OTHER.example.org"), false),
+        (
+            |setup| setup.env("LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS", "a.example.org,other.example.org"),
+            true,
+        ),
+        (
+            |setup| setup.env("LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS", "third.example.org"),
+            false,
+        ),
+        (
+            |setup| setup.env("LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS", "OTHER.example.org"),
+            false,
+        ),
     ];
     for (change, publishes) in cases {
         let stage = Stage::with(change);

@@ -39,8 +39,16 @@ fn versions_say_which_path_and_the_other_one_is_tried_once() {
             let question = |asked: &Asked| asked.is_about_user() || asked.is_event();
             let tried: Vec<_> = stage.own.asked().into_iter().filter(|(_, asked)| question(asked)).collect();
             let first = tried.first().and_then(|(_, asked)| asked.proposal()).expect("a question").0;
-            let of_first: Vec<_> = paths(&stage).into_iter().filter(|(proposal, _)| *proposal == first).map(|(_, s)| s).collect();
-            assert_eq!(of_first.get(..expected.len()), Some(expected.as_slice()), "says {says:?}, has {has_stable}");
+            let of_first: Vec<_> = paths(&stage)
+                .into_iter()
+                .filter(|(proposal, _)| *proposal == first)
+                .map(|(_, s)| s)
+                .collect();
+            assert_eq!(
+                of_first.get(..expected.len()),
+                Some(expected.as_slice()),
+                "says {says:?}, has {has_stable}"
+            );
         }
     }
 }
@@ -137,7 +145,10 @@ fn a_burst_asks_once_per_user_and_makes_one_room_at_a_time() {
     }
     // A second question about somebody only where the whole burst took longer than an answer is remembered.
     if took < Duration::from_secs(5) {
-        assert!(questions.len() == 20 && questions.values().all(|count| *count == 1), "{questions:?}");
+        assert!(
+            questions.len() == 20 && questions.values().all(|count| *count == 1),
+            "{questions:?}"
+        );
     }
     let creations = stage.sfu.creations_of(&alias(&room, SLOT));
     let slots = took.as_millis() / SLOW.as_millis() + 1;
@@ -180,7 +191,11 @@ fn a_yes_is_believed_for_five_seconds_and_a_no_not_at_all() {
         std::thread::sleep(Duration::from_millis(100));
         stage.call(&relayed).status == 403
     });
-    assert!(began.elapsed() >= Duration::from_millis(4900), "forgotten after {:?}", began.elapsed());
+    assert!(
+        began.elapsed() >= Duration::from_millis(4900),
+        "forgotten after {:?}",
+        began.elapsed()
+    );
     assert!(stage.own.count(Asked::is_about_user) >= 6);
 }
 
@@ -211,7 +226,9 @@ fn a_client_that_hangs_up_does_not_take_the_answer_of_the_others_along() {
     let ask = stage.client();
     let mut impatient = stage.service.connect();
     impatient.send(&ask.call().bytes(stage.service.address()));
-    wait_until("the question", Duration::from_secs(10), || stage.own.count(Asked::is_about_user) == 1);
+    wait_until("the question", Duration::from_secs(10), || {
+        stage.own.count(Asked::is_about_user) == 1
+    });
     let patient = stage.service.begin(&ask.call());
     drop(impatient);
     assert_eq!(patient.join().expect("the request").expect("an answer").status, 200);

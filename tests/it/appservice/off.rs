@@ -7,7 +7,12 @@ use crate::support::world::World;
 #[test]
 fn its_paths_are_unknown() {
     let world = World::with(|setup| {
-        let names = ["LIVEKIT_HS_SERVER_NAME", "LIVEKIT_AS_TOKEN", "LIVEKIT_HS_TOKEN", "LIVEKIT_REQUIRE_MEMBERSHIP"];
+        let names = [
+            "LIVEKIT_HS_SERVER_NAME",
+            "LIVEKIT_AS_TOKEN",
+            "LIVEKIT_HS_TOKEN",
+            "LIVEKIT_REQUIRE_MEMBERSHIP",
+        ];
         names.into_iter().fold(setup, crate::support::service::Setup::unset)
     });
     let mut paths = vec![

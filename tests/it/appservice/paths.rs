@@ -14,7 +14,11 @@ fn spellings(path: &str) -> Vec<String> {
     let doubled = path.replace('/', "//");
     let mut all = vec![path.to_owned(), doubled.clone(), format!("{path}?access_token=x&y")];
     for prefix in ["/livekit/jwt", "//livekit//jwt", ""] {
-        all.extend([format!("{prefix}{path}"), format!("{prefix}{path}/"), format!("{prefix}{doubled}//")]);
+        all.extend([
+            format!("{prefix}{path}"),
+            format!("{prefix}{path}/"),
+            format!("{prefix}{doubled}//"),
+        ]);
     }
     all
 }
@@ -166,7 +170,13 @@ fn transactions_are_taken_whatever_is_in_them() {
         ask.raw = Some(raw);
         stage.call(&ask)
     };
-    for raw in [Vec::new(), b"{\"events\":[]}".to_vec(), b"<html>".to_vec(), vec![b' '; 70 * 1024], vec![b'x'; 5 * 1024 * 1024]] {
+    for raw in [
+        Vec::new(),
+        b"{\"events\":[]}".to_vec(),
+        b"<html>".to_vec(),
+        vec![b' '; 70 * 1024],
+        vec![b'x'; 5 * 1024 * 1024],
+    ] {
         let length = raw.len();
         let answer = put(raw);
         assert_eq!((answer.status, answer.text().as_str()), (200, "{}\n"), "{length} bytes");
@@ -176,7 +186,11 @@ fn transactions_are_taken_whatever_is_in_them() {
         answer.assert_errcode(405, "M_UNRECOGNIZED");
         assert_eq!(answer.header("allow"), Some("PUT"), "{method}");
     }
-    assert!(stage.service.rss_kib() < 64 * 1024, "{} KiB after large transactions", stage.service.rss_kib());
+    assert!(
+        stage.service.rss_kib() < 64 * 1024,
+        "{} KiB after large transactions",
+        stage.service.rss_kib()
+    );
 }
 
 #[test]

@@ -31,109 +31,141 @@ fn finish(request: JoinHandle<Option<Answer>>) -> Answer {
     answer
 }
 
-/// Asks, and expects this status within the budget; what hangs is answered after a wait at the earliest.
-#[track_caller]
-fn ends(stage: &Stage, ask: &Ask, status: u16) {
-    let answer = stage.call(ask);
-    answer.assert_errcode(status, "M_UNKNOWN");
-    assert!(answer.took < BUDGET, "after {:?}", answer.took);
-    assert!(answer.took > PATIENCE, "given up after {:?}", answer.took);
-}
+/// A neighbour that hangs: what it does, who asks, and the status in the end.
+type Hang = (&'static str, fn() -> Stage, fn(&Stage) -> Ask, u16);
 
-#[test]
-fn a_homeserver_that_accepts_and_says_nothing() {
+const HANGS: [Hang; 13] = [
+    (
+        "a homeserver that accepts and says nothing",
+        || with(|stage| stage.own.http.greet(Greeting::Silence)),
+        Stage::client,
+        502,
+    ),
+    (
+        "a homeserver that falls silent after it was known",
+        || {
+            with(|stage| {
+                assert_eq!(stage.call(&stage.client()).status, 200);
+                stage.own.http.greet(Greeting::Silence);
+            })
+        },
+        Stage::relayed,
+        502,
+    ),
+    (
+        "every request hangs",
+        || with(|stage| stage.own.script(|_, _| Some(Reply::Hang))),
+        Stage::client,
+        502,
+    ),
+    (
+        "every answer stops after its head",
+        || with(|stage| stage.own.script(|_, _| Some(stalled()))),
+        Stage::client,
+        502,
+    ),
+    (
+        "the question about a homeserver hangs",
+        || hanging(Asked::is_about_server),
+        Stage::relayed,
+        502,
+    ),
+    (
+        "the question of another homeserver hangs",
+        || hanging(Asked::is_about_user),
+        Stage::federated,
+        502,
+    ),
+    (
+        "the answer about a user stops after its head",
+        || stalling(Asked::is_about_user),
+        Stage::client,
+        502,
+    ),
+    ("the relay hangs", || hanging(Asked::is_relay), Stage::relayed, 502),
+    (
+        "the answer of the relay stops after its head",
+        || stalling(Asked::is_relay),
+        Stage::relayed,
+        502,
+    ),
+    ("the delayed event hangs", || hanging(Asked::is_event), Stage::delegation, 503),
+    (
+        "the delayed event stops after its head",
+        || stalling(Asked::is_event),
+        Stage::delegation,
+        503,
+    ),
+    (
+        "the well-known file hangs",
+        || {
+            let stage = Stage::lost(OwnHomeserver::start_with_tls());
+            stage.own.federation.answer_client_well_known(Reply::Hang);
+            stage
+        },
+        Stage::client,
+        502,
+    ),
+    (
+        "the SFU hangs behind a slow homeserver",
+        || {
+            with(|stage| {
+                stage.sfu.fail(Some(Fault::Hang));
+                stage.own.script(|_, asked| {
+                    let yes = Reply::json(200, &json!({"joined": true}));
+                    asked.is_about_user().then(|| yes.after(Duration::from_secs(9)))
+                });
+            })
+        },
+        Stage::client,
+        500,
+    ),
+];
+
+fn with(change: fn(&Stage)) -> Stage {
     let stage = Stage::new();
-    stage.own.http.greet(Greeting::Silence);
-    ends(&stage, &stage.client(), 502);
-    assert_eq!(stage.sfu.creations(), 0);
-}
-
-#[test]
-fn a_homeserver_that_falls_silent_after_it_was_known() {
-    let stage = Stage::new();
-    assert_eq!(stage.call(&stage.client()).status, 200);
-    stage.own.http.greet(Greeting::Silence);
-    ends(&stage, &stage.relayed(), 502);
-}
-
-#[test]
-fn a_homeserver_that_hangs_on_every_request() {
-    let stage = Stage::new();
-    stage.own.script(|_, _| Some(Reply::Hang));
-    ends(&stage, &stage.client(), 502);
-}
-
-#[test]
-fn a_homeserver_that_sends_headers_and_nothing_more() {
-    let stage = Stage::new();
-    stage.own.script(|_, _| Some(stalled()));
-    ends(&stage, &stage.client(), 502);
-}
-
-#[test]
-fn a_question_about_a_homeserver_that_hangs() {
-    let stage = Stage::new();
-    stage.own.script(|_, asked| asked.is_about_server().then_some(Reply::Hang));
-    ends(&stage, &stage.relayed(), 502);
-}
-
-#[test]
-fn a_question_of_another_homeserver_that_hangs() {
-    let stage = Stage::new();
-    stage.own.script(|_, asked| asked.is_about_user().then(stalled));
-    ends(&stage, &stage.federated(), 502);
-    assert_eq!(stage.sfu.creations(), 0);
-}
-
-#[test]
-fn a_relay_that_hangs() {
-    let stage = Stage::new();
-    stage.own.script(|_, asked| asked.is_relay().then_some(Reply::Hang));
-    ends(&stage, &stage.relayed(), 502);
-}
-
-#[test]
-fn a_relay_that_sends_headers_and_nothing_more() {
-    let stage = Stage::new();
-    stage.own.script(|_, asked| asked.is_relay().then(stalled));
-    ends(&stage, &stage.relayed(), 502);
-}
-
-#[test]
-fn a_delayed_event_that_hangs() {
-    let stage = Stage::new();
-    stage.own.script(|_, asked| asked.is_event().then_some(Reply::Hang));
-    ends(&stage, &stage.delegation(), 503);
-}
-
-#[test]
-fn a_delayed_event_that_sends_headers_and_nothing_more() {
-    let stage = Stage::new();
-    stage.own.script(|_, asked| asked.is_event().then(stalled));
-    ends(&stage, &stage.delegation(), 503);
-}
-
-#[test]
-fn a_well_known_file_that_hangs() {
-    let stage = Stage::lost(OwnHomeserver::start_with_tls());
-    stage.own.federation.answer_client_well_known(Reply::Hang);
-    ends(&stage, &stage.client(), 502);
-}
-
-#[test]
-fn an_sfu_that_hangs_behind_a_slow_homeserver() {
-    let stage = Stage::new();
-    let slow = |asked: &Asked| asked.is_about_user();
+    change(&stage);
     stage
-        .own
-        .script(move |_, asked| slow(asked).then(|| Reply::json(200, &json!({"joined": true})).after(Duration::from_secs(9))));
-    stage.sfu.fail(Some(Fault::Hang));
-    ends(&stage, &stage.client(), 500);
+}
+
+fn hanging(which: fn(&Asked) -> bool) -> Stage {
+    let stage = Stage::new();
+    stage.own.script(move |_, asked| which(asked).then_some(Reply::Hang));
+    stage
+}
+
+fn stalling(which: fn(&Asked) -> bool) -> Stage {
+    let stage = Stage::new();
+    stage.own.script(move |_, asked| which(asked).then(stalled));
+    stage
+}
+
+/// Fails unless the request is answered so, after a wait and within the budget.
+#[track_caller]
+fn assert_ended(what: &str, answer: &Answer, status: u16) {
+    answer.assert_errcode(status, "M_UNKNOWN");
+    assert!(answer.took > PATIENCE && answer.took < BUDGET, "{what}: after {:?}", answer.took);
+}
+
+#[test]
+fn no_neighbour_that_hangs_makes_a_request_take_longer_than_its_homeserver_waits() {
+    // All at a time.
+    let waiting = HANGS.map(|(what, make, ask, status)| {
+        let stage = make();
+        let rooms = stage.sfu.creations();
+        let request = stage.service.begin(&ask(&stage).call());
+        (what, stage, rooms, request, status)
+    });
+    for (what, stage, rooms, request, status) in waiting {
+        let answer = stage.checked(finish(request));
+        assert_ended(what, &answer, status);
+        assert!(status == 500 || stage.sfu.creations() == rooms, "{what}: a room was opened");
+    }
 }
 
 /// Every neighbour takes just too long for all of them together.
 #[test]
-fn a_homeserver_that_is_slow_in_all_it_does() {
+fn a_homeserver_that_is_slow_in_all_it_does_is_given_up_in_time() {
     let stage = Stage::new();
     stage.own.script(|_, asked| {
         let reply = if asked.is_relay() {
@@ -143,7 +175,7 @@ fn a_homeserver_that_is_slow_in_all_it_does() {
         };
         Some(reply.after(Duration::from_millis(9_500)))
     });
-    ends(&stage, &stage.relayed(), 502);
+    assert_ended("slow", &stage.call(&stage.relayed()), 502);
 }
 
 #[test]
@@ -151,17 +183,57 @@ fn what_stays_away_is_given_up_after_ten_seconds() {
     // What each of them does, who asks, and what that is in the end.
     type Case = (fn(&Stage), fn(&Stage) -> Ask, u16);
     let cases: [Case; 8] = [
-        (|stage| stage.own.script(|_, asked| asked.is_about_user().then(|| error(500, "M_UNKNOWN", "x"))), Stage::client, 502),
-        (|stage| stage.own.script(|_, asked| asked.is_about_user().then_some(Reply::Close)), Stage::client, 502),
         (
-            |stage| stage.own.script(|_, asked| asked.is_about_user().then(|| Reply::text(404, "text/html", "<html>"))),
+            |stage| {
+                stage
+                    .own
+                    .script(|_, asked| asked.is_about_user().then(|| error(500, "M_UNKNOWN", "x")))
+            },
             Stage::client,
             502,
         ),
-        (|stage| stage.own.script(|_, asked| asked.is_about_server().then(|| error(429, "M_LIMIT_EXCEEDED", "x"))), Stage::federated, 502),
-        (|stage| stage.own.script(|_, asked| asked.is_event().then(|| error(503, "M_UNKNOWN", "x"))), Stage::delegation, 503),
-        (|stage| stage.own.script(|_, asked| asked.is_event().then(|| error(429, "M_LIMIT_EXCEEDED", "x"))), Stage::delegation, 503),
-        (|stage| stage.own.peer(OTHER, |_| (500, json!({"errcode": "M_UNKNOWN"}))), |stage| stage.client_of_other(), 502),
+        (
+            |stage| stage.own.script(|_, asked| asked.is_about_user().then_some(Reply::Close)),
+            Stage::client,
+            502,
+        ),
+        (
+            |stage| {
+                stage
+                    .own
+                    .script(|_, asked| asked.is_about_user().then(|| Reply::text(404, "text/html", "<html>")))
+            },
+            Stage::client,
+            502,
+        ),
+        (
+            |stage| {
+                stage
+                    .own
+                    .script(|_, asked| asked.is_about_server().then(|| error(429, "M_LIMIT_EXCEEDED", "x")))
+            },
+            Stage::federated,
+            502,
+        ),
+        (
+            |stage| stage.own.script(|_, asked| asked.is_event().then(|| error(503, "M_UNKNOWN", "x"))),
+            Stage::delegation,
+            503,
+        ),
+        (
+            |stage| {
+                stage
+                    .own
+                    .script(|_, asked| asked.is_event().then(|| error(429, "M_LIMIT_EXCEEDED", "x")))
+            },
+            Stage::delegation,
+            503,
+        ),
+        (
+            |stage| stage.own.peer(OTHER, |_| (500, json!({"errcode": "M_UNKNOWN"}))),
+            |stage| stage.client_of_other(),
+            502,
+        ),
         // Nobody has such a homeserver.
         (|_| {}, |stage| stage.client_of_other(), 502),
     ];
@@ -174,8 +246,7 @@ fn what_stays_away_is_given_up_after_ten_seconds() {
     });
     for (at, (stage, request, status)) in stages.into_iter().enumerate() {
         let answer = stage.checked(finish(request));
-        answer.assert_errcode(status, "M_UNKNOWN");
-        assert!(answer.took > PATIENCE && answer.took < BUDGET, "case {at}: {:?}", answer.took);
+        assert_ended(&format!("case {at}"), &answer, status);
         assert_eq!(stage.sfu.creations(), 0, "case {at}");
         // Short pauses, but pauses.
         let asked = stage.own.asked().len();
@@ -187,18 +258,21 @@ fn what_stays_away_is_given_up_after_ten_seconds() {
 #[test]
 fn a_standalone_request_waits_for_the_answer_about_its_room() {
     let stage = Stage::new();
-    stage.own.script(|_, asked| asked.is_about_user().then(|| error(503, "M_UNKNOWN", "x")));
+    stage
+        .own
+        .script(|_, asked| asked.is_about_user().then(|| error(503, "M_UNKNOWN", "x")));
     let home = &stage.own.federation;
     let bodies = [
         ("/get_token", bodies::get_token_of(home, "alice", &unique_room())),
         ("/sfu/get", bodies::sfu_get_of(home, "alice", &unique_room())),
-        ("/delegate_delayed_leave", bodies::delegate_of(home, "alice", &unique_room(), "syd_x", 600_000)),
+        (
+            "/delegate_delayed_leave",
+            bodies::delegate_of(home, "alice", &unique_room(), "syd_x", 600_000),
+        ),
     ];
     let requests = bodies.map(|(path, body)| stage.service.begin(&Call::json(path, &body)));
     for request in requests {
-        let answer = stage.checked(finish(request));
-        answer.assert_errcode(502, "M_UNKNOWN");
-        assert!(answer.took > PATIENCE && answer.took < BUDGET, "{:?}", answer.took);
+        assert_ended("standalone", &stage.checked(finish(request)), 502);
     }
     assert_eq!(stage.sfu.creations(), 0);
 }

@@ -13,7 +13,9 @@ use crate::support::sfu::Sfu;
 /// Runs it to its end; exit code, stdout and stderr.
 fn run(words: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let setup = Setup::bare().unset("LIVEKIT_JWT_BIND").unset("LIVEKIT_LOG_LEVEL");
-    let setup = words.iter().fold(setup.argument("generate-registration"), |setup, word| setup.argument(word));
+    let setup = words
+        .iter()
+        .fold(setup.argument("generate-registration"), |setup, word| setup.argument(word));
     let setup = environment.iter().fold(setup, |setup, (name, value)| setup.env(name, value));
     let service = setup.spawn();
     let status = service.wait_exit(Duration::from_secs(20));
@@ -71,7 +73,10 @@ fn the_environment_is_enough() {
 fn the_service_takes_what_it_prints() {
     let (own, sfu) = (OwnHomeserver::start(), Sfu::start());
     // The tokens of the fake, so that it is the one that knows them.
-    let tokens = [("LIVEKIT_AS_TOKEN", own.as_token.as_str()), ("LIVEKIT_HS_TOKEN", own.hs_token.as_str())];
+    let tokens = [
+        ("LIVEKIT_AS_TOKEN", own.as_token.as_str()),
+        ("LIVEKIT_HS_TOKEN", own.hs_token.as_str()),
+    ];
     let setup = Setup::bare().argument("generate-registration").argument(own.name());
     let printer = tokens.iter().fold(setup, |setup, (name, value)| setup.env(name, value)).spawn();
     assert_eq!(printer.wait_exit(Duration::from_secs(20)).code(), Some(0));

@@ -36,7 +36,10 @@ fn what_the_other_service_is_asked_is_exactly_what_it_needs() {
     assert_eq!(stage.done().rooms, 0);
     // The way there takes the token, and asks in nobody's name.
     for (request, _) in stage.own.asked() {
-        assert_eq!(request.header("authorization"), Some(format!("Bearer {}", stage.own.as_token).as_str()));
+        assert_eq!(
+            request.header("authorization"),
+            Some(format!("Bearer {}", stage.own.as_token).as_str())
+        );
         assert_eq!(request.query("user_id"), None);
     }
 }
@@ -75,7 +78,12 @@ fn every_answer_of_the_other_service_has_its_row() {
         stage.own.peer(OTHER, move |_| (status, reply.clone()));
         let before = stage.own.count(Asked::is_relay);
         let answer = stage.call(&ask);
-        assert_eq!((answer.status, answer.field("errcode").as_str()), expected, "{status} {content}: {}", answer.text());
+        assert_eq!(
+            (answer.status, answer.field("errcode").as_str()),
+            expected,
+            "{status} {content}: {}",
+            answer.text()
+        );
         assert_own_words(&answer);
         assert_eq!(stage.own.count(Asked::is_relay) - before, 1, "{status} {content}");
     }
@@ -105,7 +113,12 @@ fn every_refusal_of_our_own_homeserver_to_relay_is_a_502() {
         let shown = format!("{reply:?}");
         stage.own.script(move |_, asked| asked.is_relay().then(|| reply.clone()));
         let answer = stage.call(&ask);
-        assert_eq!((answer.status, answer.field("errcode").as_str()), (502, "M_UNKNOWN"), "{shown}: {}", answer.text());
+        assert_eq!(
+            (answer.status, answer.field("errcode").as_str()),
+            (502, "M_UNKNOWN"),
+            "{shown}: {}",
+            answer.text()
+        );
         answer.assert_errcode(502, "M_UNKNOWN");
         assert_own_words(&answer);
         stage.own.unscript();
@@ -138,7 +151,13 @@ fn a_peer_of_the_older_generation_is_asked_once_more_in_its_words() {
             let before = stage.own.relayed().len();
             let answer = stage.call(&ask);
             assert_eq!(answer.json(), json!({"url": OTHER_URL, "jwt": REMOTE_JWT}));
-            let said: Vec<_> = stage.own.relayed().split_off(before).into_iter().map(|call| call["body"].clone()).collect();
+            let said: Vec<_> = stage
+                .own
+                .relayed()
+                .split_off(before)
+                .into_iter()
+                .map(|call| call["body"].clone())
+                .collect();
             let plain = json!({"user_id": stage.own.user("alice"), "url": OTHER_URL, "room_id": ask.room(), "slot_id": SLOT});
             let (mut new, mut old) = (plain.clone(), plain);
             new["member_id"] = first.into();

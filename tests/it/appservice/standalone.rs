@@ -1,12 +1,14 @@
 //! The standalone routes beside the homeserver's: for members only where our homeserver stands alone (decision A7).
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Done, Stage};
 use crate::support::bodies;
 use crate::support::client::Answer;
+use crate::support::client_api::ClientApi;
 use crate::support::hashes::{SLOT, alias};
 use crate::support::homeserver::{Homeserver, unknown_token};
+use crate::support::neighbour::Reply;
 use crate::support::own_homeserver::error;
 use crate::support::{unique, unique_room};
 
@@ -21,6 +23,13 @@ fn requests(stage: &Stage, homeserver: &Homeserver, room: &str) -> [(&'static st
             bodies::delegate_of(homeserver, "alice", room, &delay_id, 600_000),
         ),
     ]
+}
+
+/// Another homeserver that has delayed events.
+fn with_events() -> (Homeserver, ClientApi) {
+    let (away, api) = (Homeserver::start(), ClientApi::start());
+    away.answer_client_well_known(Reply::json(200, &json!({"m.homeserver": {"base_url": api.url()}})));
+    (away, api)
 }
 
 #[track_caller]
@@ -56,7 +65,11 @@ fn for_members_only(stage: &Stage, homeserver: &Homeserver, full_access: bool) {
 fn for_everybody(stage: &Stage, homeserver: &Homeserver, full_access: bool) {
     for (path, body) in requests(stage, homeserver, &unique_room()) {
         let answer = stage.service.post(path, &body);
-        let expected = if full_access || path != "/delegate_delayed_leave" { 200 } else { 403 };
+        let expected = if full_access || path != "/delegate_delayed_leave" {
+            200
+        } else {
+            403
+        };
         assert_eq!(answer.status, expected, "{path}: {}", answer.text());
         assert!(!answer.field("error").contains("Not joined"), "{}", answer.text());
     }
@@ -70,7 +83,12 @@ fn they_are_for_members_where_our_homeserver_stands_alone() {
     for_members_only(&stage, &away, false);
     // Nobody is asked about a user whom nobody vouched for.
     let before = stage.done();
-    let body = bodies::get_token(&unique_room(), stage.own.name(), "oidctokenNEVERLOGunknown", &stage.own.user("alice"));
+    let body = bodies::get_token(
+        &unique_room(),
+        stage.own.name(),
+        "oidctokenNEVERLOGunknown",
+        &stage.own.user("alice"),
+    );
     stage.service.post("/get_token", &body).assert_errcode(401, "M_UNAUTHORIZED");
     stage.own.federation.answer_userinfo(Some(unknown_token()));
     let body = bodies::get_token_of(&stage.own.federation, "alice", &unique_room());
@@ -86,7 +104,7 @@ fn it_is_the_default_where_nobody_says_who_has_full_access() {
 
 #[test]
 fn they_are_for_everybody_beside_other_homeservers() {
-    let away = Homeserver::start();
+    let (away, _api) = with_events();
     for list in ["*".to_owned(), format!("{} nobody.example.org", away.name)] {
         let stage = Stage::with(|setup| setup.env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &list));
         for_everybody(&stage, &away, true);
@@ -96,7 +114,7 @@ fn they_are_for_everybody_beside_other_homeservers() {
 
 #[test]
 fn the_operator_has_the_last_word() {
-    let away = Homeserver::start();
+    let (away, _api) = with_events();
     let stage = Stage::with(|setup| setup.env("LIVEKIT_REQUIRE_MEMBERSHIP", "false"));
     for_everybody(&stage, &stage.own.federation, true);
     for_everybody(&stage, &away, false);

@@ -75,7 +75,11 @@ pub(super) fn refused(stage: &Stage, mut ask: Ask, row: &Row, later: Option<&Row
 pub(super) fn common() -> Vec<Row> {
     let authorization: [(&'static str, fn(&Stage, &mut Ask), &'static str); 8] = [
         ("no token", |_, ask| ask.authorization = None, "M_MISSING_TOKEN"),
-        ("an empty token", |_, ask| ask.authorization = Some("Bearer ".into()), "M_MISSING_TOKEN"),
+        (
+            "an empty token",
+            |_, ask| ask.authorization = Some("Bearer ".into()),
+            "M_MISSING_TOKEN",
+        ),
         (
             "another scheme",
             |stage, ask| ask.authorization = Some(format!("Basic {}", stage.own.hs_token)),
@@ -120,7 +124,13 @@ pub(super) fn common() -> Vec<Row> {
         Row::new("no object", |_, ask| ask.raw = Some(b"[]".to_vec()), 400, "M_NOT_JSON"),
         Row::new("no url", |_, ask| ask.body["url"] = "".into(), 400, "M_BAD_JSON").says("`url`"),
         Row::new("no room", |_, ask| ask.body["room_id"] = "".into(), 400, "M_BAD_JSON").says("`room_id`"),
-        Row::new("a slot of the wrong type", |_, ask| ask.body["slot_id"] = 5.into(), 400, "M_BAD_JSON").says("wrong type"),
+        Row::new(
+            "a slot of the wrong type",
+            |_, ask| ask.body["slot_id"] = 5.into(),
+            400,
+            "M_BAD_JSON",
+        )
+        .says("wrong type"),
         Row::new(
             "no member",
             |_, ask| ask.body["member_id"] = serde_json::Value::Null,
@@ -137,7 +147,14 @@ pub(super) fn common() -> Vec<Row> {
 pub(super) fn fields(stage: &Stage, good: fn(&Stage) -> Ask, names: &[&str]) {
     use serde_json::{Value, json};
     for name in names {
-        for value in [None, Some(Value::Null), Some(json!("")), Some(json!(5)), Some(json!(["x"])), Some(json!({}))] {
+        for value in [
+            None,
+            Some(Value::Null),
+            Some(json!("")),
+            Some(json!(5)),
+            Some(json!(["x"])),
+            Some(json!({})),
+        ] {
             let mut ask = good(stage);
             match &value {
                 Some(value) => ask.body[*name] = value.clone(),

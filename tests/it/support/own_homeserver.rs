@@ -277,7 +277,9 @@ impl OwnHomeserver {
     /// What was done to a delayed event, oldest first.
     pub(crate) fn managed(&self, delay_id: &str, what: &str) -> Vec<Request> {
         let all = self.asked().into_iter();
-        all.filter(|(_, asked)| asked.is_manage(delay_id, what)).map(|(request, _)| request).collect()
+        all.filter(|(_, asked)| asked.is_manage(delay_id, what))
+            .map(|(request, _)| request)
+            .collect()
     }
 }
 
