@@ -12,7 +12,7 @@ use crate::support::client_api::ClientApi;
 use crate::support::hashes::{SLOT, alias, homeserver_identity, identity};
 use crate::support::homeserver::Homeserver;
 use crate::support::neighbour::{Reply, Request};
-use crate::support::own_homeserver::{OwnHomeserver, error};
+use crate::support::own_homeserver::{OwnHomeserver, Proposal, error};
 use crate::support::process::directory;
 use crate::support::sfu::Session;
 use crate::support::{bodies, unique, unique_room, wait_until, webhook};
@@ -271,6 +271,37 @@ fn a_job_keeps_its_user_over_a_restart_of_the_service() {
     wait_until("the leave", SOON, || !stage.own.managed(&delay_id, "send").is_empty());
     for what in ["restart", "send"] {
         assert_signed(&stage.own, &user, &stage.own.managed(&delay_id, what));
+    }
+}
+
+#[test]
+fn events_are_managed_on_the_path_that_there_is() {
+    let path = |stable| (Proposal::DelayedEvents, stable);
+    for (says, has) in [
+        (vec![path(false)], false),
+        (vec![path(true)], true),
+        (vec![path(false), path(true)], true),
+        (vec![], true),
+        (vec![path(true)], false),
+    ] {
+        let stage = Stage::new();
+        stage.own.advertise(says.clone());
+        stage.own.serve([path(has), (Proposal::IsJoined, false)]);
+        let ask = stage.delegation();
+        let delay_id = ask.body["delay_id"].as_str().expect("an id").to_owned();
+        assert_eq!(stage.call(&ask).status, 200, "{says:?}");
+        let session = joins(&stage, &ask);
+        let last = |what: &str| {
+            let mut all = stage.own.asked().into_iter().rev();
+            all.find(|(_, asked)| asked.is_manage(&delay_id, what))
+                .and_then(|(_, asked)| asked.proposal())
+        };
+        wait_until("a restart on that path", SOON, || last("restart") == Some(path(has)));
+        leaves(&stage, &session);
+        wait_until("a leave on that path", SOON, || last("send") == Some(path(has)));
+        for what in ["restart", "send"] {
+            assert_signed(&stage.own, &stage.own.user("alice"), &stage.own.managed(&delay_id, what));
+        }
     }
 }
 

@@ -1,12 +1,15 @@
 //! The `as_token` goes to our homeserver's client-server API and to nobody else, whatever anybody names.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::{Ask, OTHER, Stage};
+use crate::support::hashes::{SLOT, alias, homeserver_identity};
 use crate::support::homeserver::{CLIENT_WELL_KNOWN, Homeserver};
 use crate::support::neighbour::{Neighbour, Reply};
 use crate::support::own_homeserver::{Asked, OwnHomeserver};
-use crate::support::unique_loopback;
+use crate::support::{unique_loopback, wait_until, webhook};
 
 /// Two hosts that nobody should trust, with and without TLS: to any request they answer what a homeserver would.
 struct Evil {
@@ -241,6 +244,26 @@ fn redirects_of_our_homeserver_are_not_followed() {
         .set("delay_id", stage.own.schedule(&user, &delegation.room(), 600_000));
     delegation.who = Some(user);
     assert_eq!(stage.call(&delegation).status, 502);
+    evil.assert_lonely();
+}
+
+#[test]
+fn redirects_of_restarts_are_not_followed() {
+    let (stage, evil) = (Stage::new(), Evil::start());
+    let ask = stage.delegation();
+    let short = stage.own.schedule(&stage.own.user("alice"), &ask.room(), 1_000);
+    let target = evil.url();
+    stage.own.script(move |request, asked| {
+        let managed = matches!(asked, Asked::Manage { .. });
+        managed.then(|| Reply::redirect(307, &format!("{target}{}", request.target)))
+    });
+    assert_eq!(stage.call(&ask.clone().set("delay_id", short.as_str())).status, 200);
+    let identity = homeserver_identity(&stage.own.user("alice"), "member1");
+    let session = stage.sfu.join(&alias(&ask.room(), SLOT), &identity);
+    assert_eq!(webhook::tell(&stage.service, &stage.sfu, &webhook::joined(&session)).status, 200);
+    wait_until("a restart and another try", Duration::from_secs(20), || {
+        stage.own.managed(&short, "restart").len() >= 2
+    });
     evil.assert_lonely();
 }
 

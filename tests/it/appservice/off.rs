@@ -2,7 +2,20 @@
 
 use super::{CLIENT, FEDERATION};
 use crate::support::client::Call;
+use crate::support::service::beside_a_homeserver;
 use crate::support::world::World;
+
+/// Else the second pass of `tests/run` would show nothing.
+#[test]
+fn the_suites_run_in_the_mode_that_is_asked_for() {
+    let world = World::shared();
+    let (status, errcode) = if beside_a_homeserver() {
+        (401, "M_MISSING_TOKEN")
+    } else {
+        (404, "M_UNRECOGNIZED")
+    };
+    world.service.get("/_matrix/app/v1/ping").assert_errcode(status, errcode);
+}
 
 #[test]
 fn its_paths_are_unknown() {

@@ -35,7 +35,11 @@ impl Setup {
     /// loopback homeservers. Nobody has full access yet.
     pub(crate) fn new(sfu: &Sfu) -> Self {
         let setup = Self::bare();
-        let setup = if beside_a_homeserver() { setup.beside_a_homeserver() } else { setup };
+        let setup = if beside_a_homeserver() {
+            setup.beside_a_homeserver()
+        } else {
+            setup
+        };
         setup
             .env("LIVEKIT_URL", &sfu.url())
             .env("LIVEKIT_KEY", sfu.key())
@@ -145,7 +149,7 @@ impl Setup {
 }
 
 /// True in the second pass of `tests/run`: the suites of the standalone routes, in application-service mode.
-fn beside_a_homeserver() -> bool {
+pub(crate) fn beside_a_homeserver() -> bool {
     std::env::var("LK_TESTS_APPSERVICE").is_ok_and(|v| v == "1")
 }
 
