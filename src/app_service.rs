@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::access::Access;
-use crate::exchange::{Exchange, Refusal};
+use crate::exchange::{Admitted, Exchange, Refusal, RemoteRefusal};
 use crate::hold::HOLD;
 use crate::homeserver::{OwnHomeserver, Relayed, Whose};
 use crate::members::Members;
@@ -32,20 +32,6 @@ const FEDERATION_PATH: &str = "/_matrix/federation/unstable/io.element.msc4195/r
 const QUESTIONS: Duration = Duration::from_secs(15);
 /// When a relayed request has to be over.
 const RELAY: Duration = Duration::from_secs(23);
-
-/// How another homeserver's service refused (the rows of the error table that may be passed on).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum RemoteRefusal {
-    /// 403 `M_FORBIDDEN`.
-    #[error("the other homeserver's service refuses it")]
-    Forbidden,
-    /// 400 `M_INVALID_PARAM`.
-    #[error("the other homeserver's service does not take these parameters")]
-    InvalidParam,
-    /// Anything else.
-    #[error("the other homeserver's service answers with status {0} and no token")]
-    Unusable(u16),
-}
 
 /// The endpoints behind a homeserver.
 pub struct AppService {
@@ -76,8 +62,12 @@ impl AppService {
         self.must_be_joined(wanted.seat.room_id(), Whose::User(&user.id), received).await?;
         match other {
             None => {
-                let access = Access::of_member(true);
-                self.exchange.issue(&user, access, &wanted.seat, None, true, received).await
+                let admitted = Admitted {
+                    user: &user,
+                    access: Access::of_member(true),
+                    is_member: true,
+                };
+                self.exchange.issue(&admitted, &wanted.seat, None, received).await
             }
             Some(other) => {
                 self.must_be_joined(wanted.seat.room_id(), Whose::Server(&other), received).await?;
@@ -102,8 +92,12 @@ impl AppService {
         self.must_be_joined(room_id, Whose::Server(self.own.name()), received).await?;
         self.must_be_joined(room_id, Whose::User(&user.id), received).await?;
         self.must_be_ours(&wanted.url)?;
-        let access = Access::of_member(self.exchange.policy.of(&user.server).publishes);
-        self.exchange.issue(&user, access, &wanted.seat, None, true, received).await
+        let admitted = Admitted {
+            user: &user,
+            access: Access::of_member(self.exchange.policy.of(&user.server).publishes),
+            is_member: true,
+        };
+        self.exchange.issue(&admitted, &wanted.seat, None, received).await
     }
 
     /// Takes over a delayed leave event of one of our users. How long its delay is, and that it is theirs, our homeserver

@@ -11,7 +11,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::access::{Access, Policy};
-use crate::app_service::RemoteRefusal;
 use crate::delayed_leave::{self, Delegation, Leaves};
 use crate::federation::Failure;
 use crate::hold::HOLD;
@@ -19,6 +18,7 @@ use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Whose};
 use crate::identity::Seat;
 use crate::members::Members;
 use crate::openid::{OpenId, Unverified, VerifiedUser};
+use crate::removal::{Issued, Removals};
 use crate::server_name::ServerName;
 use crate::sfu::{Sfu, SfuError};
 use crate::token::{MintError, Minter};
@@ -98,6 +98,28 @@ pub enum Refusal {
     Remote(RemoteRefusal),
 }
 
+/// How another homeserver's service refused (the rows of the error table that may be passed on).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RemoteRefusal {
+    /// 403 `M_FORBIDDEN`.
+    #[error("the other homeserver's service refuses it")]
+    Forbidden,
+    /// 400 `M_INVALID_PARAM`.
+    #[error("the other homeserver's service does not take these parameters")]
+    InvalidParam,
+    /// Anything else.
+    #[error("the other homeserver's service answers with status {0} and no token")]
+    Unusable(u16),
+}
+
+/// Somebody who is known, and what they may do.
+pub(crate) struct Admitted<'a> {
+    pub(crate) user: &'a VerifiedUser,
+    pub(crate) access: Access,
+    /// It was checked that they are in the Matrix room.
+    pub(crate) is_member: bool,
+}
+
 /// The pipeline with what it needs.
 pub struct Exchange {
     /// Who is asking.
@@ -116,6 +138,8 @@ pub struct Exchange {
     pub own: Option<Arc<OwnHomeserver>>,
     /// Who is in which room, where tokens are for members only (decision A7).
     pub members: Option<Arc<Members>>,
+    /// Removes who leaves a Matrix room (decision A8).
+    pub removals: Option<Removals>,
 }
 
 impl Exchange {
@@ -127,10 +151,12 @@ impl Exchange {
         let user = self
             .verify(&request.openid_token, request.claimed_user_id.as_deref(), received)
             .await?;
-        let checked = self.must_be_joined(&user, &request.seat, received).await?;
-        let access = self.policy.of(&user.server);
-        self.issue(&user, access, &request.seat, request.event.as_ref(), checked, received)
-            .await
+        let admitted = Admitted {
+            is_member: self.must_be_joined(&user, &request.seat, received).await?,
+            access: self.policy.of(&user.server),
+            user: &user,
+        };
+        self.issue(&admitted, &request.seat, request.event.as_ref(), received).await
     }
 
     /// Takes over a delayed leave event.
@@ -185,17 +211,15 @@ impl Exchange {
         }
     }
 
-    /// What follows once the user is known, and what they may do. A homeserver that has done its own authentication enters
-    /// here. `checked`: the user is in the Matrix room.
+    /// What follows once the user is known. A homeserver that has done its own authentication enters here.
     pub(crate) async fn issue(
         &self,
-        user: &VerifiedUser,
-        access: Access,
+        admitted: &Admitted<'_>,
         request: &SeatRequest,
         event: Option<&DelayedEvent>,
-        _checked: bool,
         received: Instant,
     ) -> Result<String, Refusal> {
+        let Admitted { user, access, is_member } = *admitted;
         let seat = request.seat(&user.id);
         let leave = match event {
             Some(_) if !access.creates_rooms => return Err(Refusal::DelegationDenied),
@@ -209,12 +233,23 @@ impl Exchange {
         if let Some(leave) = &leave {
             self.leaves.delegate(leave).await.map_err(Refusal::DelegationLimit)?;
         }
+        // Before the token leaves: whoever has it is watched.
+        if let Some(removals) = &self.removals {
+            removals.issued(&Issued {
+                room_id: request.room_id(),
+                user_id: &user.id,
+                seat: &seat,
+                ttl: self.minter.ttl(),
+                checked: is_member,
+            });
+        }
         let jwt = self.minter.mint(&seat, access)?;
         tracing::debug!(
             user = user.id.as_str(),
             room = seat.room.as_str(),
             identity = seat.identity.as_str(),
-            full_access = access.creates_rooms,
+            opens_rooms = access.creates_rooms,
+            is_member,
             publishes = access.publishes,
             delegates = leave.is_some(),
             "token issued"

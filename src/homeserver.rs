@@ -22,8 +22,8 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use url::Url;
 
-pub use delayed_events::Management;
-pub use own::{Authority, JoinedMembers, OwnError, OwnHomeserver, Relayed, Scheduled, Whose};
+pub use delayed_events::{Authority, Management};
+pub use own::{JoinedMembers, OwnError, OwnHomeserver, Relayed, Scheduled, Whose};
 
 use crate::federation::{ClientApi, Failure, Federation, Reply};
 use crate::hold::pause;

@@ -12,35 +12,41 @@
 //! server.rs               wiring: build once, accept, drain with a deadline
 //! http.rs                 the route table, state and limits
 //! http/<url>.rs           a file per URL
+//! http/appservice/        the same for the endpoints behind our homeserver
 //! http/edge.rs            around every request: id, path, CORS, error bodies
 //! http/body.rs            request bodies, bounded
 //! http/error.rs           the only place where an error becomes status + errcode + text
 //! wire.rs                 request and reply JSON, parsed into types that cannot be empty
 //! exchange.rs             THE PIPELINE: who is asking -> what they may do -> room -> token
+//! app_service.rs          the same behind our homeserver, which has settled who is asking
 //! openid.rs               1. who is asking: userinfo over federation
 //! federation.rs + federation/
 //!                         server discovery, its bounded memory, the guard on addresses
+//! members.rs              who is in which Matrix room, remembered for a moment
 //! access.rs               2. what they may do: full or restricted, publish rights
 //! sfu.rs + sfu/           3. LiveKit: open the room, remember it, explain a refusal
 //! token.rs                4. the LiveKit JWT
 //! identity.rs             names on the SFU: room alias, participant identity
 //! server_name.rs          the grammar of server names
 //! secret.rs               values that are never printed
-//! homeserver.rs           the C-S API: base URL, delayed events
+//! homeserver.rs + homeserver/
+//!                         the C-S API: base URL, delayed events; our own homeserver, with the as_token
+//! registration.rs         generate-registration
 //! delayed_leave.rs        front door: what delegation is, the handle; below it the pure core, the driver, the stores
-//! dns.rs tls.rs hold.rs seldom.rs
-//!                         names, certificates, patience and rare words, shared
+//! removal.rs + removal/   who left the Matrix room leaves the call: the handle; below it the pure core, the driver
+//! dns.rs tls.rs hold.rs seldom.rs together.rs
+//!                         names, certificates, patience, rare words and shared calls
 //! ```
 //!
 //! A module uses only what is below it:
 //!
 //! ```text
 //! delivery   main -> server -> http/* ; config and telemetry are used by main and server only
-//! use cases  exchange ; delayed_leave (front door, driver)
+//! use cases  app_service ; exchange ; members ; delayed_leave (front door, driver) ; removal (front door, driver)
 //! adapters   openid ; sfu ; homeserver ; delayed_leave::store ; federation
 //!            (openid and homeserver use federation; dns, tls and hold serve all)
 //! pure       wire ; access ; identity ; token ; server_name ; secret ; federation::guard ; sfu::{room_memory, refusal, webhook} ;
-//!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, record}
+//!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, record} ; removal::{watch, name}
 //! ```
 #![forbid(unsafe_code)]
 
@@ -61,6 +67,7 @@ pub mod identity;
 pub mod members;
 pub mod openid;
 pub mod registration;
+pub mod removal;
 pub mod secret;
 pub mod seldom;
 pub mod server;

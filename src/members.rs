@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::homeserver::{OwnError, OwnHomeserver, Whose};
 use crate::together::Together;
@@ -55,7 +55,11 @@ impl Members {
             if self.remembers(&key) {
                 return Ok(true);
             }
-            let (answer, asked) = self.calls.ask(&key, self.own.is_joined(room_id, whose, patience, deadline)).await;
+            let call = self.own.is_joined(room_id, whose, patience, deadline);
+            // Somebody else's call may have longer than we have.
+            let Ok((answer, asked)) = timeout_at(deadline, self.calls.ask(&key, call)).await else {
+                return Err(OwnError::Timeout);
+            };
             match answer {
                 Ok(true) => {
                     self.remember(&key, asked);

@@ -33,6 +33,7 @@ use crate::homeserver::{Homeservers, OwnHomeserver};
 use crate::http::{App, Appservice, Edge};
 use crate::members::Members;
 use crate::openid::OpenId;
+use crate::removal::{self, Removals};
 use crate::server_name::ServerName;
 use crate::sfu::Sfu;
 use crate::tls::Tls;
@@ -92,6 +93,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let Parts {
         app,
         sfu,
+        own,
         leaves,
         restored,
     } = build(config, in_flight).await?;
@@ -106,6 +108,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         "listening"
     );
     tokio::spawn(async move { sfu.check().await });
+    if let Some(own) = own {
+        tokio::spawn(async move { own.check().await });
+    }
     serve(listener, connections, app, leaves, stop, grace).await;
     Ok(())
 }
@@ -113,6 +118,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
 struct Parts {
     app: Arc<App>,
     sfu: Arc<Sfu>,
+    own: Option<Arc<OwnHomeserver>>,
     leaves: Leaves,
     restored: Restored,
 }
@@ -168,6 +174,13 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
             ServerName::parse(server).is_ok_and(|server| named.names(&server) || own_named.as_ref() == Some(&server))
         }),
     });
+    let removals = own.clone().zip(config.membership.check_interval).map(|(own, interval)| {
+        Removals::new(removal::Settings {
+            own,
+            sfu: sfu.clone(),
+            interval,
+        })
+    });
     let exchange = Arc::new(Exchange {
         openid: OpenId::new(federation),
         policy: Policy {
@@ -181,8 +194,9 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
         minter,
         own: own.clone(),
         members: members.clone().filter(|_| config.membership.required),
+        removals,
     });
-    let appservice = own.zip(members).zip(hs_token).map(|((own, members), hs_token)| {
+    let appservice = own.clone().zip(members).zip(hs_token).map(|((own, members), hs_token)| {
         let service = AppService {
             exchange: exchange.clone(),
             own,
@@ -202,6 +216,7 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
     Ok(Parts {
         app,
         sfu,
+        own,
         leaves,
         restored,
     })

@@ -124,6 +124,14 @@ impl Sfu {
         self.seen(self.api.list_participants(room).await)
     }
 
+    /// Ends a participant's session. Their token still lets them in again.
+    ///
+    /// # Errors
+    /// [`SfuError::NotFound`] where the SFU knows no such room or participant; after any other, they may still be there.
+    pub async fn remove(&self, room: &str, identity: &str) -> Result<(), SfuError> {
+        self.seen(self.api.remove_participant(room, identity).await)
+    }
+
     /// Those of `names` that exist.
     ///
     /// # Errors

@@ -48,6 +48,12 @@ impl Minter {
         })
     }
 
+    /// The life of a token.
+    #[must_use]
+    pub const fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
     /// The token of one participant of one room.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use url::Url;
 use super::dial::{Dialer, Dialled};
 use super::failure::Failure;
 use super::guard::Trust;
-use super::route::{Reply, Route, Via, fetch_once, tls_name};
+use super::route::{Reply, Route, Via, fetch_once, host_of, tls_name};
 use crate::server_name::Host;
 
 const MAX_REDIRECTS: usize = 5;
@@ -68,15 +68,6 @@ impl Hop {
             port: next.port().unwrap_or(443),
             path: next[url::Position::BeforePath..url::Position::AfterQuery].to_owned(),
         })
-    }
-}
-
-/// The host of a URL, in our terms.
-pub(super) fn host_of(url: &Url) -> Option<Host> {
-    match url.host()? {
-        url::Host::Domain(domain) => Some(Host::Name(domain.into())),
-        url::Host::Ipv4(ip) => Some(Host::Ip(ip.into())),
-        url::Host::Ipv6(ip) => Some(Host::Ip(ip.into())),
     }
 }
 

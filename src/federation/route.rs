@@ -18,7 +18,6 @@ use url::Url;
 
 use super::dial::{Dialer, Dialled, Stream, chain};
 use super::failure::Failure;
-use super::follow::host_of;
 use super::pace::Pace;
 use crate::dns::{self, DnsError};
 use crate::secret::Secret;
@@ -249,6 +248,15 @@ async fn collect(response: http::Response<hyper::body::Incoming>, limit: usize) 
         }),
         Err(error) if error.is::<LengthLimitError>() => Err(Failure::TooLarge(limit)),
         Err(error) => Err(Failure::Http(error.to_string())),
+    }
+}
+
+/// The host of a URL, in our terms.
+pub(super) fn host_of(url: &Url) -> Option<Host> {
+    match url.host()? {
+        url::Host::Domain(domain) => Some(Host::Name(domain.into())),
+        url::Host::Ipv4(ip) => Some(Host::Ip(ip.into())),
+        url::Host::Ipv6(ip) => Some(Host::Ip(ip.into())),
     }
 }
 

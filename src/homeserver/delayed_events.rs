@@ -8,12 +8,12 @@ use http::{HeaderMap, header};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::own::Authority;
 use super::versions::Paths;
 use super::{Call, Homeservers, MAX_REPLY, errcode, segment};
 use crate::delayed_leave::backoff::hint;
 use crate::delayed_leave::machine::Outcome;
 use crate::federation::Reply;
+use crate::secret::Secret;
 use crate::seldom::Seldom;
 use crate::server_name::ServerName;
 
@@ -40,6 +40,26 @@ impl Management {
             Self::Send => "send",
             Self::Cancel => "cancel",
         }
+    }
+}
+
+/// In whose name a call is made. Only [`super::OwnHomeserver::authority`] gives it, and only for its own users.
+pub struct Authority<'a> {
+    as_token: &'a Secret,
+    user: &'a str,
+}
+
+impl<'a> Authority<'a> {
+    pub(super) const fn new(as_token: &'a Secret, user: &'a str) -> Self {
+        Self { as_token, user }
+    }
+
+    pub(super) const fn as_token(&self) -> &'a Secret {
+        self.as_token
+    }
+
+    pub(super) const fn user(&self) -> &'a str {
+        self.user
     }
 }
 
@@ -182,7 +202,6 @@ fn tail(delay_id: &str, what: Management, authority: Option<&Authority<'_>>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::secret::Secret;
     use http::StatusCode;
 
     fn reply(status: u16, retry_after: Option<&str>, body: &str) -> Reply {

@@ -16,8 +16,9 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::delayed_events::{self, Authority};
 use super::versions::{Offer, Offers, Paths};
-use super::{Call, Homeservers, MAX_REPLY, delayed_events, errcode, segment};
+use super::{Call, Homeservers, MAX_REPLY, errcode, segment};
 use crate::delayed_leave::time::Delay;
 use crate::federation::{ClientApi, Failure, Reply};
 use crate::hold::pause;
@@ -43,6 +44,8 @@ const MAX_ROOM_ID: usize = 255;
 const QUESTION: Duration = Duration::from_secs(10);
 /// Time for one question about a delayed event.
 const EVENT_QUESTION: Duration = Duration::from_secs(5);
+/// How long a homeserver that starts together with us is waited for before something is said.
+const STARTING: Duration = Duration::from_secs(30);
 /// Questions under way at a time; the others wait.
 const QUESTIONS: usize = 64;
 /// Largest list of members that is read: some ten thousand of them.
@@ -54,26 +57,6 @@ pub struct OwnHomeserver {
     name: ServerName,
     as_token: Secret,
     questions: Semaphore,
-}
-
-/// In whose name a call is made. Only [`OwnHomeserver::authority`] gives it, and only for its own users.
-pub struct Authority<'a> {
-    as_token: &'a Secret,
-    user: &'a str,
-}
-
-impl<'a> Authority<'a> {
-    pub(super) const fn new(as_token: &'a Secret, user: &'a str) -> Self {
-        Self { as_token, user }
-    }
-
-    pub(super) const fn as_token(&self) -> &'a Secret {
-        self.as_token
-    }
-
-    pub(super) const fn user(&self) -> &'a str {
-        self.user
-    }
 }
 
 /// Whose membership is asked about.
@@ -201,6 +184,26 @@ impl OwnHomeserver {
             .await
             .unwrap_or(Err(Failure::Timeout))
             .map(drop)
+    }
+
+    /// Asks a cheap question and logs what is wrong: a wrong registration is told at the start and not by the first user.
+    pub async fn check(&self) {
+        // No room: the answer is no whatever goes on there. The homeserver may be starting, too.
+        let room = format!("!lk-jwt-service:{}", self.name);
+        let now = Instant::now();
+        let asked = self.is_joined(&room, Whose::Server(&self.name), now + STARTING, now + STARTING + QUESTION);
+        match asked.await {
+            Ok(_) => tracing::info!("our homeserver accepts the as_token and tells who is in a room"),
+            Err(error) => {
+                let (server, reason, remedy) = (self.name.as_str(), error.to_string(), error.remedy());
+                tracing::warn!(
+                    server,
+                    reason,
+                    remedy,
+                    "our homeserver cannot be asked; its MatrixRTC endpoints will fail until it can"
+                );
+            }
+        }
     }
 
     /// To manage a delayed event of `user` on `server`: given where both are ours.

@@ -7,9 +7,8 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Serialize;
 
-use crate::app_service::RemoteRefusal;
 use crate::delayed_leave;
-use crate::exchange::Refusal;
+use crate::exchange::{Refusal, RemoteRefusal};
 use crate::federation::Failure;
 use crate::openid::Unverified;
 use crate::wire::BadRequest;

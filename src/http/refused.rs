@@ -1,8 +1,7 @@
 //! One log line per refused request: a client's fault at debug or info, a neighbour's at warn, ours at error. A line about
 //! a neighbour names what can be done about it.
 
-use crate::app_service::RemoteRefusal;
-use crate::exchange::Refusal;
+use crate::exchange::{Refusal, RemoteRefusal};
 use crate::federation::Failure;
 use crate::openid::Unverified;
 

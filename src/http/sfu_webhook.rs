@@ -40,6 +40,9 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     match Webhook::parse(&body) {
         Ok(webhook) => {
             app.exchange.sfu.told(&webhook);
+            if let Some(removals) = &app.exchange.removals {
+                removals.told(&webhook);
+            }
             app.exchange.leaves.webhook(verified, &webhook);
         }
         // The SFU's own, whatever it means: sending it again would not help.

@@ -8,8 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use http::{HeaderMap, header};
 use livekit_api::access_token::VideoGrants;
 use livekit_protocol::{
-    CreateRoomRequest, ListParticipantsRequest, ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, ParticipantInfo, Room,
-    RoomParticipantIdentity,
+    CreateRoomRequest, ListParticipantsRequest, ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, ParticipantInfo,
+    RemoveParticipantResponse, Room, RoomParticipantIdentity,
 };
 use prost::Message;
 use url::Url;
@@ -83,6 +83,18 @@ impl Api {
         };
         let (participant, _) = self.call("GetParticipant", admin(room), &request, within).await?;
         Ok(participant)
+    }
+
+    /// Ends a participant's session; [`SfuError::NotFound`] where there is no such room or participant.
+    pub(super) async fn remove_participant(&self, room: &str, identity: &str) -> Result<(), SfuError> {
+        let request = RoomParticipantIdentity {
+            room: room.to_owned(),
+            identity: identity.to_owned(),
+            ..RoomParticipantIdentity::default()
+        };
+        self.call::<RemoveParticipantResponse>("RemoveParticipant", admin(room), &request, CALL_TIMEOUT)
+            .await?;
+        Ok(())
     }
 
     /// All participants; none where the room does not exist.

@@ -8,6 +8,7 @@ Prints, one fact a line:
     present <identity> <sid>        one for each participant who is there already
     arrived <identity> <sid>        somebody joined while we stayed
     gone <identity> <sid>           somebody left while we stayed
+    disconnected <reason>           the SFU ended it, by LiveKit's name of the reason
     left                            after SECONDS (default 0), with a proper goodbye; kill the process for an abrupt end
 Exit code 0; 1 and `failed <why>` when the room could not be joined.
 
@@ -41,7 +42,7 @@ def main():
 
 
 async def run(args):
-    room = rtc.Room()
+    room, stop = rtc.Room(), asyncio.Event()
     room.on("participant_connected", lambda who: say("arrived", who.identity, who.sid))
     room.on("participant_disconnected", lambda who: say("gone", who.identity, who.sid))
     try:
@@ -60,13 +61,23 @@ async def run(args):
         say("failed", "the room let us in")
         return 1
 
-    stop = asyncio.Event()
+    ended = None
+
+    def disconnected(reason):
+        nonlocal ended
+        ended = reason
+        stop.set()
+
+    room.on("disconnected", disconnected)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         await asyncio.wait_for(stop.wait(), args.seconds)
     except asyncio.TimeoutError:
         pass
+    if ended is not None:
+        say("disconnected", rtc.DisconnectReason.Name(ended))
+        return 0
     await room.disconnect()
     say("left")
     return 0

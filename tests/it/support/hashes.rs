@@ -17,7 +17,7 @@ pub(crate) fn identity(user: &str, device: &str, member: &str) -> String {
     hash(&[user, device, member])
 }
 
-/// The identity of a participant who came through a homeserver.
+/// The hashed identity of a participant behind the homeserver's endpoints.
 pub(crate) fn homeserver_identity(user: &str, member: &str) -> String {
     hash(&[user, member])
 }

@@ -247,6 +247,17 @@ impl Client {
         (client, identity)
     }
 
+    /// Waits until the SFU ends it, and tells why, by LiveKit's name.
+    #[track_caller]
+    pub(crate) fn disconnected(&self) -> String {
+        loop {
+            let line = self.0.line(CLIENT).expect("it ended without a word");
+            if let Some(reason) = line.strip_prefix("disconnected ") {
+                return reason.to_owned();
+            }
+        }
+    }
+
     /// Fails unless the SFU answers that it will not have it; why.
     #[track_caller]
     pub(crate) fn refused(answer: &Value) -> String {

@@ -16,7 +16,7 @@ use super::homeserver::Homeserver;
 use super::sfu::Sfu;
 use super::{secrets, unique_loopback, wait_until};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_lk-jwt-service");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_lk-jwt-service");
 /// A start takes some ten milliseconds; the rest is for a machine that is busy with other tests.
 const START: Duration = Duration::from_secs(20);
 

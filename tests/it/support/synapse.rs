@@ -1,7 +1,7 @@
 //! Real homeservers: Synapse with TLS for its federation API, signed by the tests' authority.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -47,8 +47,17 @@ impl Synapse {
     }
 
     fn spawn(arguments: &[&str]) -> Self {
+        Self::spawn_at([process::free_port(), process::free_port()], arguments)
+    }
+
+    /// One whose application service has this registration, on these ports for its federation and its client-server API;
+    /// [`Self::wait_ready`] waits for it.
+    pub(crate) fn spawn_with(registration: &Path, ports: [u16; 2]) -> Self {
+        Self::spawn_at(ports, &["--appservice", &registration.to_string_lossy()])
+    }
+
+    fn spawn_at([federation, client]: [u16; 2], arguments: &[&str]) -> Self {
         let directory = process::directory("synapse");
-        let (federation, client) = (process::free_port(), process::free_port());
         let (certificate, key) = Ca::trusted().server_pem(&["127.0.0.1".into()]);
         let (certificate_file, key_file) = (directory.join("cert.pem"), directory.join("key.pem"));
         std::fs::write(&certificate_file, certificate).expect("cert.pem");
@@ -75,7 +84,7 @@ impl Synapse {
         }
     }
 
-    fn wait_ready(&self) {
+    pub(crate) fn wait_ready(&self) {
         self.process
             .wait_ready(|| process::answers(self.client, "/_matrix/client/versions"));
     }
