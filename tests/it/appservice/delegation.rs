@@ -284,9 +284,10 @@ fn events_are_managed_on_the_path_that_there_is() {
         (vec![], true),
         (vec![path(true)], false),
     ] {
-        let stage = Stage::new();
-        stage.own.advertise(says.clone());
-        stage.own.serve([path(has), (Proposal::IsJoined, false)]);
+        let stage = Stage::prepared(|own| {
+            own.advertise(says.clone());
+            own.serve([path(has), (Proposal::IsJoined, false)]);
+        });
         let ask = stage.delegation();
         let delay_id = ask.body["delay_id"].as_str().expect("an id").to_owned();
         assert_eq!(stage.call(&ask).status, 200, "{says:?}");

@@ -274,21 +274,23 @@ fn well_known(base_url: &str) -> Reply {
 #[test]
 fn a_well_known_file_may_name_https_only() {
     // The good case, without which the others show nothing.
-    let stage = Stage::lost(OwnHomeserver::start_with_tls());
-    stage.own.federation.answer_client_well_known(well_known(&stage.own.url()));
+    let own = OwnHomeserver::start_with_tls();
+    own.federation.answer_client_well_known(well_known(&own.url()));
+    let stage = Stage::lost(own);
     assert_eq!(stage.call(&stage.client()).status, 200);
     assert_eq!(stage.call(&stage.relayed()).status, 200);
 
     let evil = Evil::start();
-    let stage = Stage::lost(OwnHomeserver::start());
-    for base in [evil.url(), stage.own.url()] {
-        let stage = Stage::lost(OwnHomeserver::start());
-        stage.own.federation.answer_client_well_known(well_known(&base));
+    for ours in [true, false] {
+        let own = OwnHomeserver::start();
+        let base = if ours { own.url() } else { evil.url() };
+        own.federation.answer_client_well_known(well_known(&base));
+        let stage = Stage::lost(own);
         for make in [Stage::client, Stage::relayed, Stage::federated, Stage::delegation] as [fn(&Stage) -> Ask; 4] {
             stage.call(&make(&stage)).assert_errcode(400, "M_BAD_JSON");
         }
         // What was warned about says what to set.
-        stage.service.wait_log(&["warn", "LIVEKIT_CS_API_URL_OVERRIDES"]);
+        stage.service.wait_log(&["warn", "refused", "LIVEKIT_CS_API_URL_OVERRIDES"]);
         assert_eq!(stage.own.asked().len(), 0);
     }
     evil.assert_innocent();
@@ -310,17 +312,19 @@ fn in_a_laboratory_http_will_do() {
 #[test]
 fn redirects_of_the_well_known_file_take_no_token_along() {
     for status in [301, 302, 307, 308] {
-        let (evil, stage) = (Evil::start(), Stage::lost(OwnHomeserver::start_with_tls()));
+        let (evil, own) = (Evil::start(), OwnHomeserver::start_with_tls());
         let location = format!("{}{CLIENT_WELL_KNOWN}", evil.tls_url());
-        stage.own.federation.answer_client_well_known(Reply::redirect(status, &location));
-        evil.tls.answer_client_well_known(well_known(&stage.own.url()));
+        own.federation.answer_client_well_known(Reply::redirect(status, &location));
+        evil.tls.answer_client_well_known(well_known(&own.url()));
+        let stage = Stage::lost(own);
         assert_eq!(stage.call(&stage.client()).status, 200, "{status}");
         assert_eq!(evil.tls.http.requests().len(), 1);
         evil.assert_innocent();
         // To http it is not followed at all.
-        let (evil, stage) = (Evil::start(), Stage::lost(OwnHomeserver::start_with_tls()));
+        let (evil, own) = (Evil::start(), OwnHomeserver::start_with_tls());
         let location = format!("{}{CLIENT_WELL_KNOWN}", evil.url());
-        stage.own.federation.answer_client_well_known(Reply::redirect(status, &location));
+        own.federation.answer_client_well_known(Reply::redirect(status, &location));
+        let stage = Stage::lost(own);
         stage.call(&stage.client()).assert_errcode(400, "M_BAD_JSON");
         evil.assert_lonely();
         assert_eq!(stage.own.asked().len(), 0);

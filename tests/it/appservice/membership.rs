@@ -30,9 +30,10 @@ fn versions_say_which_path_and_the_other_one_is_tried_once() {
         (side(true), false, vec![true, false]),
     ] {
         for make in [Stage::client, Stage::delegation] as [fn(&Stage) -> Ask; 2] {
-            let stage = Stage::new();
-            stage.own.advertise(says.clone());
-            stage.own.serve(side(has_stable));
+            let stage = Stage::prepared(|own| {
+                own.advertise(says.clone());
+                own.serve(side(has_stable));
+            });
             let ask = make(&stage);
             let answer = stage.call(&ask);
             assert_eq!(answer.status, 200, "{says:?}: {}", answer.text());
@@ -62,9 +63,8 @@ fn versions_that_say_nothing_of_use_are_no_error() {
         Reply::redirect(302, "/elsewhere"),
         Reply::Close,
     ] {
-        let stage = Stage::new();
         let shown = format!("{reply:?}");
-        stage.own.script(move |_, asked| (*asked == Asked::Versions).then(|| reply.clone()));
+        let stage = Stage::prepared(|own| own.script(move |_, asked| (*asked == Asked::Versions).then(|| reply.clone())));
         assert_eq!(stage.call(&stage.client()).status, 200, "{shown}");
         assert_eq!(stage.call(&stage.relayed()).status, 200, "{shown}");
         assert_eq!(stage.call(&stage.delegation()).status, 200, "{shown}");
@@ -73,8 +73,7 @@ fn versions_that_say_nothing_of_use_are_no_error() {
 
 #[test]
 fn a_proposal_that_is_on_neither_path_is_a_502_with_a_remedy() {
-    let stage = Stage::new();
-    stage.own.serve([]);
+    let stage = Stage::prepared(|own| own.serve([]));
     stage.call(&stage.client()).assert_errcode(502, "M_UNKNOWN");
     assert_eq!(paths(&stage), [(Proposal::IsJoined, false), (Proposal::IsJoined, true)]);
     stage.service.wait_log(&["warn", "msc4502_enabled"]);

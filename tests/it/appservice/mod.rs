@@ -60,6 +60,13 @@ impl Stage {
         Self::of(OwnHomeserver::start(), change)
     }
 
+    /// A homeserver that is prepared before anybody asks it.
+    fn prepared(prepare: impl FnOnce(&OwnHomeserver)) -> Self {
+        let own = OwnHomeserver::start();
+        prepare(&own);
+        Self::of(own, |setup| setup)
+    }
+
     /// The same with this homeserver.
     fn of(own: OwnHomeserver, change: impl FnOnce(Setup) -> Setup) -> Self {
         let sfu = Sfu::start();
@@ -67,7 +74,7 @@ impl Stage {
         Self { service, sfu, own }
     }
 
-    /// The operator wrote down no address, and there is no well-known file until somebody makes one.
+    /// The operator wrote down no address.
     fn lost(own: OwnHomeserver) -> Self {
         let sfu = Sfu::start();
         let service = own.serving_lost(traced(&sfu)).start();
@@ -175,7 +182,11 @@ const REMOTE_JWT: &str = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJvdGhlciJ9.c2lnbmF0dXJl
 
 /// At the finest level of everything that may be logged.
 fn traced(sfu: &Sfu) -> Setup {
-    Setup::new(sfu).env("LIVEKIT_LOG_LEVEL", "trace").env("RUST_LOG", "trace")
+    Setup::new(sfu)
+        .env("LIVEKIT_LOG_LEVEL", "trace")
+        .env("RUST_LOG", "trace")
+        // Only what requests bring about is of interest here.
+        .env("LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS", "0")
 }
 
 /// What was asked of the neighbours.

@@ -37,7 +37,7 @@ type Hang = (&'static str, fn() -> Stage, fn(&Stage) -> Ask, u16);
 const HANGS: [Hang; 13] = [
     (
         "a homeserver that accepts and says nothing",
-        || with(|stage| stage.own.http.greet(Greeting::Silence)),
+        || Stage::prepared(|own| own.http.greet(Greeting::Silence)),
         Stage::client,
         502,
     ),
@@ -54,13 +54,13 @@ const HANGS: [Hang; 13] = [
     ),
     (
         "every request hangs",
-        || with(|stage| stage.own.script(|_, _| Some(Reply::Hang))),
+        || Stage::prepared(|own| own.script(|_, _| Some(Reply::Hang))),
         Stage::client,
         502,
     ),
     (
         "every answer stops after its head",
-        || with(|stage| stage.own.script(|_, _| Some(stalled()))),
+        || Stage::prepared(|own| own.script(|_, _| Some(stalled()))),
         Stage::client,
         502,
     ),
@@ -99,9 +99,9 @@ const HANGS: [Hang; 13] = [
     (
         "the well-known file hangs",
         || {
-            let stage = Stage::lost(OwnHomeserver::start_with_tls());
-            stage.own.federation.answer_client_well_known(Reply::Hang);
-            stage
+            let own = OwnHomeserver::start_with_tls();
+            own.federation.answer_client_well_known(Reply::Hang);
+            Stage::lost(own)
         },
         Stage::client,
         502,
@@ -280,11 +280,9 @@ fn a_standalone_request_waits_for_the_answer_about_its_room() {
 #[test]
 fn a_homeserver_that_comes_back_after_three_seconds_was_worth_waiting_for() {
     // Before it was ever seen, and after.
-    let (new, known) = (Stage::new(), Stage::new());
+    let (new, known) = (Stage::prepared(|own| own.http.refuse()), Stage::new());
     assert_eq!(known.call(&known.client()).status, 200);
-    for stage in [&new, &known] {
-        stage.own.http.refuse();
-    }
+    known.own.http.refuse();
     let standalone = |stage: &Stage| {
         let room = stage.room();
         Call::json("/get_token", &bodies::get_token_of(&stage.own.federation, "alice", &room))

@@ -231,9 +231,10 @@ fn the_path_of_the_relay_follows_versions() {
         (vec![], stable, vec![unstable, stable]),
         (vec![stable], unstable, vec![stable, unstable]),
     ] {
-        let stage = Stage::new();
-        stage.own.advertise(says.clone());
-        stage.own.serve([has, joined]);
+        let stage = Stage::prepared(|own| {
+            own.advertise(says.clone());
+            own.serve([has, joined]);
+        });
         let answer = stage.call(&stage.relayed());
         assert_eq!(answer.status, 200, "{says:?}: {}", answer.text());
         let relays = stage.own.asked().into_iter().filter(|(_, asked)| asked.is_relay());

@@ -51,7 +51,7 @@ impl Setup {
     /// In application-service mode, for a homeserver that none of the tests' users is of, and that is never asked: nothing
     /// of what the standalone routes do may change by it.
     fn beside_a_homeserver(self) -> Self {
-        self.env("LIVEKIT_HS_SERVER_NAME", "own.example.org")
+        self.env("LIVEKIT_HS_SERVER_NAME", "127.0.0.1:1")
             .env("LIVEKIT_AS_TOKEN", &secrets::as_token())
             .env("LIVEKIT_HS_TOKEN", &secrets::hs_token())
             .env("LIVEKIT_REQUIRE_MEMBERSHIP", "false")
