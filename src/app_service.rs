@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use crate::access::Access;
@@ -28,6 +28,10 @@ use crate::wire::{
 
 /// Where another homeserver's service is asked: the path that every generation of it knows.
 const FEDERATION_PATH: &str = "/_matrix/federation/unstable/io.element.msc4195/rtc/livekit/get_token";
+/// The same on the path that the proposal ends up with.
+const STABLE_FEDERATION_PATH: &str = "/_matrix/federation/v1/rtc/livekit/get_token";
+/// When an answer has to be there, come what may.
+const BUDGET: Duration = Duration::from_secs(24);
 /// When the last question to our homeserver has to be over.
 const QUESTIONS: Duration = Duration::from_secs(15);
 /// When a relayed request has to be over.
@@ -51,6 +55,10 @@ impl AppService {
     /// # Errors
     /// With the first check that refused.
     pub async fn client_token(&self, user_id: &str, request: &ClientTokenRequest, received: Instant) -> Result<String, Refusal> {
+        in_time(received, self.token_for_ours(user_id, request, received)).await
+    }
+
+    async fn token_for_ours(&self, user_id: &str, request: &ClientTokenRequest, received: Instant) -> Result<String, Refusal> {
         let wanted = &request.wanted;
         let other = request.server_name.as_deref().filter(|name| *name != self.own.name().as_str());
         if other.is_none() {
@@ -81,6 +89,10 @@ impl AppService {
     /// # Errors
     /// With the first check that refused.
     pub async fn federation_token(&self, origin: &str, request: &FederationTokenRequest, received: Instant) -> Result<String, Refusal> {
+        in_time(received, self.token_for_theirs(origin, request, received)).await
+    }
+
+    async fn token_for_theirs(&self, origin: &str, request: &FederationTokenRequest, received: Instant) -> Result<String, Refusal> {
         let wanted = &request.wanted;
         let user = VerifiedUser::vouched_for(request.unverified_user_id.clone()).ok_or(Refusal::BadUserId)?;
         if user.server.as_str() != origin {
@@ -106,6 +118,10 @@ impl AppService {
     /// # Errors
     /// With the first check that refused.
     pub async fn delegate(&self, user_id: &str, request: ClientDelegationRequest, received: Instant) -> Result<(), Refusal> {
+        in_time(received, self.take_over(user_id, request, received)).await
+    }
+
+    async fn take_over(&self, user_id: &str, request: ClientDelegationRequest, received: Instant) -> Result<(), Refusal> {
         let ClientDelegationRequest { wanted, delay_id } = request;
         self.must_be_ours(&wanted.url)?;
         let user = self.own_user(user_id, &wanted)?;
@@ -160,12 +176,17 @@ impl AppService {
     /// Asks the other homeserver's service, in the words of the newer generation; where it does not understand them and the
     /// client spoke those of the older one, once more in these.
     async fn relay(&self, user: &VerifiedUser, other: &ServerName, wanted: &HomeserverSeat, received: Instant) -> Result<String, Refusal> {
-        let mut relayed = self.ask(user, other, wanted, None, received).await?;
+        let mut path = FEDERATION_PATH;
+        let mut relayed = self.ask(user, other, path, wanted, None, received).await?;
+        if relayed.status == 404 && errcode(&relayed) == Some("M_UNRECOGNIZED") {
+            path = STABLE_FEDERATION_PATH;
+            relayed = self.ask(user, other, path, wanted, None, received).await?;
+        }
         if let Some(member) = &wanted.member
             && relayed.status == 400
             && matches!(errcode(&relayed), Some("M_NOT_JSON" | "M_BAD_JSON"))
         {
-            relayed = self.ask(user, other, wanted, Some(member), received).await?;
+            relayed = self.ask(user, other, path, wanted, Some(member), received).await?;
         }
         match (relayed.status, errcode(&relayed), relayed.content.get("jwt")) {
             (200..=299, _, Some(Value::String(jwt))) if !jwt.is_empty() => Ok(jwt.clone()),
@@ -179,6 +200,7 @@ impl AppService {
         &self,
         user: &VerifiedUser,
         other: &ServerName,
+        path: &str,
         wanted: &HomeserverSeat,
         in_old_words: Option<&LegacyMember>,
         received: Instant,
@@ -213,10 +235,15 @@ impl AppService {
         // Texts always serialise.
         let body = serde_json::to_value(&request).unwrap_or_default();
         self.own
-            .relay(other, FEDERATION_PATH, &body, received + HOLD, received + RELAY)
+            .relay(other, path, &body, received + HOLD, received + RELAY)
             .await
             .map_err(Refusal::Relay)
     }
+}
+
+/// Each step has its time; together, with what others began, they have no more than this.
+async fn in_time<T>(received: Instant, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    timeout_at(received + BUDGET, work).await.unwrap_or(Err(Refusal::OutOfTime))
 }
 
 /// `member` may name the user, but not another one.

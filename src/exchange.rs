@@ -96,6 +96,9 @@ pub enum Refusal {
     /// The other homeserver's service refuses.
     #[error("{0}")]
     Remote(RemoteRefusal),
+    /// The time for an answer is over.
+    #[error("it takes too long")]
+    OutOfTime,
 }
 
 /// How another homeserver's service refused (the rows of the error table that may be passed on).

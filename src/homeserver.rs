@@ -3,10 +3,12 @@
 //! * `homeserver/versions.rs` which paths it offers (decisions L7 and A4)
 //! * `homeserver/delayed_events.rs` managing delayed events (MSC4140): one call is one attempt; when to try again is
 //!   decided in `delayed_leave/`
-//! * `homeserver/own.rs` the homeserver that this service belongs to, and all that takes the `as_token`
+//! * `homeserver/own.rs` the homeserver that this service belongs to, and all that takes the `as_token`;
+//!   `homeserver/turns.rs` whose question is put to it next
 
 mod delayed_events;
 mod own;
+mod turns;
 mod versions;
 
 use std::collections::BTreeMap;
@@ -177,8 +179,12 @@ impl Homeservers {
         Ok(api)
     }
 
+    /// It may have been updated since it was asked; but what was asked within a minute is as it is.
     async fn forget_versions(&self, server: &ServerName) {
-        self.known(server).lock().await.offers = None;
+        let entry = self.known(server);
+        let mut known = entry.lock().await;
+        let fresh = Instant::now() + VERSIONS_LIFE - VERSIONS_FAILURE_LIFE;
+        known.offers = known.offers.take().filter(|(offers, until)| offers.is_empty() || *until > fresh);
     }
 
     fn known(&self, server: &ServerName) -> Arc<AsyncMutex<Known>> {

@@ -60,6 +60,11 @@ impl Members {
             let Ok((answer, asked)) = timeout_at(deadline, self.calls.ask(&key, call)).await else {
                 return Err(OwnError::Timeout);
             };
+            let answer = match answer {
+                // An id that is none: nobody is joined there, and nobody is they.
+                Err(OwnError::NoId) => Ok(false),
+                answer => answer,
+            };
             match answer {
                 Ok(true) => {
                     self.remember(&key, asked);

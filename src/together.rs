@@ -7,7 +7,13 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 /// Calls under way, by what they are for.
-pub struct Together<T>(Mutex<HashMap<Box<str>, Arc<Call<T>>>>);
+pub struct Together<T>(Mutex<HashMap<Box<str>, Entry<T>>>);
+
+struct Entry<T> {
+    call: Arc<Call<T>>,
+    /// How many share it.
+    sharers: usize,
+}
 
 struct Call<T> {
     began: Instant,
@@ -24,19 +30,25 @@ impl<T: Clone> Together<T> {
     /// The answer to the call that is under way for `key`, or to `call`; and when that began, at the latest. When the one who
     /// makes the call goes away, the next one makes it.
     pub async fn ask(&self, key: &str, call: impl Future<Output = T>) -> (T, Instant) {
-        let found = self.lock().entry(key.into()).or_insert_with(Call::new).clone();
-        let shared = Shared {
-            all: self,
-            key,
-            call: found,
-        };
+        let shared = self.share(key);
         let answer = shared.call.answer.get_or_init(|| call).await.clone();
         (answer, shared.call.began)
+    }
+
+    fn share<'a>(&'a self, key: &'a str) -> Shared<'a, T> {
+        let mut calls = self.lock();
+        let entry = calls.entry(key.into()).or_insert_with(Entry::new);
+        entry.sharers += 1;
+        Shared {
+            all: self,
+            key,
+            call: entry.call.clone(),
+        }
     }
 }
 
 impl<T> Together<T> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Arc<Call<T>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Entry<T>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -47,12 +59,16 @@ impl<T: Clone> Default for Together<T> {
     }
 }
 
-impl<T> Call<T> {
-    fn new() -> Arc<Self> {
-        Arc::new(Self {
+impl<T> Entry<T> {
+    fn new() -> Self {
+        let call = Call {
             began: Instant::now(),
             answer: OnceCell::new(),
-        })
+        };
+        Self {
+            call: Arc::new(call),
+            sharers: 0,
+        }
     }
 }
 
@@ -67,10 +83,12 @@ struct Shared<'a, T> {
 impl<T> Drop for Shared<'_, T> {
     fn drop(&mut self) {
         let mut calls = self.all.lock();
-        let ours = calls.get(self.key).is_some_and(|current| Arc::ptr_eq(current, &self.call));
-        // Two owners are the table and this one.
-        if ours && (self.call.answer.initialized() || Arc::strong_count(&self.call) <= 2) {
-            calls.remove(self.key);
+        // A later call for the same is none of ours.
+        if let Some(entry) = calls.get_mut(self.key).filter(|entry| Arc::ptr_eq(&entry.call, &self.call)) {
+            entry.sharers -= 1;
+            if entry.sharers == 0 || self.call.answer.initialized() {
+                calls.remove(self.key);
+            }
         }
     }
 }

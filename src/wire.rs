@@ -12,6 +12,8 @@ use crate::delayed_leave::time::Delay;
 use crate::identity::{self, ROOM_SLOT, Seat};
 use crate::secret::Secret;
 
+/// Longest device id in bytes, as that of other ids of Matrix.
+const MAX_DEVICE_ID: usize = 255;
 /// Longest id of a delayed event in bytes.
 const MAX_DELAY_ID: usize = 255;
 
@@ -54,6 +56,9 @@ pub enum BadRequest {
     /// `delay_id` cannot be one segment of a path.
     #[error("delay_id is not the id of a delayed event")]
     DelayId,
+    /// `device_id` of the legacy body is longer than any: it becomes a part of a name that is kept.
+    #[error("device_id is too long")]
+    DeviceId,
     /// `url` of a request that came through a homeserver.
     #[error("url is missing")]
     Url,
@@ -237,6 +242,9 @@ impl TokenRequest {
         let room = required(body, "room", BadRequest::LegacyRoom)?;
         let openid_token = openid_token(body, BadRequest::LegacyOpenIdToken)?;
         let device_id = text(body, "device_id")?.unwrap_or_default().to_owned();
+        if device_id.len() > MAX_DEVICE_ID {
+            return Err(BadRequest::DeviceId);
+        }
         Ok(Self {
             openid_token,
             claimed_user_id: None,

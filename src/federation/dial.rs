@@ -48,7 +48,8 @@ impl Dialer {
         trust: Dialled,
         tls_name: Option<&TlsName<'static>>,
     ) -> Result<Stream, Failure> {
-        let tcp = self.tcp(host, port, trust).await?;
+        let scheme = if tls_name.is_some() { "https" } else { "http" };
+        let tcp = self.tcp(scheme, host, port, trust).await?;
         let Some(name) = tls_name else {
             return Ok(MaybeHttpsStream::Http(tcp));
         };
@@ -64,8 +65,8 @@ impl Dialer {
         }
     }
 
-    async fn tcp(&self, host: &Host, port: u16, trust: Dialled) -> Result<TokioIo<TcpStream>, Failure> {
-        if let Some(proxy) = proxied_uri(host, port).and_then(|uri| self.proxies.intercept(&uri).map(|proxy| (uri, proxy))) {
+    async fn tcp(&self, scheme: &str, host: &Host, port: u16, trust: Dialled) -> Result<TokioIo<TcpStream>, Failure> {
+        if let Some(proxy) = uri(scheme, host, port).and_then(|uri| self.proxies.intercept(&uri).map(|proxy| (uri, proxy))) {
             self.check_before_proxy(host, trust).await?;
             return tunnel(proxy.0, &proxy.1, &target(host, port)).await;
         }
@@ -162,8 +163,9 @@ async fn tunnel(destination: Uri, proxy: &Intercept, target: &str) -> Result<Tok
     }
 }
 
-fn proxied_uri(host: &Host, port: u16) -> Option<Uri> {
-    format!("https://{}/", target(host, port)).parse().ok()
+/// What the settings for proxies are asked about: those for HTTPS must not send plain text their way.
+fn uri(scheme: &str, host: &Host, port: u16) -> Option<Uri> {
+    format!("{scheme}://{}/", target(host, port)).parse().ok()
 }
 
 /// `host:port` as a URL's authority.

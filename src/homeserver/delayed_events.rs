@@ -8,13 +8,12 @@ use http::{HeaderMap, header};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::versions::Paths;
+use super::versions::{Offers, Paths};
 use super::{Call, Homeservers, MAX_REPLY, errcode, segment};
 use crate::delayed_leave::backoff::hint;
 use crate::delayed_leave::machine::Outcome;
-use crate::federation::Reply;
+use crate::federation::{ClientApi, Reply};
 use crate::secret::Secret;
-use crate::seldom::Seldom;
 use crate::server_name::ServerName;
 
 pub(super) const PATHS: Paths = Paths {
@@ -85,7 +84,7 @@ impl Homeservers {
     }
 
     async fn attempt(&self, server: &ServerName, delay_id: &str, what: Management, authority: Option<Authority<'_>>) -> Outcome {
-        let (api, offers) = match self.api_for(server, authority.is_some()).await {
+        let (api, offers) = match self.api(server).await {
             Ok(found) => found,
             Err(failure) => {
                 self.lost.tell(|count| {
@@ -96,15 +95,66 @@ impl Homeservers {
                 return Outcome::Transient(None);
             }
         };
+        // Not over an address that the token may not be sent to; a restart without it is better than none.
+        let authority = authority.filter(|_| api.may_carry_secrets());
+        let answer = self.on_either_path(server, &api, offers, delay_id, what, authority.as_ref()).await;
+        match (answer, authority) {
+            (Answer::Is(outcome), _) => outcome,
+            (Answer::UnknownPath, _) => {
+                self.denied.tell(|count| {
+                    let (server, remedy) = (server.as_str(), "switch delayed events on (Synapse: max_event_delay_duration)");
+                    tracing::warn!(server, count, remedy, "the homeserver has no delayed events");
+                });
+                Outcome::NotFound
+            }
+            (Answer::Denied, None) => {
+                self.denied.tell(|count| {
+                    let server = server.as_str();
+                    let remedy = "newer homeservers let only application services manage delayed events";
+                    tracing::warn!(
+                        server,
+                        count,
+                        remedy,
+                        "the homeserver does not let this service manage delayed events"
+                    );
+                });
+                Outcome::Forbidden
+            }
+            (Answer::Denied, Some(_)) => {
+                self.denied.tell(|count| {
+                    let server = server.as_str();
+                    let remedy = "the registration must be that of the homeserver, and its namespaces.users must match the homeserver's \
+                                  users; `lk-jwt-service generate-registration` prints one that does";
+                    tracing::warn!(server, count, remedy, "our homeserver does not let us act for its users");
+                });
+                // Nobody who is there is to be reported gone for it: older homeservers need no token, and the registration may
+                // be mended meanwhile.
+                match self.on_either_path(server, &api, offers, delay_id, what, None).await {
+                    Answer::Is(outcome) => outcome,
+                    Answer::UnknownPath | Answer::Denied => Outcome::Transient(None),
+                }
+            }
+        }
+    }
+
+    async fn on_either_path(
+        &self,
+        server: &ServerName,
+        api: &ClientApi,
+        offers: Offers,
+        delay_id: &str,
+        what: Management,
+        authority: Option<&Authority<'_>>,
+    ) -> Answer {
         // Without a token the unstable path is preferred while it is offered: the stable one wants authentication.
         let [first, second] = offers.delayed_events.order(PATHS, authority.is_some());
         let request = Call {
-            tail: &tail(delay_id, what, authority.as_ref()),
-            token: authority.as_ref().map(Authority::as_token),
+            tail: &tail(delay_id, what, authority),
+            token: authority.map(Authority::as_token),
             json: Some(Bytes::from_static(b"{}")),
             limit: MAX_REPLY,
         };
-        let call = async |path: &str| match request.at(&api, path).await {
+        let call = async |path: &str| match request.at(api, path).await {
             Ok(reply) => read(&reply),
             Err(failure) => {
                 let reason = failure.to_string();
@@ -118,13 +168,16 @@ impl Homeservers {
             }
         };
         match call(first).await {
-            Answer::Is(outcome) => outcome,
+            Answer::Is(outcome) => Answer::Is(outcome),
             Answer::UnknownPath => {
-                // It may have been updated since it was asked.
                 self.forget_versions(server).await;
-                call(second).await.last_word(server, &self.denied)
+                call(second).await
             }
-            Answer::Denied => call(second).await.last_word(server, &self.denied),
+            // That it does not know the other path is no answer to the question.
+            Answer::Denied => match call(second).await {
+                Answer::Is(outcome) => Answer::Is(outcome),
+                Answer::UnknownPath | Answer::Denied => Answer::Denied,
+            },
         }
     }
 }
@@ -136,35 +189,6 @@ enum Answer {
     UnknownPath,
     /// It denies the call on this path: perhaps not on the other one.
     Denied,
-}
-
-impl Answer {
-    /// After both paths were tried.
-    fn last_word(self, server: &ServerName, denied: &Seldom) -> Outcome {
-        let server = server.as_str();
-        match self {
-            Self::Is(outcome) => outcome,
-            Self::UnknownPath => {
-                denied.tell(|count| {
-                    let remedy = "switch delayed events on (Synapse: max_event_delay_duration)";
-                    tracing::warn!(server, count, remedy, "the homeserver has no delayed events");
-                });
-                Outcome::NotFound
-            }
-            Self::Denied => {
-                denied.tell(|count| {
-                    let remedy = "newer homeservers let only application services manage delayed events";
-                    tracing::warn!(
-                        server,
-                        count,
-                        remedy,
-                        "the homeserver does not let this service manage delayed events"
-                    );
-                });
-                Outcome::Forbidden
-            }
-        }
-    }
 }
 
 /// Decision L6.

@@ -13,10 +13,10 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::delayed_events::{self, Authority};
+use super::turns::Turns;
 use super::versions::{Offer, Offers, Paths};
 use super::{Call, Homeservers, MAX_REPLY, errcode, segment};
 use crate::delayed_leave::time::Delay;
@@ -46,8 +46,6 @@ const QUESTION: Duration = Duration::from_secs(10);
 const EVENT_QUESTION: Duration = Duration::from_secs(5);
 /// How long a homeserver that starts together with us is waited for before something is said.
 const STARTING: Duration = Duration::from_secs(30);
-/// Questions under way at a time; the others wait.
-const QUESTIONS: usize = 64;
 /// Largest list of members that is read: some ten thousand of them.
 const MAX_MEMBERS: usize = 8 * 1024 * 1024;
 
@@ -56,7 +54,7 @@ pub struct OwnHomeserver {
     homeservers: Arc<Homeservers>,
     name: ServerName,
     as_token: Secret,
-    questions: Semaphore,
+    turns: Turns,
 }
 
 /// Whose membership is asked about.
@@ -107,8 +105,8 @@ pub enum OwnError {
     /// It knows us, and does not let us.
     #[error("it does not allow it ({0})")]
     Forbidden(&'static str),
-    /// It refuses to relay, or cannot reach the other homeserver.
-    #[error("it does not reach the other homeserver (status {0})")]
+    /// It refuses to relay, cannot reach the other homeserver, or that has trouble.
+    #[error("the other homeserver cannot be reached, or its service is out of order (status {0})")]
     Relay(u16),
     /// Another status.
     #[error("it answers with status {0}")]
@@ -116,6 +114,9 @@ pub enum OwnError {
     /// An answer that means nothing.
     #[error("its answer cannot be read")]
     Unreadable,
+    /// It was asked about something that is no room's, no user's or no server's id.
+    #[error("that is the id of no room, user or server")]
+    NoId,
 }
 
 impl OwnError {
@@ -126,7 +127,7 @@ impl OwnError {
             Self::NoApi(failure) | Self::Unreachable(failure) => failure.may_pass(),
             Self::Timeout => true,
             Self::Relay(status) | Self::Status(status) => *status == 429 || *status >= 500,
-            Self::NoEndpoint(_) | Self::Token | Self::Forbidden(_) | Self::Unreadable => false,
+            Self::NoEndpoint(_) | Self::Token | Self::Forbidden(_) | Self::Unreadable | Self::NoId => false,
         }
     }
 
@@ -151,6 +152,7 @@ impl OwnError {
                 "the registration lacks a scope, or its namespaces.users does not match the homeserver's users; \
                  `lk-jwt-service generate-registration` prints one that has all"
             }
+            Self::NoId => "this is a client's mistake",
             Self::Relay(_) => "check that the homeservers federate, and that the other one has MatrixRTC endpoints",
         }
     }
@@ -159,12 +161,12 @@ impl OwnError {
 impl OwnHomeserver {
     /// The homeserver `name`, which knows us by `as_token`.
     #[must_use]
-    pub const fn new(homeservers: Arc<Homeservers>, name: ServerName, as_token: Secret) -> Self {
+    pub fn new(homeservers: Arc<Homeservers>, name: ServerName, as_token: Secret) -> Self {
         Self {
             homeservers,
             name,
             as_token,
-            questions: Semaphore::const_new(QUESTIONS),
+            turns: Turns::new(),
         }
     }
 
@@ -220,22 +222,29 @@ impl OwnHomeserver {
     /// When the homeserver does not say it.
     pub async fn is_joined(&self, room_id: &str, whose: Whose<'_>, patience: Instant, deadline: Instant) -> Result<bool, OwnError> {
         if !is_room_id(room_id) {
-            return Ok(false);
+            return Err(OwnError::NoId);
         }
-        let query = match whose {
-            Whose::User(user) => format!("mxid={}", segment(user)),
-            Whose::Server(server) => format!("server_name={}", segment(server.as_str())),
+        let (query, foreign) = match whose {
+            Whose::User(user) => {
+                let domain = user.split_once(':').map_or("", |(_, domain)| domain);
+                (
+                    format!("mxid={}", segment(user)),
+                    Some(domain).filter(|domain| *domain != self.name.as_str()),
+                )
+            }
+            Whose::Server(server) => (format!("server_name={}", segment(server.as_str())), None),
         };
         let tail = format!("{}/is_joined?{query}", segment(room_id));
         let ask = || async {
+            let _turn = self.turns.take(foreign).await;
             let reply = self.get(|offers| offers.is_joined, IS_JOINED, &tail, MAX_REPLY, QUESTION).await?;
             match reply.status.as_u16() {
                 200..=299 => {
                     let answer: Map<String, Value> = serde_json::from_slice(&reply.body).map_err(|_| OwnError::Unreadable)?;
-                    Ok(answer.get("joined") == Some(&Value::Bool(true)))
+                    // A page of something in between is no no.
+                    answer.get("joined").and_then(Value::as_bool).ok_or(OwnError::Unreadable)
                 }
-                // Ids that are none: nobody is joined there, and nobody is they.
-                400 if errcode(&reply.body).is_some_and(|errcode| errcode == "M_INVALID_PARAM") => Ok(false),
+                400 if errcode(&reply.body).is_some_and(|errcode| errcode == "M_INVALID_PARAM") => Err(OwnError::NoId),
                 _ => Err(refused(&reply, "rooms/{room_id}/is_joined (MSC4502)")),
             }
         };
@@ -252,7 +261,10 @@ impl OwnHomeserver {
             return Ok(None);
         }
         let tail = format!("{}/joined_members", segment(room_id));
-        let asked = self.get(|_| Offer::Stable, JOINED_MEMBERS, &tail, MAX_MEMBERS, QUESTION);
+        let asked = async {
+            let _turn = self.turns.take(None).await;
+            self.get(|_| Offer::Stable, JOINED_MEMBERS, &tail, MAX_MEMBERS, QUESTION).await
+        };
         let reply = match timeout_at(deadline, asked).await.unwrap_or(Err(OwnError::Timeout)) {
             Ok(reply) => reply,
             Err(OwnError::Unreachable(Failure::TooLarge(_))) => return Ok(None),
@@ -278,6 +290,7 @@ impl OwnHomeserver {
     ) -> Result<Option<Scheduled>, OwnError> {
         let tail = format!("{}?user_id={}", segment(delay_id), segment(user));
         let ask = || async {
+            let _turn = self.turns.take(None).await;
             let asked = self.get(
                 |offers| offers.delayed_events,
                 delayed_events::PATHS,
@@ -335,8 +348,6 @@ impl OwnHomeserver {
     }
 
     async fn get(&self, offer: fn(Offers) -> Offer, paths: Paths, tail: &str, limit: usize, within: Duration) -> Result<Reply, OwnError> {
-        // Never closed.
-        let _turn = self.questions.acquire().await;
         let call = Call {
             tail,
             token: Some(&self.as_token),
@@ -367,7 +378,6 @@ impl OwnHomeserver {
         if !unknown || first == second {
             return Ok(reply);
         }
-        // It may have been updated since it was asked.
         self.homeservers.forget_versions(&self.name).await;
         at(call, &api, second).await
     }

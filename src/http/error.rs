@@ -184,6 +184,7 @@ impl From<BadRequest> for ApiError {
             }
             BadRequest::DelayTimeout => Self::bad_json("The request body `delay_timeout` must be between 1 and 86400000 milliseconds"),
             BadRequest::DelayId => Self::bad_json("The request body `delay_id` is not the id of a delayed event"),
+            BadRequest::DeviceId => Self::bad_json("The request body `device_id` is too long"),
             BadRequest::Url => Self::bad_json("The request body is missing `url`"),
             BadRequest::MemberId => Self::bad_json("The request body is missing `member_id`"),
             BadRequest::UserId => Self::bad_json("The request body is missing `user_id`"),
@@ -238,7 +239,9 @@ impl ApiError {
             Refusal::Sfu(_) => Self::no_room(Reason::SfuRejected),
             Refusal::Mint(_) => Self::INTERNAL,
             Refusal::NotJoined => Self::forbidden("Not joined to the Matrix room"),
-            Refusal::OwnClientApi(Failure::Timeout) => Self::of_neighbour(StatusCode::BAD_GATEWAY, "The homeserver does not answer", true),
+            Refusal::OwnClientApi(Failure::Timeout) | Refusal::OutOfTime => {
+                Self::of_neighbour(StatusCode::BAD_GATEWAY, "The homeserver does not answer", true)
+            }
             Refusal::OwnClientApi(_) => Self::bad_json("Unable to resolve client-server API"),
             Refusal::Membership(error) => Self::of_neighbour(
                 StatusCode::BAD_GATEWAY,

@@ -3,6 +3,7 @@
 
 use crate::exchange::{Refusal, RemoteRefusal};
 use crate::federation::Failure;
+use crate::homeserver::OwnError;
 use crate::openid::Unverified;
 
 pub(super) fn log(refusal: &Refusal, server: &str, request_id: &str) {
@@ -44,6 +45,20 @@ pub(super) fn log(refusal: &Refusal, server: &str, request_id: &str) {
                 remedy,
                 "refused: our homeserver's client-server API cannot be found"
             );
+        }
+        Refusal::Relay(error @ OwnError::Relay(_)) => {
+            let remedy = error.remedy();
+            tracing::info!(
+                request_id,
+                server,
+                reason,
+                remedy,
+                "refused: the other homeserver's service gives no answer"
+            );
+        }
+        Refusal::OutOfTime => {
+            let remedy = "look for the homeserver or the SFU that is slow in the lines before";
+            tracing::warn!(request_id, server, reason, remedy, "refused: no answer in time");
         }
         Refusal::Membership(error) | Refusal::Event(error) | Refusal::Relay(error) => {
             let remedy = error.remedy();
