@@ -111,7 +111,7 @@ fn questions() -> Vec<Row> {
             |stage, _| {
                 stage
                     .own
-                    .script(|_, asked| asked.is_about_user().then(|| error(403, "M_FORBIDDEN", "Missing scope")))
+                    .script(|_, asked| asked.is_about_user().then(|| error(403, "M_FORBIDDEN", "Missing scope")));
             },
             502,
             "M_UNKNOWN",

@@ -78,7 +78,7 @@ fn questions() -> [Row; 4] {
             |stage, _| {
                 stage
                     .own
-                    .script(|_, asked| asked.is_about_user().then(|| error(403, "M_FORBIDDEN", "Missing scope")))
+                    .script(|_, asked| asked.is_about_user().then(|| error(403, "M_FORBIDDEN", "Missing scope")));
             },
             502,
             "M_UNKNOWN",

@@ -97,9 +97,10 @@ fn versions_are_asked_without_the_token_and_seldom() {
 fn answers_that_are_not_a_yes_are_a_no_or_a_502() {
     let stage = Stage::new();
     for (reply, status) in [
-        (Reply::json(200, &serde_json::json!({"joined": "true"})), 403),
-        (Reply::json(200, &serde_json::json!({"joined": 1})), 403),
-        (Reply::json(200, &serde_json::json!({})), 403),
+        (Reply::json(200, &serde_json::json!({"joined": false})), 403),
+        (Reply::json(200, &serde_json::json!({"joined": "true"})), 502),
+        (Reply::json(200, &serde_json::json!({"joined": 1})), 502),
+        (Reply::json(200, &serde_json::json!({})), 502),
         (Reply::json(400, &serde_json::json!({"errcode": "M_INVALID_PARAM"})), 403),
         (Reply::json(400, &serde_json::json!({"errcode": "M_MISSING_PARAM"})), 502),
         (Reply::json(200, &serde_json::json!([true])), 502),

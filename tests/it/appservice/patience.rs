@@ -187,7 +187,7 @@ fn what_stays_away_is_given_up_after_ten_seconds() {
             |stage| {
                 stage
                     .own
-                    .script(|_, asked| asked.is_about_user().then(|| error(500, "M_UNKNOWN", "x")))
+                    .script(|_, asked| asked.is_about_user().then(|| error(500, "M_UNKNOWN", "x")));
             },
             Stage::client,
             502,
@@ -201,7 +201,7 @@ fn what_stays_away_is_given_up_after_ten_seconds() {
             |stage| {
                 stage
                     .own
-                    .script(|_, asked| asked.is_about_user().then(|| Reply::text(404, "text/html", "<html>")))
+                    .script(|_, asked| asked.is_about_user().then(|| Reply::text(404, "text/html", "<html>")));
             },
             Stage::client,
             502,
@@ -210,7 +210,7 @@ fn what_stays_away_is_given_up_after_ten_seconds() {
             |stage| {
                 stage
                     .own
-                    .script(|_, asked| asked.is_about_server().then(|| error(429, "M_LIMIT_EXCEEDED", "x")))
+                    .script(|_, asked| asked.is_about_server().then(|| error(429, "M_LIMIT_EXCEEDED", "x")));
             },
             Stage::federated,
             502,
@@ -224,7 +224,7 @@ fn what_stays_away_is_given_up_after_ten_seconds() {
             |stage| {
                 stage
                     .own
-                    .script(|_, asked| asked.is_event().then(|| error(429, "M_LIMIT_EXCEEDED", "x")))
+                    .script(|_, asked| asked.is_event().then(|| error(429, "M_LIMIT_EXCEEDED", "x")));
             },
             Stage::delegation,
             503,

@@ -45,7 +45,8 @@ fn it_prints_a_registration_with_other_tokens_each_time() {
 
 #[test]
 fn what_cannot_work_is_said_on_stderr_with_a_failure() {
-    let cases: [(&[&str], &[(&str, &str)], &str); 5] = [
+    type Case = (&'static [&'static str], &'static [(&'static str, &'static str)], &'static str);
+    let cases: [Case; 5] = [
         (&[], &[], "LIVEKIT_HS_SERVER_NAME"),
         (&["https://example.com"], &[], "https://example.com"),
         (&["example.com", "lk:8080"], &[], "lk:8080"),

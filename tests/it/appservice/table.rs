@@ -73,7 +73,8 @@ pub(super) fn refused(stage: &Stage, mut ask: Ask, row: &Row, later: Option<&Row
 
 /// The rows that all endpoints have in common.
 pub(super) fn common() -> Vec<Row> {
-    let authorization: [(&'static str, fn(&Stage, &mut Ask), &'static str); 8] = [
+    type Authorization = (&'static str, fn(&Stage, &mut Ask), &'static str);
+    let authorization: [Authorization; 8] = [
         ("no token", |_, ask| ask.authorization = None, "M_MISSING_TOKEN"),
         (
             "an empty token",
