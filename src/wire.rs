@@ -574,6 +574,8 @@ fn is_delay_id(id: &str) -> bool {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;

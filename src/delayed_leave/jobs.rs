@@ -440,7 +440,7 @@ impl Jobs {
             None => delegation.user.into(),
         };
         *self.users.entry(Arc::clone(&user)).or_insert(0) += 1;
-        let homeserver = self.pace.enter(delegation.homeserver);
+        let homeserver = self.pace.enter(delegation.homeserver, delegation.exempt);
         let room = self.rooms.enter(delegation.room, now);
         self.rooms.join(room);
         self.table.insert(Job {

@@ -13,13 +13,19 @@ use std::{
     sync::Arc,
 };
 
-/// The distance that calls keep after a 429: what the homeserver asked for and more each time, a little less after each success.
-const LEAST_GAP: u64 = 500;
+/// The distance that calls keep after a 429: it grows with each one, towards what the homeserver was seen to grant, and
+/// shrinks with each success, down to none.
+const FIRST_GAP: u64 = 50;
 const MOST_GAP: u64 = 5_000;
+/// Where calls follow each other at that distance, it is gone after about so many milliseconds.
+const SHRINKS_WITHIN: u64 = 10_000;
 /// After a 429 a homeserver counts as limiting for this long.
 const LIMITED_FOR: u64 = 120_000;
-/// While a homeserver pauses, whoever has less than this left still gets a turn.
+/// While a homeserver pauses, whoever has less than this left still gets a turn, one at a time.
 const LAST_CHANCE: u64 = 1_000;
+/// The same in a pause that is longer than this itself. Where the homeserver takes that call, the pause is over: what it
+/// said of one call is no reason to lose the leaves of all.
+const LONG_PAUSE: u64 = 4_000;
 /// While a homeserver limits, a restart with less than this left goes before the sends: one who stays would be reported
 /// gone because others leave, where a leave would only be late (L1).
 const URGENT: u64 = 3_000;
@@ -39,6 +45,8 @@ pub struct Concurrency {
     pub per_homeserver: u32,
     /// To all.
     pub total: u32,
+    /// To all those together that are not named in full access.
+    pub strangers: u32,
 }
 
 impl Default for Concurrency {
@@ -46,6 +54,7 @@ impl Default for Concurrency {
         Self {
             per_homeserver: 64,
             total: 2_048,
+            strangers: 1_024,
         }
     }
 }
@@ -60,6 +69,8 @@ enum Class {
 struct Homeserver {
     name: Arc<str>,
     jobs: u32,
+    /// Not named in full access.
+    stranger: bool,
     in_flight: u32,
     ready: BTreeSet<(Class, Time, JobId)>,
     /// Restarts that wait for their later moment while the homeserver limits.
@@ -69,6 +80,11 @@ struct Homeserver {
     last_chance: Option<Time>,
     limits_in_a_row: u8,
     gap: u64,
+    /// When the last pause began, and how many calls were taken since.
+    emptied: Option<Time>,
+    taken: u32,
+    /// What is under way was granted in the pause.
+    probing: bool,
     spaced: Option<Time>,
     /// When a restart may go ahead of its later moment. A few always do, or those that began together would all be due together.
     early: Option<Time>,
@@ -82,9 +98,9 @@ pub struct Pace {
     homeservers: Vec<Option<Homeserver>>,
     free: Vec<u32>,
     by_name: BTreeMap<Arc<str>, HomeserverId>,
-    /// When which homeserver may have a turn to grant.
-    agenda: BTreeSet<(Time, HomeserverId)>,
-    in_flight: u32,
+    /// When which homeserver may have a turn to grant: those that are named, and the strangers.
+    agendas: [BTreeSet<(Time, HomeserverId)>; 2],
+    in_flight: [u32; 2],
 }
 
 impl Pace {
@@ -96,8 +112,8 @@ impl Pace {
             homeservers: Vec::new(),
             free: Vec::new(),
             by_name: BTreeMap::new(),
-            agenda: BTreeSet::new(),
-            in_flight: 0,
+            agendas: [BTreeSet::new(), BTreeSet::new()],
+            in_flight: [0; 2],
         }
     }
 
@@ -116,9 +132,9 @@ impl Pace {
         self.get(id).map(|homeserver| &homeserver.name)
     }
 
-    /// Counts one more job of a homeserver.
-    pub fn enter(&mut self, name: &str) -> HomeserverId {
-        let id = self.by_name.get(name).copied().unwrap_or_else(|| self.insert(name));
+    /// Counts one more job of a homeserver, which is named in full access or not.
+    pub fn enter(&mut self, name: &str, named: bool) -> HomeserverId {
+        let id = self.by_name.get(name).copied().unwrap_or_else(|| self.insert(name, !named));
         if let Some(homeserver) = self.get_mut(id) {
             homeserver.jobs += 1;
         }
@@ -152,14 +168,13 @@ impl Pace {
     /// Grants the next turn, if one is due. The job is out of the line then, and its call under way until [`Self::ended`].
     #[must_use]
     pub fn next_turn(&mut self, now: Time) -> Option<(HomeserverId, JobId)> {
-        while self.in_flight < self.concurrency.total {
-            let &(at, id) = self.agenda.first()?;
+        while let Some((at, id)) = self.first() {
             if at > now {
                 return None;
             }
             let turn = self.get_mut(id).and_then(|homeserver| homeserver.pop(now));
             if turn.is_some() {
-                self.in_flight += 1;
+                self.in_flight[self.side(id)] += 1;
             }
             self.plan(id, now);
             if let Some(job) = turn {
@@ -185,7 +200,11 @@ impl Pace {
                 }
                 Outcome::Done | Outcome::NotFound | Outcome::Conflict | Outcome::Forbidden | Outcome::Transient(_) => {
                     homeserver.limits_in_a_row = 0;
-                    homeserver.gap -= homeserver.gap / 16;
+                    homeserver.gap -= (homeserver.gap * homeserver.gap / SHRINKS_WITHIN).max(1).min(homeserver.gap);
+                    homeserver.taken = homeserver.taken.saturating_add(1);
+                    if outcome == Outcome::Done && std::mem::take(&mut homeserver.probing) {
+                        homeserver.paused_until = None;
+                    }
                 }
             }
         }
@@ -195,15 +214,27 @@ impl Pace {
     /// When the next turn may be due.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        if self.in_flight < self.concurrency.total {
-            self.agenda.first().map(|&(at, _)| at)
-        } else {
-            None
+        self.first().map(|(at, _)| at)
+    }
+
+    /// Which homeserver may have the next turn to grant, as far as there is room for a call.
+    fn first(&self) -> Option<(Time, HomeserverId)> {
+        let [named, strangers] = self.in_flight;
+        if named + strangers >= self.concurrency.total {
+            return None;
         }
+        let [named, others] = [0, 1].map(|side: usize| self.agendas[side].first().copied());
+        let others = others.filter(|_| strangers < self.concurrency.strangers);
+        [named, others].into_iter().flatten().min()
+    }
+
+    fn side(&self, id: HomeserverId) -> usize {
+        self.get(id).map_or(1, |homeserver| usize::from(homeserver.stranger))
     }
 
     fn over(&mut self, id: HomeserverId, now: Time) {
-        self.in_flight = self.in_flight.saturating_sub(1);
+        let side = self.side(id);
+        self.in_flight[side] = self.in_flight[side].saturating_sub(1);
         if let Some(homeserver) = self.get_mut(id) {
             homeserver.in_flight = homeserver.in_flight.saturating_sub(1);
         }
@@ -216,22 +247,23 @@ impl Pace {
         let Some(homeserver) = self.get_mut(id) else { return };
         let old = homeserver.agenda;
         homeserver.agenda = if homeserver.in_flight < bound { homeserver.due(now) } else { None };
-        let new = homeserver.agenda;
+        let (new, side) = (homeserver.agenda, usize::from(homeserver.stranger));
         if old != new {
             if let Some(old) = old {
-                self.agenda.remove(&(old, id));
+                self.agendas[side].remove(&(old, id));
             }
             if let Some(new) = new {
-                self.agenda.insert((new, id));
+                self.agendas[side].insert((new, id));
             }
         }
     }
 
-    fn insert(&mut self, name: &str) -> HomeserverId {
+    fn insert(&mut self, name: &str, stranger: bool) -> HomeserverId {
         let name: Arc<str> = name.into();
         let homeserver = Homeserver {
             name: Arc::clone(&name),
             jobs: 0,
+            stranger,
             in_flight: 0,
             ready: BTreeSet::new(),
             relaxed: BTreeSet::new(),
@@ -240,6 +272,9 @@ impl Pace {
             last_chance: None,
             limits_in_a_row: 0,
             gap: 0,
+            emptied: None,
+            taken: 0,
+            probing: false,
             spaced: None,
             early: None,
             agenda: None,
@@ -262,7 +297,7 @@ impl Pace {
             && let Some(homeserver) = self.homeservers[id.0 as usize].take()
         {
             if let Some(at) = homeserver.agenda {
-                self.agenda.remove(&(at, id));
+                self.agendas[usize::from(homeserver.stranger)].remove(&(at, id));
             }
             self.by_name.remove(&homeserver.name);
             self.free.push(id.0);
@@ -321,8 +356,13 @@ impl Homeserver {
         let pause = pause.min(LIMITED_FOR);
         // Several calls that were under way together are one refusal.
         if self.paused_until.is_none_or(|paused| paused <= now) {
-            self.gap = pause.max(self.gap + self.gap / 4).clamp(LEAST_GAP, MOST_GAP);
+            // A lower bound where the calls came as fast as they were granted; where they came seldom, it says too much.
+            let granted = self.emptied.map_or(0, |emptied| now.since(emptied) / (u64::from(self.taken) + 1));
+            self.gap = (self.gap + self.gap / 4).max(granted.min(pause)).clamp(FIRST_GAP, MOST_GAP);
+            self.emptied = Some(now);
+            self.taken = 0;
         }
+        self.probing = false;
         self.paused_until = Some(now.after(pause));
         self.limited_until = Some(now.after(LIMITED_FOR + pause));
     }
@@ -340,7 +380,11 @@ impl Homeserver {
     /// When somebody who stands in line while the homeserver pauses gets a turn all the same.
     fn chance(&self) -> Option<Time> {
         let (_, until, _) = self.nearest()?;
-        let at = until.before(LAST_CHANCE);
+        let long = self
+            .emptied
+            .zip(self.paused_until)
+            .is_some_and(|(began, paused)| paused.since(began) > LONG_PAUSE);
+        let at = until.before(if long { LONG_PAUSE } else { LAST_CHANCE });
         Some(self.last_chance.map_or(at, |last| at.max(last.after(LAST_CHANCE))))
     }
 
@@ -367,12 +411,14 @@ impl Homeserver {
     fn pop(&mut self, now: Time) -> Option<JobId> {
         if self.limited_until.is_some_and(|limited| limited <= now) {
             self.limited_until = None;
+            self.emptied = None;
             self.gap = 0;
         }
         self.make_ready(self.limited_until.map(|_| now));
         let job = if self.paused_until.is_some_and(|paused| paused > now) {
             self.chance().filter(|&chance| chance <= now)?;
             self.last_chance = Some(now);
+            self.probing |= self.in_flight == 0;
             let turn = self.nearest()?;
             self.ready.remove(&turn);
             turn.2

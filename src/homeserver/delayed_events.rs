@@ -224,6 +224,8 @@ fn tail(delay_id: &str, what: Management, authority: Option<&Authority<'_>>) -> 
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests {
     use super::*;
     use http::StatusCode;

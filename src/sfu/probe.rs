@@ -1,7 +1,10 @@
 //! Is the SFU there? A `GET` of its base address on a kept connection: livekit-server answers `OK` and, unlike for an API
 //! call, writes no line into its log. hyper tells when the connection closes; a pool would not (decision L13).
+//!
+//! A client that knocks between the SFU's first answer and the creation of its room is stranded for good. So a question
+//! that meets a closed port knocks a few times more before it says so. Nobody hears it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,14 +16,19 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
-use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::sync::{Notify, OnceCell};
+use tokio::time::{sleep, timeout};
 use tower::{ServiceExt as _, service_fn};
 use url::Url;
 
 use crate::delayed_leave::watch::Reach;
 use crate::dns::Dns;
 use crate::tls::Tls;
+
+/// How often a closed port is tried within one question, and the pause between: less than 100 ms in all, as the next
+/// question comes then.
+const KNOCKS: usize = 8;
+const BETWEEN_KNOCKS: Duration = Duration::from_millis(10);
 
 struct Kept {
     sender: SendRequest<Empty<Bytes>>,
@@ -100,12 +108,13 @@ impl Probe {
     }
 
     async fn connect(&self, uri: &Uri) -> Option<Kept> {
-        let dns = self.dns.clone();
+        // The name is looked up once per question.
+        let (dns, found) = (self.dns.clone(), Arc::new(OnceCell::new()));
         let resolver = service_fn(move |name: Name| {
-            let dns = dns.clone();
+            let (dns, found) = (dns.clone(), found.clone());
             async move {
-                let addresses = dns.addresses(name.as_str()).await?;
-                Ok::<_, crate::dns::DnsError>(addresses.into_iter().map(|ip| SocketAddr::new(ip, 0)))
+                let addresses: &Vec<IpAddr> = found.get_or_try_init(|| dns.addresses(name.as_str())).await?;
+                Ok::<_, crate::dns::DnsError>(addresses.clone().into_iter().map(|ip| SocketAddr::new(ip, 0)))
             }
         });
         let mut http = HttpConnector::new_with_resolver(resolver);
@@ -117,7 +126,17 @@ impl Probe {
             .https_or_http()
             .enable_http1()
             .wrap_connector(http);
-        let stream = connector.oneshot(uri.clone()).await.ok()?;
+        let mut knocks = 1;
+        let stream = loop {
+            match connector.clone().oneshot(uri.clone()).await {
+                Ok(stream) => break stream,
+                Err(error) if knocks < KNOCKS && is_refused(error.as_ref()) => {
+                    knocks += 1;
+                    sleep(BETWEEN_KNOCKS).await;
+                }
+                Err(_) => return None,
+            }
+        };
         let (sender, connection) = handshake(stream).await.ok()?;
         let closed = self.closed.clone();
         let watched = Arc::new(AtomicBool::new(true));
@@ -130,5 +149,63 @@ impl Probe {
             }
         });
         Some(Kept { sender, watched })
+    }
+}
+
+/// Nobody listens there.
+fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn probe_of(address: SocketAddr) -> Probe {
+        let base = Url::parse(&format!("http://{address}")).expect("an address");
+        Probe::new(&base, Arc::new(Tls::new(false)), Arc::new(Dns::new(Vec::new())))
+    }
+
+    fn answer_once(listener: &TcpListener) {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let _ = stream.read(&mut [0; 1000]);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK");
+    }
+
+    /// Twenty times the port opens 30 ms after the question. A busy machine may miss some of them.
+    #[tokio::test]
+    async fn a_port_that_opens_during_a_question_is_found_by_it() {
+        const ALL: usize = 20;
+        let mut found = 0;
+        for _ in 0..ALL {
+            let address = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+            let mut probe = probe_of(address);
+            let question = tokio::spawn(async move { probe.ask(Duration::from_secs(1)).await });
+            sleep(Duration::from_millis(30)).await;
+            let was_over = question.is_finished();
+            // Another process may have taken the port meanwhile.
+            let Ok(listener) = TcpListener::bind(address) else { continue };
+            std::thread::spawn(move || answer_once(&listener));
+            let reach = question.await.expect("the question");
+            found += usize::from(!was_over && reach == Reach::Answered);
+        }
+        assert!(found >= ALL / 2, "{found} of {ALL}");
+    }
+
+    #[tokio::test]
+    async fn a_port_that_stays_closed_is_unreachable() {
+        let address = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+        assert_eq!(probe_of(address).ask(Duration::from_secs(60)).await, Reach::Unreachable);
     }
 }

@@ -23,6 +23,7 @@ mod leave_real;
 mod limits;
 mod logs;
 mod real;
+mod recorded_webhooks;
 mod routes;
 mod sfu_calls;
 mod sfu_get;

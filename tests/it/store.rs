@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::ca::Ca;
 use crate::support::redis::RedisServer;
+use crate::support::scene::Scene;
 use crate::support::{nothing_may_be_left_out, secrets, unique, unique_loopback};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -287,7 +288,7 @@ fn redis_says_why_it_refuses() {
 fn redis_behind_a_unix_socket_and_behind_tls() {
     let Some(server) = RedisServer::start(&[]) else { return };
     suite(FEW, async || redis(&format!("unix://{}", server.socket().display())));
-    let encrypted = tls_in_front_of(server.address());
+    let encrypted = tls_in_front_of(server.address(), Ca::untrusted());
     suite(FEW, async || redis(&format!("rediss://{encrypted}?skip_verify=true")));
     on_one_thread(async {
         // This process trusts the system's authorities, and not that of the tests.
@@ -300,6 +301,27 @@ fn redis_behind_a_unix_socket_and_behind_tls() {
         assert!(error.remedy().contains("speaks TLS"), "{error}");
         assert!(redis(&format!("redis://{encrypted}")).ping().await.is_err());
     });
+}
+
+/// The whole service, which trusts the authority of `SSL_CERT_FILE`: what is delegated is in Redis, or it is not and there
+/// is a warning that names the remedy.
+#[test]
+fn rediss_needs_a_certificate_that_verifies() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    for (authority, verifies) in [(Ca::trusted(), true), (Ca::untrusted(), false)] {
+        let url = format!("rediss://{}", tls_in_front_of(server.address(), authority));
+        let scene = Scene::with(|setup| setup.env("LIVEKIT_REDIS_URL", &url));
+        scene.delegate(SOON);
+        let script = r"return table.concat(redis.call('HVALS', KEYS[1]))";
+        let stored = server.ask(&["EVAL", script, "1", "lk-jwt:jobs"]).contains(&scene.delay_id);
+        assert_eq!(stored, verifies, "{}", scene.service.log());
+        let complains = scene
+            .service
+            .log()
+            .lines()
+            .any(|line| line.contains("WARN") && line.contains("SSL_CERT_FILE"));
+        assert_eq!(complains, !verifies, "{}", scene.service.log());
+    }
 }
 
 #[test]
@@ -647,11 +669,11 @@ fn commands(server: &RedisServer) -> Vec<String> {
 }
 
 /// A port that speaks TLS and passes everything on.
-fn tls_in_front_of(server: SocketAddr) -> SocketAddr {
+fn tls_in_front_of(server: SocketAddr, authority: &Ca) -> SocketAddr {
     let listener = TcpListener::bind((unique_loopback(), 0)).expect("a port");
     let address = listener.local_addr().expect("an address");
     listener.set_nonblocking(true).expect("a listener");
-    let acceptor = tokio_rustls::TlsAcceptor::from(Ca::untrusted().server(&[address.ip().to_string()]));
+    let acceptor = tokio_rustls::TlsAcceptor::from(authority.server(&[address.ip().to_string()]));
     crate::support::runtime().spawn(async move {
         let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
         while let Ok((stream, _)) = listener.accept().await {

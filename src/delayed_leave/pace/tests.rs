@@ -21,8 +21,9 @@ fn pace(names: &[&str]) -> (Pace, Vec<HomeserverId>) {
     let mut pace = Pace::new(Concurrency {
         per_homeserver: 2,
         total: 3,
+        strangers: 2,
     });
-    let ids = names.iter().map(|name| pace.enter(name)).collect();
+    let ids = names.iter().map(|name| pace.enter(name, true)).collect();
     (pace, ids)
 }
 
@@ -78,42 +79,101 @@ fn a_429_pauses_the_homeserver_and_no_other() {
 }
 
 #[test]
-fn whoever_runs_out_of_time_gets_a_last_chance_in_a_pause() {
-    let (mut pace, hs) = pace(&["a"]);
-    pace.want(hs[0], job(1), restart(50_000), at(0));
-    let _ = turns(&mut pace, at(0));
-    pace.ended(hs[0], Outcome::Limited(Some(Duration::MAX)), at(0), &mut Jitter::new(1));
-    pace.want(hs[0], job(2), restart(10_000), at(0));
-    pace.want(hs[0], job(3), restart(10_100), at(0));
-    let mut granted = Vec::new();
-    let mut now = at(0);
-    while let Some(next) = pace.next_deadline().filter(|&next| next <= at(20_000)) {
-        now = now.max(next);
-        granted.extend(turns(&mut pace, now).into_iter().map(|job| (job, now)));
+fn strangers_leave_room_for_others() {
+    let (mut pace, _) = pace(&["named"]);
+    let strangers = ["s", "t", "u"].map(|name| pace.enter(name, false));
+    for (n, &stranger) in (0..).zip(&strangers) {
+        pace.want(stranger, job(n), restart(1_000), at(0));
     }
-    assert_eq!(granted, [(job(2), at(9_000)), (job(3), at(10_000))]);
+    assert_eq!(turns(&mut pace, at(0)).len(), 2);
+    assert_eq!(pace.next_deadline(), None, "no room for a third");
+    let named = pace.enter("named", true);
+    pace.want(named, job(9), restart(90_000), at(0));
+    assert_eq!(turns(&mut pace, at(0)), [job(9)]);
+    pace.ended(strangers[0], Outcome::Done, at(5), &mut Jitter::new(1));
+    assert_eq!(turns(&mut pace, at(5)), [job(2)]);
+}
+
+/// Refuses the first one, and says for how long; then these stand in line. Who gets a turn when until 20 s, if each call
+/// has this outcome 10 ms later.
+fn during_a_pause_of(hint: Duration, wishes: &[(u32, Wish)], outcome: Outcome) -> Vec<(JobId, u64)> {
+    let (mut pace, hs) = pace(&["a"]);
+    pace.want(hs[0], job(99), restart(50_000), at(0));
+    let _ = turns(&mut pace, at(0));
+    pace.ended(hs[0], Outcome::Limited(Some(hint)), at(0), &mut Jitter::new(1));
+    for &(n, wish) in wishes {
+        pace.want(hs[0], job(n), wish, at(0));
+    }
+    let (mut granted, mut ends, mut now) = (Vec::new(), None, at(0));
+    loop {
+        let next = [pace.next_deadline(), ends].into_iter().flatten().min();
+        let Some(next) = next.filter(|&next| next <= at(20_000)) else {
+            return granted;
+        };
+        now = now.max(next);
+        if ends.take_if(|ends| *ends <= now).is_some() {
+            pace.ended(hs[0], outcome, now, &mut Jitter::new(1));
+        }
+        for job in turns(&mut pace, now) {
+            granted.push((job, now.since(at(0))));
+            ends = Some(now.after(10));
+        }
+    }
+}
+
+#[test]
+fn whoever_runs_out_of_time_gets_a_last_chance_in_a_pause() {
+    let short = Duration::from_millis(3_900);
+    let granted = during_a_pause_of(short, &[(1, Wish::Send { until: at(3_500) })], Outcome::Transient(None));
+    assert_eq!(granted, [(job(1), 2_500)]);
+    let refused = Outcome::Limited(Some(Duration::MAX));
+    let granted = during_a_pause_of(Duration::MAX, &[(2, restart(10_000)), (3, restart(10_100))], refused);
+    assert_eq!(granted, [(job(2), 8_000), (job(3), 9_000)], "one at a time");
+}
+
+/// What a homeserver says to one restart does not cost the leaves of all.
+#[test]
+fn a_long_pause_ends_when_the_homeserver_takes_a_call() {
+    let sends: Vec<_> = (0..12).map(|n| (n, Wish::Send { until: at(10_000) })).collect();
+    let granted = during_a_pause_of(Duration::MAX, &sends, Outcome::Done);
+    assert_eq!(granted.len(), 12, "{granted:?}");
+    assert_eq!(granted[0].1, 6_000);
+    assert!(granted.iter().all(|&(_, at)| at < 10_000), "{granted:?}");
+    // Not by what was under way before it began.
+    let (mut pace, hs) = pace(&["a"]);
+    for n in 0..2 {
+        pace.want(hs[0], job(n), restart(90_000), at(0));
+    }
+    assert_eq!(turns(&mut pace, at(0)).len(), 2);
+    pace.ended(hs[0], Outcome::Limited(Some(Duration::from_secs(60))), at(1), &mut Jitter::new(1));
+    pace.ended(hs[0], Outcome::Done, at(2), &mut Jitter::new(1));
+    pace.want(hs[0], job(2), Wish::Send { until: at(90_000) }, at(3));
+    assert_eq!(turns(&mut pace, at(1_000)), []);
 }
 
 #[test]
 fn while_limited_restarts_move_to_80_percent_but_for_a_trickle() {
     let (mut pace, hs) = pace(&["a"]);
-    pace.want(hs[0], job(0), restart(100_000), at(0));
+    pace.want(hs[0], job(0), restart(1_000_000), at(0));
     let _ = turns(&mut pace, at(0));
     pace.ended(hs[0], Outcome::Limited(Some(Duration::from_secs(1))), at(0), &mut Jitter::new(1));
-    for n in 1..=20 {
-        pace.want(hs[0], job(n), restart(100_000 + u64::from(n)), at(0));
+    for n in 1..=2_000 {
+        pace.want(hs[0], job(n), restart(1_000_000 + u64::from(n)), at(0));
     }
-    let mut granted = 0;
+    let mut granted = Vec::new();
     let mut now = at(0);
     while let Some(next) = pace.next_deadline().filter(|&next| next < at(20_000)) {
         now = now.max(next);
         for _ in turns(&mut pace, now) {
-            granted += 1;
+            granted.push(now);
             pace.declined(hs[0], now);
         }
     }
-    assert_eq!(granted, 10, "one every two seconds");
-    assert!(pace.next_deadline() <= Some(at(21_000)));
+    assert!(granted[0] >= at(1_000));
+    assert!(
+        granted.windows(2).all(|pair| pair[1].since(pair[0]) >= 2 * FIRST_GAP),
+        "half as many as might be"
+    );
 }
 
 #[test]
@@ -159,7 +219,7 @@ fn twelve_of_whom_leave(leaving: u32, moment: u64) -> (u64, Vec<u64>, usize) {
         Send,
     }
     let mut pace = Pace::new(Concurrency::default());
-    let id = pace.enter("a");
+    let id = pace.enter("a", true);
     let mut synapse = Synapse {
         tokens: 5.0,
         filled: at(0),
@@ -305,4 +365,125 @@ proptest! {
         }
         prop_assert!(waiting.is_empty(), "{waiting:?}");
     }
+}
+
+/// A homeserver that allows so many calls a second after a burst. As Synapse does, it answers a refusal half a second
+/// later, and says in whole seconds when to come back.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    per_second: f64,
+    burst: f64,
+    whole_seconds: bool,
+}
+
+/// So many with that delay stay for three minutes, and come as far apart as is said. The least time that a restart left
+/// unused, and how many calls were made and refused.
+fn all_stay(bucket: Bucket, people: u32, delay: u64, apart: u64) -> Result<(u64, usize, usize), String> {
+    let mut pace = Pace::new(Concurrency::default());
+    let id = pace.enter("a", true);
+    let (mut tokens, mut filled) = (bucket.burst, at(0));
+    let mut restarted: Vec<Option<Time>> = vec![None; people as usize];
+    // When who stands in line (again), and whose call is answered when: what, and when it was sent.
+    let mut later: BTreeSet<(Time, u32)> = (0..people).map(|n| (at(apart * u64::from(n)), n)).collect();
+    let mut flying: BTreeMap<(Time, u32), (Outcome, Time)> = BTreeMap::new();
+    let (mut least, mut calls, mut refused) = (u64::MAX, 0, 0);
+    let mut now = at(0);
+    while now < at(180_000) {
+        while let Some(&(_, n)) = later.first().filter(|(at, _)| *at <= now) {
+            later.pop_first();
+            let last = *restarted[n as usize].get_or_insert(now);
+            let wish = Wish::Restart {
+                until: last.after(delay),
+                relaxed: last.after(delay * 4 / 5),
+            };
+            pace.want(id, job(n), wish, now);
+        }
+        while let Some((_, granted)) = pace.next_turn(now) {
+            let n = (0..people).find(|&n| job(n) == granted).expect("one of them");
+            tokens = (tokens + now.since(filled) as f64 / 1_000.0 * bucket.per_second).min(bucket.burst);
+            filled = now;
+            calls += 1;
+            if tokens >= 1.0 {
+                tokens -= 1.0;
+                flying.insert((now.after(10), n), (Outcome::Done, now));
+            } else {
+                refused += 1;
+                let exact = ((1.0 - tokens) / bucket.per_second * 1_000.0).ceil() as u64;
+                let hint = if bucket.whole_seconds {
+                    exact.div_ceil(1_000) * 1_000
+                } else {
+                    exact
+                };
+                flying.insert((now.after(500), n), (Outcome::Limited(Some(Duration::from_millis(hint))), now));
+            }
+        }
+        while let Some((&(answered, n), &(outcome, sent))) = flying.first_key_value().filter(|((at, _), _)| *at <= now) {
+            flying.remove(&(answered, n));
+            pace.ended(id, outcome, now, &mut Jitter::new(1));
+            if outcome == Outcome::Done {
+                let last = restarted[n as usize].replace(sent).expect("it stood in line");
+                let left = last.after(delay).as_millis().saturating_sub(sent.as_millis());
+                least = least.min(left);
+                later.insert((sent.after(delay / 2), n));
+            } else {
+                later.insert((now.after(250), n));
+            }
+        }
+        for (n, last) in restarted.iter().enumerate() {
+            if last.is_some_and(|last| now >= last.after(delay)) {
+                return Err(format!(
+                    "{n} of {people} ran out at {now:?}, {refused} of {calls} refused: {bucket:?}"
+                ));
+            }
+        }
+        now = now.after(5);
+    }
+    Ok((least, calls, refused))
+}
+
+/// As many as a homeserver can carry, whose restarts wait until 80 % of the delay: five sixths of that.
+fn as_many_as_fit(per_second: f64, delay: u64) -> u32 {
+    (per_second * delay as f64 / 1_000.0 * 0.8 * 0.83) as u32
+}
+
+#[test]
+fn all_whom_a_homeserver_can_carry_stay() {
+    for (per_second, burst) in [(1.0, 5.0), (3.0, 5.0), (10.0, 10.0)] {
+        for delay in [6_000, 8_000, 18_000] {
+            for (whole_seconds, apart) in [(true, 0), (true, 100), (false, 0), (false, 500)] {
+                let bucket = Bucket {
+                    per_second,
+                    burst,
+                    whole_seconds,
+                };
+                let people = as_many_as_fit(per_second, delay);
+                let (_, calls, refused) = all_stay(bucket, people, delay, apart).unwrap();
+                assert!(
+                    refused * 4 <= calls,
+                    "{refused} of {calls} refused: {bucket:?} {people} {delay} {apart}"
+                );
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(cases(12)))]
+    #[test]
+    fn nobody_whose_demand_fits_starves(
+        (per_second, burst) in prop::sample::select(vec![(1.0, 5.0), (3.0, 5.0), (10.0, 10.0)]),
+        delay in 6_000u64..30_000, share in 1u32..=100, apart in 0u64..600, whole_seconds: bool,
+    ) {
+        let bucket = Bucket { per_second, burst, whole_seconds };
+        let people = (as_many_as_fit(per_second, delay) * share / 100).max(1);
+        prop_assert!(all_stay(bucket, people, delay, apart).is_ok(), "{:?}", all_stay(bucket, people, delay, apart));
+    }
+}
+
+/// Fewer than usual, as each plays three minutes; or as many as are asked for.
+fn cases(few: u32) -> u32 {
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok())
+        .unwrap_or(few)
 }

@@ -213,7 +213,7 @@ fn almost_a_record() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    // A million cases: PROPTEST_CASES=1000000 cargo test --lib delayed_leave::record
+    // `tests/fuzz` tries a million.
     #[test]
     fn reading_never_panics_and_rewriting_changes_nothing(value in almost_a_record(), room in "\\PC{1,9}", identity in "\\PC{1,9}") {
         let stored_field = field(&room, &identity);

@@ -384,7 +384,7 @@ fn almost_a_webhook() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    // A million cases: PROPTEST_CASES=1000000 cargo test --lib sfu::webhook
+    // `tests/fuzz` tries a million.
     #[test]
     fn no_body_is_a_panic(body in almost_a_webhook()) {
         if let Ok(webhook) = Webhook::parse(&body) {

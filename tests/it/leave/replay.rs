@@ -295,6 +295,12 @@ fn every_recorded_scene_ends_in_one_leave_at_the_right_time() {
                 restarts.iter().all(|&restart| restart < at || never_seen),
                 "restarted after the end: {context}"
             );
+            // From the first one on, none is missing.
+            let last = restarts.last().copied().unwrap_or(at);
+            assert!(
+                never_seen || at - last <= DELAY / 2 + 50,
+                "nothing between {last} and {at}: {context}"
+            );
             let gaps: Vec<u64> = restarts.windows(2).map(|pair| pair[1] - pair[0]).collect();
             assert!(
                 gaps.iter()

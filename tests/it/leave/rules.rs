@@ -159,6 +159,18 @@ fn l4a_twelve_with_synapses_default_limits_stay_for_ten_minutes() {
 }
 
 #[test]
+fn l4a_a_homeserver_that_grants_more_is_used_to_the_full() {
+    for (per_second, burst, guests) in [(3.0, 5.0, 12), (10.0, 10.0, 40)] {
+        let mut world = world();
+        world.limiter = Some((burst, burst, per_second, world.now));
+        call(&mut world, "room", guests, 6_000);
+        world.advance(300_000);
+        let all = (0..guests).all(|n| running(&world, &format!("room-{n}")));
+        assert!(all, "{per_second} a second, {guests} guests: {:?}", world.finished);
+    }
+}
+
+#[test]
 fn l5_a_homeserver_that_is_away_for_25_s_still_gets_the_leave() {
     let mut world = world();
     call(&mut world, "room", 1, 60_000);

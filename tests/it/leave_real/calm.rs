@@ -52,13 +52,14 @@ pub(super) fn enter() {
     PART.set(Part::Preparing);
 }
 
-/// This scene is prepared: waits until all are.
+/// This scene is prepared: waits until all are. In a further take it goes on measuring.
 pub(super) fn begin() {
-    PART.set(Part::Measuring);
-    change(|state| {
-        state.preparing -= 1;
-        state.measuring += 1;
-    });
+    if PART.replace(Part::Measuring) == Part::Preparing {
+        change(|state| {
+            state.preparing -= 1;
+            state.measuring += 1;
+        });
+    }
     wait_while(PATIENCE, |state| state.preparing > 0);
     // What the last one did is done.
     std::thread::sleep(Duration::from_secs(1));

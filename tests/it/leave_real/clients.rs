@@ -20,7 +20,7 @@ pub(super) fn joins_and_is_watched(caller: &Caller, delayed: &Delayed, join: imp
     let sid = join(&answer);
     let joined = caller.wait_notice("participant_joined", before, Duration::from_secs(20));
     assert_eq!(joined.sid, sid);
-    let since = caller.wait_restarted(delayed, joined.at.saturating_sub(300), Duration::from_secs(10));
+    let since = caller.wait_restarted(delayed, joined.at.saturating_sub(300).max(before), Duration::from_secs(15));
     say(&format!(
         "{}: the delay began again {} ms after the SFU told of the join",
         caller.name,
@@ -29,7 +29,8 @@ pub(super) fn joins_and_is_watched(caller: &Caller, delayed: &Delayed, join: imp
     sid
 }
 
-/// The leave that follows a goodbye: not before 1.5 s, not after 2 s.
+/// The leave that follows a goodbye: after two questions, 0.8 s and 1.5 s later, and not after 2 s. Our own note of the
+/// goodbye may be late.
 #[track_caller]
 pub(super) fn leaves_within_two_seconds(caller: &Caller, delayed: &Delayed, notice: &Notice) {
     let sent = caller.wait_sent(delayed, Duration::from_secs(8));
@@ -41,7 +42,7 @@ pub(super) fn leaves_within_two_seconds(caller: &Caller, delayed: &Delayed, noti
         notice.reason,
         i128::from(left) - i128::from(notice.at)
     ));
-    assert!(after >= 1490, "{}: the leave was sent {after} ms after the goodbye", caller.name);
+    assert!(after >= 1300, "{}: the leave was sent {after} ms after the goodbye", caller.name);
     let late = lateness_since(notice.at);
     assert!(
         after <= i128::from(2000 + late),
@@ -91,11 +92,10 @@ pub(super) fn a_client_that_is_killed() {
     is_missed(&caller, &delayed, now_ms());
 }
 
-/// The leave within 3 s of the SFU's own notice, and not before.
+/// The leave within 3 s of the SFU's own notice, and not before it was asked about.
 #[track_caller]
 pub(super) fn is_missed(caller: &Caller, delayed: &Delayed, killed: u64) {
     let notice = caller.wait_notice("participant_left", killed, Duration::from_secs(40));
-    caller.assert_there(delayed);
     let sent = caller.wait_sent(delayed, Duration::from_secs(8));
     let after = i128::from(sent) - i128::from(notice.at);
     say(&format!(
@@ -106,7 +106,7 @@ pub(super) fn is_missed(caller: &Caller, delayed: &Delayed, killed: u64) {
     ));
     let late = lateness_since(notice.at);
     assert!(
-        (1490..=i128::from(3000 + late)).contains(&after),
+        (1300..=i128::from(3000 + late)).contains(&after),
         "{}: after {after} ms; the machine was late by {late} ms",
         caller.name
     );

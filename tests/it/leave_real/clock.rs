@@ -1,8 +1,8 @@
 //! The machine's clock, which Synapse, the browsers and these tests share.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, Once, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::support::lateness;
 
 /// Milliseconds since 1970.
 pub(super) fn now_ms() -> u64 {
@@ -18,39 +18,9 @@ pub(super) fn sleep_s(seconds: f64) {
     std::thread::sleep(Duration::from_secs_f64(seconds));
 }
 
-/// How much longer than asked somebody slept who slept 5 ms at a time, at worst since then: by so much at least was
-/// everybody else late too on this machine. What the service may take is what it may take on a machine that lets it run.
+/// How late the machine was at worst since then; see [`lateness`].
 pub(super) fn lateness_since(since: u64) -> u64 {
-    let late = LATE.lock().unwrap_or_else(PoisonError::into_inner);
-    late.iter()
-        .filter(|(at, _)| *at >= since)
-        .map(|(_, late)| *late)
-        .max()
-        .unwrap_or_default()
-}
-
-static LATE: Mutex<VecDeque<(u64, u64)>> = Mutex::new(VecDeque::new());
-
-/// Starts to measure.
-pub(super) fn measure_lateness() {
-    static ONCE: Once = Once::new();
-    const NAP: u64 = 5;
-    ONCE.call_once(|| {
-        std::thread::spawn(|| {
-            let mut last = now_ms();
-            loop {
-                std::thread::sleep(Duration::from_millis(NAP));
-                let now = now_ms();
-                let late = now.saturating_sub(last + NAP);
-                last = now;
-                if late > NAP {
-                    let mut all = LATE.lock().unwrap_or_else(PoisonError::into_inner);
-                    all.push_back((now, late));
-                    while all.front().is_some_and(|(at, _)| at + 600_000 < now) {
-                        all.pop_front();
-                    }
-                }
-            }
-        });
-    });
+    let ago = Duration::from_millis(now_ms().saturating_sub(since));
+    let late = lateness::since(Instant::now().checked_sub(ago).unwrap_or_else(Instant::now));
+    late.as_millis().try_into().expect("minutes at most")
 }

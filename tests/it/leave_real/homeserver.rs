@@ -57,6 +57,35 @@ pub(super) fn twelve_stay_two_minutes_under_default_limits_and_leave() {
     report_leaves(&stage, staying, gone);
 }
 
+/// Five seconds on the way to Synapse, each time, and an event that runs for eight.
+pub(super) fn a_slow_homeserver_reports_nobody_gone() {
+    let stage = Arc::new(Stage::new(Plan {
+        slow: Duration::from_secs(5),
+        ..Plan::default()
+    }));
+    let party = Party::start();
+    // The first question is which paths Synapse has; it is not asked again for the others.
+    let first = stage.caller("slowfirst");
+    party.join("first", &first.token(Some(&first.schedule(120))));
+    let callers: Vec<_> = ["slowone", "slowtwo"]
+        .map(|name| {
+            let caller = stage.caller(name);
+            let delayed = caller.schedule(8);
+            joins_and_is_watched(&caller, &delayed, |answer| party.join(name, answer));
+            (caller, delayed)
+        })
+        .into();
+    let all_in = now_ms();
+    while now_ms() < all_in + 45_000 {
+        sleep_s(1.0);
+        callers.iter().for_each(|(caller, delayed)| caller.assert_there(delayed));
+    }
+    for (caller, _) in &callers {
+        party.leave(&caller.name);
+        caller.wait_left(Duration::from_secs(20));
+    }
+}
+
 /// Fails unless each leave was sent.
 fn report_leaves(stage: &Stage, callers: &[(Caller, Delayed)], gone: u64) {
     let mut after: Vec<_> = callers

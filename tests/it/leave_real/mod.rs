@@ -17,6 +17,7 @@ mod sfu;
 mod stage;
 mod steered;
 mod stores;
+mod takes;
 mod webhooks;
 
 use std::cell::RefCell;
@@ -26,6 +27,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Instant;
 
+use crate::support::lateness;
 use crate::support::process::{real_neighbours, say};
 
 /// Scenes at once, on two cores: enough that waiting is shared, few enough that the times which they measure hold.
@@ -67,6 +69,7 @@ scenes! {
     }
     then {
         webhooks::nobody_wired_the_webhooks,
+        homeserver::a_slow_homeserver_reports_nobody_gone,
         stores::redis_stopped_for_30_s,
         browsers::full_reconnect_is_no_leave,
         browsers::resume_reconnect_is_no_leave,
@@ -115,7 +118,7 @@ fn wait_for(name: &str) {
 
 fn open_hall() -> Arc<Hall> {
     note_panics();
-    clock::measure_lateness();
+    lateness::measure();
     let hall = Arc::new(Hall {
         results: Mutex::default(),
         changed: Condvar::new(),

@@ -26,6 +26,8 @@ pub(super) struct Plan {
     pub(super) synapse: &'static Synapse,
     /// Whether the SFU's webhooks reach the service.
     pub(super) webhooks: bool,
+    /// How long each of the service's calls is on its way to the homeserver's client-server API.
+    pub(super) slow: Duration,
     pub(super) environment: Vec<(&'static str, String)>,
 }
 
@@ -34,6 +36,7 @@ impl Default for Plan {
         Self {
             synapse: &Synapse::pair()[0],
             webhooks: true,
+            slow: Duration::ZERO,
             environment: Vec::new(),
         }
     }
@@ -67,7 +70,7 @@ impl Stage {
 
     pub(super) fn new(plan: Plan) -> Self {
         let synapse = plan.synapse;
-        let (calls, notices) = (Calls::before(synapse), Notices::start());
+        let (calls, notices) = (Calls::before(synapse, plan.slow), Notices::start());
         let address = free_address();
         let mut told = vec![format!("http://{}/", notices.neighbour.address())];
         if plan.webhooks {
@@ -400,13 +403,16 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    fn before(synapse: &Synapse) -> Self {
+    fn before(synapse: &Synapse, slow: Duration) -> Self {
         let (to, made) = (synapse.client_api(), Arc::<Mutex<Vec<Made>>>::default());
         let neighbour = Neighbour::start((Ipv4Addr::LOCALHOST, 0).into(), None, {
             let made = made.clone();
             move |request| {
                 let at = now_ms();
-                let (status, reply) = tokio::task::block_in_place(|| forward(to, request));
+                let (status, reply) = tokio::task::block_in_place(|| {
+                    std::thread::sleep(slow);
+                    forward(to, request)
+                });
                 let tail = request
                     .path
                     .split_once("/delayed_events/")

@@ -198,6 +198,20 @@ impl Tab {
         (text("state"), text("sid"))
     }
 
+    /// Waits until it is connected; our `sid`. Who is back may lose the signal once more, and resumes.
+    #[track_caller]
+    pub(super) fn wait_connected(&self) -> String {
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let (state, sid) = self.state();
+            if state == "connected" {
+                return sid;
+            }
+            assert!(state != "disconnected" && Instant::now() < end, "{}: {state}", self.name);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// What happened in it since (ms since 1970): `event` and what belongs to it.
     pub(super) fn events(&self, since: u64) -> Vec<Value> {
         self.browser.0.events("page", &self.name, since)

@@ -8,6 +8,7 @@ use super::clients::{joins_and_is_watched, leaves_within_two_seconds};
 use super::clock::{lateness_since, now_ms, sleep_s, sleep_until};
 use super::stage::{Caller, Delayed, Plan, Stage};
 use super::steered::{Browser, Party};
+use super::takes::{self, Void, stands_again, wait_back};
 use crate::support::process::{directory, say};
 use crate::support::redis::RedisServer;
 use crate::support::wait_until;
@@ -35,6 +36,10 @@ fn jobs(redis: &RedisServer) -> usize {
 
 /// A browser and a Python client come back, another client does not.
 pub(super) fn service_and_sfu_killed_together_with_redis() {
+    takes::play(service_and_sfu_are_killed_together);
+}
+
+fn service_and_sfu_are_killed_together() -> Result<(), Void> {
     const DELAY: u64 = 20;
     let redis = redis();
     let stage = Arc::new(Stage::new(with(&redis)));
@@ -60,9 +65,14 @@ pub(super) fn service_and_sfu_killed_together_with_redis() {
     stage.livekit.start();
     stage.start_service();
     let back = now_ms();
-    sleep_s(1.0);
+    for caller in [&in_browser, &in_python, &killed] {
+        stands_again(caller, back, 500);
+    }
+    if let Err(void) = wait_back(&in_browser, &tab, began) {
+        tab.close();
+        return Err(void);
+    }
     calm::leave();
-    tab.wait_event("Reconnected", began, Duration::from_secs(45));
     in_python.wait_notice("participant_joined", back - 1000, Duration::from_secs(45));
     say(&format!(
         "service and SFU killed together: both clients were back {:.1} s after them",
@@ -76,10 +86,11 @@ pub(super) fn service_and_sfu_killed_together_with_redis() {
     sleep_until(sent.max(back + (DELAY + 10) * 1000));
     in_browser.assert_there(&of_browser);
     in_python.assert_there(&of_python);
-    assert_eq!(tab.state().0, "connected");
+    tab.wait_connected();
     says_goodbye(&in_browser, &of_browser, || tab.leave());
     says_goodbye(&in_python, &of_python, || party.leave("python"));
     wait_until("Redis to be empty", Duration::from_secs(5), || jobs(&redis) == 0);
+    Ok(())
 }
 
 #[track_caller]
@@ -204,7 +215,7 @@ pub(super) fn redis_stopped_for_30_s() {
             "{}: longest time between two restarts while Redis was stopped: {longest} ms",
             caller.name
         ));
-        assert!(longest <= DELAY * 1000 * 6 / 10, "{}: a restart was late: {at:?}", caller.name);
+        assert!(longest <= DELAY * 1000 * 8 / 10, "{}: a restart was late: {at:?}", caller.name);
     }
     let thawed = now_ms();
     wait_until("what happened meanwhile to be in Redis", Duration::from_secs(15), || {

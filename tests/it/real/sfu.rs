@@ -74,11 +74,8 @@ fn what_a_real_sfu_refuses_is_answered_and_explained_at_once() {
             assert_eq!(answer.status, 500, "{case}: {}", answer.text());
             answer.assert_error(500, "M_UNKNOWN", NO_ROOM);
             assert_eq!(answer.field("reason"), "sfu_rejected", "{case}");
-            assert!(
-                answer.took < Duration::from_millis(1500),
-                "{case}: answered after {:?}",
-                answer.took
-            );
+            // What may pass would have been held for ten seconds.
+            assert!(answer.took < Duration::from_secs(5), "{case}: answered after {:?}", answer.took);
             let line = service.wait_log_after(mark, &["warn", log[0]]);
             for text in log {
                 assert!(line.contains(text), "{case}: {text:?} is not in {line}");

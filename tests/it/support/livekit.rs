@@ -26,6 +26,8 @@ pub(crate) struct Livekit {
     key: String,
     secret: String,
     address: SocketAddr,
+    /// Whom it tells what happens.
+    told: Vec<String>,
     directory: PathBuf,
     process: Mutex<Option<Process>>,
 }
@@ -48,12 +50,21 @@ impl Livekit {
 
     /// The same; it tells these addresses what happens.
     pub(crate) fn prepare_with_webhooks(urls: &[String]) -> Self {
-        let directory = process::directory("livekit");
-        let (key, secret) = ("realkey".to_owned(), secrets::sfu_secret());
-        let port = process::free_port();
+        Self {
+            key: "realkey".to_owned(),
+            secret: secrets::sfu_secret(),
+            address: (Ipv4Addr::LOCALHOST, process::free_port()).into(),
+            told: urls.to_vec(),
+            directory: process::directory("livekit"),
+            process: Mutex::new(None),
+        }
+    }
+
+    /// Media has other ports each time: while it was away, somebody else may have taken the last ones.
+    fn configure(&self) {
         // JSON is YAML.
         let config = json!({
-            "port": port,
+            "port": self.address.port(),
             "bind_addresses": ["127.0.0.1"],
             "rtc": {
                 "tcp_port": process::free_port(),
@@ -63,18 +74,11 @@ impl Livekit {
                 "interfaces": {"includes": ["lo"]},
                 "enable_loopback_candidate": true,
             },
-            "keys": {&key: &secret},
+            "keys": {&self.key: &self.secret},
             "room": {"auto_create": false},
-            "webhook": {"api_key": &key, "urls": urls},
+            "webhook": {"api_key": &self.key, "urls": self.told},
         });
-        std::fs::write(directory.join("livekit.yaml"), config.to_string()).expect("livekit.yaml");
-        Self {
-            key,
-            secret,
-            address: (Ipv4Addr::LOCALHOST, port).into(),
-            directory,
-            process: Mutex::new(None),
-        }
+        std::fs::write(self.directory.join("livekit.yaml"), config.to_string()).expect("livekit.yaml");
     }
 
     /// `livekit-server --dev`: its own values for everything.
@@ -83,6 +87,7 @@ impl Livekit {
             key: "devkey".into(),
             secret: "secret".into(),
             address: (Ipv4Addr::LOCALHOST, 7880).into(),
+            told: Vec::new(),
             directory: process::directory("livekit"),
             process: Mutex::new(None),
         };
@@ -92,6 +97,7 @@ impl Livekit {
 
     /// Starts it and waits until it answers.
     pub(crate) fn start(&self) {
+        self.configure();
         self.run(&["--config", "livekit.yaml"]);
     }
 

@@ -11,6 +11,7 @@
 //! - [`client`]: an HTTP/1.1 client that shows every byte
 //! - [`synapse`], [`livekit`]: the real ones, and real clients; [`process`]: the processes that they run in
 //! - [`world`]: the arrangement of all of them that most tests need; [`scene`]: the one for delegated leaves
+//! - [`lateness`]: how much later than it should everything happens on this machine
 //! - [`bodies`]: request bodies; [`hashes`] and [`jwt`]: an independent look at answers; [`ca`]: certificates;
 //!   [`secrets`]: what must never be seen
 
@@ -22,6 +23,7 @@ pub(crate) mod dns;
 pub(crate) mod hashes;
 pub(crate) mod homeserver;
 pub(crate) mod jwt;
+pub(crate) mod lateness;
 pub(crate) mod livekit;
 pub(crate) mod neighbour;
 pub(crate) mod network;

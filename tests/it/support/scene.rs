@@ -8,7 +8,7 @@ use super::hashes::{self, SLOT};
 use super::homeserver::Homeserver;
 use super::service::{Service, Setup};
 use super::sfu::{Session, Sfu};
-use super::{bodies, unique, unique_room, wait_until, webhook};
+use super::{bodies, lateness, unique, unique_room, wait_until, webhook};
 
 /// Longer than anything takes that is not timed by the service itself.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -34,6 +34,7 @@ impl Scene {
 
     /// With a changed set-up of the service.
     pub(crate) fn with(change: impl FnOnce(Setup) -> Setup) -> Self {
+        lateness::measure();
         let (sfu, home, api) = (Sfu::start(), Homeserver::start(), ClientApi::start());
         let setup = Setup::new(&sfu)
             .full_access(&[&home])

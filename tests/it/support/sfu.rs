@@ -146,25 +146,44 @@ impl Sfu {
             sid: format!("PA_{:012}", unique()),
             joined_at_ms: now_ms(),
         };
+        self.enter(&session);
+        session
+    }
+
+    /// This session is there from now on.
+    pub(crate) fn enter(&self, session: &Session) {
         let participant = proto::ParticipantInfo {
             sid: session.sid.clone(),
-            identity: identity.into(),
+            identity: session.identity.clone(),
             state: proto::participant_info::State::Active.into(),
             joined_at: session.joined_at_ms / 1000,
             joined_at_ms: session.joined_at_ms,
             ..Default::default()
         };
-        self.state
-            .present
-            .lock()
-            .unwrap()
-            .insert((room.into(), identity.into()), participant);
-        session
+        let seat = (session.room.clone(), session.identity.clone());
+        self.state.present.lock().unwrap().insert(seat, participant);
+    }
+
+    /// The room stands under this sid, or it does not stand.
+    pub(crate) fn set_room(&self, room: &str, sid: Option<&str>) {
+        let mut rooms = self.state.rooms.lock().unwrap();
+        match sid {
+            Some(sid) => drop(rooms.insert(room.into(), (sid.into(), now_ms()))),
+            None => drop(rooms.remove(room)),
+        }
     }
 
     /// Nobody of this identity is there from now on.
     pub(crate) fn leave(&self, room: &str, identity: &str) {
         self.state.present.lock().unwrap().remove(&(room.into(), identity.into()));
+    }
+
+    /// The session of this identity that is there.
+    pub(crate) fn sid_of(&self, room: &str, identity: &str) -> Option<String> {
+        let present = self.state.present.lock().unwrap();
+        present
+            .get(&(room.into(), identity.into()))
+            .map(|participant| participant.sid.clone())
     }
 
     /// When GetParticipant was asked about this one.

@@ -17,6 +17,12 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
 }
 
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    now.as_millis().try_into().expect("before the year 292 million")
+}
+
 /// An event about a participant, in protobuf's JSON.
 pub(crate) fn event(name: &str, session: &Session, reason: Option<&str>) -> Value {
     let state = if name == "participant_joined" { "ACTIVE" } else { "DISCONNECTED" };
