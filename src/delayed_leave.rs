@@ -12,6 +12,7 @@
 //! pace.rs      whose call to a homeserver is next, pure
 //! backoff.rs   when to try again, pure and seeded
 //! time.rs      moments and delays, pure
+//! text.rs      short strings in place, pure
 //! driver.rs    the only clock: makes the calls and feeds back what they brought
 //! record.rs    a job as it is stored, pure
 //! store.rs     memory, Redis or a file, behind one ordered queue
@@ -25,6 +26,7 @@ pub mod pace;
 pub mod record;
 pub mod rooms;
 pub mod store;
+mod text;
 pub mod time;
 pub mod watch;
 

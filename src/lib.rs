@@ -46,7 +46,7 @@
 //! adapters   openid ; sfu ; homeserver ; delayed_leave::store ; federation
 //!            (openid and homeserver use federation; dns, tls and hold serve all)
 //! pure       wire ; access ; identity ; token ; server_name ; secret ; federation::guard ; sfu::{room_memory, refusal, webhook} ;
-//!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, record} ; removal::{watch, name, record}
+//!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, text, record} ; removal::{watch, name, record}
 //! ```
 #![forbid(unsafe_code)]
 

@@ -11,9 +11,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Delegation;
-use super::jobs::{
-    self, Answered, Call, Config, Delegated, Fact, Job, JobId, Jobs, Looked, Output, Outputs, Record, Refusal, Row, WebhookKind,
-};
+use super::jobs::{self, Answered, Call, Config, Delegated, Fact, JobId, Jobs, Looked, Output, Outputs, Record, Refusal, Row, WebhookKind};
 use super::machine::{LeaveReason, Outcome};
 use super::record::{self, Origin, StoredJob, Watch};
 use super::rooms::RoomRow;
@@ -21,7 +19,7 @@ use super::store::{Queue, Restored, RestoredJob, Written};
 use super::time::{Delay, Time, WallClock, event_time};
 use crate::homeserver::{Homeservers, Management, OwnHomeserver};
 use crate::server_name::ServerName;
-use crate::sfu::webhook::{DisconnectReason, Kind, Verified, Webhook};
+use crate::sfu::webhook::{Kind, Verified, Webhook};
 use crate::sfu::{Probe, Sfu, SfuError};
 
 /// How long jobs may take to be restored before webhooks and delegations are taken all the same (decision L11).
@@ -404,9 +402,12 @@ impl Driver {
         while let Some(output) = next {
             self.ask_sfu(output).await;
             let mut core = self.lock();
-            next = core.lanes[lane].waiting.pop_front();
+            let lane = &mut core.lanes[lane];
+            next = lane.waiting.pop_front();
             if next.is_none() {
-                core.lanes[lane].calls -= 1;
+                lane.calls -= 1;
+                // What a start with all its questions needed is not needed any more.
+                lane.waiting.shrink_to(SFU_CALLS);
             }
         }
     }
@@ -515,14 +516,13 @@ impl Driver {
     }
 
     fn persist(&self, core: &Core, id: JobId, tell: bool) -> Option<Written> {
-        let job = core.jobs.get(id)?;
-        let (room, homeserver) = (core.jobs.room_name(job.room())?, core.jobs.homeserver_name(job.homeserver())?);
-        let stored = stored(job, room, homeserver, &self.clock.wall());
+        let record = core.jobs.record(id)?;
+        let stored = stored(&record, &self.clock.wall());
         // Few jobs have one, and the field is only made where any has.
         let origin = if core.origins.is_empty() {
             None
         } else {
-            core.origins.get(record::field(room, job.identity()).as_str())
+            core.origins.get(record::field(&stored.room, &stored.identity).as_str())
         };
         if tell {
             return Some(self.store.put_and_tell(&stored, origin.map(AsRef::as_ref)));
@@ -552,26 +552,25 @@ impl Driver {
     }
 }
 
-fn stored<'a>(job: &'a Job, room: &'a str, homeserver: &'a str, wall: &WallClock) -> StoredJob<'a> {
-    let machine = job.machine();
-    let session = machine.session();
+fn stored<'a>(record: &Record<'a>, wall: &WallClock) -> StoredJob<'a> {
+    let delegation = &record.delegation;
     StoredJob {
-        room: room.into(),
-        identity: job.identity().into(),
-        delay_id: job.delay_id().into(),
-        delay_ms: i64::try_from(machine.delay().as_millis()).unwrap_or(i64::MAX),
-        homeserver: homeserver.into(),
-        restarted_at_ms: wall.unix_millis(machine.restarted()),
+        room: delegation.room.into(),
+        identity: delegation.identity.into(),
+        delay_id: delegation.delay_id.into(),
+        delay_ms: i64::try_from(delegation.delay.as_millis()).unwrap_or(i64::MAX),
+        homeserver: delegation.homeserver.into(),
+        restarted_at_ms: wall.unix_millis(record.restarted),
         watch: Watch {
-            user: Some(job.user().into()),
-            delegated_at_ms: Some(wall.unix_millis(machine.delegated())),
-            creates_room: Some(job.creates_room()),
-            as_user: Some(job.is_as_user()),
-            sid: session.sid().map(Into::into),
-            joined_at_ms: session.joined_at_ms(),
-            room_sid: session.room_sid().map(|sid| (&**sid).into()),
-            last_sighted_ms: session.last_sighted().map(|time| wall.unix_millis(time)),
-            seen: session.was_seen(),
+            user: Some(delegation.user.into()),
+            delegated_at_ms: Some(wall.unix_millis(delegation.arrived)),
+            creates_room: Some(delegation.creates_room),
+            as_user: Some(delegation.as_user),
+            sid: record.sid.map(Into::into),
+            joined_at_ms: record.joined_at_ms,
+            room_sid: record.room_sid.map(Into::into),
+            last_sighted_ms: record.last_sighted.map(|time| wall.unix_millis(time)),
+            seen: record.seen,
         },
     }
 }
@@ -608,7 +607,7 @@ fn as_record<'a>(job: &'a StoredJob<'_>, delay: Delay, wall: &WallClock, now: Ti
 fn fact(webhook: &Webhook, happened: Time) -> jobs::Webhook<'_> {
     let room = webhook.room.as_ref();
     let participant = webhook.participant.as_ref();
-    let reason = participant.map_or(LeaveReason::Unknown, |participant| leave_reason(participant.disconnect_reason));
+    let reason = participant.map_or(LeaveReason::Unknown, |participant| participant.disconnect_reason);
     let joined_at_ms = participant.map_or(0, |participant| match participant.joined_at_ms {
         0 => participant.joined_at.saturating_mul(1000),
         joined_at_ms => joined_at_ms,
@@ -630,27 +629,6 @@ fn fact(webhook: &Webhook, happened: Time) -> jobs::Webhook<'_> {
         identity: participant.map_or("", |participant| &participant.identity),
         sid: participant.map_or("", |participant| &participant.sid),
         joined_at_ms,
-    }
-}
-
-fn leave_reason(reason: DisconnectReason) -> LeaveReason {
-    match reason {
-        DisconnectReason::ClientInitiated => LeaveReason::ClientInitiated,
-        DisconnectReason::DuplicateIdentity => LeaveReason::DuplicateIdentity,
-        DisconnectReason::ServerShutdown => LeaveReason::ServerShutdown,
-        DisconnectReason::ParticipantRemoved => LeaveReason::ParticipantRemoved,
-        DisconnectReason::RoomDeleted => LeaveReason::RoomDeleted,
-        DisconnectReason::StateMismatch => LeaveReason::StateMismatch,
-        DisconnectReason::JoinFailure => LeaveReason::JoinFailure,
-        DisconnectReason::Migration => LeaveReason::Migration,
-        DisconnectReason::SignalClose => LeaveReason::SignalClose,
-        DisconnectReason::RoomClosed => LeaveReason::RoomClosed,
-        DisconnectReason::UserUnavailable => LeaveReason::UserUnavailable,
-        DisconnectReason::UserRejected => LeaveReason::UserRejected,
-        DisconnectReason::ConnectionTimeout => LeaveReason::ConnectionTimeout,
-        DisconnectReason::SipTrunkFailure | DisconnectReason::MediaFailure | DisconnectReason::AgentError | DisconnectReason::Unknown => {
-            LeaveReason::Unknown
-        }
     }
 }
 
@@ -685,6 +663,7 @@ fn answered<'a, T, R>(answer: &'a Result<T, SfuError>, yes: impl FnOnce(&'a T) -
     match answer {
         Ok(answer) => Answered::Yes(yes(answer)),
         Err(SfuError::Timeout) => Answered::TimedOut,
+        Err(SfuError::TooLarge) => Answered::TooMuch,
         Err(error) if error.connection_failed() => Answered::Unreachable,
         Err(error) if error.is_refusal() => Answered::Refused,
         Err(_) => Answered::Unclear,

@@ -11,7 +11,9 @@ use crate::delayed_leave::{
     watch::{Reach, Wanted, Watch},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
     time::Duration,
 };
@@ -21,8 +23,8 @@ mod facts;
 mod table;
 
 pub use api::{Answered, Call, Config, Delegated, Delegation, Fact, Looked, Output, Outputs, Record, Refusal, Row, Webhook, WebhookKind};
-use table::Table;
 pub use table::{Job, JobId};
+use table::{Names, Table};
 
 /// While no webhook has been verified, rooms are asked at least this often (L9a).
 const SWEEP_WITHOUT_WEBHOOKS: u64 = 30_000;
@@ -32,7 +34,8 @@ const PROBE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Timer {
-    Job(JobId),
+    /// By its place.
+    Job(u32),
     Room(RoomId),
 }
 
@@ -41,11 +44,14 @@ enum Timer {
 pub struct Jobs {
     config: Config,
     table: Table,
-    users: BTreeMap<Arc<str>, u32>,
+    /// Jobs of each user, known by a number that nobody can guess.
+    users: HashMap<u64, u32>,
+    seed: u64,
     rooms: Rooms,
     pace: Pace,
     watch: Watch,
-    timers: BTreeSet<(Time, Timer)>,
+    /// When what is due. What was set anew meanwhile is left where it is, and found out of date when its time comes.
+    timers: BinaryHeap<Reverse<(Time, Timer)>>,
     jitter: Jitter,
     webhooks_work: bool,
     /// When to warn that no webhook came; `None` once that was done.
@@ -64,9 +70,10 @@ impl Jobs {
             pace: Pace::new(config.concurrency),
             config,
             table: Table::default(),
-            users: BTreeMap::new(),
+            users: HashMap::new(),
+            seed,
             rooms: Rooms::default(),
-            timers: BTreeSet::new(),
+            timers: BinaryHeap::new(),
             jitter: Jitter::new(seed),
             webhooks_work: false,
             warn_unwired: Some(now.after(WEBHOOKS_WITHIN)),
@@ -101,10 +108,10 @@ impl Jobs {
         Some(Record {
             delegation: Delegation {
                 room: self.rooms.name(job.room)?,
-                identity: &job.identity,
-                user: &job.user,
+                identity: job.identity(),
+                user: job.user(),
                 homeserver: self.pace.name(job.homeserver)?,
-                delay_id: &job.delay_id,
+                delay_id: job.delay_id(),
                 delay: job.machine.delay(),
                 arrived: job.machine.delegated(),
                 exempt: true,
@@ -155,7 +162,7 @@ impl Jobs {
     /// When [`Fact::Time`] is due next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        let timers = self.timers.first().map(|&(at, _)| at);
+        let timers = self.timers.peek().map(|&Reverse((at, _))| at);
         [timers, self.pace.next_deadline(), self.watch.next_deadline()]
             .into_iter()
             .flatten()
@@ -164,15 +171,23 @@ impl Jobs {
 
     /// Whether a delegation would be taken: to be asked before anything is done for it, and true again when it is made.
     pub fn admit(&self, delegation: &Delegation<'_>) -> Result<(), Refusal> {
+        self.admit_beside(self.find(delegation.room, delegation.identity), delegation)
+    }
+
+    fn admit_beside(&self, old: Option<JobId>, delegation: &Delegation<'_>) -> Result<(), Refusal> {
         if self.stopping {
             return Err(Refusal::Stopping);
         }
-        if let Some(job) = self.find(delegation.room, delegation.identity).and_then(|id| self.table.get(id))
-            && *job.delay_id == *delegation.delay_id
+        if let Some(job) = old.and_then(|id| self.table.get(id))
+            && job.delay_id() == delegation.delay_id
         {
             return Ok(());
         }
-        if self.users.get(delegation.user).is_some_and(|&jobs| jobs >= self.config.per_user) {
+        if self
+            .users
+            .get(&self.number_of(delegation.user))
+            .is_some_and(|&jobs| jobs >= self.config.per_user)
+        {
             return Err(Refusal::UserFull);
         }
         if !delegation.exempt && self.pace.jobs(delegation.homeserver) >= self.config.per_homeserver {
@@ -186,11 +201,11 @@ impl Jobs {
 
     /// Takes a delegation whose checks are done.
     pub fn delegate(&mut self, delegation: &Delegation<'_>, now: Time) -> Result<(Delegated, Outputs), Refusal> {
-        self.admit(delegation)?;
-        let mut out = Outputs::default();
         let old = self.find(delegation.room, delegation.identity);
+        self.admit_beside(old, delegation)?;
+        let mut out = Outputs::default();
         let delegated = match old.and_then(|id| self.table.get(id).map(|job| (id, job))) {
-            Some((id, job)) if *job.delay_id == *delegation.delay_id => {
+            Some((id, job)) if job.delay_id() == delegation.delay_id => {
                 let arrived = delegation.arrived;
                 if let Some(job) = self.table.get_mut(id) {
                     job.arrived = job.arrived.max(arrived);
@@ -208,7 +223,8 @@ impl Jobs {
             }
             Some((_, job)) if job.arrived > delegation.arrived => {
                 let machine = Machine::new(delegation.delay, delegation.arrived, self.watch.sfu());
-                let id = self.insert(delegation, machine, now);
+                let room = job.room;
+                let id = self.insert(delegation, machine, room);
                 self.step(id, Input::Replaced, now, &mut out);
                 Delegated::Overtaken
             }
@@ -244,13 +260,7 @@ impl Jobs {
         let room = self.rooms.enter(delegation.room, now);
         let room_sid = record.room_sid.map(|sid| self.rooms.intern(room, sid));
         self.rooms.restore(room, room_sid.as_ref(), record.last_sighted, now);
-        let session = Session::restored(
-            record.sid.map(Into::into),
-            record.joined_at_ms,
-            room_sid,
-            record.last_sighted,
-            record.seen,
-        );
+        let session = Session::restored(record.sid, record.joined_at_ms, room_sid, record.last_sighted, record.seen);
         let machine = Machine::restored(
             delegation.delay,
             Some(delegation.arrived),
@@ -259,7 +269,7 @@ impl Jobs {
             now,
             self.watch.sfu(),
         );
-        let id = self.insert(delegation, machine, now);
+        let id = self.insert(delegation, machine, room);
         self.enrol(id, room, now);
         if record.seen {
             self.rooms.sweep_now(room, now);
@@ -355,13 +365,10 @@ impl Jobs {
         let (room, homeserver, creates) = (job.room, job.homeserver, job.creates_room);
         let timer = job.machine.next_deadline();
         if timer != job.timer {
-            if let Some(old) = job.timer {
-                self.timers.remove(&(old, Timer::Job(id)));
-            }
-            if let Some(new) = timer {
-                self.timers.insert((new, Timer::Job(id)));
-            }
             job.timer = timer;
+            if let Some(at) = timer {
+                self.timers.push(Reverse((at, Timer::Job(id.slot()))));
+            }
         }
         let wish = job.machine.wish();
         if wish != job.in_line {
@@ -392,33 +399,31 @@ impl Jobs {
             self.detach(id);
         }
         let Some(job) = self.table.remove(id) else { return };
-        let job = *job;
-        if let Some(at) = job.timer {
-            self.timers.remove(&(at, Timer::Job(id)));
-        }
         if let Some(wish) = job.in_line {
             self.pace.unwant(job.homeserver, id, wish, now);
         }
         self.pace.leave(job.homeserver);
-        if let Some(at) = self.rooms.leave(room) {
-            self.timers.remove(&(at, Timer::Room(room)));
-        }
-        if let Some(jobs) = self.users.get_mut(&job.user) {
+        self.rooms.leave(room);
+        let user = self.number_of(job.user());
+        if let Some(jobs) = self.users.get_mut(&user) {
             *jobs -= 1;
             if *jobs == 0 {
-                self.users.remove(&job.user);
+                self.users.remove(&user);
+                if self.users.capacity() > 4 * self.users.len() + 1_024 {
+                    self.users.shrink_to(2 * self.users.len());
+                }
             }
         }
         out.push(Output::Finished {
             job: id,
             room: Arc::clone(&name),
-            delay_id: job.delay_id,
+            delay_id: job.delay_id().into(),
             reason,
         });
         if job.current {
             out.push(Output::Forget {
                 room: name,
-                identity: job.identity,
+                identity: job.identity().into(),
             });
         }
     }
@@ -426,30 +431,23 @@ impl Jobs {
     // --- coming and going ---
 
     fn start(&mut self, delegation: &Delegation<'_>, machine: Machine, now: Time, out: &mut Outputs) -> JobId {
-        let id = self.insert(delegation, machine, now);
         let room = self.rooms.enter(delegation.room, now);
+        let id = self.insert(delegation, machine, room);
         self.enrol(id, room, now);
         out.push(Output::Persist { job: id });
         self.step(id, Input::Time, now, out);
         id
     }
 
-    fn insert(&mut self, delegation: &Delegation<'_>, machine: Machine, now: Time) -> JobId {
-        let user = match self.users.get_key_value(delegation.user) {
-            Some((user, _)) => Arc::clone(user),
-            None => delegation.user.into(),
-        };
-        *self.users.entry(Arc::clone(&user)).or_insert(0) += 1;
+    fn insert(&mut self, delegation: &Delegation<'_>, machine: Machine, room: RoomId) -> JobId {
+        *self.users.entry(self.number_of(delegation.user)).or_insert(0) += 1;
         let homeserver = self.pace.enter(delegation.homeserver, delegation.exempt);
-        let room = self.rooms.enter(delegation.room, now);
         self.rooms.join(room);
         self.table.insert(Job {
             machine,
             room,
             homeserver,
-            user,
-            identity: delegation.identity.into(),
-            delay_id: delegation.delay_id.into(),
+            names: Names::new(delegation.identity, delegation.delay_id, delegation.user),
             arrived: delegation.arrived,
             timer: None,
             in_line: None,
@@ -461,10 +459,8 @@ impl Jobs {
 
     /// From now on facts about its room and identity are the job's.
     fn enrol(&mut self, id: JobId, room: RoomId, now: Time) {
-        let Some(identity) = self.table.get(id).map(|job| job.identity.clone()) else {
-            return;
-        };
-        let (Ok(at) | Err(at)) = self.place(room, &identity);
+        let Some(job) = self.table.get(id) else { return };
+        let (Ok(at) | Err(at)) = self.place(room, job.identity());
         if let Some(members) = self.rooms.members_mut(room) {
             members.insert(at, id.slot());
         }
@@ -495,11 +491,17 @@ impl Jobs {
         self.sync_room(room);
     }
 
+    fn number_of(&self, user: &str) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.seed, user).hash(&mut hasher);
+        hasher.finish()
+    }
+
     fn place(&self, room: RoomId, identity: &str) -> Result<usize, usize> {
         self.rooms.members(room).binary_search_by(|&slot| {
             self.table
                 .in_slot(slot)
-                .map_or(std::cmp::Ordering::Less, |(_, job)| (*job.identity).cmp(identity))
+                .map_or(std::cmp::Ordering::Less, |(_, job)| job.identity().cmp(identity))
         })
     }
 
@@ -534,17 +536,58 @@ impl Jobs {
                 self.pace.declined(homeserver, now);
             }
         }
+        self.next_timer();
     }
 
     fn run_timers(&mut self, now: Time, out: &mut Outputs) {
-        while let Some(&(at, timer)) = self.timers.first()
+        while let Some((at, timer)) = self.next_timer()
             && at <= now
         {
+            self.timers.pop();
             match timer {
-                Timer::Job(id) => self.step(id, Input::Time, now, out),
-                Timer::Room(room) => self.settle_room(room, now, out),
+                Timer::Job(slot) => {
+                    let Some((id, _)) = self.table.in_slot(slot) else { continue };
+                    if let Some(job) = self.table.get_mut(id) {
+                        job.timer = None;
+                    }
+                    self.step(id, Input::Time, now, out);
+                }
+                Timer::Room(room) => {
+                    if let Some((timer, _)) = self.rooms.timer(room) {
+                        *timer = None;
+                    }
+                    self.settle_room(room, now, out);
+                }
             }
         }
+    }
+
+    /// The next timer that is still set. Those that are not are dropped.
+    fn next_timer(&mut self) -> Option<(Time, Timer)> {
+        let Self { timers, table, rooms, .. } = self;
+        let is_set = |&Reverse((at, timer)): &Reverse<(Time, Timer)>| {
+            let set = match timer {
+                Timer::Job(slot) => table.in_slot(slot).and_then(|(_, job)| job.timer),
+                Timer::Room(room) => rooms.timer_is(room),
+            };
+            set == Some(at)
+        };
+        while let Some(first) = timers.peek() {
+            if is_set(first) {
+                break;
+            }
+            timers.pop();
+        }
+        // Each job and each room has one at most.
+        if timers.len() > 2 * (table.len() + rooms.len()) + 64 {
+            let mut set = std::mem::take(timers).into_vec();
+            set.retain(is_set);
+            set.sort_unstable();
+            set.dedup();
+            set.shrink_to(set.len() * 2);
+            *timers = set.into();
+        }
+        timers.peek().map(|&Reverse(timer)| timer)
     }
 
     fn settle_room(&mut self, room: RoomId, now: Time, out: &mut Outputs) {
@@ -615,13 +658,13 @@ impl Jobs {
     fn sync_room(&mut self, room: RoomId) {
         let Some((timer, next)) = self.rooms.timer(room) else { return };
         let old = std::mem::replace(timer, next);
-        if old != next {
-            if let Some(old) = old {
-                self.timers.remove(&(old, Timer::Room(room)));
-            }
-            if let Some(new) = next {
-                self.timers.insert((new, Timer::Room(room)));
-            }
+        if old != next
+            && let Some(at) = next
+        {
+            self.timers.push(Reverse((at, Timer::Room(room))));
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

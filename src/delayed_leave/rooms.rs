@@ -109,6 +109,10 @@ impl Rooms {
         self.by_name.get(name).copied()
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self, id: RoomId) -> Option<&Arc<str>> {
@@ -195,17 +199,16 @@ impl Rooms {
         }
     }
 
-    /// One job less; forgets the room with its last one, and says when its timer was set.
-    pub(crate) fn leave(&mut self, id: RoomId) -> Option<Time> {
-        let room = self.get_mut(id)?;
+    /// One job less; forgets the room with its last one.
+    pub(crate) fn leave(&mut self, id: RoomId) {
+        let Some(room) = self.get_mut(id) else { return };
         room.jobs -= 1;
-        if room.jobs > 0 {
-            return None;
+        if room.jobs == 0
+            && let Some(room) = self.rooms[id.0 as usize].take()
+        {
+            self.by_name.remove(&room.name);
+            self.free.push(id.0);
         }
-        let room = self.rooms[id.0 as usize].take()?;
-        self.by_name.remove(&room.name);
-        self.free.push(id.0);
-        room.timer
     }
 
     pub(crate) fn count(&mut self, id: RoomId, was: bool, is: bool, creates: bool) {
@@ -484,6 +487,11 @@ impl Rooms {
         let judge = room.judge_at.filter(|_| !room.judging);
         let next = [creation, judge, room.sweep_at].into_iter().flatten().min();
         Some((&mut room.timer, next))
+    }
+
+    /// When the room's timer is set.
+    pub(crate) fn timer_is(&self, id: RoomId) -> Option<Time> {
+        self.get(id).and_then(|room| room.timer)
     }
 
     fn get(&self, id: RoomId) -> Option<&Room> {

@@ -2,15 +2,17 @@
 //! ([LiveKit, "Server APIs"](https://docs.livekit.io/reference/server/server-apis/))
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, UNIX_EPOCH};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use livekit_api::access_token::VideoGrants;
 use livekit_protocol::{
     CreateRoomRequest, ListParticipantsRequest, ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, ParticipantInfo,
     RemoveParticipantResponse, Room, RoomParticipantIdentity,
 };
+use lru::LruCache;
 use prost::Message;
 use url::Url;
 
@@ -23,6 +25,10 @@ use crate::token::Minter;
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Life of a token for one API call.
 const API_TOKEN_TTL: Duration = Duration::from_secs(60);
+/// How long the token for the participants of a room serves for further calls.
+const TOKEN_SERVES: Duration = Duration::from_secs(30);
+/// Rooms whose tokens are kept.
+const TOKENS: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 /// Largest answer that is read.
 const MAX_REPLY: usize = 4 * 1024 * 1024;
 /// Seconds until a room that everybody left is closed.
@@ -33,18 +39,39 @@ pub(super) struct Api {
     client: OnceLock<reqwest::Client>,
     tls: Arc<Tls>,
     dns: Arc<Dns>,
-    room_service: String,
+    methods: Methods,
     minter: Arc<Minter>,
+    tokens: Mutex<LruCache<Box<str>, Token>>,
+}
+
+/// Where each method is.
+struct Methods {
+    create_room: Url,
+    list_rooms: Url,
+    get_participant: Url,
+    list_participants: Url,
+    remove_participant: Url,
+}
+
+/// A token for the participants of one room.
+struct Token {
+    bearer: HeaderValue,
+    /// By the clock that its life is counted by.
+    minted: SystemTime,
 }
 
 impl Api {
     pub(super) fn new(base: &Url, minter: Arc<Minter>, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
+        // Bounded, and as small as what is in it.
+        let mut tokens = LruCache::unbounded();
+        tokens.resize(TOKENS);
         Self {
             client: OnceLock::new(),
             tls,
             dns,
-            room_service: format!("{}/twirp/livekit.RoomService/", base.as_str().trim_end_matches('/')),
+            methods: Methods::below(base),
             minter,
+            tokens: Mutex::new(tokens),
         }
     }
 
@@ -56,21 +83,23 @@ impl Api {
             departure_timeout: DEPARTURE_TIMEOUT,
             ..CreateRoomRequest::default()
         };
-        let grants = VideoGrants {
+        let bearer = self.bearer(VideoGrants {
             room_create: true,
             ..VideoGrants::default()
-        };
-        self.call("CreateRoom", grants, &request, CALL_TIMEOUT).await
+        })?;
+        self.call(&self.methods.create_room, bearer, &request, CALL_TIMEOUT).await
     }
 
     /// Those of `names` that exist.
     pub(super) async fn list_rooms(&self, names: Vec<String>) -> Result<Vec<Room>, SfuError> {
-        let grants = VideoGrants {
+        let bearer = self.bearer(VideoGrants {
             room_list: true,
             ..VideoGrants::default()
-        };
+        })?;
         let request = ListRoomsRequest { names };
-        let (list, _) = self.call::<ListRoomsResponse>("ListRooms", grants, &request, CALL_TIMEOUT).await?;
+        let (list, _) = self
+            .call::<ListRoomsResponse>(&self.methods.list_rooms, bearer, &request, CALL_TIMEOUT)
+            .await?;
         Ok(list.rooms)
     }
 
@@ -81,7 +110,9 @@ impl Api {
             identity: identity.to_owned(),
             ..RoomParticipantIdentity::default()
         };
-        let (participant, _) = self.call("GetParticipant", admin(room), &request, within).await?;
+        let (participant, _) = self
+            .call(&self.methods.get_participant, self.admin(room)?, &request, within)
+            .await?;
         Ok(participant)
     }
 
@@ -92,7 +123,7 @@ impl Api {
             identity: identity.to_owned(),
             ..RoomParticipantIdentity::default()
         };
-        self.call::<RemoveParticipantResponse>("RemoveParticipant", admin(room), &request, CALL_TIMEOUT)
+        self.call::<RemoveParticipantResponse>(&self.methods.remove_participant, self.admin(room)?, &request, CALL_TIMEOUT)
             .await?;
         Ok(())
     }
@@ -101,23 +132,22 @@ impl Api {
     pub(super) async fn list_participants(&self, room: &str) -> Result<Vec<ParticipantInfo>, SfuError> {
         let request = ListParticipantsRequest { room: room.to_owned() };
         let (list, _) = self
-            .call::<ListParticipantsResponse>("ListParticipants", admin(room), &request, CALL_TIMEOUT)
+            .call::<ListParticipantsResponse>(&self.methods.list_participants, self.admin(room)?, &request, CALL_TIMEOUT)
             .await?;
         Ok(list.participants)
     }
 
     async fn call<T: Message + Default>(
         &self,
-        method: &'static str,
-        grants: VideoGrants,
+        method: &Url,
+        bearer: HeaderValue,
         request: &impl Message,
         within: Duration,
     ) -> Result<(T, Option<u64>), SfuError> {
-        let token = self.minter.api_token(grants, API_TOKEN_TTL).map_err(|_| SfuError::Token)?;
         let request = self
             .client()?
-            .post(format!("{}{method}", self.room_service))
-            .bearer_auth(token)
+            .post(method.clone())
+            .header(header::AUTHORIZATION, bearer)
             .header(header::CONTENT_TYPE, "application/protobuf")
             .timeout(within)
             .body(request.encode_to_vec());
@@ -125,7 +155,7 @@ impl Api {
         let mut reply = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failure)? {
             if reply.len() + chunk.len() > MAX_REPLY {
-                return Err(SfuError::Unreadable);
+                return Err(SfuError::TooLarge);
             }
             reply.extend_from_slice(&chunk);
         }
@@ -134,6 +164,35 @@ impl Api {
         }
         let message = T::decode(reply.as_slice()).map_err(|_| SfuError::Unreadable)?;
         Ok((message, date(response.headers())))
+    }
+
+    fn bearer(&self, grants: VideoGrants) -> Result<HeaderValue, SfuError> {
+        let token = self.minter.api_token(grants, API_TOKEN_TTL).map_err(|_| SfuError::Token)?;
+        let mut bearer = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| SfuError::Token)?;
+        bearer.set_sensitive(true);
+        Ok(bearer)
+    }
+
+    /// The token for the participants of a room. Many jobs ask about the same one.
+    fn admin(&self, room: &str) -> Result<HeaderValue, SfuError> {
+        let now = SystemTime::now();
+        let tokens = || self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(token) = tokens().get(room)
+            && now.duration_since(token.minted).is_ok_and(|age| age < TOKEN_SERVES)
+        {
+            return Ok(token.bearer.clone());
+        }
+        let bearer = self.bearer(VideoGrants {
+            room_admin: true,
+            room: room.to_owned(),
+            ..VideoGrants::default()
+        })?;
+        let token = Token {
+            bearer: bearer.clone(),
+            minted: now,
+        };
+        tokens().put(room.into(), token);
+        Ok(bearer)
     }
 
     /// Made at first use: reading the CA bundle takes longer than the whole rest of the start.
@@ -146,6 +205,8 @@ impl Api {
             .tls_backend_preconfigured(tls.as_ref().clone())
             .dns_resolver(Arc::new(Names(self.dns.clone())))
             .redirect(reqwest::redirect::Policy::none())
+            // Its tries are for what HTTP/1.1 does not know, and cost a copy of each request.
+            .retry(reqwest::retry::never().max_retries_per_request(0))
             .http1_only()
             .tcp_nodelay(true)
             .pool_max_idle_per_host(32)
@@ -156,11 +217,21 @@ impl Api {
     }
 }
 
-fn admin(room: &str) -> VideoGrants {
-    VideoGrants {
-        room_admin: true,
-        room: room.to_owned(),
-        ..VideoGrants::default()
+impl Methods {
+    fn below(base: &Url) -> Self {
+        let prefix = base.path().trim_end_matches('/');
+        let method = |name: &str| {
+            let mut url = base.clone();
+            url.set_path(&format!("{prefix}/twirp/livekit.RoomService/{name}"));
+            url
+        };
+        Self {
+            create_room: method("CreateRoom"),
+            list_rooms: method("ListRooms"),
+            get_participant: method("GetParticipant"),
+            list_participants: method("ListParticipants"),
+            remove_participant: method("RemoveParticipant"),
+        }
     }
 }
 

@@ -47,6 +47,9 @@ pub enum SfuError {
     /// 200 and a body that cannot be read.
     #[error("the SFU's answer cannot be read")]
     Unreadable,
+    /// An answer that is longer than what is read.
+    #[error("the SFU's answer is too long")]
+    TooLarge,
     /// We could not make a token for the call.
     #[error("no token could be made for the call")]
     Token,
@@ -67,6 +70,7 @@ impl SfuError {
             | Self::NotFound
             | Self::Refused(_)
             | Self::Unreadable
+            | Self::TooLarge
             | Self::Token => false,
         }
     }
@@ -106,7 +110,7 @@ impl SfuError {
             }
             Self::NotFound | Self::Refused(_) => "check livekit-server's log for the reason, and its version",
             Self::Overloaded(_) => "check livekit-server's log, its load and its Redis",
-            Self::Unreadable => "check that LIVEKIT_URL or LIVEKIT_API_URL leads to livekit-server and to nothing else",
+            Self::Unreadable | Self::TooLarge => "check that LIVEKIT_URL or LIVEKIT_API_URL leads to livekit-server and to nothing else",
             Self::Token => "check LIVEKIT_KEY and LIVEKIT_SECRET",
         }
     }

@@ -324,14 +324,6 @@ impl Webhook {
             participant: participant.and_then(Participant::parse),
         })
     }
-
-    /// The event's id as a number, for those who remember many: equal for equal ids, and for hardly any others.
-    #[must_use]
-    pub fn id_hash(&self) -> Option<u64> {
-        let digest = Sha256::digest(self.id.as_bytes());
-        let first: [u8; 8] = digest.as_slice().get(..8)?.try_into().ok()?;
-        (!self.id.is_empty()).then(|| u64::from_le_bytes(first))
-    }
 }
 
 impl Kind {

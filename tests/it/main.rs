@@ -6,6 +6,7 @@
     reason = "a failed expectation is a failed test"
 )]
 
+mod appservice;
 mod coalesce;
 mod delayed_events;
 mod delegate_delayed_leave;

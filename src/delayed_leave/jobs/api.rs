@@ -203,6 +203,8 @@ pub enum Answered<T> {
     Yes(T),
     /// A clear refusal: 401, 403, 404.
     Refused,
+    /// More than is read.
+    TooMuch,
     /// Another answer.
     Unclear,
     /// Nothing in time.
@@ -214,7 +216,7 @@ pub enum Answered<T> {
 impl<T> Answered<T> {
     pub(super) fn reach(&self) -> Reach {
         match self {
-            Self::Yes(_) | Self::Refused | Self::Unclear => Reach::Answered,
+            Self::Yes(_) | Self::Refused | Self::TooMuch | Self::Unclear => Reach::Answered,
             Self::TimedOut => Reach::TimedOut,
             Self::Unreachable => Reach::Unreachable,
         }

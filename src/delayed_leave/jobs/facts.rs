@@ -7,7 +7,7 @@ use crate::delayed_leave::{
     time::Time,
     watch::Reach,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, iter, sync::Arc};
 
 impl Jobs {
     // --- facts about one participant or one room ---
@@ -81,34 +81,50 @@ impl Jobs {
     pub(super) fn listed(&mut self, room: RoomId, asked: Time, answer: Answered<&[Row<'_>]>, now: Time, out: &mut Outputs) {
         self.watch.called(answer.reach(), now);
         self.rooms.sweep_ended(room);
-        if let Answered::Yes(rows) = answer {
-            if !rows.is_empty() {
-                self.rooms.sighted(room, asked);
+        match answer {
+            Answered::Yes(rows) => self.read_list(room, asked, rows, now, out),
+            // A room so large is asked for one by one.
+            Answered::TooMuch => {
+                for id in self.in_room(room) {
+                    self.step(id, Input::Ask, now, out);
+                }
             }
-            let room_sid = self.rooms.sid(room).cloned();
-            let rows: BTreeMap<&str, &Row<'_>> = rows.iter().map(|row| (row.identity, row)).collect();
-            for slot in self.rooms.members(room).to_vec() {
-                let Some((id, job)) = self.table.in_slot(slot) else { continue };
-                let input = match rows.get(&*job.identity) {
-                    Some(row) => Input::Listed {
-                        asked,
-                        participant: participant(row),
-                        room_sid: room_sid.as_ref(),
-                    },
-                    None if job.machine.delegated() <= asked => Input::Ask,
-                    None => continue,
-                };
-                self.step(id, input, now, out);
-            }
+            Answered::Refused | Answered::Unclear | Answered::TimedOut | Answered::Unreachable => {}
         }
         self.plan_sweep(room, now);
+    }
+
+    fn read_list(&mut self, room: RoomId, asked: Time, rows: &[Row<'_>], now: Time, out: &mut Outputs) {
+        if !rows.is_empty() {
+            self.rooms.sighted(room, asked);
+        }
+        let room_sid = self.rooms.sid(room).cloned();
+        // Members are in the order of their identities; a large room has too many rows for a map to be made of them.
+        let mut rows: Vec<_> = rows.iter().collect();
+        rows.sort_by_key(|row| row.identity);
+        let mut rows = rows.into_iter().peekable();
+        for slot in self.rooms.members(room).to_vec() {
+            let Some((id, job)) = self.table.in_slot(slot) else { continue };
+            let identity = job.identity();
+            while rows.next_if(|row| row.identity < identity).is_some() {}
+            let input = match iter::from_fn(|| rows.next_if(|row| row.identity == identity)).last() {
+                Some(row) => Input::Listed {
+                    asked,
+                    participant: participant(row),
+                    room_sid: room_sid.as_ref(),
+                },
+                None if job.machine.delegated() <= asked => Input::Ask,
+                None => continue,
+            };
+            self.step(id, input, now, out);
+        }
     }
 
     pub(super) fn rooms_listed(&mut self, names: &[Arc<str>], asked: Time, answer: Answered<&[RoomRow<'_>]>, now: Time, out: &mut Outputs) {
         self.watch.called(answer.reach(), now);
         let rows: BTreeMap<&str, &RoomRow<'_>> = match answer {
             Answered::Yes(rows) => rows.iter().map(|row| (row.name, row)).collect(),
-            Answered::Refused | Answered::Unclear | Answered::TimedOut | Answered::Unreachable => BTreeMap::new(),
+            Answered::Refused | Answered::TooMuch | Answered::Unclear | Answered::TimedOut | Answered::Unreachable => BTreeMap::new(),
         };
         for name in names {
             let Some(room) = self.rooms.find(name) else { continue };
@@ -132,7 +148,9 @@ impl Jobs {
                         );
                     }
                 }
-                Answered::Unclear | Answered::TimedOut | Answered::Unreachable => self.rooms.unlisted(room, now, &mut self.jitter),
+                Answered::TooMuch | Answered::Unclear | Answered::TimedOut | Answered::Unreachable => {
+                    self.rooms.unlisted(room, now, &mut self.jitter);
+                }
             }
             self.sync_room(room);
         }
@@ -142,7 +160,7 @@ impl Jobs {
         self.watch.called(answer.reach(), now);
         let row = match answer {
             Answered::Yes(row) => Some(row),
-            Answered::Refused | Answered::Unclear | Answered::TimedOut | Answered::Unreachable => None,
+            Answered::Refused | Answered::TooMuch | Answered::Unclear | Answered::TimedOut | Answered::Unreachable => None,
         };
         let news = self.rooms.created(room, row, self.watch.trouble(), now, &mut self.jitter);
         self.spread(room, news, now, now, out);

@@ -1,12 +1,19 @@
 //! Where jobs are kept: by number, with a generation that tells a job from the next one under the same number.
+//!
+//! They stand side by side in chunks, with their names in them.
 
 use crate::delayed_leave::{
     machine::{Machine, Wish},
     pace::HomeserverId,
     rooms::RoomId,
+    text::Text,
     time::Time,
 };
-use std::sync::Arc;
+
+/// Jobs that stand side by side.
+const CHUNK: usize = 512;
+/// A hash, Synapse's ids of delayed events, and most user ids.
+const NAMES: usize = 102;
 
 /// A job's number. It is never used for another job: a result that comes late finds nobody.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -29,9 +36,7 @@ pub struct Job {
     pub(super) machine: Machine,
     pub(super) room: RoomId,
     pub(super) homeserver: HomeserverId,
-    pub(super) user: Arc<str>,
-    pub(super) identity: Box<str>,
-    pub(super) delay_id: Box<str>,
+    pub(super) names: Names,
     pub(super) arrived: Time,
     pub(super) timer: Option<Time>,
     pub(super) in_line: Option<Wish>,
@@ -63,13 +68,13 @@ impl Job {
     /// The Matrix user.
     #[must_use]
     pub fn user(&self) -> &str {
-        &self.user
+        self.names.user()
     }
 
     /// The participant's identity on the SFU.
     #[must_use]
     pub fn identity(&self) -> &str {
-        &self.identity
+        self.names.identity()
     }
 
     /// Whether the room may be created for its user's sake.
@@ -81,7 +86,7 @@ impl Job {
     /// The delayed event.
     #[must_use]
     pub fn delay_id(&self) -> &str {
-        &self.delay_id
+        self.names.delay_id()
     }
 
     /// Whether calls carry the as_token and the user.
@@ -91,18 +96,56 @@ impl Job {
     }
 }
 
+/// Whose job it is: the participant's identity, the delayed event, and the Matrix user.
 #[derive(Debug)]
-struct Slot {
-    generation: u32,
-    job: Option<Box<Job>>,
+pub(super) struct Names {
+    text: Text<NAMES>,
+    delay_id: u32,
+    user: u32,
+}
+
+impl Names {
+    pub(super) fn new(identity: &str, delay_id: &str, user: &str) -> Self {
+        // Nothing that long passes the bounds on requests and records; if it did, the name would be found empty.
+        let offset = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        Self {
+            text: Text::new(&[identity, delay_id, user].concat()),
+            delay_id: offset(identity.len()),
+            user: offset(identity.len() + delay_id.len()),
+        }
+    }
+
+    pub(super) fn identity(&self) -> &str {
+        self.text.as_str().get(..self.delay_id as usize).unwrap_or_default()
+    }
+
+    pub(super) fn delay_id(&self) -> &str {
+        self.text
+            .as_str()
+            .get(self.delay_id as usize..self.user as usize)
+            .unwrap_or_default()
+    }
+
+    pub(super) fn user(&self) -> &str {
+        self.text.as_str().get(self.user as usize..).unwrap_or_default()
+    }
 }
 
 /// All jobs by number.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    slots: Vec<Slot>,
+    /// Of each number that was ever given.
+    generations: Vec<u32>,
+    chunks: Vec<Chunk>,
     free: Vec<u32>,
     len: usize,
+}
+
+#[derive(Debug, Default)]
+struct Chunk {
+    /// All of them or, where there is no job, none.
+    places: Box<[Option<Job>]>,
+    jobs: usize,
 }
 
 impl Table {
@@ -111,82 +154,85 @@ impl Table {
     }
 
     pub(super) fn insert(&mut self, job: Job) -> JobId {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.generations.push(0);
+            self.generations.len() as u32 - 1
+        });
+        let (chunk, place) = split(slot);
+        if chunk >= self.chunks.len() {
+            self.chunks.resize_with(chunk + 1, Chunk::default);
+        }
+        let chunk = &mut self.chunks[chunk];
+        if chunk.places.is_empty() {
+            chunk.places = (0..CHUNK).map(|_| None).collect();
+        }
+        chunk.places[place] = Some(job);
+        chunk.jobs += 1;
         self.len += 1;
-        let job = Some(Box::new(job));
-        if let Some(slot) = self.free.pop() {
-            let place = &mut self.slots[slot as usize];
-            place.job = job;
-            JobId {
-                slot,
-                generation: place.generation,
-            }
-        } else {
-            self.slots.push(Slot { generation: 0, job });
-            JobId {
-                slot: self.slots.len() as u32 - 1,
-                generation: 0,
-            }
+        JobId {
+            slot,
+            generation: self.generations[slot as usize],
         }
     }
 
-    pub(super) fn remove(&mut self, id: JobId) -> Option<Box<Job>> {
-        let place = self
-            .slots
+    pub(super) fn remove(&mut self, id: JobId) -> Option<Job> {
+        let generation = self
+            .generations
             .get_mut(id.slot as usize)
-            .filter(|place| place.generation == id.generation)?;
-        let job = place.job.take()?;
+            .filter(|generation| **generation == id.generation)?;
+        let (chunk, place) = split(id.slot);
+        let chunk = self.chunks.get_mut(chunk)?;
+        let job = chunk.places.get_mut(place)?.take()?;
+        chunk.jobs -= 1;
+        if chunk.jobs == 0 {
+            chunk.places = Box::default();
+        }
         self.len -= 1;
-        if let Some(next) = place.generation.checked_add(1) {
-            place.generation = next;
+        if let Some(next) = generation.checked_add(1) {
+            *generation = next;
             self.free.push(id.slot);
         }
         Some(job)
     }
 
     pub(super) fn get(&self, id: JobId) -> Option<&Job> {
-        self.slots
-            .get(id.slot as usize)
-            .filter(|place| place.generation == id.generation)?
-            .job
-            .as_deref()
+        self.in_slot(id.slot).filter(|&(found, _)| found == id).map(|(_, job)| job)
     }
 
     pub(super) fn get_mut(&mut self, id: JobId) -> Option<&mut Job> {
-        self.slots
-            .get_mut(id.slot as usize)
-            .filter(|place| place.generation == id.generation)?
-            .job
-            .as_deref_mut()
+        self.generations
+            .get(id.slot as usize)
+            .filter(|&&generation| generation == id.generation)?;
+        let (chunk, place) = split(id.slot);
+        self.chunks.get_mut(chunk)?.places.get_mut(place)?.as_mut()
     }
 
     pub(super) fn in_slot(&self, slot: u32) -> Option<(JobId, &Job)> {
-        let place = self.slots.get(slot as usize)?;
-        place.job.as_deref().map(|job| {
-            (
-                JobId {
-                    slot,
-                    generation: place.generation,
-                },
-                job,
-            )
-        })
+        let generation = *self.generations.get(slot as usize)?;
+        let (chunk, place) = split(slot);
+        let job = self.chunks.get(chunk)?.places.get(place)?.as_ref()?;
+        Some((JobId { slot, generation }, job))
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = JobId> {
-        self.slots
-            .iter()
-            .enumerate()
-            .filter(|(_, place)| place.job.is_some())
-            .map(|(slot, place)| JobId {
-                slot: slot as u32,
-                generation: place.generation,
-            })
+        (0..self.generations.len() as u32).filter_map(|slot| self.in_slot(slot).map(|(id, _)| id))
     }
+}
+
+fn split(slot: u32) -> (usize, usize) {
+    (slot as usize / CHUNK, slot as usize % CHUNK)
 }
 
 #[cfg(test)]
 impl JobId {
     pub(crate) fn numbered(slot: u32) -> Self {
         Self { slot, generation: 0 }
+    }
+}
+
+#[cfg(test)]
+impl Table {
+    pub(super) fn places(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.places.len()).sum()
     }
 }

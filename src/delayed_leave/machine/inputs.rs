@@ -126,25 +126,7 @@ pub enum Answer<'a> {
 }
 
 /// Why the SFU says somebody is gone.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(missing_docs, reason = "the names are LiveKit's")]
-pub enum LeaveReason {
-    ClientInitiated,
-    DuplicateIdentity,
-    ServerShutdown,
-    ParticipantRemoved,
-    RoomDeleted,
-    StateMismatch,
-    JoinFailure,
-    Migration,
-    SignalClose,
-    RoomClosed,
-    UserUnavailable,
-    UserRejected,
-    ConnectionTimeout,
-    /// Absent, or not known here.
-    Unknown,
-}
+pub use crate::sfu::webhook::DisconnectReason as LeaveReason;
 
 impl LeaveReason {
     /// Reads LiveKit's name or number of a reason; what is not known here is [`Self::Unknown`].
@@ -163,7 +145,10 @@ impl LeaveReason {
             "ROOM_CLOSED" | "10" => Self::RoomClosed,
             "USER_UNAVAILABLE" | "11" => Self::UserUnavailable,
             "USER_REJECTED" | "12" => Self::UserRejected,
+            "SIP_TRUNK_FAILURE" | "13" => Self::SipTrunkFailure,
             "CONNECTION_TIMEOUT" | "14" => Self::ConnectionTimeout,
+            "MEDIA_FAILURE" | "15" => Self::MediaFailure,
+            "AGENT_ERROR" | "16" => Self::AgentError,
             _ => Self::Unknown,
         }
     }
@@ -180,9 +165,15 @@ impl LeaveReason {
             | Self::SignalClose
             | Self::UserRejected
             | Self::UserUnavailable => true,
-            Self::DuplicateIdentity | Self::Migration | Self::StateMismatch | Self::ServerShutdown | Self::JoinFailure | Self::Unknown => {
-                false
-            }
+            Self::DuplicateIdentity
+            | Self::Migration
+            | Self::StateMismatch
+            | Self::ServerShutdown
+            | Self::JoinFailure
+            | Self::SipTrunkFailure
+            | Self::MediaFailure
+            | Self::AgentError
+            | Self::Unknown => false,
         }
     }
 }

@@ -1,15 +1,17 @@
 //! Who is known to the SFU under the job's identity: one session, told from others by its sid (L2).
 
 use super::Participant;
-use crate::delayed_leave::time::Time;
+use crate::delayed_leave::{text::Text, time::Time};
 use std::sync::Arc;
 
 const REMEMBERED_EVENTS: usize = 4;
+/// LiveKit's sids have 15 bytes; in place these take no more than an allocation for those would.
+const SID: usize = 46;
 
 /// The last session that the SFU showed or told of.
 #[derive(Clone, Debug, Default)]
 pub struct Session {
-    sid: Option<Box<str>>,
+    sid: Option<Text<SID>>,
     joined_at_ms: u64,
     room_sid: Option<Arc<str>>,
     last_sighted: Option<Time>,
@@ -22,9 +24,9 @@ pub struct Session {
 impl Session {
     /// A session as it was stored.
     #[must_use]
-    pub fn restored(sid: Option<Box<str>>, joined_at_ms: u64, room_sid: Option<Arc<str>>, last_sighted: Option<Time>, seen: bool) -> Self {
+    pub fn restored(sid: Option<&str>, joined_at_ms: u64, room_sid: Option<Arc<str>>, last_sighted: Option<Time>, seen: bool) -> Self {
         Self {
-            sid,
+            sid: sid.map(Text::new),
             joined_at_ms,
             room_sid,
             last_sighted,
@@ -38,7 +40,7 @@ impl Session {
     /// The participant's sid.
     #[must_use]
     pub fn sid(&self) -> Option<&str> {
-        self.sid.as_deref()
+        self.sid.as_ref().map(Text::as_str)
     }
 
     /// When it joined, by the SFU's clock.
@@ -74,7 +76,7 @@ impl Session {
     }
 
     pub(super) fn is(&self, sid: &str) -> bool {
-        self.sid.as_deref() == Some(sid)
+        self.sid.as_ref().is_some_and(|known| known.as_bytes() == sid.as_bytes())
     }
 
     pub(super) fn has_left(&self) -> bool {
@@ -111,7 +113,7 @@ impl Session {
     pub(super) fn sighted(&mut self, participant: Participant<'_>, room_sid: Option<&Arc<str>>, now: Time) -> bool {
         let mut news = false;
         if !participant.sid.is_empty() && !self.is(participant.sid) {
-            self.sid = Some(participant.sid.into());
+            self.sid = Some(Text::new(participant.sid));
             self.joined_at_ms = participant.joined_at_ms;
             self.seen = false;
             news = true;

@@ -498,7 +498,7 @@ fn l5_who_comes_back_before_the_leave_is_on_its_way_is_not_reported() {
 #[test]
 fn l11_a_restored_job_goes_on_with_the_time_that_is_left() {
     let now = Time::START;
-    let seen = Session::restored(Some("a".into()), 1_000, None, Some(now.before(9_000)), true);
+    let seen = Session::restored(Some("a"), 1_000, None, Some(now.before(9_000)), true);
     let machine = Machine::restored(
         delay(DELAY),
         Some(now.before(60_000)),

@@ -32,9 +32,13 @@ impl Call {
     }
 
     pub(crate) fn post(target: &str, body: impl Into<Vec<u8>>) -> Self {
+        Self::with_body("POST", target, body)
+    }
+
+    pub(crate) fn with_body(method: &str, target: &str, body: impl Into<Vec<u8>>) -> Self {
         Self {
             body: Some(body.into()),
-            ..Self::new("POST", target)
+            ..Self::new(method, target)
         }
     }
 

@@ -3,6 +3,7 @@
 //! - [`service`]: starts `lk-jwt-service`, talks to it, and greps its whole log for secrets when it ends
 //! - [`homeserver`]: a Matrix homeserver's federation API with TLS
 //! - [`client_api`]: its client-server API, as far as delayed events go
+//! - [`own_homeserver`]: the homeserver that a service belongs to in application-service mode
 //! - [`sfu`]: LiveKit's RoomService; [`webhook`]: what it tells
 //! - [`redis`]: a real redis-server
 //! - [`neighbour`]: the scripted HTTP server under both
@@ -26,6 +27,7 @@ pub(crate) mod lateness;
 pub(crate) mod livekit;
 pub(crate) mod neighbour;
 pub(crate) mod network;
+pub(crate) mod own_homeserver;
 mod own_tests;
 pub(crate) mod process;
 pub(crate) mod redis;

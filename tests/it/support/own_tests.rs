@@ -13,6 +13,7 @@ use super::ca::Ca;
 use super::client::{Answer, Call, Connection, call};
 use super::homeserver::{Homeserver, WELL_KNOWN};
 use super::neighbour::{Greeting, Reply};
+use super::own_homeserver::OwnHomeserver;
 use super::sfu::{Fault, Sfu};
 
 /// Any CreateRoom call, with this token.
@@ -142,4 +143,127 @@ fn the_homeserver_proves_its_name_and_records_who_asked_what() {
         super::runtime().block_on(get(&untrusted, "a.example", WELL_KNOWN)).is_err(),
         "a certificate of nobody"
     );
+}
+
+/// Row by row what a real Synapse was recorded to answer.
+#[test]
+fn the_own_homeserver_answers_as_the_recorded_one() {
+    let own = OwnHomeserver::start();
+    let (room, alice, carol) = ("!5rbKGZO6JYeO2UuSXMpZKshWxVwYTgSNWgGE78AL3nc", own.user("alice"), own.user("carol"));
+    own.join(room, &alice);
+    own.join(room, own.name());
+    own.join("!elsewhere", &carol);
+    let event = own.schedule(&alice, room, 600_000);
+    let segment = |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+    let (alice, carol, own_name) = (segment(&alice), segment(&carol), segment(own.name()));
+    let rooms = format!("/_matrix/client/unstable/io.element.msc4502/rooms/{}", segment(room));
+    let events = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events";
+    let token = format!("Bearer {}", own.as_token);
+    let ask = |method: &str, target: &str, authorization: Option<&str>| {
+        let request = match method {
+            "GET" => Call::new("GET", target),
+            _ => Call::post(target, "{}"),
+        };
+        let request = authorization
+            .iter()
+            .fold(request, |request, value| request.header("Authorization", value));
+        let answer = call(own.http.address(), &request);
+        (answer.status, answer.field("errcode"), answer.text())
+    };
+    for (target, status, errcode, holds) in [
+        (format!("{rooms}/is_joined?mxid={alice}"), 200, "", r#"{"joined":true}"#),
+        (format!("{rooms}/is_joined?mxid={carol}"), 200, "", r#"{"joined":false}"#),
+        (format!("{rooms}/is_joined?server_name={own_name}"), 200, "", r#"{"joined":true}"#),
+        (format!("{rooms}/is_joined?server_name=x&mxid={alice}"), 400, "M_MISSING_PARAM", ""),
+        (format!("{rooms}/is_joined"), 400, "M_MISSING_PARAM", ""),
+        (format!("{rooms}/is_joined?mxid=x"), 400, "M_INVALID_PARAM", ""),
+        (
+            rooms.replace(&segment(room), "nope") + "/is_joined?mxid=%40a%3Ab",
+            400,
+            "M_INVALID_PARAM",
+            "",
+        ),
+        (
+            rooms.replace("unstable/io.element.msc4502", "v3") + "/is_joined?mxid=%40a%3Ab",
+            404,
+            "M_UNRECOGNIZED",
+            "",
+        ),
+        (
+            rooms.replace("unstable/io.element.msc4502", "v3") + "/joined_members",
+            200,
+            "",
+            "@alice:",
+        ),
+        (format!("{events}/{event}?user_id={alice}"), 200, "", r#""delay_ms":600000"#),
+        (format!("{events}/{event}?user_id={carol}"), 404, "M_NOT_FOUND", ""),
+        (format!("{events}/{event}"), 404, "M_NOT_FOUND", ""),
+        (format!("{events}/zzz?user_id={alice}"), 404, "M_NOT_FOUND", ""),
+        (format!("{events}/{event}?user_id=%40bob%3Aother"), 403, "M_FORBIDDEN", "masquerade"),
+        (
+            format!("{events}/{event}?user_id=%40nobody%3A{own_name}"),
+            403,
+            "M_FORBIDDEN",
+            "not registered",
+        ),
+    ] {
+        let answer = ask("GET", &target, Some(&token));
+        assert_eq!((answer.0, answer.1.as_str()), (status, errcode), "{target}: {}", answer.2);
+        assert!(answer.2.contains(holds), "{target}: {}", answer.2);
+        if errcode != "M_UNRECOGNIZED" {
+            assert_eq!(ask("GET", &target, None).1, "M_MISSING_TOKEN", "{target}");
+            assert_eq!(ask("GET", &target, Some("Bearer zz")).1, "M_UNKNOWN_TOKEN", "{target}");
+        }
+    }
+    // Whoever knows the id of an event may manage it.
+    for (what, authorization, status) in [
+        ("restart", Some(token.as_str()), 200),
+        ("restart", None, 200),
+        ("send", Some(token.as_str()), 200),
+        ("send", Some(token.as_str()), 404),
+        ("restart", None, 404),
+    ] {
+        let answer = ask("POST", &format!("{events}/{event}/{what}"), authorization);
+        assert_eq!(answer.0, status, "{what}: {}", answer.2);
+    }
+    let relay = |call: serde_json::Value, authorization: &str| {
+        let target = "/_matrix/client/unstable/io.element.msc4512/appservice/fed_proxy";
+        let request = Call::json(target, &call).header("Authorization", authorization);
+        super::client::call(own.http.address(), &request)
+    };
+    own.peer("b", |body| (403, serde_json::json!({"errcode": "M_FORBIDDEN", "error": body["x"]})));
+    let path = "/_matrix/federation/unstable/io.element.msc4195/rtc/livekit/get_token";
+    let good = serde_json::json!({"destination": "b", "method": "POST", "path": path, "body": {"x": "no"}});
+    assert_eq!(
+        relay(good.clone(), &token).text(),
+        r#"{"content":{"errcode":"M_FORBIDDEN","error":"no"},"status":403}"#
+    );
+    assert_eq!(relay(good.clone(), "Bearer zz").status, 401);
+    for (member, value, status, errcode) in [
+        ("destination", own.name(), 403, "IO.ELEMENT.MSC4512.M_FEDPROXY_DESTINATION_DENIED"),
+        ("destination", "nobody", 502, "IO.ELEMENT.MSC4512.M_FEDPROXY_CONNECTION_FAILED"),
+        ("destination", "", 400, "M_MISSING_PARAM"),
+        ("method", "PATCH", 400, "M_INVALID_PARAM"),
+        (
+            "path",
+            "/_matrix/federation/v1/version",
+            403,
+            "IO.ELEMENT.MSC4512.M_FEDPROXY_PATH_NOT_ALLOWED",
+        ),
+        (
+            "path",
+            "/_matrix/federation/v1/rtc/livekit/../x",
+            403,
+            "IO.ELEMENT.MSC4512.M_FEDPROXY_PATH_NOT_ALLOWED",
+        ),
+    ] {
+        let mut call = good.clone();
+        call[member] = value.into();
+        let answer = relay(call, &token);
+        assert_eq!(
+            (answer.status, answer.field("errcode").as_str()),
+            (status, errcode),
+            "{member} {value}"
+        );
+    }
 }

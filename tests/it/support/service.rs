@@ -34,12 +34,27 @@ impl Setup {
     /// For this SFU; listening on an address of its own, logging at debug, trusting the tests' CA, and allowed to dial
     /// loopback homeservers. Nobody has full access yet.
     pub(crate) fn new(sfu: &Sfu) -> Self {
-        Self::bare()
+        let setup = Self::bare();
+        let setup = if beside_a_homeserver() {
+            setup.beside_a_homeserver()
+        } else {
+            setup
+        };
+        setup
             .env("LIVEKIT_URL", &sfu.url())
             .env("LIVEKIT_KEY", sfu.key())
             .env("LIVEKIT_SECRET", sfu.secret())
             .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", "nobody.example.org")
             .env("LIVEKIT_FEDERATION_ALLOWED_NETWORKS", "127.0.0.0/8,::1/128")
+    }
+
+    /// In application-service mode, for a homeserver that none of the tests' users is of, and that is never asked: nothing
+    /// of what the standalone routes do may change by it.
+    fn beside_a_homeserver(self) -> Self {
+        self.env("LIVEKIT_HS_SERVER_NAME", "127.0.0.1:1")
+            .env("LIVEKIT_AS_TOKEN", &secrets::as_token())
+            .env("LIVEKIT_HS_TOKEN", &secrets::hs_token())
+            .env("LIVEKIT_REQUIRE_MEMBERSHIP", "false")
     }
 
     /// Only the address, the log level and the CA are set.
@@ -131,6 +146,11 @@ impl Setup {
             secrets: self.secrets,
         }
     }
+}
+
+/// True in the second pass of `tests/run`: the suites of the standalone routes, in application-service mode.
+pub(crate) fn beside_a_homeserver() -> bool {
+    std::env::var("LK_TESTS_APPSERVICE").is_ok_and(|v| v == "1")
 }
 
 /// A loopback address and port on which nothing listens, and nothing of these tests ever will.
