@@ -96,6 +96,9 @@ pub enum Refusal {
     /// The other homeserver's service refuses.
     #[error("{0}")]
     Remote(RemoteRefusal),
+    /// The user, or all together, hold more tokens than can be watched.
+    #[error("too many tokens are watched already, in all or of this user")]
+    TooManyTokens,
     /// The time for an answer is over.
     #[error("it takes too long")]
     OutOfTime,
@@ -229,22 +232,25 @@ impl Exchange {
             Some(event) => Some(self.leave(user, &seat, event, received).await?),
             None => None,
         };
-        if access.creates_rooms {
-            self.sfu.ensure_room(&seat.room, received + HOLD).await?;
-            self.sfu.expect(&seat);
-        }
-        if let Some(leave) = &leave {
-            self.leaves.delegate(leave).await.map_err(Refusal::DelegationLimit)?;
-        }
-        // Before the token leaves: whoever has it is watched.
+        // Before the token leaves: whoever has it is watched. A token that only members get is not given unwatched.
         if let Some(removals) = &self.removals {
-            removals.issued(&Issued {
+            let watched = removals.issued(&Issued {
                 room_id: request.room_id(),
                 user_id: &user.id,
                 seat: &seat,
                 ttl: self.minter.ttl(),
                 checked: is_member,
             });
+            if is_member && !watched {
+                return Err(Refusal::TooManyTokens);
+            }
+        }
+        if access.creates_rooms {
+            self.sfu.ensure_room(&seat.room, received + HOLD).await?;
+            self.sfu.expect(&seat);
+        }
+        if let Some(leave) = &leave {
+            self.leaves.delegate(leave).await.map_err(Refusal::DelegationLimit)?;
         }
         let jwt = self.minter.mint(&seat, access)?;
         tracing::debug!(

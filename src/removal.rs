@@ -75,9 +75,10 @@ impl Removals {
         tokio::spawn(self.0.clone().restore(restored));
     }
 
-    /// A token was issued, or is about to be.
-    pub fn issued(&self, issued: &Issued<'_>) {
-        self.0.issued(issued);
+    /// A token is about to be issued. `false` where there are too many to keep it in mind: who holds it would not be removed.
+    #[must_use]
+    pub fn issued(&self, issued: &Issued<'_>) -> bool {
+        self.0.issued(issued)
     }
 
     /// Takes in what the SFU says by itself, once it is verified.

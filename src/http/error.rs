@@ -248,6 +248,10 @@ impl ApiError {
                 "The homeserver does not say who is in the room",
                 error.may_pass(),
             ),
+            Refusal::TooManyTokens => Self {
+                retry_after: Some(60),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED", "Too many tokens are in use")
+            },
             Refusal::OtherSfu => Self::bad_param("The request body `url` is not the SFU of this service"),
             Refusal::BadUserId | Refusal::NotOurUser(_) => Self::bad_param("The user id is not one of that homeserver"),
             Refusal::ForeignUser => Self::forbidden("The user is not one of the homeserver that asks"),

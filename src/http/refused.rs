@@ -56,6 +56,7 @@ pub(super) fn log(refusal: &Refusal, server: &str, request_id: &str) {
                 "refused: the other homeserver's service gives no answer"
             );
         }
+        Refusal::TooManyTokens => tracing::warn!(request_id, server, reason, "refused: a token that could not be watched"),
         Refusal::OutOfTime => {
             let remedy = "look for the homeserver or the SFU that is slow in the lines before";
             tracing::warn!(request_id, server, reason, remedy, "refused: no answer in time");

@@ -103,7 +103,7 @@ impl Driver {
 
     // --- from outside ---
 
-    pub(super) fn issued(self: &Arc<Self>, issued: &Issued<'_>) {
+    pub(super) fn issued(self: &Arc<Self>, issued: &Issued<'_>) -> bool {
         let now = self.clock.now();
         let token = Token {
             room_id: issued.room_id,
@@ -128,10 +128,11 @@ impl Driver {
                     most = MOST,
                     most_per_user = MOST_PER_USER,
                     remedy = "a shorter LIVEKIT_JWT_TTL_SECONDS lets tokens be forgotten sooner",
-                    "too many tokens, in all or of one user: whoever holds these is not removed when they leave the Matrix room"
+                    "too many tokens, in all or of one user: members are refused more, and others are not removed when they leave"
                 );
             });
         }
+        tracked
     }
 
     pub(super) fn told(self: &Arc<Self>, webhook: &Webhook) {
@@ -177,7 +178,7 @@ impl Driver {
             room,
             identity,
             end: wall.time(value.expires_at).min(now.after(LONGEST)),
-            checked: value.checked,
+            checked: value.member,
         };
         let past = Past {
             member: value.member,
@@ -250,7 +251,6 @@ impl Driver {
                 user_id: (&*row.user_id).into(),
                 expires_at: wall.unix_millis(row.end),
                 last_seen: row.past.seen.map(|seen| wall.unix_millis(seen)),
-                checked: row.checked,
                 member: row.past.member,
                 left: row.past.left,
             },
@@ -308,7 +308,7 @@ impl Driver {
     async fn ask_one_by_one(self: &Arc<Self>, question: &Question) {
         for people in question.people.chunks(FEW) {
             let mut answers = BTreeMap::new();
-            let mut doubtful = false;
+            let (mut doubtful, mut failed) = (false, false);
             for Person { user_id, doubtful: doubt } in people {
                 let asked = self.clock.now();
                 match self.is_joined(&question.room_id, Whose::User(user_id)).await {
@@ -316,7 +316,12 @@ impl Driver {
                         doubtful |= *doubt && !joined;
                         answers.insert(&**user_id, Said { joined, asked });
                     }
-                    Err(error) => self.unclear(&error),
+                    // The others would fare no better, and would have to wait for it.
+                    Err(error) => {
+                        self.unclear(&error);
+                        failed = true;
+                        break;
+                    }
                 }
             }
             let own_is_in = if doubtful {
@@ -331,6 +336,9 @@ impl Driver {
                 None
             };
             self.answered(&question.about, &|user| answers.get(user).copied(), own_is_in);
+            if failed {
+                return;
+            }
         }
     }
 
@@ -399,7 +407,9 @@ impl Driver {
         let (room, identity) = (key.room.to_string(), key.identity.to_string());
         let outcome = match self.sfu.remove(&room, &identity).await {
             Ok(()) => {
-                tracing::info!(room, identity, "removed from the LiveKit room: left the Matrix room");
+                // The identity of `/sfu/get` is the user's id and device.
+                tracing::info!(room, "somebody was removed from the LiveKit room: they left the Matrix room");
+                tracing::debug!(room, identity, "removed");
                 Outcome::Removed
             }
             Err(SfuError::NotFound) => Outcome::NotThere,

@@ -35,10 +35,7 @@ pub struct Value<'a> {
     /// When somebody was last known to sit there, in milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<i64>,
-    /// The homeserver had said, just before it was issued, that the user is joined.
-    #[serde(default)]
-    pub checked: bool,
-    /// It has said so once.
+    /// The homeserver has said once that the user is joined.
     #[serde(default)]
     pub member: bool,
     /// The user has left.
@@ -152,20 +149,19 @@ mod tests {
                 user_id: "@a:x".into(),
                 expires_at: 1_784_798_931_123,
                 last_seen: Some(7),
-                checked: true,
                 member: true,
                 left: false,
             },
         };
         assert_eq!(
             text(&token),
-            r#"{"roomId":"!r:x","userId":"@a:x","expiresAt":1784798931123,"lastSeen":7,"checked":true,"member":true,"left":false}"#
+            r#"{"roomId":"!r:x","userId":"@a:x","expiresAt":1784798931123,"lastSeen":7,"member":true,"left":false}"#
         );
         let field = field(&token.room, &token.identity);
         assert_eq!(StoredToken::read(field.as_bytes(), text(&token).as_bytes()), Ok(token.clone()));
         let least = br#"{"userId":"@a:x","later":[1],"roomId":"!r:x","expiresAt":5}"#;
         let read = StoredToken::read(field.as_bytes(), least).unwrap();
-        assert_eq!((read.value.expires_at, read.value.checked, read.value.last_seen), (5, false, None));
+        assert_eq!((read.value.expires_at, read.value.member, read.value.last_seen), (5, false, None));
     }
 
     #[test]

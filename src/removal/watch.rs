@@ -13,8 +13,8 @@
 //! * What is not a clear answer changes nothing.
 //! * A no removes somebody within [`FRESH`] or not at all: later, it is asked again first. It is also asked again before a
 //!   removal that failed is tried again, since they may have joined the Matrix room meanwhile.
-//! * Where our own homeserver is no longer in the room, it knows nothing of remote users any more. Its no counts for its own
-//!   users, and for those whose token was given only because it said yes.
+//! * Where our own homeserver is no longer in the room, it knows nothing of remote users any more, and they may well be there.
+//!   Its no counts for its own users only.
 //! * A seat is forgotten when its token has expired, ten minutes have passed since it was last seen (the SFU renews the
 //!   tokens of those inside, for ten minutes each time), and the SFU says that nobody sits there. Somebody who was not seen
 //!   leaving may have left just before that question, with a renewed token: that no only starts the ten minutes.
@@ -208,8 +208,6 @@ pub struct Row {
     pub user_id: Arc<str>,
     /// The end of the token.
     pub end: Time,
-    /// As in [`Token`].
-    pub checked: bool,
     /// The rest.
     pub past: Past,
 }
@@ -281,7 +279,6 @@ struct Seat {
     joined: Option<Time>,
     /// When the last no was asked for that counts.
     left: Option<Time>,
-    checked: bool,
     /// Nobody was seen leaving since; perhaps they were not seen coming, either.
     inside: bool,
     /// The SFU is being asked about this seat alone, or will be.
@@ -385,7 +382,6 @@ impl Watch {
         let (seat, new) = self.enter(&key, token)?;
         seat.end = seat.end.max(token.end);
         seat.inside = true;
-        seat.checked |= token.checked;
         if new {
             self.plan(now.after(self.config.interval));
         }
@@ -410,7 +406,6 @@ impl Watch {
         }
         let Some((seat, _)) = self.enter(&key, token) else { return };
         // What was known then is older than any question from now on.
-        seat.checked = token.checked;
         seat.seen = past.seen.map(|seen| seen.min(now));
         seat.joined = (past.member || past.left).then_some(Time::EARLIEST);
         seat.left = past.left.then_some(Time::EARLIEST);
@@ -479,7 +474,7 @@ impl Watch {
                 seat.joined = seat.joined.max(Some(asked));
                 seat.left = seat.left.filter(|no| *no > asked);
             } else {
-                let counts = seat.checked || own_is_in == Some(true) || whose_is(&seat.user, &self.config.own) == Whose::Own;
+                let counts = own_is_in == Some(true) || whose_is(&seat.user, &self.config.own) == Whose::Own;
                 if !counts || seat.joined.is_none_or(|yes| asked < yes.after(settles)) {
                     continue;
                 }
@@ -678,7 +673,6 @@ impl Watch {
             room_id: call.room_id.clone(),
             user_id: seat.user.clone(),
             end: seat.end,
-            checked: seat.checked,
             past: Past {
                 member: seat.joined.is_some(),
                 left: seat.left.is_some(),
@@ -708,7 +702,7 @@ impl Watch {
                 let before = std::mem::replace(&mut seat.user, user.clone());
                 if before != user {
                     // Two users can be named so that they share a plain identity. What is known is not known of this one.
-                    (seat.joined, seat.left, seat.checked) = (None, None, false);
+                    (seat.joined, seat.left) = (None, None);
                 }
                 (place, Some(before))
             }
@@ -717,14 +711,16 @@ impl Watch {
                 if call.seats.len() == call.seats.capacity() {
                     call.seats.reserve_exact(1 + call.seats.len() / 8);
                 }
+                // Another device, or another name of the same one: what is known of the user is known of it.
+                let same = call.seats.iter().find(|seat| seat.user == user);
+                let (joined, left) = same.map_or((None, None), |seat| (seat.joined, seat.left));
                 let seat = Seat {
                     identity: key.identity.clone(),
                     user: user.clone(),
                     end: token.end,
                     seen: None,
-                    joined: None,
-                    left: None,
-                    checked: false,
+                    joined,
+                    left,
                     inside: true,
                     looking: false,
                     wanted: false,
@@ -918,7 +914,7 @@ impl Watch {
         let room_id = self.calls.get(&key.room).map(|call| call.room_id.clone());
         let person = self.seat(&key).map(|seat| Person {
             user_id: seat.user.clone(),
-            doubtful: whose == Whose::Other && seat.joined.is_some() && !seat.checked,
+            doubtful: whose == Whose::Other && seat.joined.is_some(),
         });
         let (Some(room_id), Some(person)) = (room_id, person) else {
             self.singles.remove(&key);
@@ -1011,7 +1007,7 @@ impl Watch {
         let seats = call.seats.iter();
         for seat in seats.filter(|seat| whose_is(&seat.user, &self.config.own) == whose) {
             let doubtful = people.entry(seat.user.clone()).or_insert(false);
-            *doubtful |= whose == Whose::Other && seat.joined.is_some() && !seat.checked;
+            *doubtful |= whose == Whose::Other && seat.joined.is_some();
         }
         if people.is_empty() {
             return;

@@ -711,7 +711,6 @@ fn token(room: &str, identity: &str, expires_at: i64) -> StoredToken<'static> {
             user_id: "@a:example.org".into(),
             expires_at,
             last_seen: None,
-            checked: true,
             member: true,
             left: false,
         },

@@ -156,7 +156,7 @@ fn who_was_never_known_as_a_member_is_never_removed() {
 }
 
 #[test]
-fn without_our_homeserver_in_the_room_only_its_own_users_and_checked_tokens_count() {
+fn without_our_homeserver_in_the_room_only_its_own_users_count() {
     let users = [
         ("@checked:else.example", "checked", true),
         ("@ours:own.example", "ours", false),
@@ -164,9 +164,10 @@ fn without_our_homeserver_in_the_room_only_its_own_users_and_checked_tokens_coun
     ];
     let everybody = users.map(|(user, ..)| user);
     for (own_is_in, gone) in [
-        (Some(false), vec!["checked", "ours"]),
-        (None, vec!["checked", "ours"]),
-        (Some(true), vec!["checked", "ours", "seen"]),
+        (Some(false), vec![Output::Remove(key("ours"))]),
+        (None, vec![Output::Remove(key("ours"))]),
+        // All three: never the room as a whole.
+        (Some(true), vec![Output::List(ROOM.into())]),
     ] {
         let mut watch = watch();
         for (user, identity, checked) in users {
@@ -178,24 +179,30 @@ fn without_our_homeserver_in_the_room_only_its_own_users_and_checked_tokens_coun
             assert!(answer(&mut watch, &about, &everybody, None, INTERVAL).is_empty());
         }
         let asked = asked_about(&watch.time(at(2 * INTERVAL)));
-        let people = vec![("@checked:else.example".to_owned(), false), ("@seen:else.example".to_owned(), true)];
+        let people = vec![("@checked:else.example".to_owned(), true), ("@seen:else.example".to_owned(), true)];
         assert_eq!(
             asked,
             [(all(), vec![("@ours:own.example".to_owned(), false)]), (others.clone(), people)]
         );
         // As where one question was asked for all of them.
-        assert_eq!(
-            answer(&mut watch, &others, &[], own_is_in, 2 * INTERVAL),
-            [Output::List(ROOM.into())],
-            "never the room as a whole"
-        );
-        let there = |_: &Name| true;
-        let now = at(2 * INTERVAL);
-        let out = watch.listed(&ROOM.into(), Some(&there), now, now);
-        assert_eq!(
-            out,
-            gone.into_iter().map(|identity| Output::Remove(key(identity))).collect::<Vec<_>>()
-        );
+        assert_eq!(answer(&mut watch, &others, &[], own_is_in, 2 * INTERVAL), gone, "{own_is_in:?}");
+    }
+}
+
+/// A new token for another device does not make a stranger of somebody who has left.
+#[test]
+fn what_is_known_of_a_user_is_known_of_all_of_their_seats() {
+    let mut watch = watch();
+    issue(&mut watch, &token("@a:own.example", "a", 0, true), 0);
+    let now = 2 * INTERVAL;
+    assert_eq!(sweep(&mut watch, &[], None, now), [Output::Remove(key("a"))]);
+    issue(&mut watch, &token("@a:own.example", "fresh", now + 1, false), now + 1);
+    let row = watch.row(&key("fresh")).unwrap();
+    assert!(row.past.member && row.past.left);
+    // A checked one says that they are back.
+    issue(&mut watch, &token("@a:own.example", "again", now + 2, true), now + 2);
+    for identity in ["a", "fresh", "again"] {
+        assert!(!watch.row(&key(identity)).unwrap().past.left, "{identity}");
     }
 }
 
