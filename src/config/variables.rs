@@ -114,13 +114,13 @@ pub const VARIABLES: &[Variable] = &[
     variable(
         "LIVEKIT_REDIS_URL",
         "",
-        "Redis that keeps delegated leaves over a restart, redis:// or rediss://",
+        "Redis that keeps what a restart must not lose, redis:// or rediss://",
     ),
     variable("LIVEKIT_REDIS_PASSWORD", "", "Its password, instead of one in the URL"),
     variable(
         "LIVEKIT_STATE_PATH",
         "",
-        "File, or directory for it, that keeps delegated leaves over a restart, instead of Redis",
+        "File, or directory for it, that keeps what a restart must not lose, instead of Redis",
     ),
     variable(
         "LIVEKIT_HS_SERVER_NAME",
