@@ -59,6 +59,8 @@ struct Known {
     /// Until when the address may be believed; for ever where the operator wrote it down.
     until: Option<Instant>,
     offers: Option<(Offers, Instant)>,
+    /// When that was last thought to be out of date.
+    doubted: Option<Instant>,
     /// Until when a failure to find the address is not tried again.
     failed: Option<(Instant, Failure)>,
 }
@@ -179,12 +181,15 @@ impl Homeservers {
         Ok(api)
     }
 
-    /// It may have been updated since it was asked; but what was asked within a minute is as it is.
+    /// It may have been updated since it was asked. One that stays as it is must not be asked for every call.
     async fn forget_versions(&self, server: &ServerName) {
         let entry = self.known(server);
         let mut known = entry.lock().await;
-        let fresh = Instant::now() + VERSIONS_LIFE - VERSIONS_FAILURE_LIFE;
-        known.offers = known.offers.take().filter(|(offers, until)| offers.is_empty() || *until > fresh);
+        let now = Instant::now();
+        if known.doubted.is_none_or(|doubted| now >= doubted + VERSIONS_FAILURE_LIFE) {
+            known.doubted = Some(now);
+            known.offers = None;
+        }
     }
 
     fn known(&self, server: &ServerName) -> Arc<AsyncMutex<Known>> {
