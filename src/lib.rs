@@ -34,8 +34,8 @@
 //! registration.rs         generate-registration
 //! delayed_leave.rs        front door: what delegation is, the handle; below it the pure core, the driver, the stores
 //! removal.rs + removal/   who left the Matrix room leaves the call: the handle; below it the pure core, the driver
-//! dns.rs tls.rs hold.rs seldom.rs together.rs
-//!                         names, certificates, patience, rare words and shared calls
+//! clock.rs dns.rs tls.rs hold.rs seldom.rs together.rs
+//!                         time, names, certificates, patience, rare words and shared calls
 //! ```
 //!
 //! A module uses only what is below it:
@@ -54,6 +54,7 @@ pub mod access;
 pub mod app_service;
 pub mod bind;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod delayed_leave;
 pub mod dns;

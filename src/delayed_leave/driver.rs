@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use livekit_protocol::participant_info::State as ParticipantState;
 use livekit_protocol::{ParticipantInfo, Room};
@@ -17,6 +17,7 @@ use super::record::{self, Origin, StoredJob, Watch};
 use super::rooms::RoomRow;
 use super::store::{Queue, Restored, RestoredJob, Written};
 use super::time::{Delay, Time, WallClock, event_time};
+use crate::clock::Clock;
 use crate::homeserver::{Homeservers, Management, OwnHomeserver};
 use crate::server_name::ServerName;
 use crate::sfu::webhook::{Kind, Verified, Webhook};
@@ -90,32 +91,6 @@ struct Lane {
     calls: usize,
 }
 
-/// The two clocks, read nowhere else.
-struct Clock {
-    started: Instant,
-}
-
-impl Clock {
-    fn now(&self) -> Time {
-        self.at(Instant::now())
-    }
-
-    fn at(&self, moment: Instant) -> Time {
-        let since = moment.saturating_duration_since(self.started);
-        Time::START.after(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-    }
-
-    fn instant(&self, time: Time) -> Instant {
-        // The core counts whole milliseconds: one more, so that its moment has come when the timer fires.
-        self.started + Duration::from_millis(time.since(Time::START).saturating_add(1))
-    }
-
-    fn wall(&self) -> WallClock {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        WallClock::new(self.now(), i64::try_from(unix.as_millis()).unwrap_or(i64::MAX))
-    }
-}
-
 impl Driver {
     pub(super) fn new(settings: Settings) -> Self {
         let Settings {
@@ -132,7 +107,7 @@ impl Driver {
                 "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS is 0: until a webhook has arrived, rooms are asked every 30 s all the same"
             );
         }
-        let clock = Clock { started: Instant::now() };
+        let clock = Clock::start();
         let probe = sfu.probe();
         Self {
             core: Mutex::new(Core {

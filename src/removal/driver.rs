@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use livekit_protocol::participant_info::State as ParticipantState;
 use tokio::sync::Notify;
@@ -13,8 +13,9 @@ use super::name::Name;
 use super::record::{Queue, Restored, StoredToken, Value};
 use super::watch::{About, Config, Key, Outcome, Output, Past, Person, Question, Said, Token, Watch};
 use super::{Issued, Settings};
+use crate::clock::Clock;
 use crate::delayed_leave::backoff::as_millis;
-use crate::delayed_leave::time::{Time, WallClock};
+use crate::delayed_leave::time::Time;
 use crate::homeserver::{OwnError, OwnHomeserver, Whose};
 use crate::seldom::Seldom;
 use crate::sfu::webhook::{Kind, Webhook};
@@ -54,27 +55,6 @@ struct Core {
     armed: Option<Time>,
 }
 
-/// The two clocks, read nowhere else.
-struct Clock {
-    started: Instant,
-}
-
-impl Clock {
-    fn now(&self) -> Time {
-        Time::START.after(as_millis(self.started.elapsed()))
-    }
-
-    fn instant(&self, time: Time) -> Instant {
-        // The core counts whole milliseconds: one more, so that its moment has come when the timer fires.
-        self.started + Duration::from_millis(time.since(Time::START).saturating_add(1))
-    }
-
-    fn wall(&self) -> WallClock {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        WallClock::new(self.now(), i64::try_from(unix.as_millis()).unwrap_or(i64::MAX))
-    }
-}
-
 impl Driver {
     pub(super) fn new(settings: Settings) -> Self {
         let Settings { own, sfu, store, interval } = settings;
@@ -84,7 +64,7 @@ impl Driver {
             most: MOST,
             most_per_user: MOST_PER_USER,
         };
-        let clock = Clock { started: Instant::now() };
+        let clock = Clock::start();
         Self {
             core: Mutex::new(Core {
                 watch: Watch::new(config, rand::random(), clock.now()),

@@ -1,0 +1,47 @@
+//! The two clocks of this process, for the drivers of the pure cores.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+use crate::delayed_leave::time::{Time, WallClock};
+
+/// Counts from the moment at which it was made.
+pub struct Clock {
+    started: Instant,
+}
+
+impl Clock {
+    /// Starts now.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { started: Instant::now() }
+    }
+
+    /// The present moment.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.at(Instant::now())
+    }
+
+    /// Another one.
+    #[must_use]
+    pub fn at(&self, moment: Instant) -> Time {
+        let since = moment.saturating_duration_since(self.started);
+        Time::START.after(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// When a timer for `time` has to fire.
+    #[must_use]
+    pub fn instant(&self, time: Time) -> Instant {
+        // The cores count whole milliseconds: one more, so that its moment has come when the timer fires.
+        self.started + Duration::from_millis(time.since(Time::START).saturating_add(1))
+    }
+
+    /// The time of day, for what is stored.
+    #[must_use]
+    pub fn wall(&self) -> WallClock {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        WallClock::new(self.now(), i64::try_from(unix.as_millis()).unwrap_or(i64::MAX))
+    }
+}
