@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use crate::access::Access;
-use crate::exchange::{Admitted, Exchange, Refusal, RemoteRefusal};
+use crate::exchange::{Admitted, Exchange, Refusal, RemoteRefusal, must_be_joined};
 use crate::hold::HOLD;
 use crate::homeserver::{OwnHomeserver, Relayed, Whose};
 use crate::members::Members;
@@ -32,7 +32,7 @@ const FEDERATION_PATH: &str = "/_matrix/federation/unstable/io.element.msc4195/r
 const STABLE_FEDERATION_PATH: &str = "/_matrix/federation/v1/rtc/livekit/get_token";
 /// When an answer has to be there, come what may.
 const BUDGET: Duration = Duration::from_secs(24);
-/// When the last question to our homeserver has to be over.
+/// When the question about a delayed event has to be over, as those about memberships.
 const QUESTIONS: Duration = Duration::from_secs(15);
 /// When a relayed request has to be over.
 const RELAY: Duration = Duration::from_secs(23);
@@ -165,12 +165,7 @@ impl AppService {
     }
 
     async fn must_be_joined(&self, room_id: &str, whose: Whose<'_>, received: Instant) -> Result<(), Refusal> {
-        let (patience, deadline) = (received + HOLD, received + QUESTIONS);
-        match self.members.is_joined(room_id, whose, patience, deadline).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Refusal::NotJoined),
-            Err(error) => Err(Refusal::Membership(error)),
-        }
+        must_be_joined(&self.members, room_id, whose, received).await
     }
 
     /// Asks the other homeserver's service, in the words of the newer generation; where it does not understand them and the

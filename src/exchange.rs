@@ -6,7 +6,6 @@
 //! exists.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -23,9 +22,6 @@ use crate::server_name::ServerName;
 use crate::sfu::{Sfu, SfuError};
 use crate::token::{MintError, Minter};
 use crate::wire::{DelayedEvent, DelegationRequest, SeatRequest, TokenRequest, UnverifiedOpenIdToken};
-
-/// Time for the last question about a membership.
-const QUESTION: Duration = Duration::from_secs(5);
 
 /// Why a request is not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -209,12 +205,8 @@ impl Exchange {
     /// Whether it was checked that the user is in the Matrix room: where tokens are for members only.
     async fn must_be_joined(&self, user: &VerifiedUser, seat: &SeatRequest, received: Instant) -> Result<bool, Refusal> {
         let Some(members) = &self.members else { return Ok(false) };
-        let (patience, deadline) = (received + HOLD, received + HOLD + QUESTION);
-        match members.is_joined(seat.room_id(), Whose::User(&user.id), patience, deadline).await {
-            Ok(true) => Ok(true),
-            Ok(false) => Err(Refusal::NotJoined),
-            Err(error) => Err(Refusal::Membership(error)),
-        }
+        must_be_joined(members, seat.room_id(), Whose::User(&user.id), received).await?;
+        Ok(true)
     }
 
     /// What follows once the user is known. A homeserver that has done its own authentication enters here.
@@ -296,5 +288,14 @@ impl Exchange {
         };
         found.map_err(Refusal::ClientApi)?;
         Ok(delegation)
+    }
+}
+
+/// Nobody who is not in the Matrix room gets any further.
+pub(crate) async fn must_be_joined(members: &Members, room_id: &str, whose: Whose<'_>, received: Instant) -> Result<(), Refusal> {
+    match members.is_joined(room_id, whose, received).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Refusal::NotJoined),
+        Err(error) => Err(Refusal::Membership(error)),
     }
 }

@@ -95,9 +95,16 @@ impl Homeservers {
     /// # Errors
     /// When it cannot be found.
     pub async fn resolve(&self, server: &ServerName, deadline: Instant) -> Result<(), Failure> {
+        self.resolve_for(server, false, deadline).await
+    }
+
+    /// The same for calls with the `as_token`, or without.
+    async fn resolve_for(&self, server: &ServerName, with_token: bool, deadline: Instant) -> Result<(), Failure> {
         let mut tries = 1;
         loop {
-            let found = timeout_at(deadline, self.api(server)).await.unwrap_or(Err(Failure::Timeout));
+            let found = timeout_at(deadline, self.api_for(server, with_token))
+                .await
+                .unwrap_or(Err(Failure::Timeout));
             let Err(failure) = found else {
                 return Ok(());
             };
@@ -227,6 +234,11 @@ async fn versions(api: &ClientApi) -> Result<(Offers, Duration), Failure> {
         // The call itself will tell whether the homeserver is there.
         Ok(Ok(_) | Err(_)) | Err(_) => Ok((Offers::default(), VERSIONS_FAILURE_LIFE)),
     }
+}
+
+/// Whether the body is an error of Matrix with this code.
+fn is_error(body: &[u8], code: &str) -> bool {
+    errcode(body).is_some_and(|errcode| errcode == code)
 }
 
 /// The `errcode` of an error; none where the body is no JSON object, as a proxy's page is not.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use lru::LruCache;
 use tokio::time::{Instant, timeout_at};
 
+use crate::hold::HOLD;
 use crate::homeserver::{OwnError, OwnHomeserver, Whose};
 use crate::together::Together;
 
@@ -18,6 +19,9 @@ use crate::together::Together;
 const REMEMBERED: Duration = Duration::from_secs(5);
 /// How many are remembered: a few hundred bytes each.
 const MEMORY: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
+/// For how long an answer is waited for after there was no patience left to ask again.
+const LAST_QUESTION: Duration = Duration::from_secs(5);
 
 /// Asks our own homeserver.
 pub struct Members {
@@ -39,12 +43,14 @@ impl Members {
         }
     }
 
-    /// Whether somebody is joined to a room. What may pass is tried again until `patience` is over, and the last try may
-    /// take until `deadline`.
+    /// Whether somebody is joined to a room, on behalf of a request that came at `received`: what may pass is tried again as
+    /// long as a request is held.
     ///
     /// # Errors
     /// When the homeserver does not say it.
-    pub async fn is_joined(&self, room_id: &str, whose: Whose<'_>, patience: Instant, deadline: Instant) -> Result<bool, OwnError> {
+    pub async fn is_joined(&self, room_id: &str, whose: Whose<'_>, received: Instant) -> Result<bool, OwnError> {
+        let patience = received + HOLD;
+        let deadline = patience + LAST_QUESTION;
         let came = Instant::now();
         // Neither names of users nor of servers hold a NUL, whatever stands in the room's id.
         let key = match whose {

@@ -8,7 +8,7 @@ use crate::delayed_leave::{
     pace::{HomeserverId, Pace},
     rooms::{PORTION, RoomId, Rooms},
     time::Time,
-    watch::{Reach, Wanted, Watch},
+    watch::{Wanted, Watch},
 };
 use std::{
     cmp::Reverse,
@@ -290,15 +290,6 @@ impl Jobs {
             Fact::Listed { room, asked, answer } => self.listed(room, asked, answer, now, &mut out),
             Fact::RoomsListed { names, asked, answer } => self.rooms_listed(names, asked, answer, now, &mut out),
             Fact::RoomCreated { room, answer } => self.room_created(room, answer, now, &mut out),
-            Fact::RoomShown(row) => {
-                self.watch.called(Reach::Answered, now);
-                if let Some(room) = self.rooms.find(row.name) {
-                    let news = self
-                        .rooms
-                        .told(room, row.sid, row.num_participants > 0, self.watch.trouble(), now, now);
-                    self.spread(room, news, now, now, &mut out);
-                }
-            }
             Fact::Probed(reach) => self.watch.probed(reach, now),
             Fact::WatchClosed => self.watch.closed(now),
             Fact::Called {

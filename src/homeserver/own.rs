@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::delayed_events::{self, Authority};
 use super::turns::Turns;
 use super::versions::{Offer, Offers, Paths};
-use super::{Call, Homeservers, MAX_REPLY, errcode, segment};
+use super::{Call, Homeservers, MAX_REPLY, errcode, is_error, segment};
 use crate::delayed_leave::time::Delay;
 use crate::federation::{ClientApi, Failure, Reply};
 use crate::hold::pause;
@@ -181,11 +181,7 @@ impl OwnHomeserver {
     /// # Errors
     /// When it cannot be found, or the `as_token` must not be sent there.
     pub async fn resolve(&self, deadline: Instant) -> Result<(), Failure> {
-        self.homeservers.resolve(&self.name, deadline).await?;
-        timeout_at(deadline, self.homeservers.api_for(&self.name, true))
-            .await
-            .unwrap_or(Err(Failure::Timeout))
-            .map(drop)
+        self.homeservers.resolve_for(&self.name, true, deadline).await
     }
 
     /// Asks a cheap question and logs what is wrong: a wrong registration is told at the start and not by the first user.
@@ -244,7 +240,7 @@ impl OwnHomeserver {
                     // A page of something in between is no no.
                     answer.get("joined").and_then(Value::as_bool).ok_or(OwnError::Unreadable)
                 }
-                400 if errcode(&reply.body).is_some_and(|errcode| errcode == "M_INVALID_PARAM") => Err(OwnError::NoId),
+                400 if is_error(&reply.body, "M_INVALID_PARAM") => Err(OwnError::NoId),
                 _ => Err(refused(&reply, "rooms/{room_id}/is_joined (MSC4502)")),
             }
         };
@@ -374,7 +370,7 @@ impl OwnHomeserver {
         let (api, offers) = self.homeservers.api_for(&self.name, true).await.map_err(OwnError::NoApi)?;
         let [first, second] = offer(offers).order(paths, true);
         let reply = at(call, &api, first).await?;
-        let unknown = reply.status == StatusCode::NOT_FOUND && errcode(&reply.body).is_some_and(|errcode| errcode == "M_UNRECOGNIZED");
+        let unknown = reply.status == StatusCode::NOT_FOUND && is_error(&reply.body, "M_UNRECOGNIZED");
         if !unknown || first == second {
             return Ok(reply);
         }
@@ -419,7 +415,7 @@ fn refused(reply: &Reply, endpoint: &'static str) -> OwnError {
     match reply.status.as_u16() {
         401 => OwnError::Token,
         403 => OwnError::Forbidden(endpoint),
-        404 if errcode(&reply.body).is_some_and(|errcode| errcode == "M_UNRECOGNIZED") => OwnError::NoEndpoint(endpoint),
+        404 if is_error(&reply.body, "M_UNRECOGNIZED") => OwnError::NoEndpoint(endpoint),
         // A proxy's page while the homeserver restarts.
         404 => OwnError::Status(503),
         status => OwnError::Status(status),

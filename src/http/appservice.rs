@@ -12,16 +12,19 @@ mod transactions;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::routing::{any, post, put};
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, Request, header};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use super::error::ApiError;
+use super::request::Received;
 use super::{App, method_not_allowed};
 use crate::app_service::AppService;
 use crate::secret::Secret;
 use crate::seldom::Seldom;
+use crate::wire::BadRequest;
 
 /// Beginnings of the client-server paths (decision A1).
 const CLIENT: [&str; 3] = [
@@ -76,6 +79,20 @@ impl Appservice {
         });
         Err(ApiError::BAD_HS_TOKEN)
     }
+}
+
+/// A request of our homeserver: whether it is, what it asks for, and for whom, in the order of the contract.
+async fn heard<T>(
+    app: &App,
+    appservice: &Appservice,
+    request: Request<Body>,
+    whom: &HeaderName,
+    parse: fn(&[u8]) -> Result<T, BadRequest>,
+) -> Result<(Received, String, T), ApiError> {
+    appservice.admit(request.headers())?;
+    let identity = identity(request.headers(), whom);
+    let (received, parsed) = Received::parse(app, request, parse).await?;
+    Ok((received, identity.ok_or(ApiError::NO_IDENTITY)?, parsed))
 }
 
 /// For whom the homeserver asks; what is no UTF-8 is nobody's name.

@@ -147,8 +147,6 @@ pub enum Fact<'a> {
         /// What came back.
         answer: Answered<RoomRow<'a>>,
     },
-    /// An answer about a room that was not asked for here, such as `CreateRoom`'s for a token.
-    RoomShown(RoomRow<'a>),
     /// The answer to [`Output::Probe`].
     Probed(Reach),
     /// The watch's own connection was closed.

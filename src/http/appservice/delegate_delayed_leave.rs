@@ -13,8 +13,8 @@ use serde_json::json;
 use super::super::App;
 use super::super::error::{ApiError, Route};
 use super::super::refused::log;
-use super::super::request::{Received, json_reply};
-use super::{Appservice, USER, identity};
+use super::super::request::json_reply;
+use super::{Appservice, USER, heard};
 use crate::wire::ClientDelegationRequest;
 
 pub(super) async fn post(
@@ -22,10 +22,7 @@ pub(super) async fn post(
     Extension(appservice): Extension<Arc<Appservice>>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
-    appservice.admit(request.headers())?;
-    let user = identity(request.headers(), &USER);
-    let (received, request) = Received::parse(&app, request, ClientDelegationRequest::parse).await?;
-    let user = user.ok_or(ApiError::NO_IDENTITY)?;
+    let (received, user, request) = heard(&app, &appservice, request, &USER, ClientDelegationRequest::parse).await?;
     match appservice.service.delegate(&user, request, received.at).await {
         Ok(()) => json_reply(&json!({})),
         Err(refusal) => {

@@ -11,8 +11,8 @@ use http::Request;
 use super::super::App;
 use super::super::error::{ApiError, Route};
 use super::super::refused::log;
-use super::super::request::{Received, json_reply};
-use super::{Appservice, ORIGIN, identity};
+use super::super::request::json_reply;
+use super::{Appservice, ORIGIN, heard};
 use crate::wire::{FederationTokenRequest, TokenReply};
 
 pub(super) async fn post(
@@ -20,10 +20,7 @@ pub(super) async fn post(
     Extension(appservice): Extension<Arc<Appservice>>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
-    appservice.admit(request.headers())?;
-    let origin = identity(request.headers(), &ORIGIN);
-    let (received, request) = Received::parse(&app, request, FederationTokenRequest::parse).await?;
-    let origin = origin.ok_or(ApiError::NO_IDENTITY)?;
+    let (received, origin, request) = heard(&app, &appservice, request, &ORIGIN, FederationTokenRequest::parse).await?;
     match appservice.service.federation_token(&origin, &request, received.at).await {
         Ok(jwt) => json_reply(&TokenReply { url: None, jwt }),
         Err(refusal) => {

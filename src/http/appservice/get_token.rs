@@ -11,8 +11,8 @@ use http::Request;
 use super::super::App;
 use super::super::error::{ApiError, Route};
 use super::super::refused::log;
-use super::super::request::{Received, json_reply};
-use super::{Appservice, USER, identity};
+use super::super::request::json_reply;
+use super::{Appservice, USER, heard};
 use crate::wire::{ClientTokenRequest, TokenReply};
 
 pub(super) async fn post(
@@ -20,10 +20,7 @@ pub(super) async fn post(
     Extension(appservice): Extension<Arc<Appservice>>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
-    appservice.admit(request.headers())?;
-    let user = identity(request.headers(), &USER);
-    let (received, request) = Received::parse(&app, request, ClientTokenRequest::parse).await?;
-    let user = user.ok_or(ApiError::NO_IDENTITY)?;
+    let (received, user, request) = heard(&app, &appservice, request, &USER, ClientTokenRequest::parse).await?;
     match appservice.service.client_token(&user, &request, received.at).await {
         Ok(jwt) => json_reply(&TokenReply {
             url: Some(&request.wanted.url),

@@ -1,0 +1,169 @@
+//! The bodies that come through a homeserver, and the one that goes to another homeserver's service. Pure.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::{BadRequest, SeatRequest, is_delay_id, nested, object, required, text};
+
+/// A seat that is asked for through a homeserver, in the words of either generation of the proposal: `member_id`, or
+/// `member` with the device in it. Where both are there, `member_id` counts.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HomeserverSeat {
+    /// The SFU that the client means.
+    pub url: String,
+    /// The seat there.
+    pub seat: SeatRequest,
+    /// `member` of the older generation.
+    pub member: Option<LegacyMember>,
+}
+
+/// `member` as the older generation of the proposal has it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LegacyMember {
+    /// Random id of the session.
+    pub id: String,
+    /// Device that the client says it is.
+    pub claimed_device_id: String,
+    /// The user it says it is.
+    pub claimed_user_id: Option<String>,
+}
+
+impl HomeserverSeat {
+    fn read(body: &Map<String, Value>) -> Result<Self, BadRequest> {
+        let url = required(body, "url", BadRequest::Url)?;
+        let room_id = required(body, "room_id", BadRequest::RoomOrSlot)?;
+        let slot_id = required(body, "slot_id", BadRequest::RoomOrSlot)?;
+        let member_id = text(body, "member_id")?.filter(|id| !id.is_empty());
+        let member = LegacyMember::read(body)?;
+        let seat = match (member_id, &member) {
+            (Some(member_id), _) => SeatRequest::Homeserver {
+                room_id,
+                slot_id,
+                member_id: member_id.to_owned(),
+            },
+            (None, Some(member)) => SeatRequest::Member {
+                room_id,
+                slot_id,
+                claimed_device_id: member.claimed_device_id.clone(),
+                member_id: member.id.clone(),
+            },
+            (None, None) => return Err(BadRequest::MemberId),
+        };
+        Ok(Self { url, seat, member })
+    }
+}
+
+impl LegacyMember {
+    fn read(body: &Map<String, Value>) -> Result<Option<Self>, BadRequest> {
+        if body.get("member").is_none_or(Value::is_null) {
+            return Ok(None);
+        }
+        let member = nested(body, "member", BadRequest::MemberId)?;
+        Ok(Some(Self {
+            id: required(member, "id", BadRequest::MemberId)?,
+            claimed_device_id: required(member, "claimed_device_id", BadRequest::MemberId)?,
+            claimed_user_id: text(member, "claimed_user_id")?.filter(|id| !id.is_empty()).map(str::to_owned),
+        }))
+    }
+}
+
+/// A token request of one of our homeserver's users.
+#[derive(Debug)]
+pub struct ClientTokenRequest {
+    /// The seat.
+    pub wanted: HomeserverSeat,
+    /// Whose SFU it is on, where it is said.
+    pub server_name: Option<String>,
+}
+
+impl ClientTokenRequest {
+    /// Parses the body.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in the order of the contract.
+    pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
+        let body = object(body)?;
+        Ok(Self {
+            wanted: HomeserverSeat::read(&body)?,
+            server_name: text(&body, "server_name")?.filter(|name| !name.is_empty()).map(str::to_owned),
+        })
+    }
+}
+
+/// A token request of another homeserver, for one of its users.
+#[derive(Debug)]
+pub struct FederationTokenRequest {
+    /// The user, as that homeserver says.
+    pub unverified_user_id: String,
+    /// The seat.
+    pub wanted: HomeserverSeat,
+}
+
+impl FederationTokenRequest {
+    /// Parses the body.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in the order of the contract.
+    pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
+        let body = object(body)?;
+        Ok(Self {
+            unverified_user_id: required(&body, "user_id", BadRequest::UserId)?,
+            wanted: HomeserverSeat::read(&body)?,
+        })
+    }
+}
+
+/// A delegation of one of our homeserver's users; how long the delay is, the homeserver says.
+#[derive(Debug)]
+pub struct ClientDelegationRequest {
+    /// The seat that is watched.
+    pub wanted: HomeserverSeat,
+    /// The delayed event.
+    pub delay_id: String,
+}
+
+impl ClientDelegationRequest {
+    /// Parses the body.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in the order of the contract.
+    pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
+        let body = object(body)?;
+        let wanted = HomeserverSeat::read(&body)?;
+        let delay_id = required(&body, "delay_id", BadRequest::NoDelayId)?;
+        if !is_delay_id(&delay_id) {
+            return Err(BadRequest::DelayId);
+        }
+        Ok(Self { wanted, delay_id })
+    }
+}
+
+/// The body of a token request to another homeserver's service.
+#[derive(Debug, Serialize)]
+pub struct RelayedTokenRequest<'a> {
+    /// Our user.
+    pub user_id: &'a str,
+    /// The SFU that the client means.
+    pub url: &'a str,
+    /// Matrix room.
+    pub room_id: &'a str,
+    /// Slot in it.
+    pub slot_id: &'a str,
+    /// Random id of the session, as the newer generation has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub member_id: Option<&'a str>,
+    /// The same, as the older generation has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub member: Option<RelayedMember<'a>>,
+}
+
+/// `member` of such a request.
+#[derive(Debug, Serialize)]
+pub struct RelayedMember<'a> {
+    /// Random id of the session.
+    pub id: &'a str,
+    /// Its device, as the client says.
+    pub claimed_device_id: &'a str,
+    /// Our user.
+    pub claimed_user_id: &'a str,
+}
