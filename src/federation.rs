@@ -42,6 +42,7 @@ pub use guard::{Guard, Refused, Trust};
 pub use route::Reply;
 
 use crate::access::Homeservers;
+use crate::admission::Class;
 use crate::dns::Dns;
 use crate::hold::TOO_LATE;
 use crate::server_name::ServerName;
@@ -112,6 +113,18 @@ impl Federation {
     /// Whether `server` is listed or has verified a token here: such a homeserver is waited for.
     pub fn knows(&self, server: &ServerName) -> bool {
         self.is_listed(server) || self.homeservers.knows(server)
+    }
+
+    /// How well `server` is known.
+    #[must_use]
+    pub fn class(&self, server: &ServerName) -> Class {
+        if self.is_listed(server) {
+            Class::Listed
+        } else if self.homeservers.knows(server) {
+            Class::Verified
+        } else {
+            Class::Stranger
+        }
     }
 
     /// `server` has verified a token: from now on it counts as known.

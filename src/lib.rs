@@ -23,6 +23,8 @@
 //! federation.rs + federation/
 //!                         server discovery, its bounded memory, the guard on addresses
 //! members.rs              who is in which Matrix room, remembered for a moment
+//! admission.rs + admission/
+//!                         whose request may go on: classes, shares, turns
 //! access.rs               2. what they may do: full or restricted, publish rights
 //! sfu.rs + sfu/           3. LiveKit: open the room, remember it, explain a refusal
 //! token.rs                4. the LiveKit JWT
@@ -45,12 +47,13 @@
 //! use cases  app_service ; exchange ; members ; delayed_leave (front door, driver) ; removal (front door, driver)
 //! adapters   openid ; sfu ; homeserver ; delayed_leave::store ; federation
 //!            (openid and homeserver use federation; dns, tls and hold serve all)
-//! pure       wire ; access ; identity ; token ; server_name ; secret ; federation::guard ; sfu::{room_memory, refusal, webhook} ;
+//! pure       admission ; wire ; access ; identity ; token ; server_name ; secret ; federation::guard ; sfu::{room_memory, refusal, webhook} ;
 //!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, text, record} ; removal::{watch, name, record}
 //! ```
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod admission;
 pub mod app_service;
 pub mod bind;
 pub mod cli;

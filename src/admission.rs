@@ -1,0 +1,130 @@
+//! Whose request may go on (decisions H7, H7a, H7b). Nobody keeps anybody else from being served: places are shared by who
+//! is reached and not by how the asker wrote it, and a full share delays its own.
+//!
+//! The modules below decide and are pure.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
+
+use crate::server_name::{Host, ServerName};
+
+/// How well a homeserver is known here. Each class has a share of its own of everything that is scarce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// The operator wrote its name down.
+    Listed,
+    /// It has answered `userinfo` well within a day.
+    Verified,
+    /// Anybody could have made its name up.
+    Stranger,
+}
+
+impl Class {
+    /// All of them, the most trusted first.
+    pub const ALL: [Self; 3] = [Self::Listed, Self::Verified, Self::Stranger];
+}
+
+/// The machines that a homeserver is on, as far as they can be told from others: the /24 (IPv6: /48) of the address that is
+/// dialled for it, or the host name that a forward proxy dials. Names cost an attacker nothing, networks do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Group {
+    /// An IPv4 /24.
+    V4([u8; 3]),
+    /// An IPv6 /48.
+    V6([u8; 6]),
+    /// A host name, hashed: a forward proxy looks it up.
+    Proxied(u64),
+}
+
+impl From<IpAddr> for Group {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => {
+                let [a, b, c, _] = v4.octets();
+                Self::V4([a, b, c])
+            }
+            IpAddr::V6(v6) => {
+                let [a, b, c, d, e, f, ..] = v6.octets();
+                Self::V6([a, b, c, d, e, f])
+            }
+        }
+    }
+}
+
+/// A homeserver as admission tells it from others: hashes with a key of this process, since the names come from strangers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Who {
+    /// How well it is known.
+    pub class: Class,
+    /// The last two labels of its name: what somebody had to register. They order turns and nothing else.
+    pub domain: u64,
+    /// Its name without case, final dot and port.
+    pub name: u64,
+}
+
+/// Makes [`Who`] of names.
+#[derive(Debug, Default)]
+pub struct Names(RandomState);
+
+impl Names {
+    /// `server`, which is of `class`.
+    #[must_use]
+    pub fn who(&self, server: &ServerName, class: Class) -> Who {
+        let host = host_key(server);
+        let labels = match server.parts().0 {
+            Host::Ip(_) => host.as_str(),
+            Host::Name(_) => host.rmatch_indices('.').nth(1).map_or(host.as_str(), |(at, _)| &host[at + 1..]),
+        };
+        Who {
+            class,
+            domain: self.hash(labels),
+            name: self.hash(&host),
+        }
+    }
+
+    /// A hash of `text` with the key of this process.
+    #[must_use]
+    pub fn hash(&self, text: &str) -> u64 {
+        self.0.hash_one(text)
+    }
+}
+
+/// The host of a server name without case and final dot: spellings that reach the same machine are one homeserver.
+#[must_use]
+pub fn host_key(server: &ServerName) -> String {
+    match server.parts().0 {
+        Host::Ip(ip) => ip.to_canonical().to_string(),
+        Host::Name(name) => name.trim_end_matches('.').to_ascii_lowercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn who(names: &Names, text: &str) -> Who {
+        names.who(&ServerName::parse(text).unwrap(), Class::Stranger)
+    }
+
+    #[test]
+    fn spellings_are_one_homeserver() {
+        let names = Names::default();
+        for other in ["EVIL.test", "evil.test.", "evil.test:9443", "Evil.Test.:09443"] {
+            assert_eq!(who(&names, other), who(&names, "evil.test"), "{other}");
+        }
+        assert_eq!(who(&names, "[::ffff:192.0.2.1]:1"), who(&names, "192.0.2.1"));
+        assert_ne!(who(&names, "a.evil.test").name, who(&names, "evil.test").name);
+        assert_eq!(who(&names, "a.b.evil.test").domain, who(&names, "evil.test").domain);
+        assert_ne!(who(&names, "192.0.2.1").domain, who(&names, "198.51.2.1").domain);
+    }
+
+    #[test]
+    fn neighbours_are_one_group() {
+        let group = |text: &str| Group::from(text.parse::<IpAddr>().unwrap());
+        assert_eq!(group("192.0.2.1"), group("192.0.2.255"));
+        assert_eq!(group("192.0.2.1"), group("::ffff:192.0.2.9"));
+        assert_ne!(group("192.0.2.1"), group("192.0.3.1"));
+        assert_eq!(group("2001:db8:1::1"), group("2001:db8:1:ffff::1"));
+        assert_ne!(group("2001:db8:1::1"), group("2001:db8:2::1"));
+    }
+}
