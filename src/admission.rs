@@ -3,6 +3,10 @@
 //!
 //! The modules below decide and are pure.
 
+pub mod limiter;
+pub mod turns;
+pub mod verified;
+
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 

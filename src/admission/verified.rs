@@ -1,0 +1,188 @@
+//! Who has answered `userinfo` well within a day. Pure.
+//!
+//! Bounded by machines and not by names: what somebody with many names can fill is a part of it (decision H7a).
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::Group;
+
+/// Homeservers that are remembered: about 150 bytes each.
+const MAX_REMEMBERED: usize = 4096;
+/// Of these, those of one group.
+const MAX_PER_GROUP: usize = 64;
+/// For how long.
+pub const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3600);
+/// An answer is stored again after this time.
+const STORED_AGAIN_AFTER: Duration = Duration::from_secs(3600);
+
+/// The memory, by host without case, final dot and port. Times are seconds of the wall clock: it outlives the process.
+#[derive(Debug, Default)]
+pub struct Verified {
+    hosts: HashMap<Box<str>, Entry>,
+    groups: HashMap<Option<Group>, usize>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// Unknown for one that was restored: those are one group until they answer again.
+    group: Option<Group>,
+    first: u64,
+    last: u64,
+    stored: u64,
+}
+
+impl Verified {
+    /// Whether `host` answered well within a day before `now`.
+    #[must_use]
+    pub fn contains(&self, host: &str, now: u64) -> bool {
+        self.hosts.get(host).is_some_and(|entry| is_fresh(entry.last, now))
+    }
+
+    /// `host`, on the machines of `group`, has answered well. Says whether that is to be stored.
+    #[must_use]
+    pub fn answered(&mut self, host: &str, group: Group, now: u64) -> bool {
+        if let Some(entry) = self.hosts.get_mut(host) {
+            entry.last = now;
+            if entry.group != Some(group) {
+                let old = entry.group.replace(group);
+                self.count_out(old);
+                *self.groups.entry(Some(group)).or_default() += 1;
+                self.make_room(group, now);
+            }
+        } else {
+            self.insert(host, Some(group), now);
+            self.make_room(group, now);
+        }
+        let Some(entry) = self.hosts.get_mut(host) else { return false };
+        let store = now >= entry.stored.saturating_add(STORED_AGAIN_AFTER.as_secs());
+        if store {
+            entry.stored = now;
+        }
+        store
+    }
+
+    /// What was stored: `host` answered well at `at`.
+    pub fn restore(&mut self, host: &str, at: u64, now: u64) {
+        if is_fresh(at, now) && self.hosts.len() < MAX_REMEMBERED && !self.hosts.contains_key(host) {
+            self.insert(host, None, at);
+            if let Some(entry) = self.hosts.get_mut(host) {
+                entry.stored = at;
+            }
+        }
+    }
+
+    /// How many are remembered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Whether nobody is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.hosts.is_empty()
+    }
+
+    fn insert(&mut self, host: &str, group: Option<Group>, at: u64) {
+        let entry = Entry {
+            group,
+            first: at,
+            last: at,
+            stored: 0,
+        };
+        self.hosts.insert(host.into(), entry);
+        *self.groups.entry(group).or_default() += 1;
+    }
+
+    /// The youngest of the group gives way where the group is full, and of the largest group where all is.
+    fn make_room(&mut self, group: Group, now: u64) {
+        if self.groups.get(&Some(group)).copied().unwrap_or_default() > MAX_PER_GROUP {
+            self.forget_youngest(Some(group));
+        }
+        if self.hosts.len() > MAX_REMEMBERED {
+            let stale: Vec<_> = self.hosts.iter().filter(|(_, entry)| !is_fresh(entry.last, now)).map(|(host, _)| host.clone()).collect();
+            for host in stale {
+                self.forget(&host);
+            }
+        }
+        if self.hosts.len() > MAX_REMEMBERED
+            && let Some((&largest, _)) = self.groups.iter().max_by_key(|(group, count)| (**count, **group))
+        {
+            self.forget_youngest(largest);
+        }
+    }
+
+    fn forget_youngest(&mut self, group: Option<Group>) {
+        let of_group = self.hosts.iter().filter(|(_, entry)| entry.group == group);
+        if let Some(host) = of_group.max_by_key(|(host, entry)| (entry.first, *host)).map(|(host, _)| host.clone()) {
+            self.forget(&host);
+        }
+    }
+
+    fn forget(&mut self, host: &str) {
+        if let Some(entry) = self.hosts.remove(host) {
+            self.count_out(entry.group);
+        }
+    }
+
+    fn count_out(&mut self, group: Option<Group>) {
+        if let Some(count) = self.groups.get_mut(&group) {
+            *count -= 1;
+            if *count == 0 {
+                self.groups.remove(&group);
+            }
+        }
+    }
+}
+
+const fn is_fresh(at: u64, now: u64) -> bool {
+    at.saturating_add(REMEMBERED_FOR.as_secs()) > now
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(n: usize) -> Group {
+        let [.., a, b, c] = n.to_be_bytes();
+        Group::V4([a, b, c])
+    }
+
+    #[test]
+    fn many_names_of_one_machine_push_nobody_out() {
+        let mut verified = Verified::default();
+        assert!(verified.answered("home.example", group(0), 10_000));
+        for n in 0..10_000 {
+            let _ = verified.answered(&format!("n{n}.evil.example"), group(1), 10_001);
+        }
+        assert_eq!(verified.len(), 1 + MAX_PER_GROUP);
+        // The oldest names of a crowded machine stay, too.
+        assert!(verified.contains("n0.evil.example", 2) && verified.contains("home.example", 2));
+    }
+
+    #[test]
+    fn many_machines_are_bounded_and_the_largest_gives_way() {
+        let mut verified = Verified::default();
+        let _ = verified.answered("home.example", group(9999), 0);
+        for n in 0..10_000 {
+            let _ = verified.answered(&format!("n{n}.example"), group(n % 80), 1);
+        }
+        assert!(verified.len() <= MAX_REMEMBERED);
+        assert!(verified.contains("home.example", 2));
+    }
+
+    #[test]
+    fn an_answer_counts_for_a_day_and_is_stored_once_an_hour() {
+        let mut verified = Verified::default();
+        assert!(verified.answered("a.example", group(1), 10_000));
+        assert!(!verified.answered("a.example", group(1), 10_000 + 3599));
+        assert!(verified.answered("a.example", group(2), 10_000 + 3600));
+        assert!(verified.contains("a.example", 10_000 + 3600 + 86_399) && !verified.contains("a.example", 10_000 + 3600 + 86_400));
+        let mut again = Verified::default();
+        again.restore("a.example", 13_600, 14_000);
+        again.restore("old.example", 13_600, 13_600 + 86_400);
+        assert!(again.contains("a.example", 14_000) && again.len() == 1);
+        assert!(!again.answered("a.example", group(1), 14_000), "stored already");
+    }
+}
