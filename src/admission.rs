@@ -55,6 +55,11 @@ impl From<IpAddr> for Group {
     }
 }
 
+/// Who sent a request, as far as it can be told: it orders those who wait for one homeserver, and never refuses anybody
+/// (decision H7b).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Client(pub u64);
+
 /// A homeserver as admission tells it from others: hashes with a key of this process, since the names come from strangers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Who {
@@ -90,6 +95,12 @@ impl Names {
     #[must_use]
     pub fn hash(&self, text: &str) -> u64 {
         self.0.hash_one(text)
+    }
+
+    /// A hash of a group with the key of this process.
+    #[must_use]
+    pub fn hash_of(&self, group: &Group) -> u64 {
+        self.0.hash_one(group)
     }
 }
 

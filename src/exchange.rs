@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::access::{Access, Policy};
+use crate::admission::Client;
 use crate::delayed_leave::{self, Delegation, Leaves};
 use crate::federation::Failure;
 use crate::hold::HOLD;
@@ -195,7 +196,7 @@ impl Exchange {
         received: Instant,
     ) -> Result<VerifiedUser, Refusal> {
         let server = ServerName::parse(&token.unverified_server_name).map_err(|_| Refusal::BadServerName)?;
-        let user = self.openid.verify(&server, &token.access_token, received + HOLD).await?;
+        let user = self.openid.verify(&server, &token.access_token, Client::default(), received + HOLD).await?;
         if claimed_user_id.is_some_and(|claimed| claimed != user.id) {
             return Err(Refusal::UserMismatch);
         }

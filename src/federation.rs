@@ -9,6 +9,7 @@
 //!
 //! * `discovery.rs` the steps; `well_known.rs` step 3; `route.rs` a result with its pooled connections
 //! * `dial.rs` the only place that dials, with `guard.rs` in front; `pace.rs` strangers are dialled once a second
+//! * whose turn it is to be asked, `admission` says
 //! * `follow.rs` files behind redirects; `client_api.rs` the way to a homeserver's client-server API
 //! * `homeservers.rs` what is remembered of each homeserver, bounded
 //!
@@ -27,12 +28,11 @@ mod well_known;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
@@ -42,7 +42,10 @@ pub use guard::{Guard, Refused, Trust};
 pub use route::Reply;
 
 use crate::access::Homeservers;
-use crate::admission::Class;
+use crate::admission::limiter::{FairLimiter, Permit};
+use crate::admission::turns::{Asker, Places};
+use crate::admission::verified::Verified;
+use crate::admission::{Class, Client, Names, host_key};
 use crate::dns::Dns;
 use crate::hold::TOO_LATE;
 use crate::server_name::ServerName;
@@ -50,6 +53,8 @@ use crate::tls::Tls;
 use dial::Dialer;
 use homeservers::{Homeserver, Table};
 
+/// Requests in flight to one homeserver, by class (decision O4).
+const IN_FLIGHT: [u32; 3] = [32, 32, 4];
 /// So many refused names are told per time.
 const WARNINGS: u32 = 20;
 const WARNINGS_PER: Duration = Duration::from_secs(60);
@@ -66,8 +71,8 @@ pub struct Settings {
     pub also_listed: Vec<ServerName>,
     /// Forward proxies of the environment.
     pub proxies: Matcher,
-    /// Requests that may wait for homeservers that are neither listed nor ever verified a token here (decision H7).
-    pub strangers_in_flight: usize,
+    /// Connections to homeservers that may be in use at a time (decision P14).
+    pub connections: u32,
 }
 
 /// Asks homeservers.
@@ -77,7 +82,10 @@ pub struct Federation {
     listed: Homeservers,
     also_listed: Vec<ServerName>,
     homeservers: Table,
-    strangers: Semaphore,
+    names: Names,
+    verified: Mutex<Verified>,
+    /// A place is one use of a connection.
+    places: FairLimiter,
     told: Mutex<(Option<Instant>, u32)>,
 }
 
@@ -91,7 +99,7 @@ impl Federation {
             listed,
             also_listed,
             proxies,
-            strangers_in_flight,
+            connections,
         } = settings;
         if proxies.intercept(&Uri::from_static("https://homeserver.invalid/")).is_some() {
             tracing::info!(
@@ -99,20 +107,18 @@ impl Federation {
                  behind it is for the proxy to decide"
             );
         }
+        let somebody_is_listed = !also_listed.is_empty() || !overrides.is_empty() || listed != Homeservers::All;
         Self {
             dialer: Arc::new(Dialer { dns, guard, proxies, tls }),
             overrides,
             listed,
             also_listed,
             homeservers: Table::new(),
-            strangers: Semaphore::new(strangers_in_flight),
+            names: Names::default(),
+            verified: Mutex::default(),
+            places: FairLimiter::new(Places::shared(connections, somebody_is_listed, IN_FLIGHT)),
             told: Mutex::default(),
         }
-    }
-
-    /// Whether `server` is listed or has verified a token here: such a homeserver is waited for.
-    pub fn knows(&self, server: &ServerName) -> bool {
-        self.is_listed(server) || self.homeservers.knows(server)
     }
 
     /// How well `server` is known.
@@ -120,21 +126,29 @@ impl Federation {
     pub fn class(&self, server: &ServerName) -> Class {
         if self.is_listed(server) {
             Class::Listed
-        } else if self.homeservers.knows(server) {
+        } else if self.verified().contains(&host_key(server), now()) {
             Class::Verified
         } else {
             Class::Stranger
         }
     }
 
-    /// `server` has verified a token: from now on it counts as known.
-    pub fn has_verified(&self, server: &ServerName) {
-        if !self.is_listed(server) {
-            self.homeservers.promote(server);
+    /// `server` has answered as the specification says: from now on it counts as verified.
+    pub fn has_answered(&self, server: &ServerName) {
+        // Where nobody knows on which machines it is, nobody could say whose share it fills.
+        let group = self.homeservers.find(server).and_then(|homeserver| homeserver.group());
+        if let Some(group) = group.filter(|_| !self.is_listed(server)) {
+            let _ = self.verified().answered(&host_key(server), group, now());
         }
     }
 
-    /// One GET below the federation API of `server`. With `again`, a remembered failure does not count.
+    /// A hash of `text` with the key of this process.
+    #[must_use]
+    pub fn hash(&self, text: &str) -> u64 {
+        self.names.hash(text)
+    }
+
+    /// One GET below the federation API of `server`, on behalf of `client`. With `again`, a remembered failure does not count.
     ///
     /// # Errors
     /// When there is no whole answer of at most `limit` bytes before `deadline`.
@@ -143,15 +157,11 @@ impl Federation {
         server: &ServerName,
         path_and_query: &str,
         limit: usize,
+        client: Client,
         again: bool,
         deadline: Instant,
     ) -> Result<Reply, Failure> {
-        let _slot = if self.knows(server) {
-            None
-        } else {
-            Some(self.strangers.try_acquire().map_err(|_| Failure::Busy)?)
-        };
-        let reply = timeout_at(deadline, self.ask(server, path_and_query, limit, again, deadline))
+        let reply = timeout_at(deadline, self.ask(server, path_and_query, limit, client, again, deadline))
             .await
             .unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
@@ -177,28 +187,73 @@ impl Federation {
         }
     }
 
-    async fn ask(&self, server: &ServerName, path_and_query: &str, limit: usize, again: bool, deadline: Instant) -> Result<Reply, Failure> {
-        loop {
-            let homeserver = self.homeservers.get(server, || self.enlist(server));
-            let Some(_turn) = homeserver.turn().await? else {
-                // It became known while we waited: there is room for more now.
-                continue;
-            };
-            // When a homeserver hangs, all who wait for it get their turn at once, just before their time is up.
-            if Instant::now() + TOO_LATE > deadline {
-                return Err(Failure::Timeout);
-            }
-            let link = homeserver.link(&self.dialer, &self.overrides, again).await?;
-            return link.get(path_and_query, limit).await;
-        }
+    async fn ask(
+        &self,
+        server: &ServerName,
+        path_and_query: &str,
+        limit: usize,
+        client: Client,
+        again: bool,
+        deadline: Instant,
+    ) -> Result<Reply, Failure> {
+        let (class, trust) = (self.class(server), self.trust(server));
+        let homeserver = self.homeservers.get(server, class, trust);
+        let place = self.place(&homeserver, server, class, client, deadline);
+        let link = homeserver.link(&self.dialer, &self.overrides, class, again, place).await?;
+        let _place = self.place(&homeserver, server, class, client, deadline).await?;
+        let began = Instant::now();
+        let reply = link.get(path_and_query, limit).await;
+        homeserver.took(began.elapsed());
+        reply
     }
 
-    fn enlist(&self, server: &ServerName) -> Homeserver {
-        let listed = self.is_listed(server);
-        Homeserver::new(server.clone(), if listed { Trust::Listed } else { Trust::Stranger }, listed)
+    /// Waits for a turn to use a connection to `homeserver`.
+    async fn place(
+        &self,
+        homeserver: &Homeserver,
+        server: &ServerName,
+        class: Class,
+        client: Client,
+        deadline: Instant,
+    ) -> Result<Permit<'_>, Failure> {
+        let who = self.names.who(server, class);
+        let group = match class {
+            // The operator chose the name: it is nobody else's.
+            Class::Listed => who.name,
+            Class::Verified | Class::Stranger => {
+                let group = match homeserver.group() {
+                    Some(group) => group,
+                    None => {
+                        let group = self.dialer.group(&server.parts().0, self.trust(server)).await?;
+                        homeserver.is_on(group);
+                        group
+                    }
+                };
+                self.names.hash_of(&group)
+            }
+        };
+        let asker = Asker {
+            class,
+            group,
+            domain: who.domain,
+            name: who.name,
+            client: client.0,
+        };
+        // Whoever has less time left than an answer usually needs would only waste a turn.
+        let patience = deadline.checked_sub(homeserver.usual().max(TOO_LATE)).unwrap_or(deadline);
+        timeout_at(patience, self.places.acquire(asker)).await.map_err(|_| Failure::Busy)
+    }
+
+    fn verified(&self) -> MutexGuard<'_, Verified> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_listed(&self, server: &ServerName) -> bool {
         self.listed.names(server) || self.also_listed.contains(server) || self.overrides.contains_key(server)
     }
+}
+
+/// Seconds of the wall clock.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -36,7 +36,7 @@
 //! registration.rs         generate-registration
 //! delayed_leave.rs        front door: what delegation is, the handle; below it the pure core, the driver, the stores
 //! removal.rs + removal/   who left the Matrix room leaves the call: the handle; below it the pure core, the driver
-//! clock.rs dns.rs tls.rs hold.rs seldom.rs together.rs
+//! clock.rs dns.rs tls.rs hold.rs seldom.rs single_flight.rs
 //!                         time, names, certificates, patience, rare words and shared calls
 //! ```
 //!
@@ -77,8 +77,8 @@ pub mod seldom;
 pub mod server;
 pub mod server_name;
 pub mod sfu;
+pub mod single_flight;
 pub mod telemetry;
 pub mod tls;
-pub mod together;
 pub mod token;
 pub mod wire;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::hold::HOLD;
 use crate::homeserver::{OwnError, OwnHomeserver, Whose};
-use crate::together::Together;
+use crate::single_flight::SingleFlight;
 
 /// How long a yes is believed (decision A8).
 const REMEMBERED: Duration = Duration::from_secs(5);
@@ -27,7 +27,7 @@ const LAST_QUESTION: Duration = Duration::from_secs(5);
 pub struct Members {
     own: Arc<OwnHomeserver>,
     joined: Mutex<LruCache<Box<str>, Instant>>,
-    calls: Together<Result<bool, OwnError>>,
+    calls: SingleFlight<Box<str>, Result<bool, OwnError>>,
 }
 
 impl Members {
@@ -39,7 +39,7 @@ impl Members {
         Self {
             own,
             joined: Mutex::new(joined),
-            calls: Together::new(),
+            calls: SingleFlight::new(),
         }
     }
 
@@ -63,7 +63,7 @@ impl Members {
             }
             let call = self.own.is_joined(room_id, whose, patience, deadline);
             // Somebody else's call may have longer than we have.
-            let Ok((answer, asked)) = timeout_at(deadline, self.calls.ask(&key, call)).await else {
+            let Ok((answer, asked)) = timeout_at(deadline, self.calls.run(key.as_str().into(), call)).await else {
                 return Err(OwnError::Timeout);
             };
             let answer = match answer {

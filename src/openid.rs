@@ -4,17 +4,22 @@
 //! The `sub` in the answer is believed only as far as the homeserver that was asked may speak: its user part can be
 //! anything, its server part must be that homeserver, byte for byte.
 
-use std::sync::Arc;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use http::StatusCode;
+use lru::LruCache;
 use serde_json::{Map, Value};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use url::form_urlencoded;
 
+use crate::admission::{Class, Client};
 use crate::federation::{Failure, Federation};
 use crate::hold::{TOO_LATE, pause};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
+use crate::single_flight::SingleFlight;
 
 /// Longest user ID in bytes.
 const MAX_USER_ID: usize = 255;
@@ -22,6 +27,11 @@ const MAX_USER_ID: usize = 255;
 const MAX_REPLY: usize = 64 * 1024;
 /// Tries per request for a homeserver that is neither listed nor ever verified a token here (decision T7a).
 const STRANGER_TRIES: u32 = 3;
+
+/// How long a homeserver's no to a token is remembered (decision H7b); a failure never is.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
+/// How many such tokens: some forty bytes each.
+const MAX_REFUSED: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
 
 /// A user whose homeserver vouched for the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +43,7 @@ pub struct VerifiedUser {
 }
 
 /// The token proves nothing.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Unverified {
     /// The homeserver does not know the token.
     #[error("the homeserver rejected the OpenID token")]
@@ -76,20 +86,46 @@ pub enum Answer {
 /// Verifies OpenID tokens.
 pub struct OpenId {
     federation: Arc<Federation>,
+    /// One question for one token of one server.
+    questions: SingleFlight<Box<str>, Result<VerifiedUser, Unverified>>,
+    /// Tokens that their homeserver did not know, hashed with the key of this process, and since when.
+    refused: Mutex<LruCache<u64, Instant>>,
 }
 
 impl OpenId {
     /// Asks through `federation`.
     #[must_use]
     pub fn new(federation: Arc<Federation>) -> Self {
-        Self { federation }
+        let mut refused = LruCache::unbounded();
+        refused.resize(MAX_REFUSED);
+        Self {
+            federation,
+            questions: SingleFlight::new(),
+            refused: Mutex::new(refused),
+        }
     }
 
-    /// Asks `server` whose token this is. What may pass is tried again until `deadline`.
+    /// Asks `server` whose token this is, on behalf of `client`. What may pass is tried again until `deadline`.
     ///
     /// # Errors
     /// When nobody vouches for it.
-    pub async fn verify(&self, server: &ServerName, token: &Secret, deadline: Instant) -> Result<VerifiedUser, Unverified> {
+    pub async fn verify(&self, server: &ServerName, token: &Secret, client: Client, deadline: Instant) -> Result<VerifiedUser, Unverified> {
+        // A server name holds no slash.
+        let question = format!("{server}/{}", token.expose());
+        let hash = self.federation.hash(&question);
+        if self.refused().get(&hash).is_some_and(|since| since.elapsed() < REFUSED_FOR) {
+            return Err(Unverified::Rejected);
+        }
+        let asked = self.questions.run(question.into(), self.ask(server, token, client, deadline));
+        // Whoever asked first may have more time.
+        let (outcome, _) = timeout_at(deadline, asked).await.map_err(|_| self.unreachable(server, Failure::Timeout))?;
+        if matches!(outcome, Err(Unverified::Rejected)) {
+            self.refused().put(hash, Instant::now());
+        }
+        outcome
+    }
+
+    async fn ask(&self, server: &ServerName, token: &Secret, client: Client, deadline: Instant) -> Result<VerifiedUser, Unverified> {
         let query: String = form_urlencoded::Serializer::new(String::new())
             .append_pair("access_token", token.expose())
             .finish();
@@ -97,25 +133,29 @@ impl OpenId {
         let mut tries = 1;
         let mut cause = None;
         loop {
-            let outcome = self.federation.get(server, &path, MAX_REPLY, tries > 1, deadline).await;
-            let known = self.federation.knows(server);
+            let outcome = self.federation.get(server, &path, MAX_REPLY, client, tries > 1, deadline).await;
             let outcome = match outcome {
-                Ok(reply) => judge(reply.status, &reply.body, server, known),
+                Ok(reply) => judge(reply.status, &reply.body, server, self.is_known(server)),
                 Err(Failure::Busy) => Err(Unverified::Busy),
-                Err(failure) => Err(Unverified::Unreachable { failure, known }),
+                Err(failure) => Err(self.unreachable(server, failure)),
             };
             match outcome {
                 Ok(user) => {
-                    self.federation.has_verified(server);
+                    self.federation.has_answered(server);
                     return Ok(user);
                 }
-                Err(error) if !error.may_pass() => return Err(error),
+                Err(error) if !error.may_pass() => {
+                    if matches!(error, Unverified::Rejected) {
+                        self.federation.has_answered(server);
+                    }
+                    return Err(error);
+                }
                 Err(error) => {
                     // A try that the deadline cut short says less than the one before it.
                     let error = cause.take().filter(|_| error.says_nothing()).unwrap_or(error);
                     let pause = pause(tries);
                     let no_name = matches!(&error, Unverified::Unreachable { failure, .. } if failure.is_no_name());
-                    let spent = !known && (no_name || tries >= STRANGER_TRIES);
+                    let spent = !self.is_known(server) && (no_name || tries >= STRANGER_TRIES);
                     if spent || Instant::now() + pause + TOO_LATE >= deadline {
                         return Err(error);
                     }
@@ -131,6 +171,22 @@ impl OpenId {
                 }
             }
         }
+    }
+
+    fn unreachable(&self, server: &ServerName, failure: Failure) -> Unverified {
+        Unverified::Unreachable {
+            failure,
+            known: self.is_known(server),
+        }
+    }
+
+    /// Whether the homeserver is waited for: it is listed, or has answered within a day.
+    fn is_known(&self, server: &ServerName) -> bool {
+        self.federation.class(server) != Class::Stranger
+    }
+
+    fn refused(&self) -> MutexGuard<'_, LruCache<u64, Instant>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -151,7 +207,7 @@ impl Unverified {
             Self::Unusable {
                 answer: Answer::Status(status),
                 ..
-            } => *status == 429 || *status >= 500,
+            } => matches!(status, 408 | 425 | 429 | 500..),
             Self::Rejected | Self::Unusable { answer: Answer::Body, .. } | Self::ForeignUser | Self::Busy => false,
         }
     }
@@ -160,7 +216,7 @@ impl Unverified {
 fn judge(status: StatusCode, body: &[u8], server: &ServerName, known: bool) -> Result<VerifiedUser, Unverified> {
     let unusable = |answer| Unverified::Unusable { answer, known };
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Unverified::Rejected),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_own_no(status, body) => Err(Unverified::Rejected),
         status if status.is_success() => {
             // A map and not a derived struct: that would take `["@alice:example.org"]` for an object too.
             let mut info: Map<String, Value> = serde_json::from_slice(body).map_err(|_| unusable(Answer::Body))?;
@@ -171,6 +227,13 @@ fn judge(status: StatusCode, body: &[u8], server: &ServerName, known: bool) -> R
         }
         status => Err(unusable(Answer::Status(status.as_u16()))),
     }
+}
+
+/// Whether the homeserver itself says that it does not know the token, and not a page of something in front of it (decision O3).
+fn is_own_no(status: StatusCode, body: &[u8]) -> bool {
+    let Ok(Value::Object(error)) = serde_json::from_slice(body) else { return false };
+    let Some(Value::String(errcode)) = error.get("errcode") else { return false };
+    status == StatusCode::UNAUTHORIZED || matches!(errcode.as_str(), "M_UNKNOWN_TOKEN" | "M_MISSING_TOKEN")
 }
 
 impl VerifiedUser {
@@ -252,7 +315,25 @@ mod tests {
         for (status, may_pass) in [(302, false), (404, false), (400, false), (429, true), (500, true), (502, true)] {
             assert_eq!(judge(status, "").unwrap_err().may_pass(), may_pass, "{status}");
         }
-        assert!(matches!(judge(401, "{}"), Err(Unverified::Rejected)));
-        assert!(matches!(judge(403, "{}"), Err(Unverified::Rejected)));
+        for (status, body) in [
+            (401, r#"{"errcode":"M_UNKNOWN_TOKEN","error":"x"}"#),
+            (401, r#"{"errcode":"M_FORBIDDEN"}"#),
+            (403, r#"{"errcode":"M_UNKNOWN_TOKEN"}"#),
+            (403, r#"{"errcode":"M_MISSING_TOKEN"}"#),
+        ] {
+            assert!(matches!(judge(status, body), Err(Unverified::Rejected)), "{status} {body}");
+        }
+        for (status, body) in [
+            (401, "<html>who are you?</html>"),
+            (401, "{}"),
+            (401, r#"{"errcode":5}"#),
+            (401, r#"["errcode"]"#),
+            (403, "<html>challenge</html>"),
+            (403, r#"{"errcode":"M_FORBIDDEN","error":"Federation is disabled"}"#),
+        ] {
+            let error = judge(status, body).unwrap_err();
+            assert!(matches!(error, Unverified::Unusable { answer: Answer::Status(s), .. } if s == status), "{body}");
+            assert!(!error.may_pass(), "{status} {body}");
+        }
     }
 }

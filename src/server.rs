@@ -44,6 +44,8 @@ const CONNECTIONS: usize = 5500;
 /// Requests in flight (decision H7), as far as there are connections: a quarter of these is left to the probes of
 /// `/healthz`, and to being told that the service is busy.
 const IN_FLIGHT: usize = 4096;
+/// Connections to homeservers in use at a time.
+const CONNECTIONS_OUT: u32 = 512;
 /// Where there is no place for a new connection, those close that have been idle for this long since their last request,
 const IDLE_WHEN_CROWDED: Duration = Duration::from_millis(250);
 /// and those whose first request does not come; it may be on its way from far.
@@ -140,7 +142,7 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
             listed: config.full_access.clone(),
             also_listed: own_name.iter().chain(config.cs_api_overrides.keys()).cloned().collect(),
             proxies: Matcher::from_env(),
-            strangers_in_flight: in_flight / 4,
+            connections: CONNECTIONS_OUT.min(u32::try_from(in_flight / 2).unwrap_or(CONNECTIONS_OUT)).max(16),
         },
         dns.clone(),
         tls.clone(),

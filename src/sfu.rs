@@ -24,7 +24,7 @@ use crate::dns::Dns;
 use crate::hold::pause;
 use crate::identity::Seat;
 use crate::tls::Tls;
-use crate::together::Together;
+use crate::single_flight::SingleFlight;
 use crate::token::Minter;
 use api::Api;
 use room_memory::{Expected, RoomMemory, stands_for};
@@ -43,7 +43,7 @@ pub struct Sfu {
     dns: Arc<Dns>,
     rooms: Mutex<RoomMemory>,
     expected: Mutex<Expected>,
-    creations: Together<Result<(), SfuError>>,
+    creations: SingleFlight<Box<str>, Result<(), SfuError>>,
 }
 
 impl Sfu {
@@ -57,7 +57,7 @@ impl Sfu {
             dns,
             rooms: Mutex::new(RoomMemory::new()),
             expected: Mutex::new(Expected::new()),
-            creations: Together::new(),
+            creations: SingleFlight::new(),
         }
     }
 
@@ -87,7 +87,7 @@ impl Sfu {
 
     /// All who want the same room at the same time share one call.
     async fn create_once(&self, room: &str) -> Result<(), SfuError> {
-        self.creations.ask(room, self.create(room)).await.0
+        self.creations.run(room.into(), self.create(room)).await.0
     }
 
     async fn create(&self, room: &str) -> Result<(), SfuError> {

@@ -64,7 +64,7 @@ impl FairLimiter {
 
 impl Inner {
     fn grant(&mut self) {
-        while let Some(ticket) = self.turns.next() {
+        while let Some(ticket) = self.turns.grant_next() {
             if let Some(turn) = self.waiting.remove(&ticket) {
                 let _ = turn.send(());
             }

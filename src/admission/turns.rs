@@ -120,7 +120,7 @@ impl Turns {
         self.waiting[asker.class as usize].remove(&asker.path(), ticket);
     }
 
-    /// A place is given back; [`Self::next`] says who has it now.
+    /// A place is given back; [`Self::grant_next`] says who has it now.
     pub fn give_back(&mut self, asker: &Asker) {
         self.held[asker.class as usize] -= 1;
         for (held, key) in [(&mut self.groups, asker.group), (&mut self.names, asker.name)] {
@@ -135,7 +135,7 @@ impl Turns {
 
     /// The next one who has a place now, if there is one: to be asked until there is none.
     #[must_use]
-    pub fn next(&mut self) -> Option<Ticket> {
+    pub fn grant_next(&mut self) -> Option<Ticket> {
         let below_share = |turns: &Self, class: Class| turns.held[class as usize] < turns.places.shares[class as usize];
         for borrowing in [false, true] {
             for class in Class::ALL {

@@ -87,7 +87,7 @@ impl Federation {
         })
     }
 
-    fn trust(&self, server: &ServerName) -> Trust {
+    pub(super) fn trust(&self, server: &ServerName) -> Trust {
         if self.is_listed(server) { Trust::Listed } else { Trust::Stranger }
     }
 }

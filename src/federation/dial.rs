@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::ready;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use tower::{ServiceExt as _, service_fn};
 
 use super::failure::Failure;
 use super::guard::{Guard, Trust};
+use crate::admission::Group;
 use crate::dns::Dns;
 use crate::server_name::Host;
 use crate::tls::Tls;
@@ -84,6 +86,17 @@ impl Dialer {
             .oneshot(Uri::from_static("http://checked"))
             .await
             .map_err(|error| connect(chain(&error)))
+    }
+
+    /// The machines that `host` is on.
+    pub(super) async fn group(&self, host: &Host, trust: Trust) -> Result<Group, Failure> {
+        if uri("https", host, 443).is_some_and(|uri| self.proxies.intercept(&uri).is_some()) {
+            let mut hasher = DefaultHasher::new();
+            target(host, 0).hash(&mut hasher);
+            return Ok(Group::Proxied(hasher.finish()));
+        }
+        let addresses = self.addresses(host, Dialled::Guarded(trust)).await?;
+        addresses.first().copied().map(Group::from).ok_or(Failure::Timeout)
     }
 
     /// What `host` resolves to, as far as it may be dialled.

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::Instant;
 use url::Url;
 
 use super::dial::Dialer;
@@ -18,6 +18,8 @@ use super::guard::Trust;
 use super::pace::Pace;
 use super::route::Link;
 use super::well_known::failure_life;
+use crate::admission::limiter::Permit;
+use crate::admission::{Class, Group};
 use crate::server_name::ServerName;
 
 /// Homeservers that are listed or have verified a token here.
@@ -25,23 +27,25 @@ const KNOWN: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 /// The others. A flood of made-up names turns over this table and not the one above.
 const STRANGERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
-/// Requests in flight to one homeserver, and requests that wait for their turn (decision O4).
-const IN_FLIGHT: usize = 32;
-const STRANGER_IN_FLIGHT: usize = 4;
-const WAITING: usize = 2048;
+/// Unused connections that are kept to one homeserver.
+const MAX_IDLE: usize = 32;
 
 /// A remembered failure is not asked again more often than this, however many requests want it.
 const FAILURE_MIN_AGE: Duration = Duration::from_secs(1);
+/// How long the machines that a homeserver is on are believed to be the same.
+const GROUP_LIFE: Duration = Duration::from_secs(30);
+/// The weight of one answer in what a homeserver usually needs is one part of so many.
+const USUAL_OF: u64 = 8;
 
 /// One homeserver.
 pub(super) struct Homeserver {
     name: ServerName,
     trust: Trust,
-    known: bool,
-    turns: Semaphore,
-    waiting: AtomicUsize,
     pace: Arc<Pace>,
     link: AsyncMutex<Remembered>,
+    group: Mutex<Option<(Group, Instant)>>,
+    /// Milliseconds that an answer usually takes.
+    usual_ms: AtomicU64,
     refused: AtomicBool,
 }
 
@@ -51,44 +55,55 @@ struct Remembered {
     asked: Option<Instant>,
     until: Option<Instant>,
     failures: u32,
-    started: Option<Instant>,
     /// Discovery itself failed, and is not repeated until then.
     refused: Option<(Instant, Failure)>,
 }
 
 impl Homeserver {
-    pub(super) fn new(name: ServerName, trust: Trust, known: bool) -> Self {
+    pub(super) fn new(name: ServerName, trust: Trust, class: Class) -> Self {
         Self {
             name,
             trust,
-            known,
-            turns: Semaphore::new(if known { IN_FLIGHT } else { STRANGER_IN_FLIGHT }),
-            waiting: AtomicUsize::new(0),
-            pace: Arc::new(Pace::new(known)),
+            pace: Arc::new(Pace::new(class != Class::Stranger)),
             link: AsyncMutex::default(),
+            group: Mutex::new(None),
+            usual_ms: AtomicU64::new(0),
             refused: AtomicBool::new(false),
         }
     }
 
-    /// Waits for its turn; `None` when the homeserver has become known in the meantime and another entry took over.
-    pub(super) async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, Failure> {
-        if let Ok(turn) = self.turns.try_acquire() {
-            return Ok(Some(turn));
-        }
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err(Failure::Busy);
-        }
-        let _leave = Leave(&self.waiting);
-        Ok(self.turns.acquire().await.ok())
+    /// The machines it is on, as far as they are known.
+    pub(super) fn group(&self) -> Option<Group> {
+        let group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
+        group.filter(|(_, known)| known.elapsed() < GROUP_LIFE).map(|(group, _)| group)
     }
 
-    /// The way to it: the remembered one while it is good, else discovery. Requests that come meanwhile wait for it.
+    /// It was found on these machines.
+    pub(super) fn is_on(&self, group: Group) {
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = Some((group, Instant::now()));
+    }
+
+    /// How long an answer usually takes.
+    pub(super) fn usual(&self) -> Duration {
+        Duration::from_millis(self.usual_ms.load(Ordering::Relaxed))
+    }
+
+    /// An answer took so long.
+    pub(super) fn took(&self, time: Duration) {
+        let before = self.usual_ms.load(Ordering::Relaxed);
+        let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.usual_ms.store(before - before / USUAL_OF + time / USUAL_OF, Ordering::Relaxed);
+    }
+
+    /// The way to it: the remembered one while it is good, else discovery, which takes `place`. Requests that come meanwhile
+    /// wait for it.
     pub(super) async fn link(
         &self,
         dialer: &Arc<Dialer>,
         overrides: &BTreeMap<ServerName, Url>,
+        class: Class,
         again: bool,
+        place: impl Future<Output = Result<Permit<'_>, Failure>>,
     ) -> Result<Arc<Link>, Failure> {
         let mut remembered = self.link.lock().await;
         let now = Instant::now();
@@ -105,11 +120,7 @@ impl Homeserver {
         {
             return Err(failure.clone());
         }
-        // Strangers are looked for once a second, even when those who ask hang up in the middle of it.
-        if let Some(started) = remembered.started.replace(now).filter(|_| !self.known) {
-            sleep_until(started + FAILURE_MIN_AGE).await;
-            remembered.started = Some(Instant::now());
-        }
+        let _place = place.await?;
         let found = match discover(dialer, overrides, &self.name, self.trust).await {
             Ok(found) => found,
             Err(failure) => {
@@ -119,7 +130,7 @@ impl Homeserver {
         };
         remembered.refused = None;
         if found.fallback {
-            let life = failure_life(remembered.failures, self.known);
+            let life = failure_life(remembered.failures, class != Class::Stranger);
             remembered.until = Some(Instant::now() + life);
             remembered.failures = remembered.failures.saturating_add(1);
         } else {
@@ -136,18 +147,10 @@ impl Homeserver {
             host = found.route.host_header.as_str(),
             "homeserver found"
         );
-        let idle = if self.known { IN_FLIGHT } else { 0 };
+        let idle = if class == Class::Stranger { 0 } else { MAX_IDLE };
         let link = Arc::new(Link::new(dialer.clone(), Arc::new(found.route), self.pace.clone(), idle));
         remembered.link = Some(link.clone());
         Ok(link)
-    }
-}
-
-struct Leave<'a>(&'a AtomicUsize);
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -176,46 +179,32 @@ impl Table {
         }
     }
 
-    pub(super) fn get(&self, name: &ServerName, make: impl FnOnce() -> Homeserver) -> Arc<Homeserver> {
+    /// The entry of `name`, which is of `class` now: who has become known is not displaced by strangers any more.
+    pub(super) fn get(&self, name: &ServerName, class: Class, trust: Trust) -> Arc<Homeserver> {
         let mut entries = self.lock();
+        if class == Class::Stranger {
+            let made = || Arc::new(Homeserver::new(name.clone(), trust, class));
+            return entries.strangers.get_or_insert(name.clone(), made).clone();
+        }
         if let Some(found) = entries.known.get(name) {
             return found.clone();
         }
-        if let Some(found) = entries.strangers.get(name) {
-            return found.clone();
-        }
-        let made = Arc::new(make());
-        let table = if made.known { &mut entries.known } else { &mut entries.strangers };
-        table.put(name.clone(), made.clone());
-        made
+        let found = entries.strangers.pop(name);
+        let found = found.unwrap_or_else(|| Arc::new(Homeserver::new(name.clone(), trust, class)));
+        found.pace.lift();
+        entries.known.put(name.clone(), found.clone());
+        found
     }
 
-    pub(super) fn knows(&self, name: &ServerName) -> bool {
-        self.lock().known.contains(name)
-    }
-
-    pub(super) fn promote(&self, name: &ServerName) {
+    /// The entry of `name`, if there is one.
+    pub(super) fn find(&self, name: &ServerName) -> Option<Arc<Homeserver>> {
         let mut entries = self.lock();
-        if entries.known.get(name).is_some() {
-            return;
-        }
-        let old = entries.strangers.pop(name);
-        let trust = old.as_ref().map_or(Trust::Stranger, |old| old.trust);
-        entries
-            .known
-            .put(name.clone(), Arc::new(Homeserver::new(name.clone(), trust, true)));
-        drop(entries);
-        if let Some(old) = old {
-            old.pace.lift();
-            old.turns.close();
-        }
+        let found = entries.known.get(name).cloned();
+        found.or_else(|| entries.strangers.get(name).cloned())
     }
 
     pub(super) fn first_refusal(&self, name: &ServerName) -> bool {
-        let mut entries = self.lock();
-        let found = entries.known.get(name).cloned().or_else(|| entries.strangers.get(name).cloned());
-        drop(entries);
-        found.is_some_and(|homeserver| !homeserver.refused.swap(true, Ordering::Relaxed))
+        self.find(name).is_some_and(|homeserver| !homeserver.refused.swap(true, Ordering::Relaxed))
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
@@ -231,47 +220,28 @@ mod tests {
         ServerName::parse(&format!("n{n}.example")).unwrap()
     }
 
-    fn get(table: &Table, n: usize) -> Arc<Homeserver> {
-        table.get(&name(n), || Homeserver::new(name(n), Trust::Stranger, false))
+    fn get(table: &Table, n: usize, class: Class) -> Arc<Homeserver> {
+        table.get(&name(n), class, Trust::Stranger)
     }
 
     #[test]
     fn a_flood_of_names_neither_grows_the_table_nor_displaces_who_is_known() {
         let table = Table::new();
-        get(&table, 0);
-        table.promote(&name(0));
+        let stranger = get(&table, 0, Class::Stranger);
+        let known = get(&table, 0, Class::Verified);
+        assert!(Arc::ptr_eq(&stranger, &known), "what is known of it stays");
         for n in 1..10_000 {
-            get(&table, n);
+            get(&table, n, Class::Stranger);
         }
-        assert!(table.knows(&name(0)));
+        assert!(Arc::ptr_eq(&table.find(&name(0)).unwrap(), &known));
         assert_eq!(table.lock().strangers.len(), STRANGERS.get());
-    }
-
-    #[tokio::test]
-    async fn who_waits_for_a_stranger_is_sent_to_the_new_entry() {
-        let table = Table::new();
-        let stranger = get(&table, 1);
-        let held: Vec<_> = (0..STRANGER_IN_FLIGHT).map(|_| stranger.turns.try_acquire().unwrap()).collect();
-        let (turn, ()) = tokio::join!(stranger.turn(), async { table.promote(&name(1)) });
-        assert!(turn.unwrap().is_none());
-        drop(held);
-        assert_eq!(get(&table, 1).turns.available_permits(), IN_FLIGHT);
-    }
-
-    #[tokio::test]
-    async fn only_so_many_wait() {
-        let homeserver = Homeserver::new(name(1), Trust::Listed, true);
-        homeserver.waiting.store(WAITING, Ordering::Relaxed);
-        let _held: Vec<_> = (0..IN_FLIGHT).map(|_| homeserver.turns.try_acquire().unwrap()).collect();
-        assert!(matches!(homeserver.turn().await, Err(Failure::Busy)));
-        assert_eq!(homeserver.waiting.load(Ordering::Relaxed), WAITING);
     }
 
     #[test]
     fn the_first_refusal_is_told_once() {
         let table = Table::new();
         assert!(!table.first_refusal(&name(1)), "nothing is known of it");
-        get(&table, 1);
+        get(&table, 1, Class::Stranger);
         assert!(table.first_refusal(&name(1)));
         assert!(!table.first_refusal(&name(1)));
     }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::delayed_events::{self, Authority};
-use super::turns::Turns;
+use super::turns::QuestionLimiter;
 use super::versions::{Offer, Offers, Paths};
 use super::{Call, Homeservers, MAX_REPLY, errcode, is_error, segment};
 use crate::delayed_leave::time::Delay;
@@ -54,7 +54,7 @@ pub struct OwnHomeserver {
     homeservers: Arc<Homeservers>,
     name: ServerName,
     as_token: Secret,
-    turns: Turns,
+    turns: QuestionLimiter,
 }
 
 /// Whose membership is asked about.
@@ -166,7 +166,7 @@ impl OwnHomeserver {
             homeservers,
             name,
             as_token,
-            turns: Turns::new(),
+            turns: QuestionLimiter::new(),
         }
     }
 

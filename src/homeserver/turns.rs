@@ -2,65 +2,74 @@
 //!
 //! About its own users and about servers a homeserver answers by itself. About the users of another one it answers when it
 //! knows the whole room, for which it depends on other homeservers, and a hostile one can keep it waiting for as long as it
-//! likes. So those questions have few places, and the users of each homeserver have a part of these.
+//! likes. So those questions have places of their own, and the users of one homeserver have a part of these.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use crate::admission::limiter::{FairLimiter, Permit};
+use crate::admission::turns::{Asker, Places};
+use crate::admission::{Class, Names};
+use crate::server_name::ServerName;
 
-/// Questions under way.
-const PLACES: usize = 64;
-/// The same about users of other homeservers.
-const FOREIGN: usize = 16;
-/// The same about users of one of them.
-const PER_SERVER: usize = 4;
-/// From so many homeservers on, those that nobody asks about are forgotten.
-const SERVERS: usize = 256;
+/// Questions under way about the homeserver's own users, and about servers.
+const OWN: usize = 64;
+/// Questions under way about users of other homeservers.
+const FOREIGN: u32 = 48;
+/// The same about users of one of them, where nobody else asks: half of what is left.
+const GROUP_PART: u32 = 2;
 
-pub(super) struct Turns {
-    places: Semaphore,
-    foreign: Semaphore,
-    servers: Mutex<HashMap<Box<str>, Arc<Semaphore>>>,
+pub(super) struct QuestionLimiter {
+    own: Semaphore,
+    foreign: FairLimiter,
+    names: Names,
 }
 
-/// A place, given back when it is dropped. None of the semaphores is ever closed.
-pub(super) struct Turn<'a> {
-    _server: Option<OwnedSemaphorePermit>,
-    _place: Option<SemaphorePermit<'a>>,
+/// A place, given back when it is dropped.
+pub(super) struct Place<'a> {
+    /// The semaphore is never closed.
+    _own: Option<SemaphorePermit<'a>>,
+    _foreign: Option<Permit<'a>>,
 }
 
-impl Turns {
+impl QuestionLimiter {
     pub(super) fn new() -> Self {
         Self {
-            places: Semaphore::new(PLACES),
-            foreign: Semaphore::new(FOREIGN),
-            servers: Mutex::default(),
+            own: Semaphore::new(OWN),
+            foreign: FairLimiter::new(Places {
+                total: FOREIGN,
+                shares: [0, 0, FOREIGN],
+                per_name: [FOREIGN; 3],
+                group_part: GROUP_PART,
+            }),
+            names: Names::default(),
         }
     }
 
     /// Waits for a place for a question about the homeserver's own, or about a user of `foreign`.
-    pub(super) async fn take(&self, foreign: Option<&str>) -> Turn<'_> {
-        let (server, places) = match foreign {
-            // First its own part, so that those who wait for that hold no place.
-            Some(server) => (self.server(server).acquire_owned().await.ok(), &self.foreign),
-            None => (None, &self.places),
+    pub(super) async fn take(&self, foreign: Option<&str>) -> Place<'_> {
+        let Some(server) = foreign else {
+            let _own = self.own.acquire().await.ok();
+            return Place { _own, _foreign: None };
         };
-        Turn {
-            _server: server,
-            _place: places.acquire().await.ok(),
+        // What is no server's name is asked about all the same: the homeserver says so.
+        let (name, domain) = ServerName::parse(server).map_or_else(
+            |_| (self.names.hash(server), 0),
+            |server| {
+                let who = self.names.who(&server, Class::Stranger);
+                (who.name, who.domain)
+            },
+        );
+        let asker = Asker {
+            class: Class::Stranger,
+            group: domain,
+            domain,
+            name,
+            client: 0,
+        };
+        Place {
+            _own: None,
+            _foreign: Some(self.foreign.acquire(asker).await),
         }
-    }
-
-    fn server(&self, name: &str) -> Arc<Semaphore> {
-        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
-        if servers.len() >= SERVERS {
-            servers.retain(|_, places| Arc::strong_count(places) > 1);
-        }
-        servers
-            .entry(name.into())
-            .or_insert_with(|| Arc::new(Semaphore::new(PER_SERVER)))
-            .clone()
     }
 }
 
@@ -72,36 +81,26 @@ mod tests {
 
     use super::*;
 
-    async fn has_to_wait(turns: &Turns, foreign: Option<&str>) -> bool {
-        timeout(Duration::from_millis(1), turns.take(foreign)).await.is_err()
+    async fn has_to_wait(limiter: &QuestionLimiter, foreign: Option<&str>) -> bool {
+        timeout(Duration::from_millis(1), limiter.take(foreign)).await.is_err()
     }
 
     #[tokio::test]
-    async fn strangers_leave_room_for_our_own_and_for_each_other() {
-        let turns = Turns::new();
+    async fn others_leave_room_for_our_own_and_for_each_other() {
+        let limiter = QuestionLimiter::new();
         let mut taken = Vec::new();
-        for _ in 0..PER_SERVER {
-            taken.push(turns.take(Some("evil.example")).await);
+        while let Ok(place) = timeout(Duration::from_millis(1), limiter.take(Some(&format!("n{}.evil.example", taken.len())))).await {
+            taken.push(place);
         }
-        assert!(has_to_wait(&turns, Some("evil.example")).await);
-        for n in 0..FOREIGN - PER_SERVER {
-            taken.push(turns.take(Some(&format!("n{n}.example"))).await);
+        // 200 users at half a second each are through within 15 seconds.
+        assert!(taken.len() >= 14, "{}", taken.len());
+        assert!(!has_to_wait(&limiter, Some("good.test")).await);
+        let mut own = Vec::new();
+        for _ in 0..OWN {
+            own.push(limiter.take(None).await);
         }
-        assert!(has_to_wait(&turns, Some("good.example")).await);
-        for _ in 0..PLACES {
-            taken.push(turns.take(None).await);
-        }
-        assert!(has_to_wait(&turns, None).await);
-        drop(taken);
-        assert!(!has_to_wait(&turns, Some("evil.example")).await && !has_to_wait(&turns, None).await);
-    }
-
-    #[tokio::test]
-    async fn many_names_are_not_remembered() {
-        let turns = Turns::new();
-        for n in 0..10 * SERVERS {
-            drop(turns.take(Some(&format!("n{n}.example"))).await);
-        }
-        assert!(turns.servers.lock().unwrap().len() <= SERVERS);
+        assert!(has_to_wait(&limiter, None).await);
+        drop((taken, own));
+        assert!(!has_to_wait(&limiter, Some("evil.example")).await && !has_to_wait(&limiter, None).await);
     }
 }

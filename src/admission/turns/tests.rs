@@ -67,7 +67,7 @@ fn what_is_given_back_goes_to_the_class_below_its_share() {
         let name = names.next().unwrap_or_default();
         let _ = turns.ask(&asker(Class::Listed, name, name, 0));
         turns.give_back(hog);
-        assert!(turns.next().is_some());
+        assert!(turns.grant_next().is_some());
         have += 1;
         if have == 32 {
             return;
@@ -103,7 +103,7 @@ fn order(turns: &mut Turns, holder: &Asker, tickets: &BTreeMap<Ticket, &'static 
     let mut holder = *holder;
     for _ in 0..tickets.len() {
         turns.give_back(&holder);
-        let ticket = turns.next().expect("somebody waits");
+        let ticket = turns.grant_next().expect("somebody waits");
         order.push(tickets[&ticket]);
         // The name of the next holder does not matter here: all are of one name and group.
         holder.client = 0;
@@ -153,7 +153,7 @@ proptest! {
         let mut turns = Turns::new(Places::shared(total, true, [8, 8, 2]));
         let (mut holding, mut waiting) = (Vec::new(), BTreeMap::new());
         let settle = |turns: &mut Turns, holding: &mut Vec<Asker>, waiting: &mut BTreeMap<Ticket, Asker>| {
-            while let Some(ticket) = turns.next() {
+            while let Some(ticket) = turns.grant_next() {
                 holding.push(waiting.remove(&ticket).expect("known, and only once"));
             }
         };

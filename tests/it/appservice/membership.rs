@@ -155,6 +155,33 @@ fn a_burst_asks_once_per_user_and_makes_one_room_at_a_time() {
     assert!((creations as u128) <= slots, "{creations} creations of {SLOW:?} each in {took:?}");
 }
 
+/// Users of one other homeserver, about whom the answer takes long: nobody else asks, so they have most of the places.
+#[test]
+fn two_hundred_users_of_another_homeserver_are_answered_in_time() {
+    let stage = Stage::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info").unset("RUST_LOG"));
+    let room = unique_room();
+    stage.own.join(&room, stage.own.name());
+    stage.own.script(|_, asked| {
+        let yes = || Reply::json(200, &serde_json::json!({"joined": true}));
+        asked.is_about_user().then(|| yes().after(Duration::from_millis(500)))
+    });
+    let calls: Vec<_> = (0..200)
+        .map(|n| {
+            let mut ask = stage.federated();
+            ask.body["room_id"] = room.as_str().into();
+            ask.body["user_id"] = format!("@user{n}:{OTHER}").into();
+            ask.call()
+        })
+        .collect();
+    let began = Instant::now();
+    let answers = stage.service.flood(&calls, calls.len());
+    eprintln!("200 users of another homeserver, half a second each: {:.1?}", began.elapsed());
+    for answer in &answers {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.took < Duration::from_secs(15), "{:?}", answer.took);
+    }
+}
+
 #[test]
 fn a_yes_is_believed_for_five_seconds_and_a_no_not_at_all() {
     let stage = Stage::new();

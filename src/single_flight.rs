@@ -1,13 +1,14 @@
 //! One call for all who want the same thing at the same time.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 /// Calls under way, by what they are for.
-pub struct Together<T>(Mutex<HashMap<Box<str>, Entry<T>>>);
+pub struct SingleFlight<K, T>(Mutex<HashMap<K, Entry<T>>>);
 
 struct Entry<T> {
     call: Arc<Call<T>>,
@@ -20,7 +21,7 @@ struct Call<T> {
     answer: OnceCell<T>,
 }
 
-impl<T: Clone> Together<T> {
+impl<K: Clone + Eq + Hash, T: Clone> SingleFlight<K, T> {
     /// None under way.
     #[must_use]
     pub fn new() -> Self {
@@ -29,15 +30,15 @@ impl<T: Clone> Together<T> {
 
     /// The answer to the call that is under way for `key`, or to `call`; and when that began, at the latest. When the one who
     /// makes the call goes away, the next one makes it.
-    pub async fn ask(&self, key: &str, call: impl Future<Output = T>) -> (T, Instant) {
+    pub async fn run(&self, key: K, call: impl Future<Output = T>) -> (T, Instant) {
         let shared = self.share(key);
         let answer = shared.call.answer.get_or_init(|| call).await.clone();
         (answer, shared.call.began)
     }
 
-    fn share<'a>(&'a self, key: &'a str) -> Shared<'a, T> {
+    fn share(&self, key: K) -> Shared<'_, K, T> {
         let mut calls = self.lock();
-        let entry = calls.entry(key.into()).or_insert_with(Entry::new);
+        let entry = calls.entry(key.clone()).or_insert_with(Entry::new);
         entry.sharers += 1;
         Shared {
             all: self,
@@ -47,13 +48,13 @@ impl<T: Clone> Together<T> {
     }
 }
 
-impl<T> Together<T> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Entry<T>>> {
+impl<K, T> SingleFlight<K, T> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, Entry<T>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<T: Clone> Default for Together<T> {
+impl<K: Clone + Eq + Hash, T: Clone> Default for SingleFlight<K, T> {
     fn default() -> Self {
         Self::new()
     }
@@ -74,20 +75,20 @@ impl<T> Entry<T> {
 
 /// One of those who share a call. The last one to go, or the first one after the answer, clears the entry away; a
 /// client that hangs up is dropped in the middle of it.
-struct Shared<'a, T> {
-    all: &'a Together<T>,
-    key: &'a str,
+struct Shared<'a, K: Eq + Hash, T> {
+    all: &'a SingleFlight<K, T>,
+    key: K,
     call: Arc<Call<T>>,
 }
 
-impl<T> Drop for Shared<'_, T> {
+impl<K: Eq + Hash, T> Drop for Shared<'_, K, T> {
     fn drop(&mut self) {
         let mut calls = self.all.lock();
         // A later call for the same is none of ours.
-        if let Some(entry) = calls.get_mut(self.key).filter(|entry| Arc::ptr_eq(&entry.call, &self.call)) {
+        if let Some(entry) = calls.get_mut(&self.key).filter(|entry| Arc::ptr_eq(&entry.call, &self.call)) {
             entry.sharers -= 1;
             if entry.sharers == 0 || self.call.answer.initialized() {
-                calls.remove(self.key);
+                calls.remove(&self.key);
             }
         }
     }
@@ -106,26 +107,26 @@ mod tests {
 
     #[tokio::test]
     async fn those_who_come_meanwhile_share_the_answer_and_those_who_come_later_do_not() {
-        let (together, calls) = (Together::new(), Cell::new(0));
+        let (flights, calls) = (SingleFlight::new(), Cell::new(0));
         let call = async || {
             calls.set(calls.get() + 1);
             yield_now().await;
             calls.get()
         };
-        let (one, two, other) = tokio::join!(together.ask("a", call()), together.ask("a", call()), together.ask("b", call()));
+        let (one, two, other) = tokio::join!(flights.run("a", call()), flights.run("a", call()), flights.run("b", call()));
         assert_eq!((one.0, one.1), (two.0, two.1));
         assert_eq!((other.0, calls.get()), (2, 2));
-        assert_eq!(together.ask("a", call()).await.0, 3);
-        assert!(together.lock().is_empty());
+        assert_eq!(flights.run("a", call()).await.0, 3);
+        assert!(flights.lock().is_empty());
     }
 
     #[tokio::test]
     async fn when_the_caller_goes_away_the_next_one_calls() {
-        let together = Together::new();
-        let waits = timeout(Duration::from_millis(1), together.ask("a", pending::<u8>()));
-        let (gone, answer) = tokio::join!(waits, together.ask("a", async { 7 }));
+        let flights = SingleFlight::new();
+        let waits = timeout(Duration::from_millis(1), flights.run("a", pending::<u8>()));
+        let (gone, answer) = tokio::join!(waits, flights.run("a", async { 7 }));
         assert!(gone.is_err());
         assert_eq!(answer.0, 7);
-        assert!(together.lock().is_empty());
+        assert!(flights.lock().is_empty());
     }
 }
