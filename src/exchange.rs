@@ -196,7 +196,10 @@ impl Exchange {
         received: Instant,
     ) -> Result<VerifiedUser, Refusal> {
         let server = ServerName::parse(&token.unverified_server_name).map_err(|_| Refusal::BadServerName)?;
-        let user = self.openid.verify(&server, &token.access_token, Client::default(), received + HOLD).await?;
+        let user = self
+            .openid
+            .verify(&server, &token.access_token, Client::default(), received + HOLD)
+            .await?;
         if claimed_user_id.is_some_and(|claimed| claimed != user.id) {
             return Err(Refusal::UserMismatch);
         }

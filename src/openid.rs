@@ -118,7 +118,9 @@ impl OpenId {
         }
         let asked = self.questions.run(question.into(), self.ask(server, token, client, deadline));
         // Whoever asked first may have more time.
-        let (outcome, _) = timeout_at(deadline, asked).await.map_err(|_| self.unreachable(server, Failure::Timeout))?;
+        let (outcome, _) = timeout_at(deadline, asked)
+            .await
+            .map_err(|_| self.unreachable(server, Failure::Timeout))?;
         if matches!(outcome, Err(Unverified::Rejected)) {
             self.refused().put(hash, Instant::now());
         }
@@ -231,8 +233,12 @@ fn judge(status: StatusCode, body: &[u8], server: &ServerName, known: bool) -> R
 
 /// Whether the homeserver itself says that it does not know the token, and not a page of something in front of it (decision O3).
 fn is_own_no(status: StatusCode, body: &[u8]) -> bool {
-    let Ok(Value::Object(error)) = serde_json::from_slice(body) else { return false };
-    let Some(Value::String(errcode)) = error.get("errcode") else { return false };
+    let Ok(Value::Object(error)) = serde_json::from_slice(body) else {
+        return false;
+    };
+    let Some(Value::String(errcode)) = error.get("errcode") else {
+        return false;
+    };
     status == StatusCode::UNAUTHORIZED || matches!(errcode.as_str(), "M_UNKNOWN_TOKEN" | "M_MISSING_TOKEN")
 }
 
@@ -332,7 +338,10 @@ mod tests {
             (403, r#"{"errcode":"M_FORBIDDEN","error":"Federation is disabled"}"#),
         ] {
             let error = judge(status, body).unwrap_err();
-            assert!(matches!(error, Unverified::Unusable { answer: Answer::Status(s), .. } if s == status), "{body}");
+            assert!(
+                matches!(error, Unverified::Unusable { answer: Answer::Status(s), .. } if s == status),
+                "{body}"
+            );
             assert!(!error.may_pass(), "{status} {body}");
         }
     }

@@ -275,7 +275,9 @@ impl Queue {
                 continue;
             }
             let Some(below) = self.below.get_mut(&key) else { continue };
-            let Some((ticket, mut path)) = below.pop(level + 1, may) else { continue };
+            let Some((ticket, mut path)) = below.pop(level + 1, may) else {
+                continue;
+            };
             let is_empty = below.is_empty();
             path[level] = key;
             self.len -= 1;

@@ -101,7 +101,12 @@ impl Verified {
             self.forget_youngest(Some(group));
         }
         if self.hosts.len() > MAX_REMEMBERED {
-            let stale: Vec<_> = self.hosts.iter().filter(|(_, entry)| !is_fresh(entry.last, now)).map(|(host, _)| host.clone()).collect();
+            let stale: Vec<_> = self
+                .hosts
+                .iter()
+                .filter(|(_, entry)| !is_fresh(entry.last, now))
+                .map(|(host, _)| host.clone())
+                .collect();
             for host in stale {
                 self.forget(&host);
             }
@@ -115,7 +120,10 @@ impl Verified {
 
     fn forget_youngest(&mut self, group: Option<Group>) {
         let of_group = self.hosts.iter().filter(|(_, entry)| entry.group == group);
-        if let Some(host) = of_group.max_by_key(|(host, entry)| (entry.first, *host)).map(|(host, _)| host.clone()) {
+        if let Some(host) = of_group
+            .max_by_key(|(host, entry)| (entry.first, *host))
+            .map(|(host, _)| host.clone())
+        {
             self.forget(&host);
         }
     }

@@ -204,7 +204,8 @@ impl Table {
     }
 
     pub(super) fn first_refusal(&self, name: &ServerName) -> bool {
-        self.find(name).is_some_and(|homeserver| !homeserver.refused.swap(true, Ordering::Relaxed))
+        self.find(name)
+            .is_some_and(|homeserver| !homeserver.refused.swap(true, Ordering::Relaxed))
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {

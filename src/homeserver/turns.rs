@@ -89,7 +89,12 @@ mod tests {
     async fn others_leave_room_for_our_own_and_for_each_other() {
         let limiter = QuestionLimiter::new();
         let mut taken = Vec::new();
-        while let Ok(place) = timeout(Duration::from_millis(1), limiter.take(Some(&format!("n{}.evil.example", taken.len())))).await {
+        while let Ok(place) = timeout(
+            Duration::from_millis(1),
+            limiter.take(Some(&format!("n{}.evil.example", taken.len()))),
+        )
+        .await
+        {
             taken.push(place);
         }
         // 200 users at half a second each are through within 15 seconds.

@@ -46,7 +46,10 @@ fn no_class_finds_the_door_shut_by_another() {
         for (n, other) in (0..).zip(others) {
             let kept = turns.places.shares[other as usize] / KEPT;
             for place in 0..u64::from(kept) {
-                assert!(turns.ask(&asker(other, 5000 + 100 * n + place, 10_000 + place, 0)).is_ok(), "{greedy:?} shuts {other:?} out");
+                assert!(
+                    turns.ask(&asker(other, 5000 + 100 * n + place, 10_000 + place, 0)).is_ok(),
+                    "{greedy:?} shuts {other:?} out"
+                );
             }
         }
     }

@@ -27,9 +27,13 @@ struct Scripts {
     tokens: Mutex<HashMap<String, Reply>>,
     /// For every `userinfo` request, whatever its token.
     userinfo: Mutex<Option<Reply>>,
+    /// The same, by its token.
+    by_token: Mutex<Option<Box<ByToken>>>,
     well_known: Mutex<Option<Reply>>,
     client_well_known: Mutex<Option<Reply>>,
 }
+
+type ByToken = dyn Fn(Option<Reply>) -> Reply + Send;
 
 /// How a homeserver differs from the plain one.
 pub(crate) struct Builder {
@@ -118,6 +122,11 @@ impl Homeserver {
         *self.scripts.userinfo.lock().unwrap() = reply;
     }
 
+    /// Changes every answer to `userinfo`: what the table has for its token, or none.
+    pub(crate) fn change_userinfo(&self, change: impl Fn(Option<Reply>) -> Reply + Send + 'static) {
+        *self.scripts.by_token.lock().unwrap() = Some(Box::new(change));
+    }
+
     /// The well-known file; a homeserver has none until this is called.
     pub(crate) fn answer_well_known(&self, reply: Reply) {
         *self.scripts.well_known.lock().unwrap() = Some(reply);
@@ -149,6 +158,9 @@ impl Scripts {
                 let known = request
                     .query("access_token")
                     .and_then(|token| self.tokens.lock().unwrap().get(token).cloned());
+                if let Some(change) = &*self.by_token.lock().unwrap() {
+                    return change(known);
+                }
                 known.unwrap_or_else(unknown_token)
             }
             WELL_KNOWN => self.well_known.lock().unwrap().clone().unwrap_or_else(not_found),

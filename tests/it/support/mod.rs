@@ -72,6 +72,13 @@ pub(crate) fn unique_loopback() -> Ipv4Addr {
     Ipv4Addr::new(127, run, (n >> 8) as u8, (n & 0xff) as u8)
 }
 
+/// The first address of a /24 of its own: another homeserver is another machine (decision H7a).
+pub(crate) fn unique_network() -> Ipv4Addr {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let n = NEXT.fetch_add(1, Relaxed) + u64::from(std::process::id()) * 97;
+    Ipv4Addr::new(127, 221 + (n >> 8 & 31) as u8, (n & 0xff) as u8, 1)
+}
+
 /// A room id that nobody has asked for yet.
 pub(crate) fn unique_room() -> String {
     format!("!room{}:example.org", unique())
