@@ -71,9 +71,9 @@ pub struct Who {
     pub name: u64,
 }
 
-/// Makes [`Who`] of names.
+/// Makes [`Who`] of names, with keys of this process.
 #[derive(Debug, Default)]
-pub struct Names(RandomState);
+pub struct Names(RandomState, RandomState);
 
 impl Names {
     /// `server`, which is of `class`.
@@ -95,6 +95,12 @@ impl Names {
     #[must_use]
     pub fn hash(&self, text: &str) -> u64 {
         self.0.hash_one(text)
+    }
+
+    /// Two independent hashes of `text`, where two texts that are taken for one would be worse than a late answer.
+    #[must_use]
+    pub fn fingerprint(&self, text: &str) -> u128 {
+        u128::from(self.0.hash_one(text)) << 64 | u128::from(self.1.hash_one(text))
     }
 
     /// A hash of a group with the key of this process.

@@ -39,22 +39,25 @@ use url::Url;
 pub use client_api::{BaseUrl, ClientApi};
 pub use failure::Failure;
 pub use guard::{Guard, Refused, Trust};
+pub use homeservers::Homeserver;
 pub use route::Reply;
 
 use crate::access::Homeservers;
 use crate::admission::limiter::{FairLimiter, Permit};
 use crate::admission::turns::{Asker, Places};
-use crate::admission::verified::Verified;
-use crate::admission::{Class, Client, Names, host_key};
+use crate::admission::verified::{REMEMBERED_FOR, Verified};
+use crate::admission::{Class, Client, Names, Who, host_key};
 use crate::dns::Dns;
 use crate::hold::TOO_LATE;
 use crate::server_name::ServerName;
 use crate::tls::Tls;
 use dial::Dialer;
-use homeservers::{Homeserver, Table};
+use homeservers::Table;
 
 /// Requests in flight to one homeserver, by class (decision O4).
 const IN_FLIGHT: [u32; 3] = [32, 32, 4];
+/// An answer is taken note of again after so many seconds.
+const VERIFIED_AGAIN_AFTER: u64 = 60;
 /// So many refused names are told per time.
 const WARNINGS: u32 = 20;
 const WARNINGS_PER: Duration = Duration::from_secs(60);
@@ -121,58 +124,74 @@ impl Federation {
         }
     }
 
+    /// What is known of `server`.
+    #[must_use]
+    pub fn homeserver(&self, server: &ServerName) -> Arc<Homeserver> {
+        self.homeservers.get(server, now(), || {
+            let (trust, until) = match self.trust(server) {
+                Trust::Listed => (Trust::Listed, 0),
+                Trust::Stranger => (Trust::Stranger, self.verified().until(&host_key(server))),
+            };
+            let class = match trust {
+                Trust::Listed => Class::Listed,
+                Trust::Stranger if until > now() => Class::Verified,
+                Trust::Stranger => Class::Stranger,
+            };
+            Homeserver::new(server.clone(), trust, self.names.who(server, class), until)
+        })
+    }
+
     /// How well `server` is known.
     #[must_use]
     pub fn class(&self, server: &ServerName) -> Class {
-        if self.is_listed(server) {
-            Class::Listed
-        } else if self.verified().contains(&host_key(server), now()) {
-            Class::Verified
-        } else {
-            Class::Stranger
-        }
+        self.homeserver(server).class(now())
     }
 
-    /// `server` has answered as the specification says: from now on it counts as verified.
-    pub fn has_answered(&self, server: &ServerName) {
-        // Where nobody knows on which machines it is, nobody could say whose share it fills.
-        let group = self.homeservers.find(server).and_then(|homeserver| homeserver.group());
-        if let Some(group) = group.filter(|_| !self.is_listed(server)) {
-            let _ = self.verified().answered(&host_key(server), group, now());
+    /// `homeserver` has answered as the specification says: from now on it counts as verified.
+    pub fn has_answered(&self, homeserver: &Homeserver) {
+        let now = now();
+        // Once a minute is often enough. Where nobody knows on which machines it is, nobody could say whose share it fills.
+        if homeserver.trust() == Trust::Listed || homeserver.verified_until() + VERIFIED_AGAIN_AFTER > now + REMEMBERED_FOR.as_secs() {
+            return;
         }
+        let Some(group) = homeserver.group() else { return };
+        let host = host_key(homeserver.name());
+        let _ = self.verified().answered(&host, group, now);
+        homeserver.is_verified_until(self.verified().until(&host));
     }
 
-    /// A hash of `text` with the key of this process.
+    /// Two independent hashes of `text` with keys of this process.
     #[must_use]
-    pub fn hash(&self, text: &str) -> u64 {
-        self.names.hash(text)
+    pub fn fingerprint(&self, text: &str) -> u128 {
+        self.names.fingerprint(text)
     }
 
-    /// One GET below the federation API of `server`, on behalf of `client`. With `again`, a remembered failure does not count.
+    /// One GET below the federation API of `homeserver`, on behalf of `client`. With `again`, a remembered failure does not
+    /// count.
     ///
     /// # Errors
     /// When there is no whole answer of at most `limit` bytes before `deadline`.
     pub async fn get(
         &self,
-        server: &ServerName,
+        homeserver: &Homeserver,
         path_and_query: &str,
         limit: usize,
         client: Client,
         again: bool,
         deadline: Instant,
     ) -> Result<Reply, Failure> {
-        let reply = timeout_at(deadline, self.ask(server, path_and_query, limit, client, again, deadline))
+        let reply = timeout_at(deadline, self.ask(homeserver, path_and_query, limit, client, again, deadline))
             .await
             .unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
-            self.warn_once(server, failure);
+            self.warn_once(homeserver, failure);
         }
         reply
     }
 
     /// The first refusal of a name is told, since it may be the operator's own; a flood of names is not.
-    fn warn_once(&self, server: &ServerName, failure: &Failure) {
-        if !self.homeservers.first_refusal(server) {
+    fn warn_once(&self, homeserver: &Homeserver, failure: &Failure) {
+        if !homeserver.first_refusal() {
             return;
         }
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -183,24 +202,28 @@ impl Federation {
         told.1 += 1;
         if told.1 <= WARNINGS {
             let (reason, remedy) = (failure.to_string(), failure.remedy());
-            tracing::warn!(server = server.as_str(), reason, remedy, "a homeserver's address is not dialled");
+            tracing::warn!(
+                server = homeserver.name().as_str(),
+                reason,
+                remedy,
+                "a homeserver's address is not dialled"
+            );
         }
     }
 
     async fn ask(
         &self,
-        server: &ServerName,
+        homeserver: &Homeserver,
         path_and_query: &str,
         limit: usize,
         client: Client,
         again: bool,
         deadline: Instant,
     ) -> Result<Reply, Failure> {
-        let (class, trust) = (self.class(server), self.trust(server));
-        let homeserver = self.homeservers.get(server, class, trust);
-        let place = self.place(&homeserver, server, class, client, deadline);
-        let link = homeserver.link(&self.dialer, &self.overrides, class, again, place).await?;
-        let _place = self.place(&homeserver, server, class, client, deadline).await?;
+        let who = homeserver.who(now());
+        let place = self.place(homeserver, who, client, deadline);
+        let link = homeserver.link(&self.dialer, &self.overrides, who.class, again, place).await?;
+        let _place = self.place(homeserver, who, client, deadline).await?;
         let began = Instant::now();
         let reply = link.get(path_and_query, limit).await;
         homeserver.took(began.elapsed());
@@ -208,23 +231,15 @@ impl Federation {
     }
 
     /// Waits for a turn to use a connection to `homeserver`.
-    async fn place(
-        &self,
-        homeserver: &Homeserver,
-        server: &ServerName,
-        class: Class,
-        client: Client,
-        deadline: Instant,
-    ) -> Result<Permit<'_>, Failure> {
-        let who = self.names.who(server, class);
-        let group = match class {
+    async fn place(&self, homeserver: &Homeserver, who: Who, client: Client, deadline: Instant) -> Result<Permit<'_>, Failure> {
+        let group = match who.class {
             // The operator chose the name: it is nobody else's.
             Class::Listed => who.name,
             Class::Verified | Class::Stranger => {
                 let group = match homeserver.group() {
                     Some(group) => group,
                     None => {
-                        let group = self.dialer.group(&server.parts().0, self.trust(server)).await?;
+                        let group = self.dialer.group(&homeserver.name().parts().0, homeserver.trust()).await?;
                         homeserver.is_on(group);
                         group
                     }
@@ -233,12 +248,15 @@ impl Federation {
             }
         };
         let asker = Asker {
-            class,
+            class: who.class,
             group,
             domain: who.domain,
             name: who.name,
             client: client.0,
         };
+        if let Some(place) = self.places.try_acquire(asker) {
+            return Ok(place);
+        }
         // Whoever has less time left than an answer usually needs would only waste a turn.
         let patience = deadline.checked_sub(homeserver.usual().max(TOO_LATE)).unwrap_or(deadline);
         timeout_at(patience, self.places.acquire(asker)).await.map_err(|_| Failure::Busy)

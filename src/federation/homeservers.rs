@@ -19,7 +19,7 @@ use super::pace::Pace;
 use super::route::Link;
 use super::well_known::failure_life;
 use crate::admission::limiter::Permit;
-use crate::admission::{Class, Group};
+use crate::admission::{Class, Group, Who};
 use crate::server_name::ServerName;
 
 /// Homeservers that are listed or have verified a token here.
@@ -38,9 +38,13 @@ const GROUP_LIFE: Duration = Duration::from_secs(30);
 const USUAL_OF: u64 = 8;
 
 /// One homeserver.
-pub(super) struct Homeserver {
+pub struct Homeserver {
     name: ServerName,
     trust: Trust,
+    /// With the class that it had at first.
+    who: Who,
+    /// The second until which it counts as verified.
+    verified_until: AtomicU64,
     pace: Arc<Pace>,
     link: AsyncMutex<Remembered>,
     group: Mutex<Option<(Group, Instant)>>,
@@ -60,16 +64,69 @@ struct Remembered {
 }
 
 impl Homeserver {
-    pub(super) fn new(name: ServerName, trust: Trust, class: Class) -> Self {
+    pub(super) fn new(name: ServerName, trust: Trust, who: Who, verified_until: u64) -> Self {
         Self {
             name,
             trust,
-            pace: Arc::new(Pace::new(class != Class::Stranger)),
+            who,
+            verified_until: AtomicU64::new(verified_until),
+            pace: Arc::new(Pace::new(who.class != Class::Stranger)),
             link: AsyncMutex::default(),
             group: Mutex::new(None),
             usual_ms: AtomicU64::new(0),
             refused: AtomicBool::new(false),
         }
+    }
+
+    /// Its name, as it was asked for.
+    #[must_use]
+    pub const fn name(&self) -> &ServerName {
+        &self.name
+    }
+
+    /// How well it is known at `now`, in seconds of the wall clock.
+    #[must_use]
+    pub fn class(&self, now: u64) -> Class {
+        if self.trust == Trust::Listed {
+            Class::Listed
+        } else if self.verified_until.load(Ordering::Relaxed) > now {
+            Class::Verified
+        } else {
+            Class::Stranger
+        }
+    }
+
+    /// Whether it is waited for: it is listed, or has answered within a day.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.class(super::now()) != Class::Stranger
+    }
+
+    /// What tells it from others, at `now`.
+    #[must_use]
+    pub fn who(&self, now: u64) -> Who {
+        Who {
+            class: self.class(now),
+            ..self.who
+        }
+    }
+
+    pub(super) const fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    pub(super) fn verified_until(&self) -> u64 {
+        self.verified_until.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_verified_until(&self, until: u64) {
+        self.verified_until.store(until, Ordering::Relaxed);
+        self.pace.lift();
+    }
+
+    /// Whether this is the first time that its address is refused.
+    pub(super) fn first_refusal(&self) -> bool {
+        !self.refused.swap(true, Ordering::Relaxed)
     }
 
     /// The machines it is on, as far as they are known.
@@ -179,33 +236,24 @@ impl Table {
         }
     }
 
-    /// The entry of `name`, which is of `class` now: who has become known is not displaced by strangers any more.
-    pub(super) fn get(&self, name: &ServerName, class: Class, trust: Trust) -> Arc<Homeserver> {
+    /// The entry of `name`, or what `make` makes. Who has become known is not displaced by strangers any more.
+    pub(super) fn get(&self, name: &ServerName, now: u64, make: impl FnOnce() -> Homeserver) -> Arc<Homeserver> {
         let mut entries = self.lock();
-        if class == Class::Stranger {
-            let made = || Arc::new(Homeserver::new(name.clone(), trust, class));
-            return entries.strangers.get_or_insert(name.clone(), made).clone();
-        }
         if let Some(found) = entries.known.get(name) {
             return found.clone();
         }
-        let found = entries.strangers.pop(name);
-        let found = found.unwrap_or_else(|| Arc::new(Homeserver::new(name.clone(), trust, class)));
-        found.pace.lift();
-        entries.known.put(name.clone(), found.clone());
+        let is_stranger = |homeserver: &Homeserver| homeserver.class(now) == Class::Stranger;
+        if let Some(found) = entries.strangers.get(name).filter(|found| is_stranger(found)) {
+            return found.clone();
+        }
+        let found = entries.strangers.pop(name).unwrap_or_else(|| Arc::new(make()));
+        let table = if is_stranger(&found) {
+            &mut entries.strangers
+        } else {
+            &mut entries.known
+        };
+        table.put(name.clone(), found.clone());
         found
-    }
-
-    /// The entry of `name`, if there is one.
-    pub(super) fn find(&self, name: &ServerName) -> Option<Arc<Homeserver>> {
-        let mut entries = self.lock();
-        let found = entries.known.get(name).cloned();
-        found.or_else(|| entries.strangers.get(name).cloned())
-    }
-
-    pub(super) fn first_refusal(&self, name: &ServerName) -> bool {
-        self.find(name)
-            .is_some_and(|homeserver| !homeserver.refused.swap(true, Ordering::Relaxed))
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
@@ -214,36 +262,42 @@ impl Table {
 }
 
 #[cfg(test)]
+impl Homeserver {
+    pub(crate) fn listed(name: ServerName) -> Self {
+        let who = crate::admission::Names::default().who(&name, Class::Listed);
+        Self::new(name, Trust::Listed, who, 0)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::Names;
 
-    fn name(n: usize) -> ServerName {
-        ServerName::parse(&format!("n{n}.example")).unwrap()
-    }
-
-    fn get(table: &Table, n: usize, class: Class) -> Arc<Homeserver> {
-        table.get(&name(n), class, Trust::Stranger)
+    fn get(table: &Table, names: &Names, n: usize) -> Arc<Homeserver> {
+        let name = ServerName::parse(&format!("n{n}.example")).unwrap();
+        table.get(&name, 1, || {
+            Homeserver::new(name.clone(), Trust::Stranger, names.who(&name, Class::Stranger), 0)
+        })
     }
 
     #[test]
     fn a_flood_of_names_neither_grows_the_table_nor_displaces_who_is_known() {
-        let table = Table::new();
-        let stranger = get(&table, 0, Class::Stranger);
-        let known = get(&table, 0, Class::Verified);
-        assert!(Arc::ptr_eq(&stranger, &known), "what is known of it stays");
+        let (table, names) = (Table::new(), Names::default());
+        let home = get(&table, &names, 0);
+        home.is_verified_until(2);
+        assert!(Arc::ptr_eq(&home, &get(&table, &names, 0)), "what is known of it stays");
         for n in 1..10_000 {
-            get(&table, n, Class::Stranger);
+            get(&table, &names, n);
         }
-        assert!(Arc::ptr_eq(&table.find(&name(0)).unwrap(), &known));
+        assert!(Arc::ptr_eq(&home, &get(&table, &names, 0)));
         assert_eq!(table.lock().strangers.len(), STRANGERS.get());
     }
 
     #[test]
-    fn the_first_refusal_is_told_once() {
-        let table = Table::new();
-        assert!(!table.first_refusal(&name(1)), "nothing is known of it");
-        get(&table, 1, Class::Stranger);
-        assert!(table.first_refusal(&name(1)));
-        assert!(!table.first_refusal(&name(1)));
+    fn an_answer_takes_about_as_long_as_the_last_ones() {
+        let home = get(&Table::new(), &Names::default(), 0);
+        (0..40).for_each(|_| home.took(Duration::from_millis(800)));
+        assert!((700..=800).contains(&home.usual().as_millis()), "{:?}", home.usual());
     }
 }
