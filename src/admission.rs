@@ -3,6 +3,10 @@
 //!
 //! The modules below decide and are pure.
 
+pub mod budget;
+pub mod dials;
+pub mod lookups;
+
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 

@@ -8,7 +8,8 @@
 //! specification has none, and its caches have neither a bound nor the lifetimes that decision O2 asks for.
 //!
 //! * `discovery.rs` the steps; `well_known.rs` step 3; `route.rs` a result with its pooled connections
-//! * `dial.rs` the only place that dials, with `guard.rs` in front; `pace.rs` strangers are dialled once a second
+//! * `dial.rs` the only place that dials, with `guard.rs` in front; `pace.rs` how often an address is dialled;
+//!   `pool.rs` connections, and answers bounded as they come
 //! * `follow.rs` files behind redirects; `client_api.rs` the way to a homeserver's client-server API
 //! * `homeservers.rs` what is remembered of each homeserver, bounded
 //!
@@ -22,6 +23,7 @@ mod follow;
 mod guard;
 mod homeservers;
 mod pace;
+mod pool;
 mod route;
 mod well_known;
 
@@ -42,13 +44,16 @@ pub use guard::{Guard, Refused, Trust};
 pub use route::Reply;
 
 use crate::access::Homeservers;
-use crate::admission::Class;
+use crate::admission::budget::Budget;
+use crate::admission::{Class, Names};
 use crate::dns::Dns;
 use crate::hold::TOO_LATE;
 use crate::server_name::ServerName;
 use crate::tls::Tls;
 use dial::Dialer;
 use homeservers::{Homeserver, Table};
+use pace::Pace;
+use pool::Pool;
 
 /// So many refused names are told per time.
 const WARNINGS: u32 = 20;
@@ -68,6 +73,8 @@ pub struct Settings {
     pub proxies: Matcher,
     /// Requests that may wait for homeservers that are neither listed nor ever verified a token here (decision H7).
     pub strangers_in_flight: usize,
+    /// Connections to homeservers, beyond which those that are not in use are closed (decision P14).
+    pub connections_out: usize,
 }
 
 /// Asks homeservers.
@@ -92,6 +99,7 @@ impl Federation {
             also_listed,
             proxies,
             strangers_in_flight,
+            connections_out,
         } = settings;
         if proxies.intercept(&Uri::from_static("https://homeserver.invalid/")).is_some() {
             tracing::info!(
@@ -100,7 +108,15 @@ impl Federation {
             );
         }
         Self {
-            dialer: Arc::new(Dialer { dns, guard, proxies, tls }),
+            dialer: Arc::new(Dialer {
+                dns,
+                guard,
+                proxies,
+                tls,
+                names: Names::default(),
+                pace: Pace::default(),
+                pool: Pool::new(connections_out),
+            }),
             overrides,
             listed,
             also_listed,
@@ -145,13 +161,14 @@ impl Federation {
         limit: usize,
         again: bool,
         deadline: Instant,
+        budget: &Budget,
     ) -> Result<Reply, Failure> {
         let _slot = if self.knows(server) {
             None
         } else {
             Some(self.strangers.try_acquire().map_err(|_| Failure::Busy)?)
         };
-        let reply = timeout_at(deadline, self.ask(server, path_and_query, limit, again, deadline))
+        let reply = timeout_at(deadline, self.ask(server, path_and_query, limit, again, deadline, budget))
             .await
             .unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
@@ -177,7 +194,15 @@ impl Federation {
         }
     }
 
-    async fn ask(&self, server: &ServerName, path_and_query: &str, limit: usize, again: bool, deadline: Instant) -> Result<Reply, Failure> {
+    async fn ask(
+        &self,
+        server: &ServerName,
+        path_and_query: &str,
+        limit: usize,
+        again: bool,
+        deadline: Instant,
+        budget: &Budget,
+    ) -> Result<Reply, Failure> {
         loop {
             let homeserver = self.homeservers.get(server, || self.enlist(server));
             let Some(_turn) = homeserver.turn().await? else {
@@ -188,8 +213,8 @@ impl Federation {
             if Instant::now() + TOO_LATE > deadline {
                 return Err(Failure::Timeout);
             }
-            let link = homeserver.link(&self.dialer, &self.overrides, again).await?;
-            return link.get(path_and_query, limit).await;
+            let link = homeserver.link(&self.dialer, &self.overrides, again, budget).await?;
+            return link.get(path_and_query, limit, budget).await;
         }
     }
 

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
+use crate::admission::budget::Budget;
 use crate::federation::{Failure, Federation};
 use crate::hold::{TOO_LATE, pause};
 use crate::secret::Secret;
@@ -94,10 +95,11 @@ impl OpenId {
             .append_pair("access_token", token.expose())
             .finish();
         let path = format!("/_matrix/federation/v1/openid/userinfo?{query}");
+        let budget = Budget::of(self.federation.class(server));
         let mut tries = 1;
         let mut cause = None;
         loop {
-            let outcome = self.federation.get(server, &path, MAX_REPLY, tries > 1, deadline).await;
+            let outcome = self.federation.get(server, &path, MAX_REPLY, tries > 1, deadline, &budget).await;
             let known = self.federation.knows(server);
             let outcome = match outcome {
                 Ok(reply) => judge(reply.status, &reply.body, server, known),
@@ -109,10 +111,12 @@ impl OpenId {
                     self.federation.has_verified(server);
                     return Ok(user);
                 }
-                Err(error) if !error.may_pass() => return Err(error),
                 Err(error) => {
-                    // A try that the deadline cut short says less than the one before it.
+                    // A try that the deadline or the budget cut short says less than the one before it.
                     let error = cause.take().filter(|_| error.says_nothing()).unwrap_or(error);
+                    if !error.may_pass() || budget.is_spent() {
+                        return Err(error);
+                    }
                     let pause = pause(tries);
                     let no_name = matches!(&error, Unverified::Unreachable { failure, .. } if failure.is_no_name());
                     let spent = !known && (no_name || tries >= STRANGER_TRIES);
@@ -139,7 +143,7 @@ impl Unverified {
         matches!(
             self,
             Self::Unreachable {
-                failure: Failure::Timeout,
+                failure: Failure::Timeout | Failure::Spent,
                 ..
             }
         )

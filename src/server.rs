@@ -39,6 +39,9 @@ use crate::sfu::Sfu;
 use crate::tls::Tls;
 use crate::token::{MintError, Minter};
 
+/// Connections to homeservers, beyond which those that are not in use are closed (decision O4).
+const CONNECTIONS_OUT: usize = 512;
+
 /// Open connections, as far as the file descriptors go; each request in flight may need as many again.
 const CONNECTIONS: usize = 5500;
 /// Requests in flight (decision H7), as far as there are connections: a quarter of these is left to the probes of
@@ -141,6 +144,7 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
             also_listed: own_name.iter().chain(config.cs_api_overrides.keys()).cloned().collect(),
             proxies: Matcher::from_env(),
             strangers_in_flight: in_flight / 4,
+            connections_out: CONNECTIONS_OUT,
         },
         dns.clone(),
         tls.clone(),

@@ -8,24 +8,25 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use url::Url;
 
 use super::Federation;
-use super::dial::Dialled;
+use super::dial::{Attempt, Dialled};
 use super::failure::Failure;
 use super::follow;
 use super::guard::Trust;
-use super::pace::Pace;
 use super::route::{Ask, Link, Reply, Route, host_of};
 use super::well_known::life;
+use crate::admission::budget::Budget;
+use crate::admission::{Class, Who};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 
 /// Largest well-known file (the specification's limit is of that order).
 const MAX_FILE: usize = 64 * 1024;
 const TIMEOUT: Duration = Duration::from_secs(4);
-const IDLE: usize = 32;
 
 /// Where a homeserver's client-server API is said to be, and for how long.
 pub struct BaseUrl {
@@ -49,9 +50,14 @@ impl Federation {
     pub async fn client_base_url(&self, server: &ServerName) -> Result<BaseUrl, Failure> {
         let (host, port) = server.parts();
         let path = "/.well-known/matrix/client";
-        let reply = timeout(TIMEOUT, follow::get(&self.dialer, host, port, path, self.trust(server), MAX_FILE))
-            .await
-            .unwrap_or(Err(Failure::Timeout))?;
+        let who = self.who(server);
+        let attempt = Attempt {
+            who,
+            budget: &Budget::of(who.class),
+            queued: &Notify::new(),
+        };
+        let file = follow::get(&self.dialer, host, port, path, self.trust(server), MAX_FILE, &attempt);
+        let reply = timeout(TIMEOUT, file).await.unwrap_or(Err(Failure::Timeout))?;
         let Some(reply) = reply else {
             return Err(Failure::NoClientApi("redirects lead nowhere"));
         };
@@ -82,9 +88,13 @@ impl Federation {
         let route = Route::to_url(base, dialled)?;
         Ok(ClientApi {
             may_carry_secrets: from_operator || base.scheme() == "https" || self.dialer.guard.lab,
-            // Who gets here has verified a token.
-            link: Link::new(self.dialer.clone(), Arc::new(route), Arc::new(Pace::new(true)), IDLE),
+            link: Link::new(self.dialer.clone(), Arc::new(route), self.who(server)),
         })
+    }
+
+    /// Who gets here has verified a token, be it long ago.
+    fn who(&self, server: &ServerName) -> Who {
+        self.dialer.names.who(server, self.class(server).min(Class::Verified))
     }
 
     fn trust(&self, server: &ServerName) -> Trust {
@@ -96,6 +106,11 @@ impl ClientApi {
     /// Whether the way there is encrypted, or chosen by the operator.
     pub(crate) const fn may_carry_secrets(&self) -> bool {
         self.may_carry_secrets
+    }
+
+    /// Each call has its own: nobody makes many of them happen.
+    fn budget(&self) -> Budget {
+        Budget::of(self.link.who.class)
     }
 
     /// GETs a path below the base.
@@ -112,6 +127,7 @@ impl ClientApi {
                     json: None,
                 },
                 limit,
+                &self.budget(),
             )
             .await
     }
@@ -130,6 +146,7 @@ impl ClientApi {
                     json: Some(json),
                 },
                 limit,
+                &self.budget(),
             )
             .await
     }

@@ -7,17 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 use url::Url;
 
-use super::dial::Dialer;
+use super::dial::{Attempt, Dialer};
 use super::discovery::discover;
 use super::failure::Failure;
 use super::guard::Trust;
-use super::pace::Pace;
 use super::route::Link;
 use super::well_known::failure_life;
+use crate::admission::Class;
+use crate::admission::budget::Budget;
 use crate::server_name::ServerName;
 
 /// Homeservers that are listed or have verified a token here.
@@ -40,7 +41,6 @@ pub(super) struct Homeserver {
     known: bool,
     turns: Semaphore,
     waiting: AtomicUsize,
-    pace: Arc<Pace>,
     link: AsyncMutex<Remembered>,
     refused: AtomicBool,
 }
@@ -51,7 +51,6 @@ struct Remembered {
     asked: Option<Instant>,
     until: Option<Instant>,
     failures: u32,
-    started: Option<Instant>,
     /// Discovery itself failed, and is not repeated until then.
     refused: Option<(Instant, Failure)>,
 }
@@ -64,7 +63,6 @@ impl Homeserver {
             known,
             turns: Semaphore::new(if known { IN_FLIGHT } else { STRANGER_IN_FLIGHT }),
             waiting: AtomicUsize::new(0),
-            pace: Arc::new(Pace::new(known)),
             link: AsyncMutex::default(),
             refused: AtomicBool::new(false),
         }
@@ -89,6 +87,7 @@ impl Homeserver {
         dialer: &Arc<Dialer>,
         overrides: &BTreeMap<ServerName, Url>,
         again: bool,
+        budget: &Budget,
     ) -> Result<Arc<Link>, Failure> {
         let mut remembered = self.link.lock().await;
         let now = Instant::now();
@@ -105,12 +104,19 @@ impl Homeserver {
         {
             return Err(failure.clone());
         }
-        // Strangers are looked for once a second, even when those who ask hang up in the middle of it.
-        if let Some(started) = remembered.started.replace(now).filter(|_| !self.known) {
-            sleep_until(started + FAILURE_MIN_AGE).await;
-            remembered.started = Some(Instant::now());
-        }
-        let found = match discover(dialer, overrides, &self.name, self.trust).await {
+        let class = match (self.trust, self.known) {
+            (Trust::Listed, _) => Class::Listed,
+            (Trust::Stranger, true) => Class::Verified,
+            (Trust::Stranger, false) => Class::Stranger,
+        };
+        let attempt = Attempt {
+            who: dialer.names.who(&self.name, class),
+            budget,
+            queued: &Notify::new(),
+        };
+        let found = match discover(dialer, overrides, &self.name, self.trust, &attempt).await {
+            // It is about this request, and not about the homeserver.
+            Err(Failure::Spent) => return Err(Failure::Spent),
             Ok(found) => found,
             Err(failure) => {
                 remembered.refused = Some((Instant::now() + FAILURE_MIN_AGE, failure.clone()));
@@ -136,8 +142,7 @@ impl Homeserver {
             host = found.route.host_header.as_str(),
             "homeserver found"
         );
-        let idle = if self.known { IN_FLIGHT } else { 0 };
-        let link = Arc::new(Link::new(dialer.clone(), Arc::new(found.route), self.pace.clone(), idle));
+        let link = Arc::new(Link::new(dialer.clone(), Arc::new(found.route), attempt.who));
         remembered.link = Some(link.clone());
         Ok(link)
     }
@@ -206,7 +211,6 @@ impl Table {
             .put(name.clone(), Arc::new(Homeserver::new(name.clone(), trust, true)));
         drop(entries);
         if let Some(old) = old {
-            old.pace.lift();
             old.turns.close();
         }
     }

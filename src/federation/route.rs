@@ -1,24 +1,20 @@
 //! Where the requests for one server name go, and a client that goes there and nowhere else.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::InvalidUri;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use http_body_util::Full;
 use rustls::pki_types::ServerName as TlsName;
-use tower::Service;
+use tokio::sync::Notify;
 use url::Url;
 
-use super::dial::{Dialer, Dialled, Stream, chain};
+use super::dial::{Attempt, Dialer, Dialled, Stream};
 use super::failure::Failure;
-use super::pace::Pace;
+use super::pool::{Keep, Open, Share};
+use crate::admission::Who;
+use crate::admission::budget::Budget;
 use crate::dns::{self, DnsError};
 use crate::secret::Secret;
 use crate::server_name::Host;
@@ -26,8 +22,6 @@ use crate::server_name::Host;
 const USER_AGENT: &str = concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION"));
 /// Federation port where nothing else is said.
 const DEFAULT_PORT: u16 = 8448;
-/// Longest head of an answer.
-const MAX_HEAD: usize = 32 * 1024;
 
 /// How to find the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,98 +70,121 @@ impl Route {
         })
     }
 
-    async fn connect(&self, dialer: &Dialer) -> Result<Stream, Failure> {
+    async fn connect(&self, dialer: &Dialer, attempt: &Attempt<'_>) -> Result<Stream, Failure> {
         match &self.via {
-            Via::Fixed(host, port) => dialer.open(host, *port, self.dialled, self.tls_name.as_ref()).await,
-            Via::Srv(name) => self.connect_by_srv(dialer, name).await,
+            Via::Fixed(host, port) => dialer.open(host, *port, self.dialled, self.tls_name.as_ref(), attempt).await,
+            Via::Srv(name) => self.connect_by_srv(dialer, name, attempt).await,
         }
     }
 
-    async fn connect_by_srv(&self, dialer: &Dialer, name: &str) -> Result<Stream, Failure> {
-        let mut records = dialer.dns.srv(&format!("_matrix-fed._tcp.{name}")).await;
+    async fn connect_by_srv(&self, dialer: &Dialer, name: &str, attempt: &Attempt<'_>) -> Result<Stream, Failure> {
+        let asker = attempt.asker();
+        let mut records = dialer.dns.srv_for(&format!("_matrix-fed._tcp.{name}"), &asker).await;
         if matches!(records, Err(DnsError::NotFound)) {
-            records = dialer.dns.srv(&format!("_matrix._tcp.{name}")).await;
+            records = dialer.dns.srv_for(&format!("_matrix._tcp.{name}"), &asker).await;
         }
         let Ok(records) = records else {
             return dialer
-                .open(&Host::Name(name.into()), DEFAULT_PORT, self.dialled, self.tls_name.as_ref())
+                .open(
+                    &Host::Name(name.into()),
+                    DEFAULT_PORT,
+                    self.dialled,
+                    self.tls_name.as_ref(),
+                    attempt,
+                )
                 .await;
         };
-        let mut last = Failure::NoService(name.to_owned());
+        let mut last = None;
         for target in dns::order(records, |below| rand::random_range(0..below)) {
             if target.host.is_empty() {
                 continue;
             }
             match dialer
-                .open(&Host::Name(target.host.into()), target.port, self.dialled, self.tls_name.as_ref())
+                .open(
+                    &Host::Name(target.host.into()),
+                    target.port,
+                    self.dialled,
+                    self.tls_name.as_ref(),
+                    attempt,
+                )
                 .await
             {
                 Ok(stream) => return Ok(stream),
-                Err(failure) => last = failure,
+                Err(Failure::Spent) => return Err(last.unwrap_or(Failure::Spent)),
+                Err(failure) => last = Some(failure),
             }
         }
-        Err(last)
-    }
-}
-
-/// Opens connections along one route; the URL it is given is not looked at.
-#[derive(Clone)]
-pub(super) struct Connector {
-    dialer: Arc<Dialer>,
-    route: Arc<Route>,
-    pace: Arc<Pace>,
-}
-
-impl Service<Uri> for Connector {
-    type Response = Stream;
-    type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Stream, Failure>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let Self { dialer, route, pace } = self.clone();
-        Box::pin(async move {
-            pace.wait().await;
-            route.connect(&dialer).await
-        })
+        Err(last.unwrap_or_else(|| Failure::NoService(name.to_owned())))
     }
 }
 
 /// A route with its pooled connections.
 pub(super) struct Link {
     pub(super) route: Arc<Route>,
-    client: Client<Connector, Full<Bytes>>,
+    dialer: Arc<Dialer>,
+    pub(super) who: Who,
+    share: Share,
 }
 
 impl Link {
-    /// Keeps up to `idle` unused connections for half a minute.
-    pub(super) fn new(dialer: Arc<Dialer>, route: Arc<Route>, pace: Arc<Pace>, idle: usize) -> Self {
-        let client = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(idle)
-            .pool_idle_timeout(Duration::from_secs(30))
-            .pool_timer(TokioTimer::new())
-            .http1_max_buf_size(MAX_HEAD)
-            .build(Connector {
-                dialer,
-                route: route.clone(),
-                pace,
-            });
-        Self { route, client }
+    /// To the homeserver `who`, whose class says how many unused connections are kept.
+    pub(super) fn new(dialer: Arc<Dialer>, route: Arc<Route>, who: Who) -> Self {
+        Self {
+            share: dialer.pool.share(Keep::of(who.class)),
+            route,
+            dialer,
+            who,
+        }
     }
 
     /// Sends one GET; redirects are answers like any other.
-    pub(super) async fn get(&self, path_and_query: &str, limit: usize) -> Result<Reply, Failure> {
-        self.ask(&Ask::get(path_and_query), limit).await
+    pub(super) async fn get(&self, path_and_query: &str, limit: usize, budget: &Budget) -> Result<Reply, Failure> {
+        self.ask(&Ask::get(path_and_query), limit, budget).await
     }
 
     /// Sends one request; redirects are answers like any other.
-    pub(super) async fn ask(&self, ask: &Ask<'_>, limit: usize) -> Result<Reply, Failure> {
+    pub(super) async fn ask(&self, ask: &Ask<'_>, limit: usize, budget: &Budget) -> Result<Reply, Failure> {
         let request = ask.request(&self.route)?;
-        let response = self.client.request(request).await.map_err(|error| cause(&error))?;
-        collect(response, limit).await
+        let mut connection = match self.share.take() {
+            Some(mut connection) => match connection.exchange(request, limit).await {
+                Ok(reply) => {
+                    self.share.put(connection);
+                    return Ok(reply);
+                }
+                // It was closed while nobody looked.
+                Err(unanswered) if unanswered.again => {
+                    drop(connection);
+                    self.connect(budget).await?
+                }
+                Err(unanswered) => return Err(unanswered.failure),
+            },
+            None => self.connect(budget).await?,
+        };
+        let reply = connection
+            .exchange(ask.request(&self.route)?, limit)
+            .await
+            .map_err(|unanswered| unanswered.failure)?;
+        self.share.put(connection);
+        Ok(reply)
+    }
+
+    /// A new connection, or one that somebody else has done with while we wait for our turn to dial.
+    async fn connect(&self, budget: &Budget) -> Result<Box<Open>, Failure> {
+        let queued = Notify::new();
+        let attempt = Attempt {
+            who: self.who,
+            budget,
+            queued: &queued,
+        };
+        let connecting = pin!(self.share.open(self.route.connect(&self.dialer, &attempt)));
+        let returned = async {
+            queued.notified().await;
+            self.share.returned().await
+        };
+        tokio::select! {
+            connected = connecting => connected,
+            connection = returned => Ok(connection),
+        }
     }
 }
 
@@ -191,13 +208,9 @@ impl<'a> Ask<'a> {
 
     fn request(&self, route: &Route) -> Result<Request<Full<Bytes>>, Failure> {
         let broken = |error: http::Error| Failure::Http(error.to_string());
-        let scheme = if route.tls_name.is_some() { "https" } else { "http" };
         let mut request = Request::builder()
             .method(self.method.clone())
-            .uri(format!(
-                "{scheme}://{}{}{}",
-                route.host_header, route.base_path, self.path_and_query
-            ))
+            .uri(format!("{}{}", route.base_path, self.path_and_query))
             .header(header::HOST, &route.host_header)
             .header(header::USER_AGENT, USER_AGENT);
         if let Some(token) = self.token {
@@ -213,42 +226,16 @@ impl<'a> Ask<'a> {
 }
 
 /// One GET over a connection of its own, closed afterwards.
-pub(super) async fn fetch_once(dialer: &Dialer, route: &Route, path_and_query: &str, limit: usize) -> Result<Reply, Failure> {
-    let mut request = Ask::get(path_and_query).request(route)?;
-    // At this level nobody makes it the path that servers expect.
-    *request.uri_mut() = path_and_query
-        .parse()
-        .map_err(|error: InvalidUri| Failure::Http(error.to_string()))?;
-    let stream = route.connect(dialer).await?;
-    let http = |error: hyper::Error| Failure::Http(chain(&error));
-    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-        .max_buf_size(MAX_HEAD)
-        .handshake(stream)
-        .await
-        .map_err(http)?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(http)?;
-        collect(response, limit).await
-    };
-    tokio::pin!(exchange);
-    tokio::select! {
-        reply = &mut exchange => reply,
-        // The connection may end first, with the whole answer already read.
-        _ = connection => exchange.await,
-    }
-}
-
-async fn collect(response: http::Response<hyper::body::Incoming>, limit: usize) -> Result<Reply, Failure> {
-    let (head, body) = response.into_parts();
-    match Limited::new(body, limit).collect().await {
-        Ok(body) => Ok(Reply {
-            status: head.status,
-            headers: head.headers,
-            body: body.to_bytes(),
-        }),
-        Err(error) if error.is::<LengthLimitError>() => Err(Failure::TooLarge(limit)),
-        Err(error) => Err(Failure::Http(error.to_string())),
-    }
+pub(super) async fn fetch_once(
+    dialer: &Dialer,
+    route: &Route,
+    path_and_query: &str,
+    limit: usize,
+    attempt: &Attempt<'_>,
+) -> Result<Reply, Failure> {
+    let request = Ask::get(path_and_query).request(route)?;
+    let mut connection = Open::new(&dialer.pool, route.connect(dialer, attempt)).await?;
+    connection.exchange(request, limit).await.map_err(|unanswered| unanswered.failure)
 }
 
 /// The host of a URL, in our terms.
@@ -269,16 +256,4 @@ pub(super) fn tls_name(host: &Host) -> Result<TlsName<'static>, Failure> {
             error: error.to_string(),
         }),
     }
-}
-
-/// The failure of our own connector, or what the HTTP library says. Its text never holds the URL.
-fn cause(error: &hyper_util::client::legacy::Error) -> Failure {
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        if let Some(failure) = inner.downcast_ref::<Failure>() {
-            return failure.clone();
-        }
-        source = inner.source();
-    }
-    Failure::Http(chain(error))
 }
