@@ -3,7 +3,10 @@
 //!
 //! The modules below decide and are pure.
 
+pub mod budget;
+pub mod dials;
 pub mod limiter;
+pub mod lookups;
 pub mod turns;
 pub mod verified;
 

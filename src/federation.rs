@@ -8,7 +8,8 @@
 //! specification has none, and its caches have neither a bound nor the lifetimes that decision O2 asks for.
 //!
 //! * `discovery.rs` the steps; `well_known.rs` step 3; `route.rs` a result with its pooled connections
-//! * `dial.rs` the only place that dials, with `guard.rs` in front; `pace.rs` strangers are dialled once a second
+//! * `dial.rs` the only place that dials, with `guard.rs` in front; `pace.rs` how often an address is dialled;
+//!   `pool.rs` connections, and answers bounded as they come
 //! * whose turn it is to be asked, `admission` says
 //! * `follow.rs` files behind redirects; `client_api.rs` the way to a homeserver's client-server API
 //! * `homeservers.rs` what is remembered of each homeserver, bounded
@@ -23,6 +24,7 @@ mod follow;
 mod guard;
 mod homeservers;
 mod pace;
+mod pool;
 mod route;
 mod well_known;
 
@@ -33,6 +35,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
@@ -43,16 +46,19 @@ pub use homeservers::Homeserver;
 pub use route::Reply;
 
 use crate::access::Homeservers;
-use crate::admission::limiter::{FairLimiter, Permit};
-use crate::admission::turns::{Asker, Places};
+use crate::admission::budget::Budget;
+use crate::admission::limiter::FairLimiter;
+use crate::admission::turns::Places;
 use crate::admission::verified::{REMEMBERED_FOR, Verified};
-use crate::admission::{Class, Client, Names, Who, host_key};
+use crate::admission::{Class, Client, Names, host_key};
 use crate::dns::Dns;
 use crate::hold::TOO_LATE;
 use crate::server_name::ServerName;
 use crate::tls::Tls;
-use dial::Dialer;
+use dial::{Attempt, Dialer, Turns};
 use homeservers::Table;
+use pace::Pace;
+use pool::Pool;
 
 /// Requests in flight to one homeserver, by class (decision O4).
 const IN_FLIGHT: [u32; 3] = [32, 32, 4];
@@ -74,8 +80,18 @@ pub struct Settings {
     pub also_listed: Vec<ServerName>,
     /// Forward proxies of the environment.
     pub proxies: Matcher,
-    /// Connections to homeservers that may be in use at a time (decision P14).
-    pub connections: u32,
+    /// Connections to homeservers that may be in use at a time; those that are kept give way (decision P14).
+    pub connections_out: u32,
+}
+
+/// On whose behalf a homeserver is asked.
+pub struct Caller<'a> {
+    /// Who sent the request.
+    pub client: Client,
+    /// What is left of what the request may cost others.
+    pub budget: &'a Budget,
+    /// When the answer has to be there.
+    pub deadline: Instant,
 }
 
 /// Asks homeservers.
@@ -85,10 +101,7 @@ pub struct Federation {
     listed: Homeservers,
     also_listed: Vec<ServerName>,
     homeservers: Table,
-    names: Names,
     verified: Mutex<Verified>,
-    /// A place is one use of a connection.
-    places: FairLimiter,
     told: Mutex<(Option<Instant>, u32)>,
 }
 
@@ -102,7 +115,7 @@ impl Federation {
             listed,
             also_listed,
             proxies,
-            connections,
+            connections_out,
         } = settings;
         if proxies.intercept(&Uri::from_static("https://homeserver.invalid/")).is_some() {
             tracing::info!(
@@ -112,14 +125,21 @@ impl Federation {
         }
         let somebody_is_listed = !also_listed.is_empty() || !overrides.is_empty() || listed != Homeservers::All;
         Self {
-            dialer: Arc::new(Dialer { dns, guard, proxies, tls }),
+            dialer: Arc::new(Dialer {
+                dns,
+                guard,
+                proxies,
+                tls,
+                names: Names::default(),
+                pace: Pace::default(),
+                places: FairLimiter::new(Places::shared(connections_out, somebody_is_listed, IN_FLIGHT)),
+                pool: Pool::new(usize::try_from(connections_out).unwrap_or(usize::MAX)),
+            }),
             overrides,
             listed,
             also_listed,
             homeservers: Table::new(),
-            names: Names::default(),
             verified: Mutex::default(),
-            places: FairLimiter::new(Places::shared(connections, somebody_is_listed, IN_FLIGHT)),
             told: Mutex::default(),
         }
     }
@@ -137,7 +157,7 @@ impl Federation {
                 Trust::Stranger if until > now() => Class::Verified,
                 Trust::Stranger => Class::Stranger,
             };
-            Homeserver::new(server.clone(), trust, self.names.who(server, class), until)
+            Homeserver::new(server.clone(), trust, self.dialer.names.who(server, class), until)
         })
     }
 
@@ -160,27 +180,32 @@ impl Federation {
         homeserver.is_verified_until(self.verified().until(&host));
     }
 
+    /// What a request about `homeserver` may cost others.
+    #[must_use]
+    pub fn budget(&self, homeserver: &Homeserver) -> Budget {
+        Budget::of(homeserver.class(now()))
+    }
+
     /// Two independent hashes of `text` with keys of this process.
     #[must_use]
     pub fn fingerprint(&self, text: &str) -> u128 {
-        self.names.fingerprint(text)
+        self.dialer.names.fingerprint(text)
     }
 
-    /// One GET below the federation API of `homeserver`, on behalf of `client`. With `again`, a remembered failure does not
+    /// One GET below the federation API of `homeserver`, on behalf of `caller`. With `again`, a remembered failure does not
     /// count.
     ///
     /// # Errors
-    /// When there is no whole answer of at most `limit` bytes before `deadline`.
+    /// When there is no whole answer of at most `limit` bytes before the deadline.
     pub async fn get(
         &self,
         homeserver: &Homeserver,
         path_and_query: &str,
         limit: usize,
-        client: Client,
+        caller: &Caller<'_>,
         again: bool,
-        deadline: Instant,
     ) -> Result<Reply, Failure> {
-        let reply = timeout_at(deadline, self.ask(homeserver, path_and_query, limit, client, again, deadline))
+        let reply = timeout_at(caller.deadline, self.ask(homeserver, path_and_query, limit, caller, again))
             .await
             .unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
@@ -216,50 +241,28 @@ impl Federation {
         homeserver: &Homeserver,
         path_and_query: &str,
         limit: usize,
-        client: Client,
+        caller: &Caller<'_>,
         again: bool,
-        deadline: Instant,
     ) -> Result<Reply, Failure> {
-        let who = homeserver.who(now());
-        let place = self.place(homeserver, who, client, deadline);
-        let link = homeserver.link(&self.dialer, &self.overrides, who.class, again, place).await?;
-        let _place = self.place(homeserver, who, client, deadline).await?;
-        let began = Instant::now();
-        let reply = link.get(path_and_query, limit).await;
-        homeserver.took(began.elapsed());
-        reply
-    }
-
-    /// Waits for a turn to use a connection to `homeserver`.
-    async fn place(&self, homeserver: &Homeserver, who: Who, client: Client, deadline: Instant) -> Result<Permit<'_>, Failure> {
-        let group = match who.class {
-            // The operator chose the name: it is nobody else's.
-            Class::Listed => who.name,
-            Class::Verified | Class::Stranger => {
-                let group = match homeserver.group() {
-                    Some(group) => group,
-                    None => {
-                        let group = self.dialer.group(&homeserver.name().parts().0, homeserver.trust()).await?;
-                        homeserver.is_on(group);
-                        group
-                    }
-                };
-                self.names.hash_of(&group)
-            }
-        };
-        let asker = Asker {
-            class: who.class,
-            group,
-            domain: who.domain,
-            name: who.name,
-            client: client.0,
-        };
-        if let Some(place) = self.places.try_acquire(asker) {
-            return Ok(place);
-        }
         // Whoever has less time left than an answer usually needs would only waste a turn.
-        let patience = deadline.checked_sub(homeserver.usual().max(TOO_LATE)).unwrap_or(deadline);
-        timeout_at(patience, self.places.acquire(asker)).await.map_err(|_| Failure::Busy)
+        let usual = homeserver.usual().max(TOO_LATE);
+        let attempt = Attempt {
+            who: homeserver.who(now()),
+            budget: caller.budget,
+            queued: &Notify::new(),
+            turns: Some(Turns {
+                client: caller.client,
+                patience: caller.deadline.checked_sub(usual).unwrap_or(caller.deadline),
+            }),
+        };
+        let link = homeserver.link(&self.dialer, &self.overrides, again, &attempt).await?;
+        let began = Instant::now();
+        let reply = link.get(path_and_query, limit, &attempt).await;
+        homeserver.took(began.elapsed());
+        if reply.is_ok() {
+            homeserver.is_on(link.group());
+        }
+        reply
     }
 
     fn verified(&self) -> MutexGuard<'_, Verified> {

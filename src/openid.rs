@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
 use crate::admission::Client;
-use crate::federation::{Failure, Federation, Homeserver};
+use crate::federation::{Caller, Failure, Federation, Homeserver};
 use crate::hold::{TOO_LATE, pause};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
@@ -130,10 +130,16 @@ impl OpenId {
             .append_pair("access_token", token.expose())
             .finish();
         let path = format!("/_matrix/federation/v1/openid/userinfo?{query}");
+        let budget = self.federation.budget(homeserver);
+        let caller = Caller {
+            client,
+            budget: &budget,
+            deadline,
+        };
         let mut tries = 1;
         let mut cause = None;
         loop {
-            let outcome = self.federation.get(homeserver, &path, MAX_REPLY, client, tries > 1, deadline).await;
+            let outcome = self.federation.get(homeserver, &path, MAX_REPLY, &caller, tries > 1).await;
             let outcome = match outcome {
                 Ok(reply) => judge(reply.status, &reply.body, homeserver),
                 Err(Failure::Busy) => Err(Unverified::Busy),
@@ -144,15 +150,16 @@ impl OpenId {
                     self.federation.has_answered(homeserver);
                     return Ok(user);
                 }
-                Err(error) if !error.may_pass() => {
-                    if matches!(error, Unverified::Rejected) {
-                        self.federation.has_answered(homeserver);
-                    }
-                    return Err(error);
+                Err(Unverified::Rejected) => {
+                    self.federation.has_answered(homeserver);
+                    return Err(Unverified::Rejected);
                 }
                 Err(error) => {
-                    // A try that the deadline cut short says less than the one before it.
+                    // A try that the deadline or the budget cut short says less than the one before it.
                     let error = cause.take().filter(|_| error.says_nothing()).unwrap_or(error);
+                    if !error.may_pass() || budget.is_spent() {
+                        return Err(error);
+                    }
                     let pause = pause(tries);
                     let no_name = matches!(&error, Unverified::Unreachable { failure, .. } if failure.is_no_name());
                     let spent = !homeserver.is_known() && (no_name || tries >= STRANGER_TRIES);
@@ -190,7 +197,7 @@ impl Unverified {
         matches!(
             self,
             Self::Unreachable {
-                failure: Failure::Timeout,
+                failure: Failure::Timeout | Failure::Spent,
                 ..
             }
         )

@@ -44,7 +44,7 @@ const CONNECTIONS: usize = 5500;
 /// Requests in flight (decision H7), as far as there are connections: a quarter of these is left to the probes of
 /// `/healthz`, and to being told that the service is busy.
 const IN_FLIGHT: usize = 4096;
-/// Connections to homeservers in use at a time.
+/// Connections to homeservers, in use and kept (decision O4).
 const CONNECTIONS_OUT: u32 = 512;
 /// Where there is no place for a new connection, those close that have been idle for this long since their last request,
 const IDLE_WHEN_CROWDED: Duration = Duration::from_millis(250);
@@ -142,7 +142,7 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
             listed: config.full_access.clone(),
             also_listed: own_name.iter().chain(config.cs_api_overrides.keys()).cloned().collect(),
             proxies: Matcher::from_env(),
-            connections: CONNECTIONS_OUT.min(u32::try_from(in_flight / 2).unwrap_or(CONNECTIONS_OUT)).max(16),
+            connections_out: CONNECTIONS_OUT.min(u32::try_from(in_flight / 2).unwrap_or(CONNECTIONS_OUT)).max(16),
         },
         dns.clone(),
         tls.clone(),

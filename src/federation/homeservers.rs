@@ -11,14 +11,12 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 use url::Url;
 
-use super::dial::Dialer;
+use super::dial::{Attempt, Dialer};
 use super::discovery::discover;
 use super::failure::Failure;
 use super::guard::Trust;
-use super::pace::Pace;
 use super::route::Link;
 use super::well_known::failure_life;
-use crate::admission::limiter::Permit;
 use crate::admission::{Class, Group, Who};
 use crate::server_name::ServerName;
 
@@ -27,13 +25,8 @@ const KNOWN: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 /// The others. A flood of made-up names turns over this table and not the one above.
 const STRANGERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
-/// Unused connections that are kept to one homeserver.
-const MAX_IDLE: usize = 32;
-
 /// A remembered failure is not asked again more often than this, however many requests want it.
 const FAILURE_MIN_AGE: Duration = Duration::from_secs(1);
-/// How long the machines that a homeserver is on are believed to be the same.
-const GROUP_LIFE: Duration = Duration::from_secs(30);
 /// The weight of one answer in what a homeserver usually needs is one part of so many.
 const USUAL_OF: u64 = 8;
 
@@ -45,9 +38,8 @@ pub struct Homeserver {
     who: Who,
     /// The second until which it counts as verified.
     verified_until: AtomicU64,
-    pace: Arc<Pace>,
     link: AsyncMutex<Remembered>,
-    group: Mutex<Option<(Group, Instant)>>,
+    group: Mutex<Option<Group>>,
     /// Milliseconds that an answer usually takes.
     usual_ms: AtomicU64,
     refused: AtomicBool,
@@ -70,7 +62,6 @@ impl Homeserver {
             trust,
             who,
             verified_until: AtomicU64::new(verified_until),
-            pace: Arc::new(Pace::new(who.class != Class::Stranger)),
             link: AsyncMutex::default(),
             group: Mutex::new(None),
             usual_ms: AtomicU64::new(0),
@@ -121,7 +112,6 @@ impl Homeserver {
 
     pub(super) fn is_verified_until(&self, until: u64) {
         self.verified_until.store(until, Ordering::Relaxed);
-        self.pace.lift();
     }
 
     /// Whether this is the first time that its address is refused.
@@ -131,13 +121,12 @@ impl Homeserver {
 
     /// The machines it is on, as far as they are known.
     pub(super) fn group(&self) -> Option<Group> {
-        let group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
-        group.filter(|(_, known)| known.elapsed() < GROUP_LIFE).map(|(group, _)| group)
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It was found on these machines.
-    pub(super) fn is_on(&self, group: Group) {
-        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = Some((group, Instant::now()));
+    /// It has answered from these machines.
+    pub(super) fn is_on(&self, group: Option<Group>) {
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = group;
     }
 
     /// How long an answer usually takes.
@@ -152,15 +141,13 @@ impl Homeserver {
         self.usual_ms.store(before - before / USUAL_OF + time / USUAL_OF, Ordering::Relaxed);
     }
 
-    /// The way to it: the remembered one while it is good, else discovery, which takes `place`. Requests that come meanwhile
-    /// wait for it.
+    /// The way to it: the remembered one while it is good, else discovery. Requests that come meanwhile wait for it.
     pub(super) async fn link(
         &self,
         dialer: &Arc<Dialer>,
         overrides: &BTreeMap<ServerName, Url>,
-        class: Class,
         again: bool,
-        place: impl Future<Output = Result<Permit<'_>, Failure>>,
+        attempt: &Attempt<'_>,
     ) -> Result<Arc<Link>, Failure> {
         let mut remembered = self.link.lock().await;
         let now = Instant::now();
@@ -177,9 +164,10 @@ impl Homeserver {
         {
             return Err(failure.clone());
         }
-        let _place = place.await?;
-        let found = match discover(dialer, overrides, &self.name, self.trust).await {
+        let found = match discover(dialer, overrides, &self.name, self.trust, attempt).await {
             Ok(found) => found,
+            // That is about this request, and not about the homeserver.
+            Err(failure @ (Failure::Spent | Failure::Busy)) => return Err(failure),
             Err(failure) => {
                 remembered.refused = Some((Instant::now() + FAILURE_MIN_AGE, failure.clone()));
                 return Err(failure);
@@ -187,7 +175,7 @@ impl Homeserver {
         };
         remembered.refused = None;
         if found.fallback {
-            let life = failure_life(remembered.failures, class != Class::Stranger);
+            let life = failure_life(remembered.failures, attempt.who.class != Class::Stranger);
             remembered.until = Some(Instant::now() + life);
             remembered.failures = remembered.failures.saturating_add(1);
         } else {
@@ -204,8 +192,7 @@ impl Homeserver {
             host = found.route.host_header.as_str(),
             "homeserver found"
         );
-        let idle = if class == Class::Stranger { 0 } else { MAX_IDLE };
-        let link = Arc::new(Link::new(dialer.clone(), Arc::new(found.route), self.pace.clone(), idle));
+        let link = Arc::new(Link::new(dialer.clone(), Arc::new(found.route)));
         remembered.link = Some(link.clone());
         Ok(link)
     }
