@@ -14,6 +14,7 @@ mod discovery;
 mod element_call;
 mod floods;
 mod get_token;
+mod greedy;
 mod healthcheck;
 mod healthz;
 mod hold;
