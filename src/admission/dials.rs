@@ -360,7 +360,7 @@ mod tests {
     fn turns_go_round_by_domain_and_then_by_name_the_newest_first() {
         let (mut dials, now) = (Dials::default(), Instant::now());
         let burn = enter(&mut dials, now, [who(Class::Stranger, 0, 0); 8]);
-        assert_eq!(run(&mut dials, now, 1, burn).len(), 8);
+        assert_eq!(run(&mut dials, now, 8, burn).len(), 8);
         let names = [(1, 1), (1, 1), (1, 1), (1, 2), (2, 3)];
         let tickets = enter(&mut dials, now, names.map(|(domain, name)| who(Class::Stranger, domain, name)));
         let newest = tickets[2];
@@ -381,7 +381,7 @@ mod tests {
     fn who_was_chosen_and_left_keeps_nobody_waiting() {
         let (mut dials, now) = (Dials::default(), Instant::now());
         let burn = enter(&mut dials, now, [who(Class::Stranger, 0, 0); 8]);
-        run(&mut dials, now, 1, burn);
+        run(&mut dials, now, 8, burn);
         let tickets = enter(&mut dials, now, [who(Class::Stranger, 1, 1), who(Class::Stranger, 2, 2)]);
         let later = now + INTERVAL;
         assert!(matches!(dials.poll(later, &tickets[0]), Decision::At(_)), "the newest is chosen");

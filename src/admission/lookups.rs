@@ -125,10 +125,10 @@ mod tests {
         assert_eq!(taken, 72);
         assert!(lookups.take(now, 999), "a newcomer");
         lookups.release(now, 999, false);
-        lookups.wait(5, 5);
+        lookups.wait(100, 100);
         assert!(lookups.next(now).is_none());
         lookups.release(now, 7, true);
-        assert_eq!(lookups.next(now), Some((5, 5)));
+        assert_eq!(lookups.next(now), Some((100, 100)));
     }
 
     #[test]

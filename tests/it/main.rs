@@ -15,6 +15,7 @@ mod element_call;
 mod fairness;
 mod floods;
 mod get_token;
+mod greedy;
 mod healthcheck;
 mod healthz;
 mod hold;
