@@ -27,10 +27,11 @@ use url::Url;
 pub use delayed_events::{Authority, Management};
 pub use own::{JoinedMembers, OwnError, OwnHomeserver, Relayed, Scheduled, Whose};
 
+use crate::admission::Class;
 use crate::federation::{ClientApi, Failure, Federation, Reply};
 use crate::hold::pause;
+use crate::log_throttle::LogThrottle;
 use crate::secret::Secret;
-use crate::seldom::Seldom;
 use crate::server_name::ServerName;
 use versions::Offers;
 
@@ -49,8 +50,8 @@ pub struct Homeservers {
     federation: Arc<Federation>,
     overrides: BTreeMap<ServerName, Url>,
     table: Mutex<LruCache<ServerName, Arc<AsyncMutex<Known>>>>,
-    lost: Seldom,
-    denied: Seldom,
+    lost: LogThrottle,
+    denied: LogThrottle,
 }
 
 #[derive(Default)]
@@ -85,9 +86,15 @@ impl Homeservers {
             federation,
             overrides,
             table: Mutex::new(table),
-            lost: Seldom::new(),
-            denied: Seldom::new(),
+            lost: LogThrottle::once_a_minute(),
+            denied: LogThrottle::once_a_minute(),
         }
+    }
+
+    /// How well the homeserver of that name is known, if it is a name.
+    #[must_use]
+    pub fn class(&self, server: &str) -> Class {
+        ServerName::parse(server).map_or(Class::Stranger, |server| self.federation.class(&server))
     }
 
     /// Finds the API of `server`; what may pass is tried again until `deadline`.

@@ -52,7 +52,7 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
 }
 
 fn refuse(app: &App, error: Unverified) -> ApiError {
-    app.bad_webhooks.tell(|count| {
+    app.bad_webhooks.log(|count| {
         let (reason, remedy) = (error.to_string(), error.remedy());
         tracing::warn!(reason, count, remedy, "webhooks are refused");
     });

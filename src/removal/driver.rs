@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::delayed_leave::backoff::as_millis;
 use crate::delayed_leave::time::Time;
 use crate::homeserver::{OwnError, OwnHomeserver, Whose};
-use crate::seldom::Seldom;
+use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Kind, Webhook};
 use crate::sfu::{ParticipantInfo, Sfu, SfuError};
 
@@ -44,9 +44,9 @@ pub(super) struct Driver {
     store: Queue,
     /// The timer sleeps for another moment now.
     rearm: Notify,
-    unclear: Seldom,
-    failing: Seldom,
-    full: Seldom,
+    unclear: LogThrottle,
+    failing: LogThrottle,
+    full: LogThrottle,
 }
 
 struct Core {
@@ -75,9 +75,9 @@ impl Driver {
             sfu,
             store,
             rearm: Notify::new(),
-            unclear: Seldom::new(),
-            failing: Seldom::new(),
-            full: Seldom::new(),
+            unclear: LogThrottle::once_a_minute(),
+            failing: LogThrottle::once_a_minute(),
+            full: LogThrottle::once_a_minute(),
         }
     }
 
@@ -102,7 +102,7 @@ impl Driver {
         });
         if !tracked {
             tracing::debug!(user = issued.user_id, room = &*issued.seat.room, "a token is not kept in mind");
-            self.full.tell(|count| {
+            self.full.log(|count| {
                 tracing::warn!(
                     count,
                     most = MOST,
@@ -338,7 +338,7 @@ impl Driver {
     }
 
     fn unclear(&self, error: &OwnError) {
-        self.unclear.tell(|count| {
+        self.unclear.log(|count| {
             let (reason, remedy) = (error.to_string(), error.remedy());
             tracing::warn!(
                 reason,
@@ -403,7 +403,7 @@ impl Driver {
     }
 
     fn failing(&self, error: &SfuError) {
-        self.failing.tell(|count| {
+        self.failing.log(|count| {
             let (reason, remedy) = (error.to_string(), error.remedy());
             tracing::warn!(
                 reason,
