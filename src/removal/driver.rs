@@ -47,6 +47,7 @@ pub(super) struct Driver {
     unclear: LogThrottle,
     failing: LogThrottle,
     full: LogThrottle,
+    kicked: LogThrottle,
 }
 
 struct Core {
@@ -78,6 +79,7 @@ impl Driver {
             unclear: LogThrottle::once_a_minute(),
             failing: LogThrottle::once_a_minute(),
             full: LogThrottle::once_a_minute(),
+            kicked: LogThrottle::ten_a_second(),
         }
     }
 
@@ -388,7 +390,9 @@ impl Driver {
         let outcome = match self.sfu.remove(&room, &identity).await {
             Ok(()) => {
                 // The identity of `/sfu/get` is the user's id and device.
-                tracing::info!(room, "somebody was removed from the LiveKit room: they left the Matrix room");
+                self.kicked.log(|count| {
+                    tracing::info!(room, count, "somebody was removed from the LiveKit room: they left the Matrix room");
+                });
                 tracing::debug!(room, identity, "removed");
                 Outcome::Removed
             }
