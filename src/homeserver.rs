@@ -37,6 +37,9 @@ use versions::Offers;
 
 const HOMESERVERS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 const MAX_REPLY: usize = 64 * 1024;
+/// The longest address in bytes: homeservers choose it, and it is kept.
+const MAX_BASE_URL: usize = 2 * 1024;
+const TOO_LONG: Failure = Failure::NoClientApi("its address is too long");
 const VERSIONS_TIMEOUT: Duration = Duration::from_secs(4);
 const VERSIONS_LIFE: Duration = Duration::from_secs(3600);
 const VERSIONS_FAILURE_LIFE: Duration = Duration::from_secs(60);
@@ -170,7 +173,15 @@ impl Homeservers {
         if let Some((_, failure)) = known.failed.as_ref().filter(|(until, _)| now < *until) {
             return Err(failure.clone());
         }
-        let base = match self.federation.client_base_url(server).await {
+        let found = self.federation.client_base_url(server).await;
+        let found = found.and_then(|base| {
+            if base.url.as_str().len() <= MAX_BASE_URL {
+                Ok(base)
+            } else {
+                Err(TOO_LONG)
+            }
+        });
+        let base = match found {
             Ok(base) => base,
             Err(failure) => {
                 // An address that has worked is better than none, and must not be waited for again and again.

@@ -17,6 +17,9 @@ static NEIGHBOURS: LogThrottle = LogThrottle::ten_a_second();
 static VERIFIED: LogThrottle = LogThrottle::ten_a_second();
 static STRANGERS: LogThrottle = LogThrottle::ten_a_second();
 
+/// Bytes of a reason, and of a name that may be none, that are shown.
+const MAX_TEXT: usize = 512;
+
 #[derive(Clone, Copy)]
 enum Level {
     Debug,
@@ -28,7 +31,9 @@ enum Level {
 /// Logs why a request of a user of `server`, which is of `class`, is refused.
 pub(super) fn log(refusal: &Refusal, server: &str, class: Class, request_id: &str) {
     let (level, message, remedy) = words(refusal);
+    // The other end chooses some of it: the names in a certificate, for one.
     let reason = refusal.to_string();
+    let (reason, server) = (beginning(&reason, MAX_TEXT), beginning(server, MAX_TEXT));
     let throttle = match (class, level) {
         (Class::Listed, Level::Debug | Level::Info) => &LISTED,
         (Class::Listed, Level::Warn | Level::Error) => &NEIGHBOURS,
@@ -138,5 +143,33 @@ fn words(refusal: &Refusal) -> (Level, &'static str, Option<&'static str>) {
             Some(error.remedy()),
         ),
         Refusal::Mint(_) => (Level::Error, "refused: the token could not be signed", None),
+    }
+}
+
+fn beginning(text: &str, bytes: usize) -> &str {
+    let end = text
+        .char_indices()
+        .map(|(at, c)| at + c.len_utf8())
+        .take_while(|end| *end <= bytes)
+        .last();
+    text.get(..end.unwrap_or(0)).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_cut_between_characters() {
+        for (text, expected) in [
+            ("", ""),
+            ("abc", "abc"),
+            ("abcd", "abcd"),
+            ("abcde", "abcd"),
+            ("abcä", "abc"),
+            ("ää", "ää"),
+        ] {
+            assert_eq!(beginning(text, 4), expected, "{text}");
+        }
     }
 }

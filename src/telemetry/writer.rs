@@ -74,7 +74,10 @@ impl LogWriter {
         let cut = (line.len() > MAX_LINE).then(|| cut(line, format));
         let line = cut.as_deref().map_or(line, str::as_bytes);
         let mut queue = self.0.lock();
-        let notice = (queue.dropped > 0).then(|| notice(queue.dropped, format)).unwrap_or_default();
+        let notice = match queue.dropped {
+            0 => String::new(),
+            dropped => notice(dropped, format),
+        };
         if queue.waiting.len() + queue.under_way + notice.len() + line.len() > MAX_WAITING {
             queue.dropped += 1;
             return;

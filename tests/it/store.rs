@@ -540,6 +540,11 @@ async fn homeservers(store: &Store, now: u64) -> (VerifiedHomeservers, BTreeMap<
     (table, found)
 }
 
+/// Lets go of the store.
+async fn end(table: VerifiedHomeservers) {
+    table.stop(Instant::now() + SOON).await;
+}
+
 fn verified(store: impl AsyncFn() -> Store) {
     const DAY: u64 = 24 * 3600;
     on_one_thread(async {
@@ -553,22 +558,24 @@ fn verified(store: impl AsyncFn() -> Store) {
         table.forget("never.example");
         table.remember(&"n".repeat(256), NOW);
         table.remember("", NOW);
-        table.stop(Instant::now() + SOON).await;
+        end(table).await;
         let left = [("x.example".to_owned(), NOW + 3600), ("z.example".to_owned(), NOW)];
-        let (_, found) = homeservers(&store().await, NOW + 3601).await;
+        let (table, found) = homeservers(&store().await, NOW + 3601).await;
         assert_eq!(found, BTreeMap::from(left.clone()));
+        end(table).await;
 
         // A day later the older one is not a homeserver that has verified any more, and its record goes.
         let (table, found) = homeservers(&store().await, NOW + DAY + 1).await;
         assert_eq!(found, BTreeMap::from([left[0].clone()]));
-        table.stop(Instant::now() + SOON).await;
+        end(table).await;
         let (table, found) = homeservers(&store().await, NOW + 3601).await;
         assert_eq!(found, BTreeMap::from([left[0].clone()]), "it is gone from the store");
         // While the service runs, too.
         table.remember("w.example", NOW + 3600 + DAY + 1);
-        table.stop(Instant::now() + SOON).await;
-        let (_, found) = homeservers(&store().await, NOW + 3601 + DAY).await;
+        end(table).await;
+        let (table, found) = homeservers(&store().await, NOW + 3601 + DAY).await;
         assert_eq!(found, BTreeMap::from([("w.example".to_owned(), NOW + 3601 + DAY)]));
+        end(table).await;
 
         // A full table stays as it is until room is made.
         let (table, _) = homeservers(&store().await, NOW + 3601 + DAY).await;
@@ -577,7 +584,7 @@ fn verified(store: impl AsyncFn() -> Store) {
         }
         table.forget("w.example");
         table.remember("late.example", NOW + 3601 + DAY);
-        table.stop(Instant::now() + SOON).await;
+        end(table).await;
         let (table, found) = homeservers(&store().await, NOW + 3601 + DAY).await;
         assert_eq!(found.len(), 4096);
         assert!(found.contains_key("late.example") && found.contains_key("n4094.example") && !found.contains_key("n4095.example"));
@@ -585,9 +592,10 @@ fn verified(store: impl AsyncFn() -> Store) {
             table.forget(host);
         }
         table.remember("x.example", NOW + 3600);
-        table.stop(Instant::now() + SOON).await;
-        let (_, found) = homeservers(&store().await, NOW + 3601).await;
+        end(table).await;
+        let (table, found) = homeservers(&store().await, NOW + 3601).await;
         assert_eq!(found, BTreeMap::from([left[0].clone()]));
+        end(table).await;
     });
 }
 
