@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lk_jwt_service::config::Redis;
@@ -599,6 +599,21 @@ fn verified(store: impl AsyncFn() -> Store) {
     });
 }
 
+/// A log in memory.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 #[test]
 fn a_redis_that_denies_the_hash_of_homeservers_keeps_jobs_all_the_same() {
     let Some(server) = RedisServer::start(&[]) else { return };
@@ -620,6 +635,10 @@ fn a_redis_that_denies_the_hash_of_homeservers_keeps_jobs_all_the_same() {
         if refused {
             server.ask(&["SET", "lk-jwt:homeservers", "something else"]);
         }
+        let lines = Lines::default();
+        let log = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || log.clone()).with_ansi(false).finish();
+        let logging = tracing::subscriber::set_default(subscriber);
         on_one_thread(async {
             let store = redis_as(&format!("redis://{}", server.address()), 0, Some(user), Some("password"));
             let (table, found) = homeservers(&store, NOW).await;
@@ -633,6 +652,13 @@ fn a_redis_that_denies_the_hash_of_homeservers_keeps_jobs_all_the_same() {
             jobs.remove("r", "i", None);
             assert_eq!(jobs.stop(Instant::now() + SOON).await, 0);
         });
+        drop(logging);
+        let log = String::from_utf8(lines.0.lock().unwrap().clone()).expect("text");
+        assert_eq!(log.lines().count(), 1, "{log}");
+        assert!(
+            log.contains(" INFO ") && log.contains("verified homeservers are not stored"),
+            "{log}"
+        );
     }
     assert_eq!(server.ask(&["GET", "lk-jwt:homeservers"]), "$14\r\nsomething else\r\n");
 }
