@@ -15,6 +15,8 @@ use super::{Entry, Store, Table};
 pub(super) const MAX_BYTES: usize = 255;
 /// Homeservers that are kept.
 const MAX_HOMESERVERS: usize = 4096;
+/// Records that are read: a table that somebody else has filled is not worth more memory.
+const MAX_RECORDS: usize = 4 * MAX_HOMESERVERS;
 /// Seconds for which a verification counts.
 const LIFE: u64 = 24 * 60 * 60;
 /// Seconds between two looks for those that are out of date.
@@ -32,6 +34,7 @@ pub struct RestoredHomeservers {
     entries: Entries,
     table: VerifiedHomeservers,
     now: u64,
+    records: usize,
 }
 
 /// What the store has, or will have.
@@ -58,6 +61,7 @@ impl VerifiedHomeservers {
             entries,
             table: table.clone(),
             now,
+            records: 0,
         };
         (table, restored)
     }
@@ -98,7 +102,10 @@ impl RestoredHomeservers {
     /// The next host and when it has verified a token, in seconds since 1970; none when all were read, which waits for a store
     /// that is away. A host may come twice. What is out of date or more than is kept is removed from the store.
     pub async fn next(&mut self) -> Option<(String, u64)> {
-        while let Some(Entry { field, value }) = self.entries.next().await {
+        while self.records < MAX_RECORDS
+            && let Some(Entry { field, value }) = self.entries.next().await
+        {
+            self.records += 1;
             let Ok(host) = String::from_utf8(field.into()) else { continue };
             match parse(&host, &value, self.now).filter(|at| self.table.lock().put(&host, *at)) {
                 Some(at) => return Some((host, at)),
