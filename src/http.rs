@@ -28,8 +28,8 @@ pub use edge::Edge;
 pub use error::{ApiError, Reason};
 
 use crate::exchange::Exchange;
+use crate::log_throttle::LogThrottle;
 use crate::secret::Keys;
-use crate::seldom::Seldom;
 
 /// KiB of request bodies being read at a time, the first one of each request aside: 16 MiB in all.
 const BODY_KIB: usize = 12 * 1024;
@@ -47,7 +47,7 @@ pub struct App {
     body_kib: Semaphore,
     webhooks: Semaphore,
     keys: Keys,
-    bad_webhooks: Seldom,
+    bad_webhooks: LogThrottle,
     stopping: AtomicBool,
 }
 
@@ -73,7 +73,7 @@ impl App {
             body_kib: Semaphore::new(BODY_KIB),
             webhooks: Semaphore::new(WEBHOOKS),
             keys,
-            bad_webhooks: Seldom::new(),
+            bad_webhooks: LogThrottle::once_a_minute(),
             stopping: AtomicBool::new(false),
         }
     }

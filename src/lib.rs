@@ -8,7 +8,8 @@
 //! cli.rs healthcheck.rs   the command line
 //! config.rs + config/     every LIVEKIT_* variable: default, check, error, --help line
 //! bind.rs                 addresses to listen on
-//! telemetry.rs            log level and format, escaping
+//! telemetry.rs + telemetry/
+//!                         log level and format, escaping; the thread that writes it
 //! server.rs               wiring: build once, accept, drain with a deadline
 //! http.rs                 the route table, state and limits
 //! http/<url>.rs           a file per URL
@@ -36,8 +37,8 @@
 //! registration.rs         generate-registration
 //! delayed_leave.rs        front door: what delegation is, the handle; below it the pure core, the driver, the stores
 //! removal.rs + removal/   who left the Matrix room leaves the call: the handle; below it the pure core, the driver
-//! clock.rs dns.rs tls.rs hold.rs seldom.rs single_flight.rs
-//!                         time, names, certificates, patience, rare words and shared calls
+//! clock.rs dns.rs tls.rs hold.rs log_throttle.rs single_flight.rs
+//!                         time, names, certificates, patience, how often something is logged, shared calls
 //! ```
 //!
 //! A module uses only what is below it:
@@ -68,12 +69,12 @@ pub mod hold;
 pub mod homeserver;
 pub mod http;
 pub mod identity;
+pub mod log_throttle;
 pub mod members;
 pub mod openid;
 pub mod registration;
 pub mod removal;
 pub mod secret;
-pub mod seldom;
 pub mod server;
 pub mod server_name;
 pub mod sfu;

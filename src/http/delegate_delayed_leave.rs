@@ -21,7 +21,7 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     match app.exchange.delegate(request, received.at).await {
         Ok(()) => json_reply(&json!({})),
         Err(refusal) => {
-            log(&refusal, &server, received.id());
+            log(&refusal, &server, app.exchange.homeservers.class(&server), received.id());
             Err(ApiError::of(&refusal, Route::Delegation))
         }
     }

@@ -28,7 +28,7 @@ pub(super) async fn answer(
     match app.exchange.exchange(request, received.at).await {
         Ok(jwt) => json_reply(&TokenReply { url: Some(&app.url), jwt }),
         Err(refusal) => {
-            log(&refusal, &server, received.id());
+            log(&refusal, &server, app.exchange.homeservers.class(&server), received.id());
             Err(ApiError::of(&refusal, Route::Token))
         }
     }

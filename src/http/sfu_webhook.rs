@@ -13,7 +13,10 @@ use http::{Request, StatusCode, header};
 use super::App;
 use super::body;
 use super::error::ApiError;
+use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Claims, Unverified, Webhook};
+
+static UNREADABLE: LogThrottle = LogThrottle::once_a_minute();
 
 /// Largest webhook.
 const MAX_BODY: usize = 1024 * 1024;
@@ -46,13 +49,19 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
             app.exchange.leaves.webhook(verified, &webhook);
         }
         // The SFU's own, whatever it means: sending it again would not help.
-        Err(error) => tracing::warn!(reason = error.to_string(), "a webhook of the SFU cannot be read and is ignored"),
+        Err(error) => UNREADABLE.log(|count| {
+            tracing::warn!(
+                reason = error.to_string(),
+                count,
+                "a webhook of the SFU cannot be read and is ignored"
+            );
+        }),
     }
     Ok(StatusCode::OK)
 }
 
 fn refuse(app: &App, error: Unverified) -> ApiError {
-    app.bad_webhooks.tell(|count| {
+    app.bad_webhooks.log(|count| {
         let (reason, remedy) = (error.to_string(), error.remedy());
         tracing::warn!(reason, count, remedy, "webhooks are refused");
     });

@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::delayed_leave::backoff::as_millis;
 use crate::delayed_leave::time::Time;
 use crate::homeserver::{OwnError, OwnHomeserver, Whose};
-use crate::seldom::Seldom;
+use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Kind, Webhook};
 use crate::sfu::{ParticipantInfo, Sfu, SfuError};
 
@@ -44,9 +44,10 @@ pub(super) struct Driver {
     store: Queue,
     /// The timer sleeps for another moment now.
     rearm: Notify,
-    unclear: Seldom,
-    failing: Seldom,
-    full: Seldom,
+    unclear: LogThrottle,
+    failing: LogThrottle,
+    full: LogThrottle,
+    kicked: LogThrottle,
 }
 
 struct Core {
@@ -75,9 +76,10 @@ impl Driver {
             sfu,
             store,
             rearm: Notify::new(),
-            unclear: Seldom::new(),
-            failing: Seldom::new(),
-            full: Seldom::new(),
+            unclear: LogThrottle::once_a_minute(),
+            failing: LogThrottle::once_a_minute(),
+            full: LogThrottle::once_a_minute(),
+            kicked: LogThrottle::ten_a_second(),
         }
     }
 
@@ -102,7 +104,7 @@ impl Driver {
         });
         if !tracked {
             tracing::debug!(user = issued.user_id, room = &*issued.seat.room, "a token is not kept in mind");
-            self.full.tell(|count| {
+            self.full.log(|count| {
                 tracing::warn!(
                     count,
                     most = MOST,
@@ -338,7 +340,7 @@ impl Driver {
     }
 
     fn unclear(&self, error: &OwnError) {
-        self.unclear.tell(|count| {
+        self.unclear.log(|count| {
             let (reason, remedy) = (error.to_string(), error.remedy());
             tracing::warn!(
                 reason,
@@ -388,7 +390,9 @@ impl Driver {
         let outcome = match self.sfu.remove(&room, &identity).await {
             Ok(()) => {
                 // The identity of `/sfu/get` is the user's id and device.
-                tracing::info!(room, "somebody was removed from the LiveKit room: they left the Matrix room");
+                self.kicked.log(|count| {
+                    tracing::info!(room, count, "somebody was removed from the LiveKit room: they left the Matrix room");
+                });
                 tracing::debug!(room, identity, "removed");
                 Outcome::Removed
             }
@@ -403,7 +407,7 @@ impl Driver {
     }
 
     fn failing(&self, error: &SfuError) {
-        self.failing.tell(|count| {
+        self.failing.log(|count| {
             let (reason, remedy) = (error.to_string(), error.remedy());
             tracing::warn!(
                 reason,
