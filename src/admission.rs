@@ -3,6 +3,9 @@
 //!
 //! The modules below decide and are pure.
 
+pub mod crowd;
+pub mod room;
+
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 

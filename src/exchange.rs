@@ -145,14 +145,15 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Exchanges a Matrix OpenID token for a LiveKit token.
+    /// Exchanges a Matrix OpenID token for a LiveKit token. `verified` is called when the user is known.
     ///
     /// # Errors
     /// With the first step that refused.
-    pub async fn exchange(&self, request: TokenRequest, received: Instant) -> Result<String, Refusal> {
+    pub async fn exchange(&self, request: TokenRequest, received: Instant, verified: impl FnOnce()) -> Result<String, Refusal> {
         let user = self
             .verify(&request.openid_token, request.claimed_user_id.as_deref(), received)
             .await?;
+        verified();
         let admitted = Admitted {
             is_member: self.must_be_joined(&user, &request.seat, received).await?,
             access: self.policy.of(&user.server),
@@ -161,12 +162,13 @@ impl Exchange {
         self.issue(&admitted, &request.seat, request.event.as_ref(), received).await
     }
 
-    /// Takes over a delayed leave event.
+    /// Takes over a delayed leave event. `verified` is called when the user is known.
     ///
     /// # Errors
     /// With the first step that refused.
-    pub async fn delegate(&self, request: DelegationRequest, received: Instant) -> Result<(), Refusal> {
+    pub async fn delegate(&self, request: DelegationRequest, received: Instant, verified: impl FnOnce()) -> Result<(), Refusal> {
         let user = self.verify(&request.openid_token, Some(&request.claimed_user_id), received).await?;
+        verified();
         self.must_be_joined(&user, &request.seat, received).await?;
         if !self.policy.of(&user.server).creates_rooms {
             return Err(Refusal::DelegationDenied);

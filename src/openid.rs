@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
+use crate::admission::Class;
 use crate::federation::{Failure, Federation};
 use crate::hold::{TOO_LATE, pause};
 use crate::secret::Secret;
@@ -83,6 +84,12 @@ impl OpenId {
     #[must_use]
     pub fn new(federation: Arc<Federation>) -> Self {
         Self { federation }
+    }
+
+    /// How well `server` is known.
+    #[must_use]
+    pub fn class(&self, server: &ServerName) -> Class {
+        self.federation.class(server)
     }
 
     /// Asks `server` whose token this is. What may pass is tried again until `deadline`.

@@ -1,47 +1,59 @@
 //! What the JSON routes share: a request that has arrived whole, and an answer in JSON.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderValue, Request, header};
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::App;
 use super::body;
-use super::edge::RequestId;
+use super::edge::{Arrived, RequestId};
 use super::error::ApiError;
+use crate::connections::{Connection, Pot};
 use crate::wire::BadRequest;
 
 /// Largest body of a client route.
 const MAX_BODY: usize = 64 * 1024;
 
-/// When a request arrived, and what it is called in the log.
+/// When a request arrived, what it is called in the log, and on which connection it came.
 pub(super) struct Received {
     pub(super) at: Instant,
-    id: Option<RequestId>,
+    id: RequestId,
+    pub(super) connection: Arc<Connection>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Received {
-    /// Reads the body and parses it.
-    pub(super) async fn parse<T>(
-        app: &App,
-        request: Request<Body>,
-        parse: fn(&[u8]) -> Result<T, BadRequest>,
-    ) -> Result<(Self, T), ApiError> {
+    /// Reads the body and parses it. Nothing but the fields is left of the request then.
+    pub(super) async fn parse<T>(request: Request<Body>, pot: Pot, parse: fn(&[u8]) -> Result<T, BadRequest>) -> Result<(Self, T), ApiError> {
         let at = Instant::now();
         let (mut head, body) = request.into_parts();
-        let id = head.extensions.remove::<RequestId>();
-        let received = Self { at, id };
-        let body = body::read(app, &head.headers, body, MAX_BODY).await?;
-        let parsed = parse(&body).inspect_err(|bad| {
-            tracing::debug!(request_id = received.id(), reason = bad.to_string(), "bad request");
-        })?;
-        Ok((received, parsed))
+        let Arrived { id, connection } = head.extensions.remove::<Arrived>().ok_or(ApiError::INTERNAL)?;
+        let declared = body::declared(&head.headers);
+        drop(head);
+        let parsed = {
+            let body = body::read(&connection, pot, declared, body, MAX_BODY).await?;
+            parse(&body).inspect_err(|bad| {
+                tracing::debug!(request_id = id.as_str(), reason = bad.to_string(), "bad request");
+            })?
+        };
+        Ok((Self { at, id, connection, _place: None }, parsed))
+    }
+
+    /// The request has this place until it is answered.
+    pub(super) fn with(self, place: OwnedSemaphorePermit) -> Self {
+        Self {
+            _place: Some(place),
+            ..self
+        }
     }
 
     /// The request's id.
     pub(super) fn id(&self) -> &str {
-        self.id.as_ref().map_or("", RequestId::as_str)
+        self.id.as_str()
     }
 }
 

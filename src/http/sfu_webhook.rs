@@ -12,15 +12,17 @@ use http::{Request, StatusCode, header};
 
 use super::App;
 use super::body;
+use super::edge::Arrived;
 use super::error::ApiError;
+use crate::connections::Pot;
 use crate::sfu::webhook::{Claims, Unverified, Webhook};
 
 /// Largest webhook.
 const MAX_BODY: usize = 1024 * 1024;
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<StatusCode, ApiError> {
-    let _place = app.webhooks.try_acquire().map_err(|_| ApiError::BUSY)?;
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    let Arrived { connection, .. } = head.extensions.remove::<Arrived>().ok_or(ApiError::INTERNAL)?;
     let authorization = head
         .headers
         .get(header::AUTHORIZATION)
@@ -31,7 +33,10 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     if !app.exchange.leaves.takes_webhooks() {
         return Err(ApiError::NOT_READY);
     }
-    let body = body::read(&app, &head.headers, body, MAX_BODY).await?;
+    let _place = app.webhooks.try_acquire().map_err(|_| ApiError::BUSY)?;
+    let declared = body::declared(&head.headers);
+    drop(head);
+    let body = body::read(&connection, Pot::Proven, declared, body, MAX_BODY).await?;
     let verified = claims.body_matches(&body).map_err(|error| refuse(&app, error))?;
     // The end may have begun while the body was on its way.
     if !app.exchange.leaves.takes_webhooks() {
