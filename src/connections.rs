@@ -296,7 +296,11 @@ impl Connection {
         }
         drop(waker);
         // Told in between.
-        if self.order.load(Relaxed) >= order { Poll::Ready(()) } else { Poll::Pending }
+        if self.order.load(Relaxed) >= order {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 
     fn tell(&self, order: u8) {
@@ -506,7 +510,12 @@ mod tests {
 
     #[test]
     fn heads_are_given_on_when_they_are_whole() {
-        for whole in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], b"GET / HTTP/1.1\n\n", b"\x16\x03\x01", &[b'a'; MAX_HEAD]] {
+        for whole in [
+            &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+            b"GET / HTTP/1.1\n\n",
+            b"\x16\x03\x01",
+            &[b'a'; MAX_HEAD],
+        ] {
             assert!(is_whole(whole, whole.len()));
             assert!(is_whole(whole, 1), "the last byte alone");
         }

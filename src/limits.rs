@@ -84,8 +84,8 @@ impl Resources {
         };
         let limits = Limits::of(found);
         tracing::info!(
-            descriptors = found.descriptors.map_or_else(|| "unlimited".to_owned(), |count| count.to_string()),
-            memory_mib = found.memory.map_or_else(|| "unlimited".to_owned(), |bytes| (bytes >> 20).to_string()),
+            descriptors = found.descriptors,
+            memory_mib = found.memory.map(|bytes| bytes >> 20),
             connections = limits.connections,
             requests_in_flight = limits.in_flight,
             "limits follow from the files that may be open (ulimit -n, LimitNOFILE) and from the memory limit"
@@ -121,7 +121,7 @@ fn memory_limit(read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
         let mount = Mount::parse(line)?;
         let ours = groups.lines().find_map(|line| mount.our_group(line))?;
         // Where a namespace hides the way to our group, the mount is our group.
-        let below = Path::new(ours).strip_prefix(mount.root).unwrap_or(Path::new(""));
+        let below = Path::new(ours).strip_prefix(mount.root).unwrap_or_else(|_| Path::new(""));
         let visible = below.components().all(|part| matches!(part, Component::Normal(_)));
         let group = if visible { mount.point.join(below) } else { mount.point.clone() };
         let groups = group.ancestors().take_while(|group| group.starts_with(&mount.point));
@@ -202,10 +202,7 @@ mod tests {
                 memory: None,
             }),
         ] {
-            assert_eq!(
-                (limits.connections, limits.in_flight, limits.connections_out),
-                (5500, 4096, 512)
-            );
+            assert_eq!((limits.connections, limits.in_flight, limits.connections_out), (5500, 4096, 512));
             assert_eq!(limits.body_bytes, 16 << 20);
             assert!(limits.jobs > 190_000, "{limits:?}");
         }

@@ -132,7 +132,9 @@ impl<T> Room<T> {
     fn victim(&self, class: Class) -> Option<usize> {
         let above = |of: Class| {
             let newcomer = usize::from(of == class);
-            (self.count[of as usize] + newcomer).checked_sub(self.share(of)).filter(|above| *above > 0)
+            (self.count[of as usize] + newcomer)
+                .checked_sub(self.share(of))
+                .filter(|above| *above > 0)
         };
         let mut classes = Class::ALL;
         // Of classes that are equally far above, the least trusted; the newcomer's own in any case, as the last resort.
@@ -248,7 +250,11 @@ mod tests {
         let (_, pushed) = enter(&mut room, Class::Verified, 3, "verified", 16);
         assert!(pushed.iter().all(|out| *out == "stranger"));
         // All have what is theirs now: whoever comes costs his own.
-        for (class, domain, name) in [(Class::Stranger, 9, "stranger"), (Class::Listed, 9, "listed"), (Class::Verified, 9, "verified")] {
+        for (class, domain, name) in [
+            (Class::Stranger, 9, "stranger"),
+            (Class::Listed, 9, "listed"),
+            (Class::Verified, 9, "verified"),
+        ] {
             assert_eq!(enter(&mut room, class, domain, name, 1), (0, vec![name]));
         }
     }

@@ -28,7 +28,11 @@ pub(super) struct Received {
 
 impl Received {
     /// Reads the body and parses it. Nothing but the fields is left of the request then.
-    pub(super) async fn parse<T>(request: Request<Body>, pot: Pot, parse: fn(&[u8]) -> Result<T, BadRequest>) -> Result<(Self, T), ApiError> {
+    pub(super) async fn parse<T>(
+        request: Request<Body>,
+        pot: Pot,
+        parse: fn(&[u8]) -> Result<T, BadRequest>,
+    ) -> Result<(Self, T), ApiError> {
         let at = Instant::now();
         let (mut head, body) = request.into_parts();
         let Arrived { id, connection } = head.extensions.remove::<Arrived>().ok_or(ApiError::INTERNAL)?;
@@ -40,7 +44,15 @@ impl Received {
                 tracing::debug!(request_id = id.as_str(), reason = bad.to_string(), "bad request");
             })?
         };
-        Ok((Self { at, id, connection, _place: None }, parsed))
+        Ok((
+            Self {
+                at,
+                id,
+                connection,
+                _place: None,
+            },
+            parsed,
+        ))
     }
 
     /// The request has this place until it is answered.

@@ -1,6 +1,8 @@
 //! Crowds at the door (decisions P14, P15, H7): nothing that is scarce is taken before the client has paid for it, nobody
 //! shares a pot with strangers who has proved himself, and the memory limit holds whatever strangers do.
 
+use std::io::{ErrorKind, Write as _};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -69,9 +71,7 @@ fn within(mib: u64, crowds: &[(&str, usize, Vec<u8>)]) {
         let crowd = crowd(&world.service, *count, bytes);
         let (slowest, most) = (healthz(&world.service), group.used_kib());
         honest(&world, what);
-        eprintln!(
-            "{mib} MiB, {count} {what}: {before} KiB before, {most} KiB then; /healthz took {slowest:.1?} at most ({BINARY})"
-        );
+        eprintln!("{mib} MiB, {count} {what}: {before} KiB before, {most} KiB then; /healthz took {slowest:.1?} at most ({BINARY})");
         assert_eq!(group.killed(), 0, "{what}");
         // Fifty milliseconds, and the rest for a debug build on a machine with other tests.
         assert!(slowest < Duration::from_secs(2), "{what}: {slowest:?}");
@@ -151,19 +151,22 @@ fn the_soft_limit_on_open_files_is_raised_to_the_hard_one() {
     let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
     let numbers: Vec<_> = line.split_whitespace().filter_map(|word| word.parse::<u64>().ok()).collect();
     assert_eq!(numbers, [8192, 8192]);
-    world.service.wait_log(&["descriptors=8192", "connections=4096", "requests_in_flight=3072"]);
+    world
+        .service
+        .wait_log(&["descriptors=8192", "connections=4096", "requests_in_flight=3072"]);
 }
 
 /// The SFU and our homeserver have proved themselves: strangers' bodies do not stand in their way.
 #[test]
 fn stalled_bodies_of_strangers_stand_in_nobodys_way() {
     let _alone = crate::support::alone();
+    let hs_token = secrets::hs_token();
     let world = World::with(|setup| {
         setup
             .env("LIVEKIT_LOG_LEVEL", "info")
             .env("LIVEKIT_HS_SERVER_NAME", "127.0.0.1:1")
             .env("LIVEKIT_AS_TOKEN", &secrets::as_token())
-            .env("LIVEKIT_HS_TOKEN", &secrets::hs_token())
+            .env("LIVEKIT_HS_TOKEN", &hs_token)
             .env("LIVEKIT_REQUIRE_MEMBERSHIP", "false")
     });
     let mut stalled = b"POST /get_token HTTP/1.1\r\nHost: x\r\nContent-Length: 65000\r\n\r\n".to_vec();
@@ -176,10 +179,12 @@ fn stalled_bodies_of_strangers_stand_in_nobodys_way() {
             assert_eq!(answer.status, 200, "{count} stalled bodies: {}", answer.text());
             let body = json!({"padding": "a".repeat(padding)});
             let call = Call::json("/_matrix/client/v1/rtc/livekit/get_token", &body);
-            let token = format!("Bearer {}", secrets::hs_token());
-            let answer = world
-                .service
-                .call(&call.header("Authorization", &token).header("X-Matrix-User-Identifier", "@a:127.0.0.1:1"));
+            let token = format!("Bearer {hs_token}");
+            let answer = world.service.call(
+                &call
+                    .header("Authorization", &token)
+                    .header("X-Matrix-User-Identifier", "@a:127.0.0.1:1"),
+            );
             answer.assert_errcode(400, "M_BAD_JSON");
         }
         honest(&world, "a short body");
@@ -214,20 +219,22 @@ fn trickled_chunks_keep_nobody_out() {
 #[test]
 fn a_client_that_never_reads_is_given_up() {
     let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
-    let mut connection = world.service.connect();
     let asked = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2_000);
-    let files = world.service.fds();
     let began = Instant::now();
     // Until the buffers on both sides are full, and then until the service has had enough.
-    std::thread::scope(|scope| {
-        let asking = scope.spawn(|| {
-            for _ in 0..200 {
-                connection.send(&asked);
-            }
-        });
-        honest(&world, "beside it");
-        wait_until("the connection to be given up", Duration::from_secs(60), || world.service.fds() < files);
-        asking.join().expect("a client");
-    });
+    let mut stream = TcpStream::connect(world.service.address()).expect("a connection");
+    stream.set_write_timeout(Some(Duration::from_secs(60))).expect("a socket");
+    let failed = loop {
+        if let Err(error) = stream.write_all(&asked) {
+            break error;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "it is listened to for ever");
+    };
+    assert!(
+        matches!(failed.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+        "after {:?}: {failed}",
+        began.elapsed()
+    );
+    honest(&world, "after it");
     eprintln!("given up after {:.1?}", began.elapsed());
 }

@@ -67,10 +67,9 @@ impl Cgroup {
     /// Memory of the group in KiB, that of its sockets included, without files that could be dropped.
     pub(crate) fn used_kib(&self) -> u64 {
         let stat = self.read("memory.stat").unwrap_or_default();
-        let files = ["total_inactive_file", "inactive_file"].into_iter().find_map(|name| {
-            stat.lines()
-                .find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
-        });
+        let files = ["total_inactive_file", "inactive_file"]
+            .into_iter()
+            .find_map(|name| stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok()));
         let used = if self.v2 {
             self.number("memory.current")
         } else {
