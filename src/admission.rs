@@ -4,9 +4,11 @@
 //! The modules below decide and are pure.
 
 pub mod budget;
+pub mod crowd;
 pub mod dials;
 pub mod limiter;
 pub mod lookups;
+pub mod room;
 pub mod turns;
 pub mod verified;
 
@@ -62,6 +64,16 @@ impl From<IpAddr> for Group {
 /// (decision H7b).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Client(pub u64);
+
+impl From<IpAddr> for Client {
+    /// One IPv4 address, or one IPv6 /64: as much as one customer has.
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => Self(u64::from(v4.to_bits())),
+            IpAddr::V6(v6) => Self((v6.to_bits() >> 64) as u64),
+        }
+    }
+}
 
 /// A homeserver as admission tells it from others: hashes with a key of this process, since the names come from strangers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

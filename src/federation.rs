@@ -31,7 +31,7 @@ mod well_known;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use http::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
@@ -50,7 +50,8 @@ use crate::admission::budget::Budget;
 use crate::admission::limiter::FairLimiter;
 use crate::admission::turns::Places;
 use crate::admission::verified::{REMEMBERED_FOR, Verified};
-use crate::admission::{Class, Client, Names, host_key};
+use crate::admission::{Class, Client, Names, Who, host_key};
+use crate::clock::unix_seconds as now;
 use crate::dns::Dns;
 use crate::hold::TOO_LATE;
 use crate::server_name::ServerName;
@@ -82,7 +83,12 @@ pub struct Settings {
     pub proxies: Matcher,
     /// Connections to homeservers that may be in use at a time; those that are kept give way (decision P14).
     pub connections_out: u32,
+    /// Keeps for the next start that the homeserver of this host has answered well at this second of the wall clock.
+    pub remember: Remember,
 }
+
+/// Stores the host of a homeserver and a second of the wall clock.
+pub type Remember = Box<dyn Fn(&str, u64) + Send + Sync>;
 
 /// On whose behalf a homeserver is asked.
 pub struct Caller<'a> {
@@ -102,6 +108,7 @@ pub struct Federation {
     also_listed: Vec<ServerName>,
     homeservers: Table,
     verified: Mutex<Verified>,
+    remember: Remember,
     told: Mutex<(Option<Instant>, u32)>,
 }
 
@@ -116,6 +123,7 @@ impl Federation {
             also_listed,
             proxies,
             connections_out,
+            remember,
         } = settings;
         if proxies.intercept(&Uri::from_static("https://homeserver.invalid/")).is_some() {
             tracing::info!(
@@ -140,6 +148,7 @@ impl Federation {
             also_listed,
             homeservers: Table::new(),
             verified: Mutex::default(),
+            remember,
             told: Mutex::default(),
         }
     }
@@ -161,10 +170,16 @@ impl Federation {
         })
     }
 
+    /// What tells `server` from others, and how well it is known.
+    #[must_use]
+    pub fn who(&self, server: &ServerName) -> Who {
+        self.homeserver(server).who(now())
+    }
+
     /// How well `server` is known.
     #[must_use]
     pub fn class(&self, server: &ServerName) -> Class {
-        self.homeserver(server).class(now())
+        self.who(server).class
     }
 
     /// `homeserver` has answered as the specification says: from now on it counts as verified.
@@ -176,8 +191,19 @@ impl Federation {
         }
         let Some(group) = homeserver.group() else { return };
         let host = host_key(homeserver.name());
-        let _ = self.verified().answered(&host, group, now);
-        homeserver.is_verified_until(self.verified().until(&host));
+        let (store, until) = {
+            let mut verified = self.verified();
+            (verified.answered(&host, group, now), verified.until(&host))
+        };
+        homeserver.is_verified_until(until);
+        if store {
+            (self.remember)(&host, now);
+        }
+    }
+
+    /// The homeserver of `host` had answered well at this second, before the start.
+    pub fn restore(&self, host: &str, at: u64) {
+        self.verified().restore(host, at, now());
     }
 
     /// What a request about `homeserver` may cost others.
@@ -272,9 +298,4 @@ impl Federation {
     fn is_listed(&self, server: &ServerName) -> bool {
         self.listed.names(server) || self.also_listed.contains(server) || self.overrides.contains_key(server)
     }
-}
-
-/// Seconds of the wall clock.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

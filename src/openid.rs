@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
-use crate::admission::Client;
+use crate::admission::{Client, Who};
 use crate::federation::{Caller, Failure, Federation, Homeserver};
 use crate::hold::{TOO_LATE, pause};
 use crate::secret::Secret;
@@ -103,6 +103,12 @@ impl OpenId {
             questions: SingleFlight::new(),
             refused: Mutex::new(refused),
         }
+    }
+
+    /// What tells `server` from others, and how well it is known.
+    #[must_use]
+    pub fn who(&self, server: &ServerName) -> Who {
+        self.federation.who(server)
     }
 
     /// Asks `server` whose token this is, on behalf of `client`. What may pass is tried again until `deadline`.

@@ -51,7 +51,7 @@ impl Federation {
     pub async fn client_base_url(&self, server: &ServerName) -> Result<BaseUrl, Failure> {
         let (host, port) = server.parts();
         let path = "/.well-known/matrix/client";
-        let who = self.who(server);
+        let who = self.long_verified(server);
         let attempt = Attempt {
             who,
             budget: &Budget::of(who.class),
@@ -91,12 +91,12 @@ impl Federation {
         Ok(ClientApi {
             may_carry_secrets: from_operator || base.scheme() == "https" || self.dialer.guard.lab,
             link: Link::new(self.dialer.clone(), Arc::new(route)),
-            who: self.who(server),
+            who: self.long_verified(server),
         })
     }
 
     /// Who gets here has verified a token, be it long ago.
-    fn who(&self, server: &ServerName) -> Who {
+    fn long_verified(&self, server: &ServerName) -> Who {
         self.dialer.names.who(server, self.class(server).min(Class::Verified))
     }
 

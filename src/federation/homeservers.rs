@@ -18,6 +18,7 @@ use super::guard::Trust;
 use super::route::Link;
 use super::well_known::failure_life;
 use crate::admission::{Class, Group, Who};
+use crate::clock::unix_seconds;
 use crate::server_name::ServerName;
 
 /// Homeservers that are listed or have verified a token here.
@@ -90,7 +91,7 @@ impl Homeserver {
     /// Whether it is waited for: it is listed, or has answered within a day.
     #[must_use]
     pub fn is_known(&self) -> bool {
-        self.class(super::now()) != Class::Stranger
+        self.class(unix_seconds()) != Class::Stranger
     }
 
     /// What tells it from others, at `now`.

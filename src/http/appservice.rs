@@ -22,6 +22,7 @@ use super::error::ApiError;
 use super::request::Received;
 use super::{App, method_not_allowed};
 use crate::app_service::AppService;
+use crate::connections::Pot;
 use crate::log_throttle::LogThrottle;
 use crate::secret::Secret;
 use crate::wire::BadRequest;
@@ -91,8 +92,13 @@ async fn heard<T>(
 ) -> Result<(Received, String, T), ApiError> {
     appservice.admit(request.headers())?;
     let identity = identity(request.headers(), whom);
-    let (received, parsed) = Received::parse(app, request, parse).await?;
-    Ok((received, identity.ok_or(ApiError::NO_IDENTITY)?, parsed))
+    let (received, parsed) = Received::parse(request, Pot::Proven, parse).await?;
+    let identity = identity.ok_or(ApiError::NO_IDENTITY)?;
+    let place = app.from_homeserver.clone().try_acquire_owned().map_err(|_| {
+        received.connection.crowded("requests of our homeserver");
+        ApiError::BUSY
+    })?;
+    Ok((received.with(place), identity, parsed))
 }
 
 /// For whom the homeserver asks; what is no UTF-8 is nobody's name.

@@ -4,7 +4,6 @@
 //! 4xx loses it for good: so 401 is for what is not the SFU's, and 503 for what cannot be acted upon yet.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -12,7 +11,10 @@ use http::{Request, StatusCode, header};
 
 use super::App;
 use super::body;
+use super::edge::Arrived;
 use super::error::ApiError;
+use crate::clock::unix_seconds;
+use crate::connections::Pot;
 use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Claims, Unverified, Webhook};
 
@@ -22,19 +24,21 @@ static UNREADABLE: LogThrottle = LogThrottle::once_a_minute();
 const MAX_BODY: usize = 1024 * 1024;
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<StatusCode, ApiError> {
-    let _place = app.webhooks.try_acquire().map_err(|_| ApiError::BUSY)?;
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    let Arrived { connection, .. } = head.extensions.remove::<Arrived>().ok_or(ApiError::INTERNAL)?;
     let authorization = head
         .headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let claims = Claims::verify(authorization, &app.keys, now).map_err(|error| refuse(&app, error))?;
+    let claims = Claims::verify(authorization, &app.keys, unix_seconds()).map_err(|error| refuse(&app, error))?;
     if !app.exchange.leaves.takes_webhooks() {
         return Err(ApiError::NOT_READY);
     }
-    let body = body::read(&app, &head.headers, body, MAX_BODY).await?;
+    let _place = app.webhooks.try_acquire().map_err(|_| ApiError::BUSY)?;
+    let declared = body::declared(&head.headers);
+    drop(head);
+    let body = body::read(&connection, Pot::Proven, declared, body, MAX_BODY).await?;
     let verified = claims.body_matches(&body).map_err(|error| refuse(&app, error))?;
     // The end may have begun while the body was on its way.
     if !app.exchange.leaves.takes_webhooks() {

@@ -21,8 +21,6 @@ use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Kind, Webhook};
 use crate::sfu::{ParticipantInfo, Sfu, SfuError};
 
-/// Tokens that are kept in mind.
-const MOST: usize = 200_000;
 /// No token lasts longer, whatever a record says.
 const LONGEST: u64 = 24 * 60 * 60 * 1000;
 /// Of one user: what many devices need within an hour, and not enough to crowd out the others.
@@ -46,6 +44,7 @@ pub(super) struct Driver {
     rearm: Notify,
     unclear: LogThrottle,
     failing: LogThrottle,
+    max_tokens: usize,
     full: LogThrottle,
     kicked: LogThrottle,
 }
@@ -58,11 +57,17 @@ struct Core {
 
 impl Driver {
     pub(super) fn new(settings: Settings) -> Self {
-        let Settings { own, sfu, store, interval } = settings;
+        let Settings {
+            own,
+            sfu,
+            store,
+            interval,
+            max_tokens,
+        } = settings;
         let config = Config {
             interval: as_millis(interval),
             own: own.name().as_str().into(),
-            most: MOST,
+            most: max_tokens,
             most_per_user: MOST_PER_USER,
         };
         let clock = Clock::start();
@@ -72,6 +77,7 @@ impl Driver {
                 armed: None,
             }),
             clock,
+            max_tokens,
             own,
             sfu,
             store,
@@ -107,7 +113,7 @@ impl Driver {
             self.full.log(|count| {
                 tracing::warn!(
                     count,
-                    most = MOST,
+                    most = self.max_tokens,
                     most_per_user = MOST_PER_USER,
                     remedy = "a shorter LIVEKIT_JWT_TTL_SECONDS lets tokens be forgotten sooner",
                     "too many tokens, in all or of one user: members are refused more, and others are not removed when they leave"

@@ -8,6 +8,7 @@
 
 mod appservice;
 mod coalesce;
+mod crowd;
 mod delayed_events;
 mod delegate_delayed_leave;
 mod discovery;
