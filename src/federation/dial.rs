@@ -58,6 +58,9 @@ pub(super) struct Dialer {
     pub(super) pool: Arc<Pool>,
 }
 
+/// A TCP connection that is being made.
+type Connecting<'a> = Pin<Box<dyn Future<Output = Result<(TcpStream, Turn<'a>), Failure>> + Send + 'a>>;
+
 /// For whom a connection is made.
 #[derive(Clone, Copy)]
 pub(super) struct Attempt<'a> {
@@ -155,7 +158,7 @@ impl Dialer {
             return connect(address).await;
         }
         let mut addresses = addresses.into_iter();
-        let mut trying: Vec<Pin<Box<dyn Future<Output = Result<(TcpStream, Turn<'_>), Failure>> + Send + '_>>> = Vec::new();
+        let mut trying: Vec<Connecting<'_>> = Vec::new();
         let mut last = None;
         loop {
             if let Some(address) = addresses.next() {
