@@ -168,9 +168,9 @@ impl Federation {
         } else {
             Some(self.strangers.try_acquire().map_err(|_| Failure::Busy)?)
         };
-        let reply = timeout_at(deadline, self.ask(server, path_and_query, limit, again, deadline, budget))
-            .await
-            .unwrap_or(Err(Failure::Timeout));
+        // Boxed: whoever has not come this far does not carry it.
+        let asking = Box::pin(self.ask(server, path_and_query, limit, again, deadline, budget));
+        let reply = timeout_at(deadline, asking).await.unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
             self.warn_once(server, failure);
         }

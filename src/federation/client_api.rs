@@ -108,28 +108,12 @@ impl ClientApi {
         self.may_carry_secrets
     }
 
-    /// Each call has its own: nobody makes many of them happen.
-    fn budget(&self) -> Budget {
-        Budget::of(self.link.who.class)
-    }
-
     /// GETs a path below the base.
     ///
     /// # Errors
     /// When there is no whole answer.
     pub async fn get(&self, path_and_query: &str, token: Option<&Secret>, limit: usize) -> Result<Reply, Failure> {
-        self.link
-            .ask(
-                &Ask {
-                    method: Method::GET,
-                    path_and_query,
-                    token,
-                    json: None,
-                },
-                limit,
-                &self.budget(),
-            )
-            .await
+        self.ask(Method::GET, path_and_query, token, None, limit).await
     }
 
     /// POSTs JSON to a path below the base.
@@ -137,18 +121,27 @@ impl ClientApi {
     /// # Errors
     /// When there is no whole answer.
     pub async fn post(&self, path_and_query: &str, token: Option<&Secret>, json: Bytes, limit: usize) -> Result<Reply, Failure> {
-        self.link
-            .ask(
-                &Ask {
-                    method: Method::POST,
-                    path_and_query,
-                    token,
-                    json: Some(json),
-                },
-                limit,
-                &self.budget(),
-            )
-            .await
+        self.ask(Method::POST, path_and_query, token, Some(json), limit).await
+    }
+
+    /// Each call has a budget of its own: nobody makes many of them happen.
+    async fn ask(
+        &self,
+        method: Method,
+        path_and_query: &str,
+        token: Option<&Secret>,
+        json: Option<Bytes>,
+        limit: usize,
+    ) -> Result<Reply, Failure> {
+        let ask = Ask {
+            method,
+            path_and_query,
+            token,
+            json,
+        };
+        let budget = Budget::of(self.link.who.class);
+        // Boxed: whoever has not come this far does not carry it.
+        Box::pin(self.link.ask(&ask, limit, &budget)).await
     }
 }
 

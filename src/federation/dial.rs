@@ -59,7 +59,7 @@ pub(super) struct Dialer {
 }
 
 /// A TCP connection that is being made.
-type Connecting<'a> = Pin<Box<dyn Future<Output = Result<(TcpStream, Turn<'a>), Failure>> + Send + 'a>>;
+type Connecting<'a, 'd> = Pin<Box<dyn Future<Output = Result<(TcpStream, Turn<'d>), Failure>> + Send + 'a>>;
 
 /// For whom a connection is made.
 #[derive(Clone, Copy)]
@@ -158,7 +158,7 @@ impl Dialer {
             return connect(address).await;
         }
         let mut addresses = addresses.into_iter();
-        let mut trying: Vec<Connecting<'_>> = Vec::new();
+        let mut trying: Vec<Connecting<'_, '_>> = Vec::new();
         let mut last = None;
         loop {
             if let Some(address) = addresses.next() {

@@ -114,7 +114,7 @@ impl Homeserver {
             budget,
             queued: &Notify::new(),
         };
-        let found = match discover(dialer, overrides, &self.name, self.trust, &attempt).await {
+        let found = match Box::pin(discover(dialer, overrides, &self.name, self.trust, &attempt)).await {
             // It is about this request, and not about the homeserver.
             Err(Failure::Spent) => return Err(Failure::Spent),
             Ok(found) => found,

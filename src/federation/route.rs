@@ -1,6 +1,5 @@
 //! Where the requests for one server name go, and a client that goes there and nowhere else.
 
-use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -144,28 +143,22 @@ impl Link {
 
     /// Sends one request; redirects are answers like any other.
     pub(super) async fn ask(&self, ask: &Ask<'_>, limit: usize, budget: &Budget) -> Result<Reply, Failure> {
-        let request = ask.request(&self.route)?;
-        let mut connection = match self.share.take() {
-            Some(mut connection) => match connection.exchange(request, limit).await {
+        let mut kept = self.share.take();
+        loop {
+            let (mut connection, reused) = match kept.take() {
+                Some(connection) => (connection, true),
+                None => (self.connect(budget).await?, false),
+            };
+            match connection.exchange(ask.request(&self.route)?, limit).await {
                 Ok(reply) => {
                     self.share.put(connection);
                     return Ok(reply);
                 }
-                // It was closed while nobody looked.
-                Err(unanswered) if unanswered.again => {
-                    drop(connection);
-                    self.connect(budget).await?
-                }
+                // It was closed while nobody looked: once more, on a new one.
+                Err(unanswered) if reused && unanswered.again => {}
                 Err(unanswered) => return Err(unanswered.failure),
-            },
-            None => self.connect(budget).await?,
-        };
-        let reply = connection
-            .exchange(ask.request(&self.route)?, limit)
-            .await
-            .map_err(|unanswered| unanswered.failure)?;
-        self.share.put(connection);
-        Ok(reply)
+            }
+        }
     }
 
     /// A new connection, or one that somebody else has done with while we wait for our turn to dial.
@@ -176,7 +169,8 @@ impl Link {
             budget,
             queued: &queued,
         };
-        let connecting = pin!(self.share.open(self.route.connect(&self.dialer, &attempt)));
+        // Seldom, and larger than all the rest.
+        let connecting = Box::pin(self.share.open(self.route.connect(&self.dialer, &attempt)));
         let returned = async {
             queued.notified().await;
             self.share.returned().await
