@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
+use crate::admission::Class;
 use crate::admission::budget::Budget;
 use crate::federation::{Failure, Federation};
 use crate::hold::{TOO_LATE, pause};
@@ -95,7 +96,8 @@ impl OpenId {
             .append_pair("access_token", token.expose())
             .finish();
         let path = format!("/_matrix/federation/v1/openid/userinfo?{query}");
-        let budget = Budget::of(self.federation.class(server));
+        let class = self.federation.class(server);
+        let budget = Budget::of(class);
         let mut tries = 1;
         let mut cause = None;
         loop {
@@ -117,7 +119,8 @@ impl OpenId {
                     if !error.may_pass() || budget.is_spent() {
                         return Err(error);
                     }
-                    let pause = pause(tries);
+                    // Eight connections have to last for the whole time.
+                    let pause = pause(tries) * if class == Class::Verified { 2 } else { 1 };
                     let no_name = matches!(&error, Unverified::Unreachable { failure, .. } if failure.is_no_name());
                     let spent = !known && (no_name || tries >= STRANGER_TRIES);
                     if spent || Instant::now() + pause + TOO_LATE >= deadline {

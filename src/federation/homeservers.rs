@@ -115,8 +115,8 @@ impl Homeserver {
             queued: &Notify::new(),
         };
         let found = match Box::pin(discover(dialer, overrides, &self.name, self.trust, &attempt)).await {
-            // It is about this request, and not about the homeserver.
-            Err(Failure::Spent) => return Err(Failure::Spent),
+            // It is about this request, and not about the homeserver: what is remembered may do.
+            Err(Failure::Spent) => return remembered.link.clone().ok_or(Failure::Spent),
             Ok(found) => found,
             Err(failure) => {
                 remembered.refused = Some((Instant::now() + FAILURE_MIN_AGE, failure.clone()));
