@@ -22,8 +22,8 @@ use crate::seldom::Seldom;
 
 /// Longest head of a request.
 pub const MAX_HEAD: usize = 16 * 1024;
-/// What a head may have besides the pot: longer than an honest one.
-const OWN_HEAD: usize = 4 * 1024;
+/// What a head may have besides the pot: longer than an honest one, and what the HTTP library has for it in any case.
+const OWN_HEAD: usize = 8 * 1024;
 /// A head is held so many times at most: as it came, and in the buffer of the HTTP library, which doubles.
 const HEAD_COPIES: usize = 3;
 /// An answer that a client does not take in this time is lost; all of them fit into the kernel's buffer.
@@ -107,6 +107,12 @@ impl Connections {
             pots: [pot(), pot()],
             told: Seldom::new(),
         })
+    }
+
+    /// Whether somebody has to give way for the next one.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.lock().by_id.len() >= self.most
     }
 
     /// A connection was accepted. Where there are too many, others give way at once; `None` only when nearly all wait for
