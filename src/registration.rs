@@ -3,6 +3,7 @@
 //!
 //! It carries the names of MSC4502 and MSC4512 twice: Synapse 1.163 reads the unstable ones only and ignores the others.
 
+use crate::config;
 use crate::server_name::ServerName;
 
 /// Why there is nothing to print.
@@ -17,7 +18,7 @@ pub enum RegistrationError {
     #[error("{0:?} is not the name of a homeserver: it is what stands behind the colon of its user ids, as example.com")]
     ServerName(String),
     /// That is no address.
-    #[error("{0:?} is not an address of this service: it is where the homeserver reaches it, as http://lk-jwt-service:8080")]
+    #[error("{shown} is not an address of this service: it is where the homeserver reaches it, as http://lk-jwt-service:8080", shown = config::shown(.0))]
     Address(String),
     /// A token that is given cannot be one.
     #[error("{0} is set, but must be printable ASCII without spaces and quotes")]

@@ -82,7 +82,7 @@ pub enum StartError {
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), StartError> {
     let grace = config.shutdown_grace;
     let bind = config.bind.clone();
-    let url = config.livekit.url.clone();
+    let (url, summary) = (config.livekit.shown_url(), config.summary());
     let connections = connections();
     let in_flight = IN_FLIGHT.min(connections * 3 / 4);
     if in_flight < IN_FLIGHT {
@@ -110,6 +110,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         livekit_url = url,
         "listening"
     );
+    summary.log();
     tokio::spawn(async move { sfu.check().await });
     if let Some(own) = own {
         tokio::spawn(async move { own.check().await });
