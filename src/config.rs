@@ -39,8 +39,8 @@ pub use redis::{Redis, RedisAddress, RedisTls};
 pub use summary::Summary;
 pub use variables::{VARIABLES, Variable};
 
-use reader::{Above, Reader};
 pub(crate) use reader::shown;
+use reader::{Above, Reader};
 
 /// The whole configuration, checked.
 #[derive(Clone, Debug)]

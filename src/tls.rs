@@ -250,10 +250,18 @@ mod tests {
             fs::create_dir_all(directory).unwrap();
         }
         let key = rcgen::KeyPair::generate().unwrap();
-        let ca = rcgen::CertificateParams::new(vec!["ca.example".into()]).unwrap().self_signed(&key).unwrap().pem();
+        let ca = rcgen::CertificateParams::new(vec!["ca.example".into()])
+            .unwrap()
+            .self_signed(&key)
+            .unwrap()
+            .pem();
         fs::write(full.join("ca.pem"), format!("# ours\n{ca}")).unwrap();
         fs::write(full.join("key.pem"), key.serialize_pem()).unwrap();
-        fs::write(full.join("broken.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+        fs::write(
+            full.join("broken.pem"),
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        )
+        .unwrap();
         fs::write(full.join("cut.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n").unwrap();
         fs::write(full.join("blank.pem"), "").unwrap();
         for (path, holds) in [

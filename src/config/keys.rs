@@ -88,7 +88,9 @@ fn from_key_file(reader: &mut Reader<'_>, content: &str) -> Option<Keys> {
             );
         })
         .ok()?;
-    let form = keys.iter().find_map(|pair| unexpanded::whole(&pair.key).or_else(|| unexpanded::whole(pair.secret.expose())));
+    let form = keys
+        .iter()
+        .find_map(|pair| unexpanded::whole(&pair.key).or_else(|| unexpanded::whole(pair.secret.expose())));
     if let Some(form) = form {
         reader.unexpanded(KEY_FILE, "names a file that holds", form);
     }

@@ -92,7 +92,10 @@ pub(super) fn not_a_server_name(whole: &str, text: &str) -> String {
     };
     // In `https://user:12 34@host` the first entry is a piece of a password.
     let guessed = ServerName::parse(bare).ok().filter(|_| text.contains('@') || !whole.contains('@'));
-    let remedy = guessed.map_or_else(|| "write it as in user IDs after the colon".to_owned(), |name| format!("write {name}"));
+    let remedy = guessed.map_or_else(
+        || "write it as in user IDs after the colon".to_owned(),
+        |name| format!("write {name}"),
+    );
     format!("{} is not a server name and never matches, {remedy}", part_shown(whole, text))
 }
 

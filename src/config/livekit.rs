@@ -165,7 +165,10 @@ mod tests {
             ("wss://user:hunter2@livekit.example.com/sfu", "wss://livekit.example.com/sfu"),
             ("wss://user:hunter2@hunter2@livekit.example.com", "wss://livekit.example.com"),
             ("wss://user:1/hunter2@livekit.example.com", "wss://livekit.example.com"),
-            ("wss://livekit.example.com/sfu?token=hunter2#hunter2", "wss://livekit.example.com/sfu"),
+            (
+                "wss://livekit.example.com/sfu?token=hunter2#hunter2",
+                "wss://livekit.example.com/sfu",
+            ),
         ] {
             let livekit = Livekit {
                 url: url.to_owned(),

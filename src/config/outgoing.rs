@@ -29,7 +29,10 @@ pub(super) fn proxies(reader: &mut Reader<'_>) {
 fn check(reader: &mut Reader<'_>, [upper, lower]: Spellings) -> bool {
     let raw = |name: &str| (reader.sources.get)(name);
     let name = if raw(upper).is_some() { upper } else { lower };
-    let (raw, hidden) = (raw(name).unwrap_or_default(), raw(lower).is_some_and(|value| !value.trim().is_empty()));
+    let (raw, hidden) = (
+        raw(name).unwrap_or_default(),
+        raw(lower).is_some_and(|value| !value.trim().is_empty()),
+    );
     let Some(value) = reader.value(name) else {
         if name == upper && hidden {
             reader.warn(format!("{upper} is set to nothing, so {lower} does not count"));
@@ -74,10 +77,16 @@ pub(super) fn certificates(reader: &mut Reader<'_>) {
     if let Some(file) = &given.file {
         match holds_any(file) {
             Ok(true) => {}
-            Ok(false) => reader.mistake(CERT_FILE, format!("needs a file with CA certificates in PEM form: {} has none", shown(file))),
+            Ok(false) => reader.mistake(
+                CERT_FILE,
+                format!("needs a file with CA certificates in PEM form: {} has none", shown(file)),
+            ),
             Err(error) => reader.mistake(
                 CERT_FILE,
-                format!("needs a file of CA certificates that this user may read: {} gives \"{error}\"", shown(file)),
+                format!(
+                    "needs a file of CA certificates that this user may read: {} gives \"{error}\"",
+                    shown(file)
+                ),
             ),
         }
     }

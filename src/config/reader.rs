@@ -240,7 +240,9 @@ pub(super) enum FilePath {
 
 /// Whether a port is an address as Kubernetes and Docker put it into the environment, `tcp://10.0.0.1:8080` (decision P16).
 pub(super) fn is_link(value: &str) -> bool {
-    ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.trim_start().starts_with(scheme))
+    ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|scheme| value.trim_start().starts_with(scheme))
 }
 
 /// A value for a message: quoted, escaped, short, and not at all if it may hold a password (`user:password@host`).

@@ -63,7 +63,11 @@ impl Config {
         let membership = match (own, self.membership.check_interval) {
             (None, _) => "not checked".to_owned(),
             (Some(_), interval) => {
-                let who = if self.membership.required { "required everywhere" } else { "required behind the homeserver" };
+                let who = if self.membership.required {
+                    "required everywhere"
+                } else {
+                    "required behind the homeserver"
+                };
                 format!("{who}, participants checked: {}", every(interval))
             }
         };

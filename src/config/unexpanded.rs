@@ -113,10 +113,28 @@ mod tests {
 
     #[test]
     fn a_secret_may_hold_anything_but_be_no_placeholder() {
-        for text in ["${SECRET}", "'${SECRET}'", "{{ secret }}", "${{ secrets.S }}", "$(cat x)", "<secret>", " <secret>\n"] {
+        for text in [
+            "${SECRET}",
+            "'${SECRET}'",
+            "{{ secret }}",
+            "${{ secrets.S }}",
+            "$(cat x)",
+            "<secret>",
+            " <secret>\n",
+        ] {
             assert!(whole(text).is_some(), "{text}");
         }
-        for text in ["a${SECRET}", "${SECRET}b", "<a>b", "x$(y)", "{{a}}b", "$SECRET", "<", "${}", "$2y$10${x"] {
+        for text in [
+            "a${SECRET}",
+            "${SECRET}b",
+            "<a>b",
+            "x$(y)",
+            "{{a}}b",
+            "$SECRET",
+            "<",
+            "${}",
+            "$2y$10${x",
+        ] {
             assert_eq!(whole(text), None, "{text}");
         }
     }

@@ -146,7 +146,11 @@ fn mistaken(name: &str, get: &dyn Fn(&str) -> Option<String>, set: &dyn Fn(&str)
         return None;
     }
     // Another case, a hyphen, a byte order mark or a blank that a file brought along.
-    let written = name.trim_start_matches('\u{feff}').trim().to_ascii_uppercase().replace(['-', '.'], "_");
+    let written = name
+        .trim_start_matches('\u{feff}')
+        .trim()
+        .to_ascii_uppercase()
+        .replace(['-', '.'], "_");
     if let Some(meant) = ours(&written) {
         return Some(Some(meant));
     }
@@ -182,16 +186,21 @@ fn is_of_links(name: &str, get: &dyn Fn(&str) -> Option<String>) -> bool {
         || name.match_indices("_ENV_").any(|(at, _)| linked(&name[..at]))
 }
 
-/// Of our names that are not deprecated the one that takes the fewest changes, words in common counting most.
+/// Of our names, those aside that are old or LiveKit's, the one that takes the fewest changes, words in common counting most.
 fn nearest(name: &str) -> Option<&'static str> {
     let rest = &name[PREFIX.len()..];
-    let candidates = VARIABLES.iter().filter(|variable| !variable.doc.starts_with("Deprecated"));
+    let aside = |doc: &str| doc.starts_with("Deprecated") || doc.starts_with("LiveKit's name");
+    let candidates = VARIABLES.iter().filter(|variable| !aside(variable.doc));
     candidates
         .filter_map(|variable| {
             let theirs = variable.name.strip_prefix(PREFIX)?;
             let common = rest.split('_').filter(|word| theirs.split('_').any(|other| other == *word)).count();
             let changes = changes(rest, theirs);
-            (common > 0 || changes * 2 <= rest.len()).then_some((Reverse(changes.saturating_sub(4 * common)), Reverse(changes), variable.name))
+            (common > 0 || changes * 2 <= rest.len()).then_some((
+                Reverse(changes.saturating_sub(4 * common)),
+                Reverse(changes),
+                variable.name,
+            ))
         })
         .max_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)))
         .map(|(_, _, name)| name)
@@ -222,7 +231,13 @@ mod tests {
 
     #[test]
     fn counts_changes() {
-        for (from, to, expected) in [("", "", 0), ("a", "", 1), ("", "ab", 2), ("URI", "URL", 1), ("kitten", "sitting", 3)] {
+        for (from, to, expected) in [
+            ("", "", 0),
+            ("a", "", 1),
+            ("", "ab", 2),
+            ("URI", "URL", 1),
+            ("kitten", "sitting", 3),
+        ] {
             assert_eq!(changes(from, to), expected, "{from} {to}");
         }
     }

@@ -156,7 +156,11 @@ impl Claims {
         let hash = hash.replace('-', "+").replace('_', "/");
         #[expect(clippy::cast_possible_truncation, reason = "a cast of floats saturates")]
         Ok(Self {
-            body_sha256: STANDARD.decode(hash).ok().and_then(|hash| hash.try_into().ok()).ok_or(Unverified::NotWebhook)?,
+            body_sha256: STANDARD
+                .decode(hash)
+                .ok()
+                .and_then(|hash| hash.try_into().ok())
+                .ok_or(Unverified::NotWebhook)?,
             issued_at: payload.iat.map(|iat| iat as i64),
         })
     }
