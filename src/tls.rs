@@ -126,9 +126,8 @@ pub fn holds_certificates(path: &Path) -> io::Result<bool> {
 }
 
 fn file_holds_certificates(path: &Path) -> io::Result<bool> {
-    let readable = |error| match error {
-        pem::Error::Io(error) => Err(error),
-        _ => Ok(false),
+    let readable = |error| {
+        if let pem::Error::Io(error) = error { Err(error) } else { Ok(false) }
     };
     let certificates = match CertificateDer::pem_file_iter(path) {
         Ok(certificates) => certificates,

@@ -208,7 +208,7 @@ fn many_names_that_were_good_once_keep_nobody_out() {
             .collect();
         let name = |n: usize| {
             let name = format!("n{}.evil{}.test:8448", n / DOMAINS, n % DOMAINS);
-            if n % 3 == 0 {
+            if n.is_multiple_of(3) {
                 name.to_uppercase().replace("TEST", "TeSt")
             } else {
                 name
