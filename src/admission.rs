@@ -3,7 +3,12 @@
 //!
 //! The modules below decide and are pure.
 
+pub mod budget;
+pub mod crowd;
+pub mod dials;
 pub mod limiter;
+pub mod lookups;
+pub mod room;
 pub mod turns;
 pub mod verified;
 
@@ -60,6 +65,16 @@ impl From<IpAddr> for Group {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Client(pub u64);
 
+impl From<IpAddr> for Client {
+    /// One IPv4 address, or one IPv6 /64: as much as one customer has.
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => Self(u64::from(v4.to_bits())),
+            IpAddr::V6(v6) => Self((v6.to_bits() >> 64) as u64),
+        }
+    }
+}
+
 /// A homeserver as admission tells it from others: hashes with a key of this process, since the names come from strangers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Who {
@@ -71,9 +86,9 @@ pub struct Who {
     pub name: u64,
 }
 
-/// Makes [`Who`] of names.
+/// Makes [`Who`] of names, with keys of this process.
 #[derive(Debug, Default)]
-pub struct Names(RandomState);
+pub struct Names(RandomState, RandomState);
 
 impl Names {
     /// `server`, which is of `class`.
@@ -95,6 +110,12 @@ impl Names {
     #[must_use]
     pub fn hash(&self, text: &str) -> u64 {
         self.0.hash_one(text)
+    }
+
+    /// Two independent hashes of `text`, where two texts that are taken for one would be worse than a late answer.
+    #[must_use]
+    pub fn fingerprint(&self, text: &str) -> u128 {
+        u128::from(self.0.hash_one(text)) << 64 | u128::from(self.1.hash_one(text))
     }
 
     /// A hash of a group with the key of this process.

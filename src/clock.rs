@@ -6,6 +6,12 @@ use tokio::time::Instant;
 
 use crate::delayed_leave::time::{Time, WallClock};
 
+/// Whole seconds of the time of day since 1970.
+#[must_use]
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// Counts from the moment at which it was made.
 pub struct Clock {
     started: Instant,

@@ -39,6 +39,7 @@ pub use driver::Settings;
 pub use jobs::Refusal;
 
 use crate::identity::Seat;
+use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Verified, Webhook};
 use driver::Driver;
 use store::Restored;
@@ -46,6 +47,8 @@ use time::Delay;
 
 /// How long the answer to a delegation waits for its record to be written (decision L10).
 const WRITTEN_WITHIN: Duration = Duration::from_secs(3);
+
+static UNWRITTEN: LogThrottle = LogThrottle::once_a_minute();
 
 /// A delegation whose checks are done.
 pub struct Delegation<'a> {
@@ -116,7 +119,9 @@ impl Leaves {
         if let Some(written) = self.0.delegate(delegation)?
             && !written.within(WRITTEN_WITHIN).await
         {
-            tracing::warn!("the store is slow or away: a delegation lives in memory until it answers");
+            UNWRITTEN.log(|count| {
+                tracing::warn!(count, "the store is slow or away: a delegation lives in memory until it answers");
+            });
         }
         Ok(())
     }

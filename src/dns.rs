@@ -4,22 +4,38 @@
 //! `federation/guard.rs`.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
-use hickory_resolver::lookup_ip::LookupIp;
-use hickory_resolver::net::NetError;
+use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::rr::{Name, RData};
+use hickory_resolver::net::{DnsError as Refusal, NetError};
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Resolver, TokioResolver};
-use tokio::time::sleep;
+use lru::LruCache;
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+
+use crate::admission::budget::Budget;
+use crate::admission::lookups::Lookups;
+use crate::admission::{Class, Who};
 
 /// More targets or addresses than this of one name are not looked at.
 const MOST: usize = 8;
 
-/// Answers remembered. Names come from strangers, so this bounds what they can make us keep.
-const CACHE_ENTRIES: u64 = 1024;
+/// Answers remembered, of strangers and of all others. Each holds at most [`MOST`] addresses or targets, whatever came, which
+/// bounds it in bytes too: a resolver's own cache keeps whole messages of up to 64 KiB.
+const CACHE_ENTRIES: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+/// How long they are believed at most, when there is something and when there is nothing.
+const MAX_LIFE: Duration = Duration::from_secs(3600);
+const MAX_NEGATIVE_LIFE: Duration = Duration::from_secs(60);
+
+/// Look-ups for strangers at a time: each takes two sockets, and up to six where nobody answers.
+const STRANGERS: usize = 96;
+/// Time for one look-up of a stranger's name.
+const STRANGERS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Some name servers drop questions for IPv6 addresses (RFC 4074): after this time IPv4 addresses do alone.
 const IPV6_PATIENCE: Duration = Duration::from_millis(500);
@@ -46,12 +62,82 @@ pub enum DnsError {
     /// DNS did not answer, or answered with an error.
     #[error("DNS did not answer ({0})")]
     Failed(String),
+    /// The request has asked as many questions as one request may.
+    #[error("no more questions are asked for one request")]
+    Spent,
 }
 
-/// The resolver, made at first use so that it costs the start nothing.
+/// For whom DNS is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'a> {
+    /// The homeserver whose name led here.
+    pub who: Who,
+    /// What is left for the client's request.
+    pub budget: &'a Budget,
+}
+
+/// The resolvers, made at first use so that they cost the start nothing.
 pub struct Dns {
     servers: Vec<SocketAddr>,
+    trusted: Side,
+    strangers: Side,
+    lookups: Arc<Mutex<Lookups<oneshot::Sender<Place>>>>,
+}
+
+/// A resolver and what it found: what strangers make us ask is kept apart.
+struct Side {
     resolver: OnceLock<TokioResolver>,
+    cache: Mutex<LruCache<Box<str>, Cached>>,
+}
+
+#[derive(Clone)]
+struct Cached {
+    until: Instant,
+    found: Found,
+}
+
+#[derive(Clone)]
+enum Found {
+    Nothing,
+    Addresses(Arc<[IpAddr]>),
+    Targets(Arc<[SrvTarget]>),
+}
+
+impl Side {
+    fn new() -> Self {
+        let mut cache = LruCache::unbounded();
+        cache.resize(CACHE_ENTRIES);
+        Self {
+            resolver: OnceLock::new(),
+            cache: Mutex::new(cache),
+        }
+    }
+
+    fn cached(&self, name: &str) -> Option<Found> {
+        let mut cache = self.lock();
+        let cached = cache.get(name)?;
+        if cached.until > Instant::now() {
+            return Some(cached.found.clone());
+        }
+        cache.pop(name);
+        None
+    }
+
+    fn keep(&self, name: &str, until: Instant, found: Found) {
+        if until > Instant::now() {
+            self.lock().put(name.into(), Cached { until, found });
+        }
+    }
+
+    fn keep_nothing(&self, name: &str, life: Option<Duration>) {
+        if let Some(life) = life {
+            self.keep(name, Instant::now() + life, Found::Nothing);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<Box<str>, Cached>> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Dns {
@@ -60,65 +146,159 @@ impl Dns {
     pub fn new(servers: Vec<SocketAddr>) -> Self {
         Self {
             servers,
-            resolver: OnceLock::new(),
+            trusted: Side::new(),
+            strangers: Side::new(),
+            lookups: Arc::new(Mutex::new(Lookups::new(STRANGERS))),
         }
     }
 
-    /// All IPv6 and IPv4 addresses of `host`.
+    /// All IPv6 and IPv4 addresses of `host`, which the operator wrote down.
     ///
     /// # Errors
     /// When there are none.
     pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, DnsError> {
-        let resolver = self.resolver()?;
-        let ipv4_alone = async {
-            sleep(IPV6_PATIENCE).await;
-            resolver.ipv4_lookup(host).await.ok().map(LookupIp::from)
-        };
-        let found = tokio::select! {
-            found = resolver.lookup_ip(host) => found.map_err(|error| failure(&error))?,
-            Some(found) = ipv4_alone => found,
-        };
-        let addresses: Vec<_> = found.iter().take(MOST).collect();
-        if addresses.is_empty() {
-            Err(DnsError::NotFound)
-        } else {
-            Ok(addresses)
-        }
+        self.look_up_addresses(host, None).await
     }
 
-    /// The SRV records of `service`, in no particular order.
+    /// All IPv6 and IPv4 addresses of `host`, to which a homeserver led.
     ///
     /// # Errors
     /// When there are none.
-    pub async fn srv(&self, service: &str) -> Result<Vec<SrvTarget>, DnsError> {
+    pub async fn addresses_for(&self, host: &str, asker: &Asker<'_>) -> Result<Vec<IpAddr>, DnsError> {
+        self.look_up_addresses(host, Some(asker)).await
+    }
+
+    async fn look_up_addresses(&self, host: &str, asker: Option<&Asker<'_>>) -> Result<Vec<IpAddr>, DnsError> {
+        if let Ok(address) = host.parse() {
+            return Ok(vec![address]);
+        }
+        let key = key(host);
+        let side = self.side(asker);
+        match side.cached(&key) {
+            Some(Found::Addresses(addresses)) => return Ok(addresses.to_vec()),
+            Some(Found::Nothing | Found::Targets(_)) => return Err(DnsError::NotFound),
+            None => {}
+        }
+        let mut name = Name::from_utf8(host).map_err(|_| DnsError::NotFound)?;
+        if asker.is_some_and(|asker| asker.who.class == Class::Stranger) && key.contains('.') {
+            // A search list would multiply the questions, and is not for names of strangers.
+            name.set_fqdn(true);
+        }
+        let resolver = self.resolver(side)?;
+        let both = both_families(resolver, name);
+        match self.asking(asker, 2, both).await? {
+            Ok((until, addresses)) => {
+                side.keep(&key, until, Found::Addresses(addresses.clone().into()));
+                Ok(addresses)
+            }
+            Err(nothing) => {
+                side.keep_nothing(&key, nothing.life);
+                Err(nothing.error)
+            }
+        }
+    }
+
+    /// The SRV records of `service` of a homeserver, in no particular order.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub async fn srv_for(&self, service: &str, asker: &Asker<'_>) -> Result<Vec<SrvTarget>, DnsError> {
+        let key = key(service);
+        let side = self.side(Some(asker));
+        match side.cached(&key) {
+            Some(Found::Targets(targets)) => return Ok(targets.to_vec()),
+            Some(Found::Nothing | Found::Addresses(_)) => return Err(DnsError::NotFound),
+            None => {}
+        }
         // Fully qualified: a search list must not turn one server's name into another's.
         let mut name = Name::from_ascii(service).map_err(|_| DnsError::NotFound)?;
         name.set_fqdn(true);
-        let found = self.resolver()?.srv_lookup(name).await.map_err(|error| failure(&error))?;
-        let targets: Vec<_> = found
-            .answers()
-            .iter()
-            .filter_map(|record| if let RData::SRV(srv) = &record.data { Some(srv) } else { None })
-            .map(|srv| SrvTarget {
-                priority: srv.priority,
-                weight: srv.weight,
-                port: srv.port,
-                host: srv.target.to_ascii().trim_end_matches('.').to_owned(),
-            })
-            .take(MOST)
-            .collect();
-        if targets.is_empty() { Err(DnsError::NotFound) } else { Ok(targets) }
+        let resolver = self.resolver(side)?;
+        let question = async { resolver.lookup(name, RecordType::SRV).await.map_err(|error| nothing(&error)) };
+        match self.asking(Some(asker), 1, question).await? {
+            Ok(found) => {
+                let targets = targets(&found);
+                let until = life(&found);
+                if targets.is_empty() {
+                    side.keep(&key, until.min(Instant::now() + MAX_NEGATIVE_LIFE), Found::Nothing);
+                    return Err(DnsError::NotFound);
+                }
+                side.keep(&key, until, Found::Targets(targets.clone().into()));
+                Ok(targets)
+            }
+            Err(nothing) => {
+                side.keep_nothing(&key, nothing.life);
+                Err(nothing.error)
+            }
+        }
     }
 
-    fn resolver(&self) -> Result<&TokioResolver, DnsError> {
-        if let Some(resolver) = self.resolver.get() {
+    /// Asks so many questions, within what is left for `asker`.
+    async fn asking<T>(
+        &self,
+        asker: Option<&Asker<'_>>,
+        questions: u32,
+        lookup: impl Future<Output = Result<T, Nothing>>,
+    ) -> Result<Result<T, Nothing>, DnsError> {
+        let Some(asker) = asker else {
+            return Ok(lookup.await);
+        };
+        if !asker.budget.questions(questions) {
+            return Err(DnsError::Spent);
+        }
+        if asker.who.class != Class::Stranger {
+            return Ok(lookup.await);
+        }
+        let mut place = self.place(asker.who.domain).await;
+        let found = timeout(STRANGERS_TIMEOUT, lookup).await;
+        place.hung = found.is_err();
+        found.map_err(|_| DnsError::Failed("no answer in time".into()))
+    }
+
+    /// A place among the look-ups of strangers.
+    async fn place(&self, domain: u64) -> Place {
+        let waiting = {
+            let mut lookups = lock(&self.lookups);
+            if lookups.take(Instant::now(), domain) {
+                None
+            } else {
+                let (waker, waiting) = oneshot::channel();
+                lookups.retain(|waker| !waker.is_closed());
+                lookups.wait(domain, waker);
+                Some(waiting)
+            }
+        };
+        if let Some(waiting) = waiting
+            && let Ok(place) = waiting.await
+        {
+            return place;
+        }
+        Place {
+            lookups: self.lookups.clone(),
+            domain,
+            since: Instant::now(),
+            hung: false,
+        }
+    }
+
+    fn side(&self, asker: Option<&Asker<'_>>) -> &Side {
+        match asker.map(|asker| asker.who.class) {
+            Some(Class::Stranger) => &self.strangers,
+            Some(Class::Verified | Class::Listed) | None => &self.trusted,
+        }
+    }
+
+    fn resolver<'a>(&self, side: &'a Side) -> Result<&'a TokioResolver, DnsError> {
+        if let Some(resolver) = side.resolver.get() {
             return Ok(resolver);
         }
-        let made = self.make().map_err(|error| DnsError::Failed(error.to_string()))?;
-        Ok(self.resolver.get_or_init(|| made))
+        let made = self
+            .make(std::ptr::eq(side, &raw const self.strangers))
+            .map_err(|error| DnsError::Failed(error.to_string()))?;
+        Ok(side.resolver.get_or_init(|| made))
     }
 
-    fn make(&self) -> Result<TokioResolver, NetError> {
+    fn make(&self, for_strangers: bool) -> Result<TokioResolver, NetError> {
         let mut builder = if self.servers.is_empty() {
             TokioResolver::builder_tokio().or_else(|error| {
                 tracing::warn!(
@@ -130,7 +310,7 @@ impl Dns {
         } else {
             with_servers(&self.servers)
         };
-        bound(builder.options_mut());
+        bound(builder.options_mut(), for_strangers);
         builder.build()
     }
 }
@@ -153,24 +333,165 @@ fn with_servers(servers: &[SocketAddr]) -> hickory_resolver::ResolverBuilder<Tok
     Resolver::builder_with_config(ResolverConfig::from_name_servers(servers), TokioRuntimeProvider::default())
 }
 
-fn bound(options: &mut ResolverOpts) {
-    options.cache_size = CACHE_ENTRIES;
+fn bound(options: &mut ResolverOpts, for_strangers: bool) {
+    options.cache_size = 0;
     options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
     // A verification has ten seconds in all; a name server that is away must leave some for the next one.
     options.timeout = options.timeout.min(Duration::from_secs(2));
-    options.attempts = options.attempts.max(2);
+    // A stranger's request tries again by itself, and within its budget.
+    options.attempts = if for_strangers { 0 } else { options.attempts.max(2) };
     // One domain whose name servers do not answer must not take the places of all others.
     options.max_active_requests = 2048;
-    options.positive_max_ttl = Some(Duration::from_secs(3600));
-    options.negative_max_ttl = Some(Duration::from_secs(60));
 }
 
-fn failure(error: &NetError) -> DnsError {
-    if error.is_no_records_found() {
-        DnsError::NotFound
-    } else {
-        DnsError::Failed(error.to_string())
+/// A place among the look-ups of strangers, handed on when it is dropped.
+struct Place {
+    lookups: Arc<Mutex<Lookups<oneshot::Sender<Self>>>>,
+    domain: u64,
+    since: Instant,
+    hung: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let hung = self.hung || now >= self.since + STRANGERS_TIMEOUT / 2;
+        let mut unwanted = Vec::new();
+        let mut lookups = lock(&self.lookups);
+        lookups.release(now, self.domain, hung);
+        while let Some((domain, waker)) = lookups.next(now) {
+            let place = Self {
+                lookups: self.lookups.clone(),
+                domain,
+                since: now,
+                hung: false,
+            };
+            // Whoever does not wait any more gives it back, after this.
+            unwanted.extend(waker.send(place).err());
+        }
+        drop(lookups);
     }
+}
+
+fn lock<W>(lookups: &Mutex<Lookups<W>>) -> MutexGuard<'_, Lookups<W>> {
+    lookups.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Nothing was found, and how long that holds.
+struct Nothing {
+    error: DnsError,
+    life: Option<Duration>,
+}
+
+fn nothing(error: &NetError) -> Nothing {
+    if !error.is_no_records_found() {
+        return Nothing {
+            error: DnsError::Failed(error.to_string()),
+            life: None,
+        };
+    }
+    let seconds = if let NetError::Dns(Refusal::NoRecordsFound(none)) = error {
+        none.negative_ttl
+    } else {
+        None
+    };
+    Nothing {
+        error: DnsError::NotFound,
+        life: seconds.map(|seconds| Duration::from_secs(seconds.into()).min(MAX_NEGATIVE_LIFE)),
+    }
+}
+
+/// Both families at once. One of them does alone when the other one has nothing, or takes long.
+async fn both_families(resolver: &TokioResolver, name: Name) -> Result<(Instant, Vec<IpAddr>), Nothing> {
+    let ask = async |kind| {
+        let found = resolver.lookup(name.clone(), kind).await.map_err(|error| nothing(&error))?;
+        let addresses = addresses_in(&found);
+        if addresses.is_empty() {
+            return Err(Nothing {
+                error: DnsError::NotFound,
+                life: None,
+            });
+        }
+        Ok((life(&found), addresses))
+    };
+    let (mut v6, mut v4) = (std::pin::pin!(ask(RecordType::AAAA)), std::pin::pin!(ask(RecordType::A)));
+    let mut patience = std::pin::pin!(sleep(IPV6_PATIENCE));
+    let (mut of_v6, mut of_v4, mut patient) = (None, None, true);
+    while of_v6.is_none() || of_v4.is_none() {
+        tokio::select! {
+            found = &mut v6, if of_v6.is_none() => of_v6 = Some(found),
+            found = &mut v4, if of_v4.is_none() => of_v4 = Some(found),
+            () = &mut patience, if patient => patient = false,
+        }
+        if !patient && [&of_v6, &of_v4].iter().any(|found| matches!(found, Some(Ok(_)))) {
+            break;
+        }
+    }
+    let whole = of_v6.is_some() && of_v4.is_some();
+    match (of_v6, of_v4) {
+        (Some(Ok((until, mut addresses))), Some(Ok((also_until, more)))) => {
+            // Neither family may crowd the other one out.
+            addresses.truncate(MOST - more.len().min(MOST / 2));
+            addresses.extend(more);
+            addresses.truncate(MOST);
+            Ok((until.min(also_until), addresses))
+        }
+        (Some(Ok((until, addresses))), _) | (_, Some(Ok((until, addresses)))) => {
+            let until = if whole {
+                until
+            } else {
+                until.min(Instant::now() + MAX_NEGATIVE_LIFE)
+            };
+            Ok((until, addresses))
+        }
+        // A failure may pass, so it says more than that one family is not there.
+        (Some(Err(v6)), Some(Err(v4))) if matches!(v6.error, DnsError::NotFound) => Err(Nothing {
+            life: v4.life.zip(v6.life).map(|(a, b)| a.min(b)),
+            error: v4.error,
+        }),
+        (Some(Err(failed)), _) | (None, Some(Err(failed))) => Err(Nothing {
+            error: failed.error,
+            life: None,
+        }),
+        (None, None) => Err(Nothing {
+            error: DnsError::NotFound,
+            life: None,
+        }),
+    }
+}
+
+/// The first few addresses of an answer.
+fn addresses_in(found: &Lookup) -> Vec<IpAddr> {
+    found
+        .answers()
+        .iter()
+        .filter_map(|record| record.data.ip_addr())
+        .take(MOST)
+        .collect()
+}
+
+fn targets(found: &Lookup) -> Vec<SrvTarget> {
+    found
+        .answers()
+        .iter()
+        .filter_map(|record| if let RData::SRV(srv) = &record.data { Some(srv) } else { None })
+        .map(|srv| SrvTarget {
+            priority: srv.priority,
+            weight: srv.weight,
+            port: srv.port,
+            host: srv.target.to_ascii().trim_end_matches('.').to_owned(),
+        })
+        .take(MOST)
+        .collect()
+}
+
+fn life(found: &Lookup) -> Instant {
+    found.valid_until().min(Instant::now() + MAX_LIFE)
+}
+
+/// Names without case and final dot are one.
+fn key(name: &str) -> String {
+    name.trim_end_matches('.').to_ascii_lowercase()
 }
 
 /// Orders targets as RFC 2782 says: by priority, and within one priority at random by weight.

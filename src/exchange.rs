@@ -24,6 +24,15 @@ use crate::sfu::{Sfu, SfuError};
 use crate::token::{MintError, Minter};
 use crate::wire::{DelayedEvent, DelegationRequest, SeatRequest, TokenRequest, UnverifiedOpenIdToken};
 
+/// When a request arrived, and from whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// When its head was there.
+    pub at: Instant,
+    /// Who sent it, as far as that can be told.
+    pub client: Client,
+}
+
 /// Why a request is not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -146,14 +155,16 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Exchanges a Matrix OpenID token for a LiveKit token.
+    /// Exchanges a Matrix OpenID token for a LiveKit token. `verified` is called when the user is known.
     ///
     /// # Errors
     /// With the first step that refused.
-    pub async fn exchange(&self, request: TokenRequest, received: Instant) -> Result<String, Refusal> {
+    pub async fn exchange(&self, request: TokenRequest, arrival: Arrival, verified: impl FnOnce()) -> Result<String, Refusal> {
+        let received = arrival.at;
         let user = self
-            .verify(&request.openid_token, request.claimed_user_id.as_deref(), received)
+            .verify(&request.openid_token, request.claimed_user_id.as_deref(), arrival)
             .await?;
+        verified();
         let admitted = Admitted {
             is_member: self.must_be_joined(&user, &request.seat, received).await?,
             access: self.policy.of(&user.server),
@@ -162,12 +173,14 @@ impl Exchange {
         self.issue(&admitted, &request.seat, request.event.as_ref(), received).await
     }
 
-    /// Takes over a delayed leave event.
+    /// Takes over a delayed leave event. `verified` is called when the user is known.
     ///
     /// # Errors
     /// With the first step that refused.
-    pub async fn delegate(&self, request: DelegationRequest, received: Instant) -> Result<(), Refusal> {
-        let user = self.verify(&request.openid_token, Some(&request.claimed_user_id), received).await?;
+    pub async fn delegate(&self, request: DelegationRequest, arrival: Arrival, verified: impl FnOnce()) -> Result<(), Refusal> {
+        let received = arrival.at;
+        let user = self.verify(&request.openid_token, Some(&request.claimed_user_id), arrival).await?;
+        verified();
         self.must_be_joined(&user, &request.seat, received).await?;
         if !self.policy.of(&user.server).creates_rooms {
             return Err(Refusal::DelegationDenied);
@@ -193,12 +206,12 @@ impl Exchange {
         &self,
         token: &UnverifiedOpenIdToken,
         claimed_user_id: Option<&str>,
-        received: Instant,
+        arrival: Arrival,
     ) -> Result<VerifiedUser, Refusal> {
         let server = ServerName::parse(&token.unverified_server_name).map_err(|_| Refusal::BadServerName)?;
         let user = self
             .openid
-            .verify(&server, &token.access_token, Client::default(), received + HOLD)
+            .verify(&server, &token.access_token, arrival.client, arrival.at + HOLD)
             .await?;
         if claimed_user_id.is_some_and(|claimed| claimed != user.id) {
             return Err(Refusal::UserMismatch);

@@ -8,7 +8,8 @@
 //! specification has none, and its caches have neither a bound nor the lifetimes that decision O2 asks for.
 //!
 //! * `discovery.rs` the steps; `well_known.rs` step 3; `route.rs` a result with its pooled connections
-//! * `dial.rs` the only place that dials, with `guard.rs` in front; `pace.rs` strangers are dialled once a second
+//! * `dial.rs` the only place that dials, with `guard.rs` in front; `pace.rs` how often an address is dialled;
+//!   `pool.rs` connections, and answers bounded as they come
 //! * whose turn it is to be asked, `admission` says
 //! * `follow.rs` files behind redirects; `client_api.rs` the way to a homeserver's client-server API
 //! * `homeservers.rs` what is remembered of each homeserver, bounded
@@ -23,38 +24,47 @@ mod follow;
 mod guard;
 mod homeservers;
 mod pace;
+mod pool;
 mod route;
 mod well_known;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use http::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 pub use client_api::{BaseUrl, ClientApi};
 pub use failure::Failure;
 pub use guard::{Guard, Refused, Trust};
+pub use homeservers::Homeserver;
 pub use route::Reply;
 
 use crate::access::Homeservers;
-use crate::admission::limiter::{FairLimiter, Permit};
-use crate::admission::turns::{Asker, Places};
-use crate::admission::verified::Verified;
-use crate::admission::{Class, Client, Names, host_key};
+use crate::admission::budget::Budget;
+use crate::admission::limiter::FairLimiter;
+use crate::admission::turns::Places;
+use crate::admission::verified::{REMEMBERED_FOR, Verified};
+use crate::admission::{Class, Client, Names, Who, host_key};
+use crate::clock::unix_seconds as now;
 use crate::dns::Dns;
 use crate::hold::TOO_LATE;
 use crate::server_name::ServerName;
 use crate::tls::Tls;
-use dial::Dialer;
-use homeservers::{Homeserver, Table};
+use dial::{Attempt, Dialer, Turns};
+use homeservers::Table;
+use pace::Pace;
+use pool::Pool;
 
 /// Requests in flight to one homeserver, by class (decision O4).
 const IN_FLIGHT: [u32; 3] = [32, 32, 4];
+/// An answer is taken note of again after so many seconds.
+const VERIFIED_AGAIN_AFTER: u64 = 60;
 /// So many refused names are told per time.
 const WARNINGS: u32 = 20;
 const WARNINGS_PER: Duration = Duration::from_secs(60);
@@ -71,8 +81,23 @@ pub struct Settings {
     pub also_listed: Vec<ServerName>,
     /// Forward proxies of the environment.
     pub proxies: Matcher,
-    /// Connections to homeservers that may be in use at a time (decision P14).
-    pub connections: u32,
+    /// Connections to homeservers that may be in use at a time; those that are kept give way (decision P14).
+    pub connections_out: u32,
+    /// Keeps for the next start that the homeserver of this host has answered well at this second of the wall clock.
+    pub remember: Remember,
+}
+
+/// Stores the host of a homeserver and a second of the wall clock.
+pub type Remember = Box<dyn Fn(&str, u64) + Send + Sync>;
+
+/// On whose behalf a homeserver is asked.
+pub struct Caller<'a> {
+    /// Who sent the request.
+    pub client: Client,
+    /// What is left of what the request may cost others.
+    pub budget: &'a Budget,
+    /// When the answer has to be there.
+    pub deadline: Instant,
 }
 
 /// Asks homeservers.
@@ -82,10 +107,8 @@ pub struct Federation {
     listed: Homeservers,
     also_listed: Vec<ServerName>,
     homeservers: Table,
-    names: Names,
     verified: Mutex<Verified>,
-    /// A place is one use of a connection.
-    places: FairLimiter,
+    remember: Remember,
     told: Mutex<(Option<Instant>, u32)>,
 }
 
@@ -99,7 +122,8 @@ impl Federation {
             listed,
             also_listed,
             proxies,
-            connections,
+            connections_out,
+            remember,
         } = settings;
         if proxies.intercept(&Uri::from_static("https://homeserver.invalid/")).is_some() {
             tracing::info!(
@@ -109,70 +133,116 @@ impl Federation {
         }
         let somebody_is_listed = !also_listed.is_empty() || !overrides.is_empty() || listed != Homeservers::All;
         Self {
-            dialer: Arc::new(Dialer { dns, guard, proxies, tls }),
+            dialer: Arc::new(Dialer {
+                dns,
+                guard,
+                proxies,
+                tls,
+                names: Names::default(),
+                pace: Pace::default(),
+                places: FairLimiter::new(Places::shared(connections_out, somebody_is_listed, IN_FLIGHT)),
+                pool: Pool::new(usize::try_from(connections_out).unwrap_or(usize::MAX)),
+            }),
             overrides,
             listed,
             also_listed,
             homeservers: Table::new(),
-            names: Names::default(),
             verified: Mutex::default(),
-            places: FairLimiter::new(Places::shared(connections, somebody_is_listed, IN_FLIGHT)),
+            remember,
             told: Mutex::default(),
         }
+    }
+
+    /// What is known of `server`.
+    #[must_use]
+    pub fn homeserver(&self, server: &ServerName) -> Arc<Homeserver> {
+        self.homeservers.get(server, now(), || {
+            let (trust, until) = match self.trust(server) {
+                Trust::Listed => (Trust::Listed, 0),
+                Trust::Stranger => (Trust::Stranger, self.verified().until(&host_key(server))),
+            };
+            let class = match trust {
+                Trust::Listed => Class::Listed,
+                Trust::Stranger if until > now() => Class::Verified,
+                Trust::Stranger => Class::Stranger,
+            };
+            Homeserver::new(server.clone(), trust, self.dialer.names.who(server, class), until)
+        })
+    }
+
+    /// What tells `server` from others, and how well it is known.
+    #[must_use]
+    pub fn who(&self, server: &ServerName) -> Who {
+        self.homeserver(server).who(now())
     }
 
     /// How well `server` is known.
     #[must_use]
     pub fn class(&self, server: &ServerName) -> Class {
-        if self.is_listed(server) {
-            Class::Listed
-        } else if self.verified().contains(&host_key(server), now()) {
-            Class::Verified
-        } else {
-            Class::Stranger
+        self.who(server).class
+    }
+
+    /// `homeserver` has answered as the specification says: from now on it counts as verified.
+    pub fn has_answered(&self, homeserver: &Homeserver) {
+        let now = now();
+        // Once a minute is often enough. Where nobody knows on which machines it is, nobody could say whose share it fills.
+        if homeserver.trust() == Trust::Listed || homeserver.verified_until() + VERIFIED_AGAIN_AFTER > now + REMEMBERED_FOR.as_secs() {
+            return;
+        }
+        let Some(group) = homeserver.group() else { return };
+        let host = host_key(homeserver.name());
+        let (store, until) = {
+            let mut verified = self.verified();
+            (verified.answered(&host, group, now), verified.until(&host))
+        };
+        homeserver.is_verified_until(until);
+        if store {
+            (self.remember)(&host, now);
         }
     }
 
-    /// `server` has answered as the specification says: from now on it counts as verified.
-    pub fn has_answered(&self, server: &ServerName) {
-        // Where nobody knows on which machines it is, nobody could say whose share it fills.
-        let group = self.homeservers.find(server).and_then(|homeserver| homeserver.group());
-        if let Some(group) = group.filter(|_| !self.is_listed(server)) {
-            let _ = self.verified().answered(&host_key(server), group, now());
-        }
+    /// The homeserver of `host` had answered well at this second, before the start.
+    pub fn restore(&self, host: &str, at: u64) {
+        self.verified().restore(host, at, now());
     }
 
-    /// A hash of `text` with the key of this process.
+    /// What a request about `homeserver` may cost others.
     #[must_use]
-    pub fn hash(&self, text: &str) -> u64 {
-        self.names.hash(text)
+    pub fn budget(&self, homeserver: &Homeserver) -> Budget {
+        Budget::of(homeserver.class(now()))
     }
 
-    /// One GET below the federation API of `server`, on behalf of `client`. With `again`, a remembered failure does not count.
+    /// Two independent hashes of `text` with keys of this process.
+    #[must_use]
+    pub fn fingerprint(&self, text: &str) -> u128 {
+        self.dialer.names.fingerprint(text)
+    }
+
+    /// One GET below the federation API of `homeserver`, on behalf of `caller`. With `again`, a remembered failure does not
+    /// count.
     ///
     /// # Errors
-    /// When there is no whole answer of at most `limit` bytes before `deadline`.
+    /// When there is no whole answer of at most `limit` bytes before the deadline.
     pub async fn get(
         &self,
-        server: &ServerName,
+        homeserver: &Homeserver,
         path_and_query: &str,
         limit: usize,
-        client: Client,
+        caller: &Caller<'_>,
         again: bool,
-        deadline: Instant,
     ) -> Result<Reply, Failure> {
-        let reply = timeout_at(deadline, self.ask(server, path_and_query, limit, client, again, deadline))
+        let reply = timeout_at(caller.deadline, self.ask(homeserver, path_and_query, limit, caller, again))
             .await
             .unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
-            self.warn_once(server, failure);
+            self.warn_once(homeserver, failure);
         }
         reply
     }
 
     /// The first refusal of a name is told, since it may be the operator's own; a flood of names is not.
-    fn warn_once(&self, server: &ServerName, failure: &Failure) {
-        if !self.homeservers.first_refusal(server) {
+    fn warn_once(&self, homeserver: &Homeserver, failure: &Failure) {
+        if !homeserver.first_refusal() {
             return;
         }
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -183,65 +253,42 @@ impl Federation {
         told.1 += 1;
         if told.1 <= WARNINGS {
             let (reason, remedy) = (failure.to_string(), failure.remedy());
-            tracing::warn!(server = server.as_str(), reason, remedy, "a homeserver's address is not dialled");
+            tracing::warn!(
+                server = homeserver.name().as_str(),
+                reason,
+                remedy,
+                "a homeserver's address is not dialled"
+            );
         }
     }
 
     async fn ask(
         &self,
-        server: &ServerName,
+        homeserver: &Homeserver,
         path_and_query: &str,
         limit: usize,
-        client: Client,
+        caller: &Caller<'_>,
         again: bool,
-        deadline: Instant,
     ) -> Result<Reply, Failure> {
-        let (class, trust) = (self.class(server), self.trust(server));
-        let homeserver = self.homeservers.get(server, class, trust);
-        let place = self.place(&homeserver, server, class, client, deadline);
-        let link = homeserver.link(&self.dialer, &self.overrides, class, again, place).await?;
-        let _place = self.place(&homeserver, server, class, client, deadline).await?;
-        let began = Instant::now();
-        let reply = link.get(path_and_query, limit).await;
-        homeserver.took(began.elapsed());
-        reply
-    }
-
-    /// Waits for a turn to use a connection to `homeserver`.
-    async fn place(
-        &self,
-        homeserver: &Homeserver,
-        server: &ServerName,
-        class: Class,
-        client: Client,
-        deadline: Instant,
-    ) -> Result<Permit<'_>, Failure> {
-        let who = self.names.who(server, class);
-        let group = match class {
-            // The operator chose the name: it is nobody else's.
-            Class::Listed => who.name,
-            Class::Verified | Class::Stranger => {
-                let group = match homeserver.group() {
-                    Some(group) => group,
-                    None => {
-                        let group = self.dialer.group(&server.parts().0, self.trust(server)).await?;
-                        homeserver.is_on(group);
-                        group
-                    }
-                };
-                self.names.hash_of(&group)
-            }
-        };
-        let asker = Asker {
-            class,
-            group,
-            domain: who.domain,
-            name: who.name,
-            client: client.0,
-        };
         // Whoever has less time left than an answer usually needs would only waste a turn.
-        let patience = deadline.checked_sub(homeserver.usual().max(TOO_LATE)).unwrap_or(deadline);
-        timeout_at(patience, self.places.acquire(asker)).await.map_err(|_| Failure::Busy)
+        let usual = homeserver.usual().max(TOO_LATE);
+        let attempt = Attempt {
+            who: homeserver.who(now()),
+            budget: caller.budget,
+            queued: &Notify::new(),
+            turns: Some(Turns {
+                client: caller.client,
+                patience: caller.deadline.checked_sub(usual).unwrap_or(caller.deadline),
+            }),
+        };
+        let link = homeserver.link(&self.dialer, &self.overrides, again, &attempt).await?;
+        let began = Instant::now();
+        let reply = link.get(path_and_query, limit, &attempt).await;
+        homeserver.took(began.elapsed());
+        if reply.is_ok() {
+            homeserver.is_on(link.group());
+        }
+        reply
     }
 
     fn verified(&self) -> MutexGuard<'_, Verified> {
@@ -251,9 +298,4 @@ impl Federation {
     fn is_listed(&self, server: &ServerName) -> bool {
         self.listed.names(server) || self.also_listed.contains(server) || self.overrides.contains_key(server)
     }
-}
-
-/// Seconds of the wall clock.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -27,15 +27,19 @@ use url::Url;
 pub use delayed_events::{Authority, Management};
 pub use own::{JoinedMembers, OwnError, OwnHomeserver, Relayed, Scheduled, Whose};
 
+use crate::admission::Class;
 use crate::federation::{ClientApi, Failure, Federation, Reply};
 use crate::hold::pause;
+use crate::log_throttle::LogThrottle;
 use crate::secret::Secret;
-use crate::seldom::Seldom;
 use crate::server_name::ServerName;
 use versions::Offers;
 
 const HOMESERVERS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 const MAX_REPLY: usize = 64 * 1024;
+/// The longest address in bytes: homeservers choose it, and it is kept.
+const MAX_BASE_URL: usize = 2 * 1024;
+const TOO_LONG: Failure = Failure::NoClientApi("its address is too long");
 const VERSIONS_TIMEOUT: Duration = Duration::from_secs(4);
 const VERSIONS_LIFE: Duration = Duration::from_secs(3600);
 const VERSIONS_FAILURE_LIFE: Duration = Duration::from_secs(60);
@@ -49,8 +53,8 @@ pub struct Homeservers {
     federation: Arc<Federation>,
     overrides: BTreeMap<ServerName, Url>,
     table: Mutex<LruCache<ServerName, Arc<AsyncMutex<Known>>>>,
-    lost: Seldom,
-    denied: Seldom,
+    lost: LogThrottle,
+    denied: LogThrottle,
 }
 
 #[derive(Default)]
@@ -85,9 +89,15 @@ impl Homeservers {
             federation,
             overrides,
             table: Mutex::new(table),
-            lost: Seldom::new(),
-            denied: Seldom::new(),
+            lost: LogThrottle::once_a_minute(),
+            denied: LogThrottle::once_a_minute(),
         }
+    }
+
+    /// How well the homeserver of that name is known, if it is a name.
+    #[must_use]
+    pub fn class(&self, server: &str) -> Class {
+        ServerName::parse(server).map_or(Class::Stranger, |server| self.federation.class(&server))
     }
 
     /// Finds the API of `server`; what may pass is tried again until `deadline`.
@@ -163,7 +173,15 @@ impl Homeservers {
         if let Some((_, failure)) = known.failed.as_ref().filter(|(until, _)| now < *until) {
             return Err(failure.clone());
         }
-        let base = match self.federation.client_base_url(server).await {
+        let found = self.federation.client_base_url(server).await;
+        let found = found.and_then(|base| {
+            if base.url.as_str().len() <= MAX_BASE_URL {
+                Ok(base)
+            } else {
+                Err(TOO_LONG)
+            }
+        });
+        let base = match found {
             Ok(base) => base,
             Err(failure) => {
                 // An address that has worked is better than none, and must not be waited for again and again.

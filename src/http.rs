@@ -9,6 +9,7 @@ mod edge;
 mod error;
 mod get_token;
 mod healthz;
+mod place;
 mod readyz;
 mod refused;
 mod request;
@@ -26,13 +27,12 @@ use tower_http::catch_panic::CatchPanicLayer;
 pub use appservice::Appservice;
 pub use edge::Edge;
 pub use error::{ApiError, Reason};
+use place::Waiting;
 
 use crate::exchange::Exchange;
+use crate::log_throttle::LogThrottle;
 use crate::secret::Keys;
-use crate::seldom::Seldom;
 
-/// KiB of request bodies being read at a time, the first one of each request aside: 16 MiB in all.
-const BODY_KIB: usize = 12 * 1024;
 /// Webhooks in flight.
 const WEBHOOKS: usize = 256;
 
@@ -42,12 +42,11 @@ pub struct App {
     appservice: Option<Arc<Appservice>>,
     url: String,
     path_prefix: Option<String>,
-    in_flight: Semaphore,
-    from_homeserver: Semaphore,
-    body_kib: Semaphore,
+    waiting: Waiting,
+    from_homeserver: Arc<Semaphore>,
     webhooks: Semaphore,
     keys: Keys,
-    bad_webhooks: Seldom,
+    bad_webhooks: LogThrottle,
     stopping: AtomicBool,
 }
 
@@ -68,12 +67,12 @@ impl App {
             appservice: appservice.map(Arc::new),
             url,
             path_prefix,
-            in_flight: Semaphore::new(in_flight),
-            from_homeserver: Semaphore::new(in_flight / 2),
-            body_kib: Semaphore::new(BODY_KIB),
+            waiting: Waiting::new(in_flight),
+            // They wait for our homeserver: half, so that the others go on when it hangs.
+            from_homeserver: Arc::new(Semaphore::new(in_flight / 2)),
             webhooks: Semaphore::new(WEBHOOKS),
             keys,
-            bad_webhooks: Seldom::new(),
+            bad_webhooks: LogThrottle::once_a_minute(),
             stopping: AtomicBool::new(false),
         }
     }

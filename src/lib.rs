@@ -8,13 +8,17 @@
 //! cli.rs healthcheck.rs   the command line
 //! config.rs + config/     every LIVEKIT_* variable: default, check, error, --help line
 //! bind.rs                 addresses to listen on
-//! telemetry.rs            log level and format, escaping
+//! telemetry.rs + telemetry/
+//!                         log level and format, escaping; the thread that writes it
 //! server.rs               wiring: build once, accept, drain with a deadline
+//! connections.rs          what each connection holds, and who gives way
+//! limits.rs               how much there is room for: memory limit, file descriptors
 //! http.rs                 the route table, state and limits
 //! http/<url>.rs           a file per URL
 //! http/appservice/        the same for the endpoints behind our homeserver
 //! http/edge.rs            around every request: id, path, CORS, error bodies
 //! http/body.rs            request bodies, bounded
+//! http/place.rs           places for complete requests
 //! http/error.rs           the only place where an error becomes status + errcode + text
 //! wire.rs                 request and reply JSON, parsed into types that cannot be empty
 //! exchange.rs             THE PIPELINE: who is asking -> what they may do -> room -> token
@@ -36,8 +40,8 @@
 //! registration.rs         generate-registration
 //! delayed_leave.rs        front door: what delegation is, the handle; below it the pure core, the driver, the stores
 //! removal.rs + removal/   who left the Matrix room leaves the call: the handle; below it the pure core, the driver
-//! clock.rs dns.rs tls.rs hold.rs seldom.rs single_flight.rs
-//!                         time, names, certificates, patience, rare words and shared calls
+//! clock.rs dns.rs tls.rs hold.rs log_throttle.rs single_flight.rs
+//!                         time, names, certificates, patience, how often something is logged, shared calls
 //! ```
 //!
 //! A module uses only what is below it:
@@ -47,7 +51,7 @@
 //! use cases  app_service ; exchange ; members ; delayed_leave (front door, driver) ; removal (front door, driver)
 //! adapters   openid ; sfu ; homeserver ; delayed_leave::store ; federation
 //!            (openid and homeserver use federation; dns, tls and hold serve all)
-//! pure       admission ; wire ; access ; identity ; token ; server_name ; secret ; federation::guard ; sfu::{room_memory, refusal, webhook} ;
+//! pure       admission (all of it) ; wire ; access ; identity ; token ; server_name ; secret ; federation::guard ; sfu::{room_memory, refusal, webhook} ;
 //!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, text, record} ; removal::{watch, name, record}
 //! ```
 #![forbid(unsafe_code)]
@@ -59,6 +63,7 @@ pub mod bind;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod connections;
 pub mod delayed_leave;
 pub mod dns;
 pub mod exchange;
@@ -68,12 +73,13 @@ pub mod hold;
 pub mod homeserver;
 pub mod http;
 pub mod identity;
+pub mod limits;
+pub mod log_throttle;
 pub mod members;
 pub mod openid;
 pub mod registration;
 pub mod removal;
 pub mod secret;
-pub mod seldom;
 pub mod server;
 pub mod server_name;
 pub mod sfu;

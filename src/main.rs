@@ -31,9 +31,11 @@ fn serve(dev: bool) -> ExitCode {
         Ok(config) => config,
         Err(mistakes) => return fail(&mistakes, 1),
     };
-    if let Err(error) = telemetry::init(&config.log) {
-        return fail(&error, 1);
-    }
+    // Kept to the end, a panic included: what is logged last is what is looked for.
+    let _log = match telemetry::init(&config.log) {
+        Ok(log) => log,
+        Err(error) => return fail(&error, 1),
+    };
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -72,7 +74,6 @@ fn print(text: &str) -> ExitCode {
 
 /// To stderr whatever the log level: a start that fails in silence is the worst of all.
 fn fail(error: &dyn Display, code: u8) -> ExitCode {
-    // Where stderr is closed nobody can be told.
-    let _ = writeln!(io::stderr(), "lk-jwt-service: {error}");
+    telemetry::say(&format!("lk-jwt-service: {error}"));
     ExitCode::from(code)
 }

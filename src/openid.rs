@@ -11,11 +11,11 @@ use std::time::Duration;
 use http::StatusCode;
 use lru::LruCache;
 use serde_json::{Map, Value};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
-use crate::admission::{Class, Client};
-use crate::federation::{Failure, Federation};
+use crate::admission::{Client, Who};
+use crate::federation::{Caller, Failure, Federation, Homeserver};
 use crate::hold::{TOO_LATE, pause};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
@@ -87,9 +87,9 @@ pub enum Answer {
 pub struct OpenId {
     federation: Arc<Federation>,
     /// One question for one token of one server.
-    questions: SingleFlight<Box<str>, Result<VerifiedUser, Unverified>>,
+    questions: SingleFlight<u128, Result<VerifiedUser, Unverified>>,
     /// Tokens that their homeserver did not know, hashed with the key of this process, and since when.
-    refused: Mutex<LruCache<u64, Instant>>,
+    refused: Mutex<LruCache<u128, Instant>>,
 }
 
 impl OpenId {
@@ -105,64 +105,75 @@ impl OpenId {
         }
     }
 
+    /// What tells `server` from others, and how well it is known.
+    #[must_use]
+    pub fn who(&self, server: &ServerName) -> Who {
+        self.federation.who(server)
+    }
+
     /// Asks `server` whose token this is, on behalf of `client`. What may pass is tried again until `deadline`.
     ///
     /// # Errors
     /// When nobody vouches for it.
     pub async fn verify(&self, server: &ServerName, token: &Secret, client: Client, deadline: Instant) -> Result<VerifiedUser, Unverified> {
         // A server name holds no slash.
-        let question = format!("{server}/{}", token.expose());
-        let hash = self.federation.hash(&question);
-        if self.refused().get(&hash).is_some_and(|since| since.elapsed() < REFUSED_FOR) {
+        let question = self.federation.fingerprint(&format!("{server}/{}", token.expose()));
+        if self.refused().get(&question).is_some_and(|since| since.elapsed() < REFUSED_FOR) {
             return Err(Unverified::Rejected);
         }
-        let asked = self.questions.run(question.into(), self.ask(server, token, client, deadline));
-        // Whoever asked first may have more time.
-        let (outcome, _) = timeout_at(deadline, asked)
-            .await
-            .map_err(|_| self.unreachable(server, Failure::Timeout))?;
+        let homeserver = self.federation.homeserver(server);
+        let asked = self.ask(&homeserver, token, client, deadline);
+        let outcome = self.questions.run_until(question, deadline, asked).await;
+        let outcome = outcome.unwrap_or_else(|| Err(unreachable(&homeserver, Failure::Timeout)));
         if matches!(outcome, Err(Unverified::Rejected)) {
-            self.refused().put(hash, Instant::now());
+            self.refused().put(question, Instant::now());
         }
         outcome
     }
 
-    async fn ask(&self, server: &ServerName, token: &Secret, client: Client, deadline: Instant) -> Result<VerifiedUser, Unverified> {
+    async fn ask(&self, homeserver: &Homeserver, token: &Secret, client: Client, deadline: Instant) -> Result<VerifiedUser, Unverified> {
         let query: String = form_urlencoded::Serializer::new(String::new())
             .append_pair("access_token", token.expose())
             .finish();
         let path = format!("/_matrix/federation/v1/openid/userinfo?{query}");
+        let budget = self.federation.budget(homeserver);
+        let caller = Caller {
+            client,
+            budget: &budget,
+            deadline,
+        };
         let mut tries = 1;
         let mut cause = None;
         loop {
-            let outcome = self.federation.get(server, &path, MAX_REPLY, client, tries > 1, deadline).await;
+            let outcome = self.federation.get(homeserver, &path, MAX_REPLY, &caller, tries > 1).await;
             let outcome = match outcome {
-                Ok(reply) => judge(reply.status, &reply.body, server, self.is_known(server)),
+                Ok(reply) => judge(reply.status, &reply.body, homeserver),
                 Err(Failure::Busy) => Err(Unverified::Busy),
-                Err(failure) => Err(self.unreachable(server, failure)),
+                Err(failure) => Err(unreachable(homeserver, failure)),
             };
             match outcome {
                 Ok(user) => {
-                    self.federation.has_answered(server);
+                    self.federation.has_answered(homeserver);
                     return Ok(user);
                 }
-                Err(error) if !error.may_pass() => {
-                    if matches!(error, Unverified::Rejected) {
-                        self.federation.has_answered(server);
-                    }
-                    return Err(error);
+                Err(Unverified::Rejected) => {
+                    self.federation.has_answered(homeserver);
+                    return Err(Unverified::Rejected);
                 }
                 Err(error) => {
-                    // A try that the deadline cut short says less than the one before it.
+                    // A try that the deadline or the budget cut short says less than the one before it.
                     let error = cause.take().filter(|_| error.says_nothing()).unwrap_or(error);
+                    if !error.may_pass() || budget.is_spent() {
+                        return Err(error);
+                    }
                     let pause = pause(tries);
                     let no_name = matches!(&error, Unverified::Unreachable { failure, .. } if failure.is_no_name());
-                    let spent = !self.is_known(server) && (no_name || tries >= STRANGER_TRIES);
+                    let spent = !homeserver.is_known() && (no_name || tries >= STRANGER_TRIES);
                     if spent || Instant::now() + pause + TOO_LATE >= deadline {
                         return Err(error);
                     }
                     tracing::debug!(
-                        server = server.as_str(),
+                        server = homeserver.name().as_str(),
                         reason = error.to_string(),
                         tries,
                         "trying the homeserver again"
@@ -175,20 +186,15 @@ impl OpenId {
         }
     }
 
-    fn unreachable(&self, server: &ServerName, failure: Failure) -> Unverified {
-        Unverified::Unreachable {
-            failure,
-            known: self.is_known(server),
-        }
-    }
-
-    /// Whether the homeserver is waited for: it is listed, or has answered within a day.
-    fn is_known(&self, server: &ServerName) -> bool {
-        self.federation.class(server) != Class::Stranger
-    }
-
-    fn refused(&self) -> MutexGuard<'_, LruCache<u64, Instant>> {
+    fn refused(&self) -> MutexGuard<'_, LruCache<u128, Instant>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unreachable(homeserver: &Homeserver, failure: Failure) -> Unverified {
+    Unverified::Unreachable {
+        failure,
+        known: homeserver.is_known(),
     }
 }
 
@@ -197,7 +203,7 @@ impl Unverified {
         matches!(
             self,
             Self::Unreachable {
-                failure: Failure::Timeout,
+                failure: Failure::Timeout | Failure::Spent,
                 ..
             }
         )
@@ -215,8 +221,11 @@ impl Unverified {
     }
 }
 
-fn judge(status: StatusCode, body: &[u8], server: &ServerName, known: bool) -> Result<VerifiedUser, Unverified> {
-    let unusable = |answer| Unverified::Unusable { answer, known };
+fn judge(status: StatusCode, body: &[u8], homeserver: &Homeserver) -> Result<VerifiedUser, Unverified> {
+    let unusable = |answer| Unverified::Unusable {
+        answer,
+        known: homeserver.is_known(),
+    };
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_own_no(status, body) => Err(Unverified::Rejected),
         status if status.is_success() => {
@@ -225,7 +234,7 @@ fn judge(status: StatusCode, body: &[u8], server: &ServerName, known: bool) -> R
             let Some(Value::String(sub)) = info.remove("sub") else {
                 return Err(unusable(Answer::Body));
             };
-            user_of(server, sub).ok_or(Unverified::ForeignUser)
+            user_of(homeserver.name(), sub).ok_or(Unverified::ForeignUser)
         }
         status => Err(unusable(Answer::Status(status.as_u16()))),
     }
@@ -308,8 +317,8 @@ mod tests {
 
     #[test]
     fn judges_answers() {
-        let server = ServerName::parse("x.example").unwrap();
-        let judge = |status: u16, body: &str| judge(StatusCode::from_u16(status).unwrap(), body.as_bytes(), &server, true);
+        let homeserver = Homeserver::listed(ServerName::parse("x.example").unwrap());
+        let judge = |status: u16, body: &str| judge(StatusCode::from_u16(status).unwrap(), body.as_bytes(), &homeserver);
         assert!(judge(200, r#"{"sub":"@a:x.example","extra":[1]}"#).is_ok());
         assert!(matches!(judge(200, r#"{"sub":"@a:y.example"}"#), Err(Unverified::ForeignUser)));
         for body in ["", "{}", "[]", r#"{"sub":5}"#, r#"["@a:x.example"]"#, "<html>"] {

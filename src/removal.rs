@@ -41,6 +41,8 @@ pub struct Settings {
     pub store: record::Queue,
     /// From one sweep to the next.
     pub interval: Duration,
+    /// Tokens that are kept in mind at most.
+    pub max_tokens: usize,
 }
 
 /// A token that was just issued.

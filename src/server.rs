@@ -5,58 +5,46 @@ use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use http::Request;
-use hyper::body::Incoming;
+use http::{HeaderValue, Request, header};
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::access::Policy;
+use crate::admission::Class;
 use crate::app_service::AppService;
+use crate::clock::unix_seconds;
 use crate::config::Config;
-use crate::delayed_leave::store::{Queue, Restored, Store, StoreError};
+use crate::connections::{Connection, Connections, Counted, MAX_HEAD, Opened, first_head};
+use crate::delayed_leave::store::{Queue, Restored, Store, StoreError, VerifiedHomeservers};
 use crate::delayed_leave::{self, Leaves, jobs};
 use crate::dns::Dns;
 use crate::exchange::Exchange;
 use crate::federation::{Federation, Guard, Settings};
 use crate::homeserver::{Homeservers, OwnHomeserver};
 use crate::http::{App, Appservice, Edge};
+use crate::limits::{Limits, Resources};
 use crate::members::Members;
 use crate::openid::OpenId;
 use crate::removal::{self, Removals};
-use crate::server_name::ServerName;
 use crate::sfu::Sfu;
 use crate::tls::Tls;
 use crate::token::{MintError, Minter};
 
-/// Open connections, as far as the file descriptors go; each request in flight may need as many again.
-const CONNECTIONS: usize = 5500;
-/// Requests in flight (decision H7), as far as there are connections: a quarter of these is left to the probes of
-/// `/healthz`, and to being told that the service is busy.
-const IN_FLIGHT: usize = 4096;
-/// Connections to homeservers in use at a time.
-const CONNECTIONS_OUT: u32 = 512;
-/// Where there is no place for a new connection, those close that have been idle for this long since their last request,
-const IDLE_WHEN_CROWDED: Duration = Duration::from_millis(250);
-/// and those whose first request does not come; it may be on its way from far.
-const SILENT_WHEN_CROWDED: Duration = Duration::from_secs(1);
 /// Time for the first request's head to arrive.
 const FIRST_HEAD: Duration = Duration::from_secs(10);
 /// Time for the next one's: longer than the proxies in use keep an idle connection (Caddy: 120 s), so that none of them
 /// sends a request into a connection that is just being closed.
 const NEXT_HEAD: Duration = Duration::from_secs(125);
-/// Longest head of a request.
-const MAX_HEAD: usize = 16 * 1024;
 
 /// How long the port stays closed while jobs are being restored.
 const RESTORING: Duration = Duration::from_secs(2);
@@ -83,15 +71,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let grace = config.shutdown_grace;
     let bind = config.bind.clone();
     let (url, summary) = (config.livekit.shown_url(), config.summary());
-    let connections = connections();
-    let in_flight = IN_FLIGHT.min(connections * 3 / 4);
-    if in_flight < IN_FLIGHT {
-        tracing::info!(
-            in_flight,
-            remedy = "raise it (ulimit -n, systemd's LimitNOFILE, Docker's --ulimit nofile) where many people call",
-            "the limit on open files bounds how many requests are served at a time"
-        );
-    }
+    let limits = Limits::of(Resources::of_this_process());
     let Parts {
         app,
         sfu,
@@ -99,7 +79,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         leaves,
         restored,
         removals,
-    } = build(config, in_flight).await?;
+        verified,
+    } = build(config, &limits).await?;
     // Whoever comes while jobs are being restored finds an open port after that at the latest (decision L11).
     leaves.restore(restored);
     let _ = timeout(RESTORING, leaves.restored()).await;
@@ -115,7 +96,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     if let Some(own) = own {
         tokio::spawn(async move { own.check().await });
     }
-    serve(listener, connections, app, leaves, removals, stop, grace).await;
+    let stores = Stores {
+        leaves,
+        removals,
+        verified,
+    };
+    serve(listener, Connections::new(&limits), app, stores, stop, grace).await;
     Ok(())
 }
 
@@ -126,13 +112,20 @@ struct Parts {
     leaves: Leaves,
     restored: Restored,
     removals: Option<Removals>,
+    verified: VerifiedHomeservers,
 }
 
 /// Values, not the configuration, go below this function.
-async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
+async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
     let tls = Arc::new(Tls::new(config.skip_tls_verification));
     let dns = Arc::new(Dns::new(config.dns_servers));
     let own_name = config.app_service.as_ref().map(|own| own.server_name.clone());
+    let store = match (config.delegated_leave.redis, config.delegated_leave.state_path) {
+        (Some(redis), _) => Store::redis(redis, tls.clone(), dns.clone()),
+        (None, Some(path)) => Store::file(&path).await?,
+        (None, None) => Store::memory(),
+    };
+    let (verified, mut already_verified) = VerifiedHomeservers::start(&store, unix_seconds());
     let federation = Arc::new(Federation::new(
         Settings {
             guard: Guard {
@@ -143,11 +136,23 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
             listed: config.full_access.clone(),
             also_listed: own_name.iter().chain(config.cs_api_overrides.keys()).cloned().collect(),
             proxies: Matcher::from_env(),
-            connections: CONNECTIONS_OUT.min(u32::try_from(in_flight / 2).unwrap_or(CONNECTIONS_OUT)).max(16),
+            connections_out: u32::try_from(limits.connections_out).unwrap_or(u32::MAX),
+            remember: Box::new({
+                let verified = verified.clone();
+                move |host, at| verified.remember(host, at)
+            }),
         },
         dns.clone(),
         tls.clone(),
     ));
+    tokio::spawn({
+        let federation = federation.clone();
+        async move {
+            while let Some((host, at)) = already_verified.next().await {
+                federation.restore(&host, at);
+            }
+        }
+    });
     let signing = config.livekit.keys.signing();
     let minter = Arc::new(Minter::new(signing, config.jwt_ttl, config.can_update_own_metadata)?);
     let sfu = Arc::new(Sfu::new(&config.livekit.api_base, minter.clone(), tls.clone(), dns.clone()));
@@ -158,12 +163,6 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
         .unzip();
     let own = own.map(Arc::new);
     let members = own.clone().map(|own| Arc::new(Members::new(own)));
-    let (named, own_named) = (config.full_access.clone(), own_name.clone());
-    let store = match (config.delegated_leave.redis, config.delegated_leave.state_path) {
-        (Some(redis), _) => Store::redis(redis, tls.clone(), dns.clone()),
-        (None, Some(path)) => Store::file(&path).await?,
-        (None, None) => Store::memory(),
-    };
     let own_and_interval = own.clone().zip(config.membership.check_interval);
     let removals = own_and_interval.map(|(own, interval)| {
         let (tokens, restored) = removal::record::Queue::start(&store);
@@ -172,6 +171,7 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
             sfu: sfu.clone(),
             store: tokens,
             interval,
+            max_tokens: limits.tokens,
         });
         removals.restore(restored);
         removals
@@ -181,14 +181,16 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
         config: jobs::Config {
             sweep_every: config.delegated_leave.sanity_check_interval,
             list_rooms_every: config.delegated_leave.room_watch_interval,
+            total: u32::try_from(limits.jobs).unwrap_or(u32::MAX),
             ..jobs::Config::default()
         },
         sfu: sfu.clone(),
         homeservers: homeservers.clone(),
         own: own.clone(),
         store,
-        named: Box::new(move |server| {
-            ServerName::parse(server).is_ok_and(|server| named.names(&server) || own_named.as_ref() == Some(&server))
+        named: Box::new({
+            let homeservers = homeservers.clone();
+            move |server| homeservers.class(server) == Class::Listed
         }),
     });
     let exchange = Arc::new(Exchange {
@@ -221,7 +223,7 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
         config.livekit.url,
         config.path_prefix,
         config.livekit.keys,
-        in_flight,
+        limits.in_flight,
     ));
     Ok(Parts {
         app,
@@ -230,41 +232,39 @@ async fn build(config: Config, in_flight: usize) -> Result<Parts, StartError> {
         leaves,
         restored,
         removals,
+        verified,
     })
+}
+
+/// What has to be written before the end.
+struct Stores {
+    leaves: Leaves,
+    removals: Option<Removals>,
+    verified: VerifiedHomeservers,
 }
 
 /// Accepts connections until `stop` is done, then closes idle ones and waits for the others, `grace` at most.
 async fn serve(
     listener: TcpListener,
-    connections: usize,
+    connections: Arc<Connections>,
     app: Arc<App>,
-    leaves: Leaves,
-    removals: Option<Removals>,
+    stores: Stores,
     stop: impl Future<Output = ()>,
     grace: Duration,
 ) {
-    let places = Arc::new(Semaphore::new(connections));
     let graceful = GracefulShutdown::new();
-    let (stopping, _) = watch::channel(false);
-    let (crowded, _) = watch::channel(());
     let edge = Edge::new(app.clone());
     let mut stop = pin!(stop);
     loop {
-        let accepted = async {
-            let place = place(&places, &crowded).await;
-            (listener.accept().await, place)
-        };
-        let (accepted, place) = tokio::select! {
-            accepted = accepted => accepted,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = &mut stop => break,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let connection = connection(stream, edge.clone(), &graceful, stopping.subscribe(), crowded.subscribe());
-                tokio::spawn(async move {
-                    connection.await;
-                    drop(place);
-                });
+            Ok((stream, peer)) => {
+                if let Some(opened) = connections.open(peer.ip()) {
+                    tokio::spawn(serve_connection(stream, opened, edge.clone(), graceful.watcher()));
+                }
             }
             Err(error) => {
                 tracing::warn!(
@@ -277,7 +277,7 @@ async fn serve(
     }
     drop(listener);
     app.stop();
-    stopping.send_replace(true);
+    connections.stop();
     tracing::info!(grace_seconds = grace.as_secs(), "stopping: requests in flight may finish");
     let deadline = Instant::now() + grace;
     let requests = async {
@@ -285,106 +285,53 @@ async fn serve(
             tracing::warn!("some requests did not finish in LIVEKIT_SHUTDOWN_GRACE_SECONDS and were cut off");
         }
     };
-    tokio::join!(requests, leaves.stop(deadline));
+    tokio::join!(requests, stores.leaves.stop(deadline));
     let tokens = async {
-        if let Some(removals) = removals {
+        if let Some(removals) = &stores.removals {
             removals.close_store(deadline).await;
         }
     };
-    tokio::join!(leaves.close_store(deadline), tokens);
+    tokio::join!(stores.leaves.close_store(deadline), tokens, stores.verified.stop(deadline));
 }
 
-/// A place for one more connection. While there is none, idle connections are asked for theirs, and the kernel keeps new
-/// ones waiting.
-async fn place(places: &Arc<Semaphore>, crowded: &watch::Sender<()>) -> Option<OwnedSemaphorePermit> {
-    if let Ok(place) = places.clone().try_acquire_owned() {
-        return Some(place);
-    }
-    loop {
-        crowded.send_replace(());
-        if let Ok(place) = timeout(IDLE_WHEN_CROWDED * 2, places.clone().acquire_owned()).await {
-            // Never closed.
-            return place.ok();
-        }
-    }
-}
-
-fn connection(
-    stream: TcpStream,
-    edge: Edge,
-    graceful: &GracefulShutdown,
-    mut stopping: watch::Receiver<bool>,
-    mut crowded: watch::Receiver<()>,
-) -> impl Future<Output = ()> + Send + use<> {
+/// Until the first head is there, a connection has no HTTP state: nobody has paid for it yet.
+async fn serve_connection(stream: TcpStream, opened: Opened, edge: Edge, watcher: Watcher) {
     // Answers are one write each; without it the last bytes may wait for an acknowledgement.
     let _ = stream.set_nodelay(true);
-    // How many requests have begun, and ended: odd while one is being answered.
-    let steps = Arc::new(AtomicUsize::new(0));
-    let step = steps.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        step.fetch_add(1, Ordering::Relaxed);
-        answer(edge.clone(), request, step.clone())
-    });
+    let connection = opened.connection();
+    let head = tokio::select! {
+        biased;
+        () = connection.told_to_close() => return,
+        head = timeout(FIRST_HEAD, first_head(&stream, connection)) => head,
+    };
+    let Ok(Some(head)) = head else { return };
+    let http = Box::pin(http(stream, head, connection.clone(), edge, watcher));
+    tokio::select! {
+        // How a connection ends, a reset included, is the client's business.
+        () = http => {}
+        () = connection.told_to_close() => {}
+    }
+}
+
+async fn http(stream: TcpStream, head: Vec<u8>, connection: Arc<Connection>, edge: Edge, watcher: Watcher) {
+    let stream = TokioIo::new(Counted::new(stream, head, connection.clone()));
+    let service = service_fn(move |request: Request<Incoming>| answer(edge.clone(), request, connection.clone()));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(NEXT_HEAD)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
-    let connection = graceful.watch(connection);
-    async move {
-        let mut connection = pin!(connection);
-        // Until the first request is there, a connection is nobody's: it neither lives long nor holds up the end.
-        let mut first = pin!(async {
-            tokio::select! {
-                () = sleep(FIRST_HEAD) => {}
-                _ = stopping.wait_for(|stopping| *stopping) => {}
-            }
-        });
-        let mut opening = true;
-        let mut idle: Option<(usize, Instant)> = None;
-        loop {
-            let until = idle.map(|(_, until)| until);
-            tokio::select! {
-                // How a connection ends, a reset included, is the client's business.
-                _ = &mut connection => return,
-                () = &mut first, if opening => {
-                    opening = false;
-                    if steps.load(Ordering::Relaxed) == 0 {
-                        return;
-                    }
-                }
-                Ok(()) = crowded.changed(), if idle.is_none() => {
-                    let step = steps.load(Ordering::Relaxed);
-                    if step.is_multiple_of(2) {
-                        let grace = if step == 0 { SILENT_WHEN_CROWDED } else { IDLE_WHEN_CROWDED };
-                        idle = Some((step, Instant::now() + grace));
-                    }
-                }
-                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
-                    if idle.take().is_some_and(|(step, _)| step == steps.load(Ordering::Relaxed)) {
-                        return;
-                    }
-                }
-            }
-        }
+        .serve_connection(stream, service);
+    let _ = watcher.watch(connection).await;
+}
+
+async fn answer(edge: Edge, request: Request<Incoming>, connection: Arc<Connection>) -> Result<Response, Infallible> {
+    connection.request_begins(!request.body().is_end_stream());
+    let mut answer = edge.serve(request.map(Body::new), connection.clone()).await;
+    connection.request_is_over();
+    if let Ok(answer) = &mut answer
+        && connection.had_large_head()
+    {
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-}
-
-async fn answer(edge: Edge, request: Request<Incoming>, step: Arc<AtomicUsize>) -> Result<Response, Infallible> {
-    let answer = edge.serve(request.map(Body::new)).await;
-    step.fetch_add(1, Ordering::Relaxed);
     answer
-}
-
-/// Half of the file descriptors that this process may open, the other half being for the way out.
-fn connections() -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let soft = limits.lines().find_map(|line| {
-        line.strip_prefix("Max open files")?
-            .split_whitespace()
-            .next()?
-            .parse::<usize>()
-            .ok()
-    });
-    soft.map_or(CONNECTIONS, |soft| (soft / 2).clamp(16, CONNECTIONS))
 }

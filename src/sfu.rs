@@ -23,6 +23,7 @@ pub use refusal::SfuError;
 use crate::dns::Dns;
 use crate::hold::pause;
 use crate::identity::Seat;
+use crate::log_throttle::LogThrottle;
 use crate::single_flight::SingleFlight;
 use crate::tls::Tls;
 use crate::token::Minter;
@@ -34,6 +35,8 @@ use webhook::{Kind, Webhook};
 const EMPTY_TIMEOUT: u32 = 300;
 /// The same for a room that is created again after the SFU was restarted (decision L13).
 const EMPTY_TIMEOUT_AGAIN: u32 = 60;
+
+static LOST_ROOMS: LogThrottle = LogThrottle::ten_a_second();
 
 /// The SFU.
 pub struct Sfu {
@@ -181,13 +184,16 @@ impl Sfu {
     async fn create_once_more(self: Arc<Self>, room: Box<str>) {
         tracing::debug!(room = &*room, "a room ended under somebody on the way into it");
         if let Err(error) = self.create_once(&room).await {
-            let (reason, remedy) = (error.to_string(), error.remedy());
-            tracing::warn!(
-                room = &*room,
-                reason,
-                remedy,
-                "a room that ended too early could not be created again"
-            );
+            LOST_ROOMS.log(|count| {
+                let (reason, remedy) = (error.to_string(), error.remedy());
+                tracing::warn!(
+                    room = &*room,
+                    reason,
+                    count,
+                    remedy,
+                    "a room that ended too early could not be created again"
+                );
+            });
         }
     }
 

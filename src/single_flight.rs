@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// Calls under way, by what they are for.
 pub struct SingleFlight<K, T>(Mutex<HashMap<K, Entry<T>>>);
@@ -36,6 +36,17 @@ impl<K: Clone + Eq + Hash, T: Clone> SingleFlight<K, T> {
         (answer, shared.call.began)
     }
 
+    /// The same until `deadline`, which `call` keeps by itself: whoever made another call may have longer.
+    pub async fn run_until(&self, key: K, deadline: Instant, call: impl Future<Output = T>) -> Option<T> {
+        let shared = self.share(key);
+        let answer = shared.call.answer.get_or_init(|| call);
+        if shared.is_first {
+            Some(answer.await.clone())
+        } else {
+            timeout_at(deadline, answer).await.ok().cloned()
+        }
+    }
+
     fn share(&self, key: K) -> Shared<'_, K, T> {
         let mut calls = self.lock();
         let entry = calls.entry(key.clone()).or_insert_with(Entry::new);
@@ -44,6 +55,7 @@ impl<K: Clone + Eq + Hash, T: Clone> SingleFlight<K, T> {
             all: self,
             key,
             call: entry.call.clone(),
+            is_first: entry.sharers == 1,
         }
     }
 }
@@ -79,6 +91,8 @@ struct Shared<'a, K: Eq + Hash, T> {
     all: &'a SingleFlight<K, T>,
     key: K,
     call: Arc<Call<T>>,
+    /// Nobody else shared the call when this one came.
+    is_first: bool,
 }
 
 impl<K: Eq + Hash, T> Drop for Shared<'_, K, T> {

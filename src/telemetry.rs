@@ -1,8 +1,13 @@
-//! The log: stderr only, escaped, and without what other crates say about requests.
+//! The log: stderr only, escaped, and without what other crates say about requests. `writer.rs` writes it, so that nobody
+//! waits for its reader.
+
+mod writer;
 
 use std::fmt;
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Subscriber, error};
@@ -15,6 +20,7 @@ use tracing_subscriber::registry::Registry;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use crate::config::{LogFormat, LogSettings};
+use writer::{Lines, LogWriter};
 
 /// Our modules, in the library and in the binary.
 const OURS: &str = "lk_jwt_service";
@@ -22,15 +28,64 @@ const OURS: &str = "lk_jwt_service";
 /// DNS sees names only, and its details are what an operator needs who asks why a homeserver was not found.
 const HARMLESS: &str = "hickory";
 
+/// How long the end of the process waits for what is still to be written.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The writer of this process; none where the system gives no thread.
+static WRITER: OnceLock<Option<LogWriter>> = OnceLock::new();
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The system gives no thread.
+    #[error("the log's thread cannot be started; is there a limit on processes or threads?")]
+    NoThread,
+    /// Something else logs already.
+    #[error("{0}")]
+    Installed(#[from] TryInitError),
+}
+
+/// The log of this process. Dropping it waits a moment for what is not written yet.
+#[must_use]
+pub struct Log(LogWriter);
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.0.flush(LAST_WORDS);
+    }
+}
+
 /// Installs the log and the panic hook of this process.
 ///
 /// # Errors
-/// When there is a log already.
-pub fn init(settings: &LogSettings) -> Result<(), TryInitError> {
+/// When there is a log already, or the log's thread cannot be started.
+pub fn init(settings: &LogSettings) -> Result<Log, LogError> {
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    subscriber(settings, io::stderr, colour).try_init()?;
+    let writer = writer().ok_or(LogError::NoThread)?;
+    let lines = Lines {
+        writer: writer.clone(),
+        format: settings.format,
+    };
+    subscriber(settings, lines, colour).try_init()?;
     std::panic::set_hook(Box::new(log_panic));
-    Ok(())
+    Ok(Log(writer.clone()))
+}
+
+/// Writes a line to stderr behind the log, whatever the log level, and waits a moment for it.
+pub fn say(line: &str) {
+    let line = format!("{line}\n");
+    match writer() {
+        Some(writer) => {
+            writer.push(line.as_bytes(), LogFormat::Text);
+            writer.flush(LAST_WORDS);
+        }
+        // Where stderr is closed nobody can be told.
+        None => drop(io::stderr().write_all(line.as_bytes())),
+    }
+}
+
+fn writer() -> Option<&'static LogWriter> {
+    WRITER.get_or_init(|| LogWriter::start(io::stderr()).ok()).as_ref()
 }
 
 fn subscriber<W>(settings: &LogSettings, writer: W, colour: bool) -> impl Subscriber + Send + Sync + 'static

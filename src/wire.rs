@@ -18,8 +18,14 @@ pub use homeserver::{
     ClientDelegationRequest, ClientTokenRequest, FederationTokenRequest, HomeserverSeat, LegacyMember, RelayedMember, RelayedTokenRequest,
 };
 
-/// Longest device id in bytes, as that of other ids of Matrix.
-const MAX_DEVICE_ID: usize = 255;
+/// Longest id of a room, a slot, a user or a device in bytes: Matrix allows no longer ones.
+const MAX_ID: usize = 255;
+/// Longest id of a member in bytes: Element Call's is a user and a device, with a colon between.
+const MAX_MEMBER_ID: usize = 2 * MAX_ID + 1;
+/// Longest OpenID token in bytes. Synapse's have some thirty, and those of other homeservers may be JWTs.
+const MAX_ACCESS_TOKEN: usize = 4 * 1024;
+/// Longest address of an SFU in bytes.
+const MAX_URL: usize = 2 * 1024;
 /// Longest id of a delayed event in bytes.
 const MAX_DELAY_ID: usize = 255;
 
@@ -62,9 +68,9 @@ pub enum BadRequest {
     /// `delay_id` cannot be one segment of a path.
     #[error("delay_id is not the id of a delayed event")]
     DelayId,
-    /// `device_id` of the legacy body is longer than any: it becomes a part of a name that is kept.
-    #[error("device_id is too long")]
-    DeviceId,
+    /// A field is longer than any client's: what is kept of it must have a bound.
+    #[error("a field is too long")]
+    TooLong,
     /// `url` of a request that came through a homeserver.
     #[error("url is missing")]
     Url,
@@ -245,12 +251,9 @@ impl TokenRequest {
     }
 
     fn legacy(body: &Map<String, Value>) -> Result<Self, BadRequest> {
-        let room = required(body, "room", BadRequest::LegacyRoom)?;
+        let room = required(body, "room", MAX_ID, BadRequest::LegacyRoom)?;
         let openid_token = openid_token(body, BadRequest::LegacyOpenIdToken)?;
-        let device_id = text(body, "device_id")?.unwrap_or_default().to_owned();
-        if device_id.len() > MAX_DEVICE_ID {
-            return Err(BadRequest::DeviceId);
-        }
+        let device_id = optional(body, "device_id", MAX_ID)?.unwrap_or_default();
         Ok(Self {
             openid_token,
             claimed_user_id: None,
@@ -340,8 +343,17 @@ fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>
     }
 }
 
-fn required(object: &Map<String, Value>, key: &str, missing: BadRequest) -> Result<String, BadRequest> {
-    text(object, key)?.filter(|t| !t.is_empty()).map(str::to_owned).ok_or(missing)
+/// A text of at most `max` bytes that may be absent or empty, which is the same.
+fn optional(object: &Map<String, Value>, key: &str, max: usize) -> Result<Option<String>, BadRequest> {
+    match text(object, key)? {
+        None | Some("") => Ok(None),
+        Some(text) if text.len() > max => Err(BadRequest::TooLong),
+        Some(text) => Ok(Some(text.to_owned())),
+    }
+}
+
+fn required(object: &Map<String, Value>, key: &str, max: usize, missing: BadRequest) -> Result<String, BadRequest> {
+    optional(object, key, max)?.ok_or(missing)
 }
 
 fn nested<'a>(object: &'a Map<String, Value>, key: &str, missing: BadRequest) -> Result<&'a Map<String, Value>, BadRequest> {
@@ -355,19 +367,20 @@ fn nested<'a>(object: &'a Map<String, Value>, key: &str, missing: BadRequest) ->
 fn openid_token(body: &Map<String, Value>, missing: BadRequest) -> Result<UnverifiedOpenIdToken, BadRequest> {
     let token = nested(body, "openid_token", missing)?;
     Ok(UnverifiedOpenIdToken {
-        access_token: Secret::new(required(token, "access_token", missing)?),
-        unverified_server_name: required(token, "matrix_server_name", missing)?,
+        access_token: Secret::new(required(token, "access_token", MAX_ACCESS_TOKEN, missing)?),
+        // Its grammar has a bound, and an answer of its own.
+        unverified_server_name: required(token, "matrix_server_name", usize::MAX, missing)?,
     })
 }
 
 /// The seat of a session member, and the user it says it is.
 fn member_seat(body: &Map<String, Value>, missing: BadRequest) -> Result<(SeatRequest, String), BadRequest> {
-    let room_id = required(body, "room_id", BadRequest::RoomOrSlot)?;
-    let slot_id = required(body, "slot_id", BadRequest::RoomOrSlot)?;
+    let room_id = required(body, "room_id", MAX_ID, BadRequest::RoomOrSlot)?;
+    let slot_id = required(body, "slot_id", MAX_ID, BadRequest::RoomOrSlot)?;
     let member = nested(body, "member", missing)?;
-    let member_id = required(member, "id", missing)?;
-    let claimed_user_id = required(member, "claimed_user_id", missing)?;
-    let claimed_device_id = required(member, "claimed_device_id", missing)?;
+    let member_id = required(member, "id", MAX_MEMBER_ID, missing)?;
+    let claimed_user_id = required(member, "claimed_user_id", MAX_ID, missing)?;
+    let claimed_device_id = required(member, "claimed_device_id", MAX_ID, missing)?;
     let seat = SeatRequest::Member {
         room_id,
         slot_id,
@@ -503,6 +516,67 @@ mod tests {
             BadRequest::WrongType
         );
         assert!(TokenRequest::sfu_get(&with(legacy(), "/device_id", json!(null))).is_ok());
+    }
+
+    /// (a field, the longest that is taken): of the bodies of clients.
+    const LONGEST: [(&str, usize); 6] = [
+        ("/room_id", 255),
+        ("/slot_id", 255),
+        ("/member/id", 511),
+        ("/member/claimed_user_id", 255),
+        ("/member/claimed_device_id", 255),
+        ("/openid_token/access_token", 4096),
+    ];
+
+    #[test]
+    fn what_matrix_does_not_allow_is_too_long() {
+        let of = |length: usize| json!("ä".repeat(length / 2) + &"x".repeat(length % 2));
+        for (pointer, longest) in LONGEST {
+            let parse = |length| TokenRequest::get_token(&with(full(), pointer, of(length)));
+            assert!(parse(longest).is_ok(), "{pointer}");
+            assert_eq!(parse(longest + 1).unwrap_err(), BadRequest::TooLong, "{pointer}");
+            let delegate = |length| DelegationRequest::parse(&with(full(), pointer, of(length))).unwrap_err();
+            assert_eq!(delegate(longest + 1), BadRequest::TooLong, "{pointer}");
+            assert_eq!(delegate(longest), BadRequest::HalfDelay, "{pointer}");
+        }
+        for (pointer, longest) in [("/room", 255), ("/device_id", 255), ("/openid_token/access_token", 4096)] {
+            let parse = |length| TokenRequest::sfu_get(&with(legacy(), pointer, of(length)));
+            assert!(parse(longest).is_ok(), "{pointer}");
+            assert_eq!(parse(longest + 1).unwrap_err(), BadRequest::TooLong, "{pointer}");
+        }
+        let mut body = homeserver_body();
+        body["member"] = json!({"id": "m", "claimed_device_id": "D", "claimed_user_id": "@a:x"});
+        for (pointer, longest) in [
+            ("/url", 2048),
+            ("/room_id", 255),
+            ("/slot_id", 255),
+            ("/member_id", 511),
+            ("/member/id", 511),
+            ("/member/claimed_device_id", 255),
+            ("/member/claimed_user_id", 255),
+        ] {
+            let parse = |length| {
+                let body = with(body.clone(), pointer, of(length));
+                [
+                    ClientTokenRequest::parse(&body).err(),
+                    FederationTokenRequest::parse(&body).err(),
+                    ClientDelegationRequest::parse(&body).err(),
+                ]
+            };
+            assert_eq!(parse(longest), [None; 3], "{pointer}");
+            assert_eq!(parse(longest + 1), [Some(BadRequest::TooLong); 3], "{pointer}");
+        }
+    }
+
+    /// The longest user and device that Matrix allows, as Element Call joins them.
+    #[test]
+    fn the_longest_member_of_element_call_is_taken() {
+        let (user, device) = (format!("@{}:x", "u".repeat(252)), "D".repeat(255));
+        let body = with(full(), "/member/claimed_user_id", json!(user));
+        let mut body: Value = serde_json::from_slice(&body).unwrap();
+        body["member"]["claimed_device_id"] = json!(device);
+        body["member"]["id"] = json!(format!("{user}:{device}"));
+        assert!(TokenRequest::get_token(body.to_string().as_bytes()).is_ok());
     }
 
     #[test]

@@ -34,6 +34,11 @@ impl FairLimiter {
         }))
     }
 
+    /// A place, if one may be taken at once.
+    pub fn try_acquire(&self, asker: Asker) -> Option<Permit<'_>> {
+        self.lock().turns.take_at_once(&asker).then(|| Permit { limiter: self, asker })
+    }
+
     /// Waits for a place. Whoever drops the future does not wait any more.
     pub async fn acquire(&self, asker: Asker) -> Permit<'_> {
         let (ticket, turn) = {

@@ -8,7 +8,8 @@
 //! * Turns go round by group, then by domain, then by name, then by client; inside one client the newest is first, since
 //!   whoever has waited for longest is the likeliest to have gone.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::btree_map::{BTreeMap, Entry};
 
 use super::Class;
 
@@ -80,8 +81,8 @@ impl Places {
 pub struct Turns {
     places: Places,
     held: [u32; 3],
-    groups: HashMap<(Class, u64), u32>,
-    names: HashMap<(Class, u64), u32>,
+    groups: BTreeMap<(Class, u64), u32>,
+    names: BTreeMap<(Class, u64), u32>,
     waiting: [Queue; 3],
     next: u64,
 }
@@ -93,8 +94,8 @@ impl Turns {
         Self {
             places,
             held: [0; 3],
-            groups: HashMap::new(),
-            names: HashMap::new(),
+            groups: BTreeMap::new(),
+            names: BTreeMap::new(),
             waiting: <[Queue; 3]>::default(),
             next: 0,
         }
@@ -105,14 +106,22 @@ impl Turns {
     /// # Errors
     /// With the ticket.
     pub fn ask(&mut self, asker: &Asker) -> Result<(), Ticket> {
-        if self.class_may(asker.class) && self.group_may(asker.class, asker.group) && self.name_may(asker.class, asker.name) {
-            self.take(asker);
+        if self.take_at_once(asker) {
             return Ok(());
         }
         let ticket = Ticket(self.next);
         self.next += 1;
         self.waiting[asker.class as usize].push(&asker.path(), ticket);
         Err(ticket)
+    }
+
+    /// Takes a place if one may be taken at once.
+    pub fn take_at_once(&mut self, asker: &Asker) -> bool {
+        let may = self.class_may(asker.class) && self.group_may(asker.class, asker.group) && self.name_may(asker.class, asker.name);
+        if may {
+            self.take(asker);
+        }
+        may
     }
 
     /// Somebody who waited does not any more.
@@ -124,10 +133,10 @@ impl Turns {
     pub fn give_back(&mut self, asker: &Asker) {
         self.held[asker.class as usize] -= 1;
         for (held, key) in [(&mut self.groups, asker.group), (&mut self.names, asker.name)] {
-            if let Some(count) = held.get_mut(&(asker.class, key)) {
-                *count -= 1;
-                if *count == 0 {
-                    held.remove(&(asker.class, key));
+            if let Entry::Occupied(mut count) = held.entry((asker.class, key)) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
                 }
             }
         }
@@ -136,6 +145,9 @@ impl Turns {
     /// The next one who has a place now, if there is one: to be asked until there is none.
     #[must_use]
     pub fn grant_next(&mut self) -> Option<Ticket> {
+        if self.waiting() == 0 {
+            return None;
+        }
         let below_share = |turns: &Self, class: Class| turns.held[class as usize] < turns.places.shares[class as usize];
         for borrowing in [false, true] {
             for class in Class::ALL {
@@ -217,7 +229,7 @@ impl Turns {
 struct Queue {
     /// Whose turn is next.
     ring: VecDeque<u64>,
-    below: HashMap<u64, Self>,
+    below: BTreeMap<u64, Self>,
     /// Of one client, the newest last.
     tickets: Vec<Ticket>,
     len: usize,

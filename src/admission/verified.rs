@@ -39,6 +39,14 @@ impl Verified {
         self.hosts.get(host).is_some_and(|entry| is_fresh(entry.last, now))
     }
 
+    /// The second until which `host` counts as verified; 0 where it does not.
+    #[must_use]
+    pub fn until(&self, host: &str) -> u64 {
+        self.hosts
+            .get(host)
+            .map_or(0, |entry| entry.last.saturating_add(REMEMBERED_FOR.as_secs()))
+    }
+
     /// `host`, on the machines of `group`, has answered well. Says whether that is to be stored.
     #[must_use]
     pub fn answered(&mut self, host: &str, group: Group, now: u64) -> bool {

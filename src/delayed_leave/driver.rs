@@ -19,6 +19,7 @@ use super::store::{Queue, Restored, RestoredJob, Written};
 use super::time::{Delay, Time, WallClock, event_time};
 use crate::clock::Clock;
 use crate::homeserver::{Homeservers, Management, OwnHomeserver};
+use crate::log_throttle::LogThrottle;
 use crate::server_name::ServerName;
 use crate::sfu::webhook::{Kind, Verified, Webhook};
 use crate::sfu::{Probe, Sfu, SfuError};
@@ -66,6 +67,8 @@ pub(super) struct Driver {
     /// Something happened that a stopping service waits for.
     progress: Notify,
     gate: watch::Sender<Gate>,
+    finished: LogThrottle,
+    recreated: LogThrottle,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +130,8 @@ impl Driver {
             rearm: Notify::new(),
             progress: Notify::new(),
             gate: watch::Sender::new(Gate::Restoring),
+            finished: LogThrottle::ten_a_second(),
+            recreated: LogThrottle::ten_a_second(),
         }
     }
 
@@ -155,8 +160,7 @@ impl Driver {
             Delegated::New(job) | Delegated::Renewed(job) => Some(job),
             Delegated::Overtaken => None,
         };
-        let written = self.act(&mut core, outputs, job);
-        drop(core);
+        let written = self.act(core, outputs, job);
         let (room, identity) = (delegation.seat.room.as_str(), delegation.seat.identity.as_str());
         tracing::debug!(
             room,
@@ -280,7 +284,7 @@ impl Driver {
         }
         let now = self.clock.now();
         let outputs = core.jobs.restore(&as_record(&job, delay, &wall, now), now);
-        let _ = self.act(&mut core, outputs, None);
+        let _ = self.act(core, outputs, None);
     }
 
     fn is_restoring(&self) -> bool {
@@ -303,12 +307,15 @@ impl Driver {
         let now = self.clock.now();
         let mut core = self.lock();
         let outputs = core.jobs.handle(fact, now);
-        let _ = self.act(&mut core, outputs, None);
+        let _ = self.act(core, outputs, None);
     }
 
-    /// Does what the core asks for; says when the record of `told` is written, if it is to be.
-    fn act(self: &Arc<Self>, core: &mut Core, outputs: Outputs, told: Option<JobId>) -> Option<Written> {
+    /// Does what the core asks for, and logs what it wants to be known once the core is free again; says when the record of
+    /// `told` is written, if it is to be.
+    fn act(self: &Arc<Self>, mut guard: MutexGuard<'_, Core>, outputs: Outputs, told: Option<JobId>) -> Option<Written> {
+        let core = &mut *guard;
         let mut written = None;
+        let mut news = Vec::new();
         for output in outputs {
             match output {
                 Output::ListRooms { .. } | Output::CreateRoom { .. } => core.lanes[URGENT].waiting.push_back(output),
@@ -333,25 +340,7 @@ impl Driver {
                     let origin = core.origins.remove(record::field(&room, &identity).as_str());
                     self.store.remove(&room, &identity, origin.as_deref());
                 }
-                // Not the event's id: where homeservers let anybody manage delayed events, it is all that it takes.
-                Output::Finished { room, reason, .. } => {
-                    let reason = format!("{reason:?}");
-                    tracing::info!(room = &*room, reason, "delegated leave is over");
-                    self.progress.notify_one();
-                }
-                Output::SfuSilent { for_millis } => {
-                    tracing::warn!(
-                        seconds = for_millis / 1000,
-                        remedy = "check livekit-server, and that LIVEKIT_URL or LIVEKIT_API_URL leads to it",
-                        "the SFU has not answered for long: delayed events are not restarted until it does"
-                    );
-                }
-                Output::Unwired => {
-                    tracing::warn!(
-                        remedy = "name this service's /sfu_webhook in webhook.urls of livekit-server's configuration, with webhook.api_key",
-                        "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS is 0, but no webhook of the SFU has been verified: rooms are asked every 30 s until one is"
-                    );
-                }
+                Output::Finished { .. } | Output::SfuSilent { .. } | Output::Unwired => news.push(output),
             }
         }
         for lane in [URGENT, ORDINARY] {
@@ -368,7 +357,46 @@ impl Driver {
             self.rearm.notify_one();
         }
         self.progress.notify_one();
+        drop(guard);
+        news.iter().for_each(|output| self.log(output));
         written
+    }
+
+    fn log(&self, output: &Output) {
+        match output {
+            // Not the event's id: where homeservers let anybody manage delayed events, it is all that it takes.
+            Output::Finished { room, reason, .. } => {
+                let reason = format!("{reason:?}");
+                self.finished.log(|count| {
+                    let hidden = count - 1;
+                    if hidden > 0 {
+                        tracing::info!("{hidden} more delegated leaves are over");
+                    }
+                    tracing::info!(room = &**room, reason, "delegated leave is over");
+                });
+            }
+            Output::SfuSilent { for_millis } => {
+                tracing::warn!(
+                    seconds = for_millis / 1000,
+                    remedy = "check livekit-server, and that LIVEKIT_URL or LIVEKIT_API_URL leads to it",
+                    "the SFU has not answered for long: delayed events are not restarted until it does"
+                );
+            }
+            Output::Unwired => {
+                tracing::warn!(
+                    remedy = "name this service's /sfu_webhook in webhook.urls of livekit-server's configuration, with webhook.api_key",
+                    "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS is 0, but no webhook of the SFU has been verified: rooms are asked every 30 s until one is"
+                );
+            }
+            Output::ListRooms { .. }
+            | Output::CreateRoom { .. }
+            | Output::LookUp { .. }
+            | Output::ListParticipants { .. }
+            | Output::Probe { .. }
+            | Output::Call { .. }
+            | Output::Persist { .. }
+            | Output::Forget { .. } => {}
+        }
     }
 
     /// Makes one call to the SFU after the other, as long as there are any.
@@ -414,11 +442,14 @@ impl Driver {
                     return;
                 };
                 let answer = self.sfu.create_again(&name).await;
-                tracing::info!(
-                    room = &*name,
-                    created = answer.is_ok(),
-                    "the SFU has forgotten a room with people in it"
-                );
+                self.recreated.log(|count| {
+                    tracing::info!(
+                        room = &*name,
+                        created = answer.is_ok(),
+                        count,
+                        "the SFU has forgotten a room with people in it"
+                    );
+                });
                 let answer = answered(&answer, room_row);
                 self.feed(Fact::RoomCreated { room, answer });
             }

@@ -1,14 +1,15 @@
 //! Where jobs and tokens outlive this process: nowhere, in Redis, or in a file.
 //!
 //! All three know tables of fields and values only. Nobody but `queue.rs` writes, one batch after the other, so that a store
-//! that is slow or away holds up nothing but its own queue; each table has one. `jobs.rs` puts delegated leaves into it, and
-//! `removal/record.rs` tokens.
+//! that is slow or away holds up nothing but its own queue; each table has one. `jobs.rs` puts delegated leaves into it,
+//! `removal/record.rs` tokens, and `homeservers.rs` the homeservers that have verified a token.
 //!
 //! One instance owns all jobs of a store today. When several share them, a store will also have to tell an instance that
 //! another one has news for a job of its own (a webhook that arrived there, a delegation that replaces it): that is a
 //! stream of fields beside [`Store::load`], which a store without company never yields anything on.
 
 mod file;
+mod homeservers;
 mod jobs;
 mod memory;
 mod queue;
@@ -24,9 +25,13 @@ use crate::dns::Dns;
 use crate::tls::Tls;
 
 pub use file::FileError;
+pub use homeservers::{RestoredHomeservers, VerifiedHomeservers};
 pub use jobs::{Queue, Restored, RestoredJob};
 pub use queue::{Changes, Entries, Written};
 pub use redis::RedisError;
+
+/// The longest field and the longest value of a token's record.
+pub const MAX_TOKEN_BYTES: usize = 2 * 1024;
 
 /// A place for the records of one table.
 pub struct Store {
@@ -41,6 +46,8 @@ pub enum Table {
     Jobs,
     /// Tokens that were issued.
     Tokens,
+    /// Homeservers that have verified a token. Optional: nothing depends on this table.
+    Homeservers,
 }
 
 enum Kind {
@@ -82,6 +89,12 @@ impl StoreError {
     /// Whether it knows us and does not let us.
     fn is_denied(&self) -> bool {
         matches!(self, Self::Redis(_, RedisError::Refused { code, .. }) if &**code == "NOPERM")
+    }
+
+    /// Whether the same is to be expected of the next try: this table's key is not for us, or not on this server.
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Redis(_, RedisError::Refused { command: "HGETALL" | "HSET" | "HDEL", code })
+            if matches!(&**code, "NOPERM" | "WRONGTYPE" | "ERR" | "MOVED" | "CROSSSLOT"))
     }
 
     /// What the operator can do.

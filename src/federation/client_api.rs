@@ -8,24 +8,25 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use url::Url;
 
 use super::Federation;
-use super::dial::Dialled;
+use super::dial::{Attempt, Dialled};
 use super::failure::Failure;
 use super::follow;
 use super::guard::Trust;
-use super::pace::Pace;
 use super::route::{Ask, Link, Reply, Route, host_of};
 use super::well_known::life;
+use crate::admission::budget::Budget;
+use crate::admission::{Class, Who};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 
 /// Largest well-known file (the specification's limit is of that order).
 const MAX_FILE: usize = 64 * 1024;
 const TIMEOUT: Duration = Duration::from_secs(4);
-const IDLE: usize = 32;
 
 /// Where a homeserver's client-server API is said to be, and for how long.
 pub struct BaseUrl {
@@ -38,6 +39,7 @@ pub struct BaseUrl {
 /// A homeserver's client-server API with its pooled connections.
 pub struct ClientApi {
     link: Link,
+    who: Who,
     may_carry_secrets: bool,
 }
 
@@ -49,9 +51,15 @@ impl Federation {
     pub async fn client_base_url(&self, server: &ServerName) -> Result<BaseUrl, Failure> {
         let (host, port) = server.parts();
         let path = "/.well-known/matrix/client";
-        let reply = timeout(TIMEOUT, follow::get(&self.dialer, host, port, path, self.trust(server), MAX_FILE))
-            .await
-            .unwrap_or(Err(Failure::Timeout))?;
+        let who = self.long_verified(server);
+        let attempt = Attempt {
+            who,
+            budget: &Budget::of(who.class),
+            queued: &Notify::new(),
+            turns: None,
+        };
+        let file = follow::get(&self.dialer, host, port, path, self.trust(server), MAX_FILE, &attempt);
+        let reply = timeout(TIMEOUT, file).await.unwrap_or(Err(Failure::Timeout))?;
         let Some(reply) = reply else {
             return Err(Failure::NoClientApi("redirects lead nowhere"));
         };
@@ -82,9 +90,14 @@ impl Federation {
         let route = Route::to_url(base, dialled)?;
         Ok(ClientApi {
             may_carry_secrets: from_operator || base.scheme() == "https" || self.dialer.guard.lab,
-            // Who gets here has verified a token.
-            link: Link::new(self.dialer.clone(), Arc::new(route), Arc::new(Pace::new(true)), IDLE),
+            link: Link::new(self.dialer.clone(), Arc::new(route)),
+            who: self.long_verified(server),
         })
+    }
+
+    /// Who gets here has verified a token, be it long ago.
+    fn long_verified(&self, server: &ServerName) -> Who {
+        self.dialer.names.who(server, self.class(server).min(Class::Verified))
     }
 
     pub(super) fn trust(&self, server: &ServerName) -> Trust {
@@ -98,22 +111,29 @@ impl ClientApi {
         self.may_carry_secrets
     }
 
+    /// Each call has a budget of its own: nobody makes many of them happen.
+    async fn ask(&self, ask: &Ask<'_>, limit: usize) -> Result<Reply, Failure> {
+        let attempt = Attempt {
+            who: self.who,
+            budget: &Budget::of(self.who.class),
+            queued: &Notify::new(),
+            turns: None,
+        };
+        self.link.ask(ask, limit, &attempt).await
+    }
+
     /// GETs a path below the base.
     ///
     /// # Errors
     /// When there is no whole answer.
     pub async fn get(&self, path_and_query: &str, token: Option<&Secret>, limit: usize) -> Result<Reply, Failure> {
-        self.link
-            .ask(
-                &Ask {
-                    method: Method::GET,
-                    path_and_query,
-                    token,
-                    json: None,
-                },
-                limit,
-            )
-            .await
+        let ask = Ask {
+            method: Method::GET,
+            path_and_query,
+            token,
+            json: None,
+        };
+        self.ask(&ask, limit).await
     }
 
     /// POSTs JSON to a path below the base.
@@ -121,17 +141,13 @@ impl ClientApi {
     /// # Errors
     /// When there is no whole answer.
     pub async fn post(&self, path_and_query: &str, token: Option<&Secret>, json: Bytes, limit: usize) -> Result<Reply, Failure> {
-        self.link
-            .ask(
-                &Ask {
-                    method: Method::POST,
-                    path_and_query,
-                    token,
-                    json: Some(json),
-                },
-                limit,
-            )
-            .await
+        let ask = Ask {
+            method: Method::POST,
+            path_and_query,
+            token,
+            json: Some(json),
+        };
+        self.ask(&ask, limit).await
     }
 }
 

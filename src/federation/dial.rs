@@ -1,37 +1,52 @@
 //! From a host and a port to a TLS connection: the only place where an address of a homeserver is dialled, and so the
 //! place where the guard stands. The address that was checked is the address that is dialled.
 
-use std::convert::Infallible;
-use std::future::ready;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::future::poll_fn;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
-use hyper_rustls::MaybeHttpsStream;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName as TlsName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
-use tower::{ServiceExt as _, service_fn};
+use tokio_rustls::client::TlsStream;
+use tower::ServiceExt as _;
 
 use super::failure::Failure;
 use super::guard::{Guard, Trust};
-use crate::admission::Group;
-use crate::dns::Dns;
+use super::pace::{Pace, Turn};
+use super::pool::Pool;
+use crate::admission::budget::Budget;
+use crate::admission::dials::Target;
+use crate::admission::limiter::{FairLimiter, Permit};
+use crate::admission::{Class, Client, Group, Names, Who, turns};
+use crate::dns::{Asker, Dns, DnsError};
 use crate::server_name::Host;
 use crate::tls::Tls;
 
 /// A dead target must leave time for the next one within the ten seconds of a verification.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// An open connection, encrypted or (overrides only) plain.
-pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+/// After this time the next address is tried too ("connection attempt delay", RFC 8305).
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+
+/// An open connection.
+pub(super) enum Stream {
+    /// Overrides and lab set-ups only.
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
 
 /// Opens connections.
 pub(super) struct Dialer {
@@ -39,9 +54,89 @@ pub(super) struct Dialer {
     pub(super) guard: Guard,
     pub(super) proxies: Matcher,
     pub(super) tls: Arc<Tls>,
+    pub(super) names: Names,
+    pub(super) pace: Pace,
+    /// A place is one use of a connection.
+    pub(super) places: FairLimiter,
+    pub(super) pool: Arc<Pool>,
+}
+
+/// For whom a connection is made.
+#[derive(Clone, Copy)]
+pub(super) struct Attempt<'a> {
+    /// The homeserver that led there.
+    pub(super) who: Who,
+    /// What is left for the client's request.
+    pub(super) budget: &'a Budget,
+    /// Told when an address is paced and there is a queue.
+    pub(super) queued: &'a Notify,
+    /// How to wait for a place; calls without it have a bound of their own.
+    pub(super) turns: Option<Turns>,
+}
+
+/// How a request waits for a place among the connections in use (decision H7a).
+#[derive(Clone, Copy)]
+pub(super) struct Turns {
+    pub(super) client: Client,
+    /// Until when.
+    pub(super) patience: Instant,
+}
+
+/// A place among the connections in use, and the machines that it is on. It is held until the answer is there.
+pub(super) struct Place<'a> {
+    pub(super) group: Group,
+    _permit: Option<Permit<'a>>,
+}
+
+/// The permission to dial an address: its turn, and the place that the connection will have.
+struct Leave<'a> {
+    turn: Turn<'a>,
+    place: Place<'a>,
+}
+
+/// A connection that stands, on which nothing was said yet.
+type Connected<'a> = Result<(TcpStream, Leave<'a>), Failure>;
+
+impl Attempt<'_> {
+    /// Who asks DNS.
+    pub(super) fn asker(&self) -> Asker<'_> {
+        Asker {
+            who: self.who,
+            budget: self.budget,
+        }
+    }
 }
 
 impl Dialer {
+    /// Waits for a place to use a connection to the machines of `group`.
+    pub(super) async fn place(&self, group: Group, attempt: &Attempt<'_>) -> Result<Place<'_>, Failure> {
+        let Some(turns) = attempt.turns else {
+            return Ok(Place { group, _permit: None });
+        };
+        let who = attempt.who;
+        let asker = turns::Asker {
+            class: who.class,
+            group: match who.class {
+                // The operator chose the name: it is nobody else's.
+                Class::Listed => who.name,
+                Class::Verified | Class::Stranger => self.names.hash_of(&group),
+            },
+            domain: who.domain,
+            name: who.name,
+            client: turns.client.0,
+        };
+        let permit = match self.places.try_acquire(asker) {
+            Some(permit) => permit,
+            None => timeout_at(turns.patience, self.places.acquire(asker))
+                .await
+                .map_err(|_| Failure::Busy)?,
+        };
+        Ok(Place {
+            group,
+            _permit: Some(permit),
+        })
+    }
+
     /// Connects to `host:port`, and speaks TLS with it where `tls_name` says so.
     pub(super) async fn open(
         &self,
@@ -49,62 +144,126 @@ impl Dialer {
         port: u16,
         trust: Dialled,
         tls_name: Option<&TlsName<'static>>,
-    ) -> Result<Stream, Failure> {
+        attempt: &Attempt<'_>,
+    ) -> Result<(Stream, Place<'_>), Failure> {
         let scheme = if tls_name.is_some() { "https" } else { "http" };
-        let tcp = self.tcp(scheme, host, port, trust).await?;
+        let (tcp, Leave { turn, place }) = self.tcp(scheme, host, port, trust, attempt).await?;
         let Some(name) = tls_name else {
-            return Ok(MaybeHttpsStream::Http(tcp));
+            turn.succeeded();
+            return Ok((Stream::Plain(tcp), place));
         };
         let failed = |error: String| Failure::Tls {
             target: target(host, port),
             error,
         };
         let config = self.tls.config().map_err(|error| failed(error.to_string()))?;
-        match timeout(CONNECT_TIMEOUT, TlsConnector::from(config).connect(name.clone(), TokioIo::new(tcp))).await {
-            Ok(Ok(tls)) => Ok(MaybeHttpsStream::Https(TokioIo::new(tls))),
-            Ok(Err(error)) => Err(failed(error.to_string())),
-            Err(_) => Err(failed("the handshake timed out".into())),
-        }
-    }
-
-    async fn tcp(&self, scheme: &str, host: &Host, port: u16, trust: Dialled) -> Result<TokioIo<TcpStream>, Failure> {
-        if let Some(proxy) = uri(scheme, host, port).and_then(|uri| self.proxies.intercept(&uri).map(|proxy| (uri, proxy))) {
-            self.check_before_proxy(host, trust).await?;
-            return tunnel(proxy.0, &proxy.1, &target(host, port)).await;
-        }
-        let addresses = self.addresses(host, trust).await?;
-        let connect = |error: String| Failure::Connect {
-            target: target(host, port),
-            error,
+        let error = match timeout(CONNECT_TIMEOUT, TlsConnector::from(config).connect(name.clone(), tcp)).await {
+            Ok(Ok(tls)) => {
+                turn.succeeded();
+                return Ok((Stream::Tls(Box::new(tls)), place));
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the handshake timed out".into(),
         };
-        let sockets: Vec<_> = addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
-        // The connector brings "happy eyeballs" (RFC 8305); it never sees the name, only what was checked.
-        let mut connector = HttpConnector::new_with_resolver(service_fn(move |_| ready(Ok::<_, Infallible>(sockets.clone().into_iter()))));
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        connector.set_nodelay(true);
-        connector
-            .oneshot(Uri::from_static("http://checked"))
-            .await
-            .map_err(|error| connect(chain(&error)))
+        turn.failed();
+        Err(failed(error))
     }
 
-    /// The machines that `host` is on.
-    pub(super) async fn group(&self, host: &Host, trust: Trust) -> Result<Group, Failure> {
-        if uri("https", host, 443).is_some_and(|uri| self.proxies.intercept(&uri).is_some()) {
-            let mut hasher = DefaultHasher::new();
-            target(host, 0).hash(&mut hasher);
-            return Ok(Group::Proxied(hasher.finish()));
+    async fn tcp(&self, scheme: &str, host: &Host, port: u16, trust: Dialled, attempt: &Attempt<'_>) -> Connected<'_> {
+        if let Some((uri, proxy)) = uri(scheme, host, port).and_then(|uri| self.proxies.intercept(&uri).map(|proxy| (uri, proxy))) {
+            let paced = self.check_before_proxy(host, trust, attempt).await?;
+            let leave = self.leave(paced, attempt).await?;
+            return match tunnel(uri, &proxy, &target(host, port)).await {
+                Ok(stream) => Ok((stream, leave)),
+                Err(failure) => {
+                    leave.turn.failed();
+                    Err(failure)
+                }
+            };
         }
-        let addresses = self.addresses(host, Dialled::Guarded(trust)).await?;
-        addresses.first().copied().map(Group::from).ok_or(Failure::Timeout)
+        let addresses = self.addresses(host, trust, attempt).await?;
+        self.first_of(interleave(addresses), host, port, attempt).await
+    }
+
+    /// Waits until `target` may be dialled.
+    async fn leave(&self, target: Target, attempt: &Attempt<'_>) -> Result<Leave<'_>, Failure> {
+        let group = match target {
+            Target::Ip(address) => Group::from(address),
+            Target::Proxied(name) => Group::Proxied(name),
+        };
+        let place = self.place(group, attempt).await?;
+        let turn = self.pace.turn(target, attempt.who, attempt.queued).await;
+        if attempt.budget.dial() {
+            Ok(Leave { turn, place })
+        } else {
+            Err(Failure::Spent)
+        }
+    }
+
+    /// Connects to whichever address answers first: the next one is tried when one has failed or takes long ("happy
+    /// eyeballs", RFC 8305). Only what was checked comes here.
+    async fn first_of(&self, addresses: Vec<IpAddr>, host: &Host, port: u16, attempt: &Attempt<'_>) -> Connected<'_> {
+        let connect = |address| self.connect(SocketAddr::new(address, port), host, attempt);
+        if let [address] = addresses[..] {
+            return connect(address).await;
+        }
+        let mut addresses = addresses.into_iter();
+        let mut trying: Vec<Pin<Box<dyn Future<Output = Connected<'_>> + Send + '_>>> = Vec::new();
+        let mut last = None;
+        loop {
+            if let Some(address) = addresses.next() {
+                trying.push(Box::pin(connect(address)));
+            } else if trying.is_empty() {
+                return Err(last.unwrap_or_else(|| connect_failure(host, port, "no address".into())));
+            }
+            let done = poll_fn(|cx| {
+                for (at, one) in trying.iter_mut().enumerate() {
+                    if let Poll::Ready(done) = one.as_mut().poll(cx) {
+                        return Poll::Ready((at, done));
+                    }
+                }
+                Poll::Pending
+            });
+            let (at, done) = if addresses.len() == 0 {
+                done.await
+            } else {
+                match timeout(NEXT_ADDRESS, done).await {
+                    Ok(done) => done,
+                    Err(_) => continue,
+                }
+            };
+            drop(trying.swap_remove(at));
+            match done {
+                Ok(connected) => return Ok(connected),
+                // What really happened says more than that there may be no more of it.
+                Err(Failure::Spent) if last.is_some() => {}
+                Err(failure) => last = Some(failure),
+            }
+        }
+    }
+
+    async fn connect(&self, address: SocketAddr, host: &Host, attempt: &Attempt<'_>) -> Connected<'_> {
+        let leave = self.leave(Target::from(address.ip()), attempt).await?;
+        let error = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                // Requests are written whole; without it nothing works worse than a little slower.
+                let _ = stream.set_nodelay(true);
+                return Ok((stream, leave));
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer in time".into(),
+        };
+        leave.turn.failed();
+        Err(connect_failure(host, address.port(), error))
     }
 
     /// What `host` resolves to, as far as it may be dialled.
-    async fn addresses(&self, host: &Host, trust: Dialled) -> Result<Vec<IpAddr>, Failure> {
+    async fn addresses(&self, host: &Host, trust: Dialled, attempt: &Attempt<'_>) -> Result<Vec<IpAddr>, Failure> {
         let (found, name) = match host {
             Host::Ip(ip) => (vec![*ip], ip.to_string()),
-            Host::Name(name) => match self.dns.addresses(name).await {
+            Host::Name(name) => match self.dns.addresses_for(name, &attempt.asker()).await {
                 Ok(found) => (found, name.to_string()),
+                Err(DnsError::Spent) => return Err(Failure::Spent),
                 Err(error) => {
                     return Err(Failure::Dns {
                         host: name.to_string(),
@@ -136,13 +295,40 @@ impl Dialer {
         }
     }
 
-    /// The proxy resolves names by itself; what resolves here to a refused address is refused all the same.
-    async fn check_before_proxy(&self, host: &Host, trust: Dialled) -> Result<(), Failure> {
-        match self.addresses(host, trust).await {
-            Ok(_) | Err(Failure::Dns { .. }) => Ok(()),
+    /// The proxy resolves names by itself; what resolves here to a refused address is refused all the same. The machine by
+    /// which the dial is paced.
+    async fn check_before_proxy(&self, host: &Host, trust: Dialled, attempt: &Attempt<'_>) -> Result<Target, Failure> {
+        match self.addresses(host, trust, attempt).await {
+            Ok(found) => Ok(found.first().map_or_else(|| self.proxied(host), |address| Target::from(*address))),
+            Err(Failure::Dns { .. }) => Ok(self.proxied(host)),
             Err(refused) => Err(refused),
         }
     }
+
+    fn proxied(&self, host: &Host) -> Target {
+        match host {
+            Host::Ip(ip) => Target::from(*ip),
+            Host::Name(name) => Target::Proxied(self.names.hash(&name.trim_end_matches('.').to_ascii_lowercase())),
+        }
+    }
+}
+
+fn connect_failure(host: &Host, port: u16, error: String) -> Failure {
+    Failure::Connect {
+        target: target(host, port),
+        error,
+    }
+}
+
+/// IPv6 and IPv4 in turn, in the order in which they came.
+fn interleave(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let (mut v6, mut v4): (std::collections::VecDeque<_>, std::collections::VecDeque<_>) = addresses.into_iter().partition(IpAddr::is_ipv6);
+    let mut mixed = Vec::with_capacity(v6.len() + v4.len());
+    while !(v6.is_empty() && v4.is_empty()) {
+        mixed.extend(v6.pop_front());
+        mixed.extend(v4.pop_front());
+    }
+    mixed
 }
 
 /// Whether the guard has a say.
@@ -154,7 +340,7 @@ pub(super) enum Dialled {
     Guarded(Trust),
 }
 
-async fn tunnel(destination: Uri, proxy: &Intercept, target: &str) -> Result<TokioIo<TcpStream>, Failure> {
+async fn tunnel(destination: Uri, proxy: &Intercept, target: &str) -> Result<TcpStream, Failure> {
     let failed = |error: String| Failure::Proxy {
         target: target.to_owned(),
         error,
@@ -170,7 +356,7 @@ async fn tunnel(destination: Uri, proxy: &Intercept, target: &str) -> Result<Tok
         tunnel = tunnel.with_auth(auth.clone());
     }
     match timeout(CONNECT_TIMEOUT * 2, tunnel.oneshot(destination)).await {
-        Ok(Ok(stream)) => Ok(stream),
+        Ok(Ok(stream)) => Ok(TokioIo::into_inner(stream)),
         Ok(Err(error)) => Err(failed(chain(&error))),
         Err(_) => Err(failed("no answer in time".into())),
     }
@@ -202,4 +388,65 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(tcp) => tcp.is_write_vectored(),
+            Self::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let parse = |text: &str| text.split(' ').map(|address| address.parse().unwrap()).collect::<Vec<IpAddr>>();
+        assert_eq!(
+            interleave(parse("2001:db8::1 2001:db8::2 192.0.2.1 192.0.2.2 192.0.2.3")),
+            parse("2001:db8::1 192.0.2.1 2001:db8::2 192.0.2.2 192.0.2.3")
+        );
+        assert_eq!(interleave(parse("192.0.2.1")), parse("192.0.2.1"));
+    }
 }

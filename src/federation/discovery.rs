@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::dial::{Dialer, Dialled};
+use super::dial::{Attempt, Dialer, Dialled};
 use super::failure::Failure;
 use super::guard::Trust;
 use super::route::{Route, Via, tls_name};
@@ -31,6 +31,7 @@ pub(super) async fn discover(
     overrides: &BTreeMap<ServerName, Url>,
     server: &ServerName,
     trust: Trust,
+    attempt: &Attempt<'_>,
 ) -> Result<Found, Failure> {
     if let Some(url) = overrides.get(server) {
         return Ok(Found {
@@ -53,7 +54,7 @@ pub(super) async fn discover(
             });
         }
     };
-    match fetch(dialer, name, trust).await? {
+    match fetch(dialer, name, trust, attempt).await? {
         WellKnown::Delegated(delegated, life) => {
             let route = match delegated.parts() {
                 (Host::Name(_), None) => by_srv(&delegated, dialled)?,

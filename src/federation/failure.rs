@@ -71,6 +71,9 @@ pub enum Failure {
     /// Too many requests wait for this homeserver, or for homeservers that nobody knows.
     #[error("too many requests are waiting for homeservers")]
     Busy,
+    /// The request has made as many connections or asked as many questions as one request may.
+    #[error("no more connections are made for one request")]
+    Spent,
 }
 
 impl Failure {
@@ -79,9 +82,13 @@ impl Failure {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Dns { .. } | Self::Connect { .. } | Self::Tls { .. } | Self::Proxy { .. } | Self::Http(_) | Self::Timeout => true,
-            Self::Refused { .. } | Self::NoService(_) | Self::BadDelegation(_) | Self::NoClientApi(_) | Self::TooLarge(_) | Self::Busy => {
-                false
-            }
+            Self::Refused { .. }
+            | Self::NoService(_)
+            | Self::BadDelegation(_)
+            | Self::NoClientApi(_)
+            | Self::TooLarge(_)
+            | Self::Busy
+            | Self::Spent => false,
         }
     }
 
@@ -117,6 +124,7 @@ impl Failure {
             Self::BadDelegation(_) => "m.server must be host or host:port, without https://",
             Self::Http(_) | Self::TooLarge(_) => "check that /_matrix/federation is routed to the homeserver",
             Self::Timeout => "check that the homeserver answers /_matrix/federation/v1/version from here within seconds",
+            Self::Spent => "look at the homeserver's delegation: at most 8 connections are made for one request",
             Self::Busy => "a flood, or a homeserver that does not answer; other homeservers are not affected",
         }
     }

@@ -3,7 +3,7 @@
 use http::header;
 use url::Url;
 
-use super::dial::{Dialer, Dialled};
+use super::dial::{Attempt, Dialer, Dialled};
 use super::failure::Failure;
 use super::guard::Trust;
 use super::route::{Reply, Route, Via, fetch_once, host_of, tls_name};
@@ -22,7 +22,11 @@ pub(super) async fn get(
     path: &str,
     trust: Trust,
     limit: usize,
+    attempt: &Attempt<'_>,
 ) -> Result<Option<Reply>, Failure> {
+    if !attempt.budget.fetch() {
+        return Err(Failure::Spent);
+    }
     let mut hop = Hop {
         authority: authority(&host, port),
         host,
@@ -37,7 +41,7 @@ pub(super) async fn get(
             tls_name: Some(tls_name(&hop.host)?),
             dialled: Dialled::Guarded(trust),
         };
-        let reply = fetch_once(dialer, &route, &hop.path, limit).await?;
+        let reply = fetch_once(dialer, &route, &hop.path, limit, attempt).await?;
         if !reply.status.is_redirection() {
             return Ok(Some(reply));
         }

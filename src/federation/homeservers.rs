@@ -11,15 +11,14 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 use url::Url;
 
-use super::dial::Dialer;
+use super::dial::{Attempt, Dialer};
 use super::discovery::discover;
 use super::failure::Failure;
 use super::guard::Trust;
-use super::pace::Pace;
 use super::route::Link;
 use super::well_known::failure_life;
-use crate::admission::limiter::Permit;
-use crate::admission::{Class, Group};
+use crate::admission::{Class, Group, Who};
+use crate::clock::unix_seconds;
 use crate::server_name::ServerName;
 
 /// Homeservers that are listed or have verified a token here.
@@ -27,23 +26,21 @@ const KNOWN: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 /// The others. A flood of made-up names turns over this table and not the one above.
 const STRANGERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
-/// Unused connections that are kept to one homeserver.
-const MAX_IDLE: usize = 32;
-
 /// A remembered failure is not asked again more often than this, however many requests want it.
 const FAILURE_MIN_AGE: Duration = Duration::from_secs(1);
-/// How long the machines that a homeserver is on are believed to be the same.
-const GROUP_LIFE: Duration = Duration::from_secs(30);
 /// The weight of one answer in what a homeserver usually needs is one part of so many.
 const USUAL_OF: u64 = 8;
 
 /// One homeserver.
-pub(super) struct Homeserver {
+pub struct Homeserver {
     name: ServerName,
     trust: Trust,
-    pace: Arc<Pace>,
+    /// With the class that it had at first.
+    who: Who,
+    /// The second until which it counts as verified.
+    verified_until: AtomicU64,
     link: AsyncMutex<Remembered>,
-    group: Mutex<Option<(Group, Instant)>>,
+    group: Mutex<Option<Group>>,
     /// Milliseconds that an answer usually takes.
     usual_ms: AtomicU64,
     refused: AtomicBool,
@@ -60,11 +57,12 @@ struct Remembered {
 }
 
 impl Homeserver {
-    pub(super) fn new(name: ServerName, trust: Trust, class: Class) -> Self {
+    pub(super) fn new(name: ServerName, trust: Trust, who: Who, verified_until: u64) -> Self {
         Self {
             name,
             trust,
-            pace: Arc::new(Pace::new(class != Class::Stranger)),
+            who,
+            verified_until: AtomicU64::new(verified_until),
             link: AsyncMutex::default(),
             group: Mutex::new(None),
             usual_ms: AtomicU64::new(0),
@@ -72,15 +70,64 @@ impl Homeserver {
         }
     }
 
-    /// The machines it is on, as far as they are known.
-    pub(super) fn group(&self) -> Option<Group> {
-        let group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
-        group.filter(|(_, known)| known.elapsed() < GROUP_LIFE).map(|(group, _)| group)
+    /// Its name, as it was asked for.
+    #[must_use]
+    pub const fn name(&self) -> &ServerName {
+        &self.name
     }
 
-    /// It was found on these machines.
-    pub(super) fn is_on(&self, group: Group) {
-        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = Some((group, Instant::now()));
+    /// How well it is known at `now`, in seconds of the wall clock.
+    #[must_use]
+    pub fn class(&self, now: u64) -> Class {
+        if self.trust == Trust::Listed {
+            Class::Listed
+        } else if self.verified_until.load(Ordering::Relaxed) > now {
+            Class::Verified
+        } else {
+            Class::Stranger
+        }
+    }
+
+    /// Whether it is waited for: it is listed, or has answered within a day.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.class(unix_seconds()) != Class::Stranger
+    }
+
+    /// What tells it from others, at `now`.
+    #[must_use]
+    pub fn who(&self, now: u64) -> Who {
+        Who {
+            class: self.class(now),
+            ..self.who
+        }
+    }
+
+    pub(super) const fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    pub(super) fn verified_until(&self) -> u64 {
+        self.verified_until.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_verified_until(&self, until: u64) {
+        self.verified_until.store(until, Ordering::Relaxed);
+    }
+
+    /// Whether this is the first time that its address is refused.
+    pub(super) fn first_refusal(&self) -> bool {
+        !self.refused.swap(true, Ordering::Relaxed)
+    }
+
+    /// The machines it is on, as far as they are known.
+    pub(super) fn group(&self) -> Option<Group> {
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It has answered from these machines.
+    pub(super) fn is_on(&self, group: Option<Group>) {
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = group;
     }
 
     /// How long an answer usually takes.
@@ -95,15 +142,13 @@ impl Homeserver {
         self.usual_ms.store(before - before / USUAL_OF + time / USUAL_OF, Ordering::Relaxed);
     }
 
-    /// The way to it: the remembered one while it is good, else discovery, which takes `place`. Requests that come meanwhile
-    /// wait for it.
+    /// The way to it: the remembered one while it is good, else discovery. Requests that come meanwhile wait for it.
     pub(super) async fn link(
         &self,
         dialer: &Arc<Dialer>,
         overrides: &BTreeMap<ServerName, Url>,
-        class: Class,
         again: bool,
-        place: impl Future<Output = Result<Permit<'_>, Failure>>,
+        attempt: &Attempt<'_>,
     ) -> Result<Arc<Link>, Failure> {
         let mut remembered = self.link.lock().await;
         let now = Instant::now();
@@ -120,9 +165,10 @@ impl Homeserver {
         {
             return Err(failure.clone());
         }
-        let _place = place.await?;
-        let found = match discover(dialer, overrides, &self.name, self.trust).await {
+        let found = match discover(dialer, overrides, &self.name, self.trust, attempt).await {
             Ok(found) => found,
+            // That is about this request, and not about the homeserver.
+            Err(failure @ (Failure::Spent | Failure::Busy)) => return Err(failure),
             Err(failure) => {
                 remembered.refused = Some((Instant::now() + FAILURE_MIN_AGE, failure.clone()));
                 return Err(failure);
@@ -130,7 +176,7 @@ impl Homeserver {
         };
         remembered.refused = None;
         if found.fallback {
-            let life = failure_life(remembered.failures, class != Class::Stranger);
+            let life = failure_life(remembered.failures, attempt.who.class != Class::Stranger);
             remembered.until = Some(Instant::now() + life);
             remembered.failures = remembered.failures.saturating_add(1);
         } else {
@@ -147,8 +193,7 @@ impl Homeserver {
             host = found.route.host_header.as_str(),
             "homeserver found"
         );
-        let idle = if class == Class::Stranger { 0 } else { MAX_IDLE };
-        let link = Arc::new(Link::new(dialer.clone(), Arc::new(found.route), self.pace.clone(), idle));
+        let link = Arc::new(Link::new(dialer.clone(), Arc::new(found.route)));
         remembered.link = Some(link.clone());
         Ok(link)
     }
@@ -179,33 +224,24 @@ impl Table {
         }
     }
 
-    /// The entry of `name`, which is of `class` now: who has become known is not displaced by strangers any more.
-    pub(super) fn get(&self, name: &ServerName, class: Class, trust: Trust) -> Arc<Homeserver> {
+    /// The entry of `name`, or what `make` makes. Who has become known is not displaced by strangers any more.
+    pub(super) fn get(&self, name: &ServerName, now: u64, make: impl FnOnce() -> Homeserver) -> Arc<Homeserver> {
         let mut entries = self.lock();
-        if class == Class::Stranger {
-            let made = || Arc::new(Homeserver::new(name.clone(), trust, class));
-            return entries.strangers.get_or_insert(name.clone(), made).clone();
-        }
         if let Some(found) = entries.known.get(name) {
             return found.clone();
         }
-        let found = entries.strangers.pop(name);
-        let found = found.unwrap_or_else(|| Arc::new(Homeserver::new(name.clone(), trust, class)));
-        found.pace.lift();
-        entries.known.put(name.clone(), found.clone());
+        let is_stranger = |homeserver: &Homeserver| homeserver.class(now) == Class::Stranger;
+        if let Some(found) = entries.strangers.get(name).filter(|found| is_stranger(found)) {
+            return found.clone();
+        }
+        let found = entries.strangers.pop(name).unwrap_or_else(|| Arc::new(make()));
+        let table = if is_stranger(&found) {
+            &mut entries.strangers
+        } else {
+            &mut entries.known
+        };
+        table.put(name.clone(), found.clone());
         found
-    }
-
-    /// The entry of `name`, if there is one.
-    pub(super) fn find(&self, name: &ServerName) -> Option<Arc<Homeserver>> {
-        let mut entries = self.lock();
-        let found = entries.known.get(name).cloned();
-        found.or_else(|| entries.strangers.get(name).cloned())
-    }
-
-    pub(super) fn first_refusal(&self, name: &ServerName) -> bool {
-        self.find(name)
-            .is_some_and(|homeserver| !homeserver.refused.swap(true, Ordering::Relaxed))
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
@@ -214,36 +250,42 @@ impl Table {
 }
 
 #[cfg(test)]
+impl Homeserver {
+    pub(crate) fn listed(name: ServerName) -> Self {
+        let who = crate::admission::Names::default().who(&name, Class::Listed);
+        Self::new(name, Trust::Listed, who, 0)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::Names;
 
-    fn name(n: usize) -> ServerName {
-        ServerName::parse(&format!("n{n}.example")).unwrap()
-    }
-
-    fn get(table: &Table, n: usize, class: Class) -> Arc<Homeserver> {
-        table.get(&name(n), class, Trust::Stranger)
+    fn get(table: &Table, names: &Names, n: usize) -> Arc<Homeserver> {
+        let name = ServerName::parse(&format!("n{n}.example")).unwrap();
+        table.get(&name, 1, || {
+            Homeserver::new(name.clone(), Trust::Stranger, names.who(&name, Class::Stranger), 0)
+        })
     }
 
     #[test]
     fn a_flood_of_names_neither_grows_the_table_nor_displaces_who_is_known() {
-        let table = Table::new();
-        let stranger = get(&table, 0, Class::Stranger);
-        let known = get(&table, 0, Class::Verified);
-        assert!(Arc::ptr_eq(&stranger, &known), "what is known of it stays");
+        let (table, names) = (Table::new(), Names::default());
+        let home = get(&table, &names, 0);
+        home.is_verified_until(2);
+        assert!(Arc::ptr_eq(&home, &get(&table, &names, 0)), "what is known of it stays");
         for n in 1..10_000 {
-            get(&table, n, Class::Stranger);
+            get(&table, &names, n);
         }
-        assert!(Arc::ptr_eq(&table.find(&name(0)).unwrap(), &known));
+        assert!(Arc::ptr_eq(&home, &get(&table, &names, 0)));
         assert_eq!(table.lock().strangers.len(), STRANGERS.get());
     }
 
     #[test]
-    fn the_first_refusal_is_told_once() {
-        let table = Table::new();
-        assert!(!table.first_refusal(&name(1)), "nothing is known of it");
-        get(&table, 1, Class::Stranger);
-        assert!(table.first_refusal(&name(1)));
-        assert!(!table.first_refusal(&name(1)));
+    fn an_answer_takes_about_as_long_as_the_last_ones() {
+        let home = get(&Table::new(), &Names::default(), 0);
+        (0..40).for_each(|_| home.took(Duration::from_millis(800)));
+        assert!((700..=800).contains(&home.usual().as_millis()), "{:?}", home.usual());
     }
 }

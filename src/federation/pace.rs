@@ -1,74 +1,150 @@
-//! How often a homeserver that nobody knows is dialled: once a second (decision T7a), so that nobody is attacked
-//! through this service.
+//! How often an address is dialled: the waiting for what `admission/dials.rs` decides.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-const INTERVAL: Duration = Duration::from_secs(1);
+use crate::admission::Who;
+use crate::admission::dials::{Decision, Dials, Target, Ticket};
 
-/// The next free second of one homeserver.
+/// A connection that is given up after so long counts as one that failed.
+const HUNG: Duration = Duration::from_secs(1);
+
+/// Hands out turns to dial.
+#[derive(Default)]
 pub(super) struct Pace {
-    next: Mutex<Option<Instant>>,
-    lifted: watch::Sender<bool>,
+    dials: Mutex<Dials>,
+    freed: Notify,
+}
+
+/// The permission to dial an address once, and what became of it.
+pub(super) struct Turn<'a> {
+    pace: &'a Pace,
+    target: Target,
+    who: Who,
+    since: Instant,
+    settled: bool,
 }
 
 impl Pace {
-    pub(super) fn new(known: bool) -> Self {
-        Self {
-            next: Mutex::new(None),
-            lifted: watch::Sender::new(known),
-        }
-    }
-
-    /// Waits for a free second. Ends at once when the homeserver turns out to be known.
-    pub(super) async fn wait(&self) {
-        let mut lifted = self.lifted.subscribe();
-        if *lifted.borrow() {
-            return;
-        }
-        let slot = {
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            let slot = next.map_or_else(Instant::now, |next| next.max(Instant::now()));
-            *next = Some(slot + INTERVAL);
-            slot
+    /// Waits for a turn to dial `target` for `who`; `queued` is told when that takes time.
+    pub(super) async fn turn(&self, target: Target, who: Who, queued: &Notify) -> Turn<'_> {
+        let mut waiting = Waiting {
+            pace: self,
+            ticket: self.lock().enter(Instant::now().into_std(), target, who),
+            done: false,
         };
-        tokio::select! {
-            () = sleep_until(slot) => {}
-            _ = lifted.wait_for(|lifted| *lifted) => {}
+        loop {
+            let freed = self.freed.notified();
+            let decision = self.lock().poll(Instant::now().into_std(), &waiting.ticket);
+            match decision {
+                Decision::Go => break,
+                Decision::At(at) => {
+                    queued.notify_one();
+                    tokio::select! {
+                        () = sleep_until(at.into()) => {}
+                        () = freed => {}
+                    }
+                }
+            }
+        }
+        waiting.done = true;
+        Turn {
+            pace: self,
+            target,
+            who,
+            since: Instant::now(),
+            settled: false,
         }
     }
 
-    /// The homeserver has verified a token here.
-    pub(super) fn lift(&self) {
-        self.lifted.send_replace(true);
+    fn lock(&self) -> MutexGuard<'_, Dials> {
+        self.dials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turn<'_> {
+    /// The connection stands, and is encrypted where it has to be.
+    pub(super) fn succeeded(mut self) {
+        self.settled = true;
+        if self.pace.lock().succeeded(self.target, self.who) {
+            self.pace.freed.notify_waiters();
+        }
+    }
+
+    /// There is no such connection.
+    pub(super) fn failed(mut self) {
+        self.settle_failed();
+    }
+
+    fn settle_failed(&mut self) {
+        self.settled = true;
+        self.pace.lock().failed(Instant::now().into_std(), self.target, self.who);
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if !self.settled && self.since.elapsed() >= HUNG {
+            self.settle_failed();
+        }
+    }
+}
+
+struct Waiting<'a> {
+    pace: &'a Pace,
+    ticket: Ticket,
+    done: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.pace.lock().leave(&self.ticket);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::Class;
+    use std::net::IpAddr;
 
-    #[tokio::test(start_paused = true)]
-    async fn one_connection_a_second() {
-        let pace = Pace::new(false);
-        let start = Instant::now();
-        for second in 0..3 {
-            pace.wait().await;
-            assert_eq!(start.elapsed().as_secs(), second);
-        }
+    fn who(class: Class, name: u64) -> Who {
+        Who { class, domain: name, name }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_a_homeserver_that_is_known() {
-        let pace = Pace::new(false);
+    async fn four_a_second_after_a_burst_of_eight() {
+        let (pace, queued) = (Pace::default(), Notify::new());
+        let target = Target::from(IpAddr::from([192, 0, 2, 1]));
         let start = Instant::now();
-        pace.wait().await;
-        tokio::join!(pace.wait(), async { pace.lift() });
-        pace.wait().await;
+        for n in 0..16 {
+            drop(pace.turn(target, who(Class::Stranger, n), &queued).await);
+        }
+        assert!((2000..2100).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+        drop(pace.turn(target, who(Class::Verified, 99), &queued).await);
+        assert!(start.elapsed().as_millis() < 2100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_success_sets_everybody_free() {
+        let (pace, queued) = (Pace::default(), Notify::new());
+        let target = Target::from(IpAddr::from([192, 0, 2, 1]));
+        let one = who(Class::Listed, 1);
+        let turn = pace.turn(target, one, &queued).await;
+        turn.failed();
+        let probe = pace.turn(target, one, &queued).await;
+        let start = Instant::now();
+        let waiting = async {
+            for _ in 0..50 {
+                drop(pace.turn(target, one, &queued).await);
+            }
+        };
+        tokio::join!(waiting, async { probe.succeeded() });
         assert_eq!(start.elapsed(), Duration::ZERO);
     }
 }

@@ -1,24 +1,18 @@
 //! Where the requests for one server name go, and a client that goes there and nowhere else.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use http::uri::InvalidUri;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use http_body_util::Full;
 use rustls::pki_types::ServerName as TlsName;
-use tower::Service;
 use url::Url;
 
-use super::dial::{Dialer, Dialled, Stream, chain};
+use super::dial::{Attempt, Dialer, Dialled, Place, Stream};
 use super::failure::Failure;
-use super::pace::Pace;
+use super::pool::{Keep, Open, Share};
+use crate::admission::Group;
 use crate::dns::{self, DnsError};
 use crate::secret::Secret;
 use crate::server_name::Host;
@@ -26,8 +20,6 @@ use crate::server_name::Host;
 const USER_AGENT: &str = concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION"));
 /// Federation port where nothing else is said.
 const DEFAULT_PORT: u16 = 8448;
-/// Longest head of an answer.
-const MAX_HEAD: usize = 32 * 1024;
 
 /// How to find the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,98 +68,124 @@ impl Route {
         })
     }
 
-    async fn connect(&self, dialer: &Dialer) -> Result<Stream, Failure> {
+    async fn connect<'d>(&self, dialer: &'d Dialer, attempt: &Attempt<'_>) -> Result<(Stream, Place<'d>), Failure> {
         match &self.via {
-            Via::Fixed(host, port) => dialer.open(host, *port, self.dialled, self.tls_name.as_ref()).await,
-            Via::Srv(name) => self.connect_by_srv(dialer, name).await,
+            Via::Fixed(host, port) => dialer.open(host, *port, self.dialled, self.tls_name.as_ref(), attempt).await,
+            Via::Srv(name) => self.connect_by_srv(dialer, name, attempt).await,
         }
     }
 
-    async fn connect_by_srv(&self, dialer: &Dialer, name: &str) -> Result<Stream, Failure> {
-        let mut records = dialer.dns.srv(&format!("_matrix-fed._tcp.{name}")).await;
+    async fn connect_by_srv<'d>(&self, dialer: &'d Dialer, name: &str, attempt: &Attempt<'_>) -> Result<(Stream, Place<'d>), Failure> {
+        let asker = attempt.asker();
+        let mut records = dialer.dns.srv_for(&format!("_matrix-fed._tcp.{name}"), &asker).await;
         if matches!(records, Err(DnsError::NotFound)) {
-            records = dialer.dns.srv(&format!("_matrix._tcp.{name}")).await;
+            records = dialer.dns.srv_for(&format!("_matrix._tcp.{name}"), &asker).await;
         }
         let Ok(records) = records else {
             return dialer
-                .open(&Host::Name(name.into()), DEFAULT_PORT, self.dialled, self.tls_name.as_ref())
+                .open(
+                    &Host::Name(name.into()),
+                    DEFAULT_PORT,
+                    self.dialled,
+                    self.tls_name.as_ref(),
+                    attempt,
+                )
                 .await;
         };
-        let mut last = Failure::NoService(name.to_owned());
+        let mut last = None;
         for target in dns::order(records, |below| rand::random_range(0..below)) {
             if target.host.is_empty() {
                 continue;
             }
             match dialer
-                .open(&Host::Name(target.host.into()), target.port, self.dialled, self.tls_name.as_ref())
+                .open(
+                    &Host::Name(target.host.into()),
+                    target.port,
+                    self.dialled,
+                    self.tls_name.as_ref(),
+                    attempt,
+                )
                 .await
             {
                 Ok(stream) => return Ok(stream),
-                Err(failure) => last = failure,
+                Err(Failure::Spent) => return Err(last.unwrap_or(Failure::Spent)),
+                Err(failure) => last = Some(failure),
             }
         }
-        Err(last)
-    }
-}
-
-/// Opens connections along one route; the URL it is given is not looked at.
-#[derive(Clone)]
-pub(super) struct Connector {
-    dialer: Arc<Dialer>,
-    route: Arc<Route>,
-    pace: Arc<Pace>,
-}
-
-impl Service<Uri> for Connector {
-    type Response = Stream;
-    type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Stream, Failure>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let Self { dialer, route, pace } = self.clone();
-        Box::pin(async move {
-            pace.wait().await;
-            route.connect(&dialer).await
-        })
+        Err(last.unwrap_or_else(|| Failure::NoService(name.to_owned())))
     }
 }
 
 /// A route with its pooled connections.
 pub(super) struct Link {
     pub(super) route: Arc<Route>,
-    client: Client<Connector, Full<Bytes>>,
+    dialer: Arc<Dialer>,
+    share: Share,
+    /// The machines that were dialled last.
+    group: Mutex<Option<Group>>,
 }
 
 impl Link {
-    /// Keeps up to `idle` unused connections for half a minute.
-    pub(super) fn new(dialer: Arc<Dialer>, route: Arc<Route>, pace: Arc<Pace>, idle: usize) -> Self {
-        let client = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(idle)
-            .pool_idle_timeout(Duration::from_secs(30))
-            .pool_timer(TokioTimer::new())
-            .http1_max_buf_size(MAX_HEAD)
-            .build(Connector {
-                dialer,
-                route: route.clone(),
-                pace,
-            });
-        Self { route, client }
+    /// Nothing is dialled before the first request.
+    pub(super) fn new(dialer: Arc<Dialer>, route: Arc<Route>) -> Self {
+        Self {
+            share: dialer.pool.share(),
+            route,
+            dialer,
+            group: Mutex::new(None),
+        }
+    }
+
+    /// The machines that were dialled last.
+    pub(super) fn group(&self) -> Option<Group> {
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends one GET; redirects are answers like any other.
-    pub(super) async fn get(&self, path_and_query: &str, limit: usize) -> Result<Reply, Failure> {
-        self.ask(&Ask::get(path_and_query), limit).await
+    pub(super) async fn get(&self, path_and_query: &str, limit: usize, attempt: &Attempt<'_>) -> Result<Reply, Failure> {
+        self.ask(&Ask::get(path_and_query), limit, attempt).await
     }
 
     /// Sends one request; redirects are answers like any other.
-    pub(super) async fn ask(&self, ask: &Ask<'_>, limit: usize) -> Result<Reply, Failure> {
-        let request = ask.request(&self.route)?;
-        let response = self.client.request(request).await.map_err(|error| cause(&error))?;
-        collect(response, limit).await
+    pub(super) async fn ask(&self, ask: &Ask<'_>, limit: usize, attempt: &Attempt<'_>) -> Result<Reply, Failure> {
+        let keep = Keep::of(attempt.who.class);
+        if let Some(group) = self.share.group() {
+            let _place = self.dialer.place(group, attempt).await?;
+            if let Some(mut connection) = self.share.take() {
+                match connection.exchange(ask.request(&self.route)?, limit).await {
+                    Ok(reply) => {
+                        self.share.put(connection, keep);
+                        return Ok(reply);
+                    }
+                    // It was closed while nobody looked.
+                    Err(unanswered) if unanswered.again => {}
+                    Err(unanswered) => return Err(unanswered.failure),
+                }
+            }
+        }
+        let (mut connection, _place) = self.connect(attempt).await?;
+        let answered = connection.exchange(ask.request(&self.route)?, limit).await;
+        let reply = answered.map_err(|unanswered| unanswered.failure)?;
+        self.share.put(connection, keep);
+        Ok(reply)
+    }
+
+    /// A new connection, or one that somebody else has done with while we wait for our turn to dial.
+    async fn connect(&self, attempt: &Attempt<'_>) -> Result<(Box<Open>, Place<'_>), Failure> {
+        let connecting = pin!(Open::new(&self.dialer.pool, self.route.connect(&self.dialer, attempt)));
+        let returned = async {
+            attempt.queued.notified().await;
+            self.share.returned().await
+        };
+        let (connection, place) = tokio::select! {
+            connected = connecting => connected?,
+            connection = returned => {
+                let place = self.dialer.place(connection.group(), attempt).await?;
+                (connection, place)
+            }
+        };
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection.group());
+        Ok((connection, place))
     }
 }
 
@@ -191,13 +209,9 @@ impl<'a> Ask<'a> {
 
     fn request(&self, route: &Route) -> Result<Request<Full<Bytes>>, Failure> {
         let broken = |error: http::Error| Failure::Http(error.to_string());
-        let scheme = if route.tls_name.is_some() { "https" } else { "http" };
         let mut request = Request::builder()
             .method(self.method.clone())
-            .uri(format!(
-                "{scheme}://{}{}{}",
-                route.host_header, route.base_path, self.path_and_query
-            ))
+            .uri(format!("{}{}", route.base_path, self.path_and_query))
             .header(header::HOST, &route.host_header)
             .header(header::USER_AGENT, USER_AGENT);
         if let Some(token) = self.token {
@@ -213,42 +227,16 @@ impl<'a> Ask<'a> {
 }
 
 /// One GET over a connection of its own, closed afterwards.
-pub(super) async fn fetch_once(dialer: &Dialer, route: &Route, path_and_query: &str, limit: usize) -> Result<Reply, Failure> {
-    let mut request = Ask::get(path_and_query).request(route)?;
-    // At this level nobody makes it the path that servers expect.
-    *request.uri_mut() = path_and_query
-        .parse()
-        .map_err(|error: InvalidUri| Failure::Http(error.to_string()))?;
-    let stream = route.connect(dialer).await?;
-    let http = |error: hyper::Error| Failure::Http(chain(&error));
-    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-        .max_buf_size(MAX_HEAD)
-        .handshake(stream)
-        .await
-        .map_err(http)?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(http)?;
-        collect(response, limit).await
-    };
-    tokio::pin!(exchange);
-    tokio::select! {
-        reply = &mut exchange => reply,
-        // The connection may end first, with the whole answer already read.
-        _ = connection => exchange.await,
-    }
-}
-
-async fn collect(response: http::Response<hyper::body::Incoming>, limit: usize) -> Result<Reply, Failure> {
-    let (head, body) = response.into_parts();
-    match Limited::new(body, limit).collect().await {
-        Ok(body) => Ok(Reply {
-            status: head.status,
-            headers: head.headers,
-            body: body.to_bytes(),
-        }),
-        Err(error) if error.is::<LengthLimitError>() => Err(Failure::TooLarge(limit)),
-        Err(error) => Err(Failure::Http(error.to_string())),
-    }
+pub(super) async fn fetch_once(
+    dialer: &Dialer,
+    route: &Route,
+    path_and_query: &str,
+    limit: usize,
+    attempt: &Attempt<'_>,
+) -> Result<Reply, Failure> {
+    let request = Ask::get(path_and_query).request(route)?;
+    let (mut connection, _place) = Open::new(&dialer.pool, route.connect(dialer, attempt)).await?;
+    connection.exchange(request, limit).await.map_err(|unanswered| unanswered.failure)
 }
 
 /// The host of a URL, in our terms.
@@ -269,16 +257,4 @@ pub(super) fn tls_name(host: &Host) -> Result<TlsName<'static>, Failure> {
             error: error.to_string(),
         }),
     }
-}
-
-/// The failure of our own connector, or what the HTTP library says. Its text never holds the URL.
-fn cause(error: &hyper_util::client::legacy::Error) -> Failure {
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        if let Some(failure) = inner.downcast_ref::<Failure>() {
-            return failure.clone();
-        }
-        source = inner.source();
-    }
-    Failure::Http(chain(error))
 }

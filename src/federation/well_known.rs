@@ -7,7 +7,7 @@ use http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::dial::Dialer;
+use super::dial::{Attempt, Dialer};
 use super::failure::Failure;
 use super::follow;
 use super::guard::Trust;
@@ -43,13 +43,14 @@ pub(super) fn failure_life(failures_before: u32, known: bool) -> Duration {
 /// Asks `name` for the file.
 ///
 /// # Errors
-/// Only when the guard refused: what else goes wrong means that there is no file.
-pub(super) async fn fetch(dialer: &Dialer, name: &str, trust: Trust) -> Result<WellKnown, Failure> {
-    let file = follow::get(dialer, Host::Name(name.into()), None, "/.well-known/matrix/server", trust, MAX_BODY);
+/// Only when the guard refused, or the request's budget is spent: what else goes wrong means that there is no file.
+pub(super) async fn fetch(dialer: &Dialer, name: &str, trust: Trust, attempt: &Attempt<'_>) -> Result<WellKnown, Failure> {
+    let (host, path) = (Host::Name(name.into()), "/.well-known/matrix/server");
+    let file = follow::get(dialer, host, None, path, trust, MAX_BODY, attempt);
     match timeout(TIMEOUT, file).await {
         Ok(Ok(Some(reply))) => Ok(read(reply.status, &reply.headers, &reply.body, SystemTime::now())),
         Ok(Ok(None)) => Ok(WellKnown::None),
-        Ok(Err(refused @ Failure::Refused { .. })) => Err(refused),
+        Ok(Err(refused @ (Failure::Refused { .. } | Failure::Spent))) => Err(refused),
         Ok(Err(failure)) => {
             tracing::debug!(server = name, reason = failure.to_string(), "no well-known file");
             Ok(WellKnown::None)

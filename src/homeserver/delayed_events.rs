@@ -87,7 +87,7 @@ impl Homeservers {
         let (api, offers) = match self.api(server).await {
             Ok(found) => found,
             Err(failure) => {
-                self.lost.tell(|count| {
+                self.lost.log(|count| {
                     let (reason, remedy) = (failure.to_string(), failure.remedy());
                     let server = server.as_str();
                     tracing::warn!(server, reason, count, remedy, "the client-server API cannot be found");
@@ -101,14 +101,14 @@ impl Homeservers {
         match (answer, authority) {
             (Answer::Is(outcome), _) => outcome,
             (Answer::UnknownPath, _) => {
-                self.denied.tell(|count| {
+                self.denied.log(|count| {
                     let (server, remedy) = (server.as_str(), "switch delayed events on (Synapse: max_event_delay_duration)");
                     tracing::warn!(server, count, remedy, "the homeserver has no delayed events");
                 });
                 Outcome::NotFound
             }
             (Answer::Denied, None) => {
-                self.denied.tell(|count| {
+                self.denied.log(|count| {
                     let server = server.as_str();
                     let remedy = "newer homeservers let only application services manage delayed events";
                     tracing::warn!(
@@ -121,7 +121,7 @@ impl Homeservers {
                 Outcome::Forbidden
             }
             (Answer::Denied, Some(_)) => {
-                self.denied.tell(|count| {
+                self.denied.log(|count| {
                     let server = server.as_str();
                     let remedy = "the registration must be that of the homeserver, and its namespaces.users must match the homeserver's \
                                   users; `lk-jwt-service generate-registration` prints one that does";

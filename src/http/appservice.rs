@@ -22,8 +22,9 @@ use super::error::ApiError;
 use super::request::Received;
 use super::{App, method_not_allowed};
 use crate::app_service::AppService;
+use crate::connections::Pot;
+use crate::log_throttle::LogThrottle;
 use crate::secret::Secret;
-use crate::seldom::Seldom;
 use crate::wire::BadRequest;
 
 /// Beginnings of the client-server paths (decision A1).
@@ -46,7 +47,7 @@ const ORIGIN: HeaderName = HeaderName::from_static("x-matrix-origin");
 pub struct Appservice {
     service: AppService,
     hs_token: Secret,
-    refused: Seldom,
+    refused: LogThrottle,
 }
 
 impl Appservice {
@@ -56,7 +57,7 @@ impl Appservice {
         Self {
             service,
             hs_token,
-            refused: Seldom::new(),
+            refused: LogThrottle::once_a_minute(),
         }
     }
 
@@ -73,7 +74,7 @@ impl Appservice {
         if bool::from(given.as_slice().ct_eq(ours.as_slice())) {
             return Ok(());
         }
-        self.refused.tell(|count| {
+        self.refused.log(|count| {
             let remedy = "if it is your homeserver, it has another registration than this service: the hs_token differs";
             tracing::warn!(count, remedy, "calls to the homeserver's endpoints are refused");
         });
@@ -91,8 +92,13 @@ async fn heard<T>(
 ) -> Result<(Received, String, T), ApiError> {
     appservice.admit(request.headers())?;
     let identity = identity(request.headers(), whom);
-    let (received, parsed) = Received::parse(app, request, parse).await?;
-    Ok((received, identity.ok_or(ApiError::NO_IDENTITY)?, parsed))
+    let (received, parsed) = Received::parse(request, Pot::Proven, parse).await?;
+    let identity = identity.ok_or(ApiError::NO_IDENTITY)?;
+    let place = app.from_homeserver.clone().try_acquire_owned().map_err(|_| {
+        received.connection.crowded("requests of our homeserver");
+        ApiError::BUSY
+    })?;
+    Ok((received.with(place), identity, parsed))
 }
 
 /// For whom the homeserver asks; what is no UTF-8 is nobody's name.

@@ -11,17 +11,21 @@ use serde_json::json;
 
 use super::App;
 use super::error::{ApiError, Route};
+use super::place::Place;
 use super::refused::log;
 use super::request::{Received, json_reply};
+use crate::connections::Pot;
 use crate::wire::DelegationRequest;
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
-    let (received, request) = Received::parse(&app, request, DelegationRequest::parse).await?;
+    let (received, request) = Received::parse(request, Pot::Strangers, DelegationRequest::parse).await?;
     let server = request.openid_token.unverified_server_name.clone();
-    match app.exchange.delegate(request, received.at).await {
+    let place = Place::take(&app, &received.connection, &server)?;
+    let delegate = Box::pin(app.exchange.delegate(request, received.arrival(), || place.keep()));
+    match place.hold(delegate).await? {
         Ok(()) => json_reply(&json!({})),
         Err(refusal) => {
-            log(&refusal, &server, received.id());
+            log(&refusal, &server, app.exchange.homeservers.class(&server), received.id());
             Err(ApiError::of(&refusal, Route::Delegation))
         }
     }

@@ -11,11 +11,11 @@ use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, Request, Uri, header};
-use tokio::sync::{SemaphorePermit, TryAcquireError};
 use tower::ServiceExt as _;
 
 use super::App;
 use super::error::{ApiError, ErrorBody};
+use crate::connections::Connection;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -38,6 +38,13 @@ const CORS: [(HeaderName, HeaderValue); 5] = [
 #[derive(Clone)]
 pub(super) struct RequestId(HeaderValue);
 
+/// What a handler has to know of a request besides the request.
+#[derive(Clone)]
+pub(super) struct Arrived {
+    pub(super) id: RequestId,
+    pub(super) connection: Arc<Connection>,
+}
+
 /// The routes with everything around them.
 #[derive(Clone)]
 pub struct Edge {
@@ -59,37 +66,27 @@ impl Edge {
     ///
     /// # Errors
     /// Never.
-    pub async fn serve(self, mut request: Request<Body>) -> Result<Response, Infallible> {
+    pub async fn serve(self, mut request: Request<Body>, connection: Arc<Connection>) -> Result<Response, Infallible> {
         let Self { app, router } = self;
         let id = RequestId::of(&request);
-        let method = request.method().clone();
         if let Some(path) = normalise(request.uri().path(), app.path_prefix.as_deref()).map(Cow::into_owned) {
             rewrite(request.uri_mut(), &path);
         }
-        let path = request.uri().clone();
-        let response = if method == Method::OPTIONS {
+        // Copied, where it is wanted: a part of the head would keep all of it.
+        let told = tracing::enabled!(tracing::Level::DEBUG).then(|| (request.method().clone(), request.uri().path().to_owned()));
+        let response = if request.method() == Method::OPTIONS {
             Response::default()
-        } else if let Ok(_place) = place(&app, path.path()) {
-            request.extensions_mut().insert(id.clone());
-            router.oneshot(request).await.unwrap_or_else(|never| match never {})
         } else {
-            ApiError::BUSY.into_response()
+            request.extensions_mut().insert(Arrived {
+                id: id.clone(),
+                connection,
+            });
+            router.oneshot(request).await.unwrap_or_else(|never| match never {})
         };
-        tracing::debug!(request_id = id.as_str(), %method, path = path.path(), status = response.status().as_u16(), "answered");
+        if let Some((method, path)) = told {
+            tracing::debug!(request_id = id.as_str(), %method, path, status = response.status().as_u16(), "answered");
+        }
         Ok(finish(response, &id))
-    }
-}
-
-/// A place among the requests in flight. The health of the service is told outside of them, and webhooks have a bound of
-/// their own: strangers must not keep the SFU out.
-fn place<'a>(app: &'a App, path: &str) -> Result<Option<SemaphorePermit<'a>>, TryAcquireError> {
-    if matches!(path, "/healthz" | "/readyz" | "/sfu_webhook") {
-        Ok(None)
-    } else if path.starts_with("/_matrix/") {
-        // Our homeserver's requests wait for our homeserver: they have half, so that the others go on when it hangs.
-        app.from_homeserver.try_acquire().map(Some)
-    } else {
-        app.in_flight.try_acquire().map(Some)
     }
 }
 
@@ -137,7 +134,9 @@ impl RequestId {
             (1..=64).contains(&bytes.len()) && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(b))
         });
         let made = || HeaderValue::from_str(&format!("{:016x}", rand::random::<u64>())).unwrap_or(HeaderValue::from_static("0"));
-        Self(given.cloned().unwrap_or_else(made))
+        // Copied: a part of the head would keep all of it.
+        let given = given.and_then(|value| HeaderValue::from_bytes(value.as_bytes()).ok());
+        Self(given.unwrap_or_else(made))
     }
 
     pub(super) fn as_str(&self) -> &str {

@@ -9,8 +9,10 @@ use http::Request;
 
 use super::App;
 use super::error::{ApiError, Route};
+use super::place::Place;
 use super::refused::log;
 use super::request::{Received, json_reply};
+use crate::connections::Pot;
 use crate::wire::{BadRequest, TokenReply, TokenRequest};
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
@@ -23,12 +25,15 @@ pub(super) async fn answer(
     request: Request<Body>,
     parse: fn(&[u8]) -> Result<TokenRequest, BadRequest>,
 ) -> Result<Response, ApiError> {
-    let (received, request) = Received::parse(app, request, parse).await?;
+    let (received, request) = Received::parse(request, Pot::Strangers, parse).await?;
     let server = request.openid_token.unverified_server_name.clone();
-    match app.exchange.exchange(request, received.at).await {
+    let place = Place::take(app, &received.connection, &server)?;
+    // In memory of its own, so that a request whose body is on its way does not have it.
+    let exchange = Box::pin(app.exchange.exchange(request, received.arrival(), || place.keep()));
+    match place.hold(exchange).await? {
         Ok(jwt) => json_reply(&TokenReply { url: Some(&app.url), jwt }),
         Err(refusal) => {
-            log(&refusal, &server, received.id());
+            log(&refusal, &server, app.exchange.homeservers.class(&server), received.id());
             Err(ApiError::of(&refusal, Route::Token))
         }
     }

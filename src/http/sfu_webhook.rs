@@ -4,7 +4,6 @@
 //! 4xx loses it for good: so 401 is for what is not the SFU's, and 503 for what cannot be acted upon yet.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -12,26 +11,34 @@ use http::{Request, StatusCode, header};
 
 use super::App;
 use super::body;
+use super::edge::Arrived;
 use super::error::ApiError;
+use crate::clock::unix_seconds;
+use crate::connections::Pot;
+use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Claims, Unverified, Webhook};
+
+static UNREADABLE: LogThrottle = LogThrottle::once_a_minute();
 
 /// Largest webhook.
 const MAX_BODY: usize = 1024 * 1024;
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<StatusCode, ApiError> {
-    let _place = app.webhooks.try_acquire().map_err(|_| ApiError::BUSY)?;
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    let Arrived { connection, .. } = head.extensions.remove::<Arrived>().ok_or(ApiError::INTERNAL)?;
     let authorization = head
         .headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let claims = Claims::verify(authorization, &app.keys, now).map_err(|error| refuse(&app, error))?;
+    let claims = Claims::verify(authorization, &app.keys, unix_seconds()).map_err(|error| refuse(&app, error))?;
     if !app.exchange.leaves.takes_webhooks() {
         return Err(ApiError::NOT_READY);
     }
-    let body = body::read(&app, &head.headers, body, MAX_BODY).await?;
+    let _place = app.webhooks.try_acquire().map_err(|_| ApiError::BUSY)?;
+    let declared = body::declared(&head.headers);
+    drop(head);
+    let body = body::read(&connection, Pot::Proven, declared, body, MAX_BODY).await?;
     let verified = claims.body_matches(&body).map_err(|error| refuse(&app, error))?;
     // The end may have begun while the body was on its way.
     if !app.exchange.leaves.takes_webhooks() {
@@ -46,13 +53,19 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
             app.exchange.leaves.webhook(verified, &webhook);
         }
         // The SFU's own, whatever it means: sending it again would not help.
-        Err(error) => tracing::warn!(reason = error.to_string(), "a webhook of the SFU cannot be read and is ignored"),
+        Err(error) => UNREADABLE.log(|count| {
+            tracing::warn!(
+                reason = error.to_string(),
+                count,
+                "a webhook of the SFU cannot be read and is ignored"
+            );
+        }),
     }
     Ok(StatusCode::OK)
 }
 
 fn refuse(app: &App, error: Unverified) -> ApiError {
-    app.bad_webhooks.tell(|count| {
+    app.bad_webhooks.log(|count| {
         let (reason, remedy) = (error.to_string(), error.remedy());
         tracing::warn!(reason, count, remedy, "webhooks are refused");
     });

@@ -17,12 +17,10 @@ use crate::clock::Clock;
 use crate::delayed_leave::backoff::as_millis;
 use crate::delayed_leave::time::Time;
 use crate::homeserver::{OwnError, OwnHomeserver, Whose};
-use crate::seldom::Seldom;
+use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Kind, Webhook};
 use crate::sfu::{ParticipantInfo, Sfu, SfuError};
 
-/// Tokens that are kept in mind.
-const MOST: usize = 200_000;
 /// No token lasts longer, whatever a record says.
 const LONGEST: u64 = 24 * 60 * 60 * 1000;
 /// Of one user: what many devices need within an hour, and not enough to crowd out the others.
@@ -44,9 +42,11 @@ pub(super) struct Driver {
     store: Queue,
     /// The timer sleeps for another moment now.
     rearm: Notify,
-    unclear: Seldom,
-    failing: Seldom,
-    full: Seldom,
+    unclear: LogThrottle,
+    failing: LogThrottle,
+    max_tokens: usize,
+    full: LogThrottle,
+    kicked: LogThrottle,
 }
 
 struct Core {
@@ -57,11 +57,17 @@ struct Core {
 
 impl Driver {
     pub(super) fn new(settings: Settings) -> Self {
-        let Settings { own, sfu, store, interval } = settings;
+        let Settings {
+            own,
+            sfu,
+            store,
+            interval,
+            max_tokens,
+        } = settings;
         let config = Config {
             interval: as_millis(interval),
             own: own.name().as_str().into(),
-            most: MOST,
+            most: max_tokens,
             most_per_user: MOST_PER_USER,
         };
         let clock = Clock::start();
@@ -71,13 +77,15 @@ impl Driver {
                 armed: None,
             }),
             clock,
+            max_tokens,
             own,
             sfu,
             store,
             rearm: Notify::new(),
-            unclear: Seldom::new(),
-            failing: Seldom::new(),
-            full: Seldom::new(),
+            unclear: LogThrottle::once_a_minute(),
+            failing: LogThrottle::once_a_minute(),
+            full: LogThrottle::once_a_minute(),
+            kicked: LogThrottle::ten_a_second(),
         }
     }
 
@@ -102,10 +110,10 @@ impl Driver {
         });
         if !tracked {
             tracing::debug!(user = issued.user_id, room = &*issued.seat.room, "a token is not kept in mind");
-            self.full.tell(|count| {
+            self.full.log(|count| {
                 tracing::warn!(
                     count,
-                    most = MOST,
+                    most = self.max_tokens,
                     most_per_user = MOST_PER_USER,
                     remedy = "a shorter LIVEKIT_JWT_TTL_SECONDS lets tokens be forgotten sooner",
                     "too many tokens, in all or of one user: members are refused more, and others are not removed when they leave"
@@ -338,7 +346,7 @@ impl Driver {
     }
 
     fn unclear(&self, error: &OwnError) {
-        self.unclear.tell(|count| {
+        self.unclear.log(|count| {
             let (reason, remedy) = (error.to_string(), error.remedy());
             tracing::warn!(
                 reason,
@@ -388,7 +396,9 @@ impl Driver {
         let outcome = match self.sfu.remove(&room, &identity).await {
             Ok(()) => {
                 // The identity of `/sfu/get` is the user's id and device.
-                tracing::info!(room, "somebody was removed from the LiveKit room: they left the Matrix room");
+                self.kicked.log(|count| {
+                    tracing::info!(room, count, "somebody was removed from the LiveKit room: they left the Matrix room");
+                });
                 tracing::debug!(room, identity, "removed");
                 Outcome::Removed
             }
@@ -403,7 +413,7 @@ impl Driver {
     }
 
     fn failing(&self, error: &SfuError) {
-        self.failing.tell(|count| {
+        self.failing.log(|count| {
             let (reason, remedy) = (error.to_string(), error.remedy());
             tracing::warn!(
                 reason,

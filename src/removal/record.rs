@@ -8,8 +8,8 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::delayed_leave::record::{MAX_BYTES, field};
-use crate::delayed_leave::store::{Changes, Entries, Store, Table};
+use crate::delayed_leave::record::field;
+use crate::delayed_leave::store::{Changes, Entries, MAX_TOKEN_BYTES, Store, Table};
 
 /// A token that was issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl StoredToken<'static> {
     /// # Errors
     /// When it is not one.
     pub fn read(field: &[u8], value: &[u8]) -> Result<Self, Unreadable> {
-        if field.len() > MAX_BYTES || value.len() > MAX_BYTES {
+        if field.len() > MAX_TOKEN_BYTES || value.len() > MAX_TOKEN_BYTES {
             return Err(Unreadable);
         }
         let (room, identity): (String, String) = serde_json::from_slice(field).map_err(|_| Unreadable)?;
@@ -180,7 +180,7 @@ mod tests {
         ] {
             assert_eq!(StoredToken::read(field.as_bytes(), none.as_bytes()), Err(Unreadable), "{none}");
         }
-        let long = " ".repeat(MAX_BYTES) + value;
+        let long = " ".repeat(MAX_TOKEN_BYTES) + value;
         assert_eq!(StoredToken::read(field.as_bytes(), long.as_bytes()), Err(Unreadable));
     }
 

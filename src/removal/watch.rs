@@ -51,6 +51,8 @@ const RETRIED_FOR: u64 = 60_000;
 const BREATH: u64 = 1_000;
 /// Calls looked at in one go.
 const TURNS: usize = 1_000;
+/// Bytes of all texts of a token that is kept in mind.
+const MAX_TEXT: usize = 2 * 1024;
 /// Sweeps of which a call without members takes part in one only: 2 to the power of this.
 const IDLE: u8 = 4;
 
@@ -82,6 +84,12 @@ pub struct Token<'a> {
     pub end: Time,
     /// The homeserver had said, just before, that the user is joined.
     pub checked: bool,
+}
+
+impl Token<'_> {
+    const fn text_bytes(&self) -> usize {
+        self.room_id.len() + self.user_id.len() + self.room.len() + self.identity.len()
+    }
 }
 
 /// What is stored of it beside.
@@ -375,7 +383,7 @@ impl Watch {
         self.seats == 0
     }
 
-    /// A token was issued. `None` where there are too many to keep it in mind.
+    /// A token was issued. `None` where there are too many to keep it in mind, or its texts are longer than Matrix allows.
     #[must_use]
     pub fn issued(&mut self, token: &Token<'_>, now: Time) -> Option<Vec<Output>> {
         let key = Key::new(token.room, token.identity);
@@ -685,7 +693,8 @@ impl Watch {
     fn enter(&mut self, key: &Key, token: &Token<'_>) -> Option<(&mut Seat, bool)> {
         let known = self.calls.get(&key.room).is_some_and(|call| call.find(&key.identity).is_ok());
         let of_user = self.users.get(token.user_id).copied().unwrap_or(0);
-        if !known && (self.seats >= self.config.most || of_user >= self.config.most_per_user) {
+        let is_full = self.seats >= self.config.most || of_user >= self.config.most_per_user;
+        if !known && (is_full || token.text_bytes() > MAX_TEXT) {
             return None;
         }
         let user = self.users.get_key_value(token.user_id).map(|(user, _)| user.clone());

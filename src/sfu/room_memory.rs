@@ -1,5 +1,6 @@
 //! How long a room need not be asked for again (decision T6a): only while LiveKit cannot have closed it by itself. Pure.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
@@ -79,36 +80,45 @@ const ON_THE_WAY: Duration = Duration::from_secs(15);
 /// Holders remembered for one room.
 const HOLDERS: usize = 64;
 
-/// Holders of fresh full-access tokens who were not seen in their rooms yet.
-pub(super) struct Expected(LruCache<Box<str>, Vec<(Box<str>, Instant)>>);
+/// Holders of fresh full-access tokens who were not seen in their rooms yet. Identities may be long and are many, so only
+/// their hashes are kept, with a key of this process.
+pub(super) struct Expected {
+    rooms: LruCache<Box<str>, Vec<(u64, Instant)>>,
+    hasher: RandomState,
+}
 
 impl Expected {
     pub(super) fn new() -> Self {
         let mut rooms = LruCache::unbounded();
         rooms.resize(ROOMS);
-        Self(rooms)
+        Self {
+            rooms,
+            hasher: RandomState::new(),
+        }
     }
 
     /// `identity` got a token for `room`.
     pub(super) fn expect(&mut self, room: &str, identity: &str, now: Instant) {
-        let holders = self.0.get_or_insert_mut(room.into(), Vec::new);
-        holders.retain(|(other, since)| **other != *identity && now < *since + ON_THE_WAY);
+        let identity = self.hasher.hash_one(identity);
+        let holders = self.rooms.get_or_insert_mut(room.into(), Vec::new);
+        holders.retain(|(other, since)| *other != identity && now < *since + ON_THE_WAY);
         if holders.len() == HOLDERS {
             holders.remove(0);
         }
-        holders.push((identity.into(), now));
+        holders.push((identity, now));
     }
 
     /// `identity` is in `room`.
     pub(super) fn arrived(&mut self, room: &str, identity: &str) {
-        if let Some(holders) = self.0.get_mut(room) {
-            holders.retain(|(other, _)| **other != *identity);
+        let identity = self.hasher.hash_one(identity);
+        if let Some(holders) = self.rooms.get_mut(room) {
+            holders.retain(|(other, _)| *other != identity);
         }
     }
 
     /// `room` has ended: whether somebody is still on the way into it.
     pub(super) fn anybody(&mut self, room: &str, now: Instant) -> bool {
-        self.0
+        self.rooms
             .pop(room)
             .is_some_and(|holders| holders.iter().any(|(_, since)| now < *since + ON_THE_WAY))
     }
@@ -201,7 +211,7 @@ mod tests {
         for n in 0..1000 {
             expected.expect("r", &n.to_string(), now);
         }
-        assert_eq!(expected.0.peek("r").map(Vec::len), Some(HOLDERS));
+        assert_eq!(expected.rooms.peek("r").map(Vec::len), Some(HOLDERS));
     }
 
     #[test]

@@ -157,6 +157,7 @@ fn is_an_id(id: &str) {
 }
 
 fn texts(token: &UnverifiedOpenIdToken) -> Vec<&str> {
+    assert!(token.access_token.expose().len() <= 4096);
     vec![token.access_token.expose(), &token.unverified_server_name]
 }
 

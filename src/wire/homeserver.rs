@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{BadRequest, SeatRequest, is_delay_id, nested, object, required, text};
+use super::{BadRequest, MAX_ID, MAX_MEMBER_ID, MAX_URL, SeatRequest, is_delay_id, nested, object, optional, required};
 
 /// A seat that is asked for through a homeserver, in the words of either generation of the proposal: `member_id`, or
 /// `member` with the device in it. Where both are there, `member_id` counts.
@@ -30,16 +30,16 @@ pub struct LegacyMember {
 
 impl HomeserverSeat {
     fn read(body: &Map<String, Value>) -> Result<Self, BadRequest> {
-        let url = required(body, "url", BadRequest::Url)?;
-        let room_id = required(body, "room_id", BadRequest::RoomOrSlot)?;
-        let slot_id = required(body, "slot_id", BadRequest::RoomOrSlot)?;
-        let member_id = text(body, "member_id")?.filter(|id| !id.is_empty());
+        let url = required(body, "url", MAX_URL, BadRequest::Url)?;
+        let room_id = required(body, "room_id", MAX_ID, BadRequest::RoomOrSlot)?;
+        let slot_id = required(body, "slot_id", MAX_ID, BadRequest::RoomOrSlot)?;
+        let member_id = optional(body, "member_id", MAX_MEMBER_ID)?;
         let member = LegacyMember::read(body)?;
         let seat = match (member_id, &member) {
             (Some(member_id), _) => SeatRequest::Homeserver {
                 room_id,
                 slot_id,
-                member_id: member_id.to_owned(),
+                member_id,
             },
             (None, Some(member)) => SeatRequest::Member {
                 room_id,
@@ -60,9 +60,9 @@ impl LegacyMember {
         }
         let member = nested(body, "member", BadRequest::MemberId)?;
         Ok(Some(Self {
-            id: required(member, "id", BadRequest::MemberId)?,
-            claimed_device_id: required(member, "claimed_device_id", BadRequest::MemberId)?,
-            claimed_user_id: text(member, "claimed_user_id")?.filter(|id| !id.is_empty()).map(str::to_owned),
+            id: required(member, "id", MAX_MEMBER_ID, BadRequest::MemberId)?,
+            claimed_device_id: required(member, "claimed_device_id", MAX_ID, BadRequest::MemberId)?,
+            claimed_user_id: optional(member, "claimed_user_id", MAX_ID)?,
         }))
     }
 }
@@ -85,7 +85,8 @@ impl ClientTokenRequest {
         let body = object(body)?;
         Ok(Self {
             wanted: HomeserverSeat::read(&body)?,
-            server_name: text(&body, "server_name")?.filter(|name| !name.is_empty()).map(str::to_owned),
+            // The grammar of server names has a bound, and an answer of its own; so have users' and delayed events' ids below.
+            server_name: optional(&body, "server_name", usize::MAX)?,
         })
     }
 }
@@ -107,7 +108,7 @@ impl FederationTokenRequest {
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let body = object(body)?;
         Ok(Self {
-            unverified_user_id: required(&body, "user_id", BadRequest::UserId)?,
+            unverified_user_id: required(&body, "user_id", usize::MAX, BadRequest::UserId)?,
             wanted: HomeserverSeat::read(&body)?,
         })
     }
@@ -130,7 +131,7 @@ impl ClientDelegationRequest {
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let body = object(body)?;
         let wanted = HomeserverSeat::read(&body)?;
-        let delay_id = required(&body, "delay_id", BadRequest::NoDelayId)?;
+        let delay_id = required(&body, "delay_id", usize::MAX, BadRequest::NoDelayId)?;
         if !is_delay_id(&delay_id) {
             return Err(BadRequest::DelayId);
         }

@@ -398,3 +398,22 @@ fn a_client_server_api_at_a_private_address_is_never_dialled() {
     service.wait_log(&["warn", "LIVEKIT_FEDERATION_ALLOWED_NETWORKS"]);
     assert_eq!(api.http.connections().len(), 0);
 }
+
+/// It would be kept for a day, for each of thousands of homeservers.
+#[test]
+fn a_client_server_api_with_an_address_without_end_is_not_kept() {
+    let world = World::new();
+    let base_url = |bytes: usize| format!("https://localhost:1/{}", "x".repeat(bytes - 20));
+    for (bytes, status) in [(40_000, 400), (2_049, 400), (2_048, 200)] {
+        world
+            .home
+            .answer_client_well_known(Reply::json(200, &json!({"m.homeserver": {"base_url": base_url(bytes)}})));
+        let body = delegate_of(&world.home, "alice", &unique_room(), "syd_1", HOUR);
+        // A failure is believed for a moment.
+        wait_until("the file to be read", SOON, || {
+            let answer = world.service.post(ROUTE, &body);
+            answer.status == status
+        });
+    }
+    world.service.wait_log(&["its address is too long"]);
+}

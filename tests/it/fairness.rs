@@ -42,7 +42,7 @@ impl Stage {
     /// An honest user's request, from an address of its own.
     fn ask(&self, homeserver: &Homeserver) -> Answer {
         let body = bodies::sfu_get_of(homeserver, "alice", &unique_room());
-        self.service.call(&from(Call::json("/sfu/get", &body), [203, 0, 114, 7]))
+        self.service.call(&from(Call::json("/sfu/get", &body), [9, 9, 8, 7]))
     }
 
     /// Asks again and again while `busy` is set; the slowest answer and how many there were. All are 200.
@@ -65,7 +65,7 @@ fn from(call: Call, address: [u8; 4]) -> Call {
 /// A request with a token that its homeserver does not know, from one of 64 clients.
 fn junk(server: &str) -> Call {
     let body = bodies::get_token("!r:x", server, &secrets::token(), "@a:x");
-    from(Call::json("/get_token", &body), [203, 0, 113, (unique() % 64) as u8])
+    from(Call::json("/get_token", &body), [9, 9, 9, (unique() % 64) as u8])
 }
 
 /// Keeps `at_once` requests in the air for `time`.

@@ -1,15 +1,18 @@
 //! The log: one line per event that nobody can forge, in text or JSON, at the level of whose fault it is (decision P12).
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::support::bodies::{self, with};
 use crate::support::client::Call;
 use crate::support::homeserver::Homeserver;
 use crate::support::neighbour::Reply;
-use crate::support::service::Service;
+use crate::support::scene::{SOON, Scene};
+use crate::support::service::{Service, Setup};
 use crate::support::sfu::Fault;
-use crate::support::unique_room;
 use crate::support::world::World;
+use crate::support::{hashes, lateness, secrets, unique_room, wait_until, webhook};
 
 /// What a forger would like to see at the beginning of a line, with what might bring it there.
 const FORGERY: &str = "x\r\nFORGED 2026-01-01T00:00:00Z  INFO root login\nFORGED\u{b}FORGED\u{85}FORGED\u{2028}FORGED\u{1b}[2J\u{1b}[31mred\u{9b}31m\u{7}\u{8}\0\u{202e}end";
@@ -150,7 +153,7 @@ fn the_level_says_whose_fault_it_was() {
     world.service.post("/get_token", &with(&good(), "/room_id", None));
     world.service.post(
         "/get_token",
-        &with(&good(), "/openid_token/access_token", Some(json!(crate::support::secrets::token()))),
+        &with(&good(), "/openid_token/access_token", Some(json!(secrets::token()))),
     );
     world.service.post(
         "/get_token",
@@ -221,6 +224,144 @@ fn a_request_is_found_by_its_id() {
     world.service.wait_log(&[id, &failing.name]);
 }
 
+/// A pipe that nobody reads, filled by strangers at debug level.
+#[test]
+fn a_reader_of_the_log_that_hangs_stops_nothing() {
+    const PEOPLE: usize = 20;
+    let delay = Duration::from_secs(5);
+    let scene = Scene::with(Setup::unread_log);
+    let people: Vec<_> = (0..PEOPLE)
+        .map(|n| {
+            let (user, id) = (format!("user{n}"), format!("syd_{n}"));
+            let body = bodies::delegate_of(&scene.home, &user, &scene.room, &id, 5_000);
+            assert_eq!(scene.service.post("/delegate_delayed_leave", &body).status, 200);
+            let identity = hashes::identity(&scene.home.user(&user), "DEVICE", "member1");
+            let session = scene.sfu.join(&scene.alias, &identity);
+            scene.told(&webhook::joined(&session));
+            (id, session)
+        })
+        .collect();
+    // Some 16 MiB, of which a pipe takes 64 KiB.
+    let began = Instant::now();
+    let long = format!("/{}", "x".repeat(4_000));
+    let calls: Vec<_> = (0..4_000).map(|_| Call::new("GET", &long)).collect();
+    let before = scene.service.rss_kib();
+    for answer in scene.service.flood(&calls, 50) {
+        assert_eq!(answer.status, 404);
+    }
+    let grown = scene.service.rss_kib().saturating_sub(before);
+    let mut slowest = Duration::ZERO;
+    wait_until("three delays to pass", delay * 3 + SOON, || {
+        let asked = Instant::now();
+        assert_eq!(scene.service.get("/healthz").status, 200);
+        slowest = slowest.max(asked.elapsed());
+        began.elapsed() > delay * 3
+    });
+    let late = lateness::since(began);
+    eprintln!("a log that nobody reads: /healthz within {slowest:?} (this machine was late by {late:?}), {grown} KiB more");
+    assert!(slowest < Duration::from_millis(250) + late * 2, "/healthz took {slowest:?}");
+    assert!(grown < 8 * 1024, "{grown} KiB more");
+    for (id, _) in &people {
+        assert_eq!(scene.api.count("send", id), 0, "{id}: somebody who is there was reported gone");
+        let restarts = scene.api.times("restart", id);
+        let gaps = restarts.windows(2).map(|pair| pair[1] - pair[0]);
+        let longest = gaps.chain(restarts.last().map(Instant::elapsed)).max();
+        assert!(longest.is_some_and(|gap| gap < delay), "{id} ran out: {longest:?}");
+    }
+    let (id, session) = &people[7];
+    scene.sfu.leave(&scene.alias, &session.identity);
+    scene.told(&webhook::left(session, "CLIENT_INITIATED"));
+    wait_until("the leave", SOON, || scene.api.count("send", id) == 1);
+    // The reader comes back.
+    scene.service.read_log();
+    wait_until("a line that finds room", SOON, || {
+        assert_eq!(scene.service.get("/after").status, 404);
+        scene.service.log().contains("path=\"/after\"")
+    });
+    let log = scene.service.log();
+    // Short lines found room where long ones did not.
+    let notices = log
+        .lines()
+        .filter_map(|line| line.split_once(" log lines were dropped: the reader of stderr is too slow"));
+    let counts = notices.filter_map(|(before, _)| before.rsplit(' ').next()?.parse::<usize>().ok());
+    let (dropped, kept) = (counts.sum::<usize>(), log.matches("path=\"/xxx").count());
+    assert!(dropped + kept >= 4_000 && kept < 400, "{dropped} dropped, {kept} kept");
+    assert!(log.len() < 2 * 1024 * 1024, "{} bytes were kept", log.len());
+    let whole = |line: &str| line.get(..4).is_some_and(|year| year.bytes().all(|b| b.is_ascii_digit()));
+    assert!(log.lines().all(whole), "half a line");
+}
+
+#[test]
+fn a_reader_of_the_log_that_hangs_does_not_hold_up_the_end() {
+    let world = World::with(Setup::unread_log);
+    let long = format!("/{}", "x".repeat(4_000));
+    let calls: Vec<_> = (0..500).map(|_| Call::new("GET", &long)).collect();
+    world.service.flood(&calls, 50);
+    let began = Instant::now();
+    world.service.signal("TERM");
+    wait_until("the end", SOON, || world.service.exit_status().is_some());
+    assert!(world.service.exit_status().is_some_and(|status| status.success()));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+/// What is logged last is not lost.
+#[test]
+fn everything_is_in_the_log_at_the_end() {
+    let world = World::new();
+    let calls: Vec<_> = (0..500).map(|n| Call::new("GET", &format!("/last-{n}-words"))).collect();
+    world.service.flood(&calls, 50);
+    world.service.signal("TERM");
+    assert!(world.service.wait_exit(SOON).success());
+    let log = world.service.log();
+    for n in 0..500 {
+        assert!(log.contains(&format!("path=\"/last-{n}-words\"")), "{n}");
+    }
+    assert!(log.contains("stopping: requests in flight may finish"));
+}
+
+/// Refusals of strangers are bounded, and do not hide those of homeservers that the operator wrote down.
+#[test]
+fn strangers_do_not_fill_the_log() {
+    let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
+    let mark = world.service.log().len();
+    let began = Instant::now();
+    let junk = |n: usize| {
+        let server = format!("127.9.{}.{}:1", n / 250, n % 250);
+        Call::json("/sfu/get", &bodies::sfu_get("!r:x", &server, &secrets::token()))
+    };
+    let calls: Vec<_> = (0..2_000).map(junk).collect();
+    for answer in world.service.flood(&calls, 200) {
+        assert!([401, 503].contains(&answer.status), "{}", answer.text());
+    }
+    let ours = bodies::sfu_get(&unique_room(), &world.home.name, &secrets::token());
+    let call = Call::json("/sfu/get", &ours).header("X-Request-Id", "one-of-ours");
+    assert_eq!(world.service.call(&call).status, 401);
+    world.service.wait_log_after(mark, &["one-of-ours", "could not be verified"]);
+    let took = began.elapsed();
+    let log = world.service.log();
+    let new = &log[mark..];
+    let lines = new.lines().filter(|line| line.contains("server=\"127.9.")).count();
+    let counts: usize = new
+        .lines()
+        .filter_map(|line| {
+            line.split_once(" more refusals not shown")?
+                .0
+                .rsplit(' ')
+                .next()?
+                .parse::<usize>()
+                .ok()
+        })
+        .sum();
+    eprintln!(
+        "2000 refusals within {took:?}: {lines} lines, {counts} counted, {} bytes",
+        new.len()
+    );
+    // Ten in each second that has begun, and the warning about their addresses.
+    let most = 10 * (took.as_secs() as usize + 2) + 20;
+    assert!((10..=most).contains(&lines), "{lines} lines");
+    assert!(lines + counts <= 2_000 + 20 && counts > 0, "{counts} counted");
+}
+
 /// At the finest level, too, nothing secret: whatever libraries log below us.
 #[test]
 fn even_a_trace_of_everything_holds_no_secret() {
@@ -231,18 +372,15 @@ fn even_a_trace_of_everything_holds_no_secret() {
             assert_eq!(world.service.post(path, &body).status, 200);
             assert_eq!(world.service.post(path, &body).status, 200);
         }
-        world.service.post(
-            "/sfu/get",
-            &bodies::sfu_get(&unique_room(), &homeserver.name, &crate::support::secrets::token()),
-        );
+        world
+            .service
+            .post("/sfu/get", &bodies::sfu_get(&unique_room(), &homeserver.name, &secrets::token()));
     }
     world.home.http.refuse();
     let waiting = world
         .service
         .begin(&Call::json("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &unique_room())));
-    crate::support::wait_until("a failed try", std::time::Duration::from_secs(5), || {
-        world.service.log().contains("efused")
-    });
+    wait_until("a failed try", Duration::from_secs(5), || world.service.log().contains("efused"));
     world.home.http.listen_again();
     assert_eq!(waiting.join().expect("the request").expect("an answer").status, 200);
 }

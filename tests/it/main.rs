@@ -8,6 +8,7 @@
 
 mod appservice;
 mod coalesce;
+mod crowd;
 mod delayed_events;
 mod delegate_delayed_leave;
 mod discovery;
@@ -16,6 +17,7 @@ mod environments;
 mod fairness;
 mod floods;
 mod get_token;
+mod greedy;
 mod healthcheck;
 mod healthz;
 mod hold;

@@ -240,6 +240,42 @@ fn a_redis_that_denies_the_key_is_done_without() {
     scene.wait_removed(&alice, 1);
 }
 
+/// Ids as long as Matrix allows are kept, longer ones are not taken at all.
+#[test]
+fn long_ids_of_strangers_do_not_fill_the_memory() {
+    const TOKENS: usize = 2_000;
+    let scene = Scene::with(|setup| {
+        setup
+            .env("LIVEKIT_REQUIRE_MEMBERSHIP", "false")
+            .env("LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS", "3600")
+    });
+    let calls = |room_bytes: usize| -> Vec<_> {
+        (0..TOKENS)
+            .map(|n| {
+                let room = format!("!{n:x<width$}", width = room_bytes - 1);
+                let user = format!("user{}", n % 10);
+                Call::json("/get_token", &bodies::get_token_of(&scene.away, &user, &room))
+            })
+            .collect()
+    };
+    // Warm: connections and buffers have their size.
+    for answer in scene.service.flood(&calls(255)[..200], 20) {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    let before = scene.service.rss_kib();
+    for answer in scene.service.flood(&calls(60_000), 20) {
+        answer.assert_error(400, "M_BAD_JSON", "The request body has a field that is too long");
+    }
+    let refused = scene.service.rss_kib().saturating_sub(before);
+    for answer in scene.service.flood(&calls(255), 20) {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    let taken = scene.service.rss_kib().saturating_sub(before);
+    eprintln!("{TOKENS} tokens: {refused} KiB more with room ids of 60,000 bytes, {taken} KiB more with such of 255");
+    assert!(refused < 8 * 1024, "{refused} KiB more");
+    assert!(taken < 16 * 1024, "{taken} KiB more");
+}
+
 /// They leave while the service is away, in one case after they had been removed once.
 fn survives(store: impl Fn(Setup) -> Setup) {
     let mut scene = Scene::with(&store);

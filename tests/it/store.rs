@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lk_jwt_service::config::Redis;
 use lk_jwt_service::delayed_leave::record::{StoredJob, Watch, field};
-use lk_jwt_service::delayed_leave::store::{Entry, Queue, Store, StoreError};
+use lk_jwt_service::delayed_leave::store::{Entry, Queue, Store, StoreError, VerifiedHomeservers};
 use lk_jwt_service::dns::Dns;
 use lk_jwt_service::removal::record::{self, StoredToken, Value};
 use lk_jwt_service::secret::Secret;
@@ -480,6 +480,187 @@ fn beside_each_other(store: impl AsyncFn() -> Store) {
         assert_eq!(restored.next().await, Some(token("r", "i", 2)));
         start_empty(opened).await;
     });
+}
+
+#[test]
+fn verified_homeservers_live_in_a_file() {
+    let directory = Directory::new();
+    verified(async || Store::file(&directory.path("state")).await.expect("the file"));
+}
+
+#[test]
+fn verified_homeservers_live_in_redis() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    verified(async || redis(&format!("redis://{}", server.address())));
+    // By other hands: what is no record of ours, what is out of date, and one of a clock that was ahead.
+    for (host, value) in [
+        ("soon.example", "soon"),
+        ("old.example", "1799000000"),
+        ("ahead.example", "1900000000"),
+        (&"x".repeat(300), "1800000000"),
+    ] {
+        server.ask(&["HSET", "lk-jwt:homeservers", host, value]);
+    }
+    on_one_thread(async {
+        let (table, found) = homeservers(&redis(&format!("redis://{}", server.address())), NOW + 4000).await;
+        assert_eq!(found.get("ahead.example"), Some(&(NOW + 4000)));
+        assert!(!found.contains_key("soon.example") && !found.contains_key("old.example"));
+        table.stop(Instant::now() + SOON).await;
+    });
+    for (host, there) in [("soon.example", 0), ("old.example", 0), ("ahead.example", 1), ("x.example", 1)] {
+        assert_eq!(
+            server.ask(&["HEXISTS", "lk-jwt:homeservers", host]),
+            format!(":{there}\r\n"),
+            "{host}"
+        );
+    }
+    assert_eq!(commands(&server), ["hdel", "hexists", "hgetall", "hset", "ping"]);
+}
+
+#[test]
+fn verified_homeservers_are_kept_nowhere_without_a_store() {
+    on_one_thread(async {
+        let (table, found) = homeservers(&Store::memory(), NOW).await;
+        assert_eq!(found, BTreeMap::new());
+        table.remember("x.example", NOW);
+        table.forget("x.example");
+        table.stop(Instant::now()).await;
+    });
+}
+
+/// Seconds since 1970.
+const NOW: u64 = 1_800_000_000;
+
+async fn homeservers(store: &Store, now: u64) -> (VerifiedHomeservers, BTreeMap<String, u64>) {
+    let (table, mut restored) = VerifiedHomeservers::start(store, now);
+    let mut found = BTreeMap::new();
+    while let Some((host, at)) = timeout(SOON, restored.next()).await.expect("homeservers in time") {
+        found.insert(host, at);
+    }
+    (table, found)
+}
+
+/// Lets go of the store.
+async fn end(table: VerifiedHomeservers) {
+    table.stop(Instant::now() + SOON).await;
+}
+
+fn verified(store: impl AsyncFn() -> Store) {
+    const DAY: u64 = 24 * 3600;
+    on_one_thread(async {
+        let (table, found) = homeservers(&store().await, NOW).await;
+        assert_eq!(found, BTreeMap::new());
+        table.remember("x.example", NOW);
+        table.remember("y.example", NOW);
+        table.remember("z.example", NOW);
+        table.remember("x.example", NOW + 3600);
+        table.forget("y.example");
+        table.forget("never.example");
+        table.remember(&"n".repeat(256), NOW);
+        table.remember("", NOW);
+        end(table).await;
+        let left = [("x.example".to_owned(), NOW + 3600), ("z.example".to_owned(), NOW)];
+        let (table, found) = homeservers(&store().await, NOW + 3601).await;
+        assert_eq!(found, BTreeMap::from(left.clone()));
+        end(table).await;
+
+        // A day later the older one is not a homeserver that has verified any more, and its record goes.
+        let (table, found) = homeservers(&store().await, NOW + DAY + 1).await;
+        assert_eq!(found, BTreeMap::from([left[0].clone()]));
+        end(table).await;
+        let (table, found) = homeservers(&store().await, NOW + 3601).await;
+        assert_eq!(found, BTreeMap::from([left[0].clone()]), "it is gone from the store");
+        // While the service runs, too.
+        table.remember("w.example", NOW + 3600 + DAY + 1);
+        end(table).await;
+        let (table, found) = homeservers(&store().await, NOW + 3601 + DAY).await;
+        assert_eq!(found, BTreeMap::from([("w.example".to_owned(), NOW + 3601 + DAY)]));
+        end(table).await;
+
+        // A full table stays as it is until room is made.
+        let (table, _) = homeservers(&store().await, NOW + 3601 + DAY).await;
+        for n in 0..5000 {
+            table.remember(&format!("n{n}.example"), NOW + 3601 + DAY);
+        }
+        table.forget("w.example");
+        table.remember("late.example", NOW + 3601 + DAY);
+        end(table).await;
+        let (table, found) = homeservers(&store().await, NOW + 3601 + DAY).await;
+        assert_eq!(found.len(), 4096);
+        assert!(found.contains_key("late.example") && found.contains_key("n4094.example") && !found.contains_key("n4095.example"));
+        for host in found.keys() {
+            table.forget(host);
+        }
+        table.remember("x.example", NOW + 3600);
+        end(table).await;
+        let (table, found) = homeservers(&store().await, NOW + 3601).await;
+        assert_eq!(found, BTreeMap::from([left[0].clone()]));
+        end(table).await;
+    });
+}
+
+/// A log in memory.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_redis_that_denies_the_hash_of_homeservers_keeps_jobs_all_the_same() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    for (user, refused) in [("narrow", false), ("wrong-type", true)] {
+        let acl = [
+            "ACL",
+            "SETUSER",
+            user,
+            "on",
+            ">password",
+            "-@all",
+            "+ping",
+            "+hset",
+            "+hdel",
+            "+hgetall",
+        ];
+        let keys = if refused { "~lk-jwt:*" } else { "~lk-jwt:jobs" };
+        assert_eq!(server.ask(&[&acl[..], &[keys]].concat()), "+OK\r\n");
+        if refused {
+            server.ask(&["SET", "lk-jwt:homeservers", "something else"]);
+        }
+        let lines = Lines::default();
+        let log = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || log.clone()).with_ansi(false).finish();
+        let logging = tracing::subscriber::set_default(subscriber);
+        on_one_thread(async {
+            let store = redis_as(&format!("redis://{}", server.address()), 0, Some(user), Some("password"));
+            let (table, found) = homeservers(&store, NOW).await;
+            assert_eq!(found, BTreeMap::new(), "the reading ends");
+            table.remember("x.example", NOW);
+            let began = Instant::now();
+            table.stop(began + SOON).await;
+            assert!(began.elapsed() < AT_ONCE, "nothing is tried again");
+            let jobs = start_empty(store).await;
+            assert!(jobs.put_and_tell(&job("r", "i"), None).within(SOON).await);
+            jobs.remove("r", "i", None);
+            assert_eq!(jobs.stop(Instant::now() + SOON).await, 0);
+        });
+        drop(logging);
+        let log = String::from_utf8(lines.0.lock().unwrap().clone()).expect("text");
+        assert_eq!(log.lines().count(), 1, "{log}");
+        assert!(
+            log.contains(" INFO ") && log.contains("verified homeservers are not stored"),
+            "{log}"
+        );
+    }
+    assert_eq!(server.ask(&["GET", "lk-jwt:homeservers"]), "$14\r\nsomething else\r\n");
 }
 
 #[test]

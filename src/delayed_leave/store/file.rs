@@ -20,6 +20,7 @@ type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 const JOBS: Definition = TableDefinition::new("jobs");
 const TOKENS: Definition = TableDefinition::new("tokens");
+const HOMESERVERS: Definition = TableDefinition::new("homeservers");
 /// The file's name where only a directory is given.
 const NAME: &str = "lk-jwt-service.redb";
 /// Pages kept in memory. The whole process has to fit into a small container.
@@ -98,6 +99,7 @@ impl File {
             table: match table {
                 Table::Jobs => JOBS,
                 Table::Tokens => TOKENS,
+                Table::Homeservers => HOMESERVERS,
             },
         }
     }
@@ -190,15 +192,15 @@ fn open(path: &Path) -> Result<Database, FileError> {
         .map(|table| table.name().to_owned())
         .collect();
     let has = |definition: Definition| tables.iter().any(|table| table == definition.name());
-    if has(JOBS) && has(TOKENS) {
+    if has(JOBS) && has(TOKENS) && has(HOMESERVERS) {
         return Ok(database);
     }
     if !tables.is_empty() && !has(JOBS) {
         return Err(FileError::Foreign);
     }
-    // With the tables made, reading never has to ask whether they are there. The first version had only the first one.
+    // With the tables made, reading never has to ask whether they are there. Earlier versions had fewer.
     let transaction = database.begin_write().map_err(failure)?;
-    for definition in [JOBS, TOKENS] {
+    for definition in [JOBS, TOKENS, HOMESERVERS] {
         transaction.open_table(definition).map_err(failure)?;
     }
     transaction.commit().map_err(failure)?;

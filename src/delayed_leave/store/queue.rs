@@ -15,15 +15,18 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::{Change, Entry, Store, StoreError, Table};
+use super::{Change, Entry, MAX_TOKEN_BYTES, Store, StoreError, Table, homeservers};
 use crate::delayed_leave::record::MAX_BYTES;
+use crate::log_throttle::LogThrottle;
 
 /// Changes written at once.
 const BATCH: usize = 1024;
 /// Bytes written at once, or one change of any size.
 const BATCH_BYTES: usize = 256 * 1024;
-/// Removals that wait. One that is not noted leaves a record behind that expires by itself.
-const MAX_REMOVALS: usize = 250_000;
+/// Bytes of removals that wait. One that is not noted leaves a record behind that expires by itself.
+const MAX_REMOVAL_BYTES: usize = 40 * 1024 * 1024;
+/// Counted for each removal besides its field: what it takes in the queue.
+const REMOVAL: usize = 160;
 /// Fields that are remembered as changed until all records are read.
 const MAX_TOUCHED: usize = 1_000_000;
 /// Portions of records that wait to be taken.
@@ -32,6 +35,8 @@ const PORTIONS: usize = 4;
 const WARN_EVERY: Duration = Duration::from_secs(60);
 /// Between two tries while stopping.
 const HURRIED_PAUSE: Duration = Duration::from_millis(200);
+
+static TOO_LARGE: LogThrottle = LogThrottle::once_a_minute();
 
 /// The handle. All clones write to one table.
 #[derive(Clone)]
@@ -70,6 +75,7 @@ struct State {
     /// Where in `waiting` a field's change is.
     places: HashMap<Arc<str>, u64>,
     next_place: u64,
+    /// Bytes of those changes that are removals.
     removals: usize,
     /// Changes that are just being written.
     under_way: usize,
@@ -83,6 +89,11 @@ struct State {
 struct Waiting {
     change: Change,
     waiters: Vec<oneshot::Sender<()>>,
+}
+
+/// The bytes that a change counts for among removals.
+fn removal_bytes(change: &Change) -> usize {
+    if change.value.is_none() { REMOVAL + change.field.len() } else { 0 }
 }
 
 impl Changes {
@@ -154,7 +165,9 @@ impl Changes {
             task.abort();
         }
         let left = shared.lock().unwritten();
-        if left > 0 {
+        if left > 0 && shared.table.is_optional() {
+            tracing::debug!(changes = left, "{}", shared.table.words().left);
+        } else if left > 0 {
             tracing::warn!(changes = left, "{}", shared.table.words().left);
         }
         left
@@ -162,8 +175,9 @@ impl Changes {
 
     fn change(&self, field: String, value: Option<String>, waiter: Option<oneshot::Sender<()>>) {
         let Some(shared) = &self.0 else { return };
-        if field.len() > MAX_BYTES || value.as_ref().is_some_and(|value| value.len() > MAX_BYTES) {
-            tracing::warn!("{}", shared.table.words().too_large);
+        let limit = shared.table.max_bytes();
+        if field.len() > limit || value.as_ref().is_some_and(|value| value.len() > limit) {
+            TOO_LARGE.log(|count| tracing::warn!(count, "{}", shared.table.words().too_large));
             return;
         }
         let touched = shared.hasher.hash_one(field.as_bytes());
@@ -184,6 +198,7 @@ struct Words {
     unwritten: &'static str,
     left: &'static str,
     too_large: &'static str,
+    given_up: &'static str,
 }
 
 impl Table {
@@ -196,6 +211,7 @@ impl Table {
                 unwritten: "jobs cannot be stored; they go on, and are stored when the store is back",
                 left: "the store did not take everything before the end: the next start restores those jobs as they were before",
                 too_large: "a job is too large to be stored: it will not survive a restart of this service",
+                given_up: "jobs are not stored: they will not survive a restart of this service",
             },
             Self::Tokens => Words {
                 read: "the tokens in the store have been read",
@@ -204,15 +220,44 @@ impl Table {
                 unwritten: "tokens cannot be stored; their holders are watched all the same, and they are stored when the store is back",
                 left: "the store did not take all tokens before the end: the next start restores those as they were before",
                 too_large: "a token's record is too large to be stored: after a restart its holder is not watched",
+                given_up: "tokens are not stored: after a restart of this service their holders are not watched",
+            },
+            Self::Homeservers => Words {
+                read: "the verified homeservers in the store have been read",
+                unread: "the verified homeservers in the store cannot be read; trying again",
+                written: "the store takes verified homeservers again",
+                unwritten: "verified homeservers cannot be stored; they are when the store is back",
+                left: "the store did not take all verified homeservers before the end: after the next start those count as strangers at first",
+                too_large: "the name of a verified homeserver is too long to be stored",
+                given_up: "verified homeservers are not stored: after a restart of this service they count as strangers until they verify again",
             },
         }
     }
 
-    /// Whether a store that does not let us is to be asked again and again.
-    const fn is_worth_waiting(self) -> bool {
+    /// Whether the table's records live in memory only, now that the store has refused them with this error. Jobs are worth
+    /// asking for ever.
+    fn gives_up(self, error: &StoreError) -> bool {
         match self {
-            Self::Jobs => true,
-            Self::Tokens => false,
+            Self::Jobs => false,
+            Self::Tokens => error.is_denied(),
+            Self::Homeservers => error.is_final(),
+        }
+    }
+
+    /// Whether operators need not hear of passing trouble: that the store is away is told of the other tables.
+    const fn is_optional(self) -> bool {
+        match self {
+            Self::Jobs | Self::Tokens => false,
+            Self::Homeservers => true,
+        }
+    }
+
+    /// The longest field and the longest value.
+    const fn max_bytes(self) -> usize {
+        match self {
+            Self::Jobs => MAX_BYTES,
+            Self::Tokens => MAX_TOKEN_BYTES,
+            Self::Homeservers => homeservers::MAX_BYTES,
         }
     }
 }
@@ -287,21 +332,22 @@ impl Shared {
 
     /// Whether `error` is for good, so that these records live in memory from now on.
     fn gives_up(&self, error: &StoreError) -> bool {
-        if self.table.is_worth_waiting() || !error.is_denied() {
+        if !self.table.gives_up(error) {
             return false;
         }
         let mut state = self.lock();
-        if !std::mem::replace(&mut state.given_up, true) {
-            let (reason, remedy) = (error.to_string(), error.remedy());
-            tracing::warn!(
-                reason,
-                remedy,
-                "tokens are not stored: after a restart of this service their holders are not watched"
-            );
-        }
-        state.waiting.clear();
-        state.places.clear();
+        let first = !std::mem::replace(&mut state.given_up, true);
+        state.waiting = BTreeMap::new();
+        state.places = HashMap::new();
         (state.removals, state.under_way) = (0, 0);
+        drop(state);
+        if first {
+            let (reason, remedy) = (error.to_string(), error.remedy());
+            match self.table {
+                Table::Jobs | Table::Tokens => tracing::warn!(reason, remedy, "{}", self.table.words().given_up),
+                Table::Homeservers => tracing::info!(reason, remedy, "{}", self.table.words().given_up),
+            }
+        }
         true
     }
 
@@ -331,17 +377,17 @@ impl State {
         match self.places.entry(change.field.clone()) {
             Slot::Occupied(place) => {
                 if let Some(waiting) = self.waiting.get_mut(place.get()) {
-                    self.removals += usize::from(change.value.is_none());
-                    self.removals -= usize::from(waiting.change.value.is_none());
+                    self.removals += removal_bytes(&change);
+                    self.removals -= removal_bytes(&waiting.change);
                     waiting.change.value = change.value;
                     // Those who have stopped waiting must not pile up while the store is away.
                     waiting.waiters.retain(|waiter| !waiter.is_closed());
                     waiting.waiters.extend(waiter);
                 }
             }
-            Slot::Vacant(_) if change.value.is_none() && self.removals >= MAX_REMOVALS => {}
+            Slot::Vacant(_) if change.value.is_none() && self.removals >= MAX_REMOVAL_BYTES => {}
             Slot::Vacant(place) => {
-                self.removals += usize::from(change.value.is_none());
+                self.removals += removal_bytes(&change);
                 place.insert(self.next_place);
                 let waiters = waiter.into_iter().collect();
                 self.waiting.insert(self.next_place, Waiting { change, waiters });
@@ -359,7 +405,7 @@ impl State {
             && let Some((place, waiting)) = self.waiting.pop_first()
         {
             bytes += waiting.change.field.len() + waiting.change.value.as_ref().map_or(0, |value| value.len());
-            self.removals -= usize::from(waiting.change.value.is_none());
+            self.removals -= removal_bytes(&waiting.change);
             self.places.remove(&waiting.change.field);
             batch.push((place, waiting));
         }
@@ -379,7 +425,7 @@ impl State {
                     }
                 }
                 Slot::Vacant(place) => {
-                    self.removals += usize::from(old.change.value.is_none());
+                    self.removals += removal_bytes(&old.change);
                     place.insert(old_place);
                     self.waiting.insert(old_place, old);
                 }
@@ -391,7 +437,7 @@ impl State {
 /// Reads all records, until that has worked once or nobody wants them any more.
 async fn read(store: Arc<Store>, shared: Arc<Shared>, portions: mpsc::Sender<Vec<Entry>>) {
     let words = shared.table.words();
-    let mut trouble = Trouble::default();
+    let mut trouble = Trouble::of(shared.table);
     loop {
         match store.load(&portions).await {
             Ok(()) => return trouble.over(words.read),
@@ -408,7 +454,7 @@ async fn read(store: Arc<Store>, shared: Arc<Shared>, portions: mpsc::Sender<Vec
 /// Writes batch after batch, until it is told to stop and nothing is left.
 async fn write(store: Arc<Store>, shared: Arc<Shared>) {
     let words = shared.table.words();
-    let mut trouble = Trouble::default();
+    let mut trouble = Trouble::of(shared.table);
     loop {
         let (batch, stopping) = {
             let mut state = shared.lock();
@@ -452,14 +498,23 @@ struct Trouble {
     warned: Option<Instant>,
     /// Whether this row was warned about.
     told: bool,
+    /// Nobody is warned.
+    quiet: bool,
 }
 
 impl Trouble {
+    fn of(table: Table) -> Self {
+        Self {
+            quiet: table.is_optional(),
+            ..Self::default()
+        }
+    }
+
     fn warn(&mut self, error: &StoreError, what: &'static str) {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
         let (reason, remedy) = (error.to_string(), error.remedy());
-        if self.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
+        if !self.quiet && self.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
             self.warned = Some(Instant::now());
             self.told = true;
             tracing::warn!(reason, remedy, failures = self.failures, "{what}");

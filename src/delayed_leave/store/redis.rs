@@ -1,4 +1,4 @@
-//! Redis: the hash that the Go service uses and one of our own, spoken to in RESP2 with `PING`, `HSET`, `HDEL` and `HGETALL`.
+//! Redis: the hash that the Go service uses and two of our own, spoken to in RESP2 with `PING`, `HSET`, `HDEL` and `HGETALL`.
 //!
 //! Written here rather than taken from the `redis` crate (1.8), for three things that it does not do: it builds the whole
 //! answer to an `HGETALL` in memory, with lengths as the server says them, where this one hands over portions within a
@@ -29,9 +29,10 @@ use crate::tls::Tls;
 use resp::Connection;
 pub use resp::RedisError;
 
-/// The hash of delegated leaves, which the Go service has too, and that of tokens.
+/// The hash of delegated leaves, which the Go service has too, and those that only this service has.
 const JOBS: &str = "lk-jwt:jobs";
 const TOKENS: &str = "lk-jwt:tokens";
+const HOMESERVERS: &str = "lk-jwt:homeservers";
 /// Time for a connection to stand, for the handshake of TLS, and for the answer to a command or a batch of them.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Time for one of several addresses of a name.
@@ -81,6 +82,7 @@ impl Redis {
             hash: match table {
                 Table::Jobs => JOBS,
                 Table::Tokens => TOKENS,
+                Table::Homeservers => HOMESERVERS,
             },
             tls: self.tls.clone(),
             dns: self.dns.clone(),

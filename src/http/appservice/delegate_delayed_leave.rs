@@ -15,6 +15,7 @@ use super::super::error::{ApiError, Route};
 use super::super::refused::log;
 use super::super::request::json_reply;
 use super::{Appservice, USER, heard};
+use crate::admission::Class;
 use crate::wire::ClientDelegationRequest;
 
 pub(super) async fn post(
@@ -26,7 +27,7 @@ pub(super) async fn post(
     match appservice.service.delegate(&user, request, received.at).await {
         Ok(()) => json_reply(&json!({})),
         Err(refusal) => {
-            log(&refusal, "", received.id());
+            log(&refusal, "", Class::Listed, received.id());
             Err(ApiError::of(&refusal, Route::Delegation))
         }
     }

@@ -24,7 +24,7 @@ pub(super) async fn post(
     match appservice.service.federation_token(&origin, &request, received.at).await {
         Ok(jwt) => json_reply(&TokenReply { url: None, jwt }),
         Err(refusal) => {
-            log(&refusal, &origin, received.id());
+            log(&refusal, &origin, app.exchange.homeservers.class(&origin), received.id());
             Err(ApiError::of(&refusal, Route::Delegation))
         }
     }

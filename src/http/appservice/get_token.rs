@@ -13,6 +13,7 @@ use super::super::error::{ApiError, Route};
 use super::super::refused::log;
 use super::super::request::json_reply;
 use super::{Appservice, USER, heard};
+use crate::admission::Class;
 use crate::wire::{ClientTokenRequest, TokenReply};
 
 pub(super) async fn post(
@@ -27,7 +28,8 @@ pub(super) async fn post(
             jwt,
         }),
         Err(refusal) => {
-            log(&refusal, request.server_name.as_deref().unwrap_or_default(), received.id());
+            let server = request.server_name.as_deref().unwrap_or_default();
+            log(&refusal, server, Class::Listed, received.id());
             Err(ApiError::of(&refusal, Route::Delegation))
         }
     }

@@ -560,6 +560,33 @@ fn an_sfu_that_never_says_anything_does_not_keep_seats_for_ever() {
 }
 
 #[test]
+fn texts_longer_than_matrix_allows_are_not_kept_in_mind() {
+    let mut watch = watch();
+    let long = "x".repeat(64 * 1024);
+    let good = token("@a:own.example", "a", 0, true);
+    let bad = [
+        Token { room_id: &long, ..good },
+        Token { user_id: &long, ..good },
+        Token { room: &long, ..good },
+        Token { identity: &long, ..good },
+    ];
+    for bad in bad {
+        assert!(watch.issued(&bad, at(1)).is_none());
+        watch.restore(&bad, Past::default(), at(1));
+    }
+    assert!(watch.is_empty() && watch.calls.is_empty() && watch.users.is_empty());
+    let [room_id, user_id, identity] = [255, 255, 511].map(|bytes| "x".repeat(bytes));
+    let longest = Token {
+        room_id: &room_id,
+        user_id: &user_id,
+        identity: &identity,
+        ..good
+    };
+    issue(&mut watch, &longest, 1);
+    assert_eq!(watch.len(), 1);
+}
+
+#[test]
 fn too_many_are_not_kept_in_mind() {
     let mut watch = bounded(5, 3);
     for n in 0..3 {

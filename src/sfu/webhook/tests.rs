@@ -162,6 +162,8 @@ fn a_token_proves_only_what_it_says() {
         (with("nbf", json!(THEN + 61)), Unverified::Early),
         (with("sha256", json!(null)), Unverified::NotWebhook),
         (with("sha256", json!("?")), Unverified::NotWebhook),
+        // Of another length it is the hash of no body.
+        (with("sha256", json!("AAAA")), Unverified::NotWebhook),
     ] {
         assert_eq!(verify(&token), Err(error), "{token}");
         assert!(!error.remedy().is_empty());
@@ -181,8 +183,6 @@ fn a_token_proves_only_what_it_says() {
         claims.body_matches(b"{}").unwrap();
         assert_eq!(claims.body_matches(b"").unwrap_err(), Unverified::Body);
     }
-    let short = Claims::verify(&with("sha256", json!("AAAA")), &devkey(), THEN).unwrap();
-    assert_eq!(short.body_matches(b"{}").unwrap_err(), Unverified::Body);
     assert_eq!(
         Claims::verify(&with("iat", json!(null)), &devkey(), THEN)
             .unwrap()

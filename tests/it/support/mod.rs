@@ -11,12 +11,14 @@
 //! - [`client`]: an HTTP/1.1 client that shows every byte
 //! - [`synapse`], [`livekit`]: the real ones, and real clients; [`process`]: the processes that they run in
 //! - [`world`]: the arrangement of all of them that most tests need; [`scene`]: the one for delegated leaves
+//! - [`cgroup`]: a memory limit of the test's own
 //! - [`lateness`]: how much later than it should everything happens on this machine
 //! - [`bodies`]: request bodies; [`hashes`] and [`jwt`]: an independent look at answers; [`ca`]: certificates;
 //!   [`secrets`]: what must never be seen
 
 pub(crate) mod bodies;
 pub(crate) mod ca;
+pub(crate) mod cgroup;
 pub(crate) mod client;
 pub(crate) mod client_api;
 pub(crate) mod dns;

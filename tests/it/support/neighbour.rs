@@ -28,6 +28,8 @@ pub(crate) enum Reply {
     Stall(Vec<u8>),
     /// A 200 with a chunked body of this many spaces, as fast as it is taken.
     Flood(usize),
+    /// The first bytes once, then the others again and again, as fast as they are taken.
+    Endless(Vec<u8>, Vec<u8>),
     /// The connection is closed without an answer.
     Close,
     /// The connection stays open, silent.
@@ -351,6 +353,13 @@ async fn talk(state: &State, connection: &Arc<Connection>, mut stream: impl Asyn
                 }
                 let _ = stream.write_all(b"0\r\n\r\n").await;
                 let _ = stream.flush().await;
+            }
+            Reply::Endless(first, again) => {
+                if stream.write_all(&first).await.is_err() {
+                    return;
+                }
+                while stream.write_all(&again).await.is_ok() {}
+                return;
             }
             Reply::Close => return,
             Reply::Hang => return silence(stream).await,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ pub(crate) struct Setup {
     address: SocketAddr,
     secrets: Vec<String>,
     wrapper: Vec<String>,
+    unread_log: bool,
 }
 
 impl Setup {
@@ -66,6 +68,7 @@ impl Setup {
             address,
             secrets: Vec::new(),
             wrapper: Vec::new(),
+            unread_log: false,
         };
         setup
             .env("LIVEKIT_JWT_BIND", &address.to_string())
@@ -112,6 +115,12 @@ impl Setup {
         self
     }
 
+    /// Nobody reads its log before [`Service::read_log`].
+    pub(crate) fn unread_log(mut self) -> Self {
+        self.unread_log = true;
+        self
+    }
+
     /// Starts it and waits until it is healthy.
     #[track_caller]
     pub(crate) fn start(self) -> Service {
@@ -135,8 +144,9 @@ impl Setup {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start {}: {e}", words[0]));
-        let stdout = Capture::of(child.stdout.take().expect("piped"));
-        let stderr = Capture::of(child.stderr.take().expect("piped"));
+        let stdout = Capture::of(child.stdout.take().expect("piped"), None);
+        let (reads, read) = std::sync::mpsc::channel();
+        let stderr = Capture::of(child.stderr.take().expect("piped"), Some(read).filter(|_| self.unread_log));
         Service {
             pid: child.id(),
             child: Mutex::new(child),
@@ -144,6 +154,7 @@ impl Setup {
             stdout,
             stderr,
             secrets: self.secrets,
+            unread: Mutex::new(Some(reads).filter(|_| self.unread_log)),
         }
     }
 }
@@ -171,6 +182,8 @@ pub(crate) struct Service {
     stdout: Capture,
     stderr: Capture,
     secrets: Vec<String>,
+    /// Dropped when the log is to be read.
+    unread: Mutex<Option<Sender<()>>>,
 }
 
 impl Service {
@@ -248,9 +261,29 @@ impl Service {
         })
     }
 
-    /// Everything on stderr so far.
+    /// From now on its log is read.
+    pub(crate) fn read_log(&self) {
+        drop(self.unread.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+    }
+
+    /// Everything on stderr so far. What was logged before an answer is in it when that has arrived: the thread that writes the
+    /// log is waited for, a second at most.
     pub(crate) fn log(&self) -> String {
+        let end = Instant::now() + Duration::from_secs(1);
+        while self.is_logging() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.stderr.text()
+    }
+
+    fn is_logging(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid))
+            .into_iter()
+            .flatten()
+            .flatten();
+        tasks
+            .filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok())
+            .any(|stat| stat.contains("(log)") && !stat.contains("(log) S"))
     }
 
     pub(crate) fn stdout(&self) -> String {
@@ -335,6 +368,7 @@ impl Drop for Service {
         let child = self.child.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _ = child.kill();
         let _ = child.wait();
+        self.read_log();
         self.stdout.wait_end();
         self.stderr.wait_end();
         if std::thread::panicking() {
@@ -367,10 +401,12 @@ struct Capture {
 }
 
 impl Capture {
-    fn of(mut pipe: impl Read + Send + 'static) -> Self {
+    /// Reads at once, or when the other end of `until` was dropped.
+    fn of(mut pipe: impl Read + Send + 'static, until: Option<Receiver<()>>) -> Self {
         let text = Arc::new(Mutex::new(Vec::new()));
         let into = text.clone();
         let reader = std::thread::spawn(move || {
+            let _ = until.map(|until| until.recv());
             let mut chunk = [0; 16 * 1024];
             while let Ok(n) = pipe.read(&mut chunk) {
                 if n == 0 {

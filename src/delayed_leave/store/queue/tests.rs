@@ -21,7 +21,7 @@ fn the_latest_change_of_a_field_takes_the_place_of_the_first() {
     for (field, value) in [("a", Some("1")), ("b", Some("1")), ("a", Some("2")), ("c", None), ("b", None)] {
         state.push(change(field, value), 0, None);
     }
-    assert_eq!((state.unwritten(), state.removals), (3, 2));
+    assert_eq!((state.unwritten(), state.removals), (3, 2 * (REMOVAL + 1)));
     let batch = state.take();
     assert_eq!(fields(&batch), [("a", Some("2")), ("b", None), ("c", None)]);
     assert_eq!((state.unwritten(), state.removals), (3, 0));
@@ -29,7 +29,7 @@ fn the_latest_change_of_a_field_takes_the_place_of_the_first() {
     state.push(change("b", Some("3")), 0, None);
     state.push(change("d", Some("1")), 0, None);
     state.give_back(batch);
-    assert_eq!((state.unwritten(), state.removals), (4, 1));
+    assert_eq!((state.unwritten(), state.removals), (4, REMOVAL + 1));
     assert_eq!(
         fields(&state.take()),
         [("a", Some("2")), ("c", None), ("b", Some("3")), ("d", Some("1"))]
@@ -66,13 +66,19 @@ fn nothing_grows_without_bound_while_the_store_is_away() {
     }
     assert_eq!(state.waiting.values().next().unwrap().waiters.len(), 1);
     assert_eq!(state.touched.as_ref().unwrap().len(), 7);
-    for n in 0..MAX_REMOVALS + 10 {
-        state.push(change(&n.to_string(), None), 0, None);
+    let (long, bytes) = ("x".repeat(1000), REMOVAL + 1000 + 6);
+    let most = MAX_REMOVAL_BYTES.div_ceil(bytes);
+    for n in 0..most + 10 {
+        state.push(change(&format!("{long}{n:06}"), None), 0, None);
     }
-    assert_eq!((state.removals, state.waiting.len()), (MAX_REMOVALS, MAX_REMOVALS + 1));
+    assert_eq!((state.removals, state.waiting.len()), (most * bytes, most + 1));
     // A removal of what waits to be written is no new one.
     state.push(change("a", None), 0, None);
-    assert_eq!(state.waiting.len(), MAX_REMOVALS + 1);
+    assert_eq!(state.waiting.len(), most + 1);
+    state.push(change("a", Some("x")), 0, None);
+    assert_eq!(state.removals, most * bytes);
+    while !state.take().is_empty() {}
+    assert_eq!(state.removals, 0);
 }
 
 #[test]

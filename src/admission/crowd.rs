@@ -1,0 +1,138 @@
+//! Which connections give way where there are too many, and which bodies. Pure.
+//!
+//! Paid for is what has come. Whoever is silent goes before whoever is slow, and nobody goes whose request is complete.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+/// A connection that was silent for so long is nobody who is just about to send.
+const SILENT: Duration = Duration::from_millis(250);
+/// A body that has been coming for so long shows how fast it comes.
+const SLOW: Duration = Duration::from_secs(1);
+/// A rate says little in the first moment.
+const RATE_OVER_MS: u64 = 250;
+
+/// What is going on on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing has come: since it was opened, or since the last answer.
+    Silent,
+    /// The head of a request is on its way.
+    Head,
+    /// The body is.
+    Body,
+    /// The request is complete and will be answered.
+    Complete,
+}
+
+/// How a connection looks at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// What is going on.
+    pub phase: Phase,
+    /// For how long.
+    pub age: Duration,
+    /// How many bytes came in that time.
+    pub bytes: u64,
+}
+
+impl Look {
+    /// Bytes a second.
+    fn rate(self) -> u64 {
+        let millis = u64::try_from(self.age.as_millis()).unwrap_or(u64::MAX).max(RATE_OVER_MS);
+        self.bytes.saturating_mul(1000) / millis
+    }
+
+    /// The lower, the sooner this one gives way; `None` never does.
+    fn rank(self) -> Option<(u8, u64, Reverse<Duration>)> {
+        let young = self.age < SILENT;
+        match (self.phase, young) {
+            (Phase::Silent, false) => Some((0, 0, Reverse(self.age))),
+            (Phase::Head | Phase::Body, false) => Some((1, self.rate(), Reverse(self.age))),
+            (Phase::Silent, true) => Some((2, 0, Reverse(self.age))),
+            (Phase::Head | Phase::Body, true) => Some((3, self.rate(), Reverse(self.age))),
+            (Phase::Complete, _) => None,
+        }
+    }
+}
+
+/// Which `wanted` of these connections give way; fewer where the others' requests are complete.
+pub fn give_way<K: Copy>(crowd: impl Iterator<Item = (K, Look)>, wanted: usize) -> Vec<K> {
+    let mut ranked: Vec<_> = crowd.filter_map(|(key, look)| Some((look.rank()?, key))).collect();
+    if wanted == 0 || ranked.is_empty() {
+        return Vec::new();
+    }
+    let last = wanted.min(ranked.len()) - 1;
+    ranked.select_nth_unstable_by_key(last, |(rank, _)| *rank);
+    ranked.truncate(last + 1);
+    ranked.into_iter().map(|(_, key)| key).collect()
+}
+
+/// Which of these gives up what it holds, where that kind of memory has run out: the slowest of those that have been coming
+/// for a while.
+pub fn slowest<K: Copy>(crowd: impl Iterator<Item = (K, Look)>) -> Option<K> {
+    crowd
+        .filter(|(_, look)| matches!(look.phase, Phase::Head | Phase::Body) && look.age >= SLOW)
+        .min_by_key(|(_, look)| look.rate())
+        .map(|(key, _)| key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(phase: Phase, millis: u64, bytes: u64) -> Look {
+        Look {
+            phase,
+            age: Duration::from_millis(millis),
+            bytes,
+        }
+    }
+
+    /// Who goes, one after the other.
+    fn order(crowd: &[Look]) -> Vec<usize> {
+        (1..=crowd.len())
+            .map(|wanted| give_way(crowd.iter().copied().enumerate(), wanted))
+            .scan(Vec::new(), |gone: &mut Vec<usize>, now| {
+                let next = now.iter().copied().find(|key| !gone.contains(key));
+                gone.extend(next);
+                next
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_silent_go_first_and_then_the_slow() {
+        let crowd = [
+            look(Phase::Complete, 60_000, 0),
+            look(Phase::Head, 10, 500),
+            look(Phase::Body, 3_000, 30_000),
+            look(Phase::Silent, 100, 0),
+            look(Phase::Head, 3_000, 80),
+            look(Phase::Silent, 300, 0),
+            look(Phase::Body, 300, 63_000),
+            look(Phase::Silent, 9_000, 0),
+        ];
+        assert_eq!(order(&crowd), [7, 5, 4, 2, 6, 3, 1]);
+    }
+
+    #[test]
+    fn nobody_goes_whose_request_is_complete() {
+        let crowd = [look(Phase::Complete, 60_000, 0); 5];
+        assert_eq!(order(&crowd), [0; 0]);
+        assert_eq!(give_way(crowd.iter().copied().enumerate(), 0), [0; 0]);
+    }
+
+    #[test]
+    fn of_bodies_the_slowest_goes_and_no_young_one() {
+        let crowd = [
+            look(Phase::Body, 900, 1),
+            look(Phase::Body, 2_000, 64_000),
+            look(Phase::Body, 8_000, 63_000),
+            look(Phase::Silent, 90_000, 0),
+            look(Phase::Complete, 90_000, 1),
+        ];
+        assert_eq!(slowest(crowd.iter().copied().enumerate()), Some(2));
+        assert_eq!(slowest(crowd[..1].iter().copied().enumerate()), None);
+    }
+}

@@ -1,0 +1,536 @@
+//! The connections of clients: what each holds, and who gives way where something runs out (decisions P14, H7). Which one
+//! that is, `admission::crowd` decides.
+//!
+//! Everything here counts what has come, never what was announced or opened: announcing costs a client nothing.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+use crate::admission::crowd::{Look, Phase, give_way, slowest};
+use crate::limits::Limits;
+use crate::log_throttle::LogThrottle;
+
+/// Longest head of a request.
+pub const MAX_HEAD: usize = 16 * 1024;
+/// What a head may have besides the pot: longer than an honest one.
+const OWN_HEAD: usize = 4 * 1024;
+/// A head is held so many times at most: as it came, and in the buffer of the HTTP library, which doubles.
+const HEAD_COPIES: usize = 3;
+/// An answer that a client does not take in this time is lost; all of them fit into the kernel's buffer.
+const STUCK: Duration = Duration::from_secs(10);
+
+/// Whose memory a body takes, so that strangers' bodies never keep out those of somebody who has proved themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pot {
+    /// Anybody's.
+    Strangers,
+    /// The SFU's and our homeserver's: they are proved before the body is read.
+    Proven,
+}
+
+/// Whether there were bytes left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// They are yours.
+    Yes,
+    /// Not yet; everybody else is too young to be judged.
+    NotYet,
+    /// You are the slowest.
+    GiveWay,
+}
+
+/// All of them.
+pub struct Connections {
+    most: usize,
+    began: Instant,
+    open: Mutex<Registry>,
+    pots: [PotState; 2],
+    told: LogThrottle,
+}
+
+#[derive(Default)]
+struct Registry {
+    by_id: HashMap<u64, Arc<Connection>>,
+    next: u64,
+    stopping: bool,
+}
+
+struct PotState {
+    most: usize,
+    held: AtomicUsize,
+}
+
+const GO_ON: u8 = 0;
+const ANSWER_BUSY: u8 = 1;
+const CLOSE: u8 = 2;
+
+/// One connection, as seen by all who may ask it to give way.
+pub struct Connection {
+    all: Arc<Connections>,
+    id: u64,
+    peer: IpAddr,
+    phase: AtomicU8,
+    since: AtomicU64,
+    bytes: AtomicU64,
+    held: [AtomicUsize; 2],
+    had_large_head: AtomicBool,
+    /// No HTTP state yet.
+    opening: AtomicBool,
+    order: AtomicU8,
+    waker: Mutex<Option<Waker>>,
+}
+
+/// Keeps a connection among the open ones until it is dropped.
+pub struct Opened(Arc<Connection>);
+
+impl Connections {
+    /// Within `limits`.
+    #[must_use]
+    pub fn new(limits: &Limits) -> Arc<Self> {
+        let pot = || PotState {
+            most: limits.body_bytes,
+            held: AtomicUsize::new(0),
+        };
+        Arc::new(Self {
+            most: limits.connections,
+            began: Instant::now(),
+            open: Mutex::default(),
+            pots: [pot(), pot()],
+            told: LogThrottle::once_a_minute(),
+        })
+    }
+
+    /// A connection was accepted. Where there are too many, others give way at once; `None` only when nearly all wait for
+    /// their answers.
+    pub fn open(self: &Arc<Self>, peer: IpAddr) -> Option<Opened> {
+        let mut open = self.lock();
+        if open.by_id.len() >= self.most {
+            // A few at a time, so that a flood costs one look at everybody per batch.
+            let now = self.now();
+            let crowd = open.by_id.values().map(|connection| (connection.id, connection.look(now)));
+            for id in give_way(crowd, (self.most / 64).max(1)) {
+                if let Some(connection) = open.by_id.remove(&id) {
+                    connection.tell(CLOSE);
+                }
+            }
+            self.crowded("connections");
+        }
+        if open.by_id.len() >= self.most + self.most / 4 {
+            return None;
+        }
+        let id = open.next;
+        open.next += 1;
+        let connection = Arc::new(Connection {
+            all: self.clone(),
+            id,
+            peer,
+            phase: AtomicU8::new(Phase::Silent as u8),
+            since: AtomicU64::new(self.now()),
+            bytes: AtomicU64::new(0),
+            held: Default::default(),
+            had_large_head: AtomicBool::new(false),
+            opening: AtomicBool::new(true),
+            order: AtomicU8::new(if open.stopping { CLOSE } else { GO_ON }),
+            waker: Mutex::new(None),
+        });
+        open.by_id.insert(id, connection.clone());
+        Some(Opened(connection))
+    }
+
+    /// Closes those on which no request has come: they are nobody's, and must not hold up the end.
+    pub fn stop(&self) {
+        let mut open = self.lock();
+        open.stopping = true;
+        for connection in open.by_id.values().filter(|connection| connection.opening.load(Relaxed)) {
+            connection.tell(CLOSE);
+        }
+    }
+
+    /// One line a minute, whatever it is that has run out.
+    pub fn crowded(&self, what: &str) {
+        self.told.log(|count| {
+            let remedy = "a flood of requests? limit them in the proxy; where many people call, allow more memory and open files (LimitNOFILE, ulimit -n)";
+            tracing::warn!(what, count, remedy, "too much at once: the slowest and the oldest are turned away");
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.all.lock().by_id.remove(&self.0.id);
+        for pot in [Pot::Strangers, Pot::Proven] {
+            self.0.give_back(pot, usize::MAX);
+        }
+    }
+}
+
+impl Opened {
+    /// The connection.
+    #[must_use]
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.0
+    }
+}
+
+impl Connection {
+    /// The other end of it: a client, or a proxy.
+    #[must_use]
+    pub const fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
+    /// Bytes came in. False when this connection must end: its head is large, and there is no memory for it.
+    fn came(&self, count: usize) -> bool {
+        let count = count as u64;
+        if self.phase() == Phase::Silent {
+            self.enter(Phase::Head, count);
+        } else {
+            self.bytes.fetch_add(count, Relaxed);
+        }
+        if self.phase() != Phase::Head {
+            return true;
+        }
+        let bytes = self.bytes.load(Relaxed);
+        let beyond = bytes.saturating_sub(OWN_HEAD as u64).min(count);
+        if beyond == 0 {
+            return true;
+        }
+        self.had_large_head.store(true, Relaxed);
+        let beyond = usize::try_from(beyond).unwrap_or(usize::MAX).saturating_mul(HEAD_COPIES);
+        self.take(Pot::Strangers, beyond) == Taken::Yes
+    }
+
+    /// A head is complete.
+    pub fn request_begins(&self, has_body: bool) {
+        let _ = self.order.compare_exchange(ANSWER_BUSY, GO_ON, Relaxed, Relaxed);
+        self.enter(if has_body { Phase::Body } else { Phase::Complete }, 0);
+    }
+
+    /// The whole request is here.
+    pub fn request_is_complete(&self) {
+        self.enter(Phase::Complete, 0);
+    }
+
+    /// There is an answer. Whether it is taken is the client's business.
+    pub fn request_is_over(&self) {
+        self.enter(Phase::Silent, 0);
+    }
+
+    /// Its buffers have grown for a large head: the connection ends with the answer, and they with it.
+    #[must_use]
+    pub fn had_large_head(&self) -> bool {
+        self.had_large_head.load(Relaxed)
+    }
+
+    /// Takes `bytes` of a pot. Where it is empty, whoever has been slowest for a while gives up what it holds.
+    pub fn take(&self, pot: Pot, bytes: usize) -> Taken {
+        let state = &self.all.pots[pot as usize];
+        loop {
+            let taken = state
+                .held
+                .fetch_update(Relaxed, Relaxed, |held| held.checked_add(bytes).filter(|held| *held <= state.most));
+            if taken.is_ok() {
+                self.held[pot as usize].fetch_add(bytes, Relaxed);
+                return Taken::Yes;
+            }
+            let slowest = {
+                let (open, now) = (self.all.lock(), self.all.now());
+                let holding = open.by_id.values().filter(|other| other.held[pot as usize].load(Relaxed) > 0);
+                slowest(holding.map(|other| (other, other.look(now)))).cloned()
+            };
+            let Some(slowest) = slowest else { return Taken::NotYet };
+            self.all.crowded("request bodies");
+            slowest.give_back(pot, usize::MAX);
+            if slowest.id == self.id {
+                return Taken::GiveWay;
+            }
+            slowest.tell(if slowest.phase() == Phase::Body { ANSWER_BUSY } else { CLOSE });
+        }
+    }
+
+    /// Gives back `bytes`, or what is left of them.
+    pub fn give_back(&self, pot: Pot, bytes: usize) {
+        let held = &self.held[pot as usize];
+        let before = held.fetch_update(Relaxed, Relaxed, |held| Some(held.saturating_sub(bytes)));
+        let freed = before.unwrap_or_else(|held| held).min(bytes);
+        self.all.pots[pot as usize].held.fetch_sub(freed, Relaxed);
+    }
+
+    /// The request lost its place.
+    pub fn answer_busy(&self) {
+        self.tell(ANSWER_BUSY);
+    }
+
+    /// One line a minute about what has run out.
+    pub fn crowded(&self, what: &str) {
+        self.all.crowded(what);
+    }
+
+    /// Ends when this request must be answered as busy. Both this and the next are for the task of the connection.
+    pub async fn told_to_answer_busy(&self) {
+        poll_fn(|cx| self.poll_order(cx, ANSWER_BUSY)).await;
+    }
+
+    /// Ends when this connection must be closed.
+    pub async fn told_to_close(&self) {
+        poll_fn(|cx| self.poll_order(cx, CLOSE)).await;
+    }
+
+    fn poll_order(&self, cx: &Context<'_>, order: u8) -> Poll<()> {
+        if self.order.load(Relaxed) >= order {
+            return Poll::Ready(());
+        }
+        let mut waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        drop(waker);
+        // Told in between.
+        if self.order.load(Relaxed) >= order {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    fn tell(&self, order: u8) {
+        self.order.fetch_max(order, Relaxed);
+        let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn enter(&self, phase: Phase, bytes: u64) {
+        self.phase.store(phase as u8, Relaxed);
+        self.since.store(self.all.now(), Relaxed);
+        self.bytes.store(bytes, Relaxed);
+    }
+
+    fn phase(&self) -> Phase {
+        let phase = self.phase.load(Relaxed);
+        let all = [Phase::Silent, Phase::Head, Phase::Body];
+        all.into_iter().find(|one| *one as u8 == phase).unwrap_or(Phase::Complete)
+    }
+
+    fn look(&self, now: u64) -> Look {
+        Look {
+            phase: self.phase(),
+            age: Duration::from_millis(now.saturating_sub(self.since.load(Relaxed))),
+            bytes: self.bytes.load(Relaxed),
+        }
+    }
+}
+
+/// The first head on a new connection, whole, and what came with it. Nothing but these bytes is held until then. `None` when
+/// the client left, or held more than there is memory for.
+pub async fn first_head(stream: &TcpStream, connection: &Connection) -> Option<Vec<u8>> {
+    let mut head = Vec::new();
+    loop {
+        stream.readable().await.ok()?;
+        match read_into(&mut head, stream) {
+            // What there is, the HTTP library judges.
+            Ok(0) if head.is_empty() => return None,
+            Ok(0) => break,
+            Ok(count) => {
+                if !connection.came(count) {
+                    return None;
+                }
+                if is_whole(&head, count) {
+                    break;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return None,
+        }
+    }
+    connection.opening.store(false, Relaxed);
+    Some(head)
+}
+
+fn read_into(head: &mut Vec<u8>, stream: &TcpStream) -> io::Result<usize> {
+    let mut chunk = [0; 4096];
+    let count = stream.try_read(&mut chunk)?;
+    if head.capacity() - head.len() < count {
+        head.reserve_exact(count.max(256));
+    }
+    head.extend_from_slice(&chunk[..count]);
+    Ok(count)
+}
+
+/// Whether the HTTP library has something to say to this, `count` bytes of which are new.
+fn is_whole(head: &[u8], count: usize) -> bool {
+    let new = &head[head.len().saturating_sub(count + 3)..];
+    let ends = new.windows(2).any(|end| end == b"\n\n") || new.windows(3).any(|end| end == b"\n\r\n");
+    let odd = head.first().is_some_and(|first| !first.is_ascii_alphabetic());
+    ends || odd || head.len() >= MAX_HEAD
+}
+
+/// A client's stream with its first head put back, which counts what comes.
+pub struct Counted {
+    stream: TcpStream,
+    first: Vec<u8>,
+    given: usize,
+    connection: Arc<Connection>,
+    stuck: Option<Pin<Box<Sleep>>>,
+}
+
+impl Counted {
+    /// `first` was read already.
+    #[must_use]
+    pub const fn new(stream: TcpStream, first: Vec<u8>, connection: Arc<Connection>) -> Self {
+        Self {
+            stream,
+            first,
+            given: 0,
+            connection,
+            stuck: None,
+        }
+    }
+
+    /// Gives up a client that takes nothing.
+    fn patiently<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stuck = None;
+            return written;
+        }
+        let stuck = self.stuck.get_or_insert_with(|| Box::pin(sleep(STUCK)));
+        ready!(stuck.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() {
+            let rest = &self.first[self.given..];
+            let count = rest.len().min(into.remaining());
+            into.put_slice(&rest[..count]);
+            self.given += count;
+            if self.given == self.first.len() {
+                self.first = Vec::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let before = into.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, into))?;
+        let count = into.filled().len() - before;
+        if count > 0 && !self.connection.came(count) {
+            return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.patiently(cx, written)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.patiently(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Resources;
+
+    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn connections(most: usize, body_bytes: usize) -> Arc<Connections> {
+        let limits = Limits::of(Resources {
+            descriptors: None,
+            memory: None,
+        });
+        Connections::new(&Limits {
+            connections: most,
+            body_bytes,
+            ..limits
+        })
+    }
+
+    #[test]
+    fn a_newcomer_takes_the_place_of_somebody_silent() {
+        let all = connections(16, 0);
+        let mut open: Vec<_> = (0..16).filter_map(|_| all.open(PEER)).collect();
+        open[3].connection().request_begins(false);
+        let newcomer = all.open(PEER);
+        assert!(newcomer.is_some());
+        let told = |opened: &Opened| opened.connection().order.load(Relaxed);
+        assert_eq!(open.iter().filter(|opened| told(opened) == CLOSE).count(), 1);
+        assert_eq!(told(&open[3]), GO_ON);
+        open.clear();
+        drop(newcomer);
+        assert!(all.lock().by_id.is_empty());
+    }
+
+    #[test]
+    fn nobody_gives_way_whose_request_is_complete() {
+        let all = connections(16, 0);
+        let open: Vec<_> = std::iter::from_fn(|| all.open(PEER).inspect(|opened| opened.connection().request_begins(false))).collect();
+        assert_eq!(open.len(), 20);
+    }
+
+    #[test]
+    fn what_is_taken_comes_back() {
+        let all = connections(16, 1000);
+        let (one, other) = (all.open(PEER).unwrap(), all.open(PEER).unwrap());
+        assert_eq!(one.connection().take(Pot::Strangers, 900), Taken::Yes);
+        assert_eq!(other.connection().take(Pot::Proven, 900), Taken::Yes);
+        assert_eq!(other.connection().take(Pot::Strangers, 200), Taken::NotYet);
+        one.connection().give_back(Pot::Strangers, 500);
+        assert_eq!(other.connection().take(Pot::Strangers, 200), Taken::Yes);
+        drop((one, other));
+        assert!(all.pots.iter().all(|pot| pot.held.load(Relaxed) == 0));
+    }
+
+    #[test]
+    fn heads_are_given_on_when_they_are_whole() {
+        for whole in [
+            &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+            b"GET / HTTP/1.1\n\n",
+            b"\x16\x03\x01",
+            &[b'a'; MAX_HEAD],
+        ] {
+            assert!(is_whole(whole, whole.len()));
+            assert!(is_whole(whole, 1), "the last byte alone");
+        }
+        assert!(!is_whole(b"GET / HTTP/1.1\r\nHost: x\r\n", 1));
+        assert!(!is_whole(b"G", 1));
+    }
+}

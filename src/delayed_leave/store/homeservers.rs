@@ -1,0 +1,193 @@
+//! The table of homeservers that have verified a token (decision H7a): kept so that after a restart they are not strangers.
+//!
+//! The field is the homeserver's host, the value the moment in seconds since 1970. Nothing depends on this table: a store that
+//! does not take it is left alone.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use super::queue::{Changes, Entries};
+use super::{Entry, Store, Table};
+
+/// The longest field and the longest value: as long as names in DNS may be.
+pub(super) const MAX_BYTES: usize = 255;
+/// Homeservers that are kept.
+const MAX_HOMESERVERS: usize = 4096;
+/// Records that are read: a table that somebody else has filled is not worth more memory.
+const MAX_RECORDS: usize = 4 * MAX_HOMESERVERS;
+/// Seconds for which a verification counts.
+const LIFE: u64 = 24 * 60 * 60;
+/// Seconds between two looks for those that are out of date.
+const TIDY_EVERY: u64 = 60 * 60;
+
+/// The way to the store. All clones write to one table.
+#[derive(Clone)]
+pub struct VerifiedHomeservers {
+    changes: Changes,
+    kept: Arc<Mutex<Kept>>,
+}
+
+/// The homeservers that were in the store at the start. Dropping it ends the reading.
+pub struct RestoredHomeservers {
+    entries: Entries,
+    table: VerifiedHomeservers,
+    now: u64,
+    records: usize,
+}
+
+/// What the store has, or will have.
+#[derive(Default)]
+struct Kept {
+    homeservers: HashMap<Box<str>, u64>,
+    tidied: u64,
+}
+
+impl VerifiedHomeservers {
+    /// Starts to read and to write the homeservers beside the jobs of `store`; `now` is the time in seconds since 1970.
+    #[must_use]
+    pub fn start(store: &Store, now: u64) -> (Self, RestoredHomeservers) {
+        let (changes, entries) = Changes::start(store.with(Table::Homeservers));
+        let kept = Kept {
+            homeservers: HashMap::new(),
+            tidied: now,
+        };
+        let table = Self {
+            changes,
+            kept: Arc::new(Mutex::new(kept)),
+        };
+        let restored = RestoredHomeservers {
+            entries,
+            table: table.clone(),
+            now,
+            records: 0,
+        };
+        (table, restored)
+    }
+
+    /// Stores that the homeserver on `host` has verified a token at `at`, in seconds since 1970, the present. Where the table
+    /// is full nobody has to go for it: [`Self::forget`] makes room.
+    pub fn remember(&self, host: &str, at: u64) {
+        if !self.changes.are_kept() || !is_host(host) {
+            return;
+        }
+        let mut kept = self.lock();
+        for expired in kept.tidy(at) {
+            self.changes.make(expired.into(), None);
+        }
+        if kept.put(host, at) {
+            self.changes.make(host.to_owned(), Some(at.to_string()));
+        }
+    }
+
+    /// Removes the homeserver on `host`. It need not be there.
+    pub fn forget(&self, host: &str) {
+        if self.lock().homeservers.remove(host).is_some() {
+            self.changes.make(host.to_owned(), None);
+        }
+    }
+
+    /// Writes what is waiting, until `deadline`.
+    pub async fn stop(&self, deadline: Instant) {
+        self.changes.stop(deadline).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RestoredHomeservers {
+    /// The next host and when it has verified a token, in seconds since 1970; none when all were read, which waits for a store
+    /// that is away. A host may come twice. What is out of date or more than is kept is removed from the store.
+    pub async fn next(&mut self) -> Option<(String, u64)> {
+        while self.records < MAX_RECORDS
+            && let Some(Entry { field, value }) = self.entries.next().await
+        {
+            self.records += 1;
+            let Ok(host) = String::from_utf8(field.into()) else { continue };
+            match parse(&host, &value, self.now).filter(|at| self.table.lock().put(&host, *at)) {
+                Some(at) => return Some((host, at)),
+                None if is_host(&host) => self.table.changes.make(host, None),
+                None => {}
+            }
+        }
+        None
+    }
+}
+
+impl Kept {
+    /// Whether there is room for it.
+    fn put(&mut self, host: &str, at: u64) -> bool {
+        if let Some(known) = self.homeservers.get_mut(host) {
+            *known = at.max(*known);
+            return true;
+        }
+        let has_room = self.homeservers.len() < MAX_HOMESERVERS;
+        if has_room {
+            self.homeservers.insert(host.into(), at);
+        }
+        has_room
+    }
+
+    /// Takes out those that are out of date.
+    fn tidy(&mut self, now: u64) -> Vec<Box<str>> {
+        if now.saturating_sub(self.tidied) < TIDY_EVERY {
+            return Vec::new();
+        }
+        self.tidied = now;
+        let expired = self.homeservers.extract_if(|_, at| is_expired(*at, now));
+        expired.map(|(host, _)| host).collect()
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    (1..=MAX_BYTES).contains(&host.len())
+}
+
+const fn is_expired(at: u64, now: u64) -> bool {
+    now.saturating_sub(at) > LIFE
+}
+
+/// The moment in a record that counts. A wall clock that was set back must not make anybody known for longer.
+fn parse(host: &str, value: &[u8], now: u64) -> Option<u64> {
+    let at: u64 = std::str::from_utf8(value).ok()?.parse().ok()?;
+    (is_host(host) && !is_expired(at, now)).then_some(at.min(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_out_of_date_or_no_record_does_not_count() {
+        let now = 1_800_000_000;
+        for (host, value, expected) in [
+            ("x.org", "1799999999", Some(now - 1)),
+            ("x.org", "1799913600", Some(now - LIFE)),
+            ("x.org", "1799913599", None),
+            ("x.org", "1900000000", Some(now)),
+            ("x.org", "", None),
+            ("x.org", "-5", None),
+            ("x.org", "soon", None),
+            ("", "1799999999", None),
+            (&"x".repeat(256), "1799999999", None),
+        ] {
+            assert_eq!(parse(host, value.as_bytes(), now), expected, "{host} {value}");
+        }
+    }
+
+    #[test]
+    fn a_full_table_keeps_those_it_has() {
+        let mut kept = Kept::default();
+        for n in 0..MAX_HOMESERVERS {
+            assert!(kept.put(&format!("n{n}.example.org"), 1_000_000));
+        }
+        assert!(!kept.put("late.example.org", 1_000_001));
+        assert!(kept.put("n7.example.org", 1_050_000));
+        assert_eq!(kept.tidy(1_000_000 + LIFE + 1).len(), MAX_HOMESERVERS - 1);
+        assert!(kept.put("late.example.org", 1_000_000 + LIFE + 1));
+        assert_eq!(kept.homeservers.len(), 2);
+    }
+}

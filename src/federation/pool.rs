@@ -1,0 +1,437 @@
+//! Connections that carry HTTP/1.1 requests, one at a time, and are kept for the next one (decision O4).
+//!
+//! Each is driven by the request that uses it and by nobody else: a request that is given up closes it. All bytes of an
+//! answer are counted as they come out of TLS, whatever they are (head, interim answers, chunks, body), and the body is
+//! copied into one buffer.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes};
+use http::{Method, Request};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1::{Builder, Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use super::dial::{Place, Stream, chain};
+use super::failure::Failure;
+use super::route::Reply;
+use crate::admission::{Class, Group};
+
+/// Longest head of an answer.
+const MAX_HEAD: usize = 32 * 1024;
+/// Bytes of an answer besides those of its body: the head, interim answers, the frames of chunks.
+const MAX_REST: usize = 16 * 1024;
+
+/// Connections of strangers that are kept.
+const STRANGERS: usize = 128;
+
+/// How many unused connections one route keeps, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keep {
+    stranger: bool,
+    connections: usize,
+    time: Duration,
+}
+
+impl Keep {
+    /// For a homeserver of `class`.
+    pub(super) const fn of(class: Class) -> Self {
+        match class {
+            Class::Listed | Class::Verified => Self {
+                stranger: false,
+                connections: 32,
+                time: Duration::from_secs(30),
+            },
+            Class::Stranger => Self {
+                stranger: true,
+                connections: 2,
+                time: Duration::from_secs(5),
+            },
+        }
+    }
+}
+
+/// All connections to homeservers: those in use are counted, the others are kept here.
+pub(super) struct Pool {
+    most: usize,
+    open: Arc<AtomicUsize>,
+    keys: AtomicU64,
+    idle: Mutex<Idle>,
+}
+
+#[derive(Default)]
+struct Idle {
+    /// The one that was put back last is at the end.
+    connections: Vec<Kept>,
+    reaping: bool,
+}
+
+struct Kept {
+    key: u64,
+    stranger: bool,
+    until: Instant,
+    connection: Box<Open>,
+}
+
+/// The part of the pool that belongs to one route.
+pub(super) struct Share {
+    pool: Arc<Pool>,
+    key: u64,
+    returned: Notify,
+}
+
+impl Pool {
+    /// With at most `most` connections where some of them are unused: those give way.
+    pub(super) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            open: Arc::default(),
+            keys: AtomicU64::new(0),
+            idle: Mutex::default(),
+        })
+    }
+
+    /// A share for one route.
+    pub(super) fn share(self: &Arc<Self>) -> Share {
+        Share {
+            pool: self.clone(),
+            key: self.keys.fetch_add(1, Ordering::Relaxed),
+            returned: Notify::new(),
+        }
+    }
+
+    /// A place for one more connection; an unused one is closed for it where there are too many.
+    fn count(&self) -> Counted {
+        let counted = Counted::new(&self.open);
+        if self.open.load(Ordering::Relaxed) > self.most {
+            let mut idle = self.lock();
+            let connections = &mut idle.connections;
+            // The oldest stranger's, else the oldest.
+            let at = connections.iter().position(|kept| kept.stranger).unwrap_or(0);
+            let closed = (at < connections.len()).then(|| connections.remove(at));
+            drop(idle);
+            drop(closed);
+        }
+        counted
+    }
+
+    fn put(self: &Arc<Self>, key: u64, keep: Keep, connection: Box<Open>) {
+        let mut closed = Vec::new();
+        let mut idle = self.lock();
+        let Idle { connections, reaping } = &mut *idle;
+        if self.open.load(Ordering::Relaxed) > self.most {
+            drop(idle);
+            return;
+        }
+        let of_route = |kept: &Kept| kept.key == key;
+        if connections.iter().filter(|kept| of_route(kept)).count() >= keep.connections
+            && let Some(oldest) = connections.iter().position(of_route)
+        {
+            closed.push(connections.remove(oldest));
+        }
+        if keep.stranger
+            && connections.iter().filter(|kept| kept.stranger).count() >= STRANGERS
+            && let Some(oldest) = connections.iter().position(|kept| kept.stranger)
+        {
+            closed.push(connections.remove(oldest));
+        }
+        connections.push(Kept {
+            key,
+            stranger: keep.stranger,
+            until: Instant::now() + keep.time,
+            connection,
+        });
+        if !std::mem::replace(reaping, true) {
+            tokio::spawn(reap(Arc::downgrade(self)));
+        }
+        drop(idle);
+        drop(closed);
+    }
+
+    fn take(&self, key: u64) -> Option<Box<Open>> {
+        let mut idle = self.lock();
+        let at = idle.connections.iter().rposition(|kept| kept.key == key)?;
+        let kept = idle.connections.remove(at);
+        drop(idle);
+        Some(kept.connection)
+    }
+
+    /// Closes what was unused for too long. When the next one is due; `None`: there is none left.
+    fn close_old(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut idle = self.lock();
+        let (old, fresh) = std::mem::take(&mut idle.connections)
+            .into_iter()
+            .partition(|kept| kept.until <= now);
+        idle.connections = fresh;
+        let next = idle.connections.iter().map(|kept| kept.until).min();
+        idle.reaping = next.is_some();
+        drop(idle);
+        drop::<Vec<Kept>>(old);
+        next
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn reap(pool: Weak<Pool>) {
+    // Several are closed at a time.
+    const PAUSE: Duration = Duration::from_millis(250);
+    while let Some(next) = pool.upgrade().and_then(|pool| pool.close_old()) {
+        sleep_until(next + PAUSE).await;
+    }
+}
+
+impl Share {
+    /// The machines at the other end of the unused connection that would be taken.
+    pub(super) fn group(&self) -> Option<Group> {
+        let idle = self.pool.lock();
+        let kept = idle.connections.iter().rfind(|kept| kept.key == self.key);
+        kept.map(|kept| kept.connection.group)
+    }
+
+    /// An unused connection that still works.
+    pub(super) fn take(&self) -> Option<Box<Open>> {
+        while let Some(mut connection) = self.pool.take(self.key) {
+            if connection.is_usable() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// Waits until somebody else has done with a connection, and takes it.
+    pub(super) async fn returned(&self) -> Box<Open> {
+        loop {
+            let mut returned = pin!(self.returned.notified());
+            returned.as_mut().enable();
+            if let Some(connection) = self.take() {
+                return connection;
+            }
+            returned.await;
+        }
+    }
+
+    /// Keeps `connection` for the next request.
+    pub(super) fn put(&self, mut connection: Box<Open>, keep: Keep) {
+        if connection.is_usable() {
+            self.pool.put(self.key, keep, connection);
+            self.returned.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut idle = self.pool.lock();
+        let (ours, others) = std::mem::take(&mut idle.connections)
+            .into_iter()
+            .partition(|kept| kept.key == self.key);
+        idle.connections = others;
+        drop(idle);
+        drop::<Vec<Kept>>(ours);
+    }
+}
+
+/// An open connection between two requests, or with one.
+pub(super) struct Open {
+    sender: SendRequest<Full<Bytes>>,
+    connection: Connection<TokioIo<Metered>, Full<Bytes>>,
+    ended: bool,
+    left: Arc<AtomicUsize>,
+    group: Group,
+    _counted: Counted,
+}
+
+/// A request that got no answer.
+pub(super) struct Unanswered {
+    pub(super) failure: Failure,
+    /// Nothing came, and it does no harm to send the request once more.
+    pub(super) again: bool,
+}
+
+impl Open {
+    /// Begins HTTP on the connection that `open` makes.
+    ///
+    /// # Errors
+    /// When HTTP cannot begin, or what `open` says.
+    pub(super) async fn new<'a>(
+        pool: &Pool,
+        open: impl Future<Output = Result<(Stream, Place<'a>), Failure>>,
+    ) -> Result<(Box<Self>, Place<'a>), Failure> {
+        let counted = pool.count();
+        let left = Arc::new(AtomicUsize::new(0));
+        let (stream, place) = open.await?;
+        let stream = Metered {
+            stream,
+            left: left.clone(),
+        };
+        let (sender, connection) = Builder::new()
+            .max_buf_size(MAX_HEAD)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Failure::Http(chain(&error)))?;
+        let open = Box::new(Self {
+            sender,
+            connection,
+            ended: false,
+            left,
+            group: place.group,
+            _counted: counted,
+        });
+        Ok((open, place))
+    }
+
+    /// The machines at its other end.
+    pub(super) const fn group(&self) -> Group {
+        self.group
+    }
+
+    /// Sends `request` and reads the whole answer.
+    pub(super) async fn exchange(&mut self, request: Request<Full<Bytes>>, limit: usize) -> Result<Reply, Unanswered> {
+        let budget = limit.saturating_add(MAX_REST);
+        self.left.store(budget, Ordering::Relaxed);
+        let safe = matches!(*request.method(), Method::GET | Method::HEAD);
+        let Self {
+            sender,
+            connection,
+            ended,
+            left,
+            ..
+        } = self;
+        let sent = sender.try_send_request(request);
+        let mut answer = pin!(async {
+            let response = sent.await.map_err(|mut error| Unanswered {
+                again: error.take_message().is_some() || (safe && left.load(Ordering::Relaxed) == budget),
+                failure: Failure::Http(chain(error.error())),
+            })?;
+            collect(response, limit)
+                .await
+                .map_err(|failure| Unanswered { failure, again: false })
+        });
+        let reply = poll_fn(|cx| {
+            if let Poll::Ready(reply) = answer.as_mut().poll(cx) {
+                return Poll::Ready(reply);
+            }
+            if *ended {
+                return Poll::Pending;
+            }
+            *ended = Pin::new(&mut *connection).poll(cx).is_ready();
+            answer.as_mut().poll(cx)
+        })
+        .await;
+        let spent = left.swap(0, Ordering::Relaxed) == 0;
+        reply.map_err(|unanswered| {
+            if spent {
+                Unanswered {
+                    failure: Failure::TooLarge(limit),
+                    again: false,
+                }
+            } else {
+                unanswered
+            }
+        })
+    }
+
+    /// Lets the connection do what is left to do, and says whether it can carry one more request.
+    fn is_usable(&mut self) -> bool {
+        if !self.ended {
+            let mut nobody = Context::from_waker(std::task::Waker::noop());
+            self.ended = Pin::new(&mut self.connection).poll(&mut nobody).is_ready();
+        }
+        !self.ended && self.sender.is_ready()
+    }
+}
+
+async fn collect(response: http::Response<hyper::body::Incoming>, limit: usize) -> Result<Reply, Failure> {
+    let (head, mut body) = response.into_parts();
+    let mut whole = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Failure::Http(chain(&error)))?;
+        let Some(data) = frame.data_ref() else { continue };
+        let needed = whole.len() + data.remaining();
+        if needed > limit {
+            return Err(Failure::TooLarge(limit));
+        }
+        if needed > whole.capacity() {
+            // Twice as much each time, and never more than the limit.
+            whole.reserve_exact((whole.capacity() * 2).clamp(needed, limit) - whole.len());
+        }
+        whole.extend_from_slice(data);
+    }
+    Ok(Reply {
+        status: head.status,
+        headers: head.headers,
+        body: whole.into(),
+    })
+}
+
+/// Counts one connection while it lives.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(open.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A stream from which only so many bytes may come.
+struct Metered {
+    stream: Stream,
+    left: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let read = buf.filled().len() - before;
+        let left = self.left.load(Ordering::Relaxed).checked_sub(read);
+        self.left.store(left.unwrap_or(0), Ordering::Relaxed);
+        Poll::Ready(if left.is_some() {
+            Ok(())
+        } else {
+            Err(io::Error::other("more bytes than any honest answer has"))
+        })
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

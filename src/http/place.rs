@@ -1,0 +1,86 @@
+//! Places for complete requests (decision H7). Who gets one, and who gives one up, `admission::room` decides.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::App;
+use super::error::ApiError;
+use crate::admission::room::{Entered, Room, Ticket};
+use crate::connections::Connection;
+use crate::server_name::ServerName;
+
+/// The waiting room.
+pub(super) struct Waiting {
+    room: Mutex<Room<Arc<Connection>>>,
+}
+
+impl Waiting {
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            room: Mutex::new(Room::new(most)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Room<Arc<Connection>>> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among the requests in flight, given back when it is dropped.
+pub(super) struct Place<'a> {
+    waiting: &'a Waiting,
+    ticket: Option<Ticket>,
+    connection: &'a Connection,
+}
+
+impl<'a> Place<'a> {
+    /// For a complete request about a homeserver. What is no server name waits for nobody, and needs none.
+    pub(super) fn take(app: &'a App, connection: &'a Arc<Connection>, unverified_server_name: &str) -> Result<Self, ApiError> {
+        let waiting = &app.waiting;
+        let mut ticket = None;
+        if let Ok(server) = ServerName::parse(unverified_server_name) {
+            let who = app.exchange.openid.who(&server);
+            let entered = waiting.lock().enter(who, connection.clone());
+            ticket = Some(match entered {
+                Entered::In(ticket) => ticket,
+                Entered::InsteadOf(ticket, other) => {
+                    connection.crowded("requests in flight");
+                    other.answer_busy();
+                    ticket
+                }
+                Entered::Full => {
+                    connection.crowded("requests in flight");
+                    return Err(ApiError::BUSY);
+                }
+            });
+        }
+        Ok(Self {
+            waiting,
+            ticket,
+            connection,
+        })
+    }
+
+    /// The user is known: from now on nobody pushes this request out.
+    pub(super) fn keep(&self) {
+        if let Some(ticket) = self.ticket {
+            self.waiting.lock().keep(ticket);
+        }
+    }
+
+    /// Does `work` unless the place is lost before it is done.
+    pub(super) async fn hold<T>(&self, work: impl Future<Output = T>) -> Result<T, ApiError> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = self.connection.told_to_answer_busy() => Err(ApiError::BUSY),
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.waiting.lock().leave(ticket);
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! Writes the log by a thread of its own, so that whoever reads stderr can neither stop nor slow down the service.
+//!
+//! Written here rather than taken from `tracing-appender`: its queue is bounded in lines of any length, its counter of dropped
+//! lines is told to nobody, and it brings `time` and `crossbeam-channel`.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
+
+use crate::config::LogFormat;
+
+/// Bytes of all lines that wait or are being written.
+const MAX_WAITING: usize = 1024 * 1024;
+/// The longest line in bytes.
+const MAX_LINE: usize = 16 * 1024;
+/// Stands at the end of a line that was too long.
+const CUT: &str = "… (cut)\n";
+/// Bytes of a line in JSON that was too long. Two bytes for each is the most that quoting them takes.
+const BEGINNING: usize = MAX_LINE / 4;
+/// The queue grows by at most so many bytes at once.
+const GROWTH: usize = 256 * 1024;
+/// Bytes written at once, or one line: what a pipe takes as a whole, so that other writers cannot cut a line in two.
+const AT_ONCE: usize = 4096;
+/// Bytes of memory that an idle queue keeps.
+const IDLE: usize = 16 * 1024;
+/// Before another try where stderr takes nothing and does not block.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The handle. All clones write to one place.
+#[derive(Clone)]
+pub(super) struct LogWriter(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Wakes the thread.
+    filled: Condvar,
+    /// Wakes those who wait for the end.
+    emptied: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Whole lines.
+    waiting: Vec<u8>,
+    /// Bytes that the thread took and has not written yet.
+    under_way: usize,
+    /// Lines since the last one that found room.
+    dropped: u64,
+}
+
+impl LogWriter {
+    /// Starts the thread, which ends with the process.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub(super) fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
+        let writer = Self(Arc::default());
+        let shared = writer.0.clone();
+        thread::Builder::new()
+            .name("log".to_owned())
+            .stack_size(64 * 1024)
+            .spawn(move || shared.run(out))?;
+        Ok(writer)
+    }
+
+    /// Takes one line with its end, or drops it and counts. Never waits for the reader.
+    pub(super) fn push(&self, line: &[u8], format: LogFormat) {
+        let cut = (line.len() > MAX_LINE).then(|| cut(line, format));
+        let line = cut.as_deref().map_or(line, str::as_bytes);
+        let mut queue = self.0.lock();
+        let notice = match queue.dropped {
+            0 => String::new(),
+            dropped => notice(dropped, format),
+        };
+        if queue.waiting.len() + queue.under_way + notice.len() + line.len() > MAX_WAITING {
+            queue.dropped += 1;
+            return;
+        }
+        queue.dropped = 0;
+        let growth = queue.waiting.len().min(GROWTH).max(notice.len() + line.len());
+        queue.waiting.reserve_exact(growth);
+        queue.waiting.extend_from_slice(notice.as_bytes());
+        queue.waiting.extend_from_slice(line);
+        drop(queue);
+        self.0.filled.notify_one();
+    }
+
+    /// Waits until everything is written, `within` at most.
+    pub(super) fn flush(&self, within: Duration) {
+        let queue = self.0.lock();
+        // Whether it was in time makes no difference to the end of the process.
+        let _ = self
+            .0
+            .emptied
+            .wait_timeout_while(queue, within, |queue| !queue.waiting.is_empty() || queue.under_way > 0);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self, mut out: impl Write) {
+        let mut batch = Vec::new();
+        loop {
+            let mut queue = self.lock();
+            queue.under_way = 0;
+            if queue.waiting.is_empty() {
+                self.emptied.notify_all();
+                let filled = self.filled.wait_while(queue, |queue| queue.waiting.is_empty());
+                queue = filled.unwrap_or_else(PoisonError::into_inner);
+            }
+            batch.clear();
+            if batch.capacity() > IDLE {
+                batch = Vec::new();
+            }
+            std::mem::swap(&mut batch, &mut queue.waiting);
+            queue.under_way = batch.len();
+            drop(queue);
+            let mut rest = batch.as_slice();
+            while !rest.is_empty() {
+                let (lines, later) = rest.split_at(whole_lines(rest));
+                write(&mut out, lines);
+                rest = later;
+                self.lock().under_way = rest.len();
+            }
+        }
+    }
+}
+
+/// The length of the lines that are written at once: one at least.
+fn whole_lines(bytes: &[u8]) -> usize {
+    let end = |at: usize| at + 1;
+    let last = bytes.iter().take(AT_ONCE).rposition(|&byte| byte == b'\n');
+    let first = || bytes.iter().position(|&byte| byte == b'\n');
+    last.or_else(first).map_or(bytes.len(), end)
+}
+
+/// What cannot be written is lost: there is nobody to tell.
+fn write(out: &mut impl Write, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        match out.write(bytes) {
+            Ok(0) => return,
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+            Err(_) => return,
+        }
+    }
+}
+
+/// The line before the first one that finds room again.
+fn notice(dropped: u64, format: LogFormat) -> String {
+    let message = format!("{dropped} log lines were dropped: the reader of stderr is too slow");
+    own_line(&message, None, format)
+}
+
+fn cut(line: &[u8], format: LogFormat) -> String {
+    let beginning = |bytes: usize| String::from_utf8_lossy(line.get(..bytes).unwrap_or(line));
+    match format {
+        LogFormat::Text => beginning(MAX_LINE - CUT.len()).trim_end_matches('\u{fffd}').to_owned() + CUT,
+        LogFormat::Json => own_line("a log line was too long and is cut", Some(&beginning(BEGINNING)), format),
+    }
+}
+
+/// A line that the log says about itself, in the form of the others.
+fn own_line(message: &str, beginning: Option<&str>, format: LogFormat) -> String {
+    let mut time = String::new();
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    let target = module_path!();
+    match format {
+        LogFormat::Text => format!("{time}  WARN {target}: {message}\n"),
+        LogFormat::Json => {
+            let mut line = serde_json::json!({"timestamp": time, "level": "WARN", "message": message, "target": target});
+            if let Some(beginning) = beginning {
+                line["beginning"] = beginning.into();
+            }
+            format!("{line}\n")
+        }
+    }
+}
+
+/// Where the subscriber writes: each event is one line.
+pub(super) struct Lines {
+    pub(super) writer: LogWriter,
+    pub(super) format: LogFormat,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = &'a Self;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
+}
+
+impl Write for &Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.writer.push(line, self.format);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Takes so many writes as it is told to.
+    struct Slow {
+        permits: mpsc::Receiver<()>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.permits.recv().map_err(|_| io::ErrorKind::BrokenPipe)?;
+            assert!(bytes.ends_with(b"\n"), "half a line");
+            self.written.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn slow() -> (LogWriter, mpsc::Sender<()>, Arc<Mutex<Vec<u8>>>) {
+        let (sender, permits) = mpsc::channel();
+        let written = Arc::default();
+        let out = Slow {
+            permits,
+            written: Arc::clone(&written),
+        };
+        (LogWriter::start(out).unwrap(), sender, written)
+    }
+
+    fn text(written: &Mutex<Vec<u8>>) -> String {
+        String::from_utf8(written.lock().unwrap().clone()).unwrap()
+    }
+
+    fn bytes(writer: &LogWriter) -> (usize, usize) {
+        let queue = writer.0.lock();
+        (queue.waiting.len() + queue.under_way, queue.waiting.capacity())
+    }
+
+    #[test]
+    fn what_finds_no_room_is_dropped_and_counted_and_nobody_waits() {
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let (writer, permits, written) = slow();
+            let began = Instant::now();
+            let lines = 20_000;
+            for n in 0..lines {
+                writer.push(format!("{n:0>99}\n").as_bytes(), format);
+            }
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+            let (kept, capacity) = bytes(&writer);
+            assert!(kept <= MAX_WAITING && capacity <= MAX_WAITING + GROWTH, "{kept} {capacity}");
+            for _ in 0..10_000 {
+                permits.send(()).unwrap();
+            }
+            writer.flush(Duration::from_secs(20));
+            let kept = text(&written).lines().count();
+            assert_eq!(kept, MAX_WAITING / 100);
+            writer.push(b"after\n", format);
+            writer.push(b"later\n", format);
+            writer.flush(Duration::from_secs(20));
+            let text = text(&written);
+            let [notice, after, later] = text.lines().skip(kept).collect::<Vec<_>>()[..] else {
+                panic!("{text}")
+            };
+            let words = format!("{} log lines were dropped: the reader of stderr is too slow", lines - kept);
+            assert!(notice.contains(&words), "{notice}");
+            if format == LogFormat::Json {
+                assert_eq!(serde_json::from_str::<serde_json::Value>(notice).unwrap()["message"], words);
+            }
+            assert_eq!((after, later), ("after", "later"));
+            assert!(bytes(&writer).1 <= MAX_WAITING);
+        }
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_ever() {
+        let (writer, _permits, written) = slow();
+        writer.push(b"never read\n", LogFormat::Text);
+        let began = Instant::now();
+        writer.flush(Duration::from_millis(50));
+        assert!(began.elapsed() < Duration::from_secs(5));
+        assert_eq!(text(&written), "");
+    }
+
+    #[test]
+    fn a_reader_who_went_away_stops_nothing() {
+        let (writer, permits, _) = slow();
+        drop(permits);
+        for _ in 0..100_000 {
+            writer.push(&[b'x'; 100], LogFormat::Text);
+        }
+        writer.flush(Duration::from_secs(20));
+        assert_eq!(bytes(&writer).0, 0);
+    }
+
+    #[test]
+    fn a_long_line_is_cut() {
+        let (writer, permits, written) = slow();
+        permits.send(()).unwrap();
+        writer.push(format!("{}\n", "ä\"".repeat(100_000)).as_bytes(), LogFormat::Text);
+        writer.flush(Duration::from_secs(20));
+        let line = text(&written);
+        assert!(
+            line.len() <= MAX_LINE && line.ends_with(CUT) && !line.contains('\u{fffd}'),
+            "{}",
+            line.len()
+        );
+        permits.send(()).unwrap();
+        written.lock().unwrap().clear();
+        let long = serde_json::json!({"message": "\"\\".repeat(100_000)}).to_string() + "\n";
+        writer.push(long.as_bytes(), LogFormat::Json);
+        writer.flush(Duration::from_secs(20));
+        let line = text(&written);
+        let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert!(line.len() <= MAX_LINE && long.starts_with(object["beginning"].as_str().unwrap()));
+    }
+}
