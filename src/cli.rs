@@ -212,7 +212,7 @@ mod tests {
             ("client-server API ", include_str!("homeserver.rs"), "MAX_REPLY"),
             ("its lists of members ", include_str!("homeserver/own.rs"), "MAX_MEMBERS"),
             ("SFU ", include_str!("sfu/api.rs"), "MAX_REPLY"),
-            ("head of a request | ", include_str!("server.rs"), "MAX_HEAD"),
+            ("head of a request | ", include_str!("connections.rs"), "MAX_HEAD"),
         ] {
             let kib = bytes(source, name) / 1024;
             let size = if kib.is_multiple_of(1024) {

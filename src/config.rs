@@ -27,7 +27,7 @@ mod outgoing;
 mod reader;
 mod redis;
 mod summary;
-mod unexpanded;
+pub(crate) mod unexpanded;
 mod unknown;
 mod variables;
 

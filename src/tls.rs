@@ -83,20 +83,27 @@ impl Given {
         self.file.is_none() && self.dirs.is_empty()
     }
 
-    /// What the operator named and nothing else, or what the system has.
+    /// What the operator named and nothing else, or what the system has. A directory is read as one, whichever variable names it.
     fn load(&self) -> CertificateResult {
-        let system = self.is_nothing().then(openssl_probe::probe);
-        let (file, dirs) = match &system {
-            Some(system) => (system.cert_file.as_deref(), &system.cert_dir),
-            None => (self.file.as_deref(), &self.dirs),
+        let (file, dirs) = if self.is_nothing() {
+            let system = openssl_probe::probe();
+            (system.cert_file, system.cert_dir)
+        } else {
+            (self.file.clone(), self.dirs.clone())
         };
-        let mut found = rustls_native_certs::load_certs_from_paths(file, None);
-        for dir in dirs {
-            let more = rustls_native_certs::load_certs_from_paths(None, Some(dir));
+        let (dirs, files): (Vec<_>, Vec<_>) = file.into_iter().chain(dirs).partition(|path| path.is_dir());
+        let (mut dirs, mut files) = (dirs.iter(), files.iter());
+        let mut found = CertificateResult::default();
+        loop {
+            // In pairs, since what both have is read once then: most systems have the file in the directory.
+            let (file, dir) = (files.next(), dirs.next());
+            if file.is_none() && dir.is_none() {
+                break;
+            }
+            let more = rustls_native_certs::load_certs_from_paths(file.map(PathBuf::as_path), dir.map(PathBuf::as_path));
             found.certs.extend(more.certs);
             found.errors.extend(more.errors);
         }
-        // The file is in most cases one of those in the directory.
         found.certs.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
         found.certs.dedup();
         found
@@ -269,10 +276,26 @@ mod tests {
             (full.join("broken.pem"), false),
             (full.join("cut.pem"), false),
             (full.join("blank.pem"), false),
-            (full, true),
-            (empty, false),
+            (full.clone(), true),
+            (empty.clone(), false),
         ] {
             assert_eq!(holds_certificates(&path).unwrap(), holds, "{}", path.display());
+        }
+        // Named by the wrong variable it counts all the same.
+        for (file, dirs) in [
+            (Some(full.as_path()), vec![]),
+            (None, vec![&empty, &full.join("ca.pem")]),
+            (Some(&full.join("ca.pem")), vec![&empty]),
+        ] {
+            let given = Given {
+                file: file.map(Path::to_owned),
+                dirs: dirs.into_iter().cloned().collect(),
+            };
+            let found = given.load().certs;
+            assert!(
+                found.iter().any(|found| RootCertStore::empty().add(found.clone()).is_ok()),
+                "{given:?}"
+            );
         }
         for path in ["/nonexistent", "/dev/null"] {
             assert!(holds_certificates(Path::new(path)).is_err(), "{path}");

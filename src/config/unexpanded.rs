@@ -28,9 +28,21 @@ pub(super) fn in_variable(variable: &str, value: &str) -> Option<&'static str> {
         None
     } else if SECRETS.contains(&variable) {
         whole(value)
+    } else if may_hold_a_password(variable) {
+        let (credentials, address) = value
+            .split_once("://")
+            .and_then(|(_, rest)| rest.rsplit_once('@'))
+            .unwrap_or(("", value));
+        let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
+        inside(address).or_else(|| whole(user)).or_else(|| whole(password))
     } else {
         inside(value)
     }
+}
+
+/// An address with a secret in it that is used.
+fn may_hold_a_password(variable: &str) -> bool {
+    variable == "LIVEKIT_REDIS_URL" || variable.to_ascii_uppercase().ends_with("_PROXY")
 }
 
 /// A closed placeholder anywhere in an address or a list.
@@ -49,7 +61,7 @@ fn inside(text: &str) -> Option<&'static str> {
 }
 
 /// A text that is a placeholder from its first to its last character, quotes aside.
-pub(super) fn whole(text: &str) -> Option<&'static str> {
+pub(crate) fn whole(text: &str) -> Option<&'static str> {
     let text = unquoted(text.trim()).trim();
     let between = |open: &str, close: &str| text.strip_prefix(open).and_then(|rest| rest.strip_suffix(close));
     if between("{{", "}}").is_some() || between("${{", "}}").is_some() {
@@ -109,6 +121,23 @@ mod tests {
         ] {
             assert_eq!(inside(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_a_secret() {
+        for (url, form) in [
+            ("redis://:${PASSWORD}@redis", Some("${…}")),
+            ("redis://<user>:x@redis", Some("<…>")),
+            ("redis://:x@${HOST}", Some("${…}")),
+            ("redis://${HOST}:6379", Some("${…}")),
+            ("${REDIS_URL}", Some("${…}")),
+            ("redis://:a${b}c@redis", None),
+            ("redis://me:a$(b)@{{c}}@redis", None),
+        ] {
+            assert_eq!(in_variable("LIVEKIT_REDIS_URL", url), form, "{url}");
+        }
+        assert_eq!(in_variable("https_proxy", "http://me:a$(b)@proxy"), None);
+        assert!(in_variable("HTTPS_PROXY", "http://$(proxy)").is_some());
     }
 
     #[test]
