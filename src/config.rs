@@ -4,7 +4,6 @@
 //! (decision P9), each by the name of its variable and what to do; no message holds a secret.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,25 +14,33 @@ use url::Url;
 use crate::access::Homeservers;
 use crate::bind::Bind;
 use crate::server_name::ServerName;
+use crate::tls;
 
 mod app_service;
+mod files;
 mod keys;
 mod listen;
 mod lists;
 mod livekit;
 mod log;
+mod outgoing;
 mod reader;
 mod redis;
+mod summary;
+pub(crate) mod unexpanded;
+mod unknown;
 mod variables;
 
 pub use app_service::{AppService, Membership};
 pub use livekit::Livekit;
 pub use log::{LogFormat, LogSettings};
-pub use reader::ConfigErrors;
+pub use reader::{ConfigErrors, Sources};
 pub use redis::{Redis, RedisAddress, RedisTls};
+pub use summary::Summary;
 pub use variables::{VARIABLES, Variable};
 
-use reader::{Above, Reader, shown};
+pub(crate) use reader::shown;
+use reader::{Above, Reader};
 
 /// The whole configuration, checked.
 #[derive(Clone, Debug)]
@@ -88,12 +95,19 @@ pub struct DelegatedLeave {
 }
 
 impl Config {
-    /// Reads the environment and the files that it names, as [`Config::from_lookup`] does.
+    /// Reads the environment and the files that it names, as [`Config::from_sources`] does.
     ///
     /// # Errors
     /// All mistakes at once.
     pub fn from_environment(dev: bool) -> Result<(Self, Vec<String>), ConfigErrors> {
-        Self::from_lookup(&environment, &|path| std::fs::read_to_string(path), dev)
+        let names: Vec<String> = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned()).collect();
+        let sources = Sources {
+            get: &environment,
+            names: &names,
+            read_file: &files::read,
+            has_certificates: &tls::holds_certificates,
+        };
+        Self::from_sources(sources, dev)
     }
 
     /// The configuration, and the warnings to log about it.
@@ -102,12 +116,8 @@ impl Config {
     ///
     /// # Errors
     /// All mistakes at once.
-    pub fn from_lookup(
-        get: &dyn Fn(&str) -> Option<String>,
-        read_file: &dyn Fn(&str) -> io::Result<String>,
-        dev: bool,
-    ) -> Result<(Self, Vec<String>), ConfigErrors> {
-        let mut reader = Reader::new(get, read_file, dev);
+    pub fn from_sources(sources: Sources<'_>, dev: bool) -> Result<(Self, Vec<String>), ConfigErrors> {
+        let mut reader = Reader::new(sources, dev);
         let config = read(&mut reader);
         reader.finish(config)
     }
@@ -118,7 +128,7 @@ impl Config {
 /// # Errors
 /// When these variables are wrong.
 pub fn bind(get: &dyn Fn(&str) -> Option<String>) -> Result<Bind, ConfigErrors> {
-    let mut reader = Reader::new(get, &|_| Err(io::ErrorKind::Unsupported.into()), false);
+    let mut reader = Reader::new(Sources::variables(get), false);
     let bind = listen::bind(&mut reader);
     reader.finish(Some(bind)).map(|(bind, _)| bind)
 }
@@ -134,6 +144,9 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     if reader.dev {
         reader.warn("--dev fills unset variables with the values of `livekit-server --dev`, which everybody knows: not for production");
     }
+    outgoing::proxies(reader);
+    outgoing::certificates(reader);
+    unknown::warn(reader);
     let livekit = livekit::livekit(reader);
     let app_service = app_service::app_service(reader);
     let full_access = lists::full_access(reader, app_service.as_ref().map(|own| &own.server_name));

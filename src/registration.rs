@@ -3,6 +3,8 @@
 //!
 //! It carries the names of MSC4502 and MSC4512 twice: Synapse 1.163 reads the unstable ones only and ignores the others.
 
+use crate::config;
+use crate::config::unexpanded::whole;
 use crate::server_name::ServerName;
 
 /// Why there is nothing to print.
@@ -17,11 +19,14 @@ pub enum RegistrationError {
     #[error("{0:?} is not the name of a homeserver: it is what stands behind the colon of its user ids, as example.com")]
     ServerName(String),
     /// That is no address.
-    #[error("{0:?} is not an address of this service: it is where the homeserver reaches it, as http://lk-jwt-service:8080")]
+    #[error("{shown} is not an address of this service: it is where the homeserver reaches it, as http://lk-jwt-service:8080", shown = config::shown(.0))]
     Address(String),
     /// A token that is given cannot be one.
     #[error("{0} is set, but must be printable ASCII without spaces and quotes")]
     Token(&'static str),
+    /// A token that is given is none.
+    #[error("{0} holds a placeholder that nothing has filled in: write the value itself, or unset it")]
+    Placeholder(&'static str),
 }
 
 /// The registration for `server_name`, which reaches this service at `url`.
@@ -48,6 +53,7 @@ pub fn generate(
     }
     let url = url.trim_end_matches('/');
     let mut token = |variable: &'static str| match value(variable) {
+        Some(token) if whole(&token).is_some() => Err(RegistrationError::Placeholder(variable)),
         Some(token) if token.bytes().all(|b| b.is_ascii_graphic() && !b"'\"\\".contains(&b)) => Ok(token),
         Some(_) => Err(RegistrationError::Token(variable)),
         None => Ok(random().iter().map(|byte| format!("{byte:02x}")).collect()),
@@ -196,5 +202,11 @@ mod tests {
             with(Some("example.com"), None, &[("LIVEKIT_HS_TOKEN", "it's")]),
             Err(RegistrationError::Token("LIVEKIT_HS_TOKEN"))
         );
+        assert_eq!(
+            with(Some("example.com"), None, &[("LIVEKIT_AS_TOKEN", "${AS_TOKEN}")]),
+            Err(RegistrationError::Placeholder("LIVEKIT_AS_TOKEN"))
+        );
+        let text = RegistrationError::Address("http://user:hunter2@lk/?x".into()).to_string();
+        assert!(!text.contains("hunter2"), "{text}");
     }
 }

@@ -71,7 +71,7 @@ pub enum StartError {
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), StartError> {
     let grace = config.shutdown_grace;
     let bind = config.bind.clone();
-    let url = config.livekit.url.clone();
+    let (url, summary) = (config.livekit.shown_url(), config.summary());
     let limits = Limits::of(Resources::of_this_process());
     let Parts {
         app,
@@ -92,6 +92,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         livekit_url = url,
         "listening"
     );
+    summary.log();
     tokio::spawn(async move { sfu.check().await });
     if let Some(own) = own {
         tokio::spawn(async move { own.check().await });

@@ -1,12 +1,24 @@
 //! TLS for every outgoing connection: one set of roots, one configuration (decisions P10 and P11).
 
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_native_certs::CertificateResult;
+
+use crate::config;
+
+/// The variable that names a file of CA certificates.
+pub const CERT_FILE: &str = "SSL_CERT_FILE";
+/// The variable that names directories of them, separated by colons.
+pub const CERT_DIR: &str = "SSL_CERT_DIR";
 
 /// Servers whose sessions are remembered for a quick second handshake. Names come from strangers: this is the bound.
 const SESSIONS: usize = 64;
@@ -46,6 +58,103 @@ impl Tls {
 #[error("cannot set up TLS: {0}")]
 pub struct TlsError(#[from] rustls::Error);
 
+/// Where the operator says that CA certificates are. Blank is not said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// `SSL_CERT_FILE`.
+    pub file: Option<PathBuf>,
+    /// `SSL_CERT_DIR`.
+    pub dirs: Vec<PathBuf>,
+}
+
+impl Given {
+    /// Takes the values of the two variables.
+    #[must_use]
+    pub fn new(file: Option<String>, dirs: Option<String>) -> Self {
+        let set = |value: Option<String>| value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        let dirs = set(dirs).unwrap_or_default();
+        Self {
+            file: set(file).map(PathBuf::from),
+            dirs: dirs.split(':').filter(|dir| !dir.is_empty()).map(PathBuf::from).collect(),
+        }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.file.is_none() && self.dirs.is_empty()
+    }
+
+    /// What the operator named and nothing else, or what the system has. A directory is read as one, whichever variable names it.
+    fn load(&self) -> CertificateResult {
+        let (file, dirs) = if self.is_nothing() {
+            let system = openssl_probe::probe();
+            (system.cert_file, system.cert_dir)
+        } else {
+            (self.file.clone(), self.dirs.clone())
+        };
+        let (dirs, files): (Vec<_>, Vec<_>) = file.into_iter().chain(dirs).partition(|path| path.is_dir());
+        let (mut dirs, mut files) = (dirs.iter(), files.iter());
+        let mut found = CertificateResult::default();
+        loop {
+            // In pairs, since what both have is read once then: most systems have the file in the directory.
+            let (file, dir) = (files.next(), dirs.next());
+            if file.is_none() && dir.is_none() {
+                break;
+            }
+            let more = rustls_native_certs::load_certs_from_paths(file.map(PathBuf::as_path), dir.map(PathBuf::as_path));
+            found.certs.extend(more.certs);
+            found.errors.extend(more.errors);
+        }
+        found.certs.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
+        found.certs.dedup();
+        found
+    }
+}
+
+/// Whether a file, or one of the files in a directory, holds a CA certificate. It stops at the first.
+///
+/// # Errors
+/// When it cannot be read, or is neither a file nor a directory.
+pub fn holds_certificates(path: &Path) -> io::Result<bool> {
+    let kind = fs::metadata(path)?.file_type();
+    if kind.is_file() {
+        return file_holds_certificates(path);
+    }
+    if !kind.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither a file nor a directory"));
+    }
+    for entry in fs::read_dir(path)? {
+        let path = entry?.path();
+        // What is odd in such a directory is passed over, as when it is loaded.
+        if fs::metadata(&path).is_ok_and(|entry| entry.is_file()) && file_holds_certificates(&path).unwrap_or(false) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn file_holds_certificates(path: &Path) -> io::Result<bool> {
+    let readable = |error| {
+        if let pem::Error::Io(error) = error { Err(error) } else { Ok(false) }
+    };
+    let certificates = match CertificateDer::pem_file_iter(path) {
+        Ok(certificates) => certificates,
+        Err(error) => return readable(error),
+    };
+    for certificate in certificates {
+        match certificate {
+            Ok(certificate) => {
+                if RootCertStore::empty().add(certificate).is_ok() {
+                    return Ok(true);
+                }
+            }
+            Err(error) => {
+                readable(error)?;
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// The client configuration: the system's roots (`SSL_CERT_FILE`, `SSL_CERT_DIR` included), Mozilla's where the system
 /// has none, or no verification at all when `skip_verification`.
 fn client_config(skip_verification: bool) -> Result<ClientConfig, TlsError> {
@@ -65,7 +174,8 @@ fn client_config(skip_verification: bool) -> Result<ClientConfig, TlsError> {
 
 fn roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
+    let given = Given::new(config::environment(CERT_FILE), config::environment(CERT_DIR));
+    let found = given.load();
     for error in &found.errors {
         tracing::warn!(
             error = error.to_string(),
@@ -73,7 +183,10 @@ fn roots() -> RootCertStore {
         );
     }
     let (added, ignored) = roots.add_parsable_certificates(found.certs);
-    if added == 0 {
+    if added == 0 && !given.is_nothing() {
+        // They were there at the start. Whoever named them trusts nobody else.
+        tracing::error!("SSL_CERT_FILE and SSL_CERT_DIR hold no CA certificate any more: no certificate will be accepted");
+    } else if added == 0 {
         tracing::info!("the system has no CA certificates; Mozilla's built-in ones are used");
         roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
     } else {
@@ -118,5 +231,75 @@ impl ServerCertVerifier for AcceptAnything {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_is_trimmed_and_blank_is_nothing() {
+        let text = |text: &str| Some(text.to_owned());
+        assert!(Given::new(None, None).is_nothing());
+        assert!(Given::new(text(""), text(" \r\n")).is_nothing());
+        let given = Given::new(text("/ca.crt\r"), text("/a::/b:"));
+        assert_eq!(given.file, Some(PathBuf::from("/ca.crt")));
+        assert_eq!(given.dirs, [PathBuf::from("/a"), PathBuf::from("/b")]);
+    }
+
+    #[test]
+    fn looks_for_certificates_in_files_and_directories() {
+        let directory = std::env::temp_dir().join(format!("lk-jwt-ca-{}", std::process::id()));
+        let (empty, full) = (directory.join("empty"), directory.join("full"));
+        for directory in [&empty, &full] {
+            fs::create_dir_all(directory).unwrap();
+        }
+        let key = rcgen::KeyPair::generate().unwrap();
+        let ca = rcgen::CertificateParams::new(vec!["ca.example".into()])
+            .unwrap()
+            .self_signed(&key)
+            .unwrap()
+            .pem();
+        fs::write(full.join("ca.pem"), format!("# ours\n{ca}")).unwrap();
+        fs::write(full.join("key.pem"), key.serialize_pem()).unwrap();
+        fs::write(
+            full.join("broken.pem"),
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        )
+        .unwrap();
+        fs::write(full.join("cut.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n").unwrap();
+        fs::write(full.join("blank.pem"), "").unwrap();
+        for (path, holds) in [
+            (full.join("ca.pem"), true),
+            (full.join("key.pem"), false),
+            (full.join("broken.pem"), false),
+            (full.join("cut.pem"), false),
+            (full.join("blank.pem"), false),
+            (full.clone(), true),
+            (empty.clone(), false),
+        ] {
+            assert_eq!(holds_certificates(&path).unwrap(), holds, "{}", path.display());
+        }
+        // Named by the wrong variable it counts all the same.
+        for (file, dirs) in [
+            (Some(full.as_path()), vec![]),
+            (None, vec![&empty, &full.join("ca.pem")]),
+            (Some(&full.join("ca.pem")), vec![&empty]),
+        ] {
+            let given = Given {
+                file: file.map(Path::to_owned),
+                dirs: dirs.into_iter().cloned().collect(),
+            };
+            let found = given.load().certs;
+            assert!(
+                found.iter().any(|found| RootCertStore::empty().add(found.clone()).is_ok()),
+                "{given:?}"
+            );
+        }
+        for path in ["/nonexistent", "/dev/null"] {
+            assert!(holds_certificates(Path::new(path)).is_err(), "{path}");
+        }
+        fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -6,6 +6,7 @@ use yaml_rust2::{Yaml, YamlLoader};
 
 use super::lists::not_a_server_name;
 use super::reader::{FilePath, Reader, shown};
+use super::unexpanded;
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 
@@ -87,7 +88,12 @@ fn from_registration(reader: &mut Reader<'_>, content: &str) -> Option<(Secret, 
         return None;
     };
     let mut token = |key: &str| match mapping.get(&Yaml::String(key.to_owned())).and_then(Yaml::as_str) {
-        Some(token) if is_token(token.trim()) => Some(Secret::new(token.trim())),
+        Some(token) if is_token(token.trim()) => {
+            if let Some(form) = unexpanded::whole(token) {
+                reader.unexpanded(REGISTRATION, "names a file that holds", form);
+            }
+            Some(Secret::new(token.trim()))
+        }
         Some(_) | None => {
             let text = format!("needs a file with a usable `{key}`: text in quotes, printable ASCII without spaces");
             reader.mistake(REGISTRATION, text);
@@ -113,7 +119,7 @@ fn server_name(reader: &mut Reader<'_>, name: Option<String>) -> Option<ServerNa
     if parsed.is_err() {
         reader.mistake(
             SERVER_NAME,
-            format!("must be the name of your homeserver: {}", not_a_server_name(&name)),
+            format!("must be the name of your homeserver: {}", not_a_server_name(&name, &name)),
         );
     }
     parsed.ok()

@@ -1,6 +1,7 @@
 //! LiveKit's API keys: from variables, from files, and from LiveKit's own keys file (decision P6).
 
 use super::reader::{FilePath, Reader};
+use super::unexpanded;
 use crate::secret::{KeyPair, Keys, Secret};
 
 const KEY: &str = "LIVEKIT_KEY";
@@ -79,14 +80,21 @@ fn from_key_file(reader: &mut Reader<'_>, content: &str) -> Option<Keys> {
         return from_the_old_pair_of_files(reader, content);
     }
     ignored(reader, KEY_FILE, &[KEY, SECRET, KEY_FROM_FILE, SECRET_FROM_FILE, SECRET_FILE]);
-    parse_key_file(content)
+    let keys = parse_key_file(content)
         .inspect_err(|BadLine { number, problem }| {
             reader.mistake(
                 KEY_FILE,
                 format!("needs a file of `key: secret` lines, but line {number} {problem}"),
             );
         })
-        .ok()
+        .ok()?;
+    let form = keys
+        .iter()
+        .find_map(|pair| unexpanded::whole(&pair.key).or_else(|| unexpanded::whole(pair.secret.expose())));
+    if let Some(form) = form {
+        reader.unexpanded(KEY_FILE, "names a file that holds", form);
+    }
+    Some(keys)
 }
 
 fn from_the_old_pair_of_files(reader: &mut Reader<'_>, key: &str) -> Option<Keys> {

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use url::Url;
+use url::{Host, Url};
 
-use super::reader::{Reader, shown};
+use super::reader::{Reader, part_shown};
 use crate::access::Homeservers;
 use crate::server_name::ServerName;
 
@@ -58,7 +58,7 @@ fn homeservers(reader: &mut Reader<'_>, variable: &'static str, text: &str) -> H
                 names.insert(name);
             }
             Err(_) if entry == "*" => useless.push("* means all homeservers only if it stands alone".to_owned()),
-            Err(_) => useless.push(not_a_server_name(entry)),
+            Err(_) => useless.push(not_a_server_name(text, entry)),
         }
     }
     if names.is_empty() {
@@ -80,8 +80,8 @@ fn homeservers(reader: &mut Reader<'_>, variable: &'static str, text: &str) -> H
     Homeservers::Listed(names)
 }
 
-/// Says what to write instead of `text`, where that can be guessed.
-pub(super) fn not_a_server_name(text: &str) -> String {
+/// Says what to write instead of `text`, a part of `whole`, where that can be guessed.
+pub(super) fn not_a_server_name(whole: &str, text: &str) -> String {
     let bare = text.trim_matches(['"', '\'']);
     let bare = bare.split_once("://").map_or(bare, |(_, rest)| rest);
     let bare = bare.split(['/', '?', '#']).next().unwrap_or(bare);
@@ -90,13 +90,13 @@ pub(super) fn not_a_server_name(text: &str) -> String {
         Some(user) => user.split_once(':').map_or("", |(_, server)| server),
         None => bare.rsplit_once('@').map_or(bare, |(_, host)| host),
     };
-    match ServerName::parse(bare) {
-        Ok(name) => format!("{} is not a server name and never matches, write {name}", shown(text)),
-        Err(_) => format!(
-            "{} is not a server name and never matches, write it as in user IDs after the colon",
-            shown(text)
-        ),
-    }
+    // In `https://user:12 34@host` the first entry is a piece of a password.
+    let guessed = ServerName::parse(bare).ok().filter(|_| text.contains('@') || !whole.contains('@'));
+    let remedy = guessed.map_or_else(
+        || "write it as in user IDs after the colon".to_owned(),
+        |name| format!("write {name}"),
+    );
+    format!("{} is not a server name and never matches, {remedy}", part_shown(whole, text))
 }
 
 /// `server=url,...` (decision O6); of a server named twice the last entry counts.
@@ -104,7 +104,7 @@ pub(super) fn overrides(reader: &mut Reader<'_>, variable: &'static str) -> BTre
     let mut found = BTreeMap::new();
     let Some(text) = reader.value(variable) else { return found };
     for (index, entry) in text.split(',').enumerate() {
-        match parse_override(entry) {
+        match parse_override(&text, entry) {
             Ok((server, url)) => {
                 found.insert(server, url);
             }
@@ -117,24 +117,24 @@ pub(super) fn overrides(reader: &mut Reader<'_>, variable: &'static str) -> BTre
     found
 }
 
-fn parse_override(entry: &str) -> Result<(ServerName, Url), String> {
+fn parse_override(whole: &str, entry: &str) -> Result<(ServerName, Url), String> {
     if entry.trim().is_empty() {
         return Err("is empty; remove its comma".to_owned());
     }
     let (server, url) = entry
         .split_once('=')
-        .ok_or_else(|| format!("has no `=` in {}", shown(entry.trim())))?;
+        .ok_or_else(|| format!("has no `=` in {}", part_shown(whole, entry.trim())))?;
     let (server, url) = (server.trim(), url.trim());
     if server.is_empty() || url.is_empty() {
-        return Err(format!("has nothing on one side of the `=` in {}", shown(entry.trim())));
+        return Err(format!("has nothing on one side of the `=` in {}", part_shown(whole, entry.trim())));
     }
-    let name = ServerName::parse(server).map_err(|_| not_a_server_name(server))?;
-    Ok((name, base_url(url)?))
+    let name = ServerName::parse(server).map_err(|_| not_a_server_name(whole, server))?;
+    Ok((name, base_url(whole, url)?))
 }
 
 /// An http or https address; https where the scheme is missing.
-fn base_url(text: &str) -> Result<Url, String> {
-    let problem = |problem: &str| format!("{problem} in {}", shown(text));
+fn base_url(whole: &str, text: &str) -> Result<Url, String> {
+    let problem = |problem: &str| format!("{problem} in {}", part_shown(whole, text));
     let schemeless = !text.contains("://");
     if schemeless
         && text
@@ -152,6 +152,9 @@ fn base_url(text: &str) -> Result<Url, String> {
     if !["http", "https"].contains(&url.scheme()) {
         return Err(problem("has a scheme other than http and https"));
     }
+    if !can_be_reached(&url) {
+        return Err(problem("has a host that cannot be a name"));
+    }
     if !url.username().is_empty() || url.password().is_some() {
         return Err(problem("has a user name or password, which is not supported,"));
     }
@@ -159,6 +162,15 @@ fn base_url(text: &str) -> Result<Url, String> {
         return Err(problem("has a `?`, a `#` or white space"));
     }
     Ok(url)
+}
+
+/// Whether the host is an address, or a name that DNS can have: `$HOST`, which nothing has filled in, is none.
+pub(super) fn can_be_reached(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)),
+        Some(Host::Ipv4(_) | Host::Ipv6(_)) => true,
+        None => false,
+    }
 }
 
 /// Networks in CIDR form; an address alone is a network of one.
@@ -194,7 +206,7 @@ fn each<T>(reader: &mut Reader<'_>, variable: &'static str, form: &str, parse: i
     for item in items(&text) {
         match parse(item) {
             Some(value) => found.push(value),
-            None => reader.mistake(variable, format!("{form}, not {}", shown(item))),
+            None => reader.mistake(variable, format!("{form}, not {}", part_shown(&text, item))),
         }
     }
     if items(&text).next().is_none() {

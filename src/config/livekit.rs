@@ -3,6 +3,7 @@
 use url::Url;
 
 use super::keys;
+use super::lists::can_be_reached;
 use super::reader::{Reader, shown};
 use crate::secret::Keys;
 
@@ -18,6 +19,18 @@ pub struct Livekit {
     pub api_base: Url,
     /// Its API keys.
     pub keys: Keys,
+}
+
+impl Livekit {
+    /// The address that clients get, for the log: without what could be a password, and that is also a query.
+    #[must_use]
+    pub fn shown_url(&self) -> String {
+        let text = self.url.split(['?', '#']).next().unwrap_or_default();
+        match (text.split_once("://"), text.rsplit_once('@')) {
+            (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+            (Some(_) | None, _) => text.to_owned(),
+        }
+    }
 }
 
 pub(super) fn livekit(reader: &mut Reader<'_>) -> Option<Livekit> {
@@ -108,7 +121,12 @@ fn parse(text: &str) -> Result<Url, String> {
     if text.contains(char::is_whitespace) {
         return Err(wrong("has white space inside"));
     }
-    Url::parse(&format!("{scheme}://{rest}")).map_err(|error| wrong(&format!("is not an address: {error}")))
+    let url = Url::parse(&format!("{scheme}://{rest}")).map_err(|error| wrong(&format!("is not an address: {error}")))?;
+    if can_be_reached(&url) {
+        Ok(url)
+    } else {
+        Err(wrong("has a host that cannot be a name"))
+    }
 }
 
 fn as_base(mut url: Url) -> Url {
@@ -141,6 +159,33 @@ mod tests {
     }
 
     #[test]
+    fn the_log_sees_no_password() {
+        for (url, shown) in [
+            ("wss://livekit.example.com/sfu/", "wss://livekit.example.com/sfu/"),
+            ("wss://user:hunter2@livekit.example.com/sfu", "wss://livekit.example.com/sfu"),
+            ("wss://user:hunter2@hunter2@livekit.example.com", "wss://livekit.example.com"),
+            ("wss://user:1/hunter2@livekit.example.com", "wss://livekit.example.com"),
+            (
+                "wss://livekit.example.com/sfu?token=hunter2#hunter2",
+                "wss://livekit.example.com/sfu",
+            ),
+        ] {
+            let livekit = Livekit {
+                url: url.to_owned(),
+                api_base: as_base(parse(url).unwrap()),
+                keys: Keys::new(
+                    crate::secret::KeyPair {
+                        key: String::new(),
+                        secret: crate::secret::Secret::new(""),
+                    },
+                    Vec::new(),
+                ),
+            };
+            assert_eq!(livekit.shown_url(), shown);
+        }
+    }
+
+    #[test]
     fn refuses_what_no_client_could_use() {
         for text in [
             "livekit.example.com",
@@ -154,6 +199,9 @@ mod tests {
             "wss://example.com:99999",
             "\"wss://example.com\"",
             "<nil>",
+            "wss://$HOST/x",
+            "wss://%HOST%/x",
+            "wss://%H.example.com",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }

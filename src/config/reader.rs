@@ -5,11 +5,43 @@
 use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::time::Duration;
 
-/// All mistakes of one start, at least one.
+use super::unexpanded;
+
+/// Where a configuration is read from: the process in [`Config::from_environment`](super::Config::from_environment).
+#[derive(Clone, Copy)]
+pub struct Sources<'a> {
+    /// The value of a variable.
+    pub get: &'a dyn Fn(&str) -> Option<String>,
+    /// The names of all variables that are set.
+    pub names: &'a [String],
+    /// The text of a file.
+    pub read_file: &'a dyn Fn(&str) -> io::Result<String>,
+    /// Whether a file, or one of the files in a directory, holds a CA certificate.
+    pub has_certificates: &'a dyn Fn(&Path) -> io::Result<bool>,
+}
+
+impl<'a> Sources<'a> {
+    /// Variables alone: no file can be read.
+    #[must_use]
+    pub const fn variables(get: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self {
+            get,
+            names: &[],
+            read_file: &|_| Err(io::Error::new(io::ErrorKind::Unsupported, "no file is read here")),
+            has_certificates: &|_| Ok(true),
+        }
+    }
+}
+
+/// All mistakes of one start, at least one, and what may be behind them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigErrors(Vec<Mistake>);
+pub struct ConfigErrors {
+    mistakes: Vec<Mistake>,
+    hints: Vec<String>,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mistake {
@@ -19,11 +51,11 @@ struct Mistake {
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, Mistake { variable, text }) in self.0.iter().enumerate() {
+        for (index, Mistake { variable, text }) in self.mistakes.iter().enumerate() {
             let separator = if index == 0 { "" } else { "\n" };
             write!(f, "{separator}{variable} {text}")?;
         }
-        Ok(())
+        self.hints.iter().try_for_each(|hint| write!(f, "\n{hint}"))
     }
 }
 
@@ -38,30 +70,36 @@ pub(super) enum Above {
 }
 
 pub(super) struct Reader<'a> {
-    get: &'a dyn Fn(&str) -> Option<String>,
-    read_file: &'a dyn Fn(&str) -> io::Result<String>,
+    pub(super) sources: Sources<'a>,
     /// Fill what is unset with the values of `livekit-server --dev`.
     pub(super) dev: bool,
     mistakes: Vec<Mistake>,
     warnings: Vec<String>,
+    hints: Vec<String>,
+    /// Variables with a failed expansion: whatever else is wrong with them follows from it.
+    unexpanded: Vec<&'static str>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) const fn new(get: &'a dyn Fn(&str) -> Option<String>, read_file: &'a dyn Fn(&str) -> io::Result<String>, dev: bool) -> Self {
+    pub(super) const fn new(sources: Sources<'a>, dev: bool) -> Self {
         Self {
-            get,
-            read_file,
+            sources,
             dev,
             mistakes: Vec::new(),
             warnings: Vec::new(),
+            hints: Vec::new(),
+            unexpanded: Vec::new(),
         }
     }
 
     /// What was read and the warnings, or all mistakes. `result` is `None` only if a mistake was recorded.
     pub(super) fn finish<T>(self, result: Option<T>) -> Result<(T, Vec<String>), ConfigErrors> {
         match result {
-            Some(result) if self.mistakes.is_empty() => Ok((result, self.warnings)),
-            Some(_) | None => Err(ConfigErrors(self.mistakes)),
+            Some(result) if self.mistakes.is_empty() => Ok((result, [self.warnings, self.hints].concat())),
+            Some(_) | None => Err(ConfigErrors {
+                mistakes: self.mistakes,
+                hints: self.hints,
+            }),
         }
     }
 
@@ -72,13 +110,29 @@ impl<'a> Reader<'a> {
             text: text.into(),
         };
         // A variable may be read twice.
-        if !self.mistakes.contains(&mistake) {
+        if !self.mistakes.contains(&mistake) && !self.unexpanded.contains(&variable) {
             self.mistakes.push(mistake);
         }
     }
 
+    /// Records a failed expansion, which explains whatever else is wrong with that variable; `place` is where it stands.
+    pub(super) fn unexpanded(&mut self, variable: &'static str, place: &str, form: &str) {
+        let text = format!("{place} {form}, which nothing has filled in: write the value itself, or correct what was to put it there");
+        self.mistake(variable, text);
+        self.unexpanded.push(variable);
+    }
+
     pub(super) fn warn(&mut self, text: impl Into<String>) {
-        self.warnings.push(text.into());
+        let text = text.into();
+        // A variable may be read twice.
+        if !self.warnings.contains(&text) {
+            self.warnings.push(text);
+        }
+    }
+
+    /// Records a warning that is told beside mistakes, too, because it may explain them.
+    pub(super) fn hint(&mut self, text: String) {
+        self.hints.push(text);
     }
 
     /// The trimmed value; blank is unset (decision P3).
@@ -88,10 +142,21 @@ impl<'a> Reader<'a> {
 
     /// The trimmed value, which may be blank, for the variable where that is not the same as unset (decision P4).
     pub(super) fn present(&mut self, variable: &'static str) -> Option<String> {
-        let value = (self.get)(variable)?.trim().to_owned();
+        let value = (self.sources.get)(variable)?.trim().to_owned();
         if value.contains(char::REPLACEMENT_CHARACTER) {
             self.mistake(variable, "is not valid UTF-8: write it again");
             return None;
+        }
+        if variable.ends_with("_PORT") && is_link(&value) {
+            self.warn(format!(
+                "{variable} counts as unset: Kubernetes made it of a Service of that name (enableServiceLinks: false in the pod prevents it)"
+            ));
+            return None;
+        }
+        if let Some(form) = unexpanded::in_variable(variable, &value)
+            && !self.unexpanded.contains(&variable)
+        {
+            self.unexpanded(variable, "holds", form);
         }
         Some(value)
     }
@@ -105,11 +170,14 @@ impl<'a> Reader<'a> {
             FilePath::Shown if name.starts_with('/') => format!("{name:?}"),
             FilePath::Shown | FilePath::Hidden => "the file that it names".to_owned(),
         };
-        Some(match (self.read_file)(&name) {
+        Some(match (self.sources.read_file)(&name) {
             Ok(text) => {
                 let text = text.trim_start_matches('\u{feff}').trim();
                 if text.is_empty() {
                     self.mistake(variable, format!("needs a file with content: {shown} is empty"));
+                }
+                if let Some(form) = unexpanded::whole(text) {
+                    self.unexpanded(variable, "names a file that holds", form);
                 }
                 Some(text.to_owned()).filter(|text| !text.is_empty())
             }
@@ -170,10 +238,22 @@ pub(super) enum FilePath {
     Hidden,
 }
 
+/// Whether a port is an address as Kubernetes and Docker put it into the environment, `tcp://10.0.0.1:8080` (decision P16).
+pub(super) fn is_link(value: &str) -> bool {
+    ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|scheme| value.trim_start().starts_with(scheme))
+}
+
 /// A value for a message: quoted, escaped, short, and not at all if it may hold a password (`user:password@host`).
-pub(super) fn shown(value: &str) -> String {
+pub(crate) fn shown(value: &str) -> String {
+    part_shown(value, value)
+}
+
+/// A part of a value for a message. A password may hold whatever separates the parts, so the whole value decides.
+pub(super) fn part_shown(whole: &str, value: &str) -> String {
     const LONGEST: usize = 80;
-    if value.contains('@') {
+    if whole.contains(['@', '?']) {
         "the given value (not repeated here: it may hold a password)".to_owned()
     } else if value.chars().count() > LONGEST {
         format!("{:?}...", value.chars().take(LONGEST).collect::<String>())

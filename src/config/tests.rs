@@ -1,6 +1,7 @@
 //! The whole of the configuration: each rule, each alias, and the environment of each wrapper in use.
 
 use std::cell::RefCell;
+use std::io;
 
 use super::*;
 
@@ -20,7 +21,17 @@ const BASE: [(&str, &str); 4] = [
 fn load_as(variables: Pairs<'_>, files: Pairs<'_>, dev: bool) -> Outcome {
     let find = |pairs: Pairs<'_>, name: &str| pairs.iter().rev().find(|pair| pair.0 == name).map(|pair| pair.1.to_owned());
     let read = |path: &str| find(files, path).ok_or_else(|| io::ErrorKind::NotFound.into());
-    Config::from_lookup(&|name| find(variables, name), &read, dev)
+    let names: Vec<String> = variables.iter().map(|pair| pair.0.to_owned()).collect();
+    let sources = Sources {
+        get: &|name| find(variables, name),
+        names: &names,
+        read_file: &read,
+        has_certificates: &|path| match find(files, &path.to_string_lossy()) {
+            Some(text) => Ok(!text.is_empty()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        },
+    };
+    Config::from_sources(sources, dev)
 }
 
 fn load(variables: Pairs<'_>, files: Pairs<'_>) -> Outcome {
@@ -84,9 +95,15 @@ fn the_table_and_the_parser_name_the_same_variables() {
             asked.borrow_mut().insert(name.to_owned(), ());
             variables.iter().find(|pair| pair.0 == name).map(|pair| pair.1.to_owned())
         };
-        let _ = Config::from_lookup(&get, &|_| Ok("key: secret".to_owned()), false);
+        let sources = Sources {
+            read_file: &|_| Ok("key: secret".to_owned()),
+            ..Sources::variables(&get)
+        };
+        let _ = Config::from_sources(sources, false);
     }
-    let asked: Vec<String> = asked.into_inner().into_keys().collect();
+    // What libraries read is in the line below the table.
+    let also = |name: &str| name.to_ascii_uppercase().ends_with("_PROXY") || name.starts_with("SSL_CERT_");
+    let asked: Vec<String> = asked.into_inner().into_keys().filter(|name| !also(name)).collect();
     let mut table: Vec<String> = VARIABLES.iter().map(|variable| variable.name.to_owned()).collect();
     table.sort();
     assert_eq!(asked, table);
@@ -1092,7 +1109,7 @@ fn every_wrapper_in_use_starts() {
                 ("LK_JWT_PORT", "8080"),
                 ("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"),
             ],
-            &[],
+            &[("/etc/ssl/certs/ca-certificates.crt", "a certificate")],
             ":8080",
         ),
         (
@@ -1137,6 +1154,10 @@ fn every_wrapper_in_use_starts() {
     for (name, variables, files, bind) in table {
         let (config, warnings) = load(variables, files).unwrap_or_else(|errors| panic!("{name}: {errors}"));
         assert_eq!(config.bind.to_string(), *bind, "{name}");
+        assert!(
+            !warnings.iter().any(|text| text.contains("does not read it")),
+            "{name}: {warnings:?}"
+        );
         for secret in config
             .livekit
             .keys
@@ -1147,4 +1168,300 @@ fn every_wrapper_in_use_starts() {
             assert!(!warnings.iter().any(|text| text.contains(secret)), "{name}: {warnings:?}");
         }
     }
+}
+
+/// Decision P16.
+#[test]
+fn a_port_that_is_a_link_counts_as_unset() {
+    for link in ["tcp://10.43.0.7:8080", " udp://10.43.0.7:8080\n", "sctp://[fd00::1]:80"] {
+        for name in ["LIVEKIT_JWT_PORT", "LK_JWT_PORT"] {
+            let (with_bind, warnings) = load_with(&[("LIVEKIT_JWT_BIND", ":8081"), (name, link)], &[]).unwrap();
+            assert_eq!(with_bind.bind.to_string(), ":8081", "{name}={link}");
+            // Beside an address the oldest name is not asked for anything.
+            assert!(warnings.iter().all(|text| text.contains("Kubernetes")), "{warnings:?}");
+            let (alone, warnings) = load_with(&[(name, link)], &[]).unwrap();
+            assert_eq!(alone.bind.to_string(), ":8080", "{name}={link}");
+            assert!(
+                warnings.len() == 1 && warnings[0].starts_with(&format!("{name} counts as unset: Kubernetes")),
+                "{warnings:?}"
+            );
+        }
+    }
+    let both = [("LIVEKIT_JWT_PORT", "tcp://10.43.0.7:8080"), ("LK_JWT_PORT", "6080")];
+    assert_eq!(config(&both).bind.to_string(), ":6080");
+    for (name, value) in [
+        ("LIVEKIT_JWT_PORT", "http://10.43.0.7"),
+        ("LIVEKIT_JWT_BIND", "tcp://10.43.0.7:8080"),
+    ] {
+        assert!(errors(&[(name, value)]).starts_with(name));
+    }
+    let get = |name: &str| (name == "LIVEKIT_JWT_PORT").then(|| "tcp://10.43.0.7:8080".to_owned());
+    assert_eq!(bind(&get).unwrap().to_string(), ":8080");
+}
+
+/// Decision P17: each is told once, whatever else would be wrong with such a value.
+#[test]
+fn a_failed_expansion_is_a_mistake() {
+    const NOTHING: &str = "which nothing has filled in";
+    for (name, value) in [
+        ("LIVEKIT_URL", "wss://${HOST}/x"),
+        ("LIVEKIT_URL", "${LIVEKIT_URL:-wss://hunter2.example}"),
+        ("LIVEKIT_URL", "<your domain>"),
+        ("LIVEKIT_API_URL", "http://{{ livekit }}:7880"),
+        ("LIVEKIT_FULL_ACCESS_HOMESERVERS", "${SERVER_NAME}"),
+        ("LIVEKIT_FULL_ACCESS_HOMESERVERS", "example.com,{{ .Values.serverName }}"),
+        ("LIVEKIT_FULL_ACCESS_HOMESERVERS", "example.com $(hostname -d)"),
+        ("LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS", "<server name>"),
+        ("LIVEKIT_JWT_BIND", ":${PORT}"),
+        ("LIVEKIT_JWT_PORT", "${PORT}"),
+        ("LIVEKIT_JWT_PATH_PREFIX", "/${PREFIX}"),
+        ("LIVEKIT_JWT_TTL_SECONDS", "$(TTL)"),
+        ("LIVEKIT_CS_API_URL_OVERRIDES", "example.com=http://${SYNAPSE}:8008"),
+        ("LIVEKIT_FEDERATION_URL_OVERRIDES", "${OVERRIDES}"),
+        ("LIVEKIT_FEDERATION_ALLOWED_NETWORKS", "10.0.0.0/8,${NETWORK}"),
+        ("LIVEKIT_DNS_SERVERS", "{{ dns }}"),
+        ("LIVEKIT_REDIS_URL", "redis://:${hunter2}@redis"),
+        ("LIVEKIT_STATE_PATH", "${DATA}/state"),
+        ("LIVEKIT_SECRET_FROM_FILE", "${CREDENTIALS_DIRECTORY}/secret"),
+        ("LIVEKIT_KEY", "<key>"),
+        ("LIVEKIT_SECRET", "${hunter2}"),
+        ("LIVEKIT_SECRET", "\"${{ secrets.hunter2 }}\""),
+        ("LIVEKIT_SECRET", "$(pass show hunter2)"),
+    ] {
+        let text = errors(&[(name, value)]);
+        assert!(
+            text.starts_with(&format!("{name} holds ")) && text.contains(NOTHING) && text.lines().count() == 1,
+            "{name}={value}: {text}"
+        );
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    // Some text of a secret.
+    for secret in [
+        "${a}hunter2-hunter2-hunter2-hunter2-",
+        "hunter2-hunter2-hunter2-{{hunter2}}-",
+        "<<hunter2-hunter2-hunter2-hunter2",
+    ] {
+        assert_eq!(pairs_of(&config(&[("LIVEKIT_SECRET", secret)])), [("key", secret)]);
+    }
+    assert!(load_with(&[("LIVEKIT_LOG_LEVEL", "${LEVEL}"), ("RUST_LOG", "${LEVEL}")], &[]).is_ok());
+
+    let as_tokens = [
+        ("LIVEKIT_HS_SERVER_NAME", "{{ matrix_domain }}"),
+        ("LIVEKIT_AS_TOKEN", "${AS_TOKEN}"),
+        ("LIVEKIT_HS_TOKEN", "<hunter2>"),
+        ("LIVEKIT_REDIS_PASSWORD", "$(hunter2)"),
+        ("LIVEKIT_URL", "wss://${HOST}"),
+    ];
+    let text = errors(&as_tokens);
+    let mut named: Vec<_> = text.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    let mut expected = as_tokens.map(|pair| pair.0);
+    named.sort_unstable();
+    expected.sort_unstable();
+    assert!(named == expected && !text.contains("hunter2"), "{text}");
+
+    let registration = [("LIVEKIT_HS_SERVER_NAME", "own.example"), ("LIVEKIT_AS_REGISTRATION_FILE", "/f")];
+    let no_keys = [("LIVEKIT_KEY", "<unset>"), ("LIVEKIT_SECRET", "<unset>")];
+    for (changes, content) in [
+        (
+            &[("LIVEKIT_SECRET", "<unset>"), ("LIVEKIT_SECRET_FROM_FILE", "/f")] as Pairs<'_>,
+            "${hunter2}\n",
+        ),
+        (&[("LIVEKIT_KEY", "<unset>"), ("LIVEKIT_KEY_FROM_FILE", "/f")], "{{ hunter2 }}"),
+        (&[no_keys[0], no_keys[1], ("LIVEKIT_KEY_FILE", "/f")], "key: ${hunter2}\n"),
+        (&[no_keys[0], no_keys[1], ("LIVEKIT_KEY_FILE", "/f")], "{{ key }}: {{ hunter2 }}\n"),
+        (&registration, "as_token: ${hunter2}\nhs_token: <hunter2>\n"),
+        (&registration, "as_token: '{{hunter2}}'\nhs_token: hunter2\n"),
+    ] {
+        let text = load_with(changes, &[("/f", content)]).unwrap_err().to_string();
+        assert!(
+            text.contains("names a file that holds ") && text.lines().count() == 1 && !text.contains("hunter2"),
+            "{content}: {text}"
+        );
+    }
+}
+
+/// Decision P18.
+#[test]
+fn mistaken_names_are_told() {
+    let read = |more: Pairs<'_>| {
+        let variables = [&BASE as Pairs<'_>, more].concat();
+        load(&variables, &[]).unwrap().1
+    };
+    for (name, nearest) in [
+        ("FULL_ACCESS_HOMESERVERS", "LIVEKIT_FULL_ACCESS_HOMESERVERS"),
+        ("HS_SERVER_NAME", "LIVEKIT_HS_SERVER_NAME"),
+        ("LK_JWT_BIND", "LIVEKIT_JWT_BIND"),
+        ("LIVEKIT_REDIS_URI", "LIVEKIT_REDIS_URL"),
+    ] {
+        let warnings = read(&[(name, "hunter2")]);
+        let expected = format!("{name} is set, but this service does not read it: did you mean {nearest}?");
+        assert_eq!(warnings, [expected]);
+        assert_eq!(read(&[(name, " ")]), [""; 0]);
+    }
+    for name in ["LIVEKIT_JWT_REPLICA_IP", "LIVEKIT_KEYS", "URL", "LOG", "LK_JWT_SERVICE_HOST"] {
+        assert_eq!(read(&[(name, "x")]), [""; 0], "{name}");
+    }
+    let odd = read(&[("LIVEKIT_A\u{1b}[31m", "x")]);
+    assert!(!odd[0].contains('\u{1b}'), "{odd:?}");
+    let names: Vec<String> = (0..1000).map(|index| format!("LIVEKIT_NOBODYS_{index}")).collect();
+    let many: Vec<_> = names.iter().map(|name| (name.as_str(), "x")).collect();
+    let warnings = read(&many);
+    assert!(
+        warnings.len() == 21 && warnings[20].starts_with("980 more variables"),
+        "{warnings:?}"
+    );
+
+    // A start that fails may fail because of it.
+    let text = load(&[("LK_URL", "wss://hunter2"), BASE[1], BASE[2]], &[]).unwrap_err().to_string();
+    let lines: Vec<_> = text.lines().collect();
+    assert!(
+        lines[0].starts_with("LIVEKIT_URL must be set") && lines[1].ends_with("did you mean LIVEKIT_URL?"),
+        "{text}"
+    );
+}
+
+/// Decision P20: only what will be used is looked at.
+#[test]
+fn proxies_that_cannot_work_stop_the_start() {
+    let outcome = |set: Pairs<'_>| load(&[&BASE as Pairs<'_>, set].concat(), &[]);
+    const HTTP: &str = "http://user:hunter2@proxy:3128";
+    const SOCKS: &str = "socks5h://user:hunter2@proxy:1080";
+    for set in [
+        &[("HTTPS_PROXY", HTTP)] as Pairs<'_>,
+        &[("https_proxy", HTTP), ("HTTP_PROXY", HTTP)],
+        &[("ALL_PROXY", HTTP)],
+        &[("HTTPS_PROXY", ""), ("https_proxy", " ")],
+        &[("NO_PROXY", SOCKS)],
+        // All three, as desktops set them.
+        &[("http_proxy", HTTP), ("https_proxy", HTTP), ("all_proxy", SOCKS)],
+        &[("HTTPS_PROXY", HTTP), ("https_proxy", SOCKS)],
+    ] {
+        let (_, warnings) = outcome(set).unwrap_or_else(|errors| panic!("{set:?}: {errors}"));
+        assert_eq!(warnings, [""; 0], "{set:?}");
+    }
+    let (_, warnings) = outcome(&[("HTTPS_PROXY", ""), ("https_proxy", SOCKS)]).unwrap();
+    assert_eq!(warnings, ["HTTPS_PROXY is set to nothing, so https_proxy does not count"]);
+    for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+        for (value, expected) in [
+            (
+                "socks5://user:hunter2@proxy:1080",
+                "SOCKS proxy, which is not supported: set it to the http:// address",
+            ),
+            (SOCKS, "SOCKS proxy, which is not supported"),
+            ("https://user:hunter2@proxy:3129", "https://, which is not supported"),
+            ("ftp://hunter2", "cannot be used"),
+            ("http://user:hunter2@proxy:3128\r", "white space or a line end"),
+            ("http://user:hunter2@${PROXY}:3128", "which nothing has filled in"),
+        ] {
+            let text = outcome(&[(name, value)]).unwrap_err().to_string();
+            assert!(
+                text.starts_with(name) && text.contains(expected) && text.lines().count() == 1 && !text.contains("hunter2"),
+                "{name}={value}: {text}"
+            );
+        }
+    }
+    let text = outcome(&[("HTTPS_PROXY", HTTP), ("all_proxy", SOCKS)]).unwrap_err().to_string();
+    assert!(text.starts_with("all_proxy names a SOCKS proxy"), "{text}");
+}
+
+/// Decision P11.
+#[test]
+fn named_certificates_must_be_there() {
+    let files = [
+        ("/ca.crt", "a certificate"),
+        ("/empty.crt", ""),
+        ("/certs", "a certificate"),
+        ("/none", ""),
+    ];
+    let outcome = |set: Pairs<'_>| load(&[&BASE as Pairs<'_>, set].concat(), &files);
+    for set in [
+        &[("SSL_CERT_FILE", "/ca.crt\r")] as Pairs<'_>,
+        &[("SSL_CERT_FILE", " "), ("SSL_CERT_DIR", "")],
+        &[("SSL_CERT_DIR", "/nowhere:/none:/certs")],
+    ] {
+        assert_eq!(
+            outcome(set).unwrap_or_else(|errors| panic!("{set:?}: {errors}")).1,
+            [""; 0],
+            "{set:?}"
+        );
+    }
+    for (set, named) in [
+        (&[("SSL_CERT_FILE", "/nowhere")] as Pairs<'_>, &["SSL_CERT_FILE"] as &[&str]),
+        (&[("SSL_CERT_FILE", "/empty.crt")], &["SSL_CERT_FILE"]),
+        (&[("SSL_CERT_FILE", "/empty.crt"), ("SSL_CERT_DIR", "/certs")], &["SSL_CERT_FILE"]),
+        (&[("SSL_CERT_FILE", "/ca.crt"), ("SSL_CERT_DIR", "/none")], &["SSL_CERT_DIR"]),
+        (&[("SSL_CERT_DIR", "/none:/nowhere")], &["SSL_CERT_DIR", "SSL_CERT_DIR"]),
+    ] {
+        let text = outcome(set).unwrap_err().to_string();
+        let found: Vec<_> = text.lines().map(|line| line.split(' ').next().unwrap()).collect();
+        assert_eq!(found, named, "{text}");
+    }
+}
+
+/// A password may hold whatever separates the entries of a list.
+#[test]
+fn a_piece_of_a_password_is_not_repeated() {
+    for (name, value) in [
+        ("LIVEKIT_URL", "wss://user:hunter2 hunter2@example.com"),
+        ("LIVEKIT_URL", "ftp://example.com?key=hunter2"),
+        ("LIVEKIT_CS_API_URL_OVERRIDES", "a.example=https://user:hunter2,x@host"),
+        ("LIVEKIT_FEDERATION_URL_OVERRIDES", "a.example=https://user:x,hunter2@host"),
+        ("LIVEKIT_FULL_ACCESS_HOMESERVERS", "https://user:hunter2 x@host"),
+        ("LIVEKIT_FULL_ACCESS_HOMESERVERS", "https://hunter2:12,34@host"),
+        ("LIVEKIT_DNS_SERVERS", "udp://user:hunter2,x@10.0.0.1"),
+    ] {
+        let text = match load_with(&[(name, value)], &[]) {
+            Ok((_, warnings)) => warnings.join("\n"),
+            Err(errors) => errors.to_string(),
+        };
+        assert!(text.contains(name) && !text.contains("hunter2"), "{name}={value}: {text}");
+    }
+}
+
+/// Decision P21.
+#[test]
+fn the_summary_says_what_it_runs_with_and_no_secret() {
+    let plain = config(&[]).summary();
+    assert_eq!((plain.store.as_str(), plain.mode.as_str()), ("memory", "standalone"));
+    assert_eq!(
+        (
+            plain.full_access.as_str(),
+            plain.remote_can_publish.as_str(),
+            plain.membership.as_str()
+        ),
+        ("example.com", "*", "not checked")
+    );
+    assert_eq!(
+        (plain.path_prefix.as_str(), plain.cs_api_overrides.as_str()),
+        ("/livekit/jwt", "none")
+    );
+    assert!(plain.tls_verification && plain.jwt_ttl_seconds == 3600);
+    let full = config(&[
+        ("LIVEKIT_URL", "wss://user:hunter2@livekit.example.com/sfu?key=hunter2"),
+        ("LIVEKIT_REDIS_URL", "rediss://me:hunter2@redis:6380/1"),
+        ("LIVEKIT_REDIS_PASSWORD", "hunter2"),
+        ("LIVEKIT_HS_SERVER_NAME", "example.com"),
+        ("LIVEKIT_AS_TOKEN", "hunter2-as"),
+        ("LIVEKIT_HS_TOKEN", "hunter2-hs"),
+        ("LIVEKIT_CS_API_URL_OVERRIDES", "example.com=http://synapse:8008"),
+        ("LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS", "b.example c.example"),
+        ("LIVEKIT_JWT_PATH_PREFIX", "/"),
+        ("LIVEKIT_ROOM_WATCH_INTERVAL_SECONDS", "0"),
+        ("LIVEKIT_INSECURE_SKIP_VERIFY_TLS", "YES_I_KNOW_WHAT_I_AM_DOING"),
+    ])
+    .summary();
+    for (shown, expected) in [
+        (&full.livekit_url, "wss://livekit.example.com/sfu"),
+        (&full.livekit_api, "https://livekit.example.com/sfu/"),
+        (&full.store, "rediss://redis:6380"),
+        (&full.mode, "application service of example.com"),
+        (&full.membership, "required everywhere, participants checked: every 30 s"),
+        (&full.cs_api_overrides, "example.com=http://synapse:8008/"),
+        (&full.remote_can_publish, "b.example, c.example"),
+        (&full.path_prefix, "none"),
+        (&full.sfu_checks, "participants every 30 s, rooms off"),
+    ] {
+        assert_eq!(shown, expected);
+    }
+    assert!(!full.tls_verification && !format!("{full:?}").contains("hunter2"), "{full:?}");
 }

@@ -13,6 +13,7 @@ mod delayed_events;
 mod delegate_delayed_leave;
 mod discovery;
 mod element_call;
+mod environments;
 mod fairness;
 mod floods;
 mod get_token;

@@ -105,6 +105,20 @@ fn what_is_not_the_sfus_is_refused_with_one_line_of_the_log() {
             changed(&scene, &body, |c| drop(c.as_object_mut().expect("claims").remove("sha256"))),
         ),
         (
+            "an empty hash, as of no body",
+            with_token(
+                "",
+                &Jwt::sign(
+                    &{
+                        let mut claims = good.clone();
+                        claims["sha256"] = json!("");
+                        claims
+                    },
+                    scene.sfu.secret(),
+                ),
+            ),
+        ),
+        (
             "wrong hash",
             with_token(body.replace("somebody", "otherbody"), &Jwt::sign(&good, scene.sfu.secret())),
         ),
@@ -217,6 +231,24 @@ fn the_body_is_not_read_before_the_token_is_verified() {
             "it waited for the body: {:?}",
             began.elapsed()
         );
+    }
+    // The SFU's secret has signed these, but for no body that there could be.
+    let long = format!("{}=", "A".repeat(44));
+    for hash in [
+        "",
+        "=",
+        "AAAA",
+        "not base64 at all",
+        &"A".repeat(42),
+        &"A".repeat(44),
+        &long,
+        &"ab".repeat(32),
+    ] {
+        let mut claims = claims(&scene.sfu, b"");
+        claims["sha256"] = json!(hash);
+        let token = Jwt::sign(&claims, scene.sfu.secret());
+        let answer = scene.service.raw(head(&token, 10).as_bytes()).expect("an answer without the body");
+        assert_eq!(answer.status, 401, "{hash:?}");
     }
     let token = Jwt::sign(&claims(&scene.sfu, b""), scene.sfu.secret());
     let answer = scene
