@@ -83,12 +83,12 @@ pub struct Settings {
     pub proxies: Matcher,
     /// Connections to homeservers that may be in use at a time; those that are kept give way (decision P14).
     pub connections_out: u32,
-    /// Keeps for the next start that the homeserver of this host has answered well at this second of the wall clock.
+    /// Keeps for the next start who has answered well.
     pub remember: Remember,
 }
 
-/// Stores the host of a homeserver and a second of the wall clock.
-pub type Remember = Box<dyn Fn(&str, u64) + Send + Sync>;
+/// Stores that the homeserver of this host has answered well at this second of the wall clock, or forgets it.
+pub type Remember = Box<dyn Fn(&str, Option<u64>) + Send + Sync>;
 
 /// On whose behalf a homeserver is asked.
 pub struct Caller<'a> {
@@ -191,13 +191,16 @@ impl Federation {
         }
         let Some(group) = homeserver.group() else { return };
         let host = host_key(homeserver.name());
-        let (store, until) = {
+        let (changes, until) = {
             let mut verified = self.verified();
             (verified.answered(&host, group, now), verified.until(&host))
         };
         homeserver.is_verified_until(until);
-        if store {
-            (self.remember)(&host, now);
+        if changes.store {
+            (self.remember)(&host, Some(now));
+        }
+        for host in changes.forget {
+            (self.remember)(&host, None);
         }
     }
 

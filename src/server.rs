@@ -34,12 +34,15 @@ use crate::federation::{Federation, Guard, Settings};
 use crate::homeserver::{Homeservers, OwnHomeserver};
 use crate::http::{App, Appservice, Edge};
 use crate::limits::{Limits, Resources};
+use crate::log_throttle::LogThrottle;
 use crate::members::Members;
 use crate::openid::OpenId;
 use crate::removal::{self, Removals};
 use crate::sfu::Sfu;
 use crate::tls::Tls;
 use crate::token::{MintError, Minter};
+
+static NOT_ACCEPTED: LogThrottle = LogThrottle::once_a_minute();
 
 /// Time for the first request's head to arrive.
 const FIRST_HEAD: Duration = Duration::from_secs(10);
@@ -140,7 +143,10 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
             connections_out: u32::try_from(limits.connections_out).unwrap_or(u32::MAX),
             remember: Box::new({
                 let verified = verified.clone();
-                move |host, at| verified.remember(host, at)
+                move |host, at| match at {
+                    Some(at) => verified.remember(host, at),
+                    None => verified.forget(host),
+                }
             }),
         },
         dns.clone(),
@@ -272,10 +278,13 @@ async fn serve(
                 }
             }
             Err(error) => {
-                tracing::warn!(
-                    error = error.to_string(),
-                    "a connection could not be accepted; too few file descriptors? (ulimit -n)"
-                );
+                NOT_ACCEPTED.log(|count| {
+                    tracing::warn!(
+                        error = error.to_string(),
+                        count,
+                        "a connection could not be accepted; too few file descriptors? (ulimit -n)"
+                    );
+                });
                 sleep(Duration::from_millis(50)).await;
             }
         }

@@ -23,6 +23,15 @@ pub struct Verified {
     groups: HashMap<Option<Group>, usize>,
 }
 
+/// What an answer changes in the store.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// The host that answered is to be stored.
+    pub store: bool,
+    /// These gave way to it.
+    pub forget: Vec<Box<str>>,
+}
+
 #[derive(Debug)]
 struct Entry {
     /// Unknown for one that was restored: those are one group until they answer again.
@@ -47,27 +56,26 @@ impl Verified {
             .map_or(0, |entry| entry.last.saturating_add(REMEMBERED_FOR.as_secs()))
     }
 
-    /// `host`, on the machines of `group`, has answered well. Says whether that is to be stored.
+    /// `host`, on the machines of `group`, has answered well. Says what is to be stored, and what forgotten.
     #[must_use]
-    pub fn answered(&mut self, host: &str, group: Group, now: u64) -> bool {
+    pub fn answered(&mut self, host: &str, group: Group, now: u64) -> Changes {
+        let mut forget = Vec::new();
         if let Some(entry) = self.hosts.get_mut(host) {
             entry.last = now;
             if entry.group != Some(group) {
                 let old = entry.group.replace(group);
                 self.count_out(old);
                 *self.groups.entry(Some(group)).or_default() += 1;
-                self.make_room(group, now);
+                self.make_room(group, now, &mut forget);
             }
         } else {
             self.insert(host, Some(group), now);
-            self.make_room(group, now);
+            self.make_room(group, now, &mut forget);
         }
-        let Some(entry) = self.hosts.get_mut(host) else { return false };
-        let store = now >= entry.stored.saturating_add(STORED_AGAIN_AFTER.as_secs());
-        if store {
-            entry.stored = now;
-        }
-        store
+        let due = |entry: &&mut Entry| now >= entry.stored.saturating_add(STORED_AGAIN_AFTER.as_secs());
+        let entry = self.hosts.get_mut(host).filter(due);
+        let store = entry.map(|entry| entry.stored = now).is_some();
+        Changes { store, forget }
     }
 
     /// What was stored: `host` answered well at `at`.
@@ -104,9 +112,9 @@ impl Verified {
     }
 
     /// The youngest of the group gives way where the group is full, and of the largest group where all is.
-    fn make_room(&mut self, group: Group, now: u64) {
+    fn make_room(&mut self, group: Group, now: u64, forgotten: &mut Vec<Box<str>>) {
         if self.groups.get(&Some(group)).copied().unwrap_or_default() > MAX_PER_GROUP {
-            self.forget_youngest(Some(group));
+            forgotten.extend(self.forget_youngest(Some(group)));
         }
         if self.hosts.len() > MAX_REMEMBERED {
             let stale: Vec<_> = self
@@ -117,23 +125,22 @@ impl Verified {
                 .collect();
             for host in stale {
                 self.forget(&host);
+                forgotten.push(host);
             }
         }
         if self.hosts.len() > MAX_REMEMBERED
             && let Some((&largest, _)) = self.groups.iter().max_by_key(|(group, count)| (**count, **group))
         {
-            self.forget_youngest(largest);
+            forgotten.extend(self.forget_youngest(largest));
         }
     }
 
-    fn forget_youngest(&mut self, group: Option<Group>) {
+    fn forget_youngest(&mut self, group: Option<Group>) -> Option<Box<str>> {
         let of_group = self.hosts.iter().filter(|(_, entry)| entry.group == group);
-        if let Some(host) = of_group
-            .max_by_key(|(host, entry)| (entry.first, *host))
-            .map(|(host, _)| host.clone())
-        {
-            self.forget(&host);
-        }
+        let (host, _) = of_group.max_by_key(|(host, entry)| (entry.first, *host))?;
+        let host = host.clone();
+        self.forget(&host);
+        Some(host)
     }
 
     fn forget(&mut self, host: &str) {
@@ -168,9 +175,10 @@ mod tests {
     #[test]
     fn many_names_of_one_machine_push_nobody_out() {
         let mut verified = Verified::default();
-        assert!(verified.answered("home.example", group(0), 10_000));
+        assert!(verified.answered("home.example", group(0), 10_000).store);
         for n in 0..10_000 {
-            let _ = verified.answered(&format!("n{n}.evil.example"), group(1), 10_001);
+            let changes = verified.answered(&format!("n{n}.evil.example"), group(1), 10_001);
+            assert_eq!(changes.forget.len(), usize::from(n >= MAX_PER_GROUP), "{n}");
         }
         assert_eq!(verified.len(), 1 + MAX_PER_GROUP);
         // The oldest names of a crowded machine stay, too.
@@ -191,14 +199,14 @@ mod tests {
     #[test]
     fn an_answer_counts_for_a_day_and_is_stored_once_an_hour() {
         let mut verified = Verified::default();
-        assert!(verified.answered("a.example", group(1), 10_000));
-        assert!(!verified.answered("a.example", group(1), 10_000 + 3599));
-        assert!(verified.answered("a.example", group(2), 10_000 + 3600));
+        assert!(verified.answered("a.example", group(1), 10_000).store);
+        assert!(!verified.answered("a.example", group(1), 10_000 + 3599).store);
+        assert!(verified.answered("a.example", group(2), 10_000 + 3600).store);
         assert!(verified.contains("a.example", 10_000 + 3600 + 86_399) && !verified.contains("a.example", 10_000 + 3600 + 86_400));
         let mut again = Verified::default();
         again.restore("a.example", 13_600, 14_000);
         again.restore("old.example", 13_600, 13_600 + 86_400);
         assert!(again.contains("a.example", 14_000) && again.len() == 1);
-        assert!(!again.answered("a.example", group(1), 14_000), "stored already");
+        assert!(!again.answered("a.example", group(1), 14_000).store, "stored already");
     }
 }
