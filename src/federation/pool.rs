@@ -320,13 +320,14 @@ impl Open {
                 return Poll::Ready(reply);
             }
             *ended = Pin::new(&mut *connection).poll(cx).is_ready();
-            match answer.as_mut().poll(cx) {
-                Poll::Pending if *ended => Poll::Ready(Err(Unanswered {
+            let polled = answer.as_mut().poll(cx);
+            if polled.is_pending() && *ended {
+                return Poll::Ready(Err(Unanswered {
                     failure: Failure::Http("the connection was closed before the answer was complete".into()),
                     again: false,
-                })),
-                polled => polled,
+                }));
             }
+            polled
         })
         .await;
         let spent = left.swap(0, Ordering::Relaxed) == 0;
