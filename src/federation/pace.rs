@@ -10,7 +10,7 @@ use crate::admission::Who;
 use crate::admission::dials::{Decision, Dials, Target, Ticket};
 
 /// A connection that is given up after so long counts as one that failed.
-const HUNG: Duration = Duration::from_secs(1);
+const HUNG: Duration = Duration::from_secs(3);
 
 /// Hands out turns to dial.
 #[derive(Default)]
