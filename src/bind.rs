@@ -12,6 +12,9 @@ use tokio::net::{TcpListener, TcpSocket};
 /// them, and clients try again after one, three and seven seconds.
 const BACKLOG: u32 = 4096;
 
+/// Bytes that the kernel keeps for a connection in each direction: some ten requests, or answers.
+const KERNEL_BUFFER: u32 = 16 * 1024;
+
 /// An address to listen on, as the operator wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bind {
@@ -146,6 +149,9 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
     };
     // A restarted service gets its port back at once.
     socket.set_reuseaddr(true)?;
+    // Each connection gets these: what clients send ahead and do not fetch is in memory that counts as ours (decision P14).
+    socket.set_recv_buffer_size(KERNEL_BUFFER)?;
+    socket.set_send_buffer_size(KERNEL_BUFFER)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

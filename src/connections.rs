@@ -23,10 +23,14 @@ use crate::log_throttle::LogThrottle;
 
 /// Longest head of a request.
 pub const MAX_HEAD: usize = 16 * 1024;
-/// What a head may have besides the pot: longer than an honest one.
-const OWN_HEAD: usize = 4 * 1024;
+/// What a head may have besides the pot: longer than an honest one, and what the HTTP library has for it in any case.
+const OWN_HEAD: usize = 8 * 1024;
 /// A head is held so many times at most: as it came, and in the buffer of the HTTP library, which doubles.
 const HEAD_COPIES: usize = 3;
+/// The least that the proven have for their bodies: two of the largest webhooks.
+const PROVEN: usize = 2 * 1024 * 1024;
+/// However many wait for a pot, everybody is looked at so often.
+const LOOK_EVERY_MS: u64 = 20;
 /// An answer that a client does not take in this time is lost; all of them fit into the kernel's buffer.
 const STUCK: Duration = Duration::from_secs(10);
 
@@ -69,6 +73,8 @@ struct Registry {
 struct PotState {
     most: usize,
     held: AtomicUsize,
+    /// When everybody who holds some of it was last found to be too young to be judged.
+    all_young: AtomicU64,
 }
 
 const GO_ON: u8 = 0;
@@ -98,17 +104,24 @@ impl Connections {
     /// Within `limits`.
     #[must_use]
     pub fn new(limits: &Limits) -> Arc<Self> {
-        let pot = || PotState {
-            most: limits.body_bytes,
+        let pot = |most| PotState {
+            most,
             held: AtomicUsize::new(0),
+            all_young: AtomicU64::new(0),
         };
         Arc::new(Self {
             most: limits.connections,
             began: Instant::now(),
             open: Mutex::default(),
-            pots: [pot(), pot()],
+            pots: [pot(limits.body_bytes), pot((limits.body_bytes / 4).max(PROVEN))],
             told: LogThrottle::once_a_minute(),
         })
+    }
+
+    /// Whether somebody has to give way for the next one.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.lock().by_id.len() >= self.most
     }
 
     /// A connection was accepted. Where there are too many, others give way at once; `None` only when nearly all wait for
@@ -252,12 +265,19 @@ impl Connection {
                 self.held[pot as usize].fetch_add(bytes, Relaxed);
                 return Taken::Yes;
             }
+            let now = self.all.now();
+            if now < state.all_young.load(Relaxed) + LOOK_EVERY_MS {
+                return Taken::NotYet;
+            }
             let slowest = {
-                let (open, now) = (self.all.lock(), self.all.now());
+                let open = self.all.lock();
                 let holding = open.by_id.values().filter(|other| other.held[pot as usize].load(Relaxed) > 0);
                 slowest(holding.map(|other| (other, other.look(now)))).cloned()
             };
-            let Some(slowest) = slowest else { return Taken::NotYet };
+            let Some(slowest) = slowest else {
+                state.all_young.store(now, Relaxed);
+                return Taken::NotYet;
+            };
             self.all.crowded("request bodies");
             slowest.give_back(pot, usize::MAX);
             if slowest.id == self.id {

@@ -25,7 +25,7 @@ use crate::admission::{Class, Who};
 /// More targets or addresses than this of one name are not looked at.
 const MOST: usize = 8;
 
-/// Answers remembered, of strangers and of all others. Each holds at most [`MOST`] addresses or targets, whatever came, which
+/// Answers remembered for each class. Each holds at most [`MOST`] addresses or targets, whatever came, which
 /// bounds it in bytes too: a resolver's own cache keeps whole messages of up to 64 KiB.
 const CACHE_ENTRIES: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// How long they are believed at most, when there is something and when there is nothing.
@@ -33,7 +33,7 @@ const MAX_LIFE: Duration = Duration::from_secs(3600);
 const MAX_NEGATIVE_LIFE: Duration = Duration::from_secs(60);
 
 /// Look-ups for strangers at a time: each takes two sockets, and up to six where nobody answers.
-const STRANGERS: usize = 96;
+const STRANGERS: usize = 64;
 /// Time for one look-up of a stranger's name.
 const STRANGERS_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -79,13 +79,16 @@ pub struct Asker<'a> {
 /// The resolvers, made at first use so that they cost the start nothing.
 pub struct Dns {
     servers: Vec<SocketAddr>,
-    trusted: Side,
+    listed: Side,
+    verified: Side,
     strangers: Side,
     lookups: Arc<Mutex<Lookups<oneshot::Sender<Place>>>>,
 }
 
 /// A resolver and what it found: what strangers make us ask is kept apart.
 struct Side {
+    /// A question that fails is asked again.
+    insists: bool,
     resolver: OnceLock<TokioResolver>,
     cache: Mutex<LruCache<Box<str>, Cached>>,
 }
@@ -104,10 +107,11 @@ enum Found {
 }
 
 impl Side {
-    fn new() -> Self {
+    fn new(insists: bool) -> Self {
         let mut cache = LruCache::unbounded();
         cache.resize(CACHE_ENTRIES);
         Self {
+            insists,
             resolver: OnceLock::new(),
             cache: Mutex::new(cache),
         }
@@ -146,8 +150,9 @@ impl Dns {
     pub fn new(servers: Vec<SocketAddr>) -> Self {
         Self {
             servers,
-            trusted: Side::new(),
-            strangers: Side::new(),
+            listed: Side::new(true),
+            verified: Side::new(false),
+            strangers: Side::new(false),
             lookups: Arc::new(Mutex::new(Lookups::new(STRANGERS))),
         }
     }
@@ -284,7 +289,8 @@ impl Dns {
     fn side(&self, asker: Option<&Asker<'_>>) -> &Side {
         match asker.map(|asker| asker.who.class) {
             Some(Class::Stranger) => &self.strangers,
-            Some(Class::Verified | Class::Listed) | None => &self.trusted,
+            Some(Class::Verified) => &self.verified,
+            Some(Class::Listed) | None => &self.listed,
         }
     }
 
@@ -292,13 +298,11 @@ impl Dns {
         if let Some(resolver) = side.resolver.get() {
             return Ok(resolver);
         }
-        let made = self
-            .make(std::ptr::eq(side, &raw const self.strangers))
-            .map_err(|error| DnsError::Failed(error.to_string()))?;
+        let made = self.make(side.insists).map_err(|error| DnsError::Failed(error.to_string()))?;
         Ok(side.resolver.get_or_init(|| made))
     }
 
-    fn make(&self, for_strangers: bool) -> Result<TokioResolver, NetError> {
+    fn make(&self, insists: bool) -> Result<TokioResolver, NetError> {
         let mut builder = if self.servers.is_empty() {
             TokioResolver::builder_tokio().or_else(|error| {
                 tracing::warn!(
@@ -310,7 +314,7 @@ impl Dns {
         } else {
             with_servers(&self.servers)
         };
-        bound(builder.options_mut(), for_strangers);
+        bound(builder.options_mut(), insists);
         builder.build()
     }
 }
@@ -333,13 +337,13 @@ fn with_servers(servers: &[SocketAddr]) -> hickory_resolver::ResolverBuilder<Tok
     Resolver::builder_with_config(ResolverConfig::from_name_servers(servers), TokioRuntimeProvider::default())
 }
 
-fn bound(options: &mut ResolverOpts, for_strangers: bool) {
+fn bound(options: &mut ResolverOpts, insists: bool) {
     options.cache_size = 0;
     options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
     // A verification has ten seconds in all; a name server that is away must leave some for the next one.
     options.timeout = options.timeout.min(Duration::from_secs(2));
-    // A stranger's request tries again by itself, and within its budget.
-    options.attempts = if for_strangers { 0 } else { options.attempts.max(2) };
+    // A request about a homeserver that is not listed tries again by itself, and within its budget.
+    options.attempts = if insists { options.attempts.max(2) } else { 0 };
     // One domain whose name servers do not answer must not take the places of all others.
     options.max_active_requests = 2048;
 }

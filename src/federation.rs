@@ -231,9 +231,9 @@ impl Federation {
         caller: &Caller<'_>,
         again: bool,
     ) -> Result<Reply, Failure> {
-        let reply = timeout_at(caller.deadline, self.ask(homeserver, path_and_query, limit, caller, again))
-            .await
-            .unwrap_or(Err(Failure::Timeout));
+        // Boxed: whoever has not come this far does not carry it.
+        let asking = Box::pin(self.ask(homeserver, path_and_query, limit, caller, again));
+        let reply = timeout_at(caller.deadline, asking).await.unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
             self.warn_once(homeserver, failure);
         }

@@ -14,7 +14,8 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
-use crate::admission::{Client, Who};
+use crate::admission::{Class, Client, Who};
+use crate::clock::unix_seconds;
 use crate::federation::{Caller, Failure, Federation, Homeserver};
 use crate::hold::{TOO_LATE, pause};
 use crate::secret::Secret;
@@ -136,6 +137,7 @@ impl OpenId {
             .append_pair("access_token", token.expose())
             .finish();
         let path = format!("/_matrix/federation/v1/openid/userinfo?{query}");
+        let is_verified = homeserver.class(unix_seconds()) == Class::Verified;
         let budget = self.federation.budget(homeserver);
         let caller = Caller {
             client,
@@ -166,7 +168,8 @@ impl OpenId {
                     if !error.may_pass() || budget.is_spent() {
                         return Err(error);
                     }
-                    let pause = pause(tries);
+                    // Eight connections have to last for the whole time.
+                    let pause = pause(tries) * if is_verified { 2 } else { 1 };
                     let no_name = matches!(&error, Unverified::Unreachable { failure, .. } if failure.is_no_name());
                     let spent = !homeserver.is_known() && (no_name || tries >= STRANGER_TRIES);
                     if spent || Instant::now() + pause + TOO_LATE >= deadline {

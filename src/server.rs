@@ -17,6 +17,7 @@ use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::access::Policy;
@@ -262,6 +263,10 @@ async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
+                if connections.is_full() {
+                    // Whoever has sent something by now is heard before anybody has to give way.
+                    yield_now().await;
+                }
                 if let Some(opened) = connections.open(peer.ip()) {
                     tokio::spawn(serve_connection(stream, opened, edge.clone(), graceful.watcher()));
                 }

@@ -38,7 +38,7 @@ impl Budget {
     /// Takes one TCP connect. False: it must not be made.
     #[must_use]
     pub fn dial(&self) -> bool {
-        self.take(&self.dials, 1)
+        self.take_or_end(&self.dials, 1)
     }
 
     /// Takes one well-known file. False: it must not be asked for.
@@ -50,24 +50,28 @@ impl Budget {
     /// Takes so many questions to DNS. False: they must not be asked.
     #[must_use]
     pub fn questions(&self, count: u32) -> bool {
-        self.take(&self.questions, count)
+        self.take_or_end(&self.questions, count)
     }
 
-    /// Whether something was refused, so that another try makes no sense.
+    /// Whether a connection or a question was refused, so that another try makes no sense.
     #[must_use]
     pub fn is_spent(&self) -> bool {
         self.spent.load(Ordering::Relaxed)
     }
 
-    fn take(&self, left: &AtomicU32, count: u32) -> bool {
-        let taken = self.unlimited
-            || left
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(count))
-                .is_ok();
+    fn take_or_end(&self, left: &AtomicU32, count: u32) -> bool {
+        let taken = self.take(left, count);
         if !taken {
             self.spent.store(true, Ordering::Relaxed);
         }
         taken
+    }
+
+    fn take(&self, left: &AtomicU32, count: u32) -> bool {
+        self.unlimited
+            || left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(count))
+                .is_ok()
     }
 }
 
@@ -79,9 +83,10 @@ mod tests {
     fn only_so_much_of_each() {
         for class in [Class::Verified, Class::Stranger] {
             let budget = Budget::of(class);
+            assert_eq!((0..20).filter(|_| budget.fetch()).count(), 3);
+            assert!(!budget.is_spent(), "without a file there are other ways");
             assert_eq!((0..20).filter(|_| budget.dial()).count(), 8);
             assert!(budget.is_spent());
-            assert_eq!((0..20).filter(|_| budget.fetch()).count(), 3);
             assert_eq!((0..20).filter(|_| budget.questions(2)).count(), 12);
         }
         let budget = Budget::of(Class::Listed);

@@ -111,29 +111,12 @@ impl ClientApi {
         self.may_carry_secrets
     }
 
-    /// Each call has a budget of its own: nobody makes many of them happen.
-    async fn ask(&self, ask: &Ask<'_>, limit: usize) -> Result<Reply, Failure> {
-        let attempt = Attempt {
-            who: self.who,
-            budget: &Budget::of(self.who.class),
-            queued: &Notify::new(),
-            turns: None,
-        };
-        self.link.ask(ask, limit, &attempt).await
-    }
-
     /// GETs a path below the base.
     ///
     /// # Errors
     /// When there is no whole answer.
     pub async fn get(&self, path_and_query: &str, token: Option<&Secret>, limit: usize) -> Result<Reply, Failure> {
-        let ask = Ask {
-            method: Method::GET,
-            path_and_query,
-            token,
-            json: None,
-        };
-        self.ask(&ask, limit).await
+        self.ask(Method::GET, path_and_query, token, None, limit).await
     }
 
     /// POSTs JSON to a path below the base.
@@ -141,13 +124,33 @@ impl ClientApi {
     /// # Errors
     /// When there is no whole answer.
     pub async fn post(&self, path_and_query: &str, token: Option<&Secret>, json: Bytes, limit: usize) -> Result<Reply, Failure> {
+        self.ask(Method::POST, path_and_query, token, Some(json), limit).await
+    }
+
+    /// Each call has a budget of its own: nobody makes many of them happen.
+    async fn ask(
+        &self,
+        method: Method,
+        path_and_query: &str,
+        token: Option<&Secret>,
+        json: Option<Bytes>,
+        limit: usize,
+    ) -> Result<Reply, Failure> {
         let ask = Ask {
-            method: Method::POST,
+            method,
             path_and_query,
             token,
-            json: Some(json),
+            json,
         };
-        self.ask(&ask, limit).await
+        let attempt = Attempt {
+            who: self.who,
+            // Each call has a budget of its own: nobody makes many of them happen.
+            budget: &Budget::of(self.who.class),
+            queued: &Notify::new(),
+            turns: None,
+        };
+        // Boxed: whoever has not come this far does not carry it.
+        Box::pin(self.link.ask(&ask, limit, &attempt)).await
     }
 }
 

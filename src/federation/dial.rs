@@ -61,6 +61,9 @@ pub(super) struct Dialer {
     pub(super) pool: Arc<Pool>,
 }
 
+/// A TCP connection that is being made.
+type Connecting<'a, 'd> = Pin<Box<dyn Future<Output = Connected<'d>> + Send + 'a>>;
+
 /// For whom a connection is made.
 #[derive(Clone, Copy)]
 pub(super) struct Attempt<'a> {
@@ -89,13 +92,13 @@ pub(super) struct Place<'a> {
 }
 
 /// The permission to dial an address: its turn, and the place that the connection will have.
-struct Leave<'a> {
+struct DialPermit<'a> {
     turn: Turn<'a>,
     place: Place<'a>,
 }
 
 /// A connection that stands, on which nothing was said yet.
-type Connected<'a> = Result<(TcpStream, Leave<'a>), Failure>;
+type Connected<'a> = Result<(TcpStream, DialPermit<'a>), Failure>;
 
 impl Attempt<'_> {
     /// Who asks DNS.
@@ -147,7 +150,7 @@ impl Dialer {
         attempt: &Attempt<'_>,
     ) -> Result<(Stream, Place<'_>), Failure> {
         let scheme = if tls_name.is_some() { "https" } else { "http" };
-        let (tcp, Leave { turn, place }) = self.tcp(scheme, host, port, trust, attempt).await?;
+        let (tcp, DialPermit { turn, place }) = self.tcp(scheme, host, port, trust, attempt).await?;
         let Some(name) = tls_name else {
             turn.succeeded();
             return Ok((Stream::Plain(tcp), place));
@@ -172,11 +175,11 @@ impl Dialer {
     async fn tcp(&self, scheme: &str, host: &Host, port: u16, trust: Dialled, attempt: &Attempt<'_>) -> Connected<'_> {
         if let Some((uri, proxy)) = uri(scheme, host, port).and_then(|uri| self.proxies.intercept(&uri).map(|proxy| (uri, proxy))) {
             let paced = self.check_before_proxy(host, trust, attempt).await?;
-            let leave = self.leave(paced, attempt).await?;
+            let permit = self.permit(paced, attempt).await?;
             return match tunnel(uri, &proxy, &target(host, port)).await {
-                Ok(stream) => Ok((stream, leave)),
+                Ok(stream) => Ok((stream, permit)),
                 Err(failure) => {
-                    leave.turn.failed();
+                    permit.turn.failed();
                     Err(failure)
                 }
             };
@@ -186,7 +189,7 @@ impl Dialer {
     }
 
     /// Waits until `target` may be dialled.
-    async fn leave(&self, target: Target, attempt: &Attempt<'_>) -> Result<Leave<'_>, Failure> {
+    async fn permit(&self, target: Target, attempt: &Attempt<'_>) -> Result<DialPermit<'_>, Failure> {
         let group = match target {
             Target::Ip(address) => Group::from(address),
             Target::Proxied(name) => Group::Proxied(name),
@@ -194,7 +197,7 @@ impl Dialer {
         let place = self.place(group, attempt).await?;
         let turn = self.pace.turn(target, attempt.who, attempt.queued).await;
         if attempt.budget.dial() {
-            Ok(Leave { turn, place })
+            Ok(DialPermit { turn, place })
         } else {
             Err(Failure::Spent)
         }
@@ -208,7 +211,7 @@ impl Dialer {
             return connect(address).await;
         }
         let mut addresses = addresses.into_iter();
-        let mut trying: Vec<Pin<Box<dyn Future<Output = Connected<'_>> + Send + '_>>> = Vec::new();
+        let mut trying: Vec<Connecting<'_, '_>> = Vec::new();
         let mut last = None;
         loop {
             if let Some(address) = addresses.next() {
@@ -243,17 +246,17 @@ impl Dialer {
     }
 
     async fn connect(&self, address: SocketAddr, host: &Host, attempt: &Attempt<'_>) -> Connected<'_> {
-        let leave = self.leave(Target::from(address.ip()), attempt).await?;
+        let permit = self.permit(Target::from(address.ip()), attempt).await?;
         let error = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 // Requests are written whole; without it nothing works worse than a little slower.
                 let _ = stream.set_nodelay(true);
-                return Ok((stream, leave));
+                return Ok((stream, permit));
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer in time".into(),
         };
-        leave.turn.failed();
+        permit.turn.failed();
         Err(connect_failure(host, address.port(), error))
     }
 

@@ -165,10 +165,10 @@ impl Homeserver {
         {
             return Err(failure.clone());
         }
-        let found = match discover(dialer, overrides, &self.name, self.trust, attempt).await {
+        let found = match Box::pin(discover(dialer, overrides, &self.name, self.trust, attempt)).await {
+            // That is about this request, and not about the homeserver: what is remembered may do.
+            Err(failure @ (Failure::Spent | Failure::Busy)) => return remembered.link.clone().ok_or(failure),
             Ok(found) => found,
-            // That is about this request, and not about the homeserver.
-            Err(failure @ (Failure::Spent | Failure::Busy)) => return Err(failure),
             Err(failure) => {
                 remembered.refused = Some((Instant::now() + FAILURE_MIN_AGE, failure.clone()));
                 return Err(failure);

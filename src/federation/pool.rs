@@ -31,6 +31,9 @@ const MAX_HEAD: usize = 32 * 1024;
 /// Bytes of an answer besides those of its body: the head, interim answers, the frames of chunks.
 const MAX_REST: usize = 16 * 1024;
 
+/// After so many bytes without a pause it is somebody else's turn on this thread.
+const AT_ONCE: usize = 16 * 1024;
+
 /// Connections of strangers that are kept.
 const STRANGERS: usize = 128;
 
@@ -276,6 +279,7 @@ impl Open {
         let stream = Metered {
             stream,
             left: left.clone(),
+            at_once: 0,
         };
         let (sender, connection) = Builder::new()
             .max_buf_size(MAX_HEAD)
@@ -324,11 +328,15 @@ impl Open {
             if let Poll::Ready(reply) = answer.as_mut().poll(cx) {
                 return Poll::Ready(reply);
             }
-            if *ended {
-                return Poll::Pending;
-            }
             *ended = Pin::new(&mut *connection).poll(cx).is_ready();
-            answer.as_mut().poll(cx)
+            let polled = answer.as_mut().poll(cx);
+            if polled.is_pending() && *ended {
+                return Poll::Ready(Err(Unanswered {
+                    failure: Failure::Http("the connection was closed before the answer was complete".into()),
+                    again: false,
+                }));
+            }
+            polled
         })
         .await;
         let spent = left.swap(0, Ordering::Relaxed) == 0;
@@ -397,13 +405,24 @@ impl Drop for Counted {
 struct Metered {
     stream: Stream,
     left: Arc<AtomicUsize>,
+    at_once: usize,
 }
 
 impl AsyncRead for Metered {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.at_once >= AT_ONCE {
+            self.at_once = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
-        std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let Poll::Ready(done) = Pin::new(&mut self.stream).poll_read(cx, buf) else {
+            self.at_once = 0;
+            return Poll::Pending;
+        };
+        done?;
         let read = buf.filled().len() - before;
+        self.at_once += read;
         let left = self.left.load(Ordering::Relaxed).checked_sub(read);
         self.left.store(left.unwrap_or(0), Ordering::Relaxed);
         Poll::Ready(if left.is_some() {

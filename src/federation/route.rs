@@ -1,6 +1,5 @@
 //! Where the requests for one server name go, and a client that goes there and nowhere else.
 
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -172,7 +171,8 @@ impl Link {
 
     /// A new connection, or one that somebody else has done with while we wait for our turn to dial.
     async fn connect(&self, attempt: &Attempt<'_>) -> Result<(Box<Open>, Place<'_>), Failure> {
-        let connecting = pin!(Open::new(&self.dialer.pool, self.route.connect(&self.dialer, attempt)));
+        // Seldom, and larger than all the rest.
+        let connecting = Box::pin(Open::new(&self.dialer.pool, self.route.connect(&self.dialer, attempt)));
         let returned = async {
             attempt.queued.notified().await;
             self.share.returned().await

@@ -44,7 +44,7 @@ impl Stage {
         let service = change(setup.env("LIVEKIT_FEDERATION_ALLOWED_NETWORKS", "127.0.0.0/8")).start();
         // No well-known file, and no token is known.
         let at = unique_loopback();
-        let certificate = Ca::trusted().server(&["*.answers.example.org".into()]);
+        let certificate = Ca::trusted().server(&["*.answers.example.org".into(), "*.newcomer.example.net".into()]);
         let hostile = [443, 8448].map(|port| {
             Neighbour::start(SocketAddr::new(at.into(), port), Some(certificate.clone()), |request| {
                 if request.path == USERINFO {
@@ -63,6 +63,7 @@ impl Stage {
         ] {
             dns.address(&format!("*.{below}.example.org"), &[address]);
         }
+        dns.address("*.newcomer.example.net", &[at.into()]);
         Self {
             service,
             dns,
@@ -227,8 +228,8 @@ fn slow_names_starve_nobody() {
                 assert_eq!(answer.status, 200, "{}", answer.text());
                 slowest = slowest.max(answer.took);
                 asked += 1;
-                // A stranger whose homeserver works has a place, too.
-                let name = format!("m{asked}.answers.example.org:8448");
+                // A stranger whose homeserver works has a place, too, if not all its neighbours hang.
+                let name = format!("m{asked}.newcomer.example.net:8448");
                 let answer = stage
                     .service
                     .post("/sfu/get", &bodies::sfu_get(&unique_room(), &name, &secrets::token()));

@@ -180,7 +180,7 @@ fn refused(answers: &[client::Answer]) -> usize {
 }
 
 #[test]
-fn no_more_than_4096_requests_are_under_way() {
+fn no_more_requests_are_under_way_than_there_are_places() {
     let _alone = crate::support::alone();
     let slow: Vec<_> = (0..3).map(|_| Homeserver::start()).collect();
     let names: Vec<_> = slow.iter().map(|h| h.name.clone()).collect();
@@ -196,7 +196,8 @@ fn no_more_than_4096_requests_are_under_way() {
         "4,500 requests that hang: {refused} refused with 503, {} KiB",
         world.service.rss_kib()
     );
-    assert!((300..=500).contains(&refused), "{refused} of 4,500 were refused, not about 404");
+    // An eighth of what others have is never lent: 3,840 wait, and each newcomer pushes out the oldest.
+    assert!((560..=760).contains(&refused), "{refused} of 4,500 were refused, not about 660");
 }
 
 #[test]

@@ -99,7 +99,6 @@ impl Request {
 /// A connection that was made to us.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    pub(crate) at: Instant,
     pub(crate) peer: SocketAddr,
     sni: OnceLock<Option<String>>,
 }
@@ -275,7 +274,6 @@ fn open(address: SocketAddr) -> std::io::Result<TcpListener> {
 async fn serve(state: Arc<State>, stream: TcpStream, peer: SocketAddr) {
     let _ = stream.set_nodelay(true);
     let connection = Arc::new(Connection {
-        at: Instant::now(),
         peer,
         sni: OnceLock::new(),
     });
