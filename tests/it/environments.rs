@@ -3,14 +3,15 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::ca::Ca;
 use crate::support::client::Connection;
-use crate::support::service::{Service, Setup, free_address};
-use crate::support::unique;
+use crate::support::service::{Service, Setup, free_address, free_port_of};
+use crate::support::{unique, wait_until};
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
@@ -119,9 +120,31 @@ impl Drop for Files {
     }
 }
 
+/// A port that was free on every address a moment ago.
+fn free_port_of_all() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, free_port_of(Ipv4Addr::UNSPECIFIED).port()).into()
+}
+
+/// The process of an environment, once more where another test has taken its port on one of all addresses meanwhile.
+fn started(environment: &[Pairs<'_>], files: &Files) -> Service {
+    let mut tries = 0;
+    loop {
+        let service = spawn(environment, files);
+        tries += 1;
+        wait_until("a start or its end", Duration::from_secs(20), || {
+            service.exit_status().is_some() || service.log().contains("listening")
+        });
+        let ended = service.exit_status().is_some() && service.wait_exit(Duration::from_secs(1)).code().is_some();
+        if !ended || tries == 5 || !service.log().contains("Address already in use") {
+            return service;
+        }
+    }
+}
+
 /// The process of an environment in which `{dir}`, `{bind}`, `{port}` and `{ca}` are filled in.
 fn spawn(environment: &[Pairs<'_>], files: &Files) -> Service {
-    let address = free_address();
+    let on_all = environment.iter().copied().flatten().any(|(_, value)| value.contains("{port}"));
+    let address = if on_all { free_port_of_all() } else { free_address() };
     let ca = Ca::trusted().file().to_string_lossy();
     let fill = |value: &str| {
         value
@@ -168,7 +191,7 @@ fn assert_each(table: &[(&str, &[Pairs<'_>], Outcome)]) {
     for portion in table.chunks(8) {
         let running: Vec<_> = portion
             .iter()
-            .map(|(what, environment, outcome)| (what, spawn(environment, &files), outcome))
+            .map(|(what, environment, outcome)| (what, started(environment, &files), outcome))
             .collect();
         for (what, service, outcome) in &running {
             assert_outcome(what, service, outcome);
