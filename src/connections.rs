@@ -25,6 +25,8 @@ use crate::log_throttle::LogThrottle;
 pub const MAX_HEAD: usize = 16 * 1024;
 /// What a head may have besides the pot: longer than an honest one, and what the HTTP library has for it in any case.
 const OWN_HEAD: usize = 8 * 1024;
+/// What is read at a time.
+const CHUNK: usize = 4 * 1024;
 /// A head is held so many times at most: as it came, and in the buffer of the HTTP library, which doubles.
 const HEAD_COPIES: usize = 3;
 /// The least that the proven have for their bodies: two of the largest webhooks.
@@ -388,7 +390,7 @@ pub async fn first_head(stream: &TcpStream, connection: &Connection) -> Option<V
 }
 
 fn read_into(head: &mut Vec<u8>, stream: &TcpStream) -> io::Result<usize> {
-    let mut chunk = [0; 4096];
+    let mut chunk = [0; CHUNK];
     let count = stream.try_read(&mut chunk)?;
     if head.capacity() - head.len() < count {
         head.reserve_exact(count.max(256));
@@ -441,9 +443,11 @@ impl Counted {
 
 impl AsyncRead for Counted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // A little at a time: the HTTP library's buffer grows as soon as it was full once.
+        let most = into.remaining().min(CHUNK);
         if !self.first.is_empty() {
             let rest = &self.first[self.given..];
-            let count = rest.len().min(into.remaining());
+            let count = rest.len().min(most);
             into.put_slice(&rest[..count]);
             self.given += count;
             if self.given == self.first.len() {
@@ -451,12 +455,18 @@ impl AsyncRead for Counted {
             }
             return Poll::Ready(Ok(()));
         }
-        let before = into.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, into))?;
-        let count = into.filled().len() - before;
+        let mut chunk = [0; CHUNK];
+        let count = loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match self.stream.try_read(&mut chunk[..most]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => break read?,
+            }
+        };
         if count > 0 && !self.connection.came(count) {
             return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
         }
+        into.put_slice(&chunk[..count]);
         Poll::Ready(Ok(()))
     }
 }

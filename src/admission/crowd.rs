@@ -9,9 +9,6 @@ use std::time::Duration;
 const SILENT: Duration = Duration::from_millis(250);
 /// A body that has been coming for so long shows how fast it comes.
 const SLOW: Duration = Duration::from_secs(1);
-/// A rate says little in the first moment.
-const RATE_OVER_MS: u64 = 250;
-
 /// What is going on on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -39,7 +36,7 @@ pub struct Look {
 impl Look {
     /// Bytes a second.
     fn rate(self) -> u64 {
-        let millis = u64::try_from(self.age.as_millis()).unwrap_or(u64::MAX).max(RATE_OVER_MS);
+        let millis = u64::try_from(self.age.as_millis()).unwrap_or(u64::MAX).max(1);
         self.bytes.saturating_mul(1000) / millis
     }
 
@@ -49,8 +46,8 @@ impl Look {
         match (self.phase, young) {
             (Phase::Silent, false) => Some((0, 0, Reverse(self.age))),
             (Phase::Head | Phase::Body, false) => Some((1, self.rate(), Reverse(self.age))),
-            (Phase::Silent, true) => Some((2, 0, Reverse(self.age))),
-            (Phase::Head | Phase::Body, true) => Some((3, self.rate(), Reverse(self.age))),
+            // In a burst everybody is young: whoever came last has the longest time to go on.
+            (Phase::Silent | Phase::Head | Phase::Body, true) => Some((2, 0, Reverse(self.age))),
             (Phase::Complete, _) => None,
         }
     }
