@@ -283,10 +283,11 @@ impl Federation {
                 client: caller.client,
                 patience: caller.deadline.checked_sub(usual).unwrap_or(caller.deadline),
             }),
+            held: Mutex::default(),
         };
         let link = homeserver.link(&self.dialer, &self.overrides, again, &attempt).await?;
         let began = Instant::now();
-        let reply = link.get(path_and_query, limit, &attempt).await;
+        let reply = link.get(&self.dialer, path_and_query, limit, &attempt).await;
         homeserver.took(began.elapsed());
         if reply.is_ok() {
             homeserver.is_on(link.group());

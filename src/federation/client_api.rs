@@ -2,7 +2,7 @@
 //! `https://<name>/.well-known/matrix/client`, dialled through the guard like everything else that strangers name
 //! ([client-server API, "Well-known URI"](https://spec.matrix.org/v1.16/client-server-api/#well-known-uri)).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::Federation;
-use super::dial::{Attempt, Dialled};
+use super::dial::{Attempt, Dialer, Dialled};
 use super::failure::Failure;
 use super::follow;
 use super::guard::Trust;
@@ -39,6 +39,7 @@ pub struct BaseUrl {
 /// A homeserver's client-server API with its pooled connections.
 pub struct ClientApi {
     link: Link,
+    dialer: Arc<Dialer>,
     who: Who,
     may_carry_secrets: bool,
 }
@@ -57,6 +58,7 @@ impl Federation {
             budget: &Budget::of(who.class),
             queued: &Notify::new(),
             turns: None,
+            held: Mutex::default(),
         };
         let file = follow::get(&self.dialer, host, port, path, self.trust(server), MAX_FILE, &attempt);
         let reply = timeout(TIMEOUT, file).await.unwrap_or(Err(Failure::Timeout))?;
@@ -90,7 +92,8 @@ impl Federation {
         let route = Route::to_url(base, dialled)?;
         Ok(ClientApi {
             may_carry_secrets: from_operator || base.scheme() == "https" || self.dialer.guard.lab,
-            link: Link::new(self.dialer.clone(), Arc::new(route)),
+            link: Link::new(&self.dialer, Arc::new(route)),
+            dialer: self.dialer.clone(),
             who: self.long_verified(server),
         })
     }
@@ -148,9 +151,10 @@ impl ClientApi {
             budget: &Budget::of(self.who.class),
             queued: &Notify::new(),
             turns: None,
+            held: Mutex::default(),
         };
         // Boxed: whoever has not come this far does not carry it.
-        Box::pin(self.link.ask(&ask, limit, &attempt)).await
+        Box::pin(self.link.ask(&self.dialer, &ask, limit, &attempt)).await
     }
 }
 

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -65,7 +65,6 @@ pub(super) struct Dialer {
 type Connecting<'a, 'd> = Pin<Box<dyn Future<Output = Connected<'d>> + Send + 'a>>;
 
 /// For whom a connection is made.
-#[derive(Clone, Copy)]
 pub(super) struct Attempt<'a> {
     /// The homeserver that led there.
     pub(super) who: Who,
@@ -75,6 +74,8 @@ pub(super) struct Attempt<'a> {
     pub(super) queued: &'a Notify,
     /// How to wait for a place; calls without it have a bound of their own.
     pub(super) turns: Option<Turns>,
+    /// A place that was taken before it was clear whether anybody has to be dialled.
+    pub(super) held: Mutex<Option<Place<'a>>>,
 }
 
 /// How a request waits for a place among the connections in use (decision H7a).
@@ -100,7 +101,18 @@ struct DialPermit<'a> {
 /// A connection that stands, on which nothing was said yet.
 type Connected<'a> = Result<(TcpStream, DialPermit<'a>), Failure>;
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
+    /// The place that is held, if it is one for the machines of `group`.
+    fn take_held(&self, group: Group) -> Option<Place<'a>> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        (held.group == group || self.who.class == Class::Listed).then_some(Place { group, ..held })
+    }
+
+    /// Holds `place` for whoever is dialled next.
+    pub(super) fn hold(&self, place: Option<Place<'a>>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = place;
+    }
+
     /// Who asks DNS.
     pub(super) fn asker(&self) -> Asker<'_> {
         Asker {
@@ -141,14 +153,14 @@ impl Dialer {
     }
 
     /// Connects to `host:port`, and speaks TLS with it where `tls_name` says so.
-    pub(super) async fn open(
-        &self,
+    pub(super) async fn open<'a>(
+        &'a self,
         host: &Host,
         port: u16,
         trust: Dialled,
         tls_name: Option<&TlsName<'static>>,
-        attempt: &Attempt<'_>,
-    ) -> Result<(Stream, Place<'_>), Failure> {
+        attempt: &Attempt<'a>,
+    ) -> Result<(Stream, Place<'a>), Failure> {
         let scheme = if tls_name.is_some() { "https" } else { "http" };
         let (tcp, DialPermit { turn, place }) = self.tcp(scheme, host, port, trust, attempt).await?;
         let Some(name) = tls_name else {
@@ -172,7 +184,7 @@ impl Dialer {
         Err(failed(error))
     }
 
-    async fn tcp(&self, scheme: &str, host: &Host, port: u16, trust: Dialled, attempt: &Attempt<'_>) -> Connected<'_> {
+    async fn tcp<'a>(&'a self, scheme: &str, host: &Host, port: u16, trust: Dialled, attempt: &Attempt<'a>) -> Connected<'a> {
         if let Some((uri, proxy)) = uri(scheme, host, port).and_then(|uri| self.proxies.intercept(&uri).map(|proxy| (uri, proxy))) {
             let paced = self.check_before_proxy(host, trust, attempt).await?;
             let permit = self.permit(paced, attempt).await?;
@@ -189,12 +201,12 @@ impl Dialer {
     }
 
     /// Waits until `target` may be dialled.
-    async fn permit(&self, target: Target, attempt: &Attempt<'_>) -> Result<DialPermit<'_>, Failure> {
-        let group = match target {
-            Target::Ip(address) => Group::from(address),
-            Target::Proxied(name) => Group::Proxied(name),
+    async fn permit<'a>(&'a self, target: Target, attempt: &Attempt<'a>) -> Result<DialPermit<'a>, Failure> {
+        let group = group_of(target);
+        let place = match attempt.take_held(group) {
+            Some(place) => place,
+            None => self.place(group, attempt).await?,
         };
-        let place = self.place(group, attempt).await?;
         let turn = self.pace.turn(target, attempt.who, attempt.queued).await;
         if attempt.budget.dial() {
             Ok(DialPermit { turn, place })
@@ -205,7 +217,7 @@ impl Dialer {
 
     /// Connects to whichever address answers first: the next one is tried when one has failed or takes long ("happy
     /// eyeballs", RFC 8305). Only what was checked comes here.
-    async fn first_of(&self, addresses: Vec<IpAddr>, host: &Host, port: u16, attempt: &Attempt<'_>) -> Connected<'_> {
+    async fn first_of<'a>(&'a self, addresses: Vec<IpAddr>, host: &Host, port: u16, attempt: &Attempt<'a>) -> Connected<'a> {
         let connect = |address| self.connect(SocketAddr::new(address, port), host, attempt);
         if let [address] = addresses[..] {
             return connect(address).await;
@@ -245,7 +257,7 @@ impl Dialer {
         }
     }
 
-    async fn connect(&self, address: SocketAddr, host: &Host, attempt: &Attempt<'_>) -> Connected<'_> {
+    async fn connect<'a>(&'a self, address: SocketAddr, host: &Host, attempt: &Attempt<'a>) -> Connected<'a> {
         let permit = self.permit(Target::from(address.ip()), attempt).await?;
         let error = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
@@ -258,6 +270,23 @@ impl Dialer {
         };
         permit.turn.failed();
         Err(connect_failure(host, address.port(), error))
+    }
+
+    /// The machines that will be dialled first for `host`.
+    pub(super) async fn group(&self, host: &Host, port: u16, trust: Dialled, attempt: &Attempt<'_>) -> Result<Group, Failure> {
+        // Nobody shares the places of a homeserver that is listed.
+        if attempt.who.class == Class::Listed {
+            return Ok(Group::Proxied(attempt.who.name));
+        }
+        let target = if uri("https", host, port).is_some_and(|uri| self.proxies.intercept(&uri).is_some()) {
+            self.check_before_proxy(host, trust, attempt).await?
+        } else {
+            let addresses = interleave(self.addresses(host, trust, attempt).await?);
+            addresses
+                .first()
+                .map_or_else(|| self.proxied(host), |address| Target::from(*address))
+        };
+        Ok(group_of(target))
     }
 
     /// What `host` resolves to, as far as it may be dialled.
@@ -313,6 +342,13 @@ impl Dialer {
             Host::Ip(ip) => Target::from(*ip),
             Host::Name(name) => Target::Proxied(self.names.hash(&name.trim_end_matches('.').to_ascii_lowercase())),
         }
+    }
+}
+
+fn group_of(target: Target) -> Group {
+    match target {
+        Target::Ip(address) => Group::from(address),
+        Target::Proxied(name) => Group::Proxied(name),
     }
 }
 

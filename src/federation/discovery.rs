@@ -26,12 +26,12 @@ pub(super) struct Found {
     pub(super) step: &'static str,
 }
 
-pub(super) async fn discover(
-    dialer: &Dialer,
+pub(super) async fn discover<'a>(
+    dialer: &'a Dialer,
     overrides: &BTreeMap<ServerName, Url>,
     server: &ServerName,
     trust: Trust,
-    attempt: &Attempt<'_>,
+    attempt: &Attempt<'a>,
 ) -> Result<Found, Failure> {
     if let Some(url) = overrides.get(server) {
         return Ok(Found {

@@ -15,14 +15,14 @@ const MAX_REDIRECTS: usize = 5;
 ///
 /// # Errors
 /// When a hop could not be reached, or was refused.
-pub(super) async fn get(
-    dialer: &Dialer,
+pub(super) async fn get<'a>(
+    dialer: &'a Dialer,
     host: Host,
     port: Option<u16>,
     path: &str,
     trust: Trust,
     limit: usize,
-    attempt: &Attempt<'_>,
+    attempt: &Attempt<'a>,
 ) -> Result<Option<Reply>, Failure> {
     if !attempt.budget.fetch() {
         return Err(Failure::Spent);

@@ -143,12 +143,12 @@ impl Homeserver {
     }
 
     /// The way to it: the remembered one while it is good, else discovery. Requests that come meanwhile wait for it.
-    pub(super) async fn link(
+    pub(super) async fn link<'a>(
         &self,
-        dialer: &Arc<Dialer>,
+        dialer: &'a Dialer,
         overrides: &BTreeMap<ServerName, Url>,
         again: bool,
-        attempt: &Attempt<'_>,
+        attempt: &Attempt<'a>,
     ) -> Result<Arc<Link>, Failure> {
         let mut remembered = self.link.lock().await;
         let now = Instant::now();
@@ -193,7 +193,7 @@ impl Homeserver {
             host = found.route.host_header.as_str(),
             "homeserver found"
         );
-        let link = Arc::new(Link::new(dialer.clone(), Arc::new(found.route)));
+        let link = Arc::new(Link::new(dialer, Arc::new(found.route)));
         remembered.link = Some(link.clone());
         Ok(link)
     }

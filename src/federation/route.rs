@@ -12,7 +12,7 @@ use super::dial::{Attempt, Dialer, Dialled, Place, Stream};
 use super::failure::Failure;
 use super::pool::{Keep, Open, Share};
 use crate::admission::Group;
-use crate::dns::{self, DnsError};
+use crate::dns::{self, DnsError, SrvTarget};
 use crate::secret::Secret;
 use crate::server_name::Host;
 
@@ -67,20 +67,28 @@ impl Route {
         })
     }
 
-    async fn connect<'d>(&self, dialer: &'d Dialer, attempt: &Attempt<'_>) -> Result<(Stream, Place<'d>), Failure> {
+    /// The machines that will be dialled first.
+    async fn group(&self, dialer: &Dialer, attempt: &Attempt<'_>) -> Result<Group, Failure> {
+        match &self.via {
+            Via::Fixed(host, port) => dialer.group(host, *port, self.dialled, attempt).await,
+            Via::Srv(name) => {
+                let targets = srv(dialer, name, attempt).await.unwrap_or_default();
+                let first = dns::order(targets, |_| 0).into_iter().find(|target| !target.host.is_empty());
+                let (host, port) = first.map_or_else(|| (name.clone(), DEFAULT_PORT), |target| (target.host.into(), target.port));
+                dialer.group(&Host::Name(host), port, self.dialled, attempt).await
+            }
+        }
+    }
+
+    async fn connect<'d>(&self, dialer: &'d Dialer, attempt: &Attempt<'d>) -> Result<(Stream, Place<'d>), Failure> {
         match &self.via {
             Via::Fixed(host, port) => dialer.open(host, *port, self.dialled, self.tls_name.as_ref(), attempt).await,
             Via::Srv(name) => self.connect_by_srv(dialer, name, attempt).await,
         }
     }
 
-    async fn connect_by_srv<'d>(&self, dialer: &'d Dialer, name: &str, attempt: &Attempt<'_>) -> Result<(Stream, Place<'d>), Failure> {
-        let asker = attempt.asker();
-        let mut records = dialer.dns.srv_for(&format!("_matrix-fed._tcp.{name}"), &asker).await;
-        if matches!(records, Err(DnsError::NotFound)) {
-            records = dialer.dns.srv_for(&format!("_matrix._tcp.{name}"), &asker).await;
-        }
-        let Ok(records) = records else {
+    async fn connect_by_srv<'d>(&self, dialer: &'d Dialer, name: &str, attempt: &Attempt<'d>) -> Result<(Stream, Place<'d>), Failure> {
+        let Ok(records) = srv(dialer, name, attempt).await else {
             return dialer
                 .open(
                     &Host::Name(name.into()),
@@ -115,10 +123,19 @@ impl Route {
     }
 }
 
+/// The SRV records of a server name.
+async fn srv(dialer: &Dialer, name: &str, attempt: &Attempt<'_>) -> Result<Vec<SrvTarget>, DnsError> {
+    let asker = attempt.asker();
+    let records = dialer.dns.srv_for(&format!("_matrix-fed._tcp.{name}"), &asker).await;
+    if matches!(records, Err(DnsError::NotFound)) {
+        return dialer.dns.srv_for(&format!("_matrix._tcp.{name}"), &asker).await;
+    }
+    records
+}
+
 /// A route with its pooled connections.
 pub(super) struct Link {
     pub(super) route: Arc<Route>,
-    dialer: Arc<Dialer>,
     share: Share,
     /// The machines that were dialled last.
     group: Mutex<Option<Group>>,
@@ -126,11 +143,10 @@ pub(super) struct Link {
 
 impl Link {
     /// Nothing is dialled before the first request.
-    pub(super) fn new(dialer: Arc<Dialer>, route: Arc<Route>) -> Self {
+    pub(super) fn new(dialer: &Dialer, route: Arc<Route>) -> Self {
         Self {
             share: dialer.pool.share(),
             route,
-            dialer,
             group: Mutex::new(None),
         }
     }
@@ -141,28 +157,42 @@ impl Link {
     }
 
     /// Sends one GET; redirects are answers like any other.
-    pub(super) async fn get(&self, path_and_query: &str, limit: usize, attempt: &Attempt<'_>) -> Result<Reply, Failure> {
-        self.ask(&Ask::get(path_and_query), limit, attempt).await
+    pub(super) async fn get<'a>(
+        &self,
+        dialer: &'a Dialer,
+        path_and_query: &str,
+        limit: usize,
+        attempt: &Attempt<'a>,
+    ) -> Result<Reply, Failure> {
+        self.ask(dialer, &Ask::get(path_and_query), limit, attempt).await
     }
 
     /// Sends one request; redirects are answers like any other.
-    pub(super) async fn ask(&self, ask: &Ask<'_>, limit: usize, attempt: &Attempt<'_>) -> Result<Reply, Failure> {
+    pub(super) async fn ask<'a>(&self, dialer: &'a Dialer, ask: &Ask<'_>, limit: usize, attempt: &Attempt<'a>) -> Result<Reply, Failure> {
         let keep = Keep::of(attempt.who.class);
-        if let Some(group) = self.share.group() {
-            let _place = self.dialer.place(group, attempt).await?;
-            if let Some(mut connection) = self.share.take() {
-                match connection.exchange(ask.request(&self.route)?, limit).await {
-                    Ok(reply) => {
-                        self.share.put(connection, keep);
-                        return Ok(reply);
-                    }
-                    // It was closed while nobody looked.
-                    Err(unanswered) if unanswered.again => {}
-                    Err(unanswered) => return Err(unanswered.failure),
+        // A place first: while one waits for it, somebody else may have done with a connection.
+        let group = match self.share.group().or_else(|| self.group()) {
+            Some(group) => Ok(group),
+            None => Box::pin(self.route.group(dialer, attempt)).await,
+        };
+        // Where nobody can say who will be dialled, the dialling does.
+        let place = match group {
+            Ok(group) => Some(dialer.place(group, attempt).await?),
+            Err(_) => None,
+        };
+        if let Some(mut connection) = self.share.take() {
+            match connection.exchange(ask.request(&self.route)?, limit).await {
+                Ok(reply) => {
+                    self.share.put(connection, keep);
+                    return Ok(reply);
                 }
+                // It was closed while nobody looked.
+                Err(unanswered) if unanswered.again => {}
+                Err(unanswered) => return Err(unanswered.failure),
             }
         }
-        let (mut connection, _place) = self.connect(attempt).await?;
+        attempt.hold(place);
+        let (mut connection, _place) = self.connect(dialer, attempt).await?;
         let answered = connection.exchange(ask.request(&self.route)?, limit).await;
         let reply = answered.map_err(|unanswered| unanswered.failure)?;
         self.share.put(connection, keep);
@@ -170,9 +200,9 @@ impl Link {
     }
 
     /// A new connection, or one that somebody else has done with while we wait for our turn to dial.
-    async fn connect(&self, attempt: &Attempt<'_>) -> Result<(Box<Open>, Place<'_>), Failure> {
+    async fn connect<'a>(&self, dialer: &'a Dialer, attempt: &Attempt<'a>) -> Result<(Box<Open>, Place<'a>), Failure> {
         // Seldom, and larger than all the rest.
-        let connecting = Box::pin(Open::new(&self.dialer.pool, self.route.connect(&self.dialer, attempt)));
+        let connecting = Box::pin(Open::new(&dialer.pool, self.route.connect(dialer, attempt)));
         let returned = async {
             attempt.queued.notified().await;
             self.share.returned().await
@@ -180,7 +210,7 @@ impl Link {
         let (connection, place) = tokio::select! {
             connected = connecting => connected?,
             connection = returned => {
-                let place = self.dialer.place(connection.group(), attempt).await?;
+                let place = dialer.place(connection.group(), attempt).await?;
                 (connection, place)
             }
         };
@@ -227,12 +257,12 @@ impl<'a> Ask<'a> {
 }
 
 /// One GET over a connection of its own, closed afterwards.
-pub(super) async fn fetch_once(
-    dialer: &Dialer,
+pub(super) async fn fetch_once<'a>(
+    dialer: &'a Dialer,
     route: &Route,
     path_and_query: &str,
     limit: usize,
-    attempt: &Attempt<'_>,
+    attempt: &Attempt<'a>,
 ) -> Result<Reply, Failure> {
     let request = Ask::get(path_and_query).request(route)?;
     let (mut connection, _place) = Open::new(&dialer.pool, route.connect(dialer, attempt)).await?;

@@ -44,7 +44,7 @@ pub(super) fn failure_life(failures_before: u32, known: bool) -> Duration {
 ///
 /// # Errors
 /// Only when the guard refused, or the request's budget is spent: what else goes wrong means that there is no file.
-pub(super) async fn fetch(dialer: &Dialer, name: &str, trust: Trust, attempt: &Attempt<'_>) -> Result<WellKnown, Failure> {
+pub(super) async fn fetch<'a>(dialer: &'a Dialer, name: &str, trust: Trust, attempt: &Attempt<'a>) -> Result<WellKnown, Failure> {
     let (host, path) = (Host::Name(name.into()), "/.well-known/matrix/server");
     let file = follow::get(dialer, host, None, path, trust, MAX_BODY, attempt);
     match timeout(TIMEOUT, file).await {
