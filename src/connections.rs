@@ -231,7 +231,8 @@ impl Connection {
         }
         self.had_large_head.store(true, Relaxed);
         let beyond = usize::try_from(beyond).unwrap_or(usize::MAX).saturating_mul(HEAD_COPIES);
-        self.take(Pot::Strangers, beyond) == Taken::Yes
+        // Nobody has to give way for a head: no honest one is so long.
+        self.take_free(Pot::Strangers, beyond)
     }
 
     /// A head is complete.
@@ -260,11 +261,7 @@ impl Connection {
     pub fn take(&self, pot: Pot, bytes: usize) -> Taken {
         let state = &self.all.pots[pot as usize];
         loop {
-            let taken = state
-                .held
-                .fetch_update(Relaxed, Relaxed, |held| held.checked_add(bytes).filter(|held| *held <= state.most));
-            if taken.is_ok() {
-                self.held[pot as usize].fetch_add(bytes, Relaxed);
+            if self.take_free(pot, bytes) {
                 return Taken::Yes;
             }
             let now = self.all.now();
@@ -287,6 +284,16 @@ impl Connection {
             }
             slowest.tell(if slowest.phase() == Phase::Body { ANSWER_BUSY } else { CLOSE });
         }
+    }
+
+    fn take_free(&self, pot: Pot, bytes: usize) -> bool {
+        let state = &self.all.pots[pot as usize];
+        let more = |held: usize| held.checked_add(bytes).filter(|held| *held <= state.most);
+        let taken = state.held.fetch_update(Relaxed, Relaxed, more).is_ok();
+        if taken {
+            self.held[pot as usize].fetch_add(bytes, Relaxed);
+        }
+        taken
     }
 
     /// Gives back `bytes`, or what is left of them.
