@@ -1,11 +1,14 @@
 //! Where the requests for one server name go, and a client that goes there and nowhere else.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Full;
 use rustls::pki_types::ServerName as TlsName;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::Instant;
 use url::Url;
 
 use super::dial::{Attempt, Dialer, Dialled, Place, Stream};
@@ -17,6 +20,8 @@ use crate::secret::Secret;
 use crate::server_name::Host;
 
 const USER_AGENT: &str = concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION"));
+/// A look-up that failed is made again after this time.
+const LOOKED_UP_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Federation port where nothing else is said.
 const DEFAULT_PORT: u16 = 8448;
 
@@ -137,8 +142,10 @@ async fn srv(dialer: &Dialer, name: &str, attempt: &Attempt<'_>) -> Result<Vec<S
 pub(super) struct Link {
     pub(super) route: Arc<Route>,
     share: Share,
-    /// The machines that were dialled last.
+    /// The machines that were dialled last, or will be first.
     group: Mutex<Option<Group>>,
+    /// Held by the one request that looks them up, with when that last failed.
+    looking_up: AsyncMutex<Option<Instant>>,
 }
 
 impl Link {
@@ -148,6 +155,7 @@ impl Link {
             share: dialer.pool.share(),
             route,
             group: Mutex::new(None),
+            looking_up: AsyncMutex::default(),
         }
     }
 
@@ -172,13 +180,13 @@ impl Link {
         let keep = Keep::of(attempt.who.class);
         // A place first: while one waits for it, somebody else may have done with a connection.
         let group = match self.share.group().or_else(|| self.group()) {
-            Some(group) => Ok(group),
-            None => Box::pin(self.route.group(dialer, attempt)).await,
+            Some(group) => Some(group),
+            None => self.look_group_up(dialer, attempt).await,
         };
         // Where nobody can say who will be dialled, the dialling does.
         let place = match group {
-            Ok(group) => Some(dialer.place(group, attempt).await?),
-            Err(_) => None,
+            Some(group) => Some(dialer.place(group, attempt).await?),
+            None => None,
         };
         if let Some(mut connection) = self.share.take() {
             match connection.exchange(ask.request(&self.route)?, limit).await {
@@ -197,6 +205,21 @@ impl Link {
         let reply = answered.map_err(|unanswered| unanswered.failure)?;
         self.share.put(connection, keep);
         Ok(reply)
+    }
+
+    /// The machines that will be dialled first: one request looks them up for all.
+    async fn look_group_up(&self, dialer: &Dialer, attempt: &Attempt<'_>) -> Option<Group> {
+        let mut failed = self.looking_up.lock().await;
+        if let Some(group) = self.group() {
+            return Some(group);
+        }
+        if failed.is_some_and(|failed| failed.elapsed() < LOOKED_UP_AGAIN_AFTER) {
+            return None;
+        }
+        let group = Box::pin(self.route.group(dialer, attempt)).await.ok();
+        *failed = group.is_none().then(Instant::now);
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = group;
+        group
     }
 
     /// A new connection, or one that somebody else has done with while we wait for our turn to dial.
