@@ -148,8 +148,9 @@ impl Attackers {
     async fn attack(&self, kind: Kind, i: u64) -> End {
         let to = self.places.service();
         match kind {
-            Kind::StalledHeads if i % 2 == 0 => {
-                let head = format!("POST /get_token HTTP/1.1\r\nHost: {to}\r\nContent-Type: application/json\r\nContent-Length: 2000\r\n\r\n");
+            Kind::StalledHeads if i.is_multiple_of(2) => {
+                let head =
+                    format!("POST /get_token HTTP/1.1\r\nHost: {to}\r\nContent-Type: application/json\r\nContent-Length: 2000\r\n\r\n");
                 self.send(to, head.as_bytes(), HOLD).await
             }
             Kind::StalledHeads => {
@@ -163,12 +164,18 @@ impl Attackers {
             Kind::JunkVerified => self.ask(to, VERIFIED).await,
             Kind::JunkNew => self.ask(to, &fresh_name(self.signals.besieged.load(Relaxed).max(1))).await,
             Kind::HangingNames => self.ask(to, &hanging(i)).await,
-            Kind::FanOuts => self.ask(to, &format!("f{i}.{}.siege", ["fan", "fanr", "fana"][(i % 3) as usize])).await,
+            Kind::FanOuts => {
+                self.ask(to, &format!("f{i}.{}.siege", ["fan", "fanr", "fana"][(i % 3) as usize]))
+                    .await
+            }
             Kind::StalledWebhooks => {
-                let body = format!("{{\"event\":\"participant_left\",\"id\":\"EV_{i}\",\"padding\":\"{}\"}}", "x".repeat(1400));
+                let body = format!(
+                    "{{\"event\":\"participant_left\",\"id\":\"EV_{i}\",\"padding\":\"{}\"}}",
+                    "x".repeat(1400)
+                );
                 // The signature is somebody else's; of every other one the body stays away.
                 let mut request = self.world.webhook(&body, "notthesecretnotthesecretnotthese");
-                if i % 2 == 0 {
+                if i.is_multiple_of(2) {
                     request.truncate(request.len() - body.len());
                 } else {
                     // Neither does the head come to its end.

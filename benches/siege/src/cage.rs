@@ -4,6 +4,7 @@ use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal};
@@ -20,7 +21,8 @@ pub struct Cage {
 }
 
 impl Cage {
-    pub fn new(limit: u64) -> Result<Self, String> {
+    /// With this limit in bytes; `folder` goes with it, and the siege itself after `longest`.
+    pub fn new(limit: u64, folder: &Path, longest: Duration) -> Result<Self, String> {
         let name = format!("siege-{}", std::process::id());
         let (parent, version) = if Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists() {
             (Path::new("/sys/fs/cgroup/memory"), 1)
@@ -37,6 +39,8 @@ impl Cage {
         let watchdog = Command::new(std::env::current_exe().map_err(|e| e.to_string())?)
             .arg("--watch")
             .arg(&path)
+            .arg(folder)
+            .arg(longest.as_secs().to_string())
             .stdin(Stdio::piped())
             .process_group(0)
             .spawn()
@@ -72,13 +76,21 @@ impl Cage {
     }
 
     pub fn usage(&self) -> u64 {
-        let file = if self.version == 1 { "memory.usage_in_bytes" } else { "memory.current" };
+        let file = if self.version == 1 {
+            "memory.usage_in_bytes"
+        } else {
+            "memory.current"
+        };
         self.number(file).unwrap_or(0)
     }
 
     /// The most that was ever used, as the kernel saw it, where it says so.
     pub fn peak(&self) -> Option<u64> {
-        self.number(if self.version == 1 { "memory.max_usage_in_bytes" } else { "memory.peak" })
+        self.number(if self.version == 1 {
+            "memory.max_usage_in_bytes"
+        } else {
+            "memory.peak"
+        })
     }
 
     /// Charges that met the limit.
@@ -117,11 +129,26 @@ fn clear(path: &Path) {
     }
 }
 
-/// Waits for the end of the siege, and cleans up after it.
-pub fn watch(path: &str) {
-    let mut end = Vec::new();
-    let _ = std::io::stdin().read_to_end(&mut end);
+/// Waits for the end of the siege, brings it about where it does not come, and cleans up.
+pub fn watch(arguments: &[String]) {
+    let [path, folder, longest] = arguments else {
+        return;
+    };
+    let (ended, ends) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        let _ = std::io::stdin().read_to_end(&mut rest);
+        let _ = ended.send(());
+    });
+    let longest = Duration::from_secs(longest.parse().unwrap_or(0));
+    if ends.recv_timeout(longest).is_err()
+        && let Some(siege) = rustix::process::getppid()
+    {
+        eprintln!("siege: it does not come to its end, and is killed");
+        let _ = rustix::process::kill_process(siege, Signal::KILL);
+    }
     clear(Path::new(path));
+    let _ = std::fs::remove_dir_all(folder);
 }
 
 /// Becomes the service: inside of the cgroup, on one core, with the descriptors that a distribution gives.
@@ -137,13 +164,23 @@ pub fn enter(arguments: &[String]) -> String {
         };
         rustix::process::setrlimit(Resource::Nofile, limit).map_err(|e| format!("descriptors: {e}"))?;
         pin(cpu.parse().map_err(|_| "no number of a CPU")?)?;
-        rustix::process::setpriority_process(None, nice.parse().map_err(|_| "no priority")?).map_err(|e| format!("priority: {e}"))?;
+        rustix::process::setsid().map_err(|e| format!("session: {e}"))?;
+        prefer(nice.parse().map_err(|_| "no priority")?)?;
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| e.to_string())
     };
     match prepared() {
         Ok(()) => Command::new(binary).exec().to_string(),
         Err(error) => error,
     }
+}
+
+/// Sets the priority of this process; where the kernel shares out time by session, that of the session, too.
+pub fn prefer(nice: i32) -> Result<(), String> {
+    if nice != 0 {
+        rustix::process::setpriority_process(None, nice).map_err(|e| format!("priority: {e}"))?;
+        let _ = std::fs::write("/proc/self/autogroup", nice.to_string());
+    }
+    Ok(())
 }
 
 /// Keeps this thread, and those that it starts, on one core.

@@ -54,7 +54,7 @@ pub async fn exchange(world: &World, server: &str, class: Option<Class>) -> u16 
     let (user, room) = (format!("u{n}"), format!("!room{}:{server}", n % 50));
     let mut body = body(server, &user, n, &room, &format!("m{n}"));
     let mut path = "/get_token";
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         path = "/sfu/get";
         body = json!({"room": room, "openid_token": body["openid_token"], "device_id": "DEVICE"});
     }
@@ -116,13 +116,18 @@ impl Activity {
             }
             Self::Health => {
                 let request = format!("GET /healthz HTTP/1.1\r\nHost: {to}\r\n\r\n");
-                world.samples.add(Class::Health, &http::ask(from, to, request.as_bytes(), PATIENCE).await);
+                world
+                    .samples
+                    .add(Class::Health, &http::ask(from, to, request.as_bytes(), PATIENCE).await);
             }
             // Of participants whose leaves are not delegated.
             Self::Webhook => {
                 let (room, identity) = (format!("filler{}", n % 20), format!("@filler{n}:{LISTED}:DEVICE"));
                 let joined = world.join(&room, &identity);
-                let told = world.leave(&room, &identity, None).filter(|_| n % 2 == 0).unwrap_or(joined);
+                let told = world
+                    .leave(&room, &identity, None)
+                    .filter(|_| n.is_multiple_of(2))
+                    .unwrap_or(joined);
                 tell(&world, &told).await;
             }
         }

@@ -113,7 +113,11 @@ impl Hostile {
             }
             Behaviour::Victim => {
                 self.seen.victim_connections.fetch_add(1, Relaxed);
-                let hello = timeout(Duration::from_secs(5), LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream)).await;
+                let hello = timeout(
+                    Duration::from_secs(5),
+                    LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream),
+                )
+                .await;
                 let of = hello.ok().and_then(Result::ok).and_then(|start| {
                     let hello = start.client_hello();
                     number(hello.server_name()?.split('.').next()?)
@@ -129,7 +133,13 @@ impl Hostile {
     async fn talk<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) {
         let mut buffer = Vec::new();
         while let Some(request) = http::request(&mut stream, &mut buffer).await {
-            let host = request.host.split(':').next().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
+            let host = request
+                .host
+                .split(':')
+                .next()
+                .unwrap_or_default()
+                .trim_end_matches('.')
+                .to_ascii_lowercase();
             let labels: Vec<&str> = host.split('.').collect();
             let [first, .., below, _] = labels[..] else {
                 return;
@@ -189,7 +199,7 @@ impl Hostile {
     }
 
     fn verifies(&self, below: &str, host: &str) -> bool {
-        let known = below.starts_with('d') || below == "evil" && scrambled(host.bytes().map(u64::from).sum()) % 4 == 0;
+        let known = below.starts_with('d') || below == "evil" && scrambled(host.bytes().map(u64::from).sum()).is_multiple_of(4);
         if !known {
             return false;
         }

@@ -73,7 +73,10 @@ pub fn json(status: u16, body: &Value) -> Vec<u8> {
 }
 
 pub fn unknown_token() -> Vec<u8> {
-    json(401, &serde_json::json!({"errcode": "M_UNKNOWN_TOKEN", "error": "Access token unknown or expired"}))
+    json(
+        401,
+        &serde_json::json!({"errcode": "M_UNKNOWN_TOKEN", "error": "Access token unknown or expired"}),
+    )
 }
 
 pub fn no_such_page() -> Vec<u8> {

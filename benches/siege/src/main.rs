@@ -50,7 +50,7 @@ usage: siege --binary PATH [options]
   --memory MIB        limit of the service's cgroup (default 128)
   --service-cpu N     core of the service (default 0)
   --siege-cpu N       core of everybody else (default 1)
-  --service-nice N    priority of the service, for a machine that does other things besides (default 0)
+  --nice N            priority of the service and of the siege, for a machine that does other things besides: -15
   --log FILE          where the service's log goes, its first 64 MiB
   --json FILE         the figures, for programs
 
@@ -60,6 +60,8 @@ below four octets of 127.224.0.0/11; nothing else of the machine is changed, and
 
 /// Longest log that is kept.
 const LOG: usize = 64 * 1024 * 1024;
+/// A siege that takes so much longer than it should is ended.
+const SLACK: Duration = Duration::from_secs(120);
 /// A service that dies is started again so often.
 const STARTS: u64 = 50;
 
@@ -109,13 +111,18 @@ impl Options {
                 "--after" => all.after = Duration::from_secs(number()?.min(600)),
                 "--attacks" if value == "none" => all.kinds.clear(),
                 "--attacks" => {
-                    let kind = |name| Kind::ALL.into_iter().find(|k| k.plan().0 == name).ok_or(format!("no attack is called {name}"));
+                    let kind = |name| {
+                        Kind::ALL
+                            .into_iter()
+                            .find(|k| k.plan().0 == name)
+                            .ok_or(format!("no attack is called {name}"))
+                    };
                     all.kinds = value.split(',').map(kind).collect::<Result<_, _>>()?;
                 }
                 "--memory" => all.memory = number()?,
                 "--service-cpu" => all.service_cpu = number()? as usize,
                 "--siege-cpu" => all.siege_cpu = number()? as usize,
-                "--service-nice" => all.nice = value.parse().map_err(|_| format!("{name} {value} is no number"))?,
+                "--nice" => all.nice = value.parse().map_err(|_| format!("{name} {value} is no number"))?,
                 "--log" => all.log = Some(value.into()),
                 "--json" => all.json = Some(value.into()),
                 _ => return Err(format!("{name} is not known; see --help")),
@@ -136,13 +143,16 @@ fn main() -> ExitCode {
             return ExitCode::from(127);
         }
         Some("--watch") => {
-            arguments.get(1).iter().for_each(|path| cage::watch(path));
+            cage::watch(&arguments[1..]);
             return ExitCode::SUCCESS;
         }
         _ => {}
     }
     let done = Options::parse(arguments.into_iter()).and_then(|options| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| e.to_string())?;
         runtime.block_on(siege(options))
     });
     match done {
@@ -200,14 +210,19 @@ struct Stage {
 impl Stage {
     fn start(&self) -> Result<Child, String> {
         let places = self.places;
-        let mut command = self.cage.command(&self.options.binary, self.options.service_cpu, self.options.nice)?;
+        let mut command = self
+            .cage
+            .command(&self.options.binary, self.options.service_cpu, self.options.nice)?;
         let mut child = command
             .env("LIVEKIT_URL", format!("ws://{}", places.sfu()))
             .env("LIVEKIT_KEY", world::KEY)
             .env("LIVEKIT_SECRET", world::SECRET)
             .env("LIVEKIT_JWT_BIND", places.service().to_string())
             .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", LISTED)
-            .env("LIVEKIT_CS_API_URL_OVERRIDES", format!("{LISTED}=http://{}", places.listed_client_api()))
+            .env(
+                "LIVEKIT_CS_API_URL_OVERRIDES",
+                format!("{LISTED}=http://{}", places.listed_client_api()),
+            )
             .env("LIVEKIT_FEDERATION_ALLOWED_NETWORKS", "127.0.0.0/8")
             .env("LIVEKIT_DNS_SERVERS", places.dns().to_string())
             .env("SSL_CERT_FILE", self.folder.0.join("ca.pem"))
@@ -220,7 +235,13 @@ impl Stage {
         let mut pipe = child.stderr.take().ok_or("no stderr")?;
         let logged = self.logged.clone();
         let mut file = match &self.options.log {
-            Some(path) => Some(std::fs::File::options().create(true).append(true).open(path).map_err(|e| format!("{}: {e}", path.display()))?),
+            Some(path) => Some(
+                std::fs::File::options()
+                    .create(true)
+                    .append(true)
+                    .open(path)
+                    .map_err(|e| format!("{}: {e}", path.display()))?,
+            ),
             None => None,
         };
         std::thread::spawn(move || {
@@ -229,7 +250,9 @@ impl Stage {
                 && n > 0
             {
                 let before = logged.bytes.fetch_add(n as u64, Relaxed) as usize;
-                logged.lines.fetch_add(chunk[..n].iter().filter(|b| **b == b'\n').count() as u64, Relaxed);
+                logged
+                    .lines
+                    .fetch_add(chunk[..n].iter().filter(|b| **b == b'\n').count() as u64, Relaxed);
                 if let Some(file) = file.as_mut().filter(|_| before < LOG) {
                     let _ = file.write_all(&chunk[..n]);
                 }
@@ -264,12 +287,13 @@ async fn siege(options: Options) -> Result<bool, String> {
     files.current = files.maximum;
     rustix::process::setrlimit(rustix::process::Resource::Nofile, files).map_err(|e| format!("descriptors: {e}"))?;
     cage::pin(options.siege_cpu)?;
+    cage::prefer(options.nice)?;
     let places = Places::of_this_process();
     let folder = Folder(std::env::temp_dir().join(format!("siege-{}", std::process::id())));
     std::fs::create_dir_all(&folder.0).map_err(|e| format!("{}: {e}", folder.0.display()))?;
     let (tls, pem) = tls::make();
     std::fs::write(folder.0.join("ca.pem"), pem).map_err(|e| e.to_string())?;
-    let cage = Cage::new(options.memory * 1024 * 1024)?;
+    let cage = Cage::new(options.memory * 1024 * 1024, &folder.0, options.length + options.after + SLACK)?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(|e| e.to_string())?;
     let mut hang_up = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).map_err(|e| e.to_string())?;
 
@@ -349,7 +373,12 @@ async fn siege(options: Options) -> Result<bool, String> {
     let started = Instant::now();
     let _ = begin.send(());
     let mut cpu = report::Cpu::now(service.child.id());
-    println!("siege: {} s of {}, pid {}", options.length.as_secs(), options.binary, service.child.id());
+    println!(
+        "siege: {} s of {}, pid {}",
+        options.length.as_secs(),
+        options.binary,
+        service.child.id()
+    );
 
     let mut ticks = interval(Duration::from_millis(100));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);

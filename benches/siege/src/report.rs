@@ -69,7 +69,15 @@ impl Cpu {
         let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
         let mut times = text.split_whitespace().filter_map(|n| n.parse::<f64>().ok());
         let own = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        let own: f64 = own.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<f64>().ok()).sum();
+        let own: f64 = own
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|n| n.parse::<f64>().ok())
+            .sum();
         if let (Some(ran), Some(waited)) = (times.next(), times.next()) {
             self.now = [ran / 1e9, waited / 1e9, own / 100.0];
         }
@@ -136,10 +144,21 @@ pub fn round(n: usize, samples: &Samples, leaves: &Leaves, memory: &Memory) -> S
     for class in Class::ALL {
         let of = samples.of(class, Some(n - 1));
         let short = format!("{class:?}").to_lowercase();
-        text += &format!(" {short} {}/{} p99 {} max {};", of.refused, of.count, ms(of.quantile(0.99)), ms(of.max()));
+        text += &format!(
+            " {short} {}/{} p99 {} max {};",
+            of.refused,
+            of.count,
+            ms(of.quantile(0.99)),
+            ms(of.max())
+        );
     }
     let wrong = leaves.false_sent + leaves.false_fired + leaves.lost;
-    text + &format!(" leaves {wrong} wrong of {}; rss {} MiB, most {}", leaves.events, mib(memory.rss), mib(memory.most_rss))
+    text + &format!(
+        " leaves {wrong} wrong of {}; rss {} MiB, most {}",
+        leaves.events,
+        mib(memory.rss),
+        mib(memory.most_rss)
+    )
 }
 
 struct Row {
@@ -197,10 +216,25 @@ impl Report<'_> {
             }
         }
         let leaves = &self.leaves;
-        row("leaves sent while they were there".into(), leaves.false_sent as f64, "", Limit::AtMost(0.0));
-        row("leaves fired while they were there".into(), leaves.false_fired as f64, "", Limit::AtMost(0.0));
+        row(
+            "leaves sent while they were there".into(),
+            leaves.false_sent as f64,
+            "",
+            Limit::AtMost(0.0),
+        );
+        row(
+            "leaves fired while they were there".into(),
+            leaves.false_fired as f64,
+            "",
+            Limit::AtMost(0.0),
+        );
         let within = LEAVE_WITHIN.as_secs();
-        row(format!("leaves not sent within {within} s"), leaves.lost as f64, "", Limit::AtMost(0.0));
+        row(
+            format!("leaves not sent within {within} s"),
+            leaves.lost as f64,
+            "",
+            Limit::AtMost(0.0),
+        );
         row("deaths of the service".into(), self.deaths.len() as f64, "", Limit::AtMost(0.0));
         row("cgroup: processes killed".into(), self.cage.kills() as f64, "", Limit::AtMost(0.0));
         let limit = self.options.limit as f64;
@@ -225,19 +259,35 @@ impl Report<'_> {
             let verdict = if row.kept() { "kept" } else { "**missed**" };
             println!("| {} | {} {} | {} | {verdict} |", row.what, row.value, row.unit, row.limit());
         }
-        println!("\n| who | requests | refused | p50 ms | p99 ms | p99.9 ms | max ms | max as measured |\n|---|---|---|---|---|---|---|---|");
+        println!(
+            "\n| who | requests | refused | p50 ms | p99 ms | p99.9 ms | max ms | max as measured |\n|---|---|---|---|---|---|---|---|"
+        );
         for class in Class::ALL {
             let of = self.samples.of(class, None);
             let q = |q| ms(of.quantile(q));
             let (name, max, raw) = (class.name(), ms(of.max()), ms(of.raw_max));
-            println!("| {name} | {} | {} | {} | {} | {} | {max} | {raw} |", of.count, of.refused, q(0.5), q(0.99), q(0.999));
+            println!(
+                "| {name} | {} | {} | {} | {} | {} | {max} | {raw} |",
+                of.count,
+                of.refused,
+                q(0.5),
+                q(0.99),
+                q(0.999)
+            );
         }
         println!("\n| attack | begun | not begun | most in the air | no connection | 200 | 401 | 503 | other | closed | gave up |");
         println!("|---|---|---|---|---|---|---|---|---|---|---|");
         for kind in self.options.kinds {
             let t = &self.tallies[*kind as usize];
             let n = |c: &AtomicU64| c.load(Relaxed);
-            print!("| {} | {} | {} | {} | {} |", kind.plan().0, n(&t.begun), n(&t.skipped), n(&t.most_in_air), n(&t.not_connected));
+            print!(
+                "| {} | {} | {} | {} | {} |",
+                kind.plan().0,
+                n(&t.begun),
+                n(&t.skipped),
+                n(&t.most_in_air),
+                n(&t.not_connected)
+            );
             print!(" {} | {} | {} |", n(&t.answered_200), n(&t.answered_401), n(&t.answered_503));
             println!(" {} | {} | {} |", n(&t.answered_else), n(&t.closed), n(&t.gave_up));
         }
@@ -247,7 +297,13 @@ impl Report<'_> {
         let s = self.seen;
         let n = |c: &AtomicU64| c.load(Relaxed);
         println!();
-        println!("delayed events {}, goodbyes {}, slowest leave {} ms, restarts {}", leaves.events, leaves.departures, ms(leaves.slowest), n(&self.world.restarts));
+        println!(
+            "delayed events {}, goodbyes {}, slowest leave {} ms, restarts {}",
+            leaves.events,
+            leaves.departures,
+            ms(leaves.slowest),
+            n(&self.world.restarts)
+        );
         println!(
             "the honest's clock was late by {} ms at worst, in {} seconds by more than 20 ms; the attackers' by {} ms",
             late(&self.samples.lateness),
@@ -265,7 +321,13 @@ impl Report<'_> {
             self.logged.0 / 1024
         );
         println!("deaths after {:.0?} s", self.deaths);
-        println!("DNS: {} answers, {} questions left open; userinfo of the honest {}, SFU calls {}", n(&self.asked.answered), n(&self.asked.silent), n(&self.world.userinfo), n(&self.world.sfu_calls));
+        println!(
+            "DNS: {} answers, {} questions left open; userinfo of the honest {}, SFU calls {}",
+            n(&self.asked.answered),
+            n(&self.asked.silent),
+            n(&self.world.userinfo),
+            n(&self.world.sfu_calls)
+        );
         println!(
             "the hostile: {} tarpits, {} hung in userinfo, {} verified; {} bombs begun, {} taken whole; {} streams, {} MiB of them taken; {} redirects; victim dialled {} times, {} of them for nobody known",
             n(&s.tarpits),
@@ -279,7 +341,7 @@ impl Report<'_> {
             n(&s.victim_connections),
             n(&s.victim_unknown)
         );
-        let refusals = self.samples.refusals.lock().unwrap();
+        let refusals = self.samples.refusals.lock().unwrap().clone();
         for refusal in refusals.iter().take(12) {
             println!("refused: {refusal}");
         }
@@ -293,7 +355,9 @@ impl Report<'_> {
     }
 
     fn began(&self) -> Instant {
-        Instant::now().checked_sub(self.options.length + self.options.after * 2).unwrap_or_else(Instant::now)
+        Instant::now()
+            .checked_sub(self.options.length + self.options.after * 2)
+            .unwrap_or_else(Instant::now)
     }
 
     fn json(&self, rows: &[Row]) -> Value {

@@ -260,20 +260,27 @@ impl World {
 
     /// Fires the timers that are over, and gives up on leaves that were not sent.
     fn judge(&self, now: Instant) {
-        let allowed = self.samples.lateness.forgiven(now.checked_sub(Duration::from_secs(2)).unwrap_or(now), now);
+        let allowed = self
+            .samples
+            .lateness
+            .forgiven(now.checked_sub(Duration::from_secs(2)).unwrap_or(now), now);
         let mut leaves = self.leaves.lock().unwrap();
-        self.state.lock().unwrap().events.retain(|_, event| match (event.sent, event.departed) {
-            (Some(_), _) => false,
-            (None, None) if now > event.deadline + allowed => {
-                leaves.false_fired += 1;
-                false
-            }
-            (None, Some(at)) if now > at + LEAVE_WITHIN + allowed => {
-                leaves.lost += 1;
-                false
-            }
-            (None, _) => true,
-        });
+        self.state
+            .lock()
+            .unwrap()
+            .events
+            .retain(|_, event| match (event.sent, event.departed) {
+                (Some(_), _) => false,
+                (None, None) if now > event.deadline + allowed => {
+                    leaves.false_fired += 1;
+                    false
+                }
+                (None, Some(at)) if now > at + LEAVE_WITHIN + allowed => {
+                    leaves.lost += 1;
+                    false
+                }
+                (None, _) => true,
+            });
     }
 
     pub fn leaves(&self) -> Leaves {
@@ -393,7 +400,10 @@ impl State {
 }
 
 fn sid(room: &str) -> String {
-    format!("RM_{}", room.chars().filter(char::is_ascii_alphanumeric).take(12).collect::<String>())
+    format!(
+        "RM_{}",
+        room.chars().filter(char::is_ascii_alphanumeric).take(12).collect::<String>()
+    )
 }
 
 fn now_ms() -> i64 {
