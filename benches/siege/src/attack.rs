@@ -158,8 +158,17 @@ impl Attackers {
                 self.send(to, head.as_bytes(), HOLD).await
             }
             Kind::Silent => self.send(to, b"", HOLD).await,
-            Kind::ChunkBombs => self.ask(to, &format!("b{i}.bomb.siege{}", [":8448", ""][(i % 2) as usize])).await,
-            Kind::Streams => self.ask(to, &format!("i{i}.info.siege:8448")).await,
+            // Every other one is behind a name that was verified before.
+            Kind::ChunkBombs => {
+                let name = match i % 4 {
+                    0 => format!("b{i}.bomb.siege:8448"),
+                    2 => format!("b{i}.bomb.siege"),
+                    _ => format!("v{}.bomb.siege:8448", i / 2 % 10),
+                };
+                self.ask(to, &name).await
+            }
+            Kind::Streams if i.is_multiple_of(2) => self.ask(to, &format!("i{i}.info.siege:8448")).await,
+            Kind::Streams => self.ask(to, &format!("v{}.info.siege:8448", i / 2 % 4)).await,
             Kind::JunkListed => self.ask(to, LISTED).await,
             Kind::JunkVerified => self.ask(to, VERIFIED).await,
             Kind::JunkNew => self.ask(to, &fresh_name(self.signals.besieged.load(Relaxed).max(1))).await,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -164,6 +164,14 @@ impl Hostile {
                 }
                 continue;
             }
+            // Verified at first, and worse afterwards.
+            if self.verifies(first, below, &request.host) {
+                self.seen.verified.fetch_add(1, Relaxed);
+                if write(&mut stream, &http::unknown_token()).await.is_err() {
+                    return;
+                }
+                continue;
+            }
             match below {
                 "bomb" => {
                     self.seen.bombs_begun.fetch_add(1, Relaxed);
@@ -182,13 +190,6 @@ impl Hostile {
                     }
                     return;
                 }
-                // Verified at first, and hanging afterwards.
-                _ if self.verifies(below, &request.host) => {
-                    self.seen.verified.fetch_add(1, Relaxed);
-                    if write(&mut stream, &http::unknown_token()).await.is_err() {
-                        return;
-                    }
-                }
                 _ => {
                     self.seen.hung.fetch_add(1, Relaxed);
                     until_closed(&mut stream).await;
@@ -198,8 +199,10 @@ impl Hostile {
         }
     }
 
-    fn verifies(&self, below: &str, host: &str) -> bool {
-        let known = below.starts_with('d') || below == "evil" && scrambled(host.bytes().map(u64::from).sum()).is_multiple_of(4);
+    fn verifies(&self, first: &str, below: &str, host: &str) -> bool {
+        let known = first.starts_with('v')
+            || below.starts_with('d')
+            || below == "evil" && scrambled(host.bytes().map(u64::from).sum()).is_multiple_of(4);
         if !known {
             return false;
         }
@@ -218,10 +221,8 @@ async fn write<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> std::io::
     stream.flush().await
 }
 
-/// Reads and says nothing until the other side has enough; returns how long that took.
-pub async fn until_closed<S: AsyncRead + Unpin>(stream: &mut S) -> Duration {
-    let began = Instant::now();
+/// Reads and says nothing until the other side has enough.
+async fn until_closed<S: AsyncRead + Unpin>(stream: &mut S) {
     let mut buffer = [0; 512];
     while matches!(stream.read(&mut buffer).await, Ok(n) if n > 0) {}
-    began.elapsed()
 }
