@@ -102,6 +102,8 @@ impl Class {
 #[derive(Clone, Copy)]
 pub struct Sample {
     pub class: Class,
+    /// Since the beginning.
+    pub at: Duration,
     pub round: usize,
     pub status: u16,
     pub raw: Duration,
@@ -132,6 +134,7 @@ impl Samples {
         let since = outcome.written.saturating_duration_since(self.lateness.began).as_secs_f64();
         let sample = Sample {
             class,
+            at: outcome.written.saturating_duration_since(self.lateness.began),
             round: (since / self.round.as_secs_f64()) as usize,
             status: outcome.status,
             raw: outcome.took,
@@ -156,6 +159,10 @@ impl Samples {
         let all = self.all.lock().unwrap();
         let mine = all.iter().filter(|s| s.class == class && round.is_none_or(|r| r == s.round));
         let mine: Vec<Sample> = mine.copied().collect();
+        let mut slowest: Vec<(Duration, Duration)> = mine.iter().map(|s| (s.counted, s.at)).collect();
+        slowest.sort_unstable();
+        slowest.reverse();
+        slowest.truncate(8);
         let mut counted: Vec<Duration> = mine.iter().map(|s| s.counted).collect();
         counted.sort_unstable();
         Summary {
@@ -163,6 +170,7 @@ impl Samples {
             refused: mine.iter().filter(|s| s.status != 200).count(),
             raw_max: mine.iter().map(|s| s.raw).max().unwrap_or_default(),
             counted,
+            slowest,
         }
     }
 }
@@ -171,6 +179,8 @@ pub struct Summary {
     pub count: usize,
     pub refused: usize,
     pub raw_max: Duration,
+    /// The worst, and when they were written.
+    pub slowest: Vec<(Duration, Duration)>,
     counted: Vec<Duration>,
 }
 

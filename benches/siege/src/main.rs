@@ -51,6 +51,7 @@ usage: siege --binary PATH [options]
   --service-cpu N     core of the service (default 0)
   --siege-cpu N       core of everybody else (default 1)
   --nice N            priority of the service and of the siege, for a machine that does other things besides: -15
+  --env NAME=VALUE    one more variable of the service, as often as wanted
   --log FILE          where the service's log goes, its first 64 MiB
   --json FILE         the figures, for programs
 
@@ -75,6 +76,7 @@ struct Options {
     service_cpu: usize,
     siege_cpu: usize,
     nice: i32,
+    environment: Vec<(String, String)>,
     log: Option<PathBuf>,
     json: Option<PathBuf>,
 }
@@ -92,6 +94,7 @@ impl Options {
             service_cpu: 0,
             siege_cpu: 1,
             nice: 0,
+            environment: Vec::new(),
             log: None,
             json: None,
         };
@@ -123,6 +126,10 @@ impl Options {
                 "--service-cpu" => all.service_cpu = number()? as usize,
                 "--siege-cpu" => all.siege_cpu = number()? as usize,
                 "--nice" => all.nice = value.parse().map_err(|_| format!("{name} {value} is no number"))?,
+                "--env" => {
+                    let (name, value) = value.split_once('=').ok_or(format!("--env {value} has no ="))?;
+                    all.environment.push((name.to_owned(), value.to_owned()));
+                }
                 "--log" => all.log = Some(value.into()),
                 "--json" => all.json = Some(value.into()),
                 _ => return Err(format!("{name} is not known; see --help")),
@@ -226,6 +233,7 @@ impl Stage {
             .env("LIVEKIT_FEDERATION_ALLOWED_NETWORKS", "127.0.0.0/8")
             .env("LIVEKIT_DNS_SERVERS", places.dns().to_string())
             .env("SSL_CERT_FILE", self.folder.0.join("ca.pem"))
+            .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -341,6 +341,15 @@ impl Report<'_> {
             n(&s.victim_connections),
             n(&s.victim_unknown)
         );
+        for class in Class::ALL {
+            let of = self.samples.of(class, None);
+            let when: Vec<_> = of
+                .slowest
+                .iter()
+                .map(|(took, at)| format!("{} ms at {:.1} s", ms(*took), at.as_secs_f64()))
+                .collect();
+            println!("slowest of {}: {}", class.name(), when.join(", "));
+        }
         let refusals = self.samples.refusals.lock().unwrap().clone();
         for refusal in refusals.iter().take(12) {
             println!("refused: {refusal}");
