@@ -51,6 +51,13 @@ impl Cage {
             _watchdog: watchdog,
         };
         std::fs::write(cage.path.join(file), limit.to_string()).map_err(|e| format!("the memory of a cgroup cannot be limited: {e}"))?;
+        // Nor may it swap; the kernel may know nothing of that.
+        let (swap, value) = if version == 1 {
+            ("memory.memsw.limit_in_bytes", limit.to_string())
+        } else {
+            ("memory.swap.max", "0".to_owned())
+        };
+        let _ = std::fs::write(cage.path.join(swap), value);
         Ok(cage)
     }
 
