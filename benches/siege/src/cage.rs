@@ -58,6 +58,8 @@ impl Cage {
             ("memory.swap.max", "0".to_owned())
         };
         let _ = std::fs::write(cage.path.join(swap), value);
+        // Version 1 counts the buffers of sockets by themselves, and only if they are limited.
+        let _ = std::fs::write(cage.path.join("memory.kmem.tcp.limit_in_bytes"), limit.to_string());
         Ok(cage)
     }
 
@@ -91,13 +93,19 @@ impl Cage {
         self.number(file).unwrap_or(0)
     }
 
-    /// The most that was ever used, as the kernel saw it, where it says so.
+    /// The most that was ever used, as the kernel saw it, where it says so; buffers of sockets included.
     pub fn peak(&self) -> Option<u64> {
-        self.number(if self.version == 1 {
+        let peak = self.number(if self.version == 1 {
             "memory.max_usage_in_bytes"
         } else {
             "memory.peak"
-        })
+        })?;
+        Some(peak + self.peak_of_sockets())
+    }
+
+    /// What version 1 counts by itself.
+    pub fn peak_of_sockets(&self) -> u64 {
+        self.number("memory.kmem.tcp.max_usage_in_bytes").unwrap_or(0)
     }
 
     /// Charges that met the limit.

@@ -312,8 +312,9 @@ impl Report<'_> {
         );
         println!("of a core: the service {ran:.2}, and waited for it {waited:.2}; attackers and fakes {others:.2}");
         println!(
-            "memory: idle {} MiB, charges that met the limit {}, RSS each 10 s after the end {:?} MiB; descriptors at most {}; log {} lines, {} KiB",
+            "memory: idle {} MiB, buffers of sockets at most {} MiB, charges that met the limit {}, RSS each 10 s after the end {:?} MiB; descriptors at most {}; log {} lines, {} KiB",
             mib(self.idle),
+            mib(self.cage.peak_of_sockets()),
             self.cage.failed_charges(),
             self.afterwards.iter().map(|b| mib(*b)).collect::<Vec<_>>(),
             self.memory.most_files,
