@@ -1,0 +1,443 @@
+//! The honest neighbours: homeservers, the SFU, and delayed events with their timers. They say what is true.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use livekit_protocol as proto;
+use prost::Message;
+use rustls::ServerConfig;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use crate::figures::Samples;
+use crate::http::{self, Request};
+use crate::places::{LISTED, Places, VERIFIED};
+
+pub const USERINFO: &str = "/_matrix/federation/v1/openid/userinfo";
+pub const WELL_KNOWN: &str = "/.well-known/matrix/server";
+const DELAYED: &str = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/";
+pub const KEY: &str = "siegekey";
+pub const SECRET: &str = "siegesecretsiegesecretsiegesecret";
+/// The delay of every delayed event.
+pub const DELAY: Duration = Duration::from_secs(18);
+/// A leave must be sent so soon after a goodbye was told.
+pub const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+/// What a homeserver and an SFU need for an answer.
+const THINKS: Duration = Duration::from_millis(10);
+
+/// One delayed event.
+struct Event {
+    deadline: Instant,
+    /// The participant's departure was told then.
+    departed: Option<Instant>,
+    sent: Option<Instant>,
+}
+
+#[derive(Default)]
+struct State {
+    rooms: HashMap<String, i64>,
+    present: HashMap<(String, String), proto::ParticipantInfo>,
+    events: HashMap<String, Event>,
+}
+
+#[derive(Default, Clone)]
+pub struct Leaves {
+    pub events: u64,
+    pub departures: u64,
+    /// Sent, or fired by the homeserver, while the participant was there.
+    pub false_sent: u64,
+    pub false_fired: u64,
+    /// Not sent in time.
+    pub lost: u64,
+    pub slowest: Duration,
+}
+
+pub struct World {
+    pub places: Places,
+    pub samples: Arc<Samples>,
+    tls: Arc<ServerConfig>,
+    state: Mutex<State>,
+    leaves: Mutex<Leaves>,
+    next: AtomicU64,
+    pub userinfo: AtomicU64,
+    pub sfu_calls: AtomicU64,
+    pub restarts: AtomicU64,
+}
+
+impl World {
+    pub fn new(places: Places, samples: Arc<Samples>, tls: Arc<ServerConfig>) -> Self {
+        Self {
+            places,
+            samples,
+            tls,
+            state: Mutex::default(),
+            leaves: Mutex::default(),
+            next: AtomicU64::new(1),
+            userinfo: AtomicU64::new(0),
+            sfu_calls: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
+        }
+    }
+
+    pub fn unique(&self) -> u64 {
+        self.next.fetch_add(1, Relaxed)
+    }
+
+    /// Listens for all that stand throughout.
+    pub async fn stand(self: &Arc<Self>) -> std::io::Result<()> {
+        self.homeserver(LISTED, self.places.listed().into())?;
+        self.homeserver(VERIFIED, self.places.verified().into())?;
+        for (address, what) in [(self.places.sfu(), Plain::Sfu), (self.places.listed_client_api(), Plain::ClientApi)] {
+            let listener = http::listen(address)?;
+            let world = self.clone();
+            tokio::spawn(async move {
+                loop {
+                    if let Ok((stream, _)) = listener.accept().await {
+                        let _ = stream.set_nodelay(true);
+                        tokio::spawn(world.clone().talk(stream, what));
+                    }
+                }
+            });
+        }
+        let world = self.clone();
+        tokio::spawn(async move {
+            loop {
+                sleep(Duration::from_millis(20)).await;
+                world.judge(Instant::now());
+            }
+        });
+        Ok(())
+    }
+
+    /// A homeserver with TLS on both ports, until it is aborted.
+    pub fn homeserver(self: &Arc<Self>, name: &str, at: std::net::IpAddr) -> std::io::Result<Vec<AbortHandle>> {
+        let mut tasks = Vec::new();
+        for port in [443, 8448] {
+            let listener = http::listen(SocketAddr::new(at, port))?;
+            let (world, name) = (self.clone(), Arc::<str>::from(name));
+            let serving = tokio::spawn(async move {
+                loop {
+                    if let Ok((stream, _)) = listener.accept().await {
+                        let _ = stream.set_nodelay(true);
+                        let (world, name) = (world.clone(), name.clone());
+                        tokio::spawn(async move {
+                            let acceptor = TlsAcceptor::from(world.tls.clone());
+                            if let Ok(Ok(stream)) = timeout(Duration::from_secs(10), acceptor.accept(stream)).await {
+                                world.talk_as_homeserver(stream, &name).await;
+                            }
+                        });
+                    }
+                }
+            });
+            tasks.push(serving.abort_handle());
+        }
+        Ok(tasks)
+    }
+
+    async fn talk_as_homeserver<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S, name: &str) {
+        let mut buffer = Vec::new();
+        while let Some(request) = http::request(&mut stream, &mut buffer).await {
+            let answer = match request.path.as_str() {
+                WELL_KNOWN if name == VERIFIED => http::json(200, &json!({"m.server": format!("{VERIFIED}:8448")})),
+                USERINFO => {
+                    self.userinfo.fetch_add(1, Relaxed);
+                    sleep(THINKS).await;
+                    let token = request.query.strip_prefix("access_token=").unwrap_or_default();
+                    match token.strip_prefix("good_").and_then(|t| t.split('_').next()) {
+                        Some(user) => http::json(200, &json!({"sub": format!("@{user}:{name}")})),
+                        None => http::unknown_token(),
+                    }
+                }
+                _ => http::no_such_page(),
+            };
+            if stream.write_all(&answer).await.is_err() || stream.flush().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn talk(self: Arc<Self>, mut stream: tokio::net::TcpStream, what: Plain) {
+        let mut buffer = Vec::new();
+        while let Some(request) = http::request(&mut stream, &mut buffer).await {
+            sleep(THINKS).await;
+            let answer = match what {
+                Plain::Sfu => self.sfu(&request),
+                Plain::ClientApi => self.client_api(&request),
+            };
+            if stream.write_all(&answer).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn sfu(&self, request: &Request) -> Vec<u8> {
+        self.sfu_calls.fetch_add(1, Relaxed);
+        let body = request.body.as_slice();
+        let mut state = self.state.lock().unwrap();
+        match request.path.strip_prefix("/twirp/livekit.RoomService/") {
+            None => http::reply(200, "text/plain", b"OK"),
+            Some("CreateRoom") => match proto::CreateRoomRequest::decode(body) {
+                Ok(asked) => protobuf(&state.room(&asked.name)),
+                Err(_) => malformed(),
+            },
+            Some("GetParticipant") => match proto::RoomParticipantIdentity::decode(body) {
+                Ok(asked) => match state.present.get(&(asked.room, asked.identity)) {
+                    Some(participant) => protobuf(participant),
+                    None => twirp(404, "not_found", "twirp error unknown: participant does not exist"),
+                },
+                Err(_) => malformed(),
+            },
+            Some("ListParticipants") => match proto::ListParticipantsRequest::decode(body) {
+                Ok(asked) => protobuf(&proto::ListParticipantsResponse {
+                    participants: state.in_room(&asked.room).cloned().collect(),
+                }),
+                Err(_) => malformed(),
+            },
+            Some("ListRooms") => match proto::ListRoomsRequest::decode(body) {
+                Ok(asked) => {
+                    let all: Vec<String> = state.rooms.keys().cloned().collect();
+                    let wanted = all.into_iter().filter(|n| asked.names.is_empty() || asked.names.contains(n));
+                    protobuf(&proto::ListRoomsResponse {
+                        rooms: wanted.map(|name| state.room(&name)).collect(),
+                    })
+                }
+                Err(_) => malformed(),
+            },
+            Some(_) => twirp(404, "bad_route", "no handler for path"),
+        }
+    }
+
+    fn client_api(&self, request: &Request) -> Vec<u8> {
+        if request.path == "/_matrix/client/versions" {
+            return http::json(
+                200,
+                &json!({"versions": ["v1.1", "v1.12"], "unstable_features": {"org.matrix.msc4140": true}}),
+            );
+        }
+        let call = request.path.strip_prefix(DELAYED).and_then(|rest| rest.split_once('/'));
+        let Some((id, what)) = call else {
+            return http::json(404, &json!({"errcode": "M_UNRECOGNIZED", "error": "Unrecognized request"}));
+        };
+        let now = Instant::now();
+        let mut state = self.state.lock().unwrap();
+        let gone = || http::json(404, &json!({"errcode": "M_NOT_FOUND", "error": "Delayed event not found"}));
+        let Some(event) = state.events.get_mut(id) else {
+            return gone();
+        };
+        if event.sent.is_some() {
+            return gone();
+        }
+        match what {
+            "restart" => {
+                self.restarts.fetch_add(1, Relaxed);
+                event.deadline = now + DELAY;
+            }
+            "send" => {
+                event.sent = Some(now);
+                match event.departed {
+                    Some(at) => {
+                        let mut leaves = self.leaves.lock().unwrap();
+                        leaves.slowest = leaves.slowest.max(now - at);
+                    }
+                    None => self.leaves.lock().unwrap().false_sent += 1,
+                }
+            }
+            _ => {
+                state.events.remove(id);
+            }
+        }
+        http::json(200, &json!({}))
+    }
+
+    /// Fires the timers that are over, and gives up on leaves that were not sent.
+    fn judge(&self, now: Instant) {
+        let allowed = self
+            .samples
+            .lateness
+            .forgiven(now.checked_sub(Duration::from_secs(2)).unwrap_or(now), now);
+        let mut leaves = self.leaves.lock().unwrap();
+        self.state
+            .lock()
+            .unwrap()
+            .events
+            .retain(|_, event| match (event.sent, event.departed) {
+                (Some(_), _) => false,
+                (None, None) if now > event.deadline + allowed => {
+                    leaves.false_fired += 1;
+                    false
+                }
+                (None, Some(at)) if now > at + LEAVE_WITHIN + allowed => {
+                    leaves.lost += 1;
+                    false
+                }
+                (None, _) => true,
+            });
+    }
+
+    pub fn leaves(&self) -> Leaves {
+        self.leaves.lock().unwrap().clone()
+    }
+
+    /// The homeserver takes an event that will be sent after its delay.
+    pub fn schedule(&self, id: &str) {
+        self.leaves.lock().unwrap().events += 1;
+        let event = Event {
+            deadline: Instant::now() + DELAY,
+            departed: None,
+            sent: None,
+        };
+        self.state.lock().unwrap().events.insert(id.into(), event);
+    }
+
+    /// Its client cares for the event by itself.
+    pub fn forget(&self, id: &str) {
+        self.state.lock().unwrap().events.remove(id);
+    }
+
+    /// Somebody joins; returns the webhook that tells it.
+    pub fn join(&self, room: &str, identity: &str) -> Value {
+        let now = now_ms();
+        let participant = proto::ParticipantInfo {
+            sid: format!("PA_{:012}", self.unique()),
+            identity: identity.into(),
+            state: proto::participant_info::State::Active.into(),
+            joined_at: now / 1000,
+            joined_at_ms: now,
+            ..Default::default()
+        };
+        let mut state = self.state.lock().unwrap();
+        state.room(room);
+        let told = self.told("participant_joined", room, &participant, None);
+        state.present.insert((room.into(), identity.into()), participant);
+        told
+    }
+
+    /// Somebody says goodbye; returns the webhook that tells it.
+    pub fn leave(&self, room: &str, identity: &str, id: Option<&str>) -> Option<Value> {
+        let mut state = self.state.lock().unwrap();
+        let participant = state.present.remove(&(room.into(), identity.into()))?;
+        if let Some(event) = id.and_then(|id| state.events.get_mut(id)) {
+            event.departed = Some(Instant::now());
+            self.leaves.lock().unwrap().departures += 1;
+        }
+        Some(self.told("participant_left", room, &participant, Some("CLIENT_INITIATED")))
+    }
+
+    fn told(&self, event: &str, room: &str, participant: &proto::ParticipantInfo, reason: Option<&str>) -> Value {
+        let mut about = json!({
+            "sid": participant.sid,
+            "identity": participant.identity,
+            "state": if reason.is_none() { "ACTIVE" } else { "DISCONNECTED" },
+            "joinedAt": participant.joined_at.to_string(),
+            "joinedAtMs": participant.joined_at_ms.to_string(),
+            "version": 3,
+        });
+        if let Some(reason) = reason {
+            about["disconnectReason"] = reason.into();
+        }
+        json!({
+            "event": event,
+            "room": {"sid": sid(room), "name": room, "emptyTimeout": 300, "departureTimeout": 20},
+            "participant": about,
+            "id": format!("EV_{}", self.unique()),
+            "createdAt": (now_ms() / 1000).to_string(),
+        })
+    }
+
+    /// The request that brings a webhook, signed with `secret`.
+    pub fn webhook(&self, body: &str, secret: &str) -> Vec<u8> {
+        let now = now_ms() / 1000;
+        let claims = json!({
+            "iss": KEY,
+            "exp": now + 300,
+            "nbf": now,
+            "iat": now,
+            "sha256": STANDARD.encode(Sha256::digest(body)),
+        });
+        let token = signed(&claims, secret);
+        format!(
+            "POST /sfu_webhook HTTP/1.1\r\nHost: {}\r\nContent-Type: application/webhook+json\r\nAuthorization: {token}\r\nContent-Length: {}\r\n\r\n{body}",
+            self.places.service(),
+            body.len()
+        )
+        .into_bytes()
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Plain {
+    Sfu,
+    ClientApi,
+}
+
+impl State {
+    fn room(&mut self, name: &str) -> proto::Room {
+        let created = *self.rooms.entry(name.into()).or_insert_with(now_ms);
+        proto::Room {
+            sid: sid(name),
+            name: name.into(),
+            empty_timeout: 300,
+            departure_timeout: 20,
+            creation_time: created / 1000,
+            creation_time_ms: created,
+            num_participants: self.in_room(name).count() as u32,
+            ..Default::default()
+        }
+    }
+
+    fn in_room(&self, room: &str) -> impl Iterator<Item = &proto::ParticipantInfo> {
+        self.present.iter().filter(move |((name, _), _)| name == room).map(|(_, p)| p)
+    }
+}
+
+fn sid(room: &str) -> String {
+    format!(
+        "RM_{}",
+        room.chars().filter(char::is_ascii_alphanumeric).take(12).collect::<String>()
+    )
+}
+
+fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    now.as_millis() as i64
+}
+
+fn protobuf(message: &impl Message) -> Vec<u8> {
+    http::reply(200, "application/protobuf", &message.encode_to_vec())
+}
+
+fn twirp(status: u16, code: &str, msg: &str) -> Vec<u8> {
+    http::json(status, &json!({"code": code, "msg": msg}))
+}
+
+fn malformed() -> Vec<u8> {
+    twirp(400, "malformed", "the protobuf request could not be decoded")
+}
+
+/// The LiveKit room of a Matrix room, or a participant's identity.
+pub fn hashed(parts: &[&str]) -> String {
+    STANDARD_NO_PAD.encode(Sha256::digest(serde_json::to_vec(parts).expect("strings")))
+}
+
+fn signed(claims: &Value, secret: &str) -> String {
+    let part = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let text = format!(
+        "{}.{}",
+        part(br#"{"alg":"HS256","typ":"JWT"}"#),
+        part(claims.to_string().as_bytes())
+    );
+    let mut block = [0u8; 64];
+    block[..secret.len()].copy_from_slice(secret.as_bytes());
+    let inner = Sha256::new().chain_update(block.map(|b| b ^ 0x36)).chain_update(&text).finalize();
+    let outer = Sha256::new().chain_update(block.map(|b| b ^ 0x5c)).chain_update(inner).finalize();
+    format!("{text}.{}", part(&outer))
+}
