@@ -165,12 +165,13 @@ impl Exchange {
             .verify(&request.openid_token, request.claimed_user_id.as_deref(), arrival)
             .await?;
         verified();
+        // Boxed: whoever waits to be verified does not carry what comes after it.
         let admitted = Admitted {
-            is_member: self.must_be_joined(&user, &request.seat, received).await?,
+            is_member: Box::pin(self.must_be_joined(&user, &request.seat, received)).await?,
             access: self.policy.of(&user.server),
             user: &user,
         };
-        self.issue(&admitted, &request.seat, request.event.as_ref(), received).await
+        Box::pin(self.issue(&admitted, &request.seat, request.event.as_ref(), received)).await
     }
 
     /// Takes over a delayed leave event. `verified` is called when the user is known.
@@ -181,11 +182,11 @@ impl Exchange {
         let received = arrival.at;
         let user = self.verify(&request.openid_token, Some(&request.claimed_user_id), arrival).await?;
         verified();
-        self.must_be_joined(&user, &request.seat, received).await?;
+        Box::pin(self.must_be_joined(&user, &request.seat, received)).await?;
         if !self.policy.of(&user.server).creates_rooms {
             return Err(Refusal::DelegationDenied);
         }
-        self.take_over(&user, &request.seat, &request.event, received).await
+        Box::pin(self.take_over(&user, &request.seat, &request.event, received)).await
     }
 
     /// Takes over a delayed leave event of a user who may delegate.

@@ -123,7 +123,8 @@ impl OpenId {
             return Err(Unverified::Rejected);
         }
         let homeserver = self.federation.homeserver(server);
-        let asked = self.ask(&homeserver, token, client, deadline);
+        // Boxed: it is moved about until it runs.
+        let asked = Box::pin(self.ask(&homeserver, token, client, deadline));
         let outcome = self.questions.run_until(question, deadline, asked).await;
         let outcome = outcome.unwrap_or_else(|| Err(unreachable(&homeserver, Failure::Timeout)));
         if matches!(outcome, Err(Unverified::Rejected)) {
