@@ -234,8 +234,7 @@ impl Federation {
         caller: &Caller<'_>,
         again: bool,
     ) -> Result<Reply, Failure> {
-        // Boxed: whoever has not come this far does not carry it.
-        let asking = Box::pin(self.ask(homeserver, path_and_query, limit, caller, again));
+        let asking = self.ask(homeserver, path_and_query, limit, caller, again);
         let reply = timeout_at(caller.deadline, asking).await.unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
             self.warn_once(homeserver, failure);
@@ -265,8 +264,34 @@ impl Federation {
         }
     }
 
+    /// Asks, and asks again as somebody better known when the homeserver turns out to be one meanwhile.
     async fn ask(
         &self,
+        homeserver: &Homeserver,
+        path_and_query: &str,
+        limit: usize,
+        caller: &Caller<'_>,
+        again: bool,
+    ) -> Result<Reply, Failure> {
+        let verified = homeserver.becomes_verified();
+        let who = homeserver.who(now());
+        // Boxed: whoever has not come this far does not carry it.
+        let asking = Box::pin(self.ask_as(who, homeserver, path_and_query, limit, caller, again));
+        if who.class != Class::Stranger {
+            return asking.await;
+        }
+        tokio::select! {
+            biased;
+            reply = asking => return reply,
+            () = verified => {}
+        }
+        let who = homeserver.who(now());
+        Box::pin(self.ask_as(who, homeserver, path_and_query, limit, caller, again)).await
+    }
+
+    async fn ask_as(
+        &self,
+        who: Who,
         homeserver: &Homeserver,
         path_and_query: &str,
         limit: usize,
@@ -276,7 +301,7 @@ impl Federation {
         // Whoever has less time left than an answer usually needs would only waste a turn.
         let usual = homeserver.usual().max(TOO_LATE);
         let attempt = Attempt {
-            who: homeserver.who(now()),
+            who,
             budget: caller.budget,
             queued: &Notify::new(),
             turns: Some(Turns {
@@ -286,13 +311,10 @@ impl Federation {
             held: Mutex::default(),
         };
         let link = homeserver.link(&self.dialer, &self.overrides, again, &attempt).await?;
-        let began = Instant::now();
-        let reply = link.get(&self.dialer, path_and_query, limit, &attempt).await;
-        homeserver.took(began.elapsed());
-        if reply.is_ok() {
-            homeserver.is_on(link.group());
-        }
-        reply
+        let reply = link.get(&self.dialer, path_and_query, limit, &attempt).await?;
+        homeserver.took(reply.took);
+        homeserver.is_on(link.group());
+        Ok(reply)
     }
 
     fn verified(&self) -> MutexGuard<'_, Verified> {

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::Instant;
 use url::Url;
 
@@ -39,6 +40,7 @@ pub struct Homeserver {
     who: Who,
     /// The second until which it counts as verified.
     verified_until: AtomicU64,
+    verified: Notify,
     link: AsyncMutex<Remembered>,
     group: Mutex<Option<Group>>,
     /// Milliseconds that an answer usually takes.
@@ -63,6 +65,7 @@ impl Homeserver {
             trust,
             who,
             verified_until: AtomicU64::new(verified_until),
+            verified: Notify::new(),
             link: AsyncMutex::default(),
             group: Mutex::new(None),
             usual_ms: AtomicU64::new(0),
@@ -113,6 +116,12 @@ impl Homeserver {
 
     pub(super) fn is_verified_until(&self, until: u64) {
         self.verified_until.store(until, Ordering::Relaxed);
+        self.verified.notify_waiters();
+    }
+
+    /// Waits for the moment at which it is verified: from the call on, not from the first poll.
+    pub(super) fn becomes_verified(&self) -> Notified<'_> {
+        self.verified.notified()
     }
 
     /// Whether this is the first time that its address is refused.

@@ -304,6 +304,7 @@ impl Open {
 
     /// Sends `request` and reads the whole answer.
     pub(super) async fn exchange(&mut self, request: Request<Full<Bytes>>, limit: usize) -> Result<Reply, Unanswered> {
+        let began = Instant::now();
         let budget = limit.saturating_add(MAX_REST);
         self.left.store(budget, Ordering::Relaxed);
         let safe = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -340,16 +341,21 @@ impl Open {
         })
         .await;
         let spent = left.swap(0, Ordering::Relaxed) == 0;
-        reply.map_err(|unanswered| {
-            if spent {
-                Unanswered {
-                    failure: Failure::TooLarge(limit),
-                    again: false,
+        reply
+            .map(|reply| Reply {
+                took: began.elapsed(),
+                ..reply
+            })
+            .map_err(|unanswered| {
+                if spent {
+                    Unanswered {
+                        failure: Failure::TooLarge(limit),
+                        again: false,
+                    }
+                } else {
+                    unanswered
                 }
-            } else {
-                unanswered
-            }
-        })
+            })
     }
 
     /// Lets the connection do what is left to do, and says whether it can carry one more request.
@@ -382,6 +388,7 @@ async fn collect(response: http::Response<hyper::body::Incoming>, limit: usize) 
         status: head.status,
         headers: head.headers,
         body: whole.into(),
+        took: Duration::ZERO,
     })
 }
 

@@ -56,6 +56,8 @@ pub struct Reply {
     pub headers: HeaderMap,
     /// Body, complete.
     pub body: Bytes,
+    /// From the request's first byte to the answer's last.
+    pub took: Duration,
 }
 
 impl Route {

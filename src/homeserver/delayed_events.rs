@@ -239,6 +239,7 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             headers,
             body: Bytes::copy_from_slice(body.as_bytes()),
+            took: Duration::ZERO,
         }
     }
 

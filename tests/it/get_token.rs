@@ -517,21 +517,27 @@ fn who_is_claimed_must_be_who_it_is() {
 fn a_clear_no_of_the_homeserver_is_passed_on_at_once() {
     let world = World::shared();
     let refusals = [
-        unknown_token(),
-        Reply::json(403, &json!({"errcode": "M_FORBIDDEN", "error": "Federation is off"})),
-        Reply::json(401, &json!({"errcode": "M_MISSING_TOKEN"})),
-        Reply::text(401, "text/html", "<h1>no</h1>"),
-        Reply::text(403, "text/plain", ""),
+        (unknown_token(), "token_rejected"),
+        (Reply::json(401, &json!({"errcode": "M_MISSING_TOKEN"})), "token_rejected"),
+        (Reply::json(403, &json!({"errcode": "M_UNKNOWN_TOKEN"})), "token_rejected"),
+        // Somebody else's no: a firewall, a challenge, a homeserver that does not federate (decision O3).
+        (
+            Reply::json(403, &json!({"errcode": "M_FORBIDDEN", "error": "Federation is off"})),
+            "homeserver_error",
+        ),
+        (Reply::text(401, "text/html", "<h1>no</h1>"), "homeserver_error"),
+        (Reply::text(403, "text/plain", ""), "homeserver_error"),
+        (Reply::json(400, &json!({"errcode": "M_UNRECOGNIZED"})), "homeserver_error"),
     ];
     for homeserver in [&world.home, &world.away] {
-        for refusal in &refusals {
+        for (refusal, reason) in &refusals {
             let token = homeserver.token_with(refusal.clone());
             let answer = world.service.post(
                 "/get_token",
                 &bodies::get_token(&unique_room(), &homeserver.name, &token, &homeserver.user("alice")),
             );
             answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
-            assert_eq!(answer.field("reason"), "token_rejected", "{refusal:?}");
+            assert_eq!(answer.field("reason"), *reason, "{refusal:?}");
             assert_eq!(homeserver.asked_about(&token), 1, "{refusal:?}: asked again");
             assert!(answer.took < AT_ONCE, "{refusal:?}: {:?}", answer.took);
         }

@@ -177,7 +177,10 @@ fn many_requests_about_a_stranger_are_paced() {
     let began = Instant::now();
     let requests: Vec<_> = (0..60).map(|_| begin(&world.service, &stranger)).collect();
     let answers: Vec<_> = requests.into_iter().map(finish).collect();
-    answers.iter().for_each(|a| a.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED));
+    for answer in &answers {
+        // Busy: its turn has not come while it was held.
+        assert!([401, 503].contains(&answer.status), "{}", answer.text());
+    }
     let (connections, seconds) = (stranger.http.connections().len(), began.elapsed().as_secs_f64());
     assert!(
         connections as f64 <= 8.0 + 4.0 * seconds,

@@ -153,7 +153,9 @@ fn flood_and_watch(world: &World, calls: &[Call]) -> (Vec<client::Answer>, usize
     })
 }
 
-fn refused(answers: &[client::Answer]) -> usize {
+/// How many were refused as busy: those who were pushed out at once, and those whose turn did not come in the time that a
+/// request is held. All others were told that their homeserver does not answer.
+fn refused(answers: &[client::Answer]) -> (usize, usize) {
     let refused: Vec<_> = answers.iter().filter(|a| a.status == 503).collect();
     for answer in &refused {
         assert!(
@@ -163,20 +165,17 @@ fn refused(answers: &[client::Answer]) -> usize {
         );
         assert!(answer.field("errcode").starts_with("M_"), "{}", answer.text());
     }
-    // At once, and not held; but on a busy machine a few connections take long to be made.
-    let slow = refused.iter().filter(|a| a.took > Duration::from_secs(8)).count();
-    assert!(
-        slow * 10 <= refused.len(),
-        "{slow} of {} were refused only after 8 s",
-        refused.len()
-    );
+    // Ten seconds by the service's clock; the rest is for a machine that is busy with other tests.
+    let slowest = answers.iter().map(|a| a.took).max().unwrap_or_default();
+    assert!(slowest < Duration::from_secs(30), "answered after {slowest:?}");
+    let pushed_out = refused.iter().filter(|a| a.took < Duration::from_secs(8)).count();
     let other: Vec<_> = answers
         .iter()
         .filter(|a| ![503, 401].contains(&a.status))
         .map(|a| (a.status, a.text()))
         .collect();
     assert!(other.is_empty(), "{} other answers: {:?}", other.len(), other.first());
-    refused.len()
+    (pushed_out, refused.len())
 }
 
 #[test]
@@ -191,31 +190,33 @@ fn no_more_requests_are_under_way_than_there_are_places() {
     });
     let calls = hanging(&slow, 1_500);
     let (answers, _) = flood_and_watch(&world, &calls);
-    let refused = refused(&answers);
+    let (pushed_out, refused) = refused(&answers);
     eprintln!(
-        "4,500 requests that hang: {refused} refused with 503, {} KiB",
+        "4,500 requests that hang: {pushed_out} pushed out, {refused} refused in all, {} KiB",
         world.service.rss_kib()
     );
     // An eighth of what others have is never lent: 3,840 wait, and each newcomer pushes out the oldest.
-    assert!((560..=760).contains(&refused), "{refused} of 4,500 were refused, not about 660");
+    assert!(
+        (500..=900).contains(&pushed_out),
+        "{pushed_out} of 4,500 were pushed out, not about 660"
+    );
 }
 
 #[test]
-fn strangers_share_a_quarter_and_leave_the_rest_to_us() {
+fn strangers_that_hang_leave_the_rest_to_us() {
     let _alone = crate::support::alone();
     let strangers: Vec<_> = (0..12).map(|_| Homeserver::start()).collect();
     let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
     let calls = hanging(&strangers, 125);
     let (answers, meanwhile) = flood_and_watch(&world, &calls);
-    let refused = refused(&answers);
-    eprintln!("1,500 requests about strangers: {refused} refused with 503, {meanwhile} tokens given meanwhile");
-    assert!((376..=576).contains(&refused), "{refused} of 1,500 were refused, not about 476");
+    let (pushed_out, refused) = refused(&answers);
+    eprintln!("1,500 requests about strangers: {pushed_out} pushed out, {refused} refused in all, {meanwhile} tokens given meanwhile");
     assert!(meanwhile >= 20, "only {meanwhile} tokens for our own users meanwhile");
 }
 
-/// 32 in flight and 2,048 waiting for one homeserver, whoever it is (decision O4).
+/// 32 in flight to one homeserver, whoever it is (decision O4).
 #[test]
-fn one_homeserver_has_a_queue_that_ends() {
+fn one_homeserver_that_hangs_keeps_nobody_elses_users_waiting() {
     let _alone = crate::support::alone();
     let slow = [Homeserver::start()];
     let world = World::with(|setup| {
@@ -225,10 +226,10 @@ fn one_homeserver_has_a_queue_that_ends() {
             .env("LIVEKIT_LOG_LEVEL", "info")
     });
     let (answers, meanwhile) = flood_and_watch(&world, &hanging(&slow, 2_300));
-    let refused = refused(&answers);
+    let (_, refused) = refused(&answers);
     let connections = slow[0].http.connections().len();
     eprintln!("2,300 requests about one homeserver: {refused} refused with 503, {connections} connections, {meanwhile} tokens meanwhile");
-    assert!((200..=240).contains(&refused), "{refused} of 2,300 were refused, not 220");
+    assert!(refused >= 1_000, "only {refused} of 2,300 were refused");
     // Some 32 at a time, as those who came a little later get their turn; not one for each.
     assert!(connections <= 600, "{connections} connections");
     assert!(
@@ -290,7 +291,8 @@ fn few_file_descriptors_are_shared_fairly() {
             unheard.len(),
             unheard.first()
         );
-        let refused = refused(&answers.into_iter().flatten().collect::<Vec<_>>()) + unheard.len();
+        let (_, refused) = refused(&answers.into_iter().flatten().collect::<Vec<_>>());
+        let refused = refused + unheard.len();
         eprintln!("256 files: {refused} of 400 requests about strangers refused with 503");
         assert!(refused >= 300, "only {refused} were refused");
     });

@@ -40,7 +40,7 @@ proptest! {
         }
         for status in [200, 404, 409, 401, 403, 429, 500] {
             let status = StatusCode::from_u16(status).expect("a status");
-            let _ = read(&Reply { status, headers: headers.clone(), body: body.clone().into() });
+            let _ = read(&Reply { status, headers: headers.clone(), body: body.clone().into(), took: Duration::ZERO });
         }
     }
 
