@@ -305,7 +305,8 @@ fn no_packet_goes_to_a_refused_address_whatever_leads_there() {
             .iter()
             .map(|(server, _)| Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), server, &secrets::token())))
             .collect();
-        let answers = stage.service.flood(&calls, calls.len());
+        // A few at a time: the address of the web server is paced, and whoever waits for too long is told that we are busy.
+        let answers = stage.service.flood(&calls, 4);
         assert!(answers.iter().all(|a| without_id(a) == stage.unreachable));
         let begun = connections_begun() - before;
         eprintln!(
