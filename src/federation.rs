@@ -25,6 +25,7 @@ mod guard;
 mod homeservers;
 mod pace;
 mod pool;
+mod rediscovery;
 mod route;
 mod well_known;
 
@@ -43,6 +44,7 @@ pub use client_api::{BaseUrl, ClientApi};
 pub use failure::Failure;
 pub use guard::{Guard, Refused, Trust};
 pub use homeservers::Homeserver;
+pub(crate) use rediscovery::{Next, Rediscovery};
 pub use route::Reply;
 
 use crate::access::Homeservers;
@@ -298,23 +300,27 @@ impl Federation {
         caller: &Caller<'_>,
         again: bool,
     ) -> Result<Reply, Failure> {
-        // Whoever has less time left than an answer usually needs would only waste a turn.
-        let usual = homeserver.usual().max(TOO_LATE);
-        let attempt = Attempt {
-            who,
-            budget: caller.budget,
-            queued: &Notify::new(),
-            turns: Some(Turns {
-                client: caller.client,
-                patience: caller.deadline.checked_sub(usual).unwrap_or(caller.deadline),
-            }),
-            held: Mutex::default(),
-        };
+        let (turns, queued) = (turns(homeserver, caller), Notify::new());
+        let attempt = Attempt::new(who, caller.budget, &queued, Some(turns));
         let link = homeserver.link(&self.dialer, &self.overrides, again, &attempt).await?;
         let reply = link.get(&self.dialer, path_and_query, limit, &attempt).await?;
         homeserver.took(reply.took);
         homeserver.is_on(link.group());
         Ok(reply)
+    }
+
+    /// Finds anew where `homeserver` is, because what was remembered at `used` has led nowhere, and says whether another try
+    /// makes sense. Not if that was found a moment ago: at most once a second, for all requests together.
+    pub async fn look_again(&self, homeserver: &Homeserver, caller: &Caller<'_>, used: Instant) -> bool {
+        let (turns, queued) = (turns(homeserver, caller), Notify::new());
+        let attempt = Attempt::new(homeserver.who(now()), caller.budget, &queued, Some(turns));
+        let looking = Box::pin(homeserver.look_again(&self.dialer, &self.overrides, used, &attempt));
+        match timeout_at(caller.deadline, looking).await {
+            Ok(Ok(link)) => link.is_some(),
+            // The next try tells.
+            Ok(Err(_)) => true,
+            Err(_) => false,
+        }
     }
 
     fn verified(&self) -> MutexGuard<'_, Verified> {
@@ -323,5 +329,14 @@ impl Federation {
 
     fn is_listed(&self, server: &ServerName) -> bool {
         self.listed.names(server) || self.also_listed.contains(server) || self.overrides.contains_key(server)
+    }
+}
+
+/// Whoever has less time left than an answer usually needs would only waste a turn.
+fn turns(homeserver: &Homeserver, caller: &Caller<'_>) -> Turns {
+    let usual = homeserver.usual().max(TOO_LATE);
+    Turns {
+        client: caller.client,
+        patience: caller.deadline.checked_sub(usual).unwrap_or(caller.deadline),
     }
 }

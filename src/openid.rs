@@ -147,7 +147,9 @@ impl OpenId {
         };
         let mut tries = 1;
         let mut cause = None;
+        let mut looked_again = false;
         loop {
+            let used = Instant::now();
             let outcome = self.federation.get(homeserver, &path, MAX_REPLY, &caller, tries > 1).await;
             let outcome = match outcome {
                 Ok(reply) => judge(reply.status, &reply.body, homeserver),
@@ -166,6 +168,11 @@ impl OpenId {
                 Err(error) => {
                     // A try that the deadline or the budget cut short says less than the one before it.
                     let error = cause.take().filter(|_| error.says_nothing()).unwrap_or(error);
+                    if !looked_again && error.may_be_elsewhere() && self.federation.look_again(homeserver, &caller, used).await {
+                        (looked_again, cause) = (true, Some(error));
+                        tries += 1;
+                        continue;
+                    }
                     if !error.may_pass() || budget.is_spent() {
                         return Err(error);
                     }
@@ -211,6 +218,15 @@ impl Unverified {
                 ..
             }
         )
+    }
+
+    /// Whether that which was asked may not be the homeserver, or not any more (decision O2).
+    fn may_be_elsewhere(&self) -> bool {
+        match self {
+            Self::Unreachable { failure, .. } => failure.may_be_elsewhere(),
+            Self::Unusable { answer, .. } => *answer != Answer::Status(429),
+            Self::Rejected | Self::ForeignUser | Self::Busy => false,
+        }
     }
 
     fn may_pass(&self) -> bool {

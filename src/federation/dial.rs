@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant};
 
 use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -76,6 +76,8 @@ pub(super) struct Attempt<'a> {
     pub(super) turns: Option<Turns>,
     /// A place that was taken before it was clear whether anybody has to be dialled.
     pub(super) held: Mutex<Option<Place<'a>>>,
+    /// What DNS was asked before this moment does not count.
+    pub(super) since: Mutex<Option<StdInstant>>,
 }
 
 /// How a request waits for a place among the connections in use (decision H7a).
@@ -102,6 +104,18 @@ struct DialPermit<'a> {
 type Connected<'a> = Result<(TcpStream, DialPermit<'a>), Failure>;
 
 impl<'a> Attempt<'a> {
+    /// For `who`; with `turns`, it waits for a place.
+    pub(super) fn new(who: Who, budget: &'a Budget, queued: &'a Notify, turns: Option<Turns>) -> Self {
+        Self {
+            who,
+            budget,
+            queued,
+            turns,
+            held: Mutex::default(),
+            since: Mutex::default(),
+        }
+    }
+
     /// The place that is held, if it is one for the machines of `group`.
     fn take_held(&self, group: Group) -> Option<Place<'a>> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take()?;
@@ -113,11 +127,17 @@ impl<'a> Attempt<'a> {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = place;
     }
 
+    /// What DNS was asked before this moment does not count.
+    pub(super) fn asks_since(&self, since: Option<Instant>) {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since.map(Instant::into_std);
+    }
+
     /// Who asks DNS.
     pub(super) fn asker(&self) -> Asker<'_> {
         Asker {
             who: self.who,
             budget: self.budget,
+            since: *self.since.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }
 }

@@ -13,9 +13,10 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::dial::{Attempt, Dialer};
-use super::discovery::discover;
+use super::discovery::{File, discover};
 use super::failure::Failure;
 use super::guard::Trust;
+use super::rediscovery::{Next, Rediscovery};
 use super::route::Link;
 use super::well_known::failure_life;
 use crate::admission::{Class, Group, Who};
@@ -29,6 +30,8 @@ const STRANGERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// A remembered failure is not asked again more often than this, however many requests want it.
 const FAILURE_MIN_AGE: Duration = Duration::from_secs(1);
+/// How long the last well-known file is followed while its server does not answer.
+const LAST_FILE_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// The weight of one answer in what a homeserver usually needs is one part of so many.
 const USUAL_OF: u64 = 8;
 
@@ -51,9 +54,11 @@ pub struct Homeserver {
 #[derive(Default)]
 struct Remembered {
     link: Option<Arc<Link>>,
-    asked: Option<Instant>,
+    rediscovery: Rediscovery,
     until: Option<Instant>,
     failures: u32,
+    /// When the well-known file was read that led there.
+    read: Option<Instant>,
     /// Discovery itself failed, and is not repeated until then.
     refused: Option<(Instant, Failure)>,
 }
@@ -161,7 +166,7 @@ impl Homeserver {
     ) -> Result<Arc<Link>, Failure> {
         let mut remembered = self.link.lock().await;
         let now = Instant::now();
-        let stale_failure = again && remembered.failures > 0 && remembered.asked.is_none_or(|asked| now > asked + FAILURE_MIN_AGE);
+        let stale_failure = again && remembered.failures > 0 && remembered.rediscovery.is_due(now);
         let fresh = remembered.until.is_none_or(|until| now < until) && !stale_failure;
         if let Some(link) = remembered.link.as_ref().filter(|_| fresh) {
             return Ok(link.clone());
@@ -174,6 +179,40 @@ impl Homeserver {
         {
             return Err(failure.clone());
         }
+        self.discover(&mut remembered, dialer, overrides, attempt).await
+    }
+
+    /// The way to it, found anew because the one that was used from `used` on has led nowhere; none where that was found a
+    /// moment ago. One request asks, and all others that failed meanwhile wait for what it finds (decision O2).
+    pub(super) async fn look_again<'a>(
+        &self,
+        dialer: &'a Dialer,
+        overrides: &BTreeMap<ServerName, Url>,
+        used: Instant,
+        attempt: &Attempt<'a>,
+    ) -> Result<Option<Arc<Link>>, Failure> {
+        let mut remembered = self.link.lock().await;
+        let now = Instant::now();
+        match remembered.rediscovery.next(used, now) {
+            Next::GiveUp => return Ok(None),
+            Next::Use => return Ok(remembered.link.clone()),
+            Next::Ask => {}
+        }
+        attempt.asks_since(Some(now));
+        let found = self.discover(&mut remembered, dialer, overrides, attempt).await;
+        remembered.rediscovery.asked_again(Instant::now());
+        let link = found?;
+        link.doubt(now);
+        Ok(Some(link))
+    }
+
+    async fn discover<'a>(
+        &self,
+        remembered: &mut Remembered,
+        dialer: &'a Dialer,
+        overrides: &BTreeMap<ServerName, Url>,
+        attempt: &Attempt<'a>,
+    ) -> Result<Arc<Link>, Failure> {
         let found = match Box::pin(discover(dialer, overrides, &self.name, self.trust, attempt)).await {
             // That is about this request, and not about the homeserver: what is remembered may do.
             Err(failure @ (Failure::Spent | Failure::Busy)) => return remembered.link.clone().ok_or(failure),
@@ -183,16 +222,28 @@ impl Homeserver {
                 return Err(failure);
             }
         };
+        let now = Instant::now();
         remembered.refused = None;
-        if found.fallback {
-            let life = failure_life(remembered.failures, attempt.who.class != Class::Stranger);
-            remembered.until = Some(Instant::now() + life);
-            remembered.failures = remembered.failures.saturating_add(1);
-        } else {
-            remembered.until = found.life.map(|life| Instant::now() + life);
-            remembered.failures = 0;
+        remembered.rediscovery.asked(now);
+        match found.file {
+            File::NotAsked | File::Read => {
+                remembered.until = found.life.map(|life| now + life);
+                remembered.failures = 0;
+            }
+            File::Missing | File::Unreachable => {
+                let life = failure_life(remembered.failures, attempt.who.class != Class::Stranger);
+                remembered.until = Some(now + life);
+                remembered.failures = remembered.failures.saturating_add(1);
+            }
         }
-        remembered.asked = Some(Instant::now());
+        let read = remembered.read.filter(|read| now < *read + LAST_FILE_LIFE);
+        if found.file == File::Unreachable
+            && read.is_some()
+            && let Some(link) = &remembered.link
+        {
+            return Ok(link.clone());
+        }
+        remembered.read = (found.file == File::Read).then_some(now);
         if let Some(link) = remembered.link.as_ref().filter(|link| *link.route == found.route) {
             return Ok(link.clone());
         }
