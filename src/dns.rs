@@ -196,7 +196,14 @@ impl Dns {
     {
         let side = self.side(asker);
         let resolver = side.resolver()?;
-        let known = lock(&side.memory).get(&key, since, Instant::now());
+        let now = Instant::now();
+        let mut known = lock(&side.memory).get(&key, since, now);
+        if matches!(known, Known::Unknown) && asker.is_some_and(|asker| asker.who.class == Class::Verified) {
+            // What was found while it was a stranger.
+            let (mut memory, mut before) = (lock(&side.memory), lock(&self.strangers.memory));
+            memory.take_over(&mut before, &key);
+            known = memory.get(&key, since, now);
+        }
         let former = match known {
             Known::Current(known) => return known,
             Known::Former(former) => Some(former),

@@ -310,11 +310,11 @@ impl Federation {
     }
 
     /// Finds anew where `homeserver` is, because what was remembered at `used` has led nowhere, and says whether another try
-    /// makes sense. Not if that was found a moment ago: at most once a second, for all requests together.
-    pub async fn look_again(&self, homeserver: &Homeserver, caller: &Caller<'_>, used: Instant) -> bool {
+    /// makes sense. It is asked for at most once a second, for all requests together; with `waits`, until it may be.
+    pub async fn look_again(&self, homeserver: &Homeserver, caller: &Caller<'_>, used: Instant, waits: bool) -> bool {
         let (turns, queued) = (turns(homeserver, caller), Notify::new());
         let attempt = Attempt::new(homeserver.who(now()), caller.budget, &queued, Some(turns));
-        let looking = Box::pin(homeserver.look_again(&self.dialer, &self.overrides, used, &attempt));
+        let looking = Box::pin(homeserver.look_again(&self.dialer, &self.overrides, used, waits, &attempt));
         match timeout_at(caller.deadline, looking).await {
             Ok(Ok(link)) => link.is_some(),
             // The next try tells.

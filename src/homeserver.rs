@@ -207,7 +207,7 @@ impl Homeservers {
         let now = Instant::now();
         let mut known = entry.lock().await;
         match known.rediscovery.next(used, now) {
-            Next::GiveUp | Next::Use => return,
+            Next::GiveUp | Next::Use | Next::Wait(_) => return,
             Next::Ask => known.rediscovery.asked_again(now),
         }
         api.doubt();

@@ -168,7 +168,9 @@ impl OpenId {
                 Err(error) => {
                     // A try that the deadline or the budget cut short says less than the one before it.
                     let error = cause.take().filter(|_| error.says_nothing()).unwrap_or(error);
-                    if !looked_again && error.may_be_elsewhere() && self.federation.look_again(homeserver, &caller, used).await {
+                    // What may pass is tried again anyway: that does not wait for its turn to look.
+                    let waits = !error.may_pass();
+                    if !looked_again && error.may_be_elsewhere() && self.federation.look_again(homeserver, &caller, used, waits).await {
                         (looked_again, cause) = (true, Some(error));
                         tries += 1;
                         continue;

@@ -97,11 +97,7 @@ impl Memory {
         let before = self.0.pop(name).and_then(|entry| entry.found);
         let (nothing, found, until) = match answer {
             Ok((found, until)) => (None, Some((found.clone(), now)), (*until).min(now + MAX_LIFE)),
-            Err(NoAnswer::Nothing(life)) => (
-                Some(DnsError::NotFound),
-                None,
-                life.map_or(now, |life| now + life.min(MAX_LIFE)),
-            ),
+            Err(NoAnswer::Nothing(life)) => (Some(DnsError::NotFound), None, life.map_or(now, |life| now + life.min(MAX_LIFE))),
             Err(NoAnswer::Failed(why)) => (Some(DnsError::Failed(why.clone())), before, now),
         };
         let entry = Entry {
@@ -111,6 +107,13 @@ impl Memory {
             found,
         };
         self.0.put(name.into(), entry);
+    }
+
+    /// What is known of `name` is known here, and no longer there.
+    pub(super) fn take_over(&mut self, there: &mut Self, name: &str) {
+        if let Some(entry) = there.0.pop(name) {
+            self.0.put(name.into(), entry);
+        }
     }
 
     /// `/etc/hosts` or `/etc/resolv.conf` has changed: everything is asked again.
@@ -151,7 +154,11 @@ mod tests {
             let mut memory = Memory::new();
             assert!(matches!(memory.get("a", None, start), Known::Unknown));
             memory.put("a", &Ok((at(1), start + ttl)), start, start);
-            assert_eq!(current(&mut memory, None, start + seconds(life) - seconds(1)), Some(at(1)), "{ttl:?}");
+            assert_eq!(
+                current(&mut memory, None, start + seconds(life) - seconds(1)),
+                Some(at(1)),
+                "{ttl:?}"
+            );
             assert!(
                 matches!(memory.get("a", None, start + seconds(life)), Known::Former(found) if found == at(1)),
                 "{ttl:?}"

@@ -118,7 +118,6 @@ fn bound(options: &mut ResolverOpts, insists: bool) {
     options.max_active_requests = 2048;
 }
 
-
 /// The IPv6 and IPv4 addresses of a name.
 pub(super) async fn addresses(resolver: TokioResolver, name: Name) -> Answer {
     let (until, addresses) = both_families(&resolver, name).await?;
@@ -130,7 +129,9 @@ pub(super) async fn targets(resolver: TokioResolver, name: Name) -> Answer {
     let found = resolver.lookup(name, RecordType::SRV).await.map_err(|error| no_answer(&error))?;
     let targets = targets_in(&found);
     if targets.is_empty() {
-        return Err(NoAnswer::Nothing(Some(found.valid_until().saturating_duration_since(Instant::now()))));
+        return Err(NoAnswer::Nothing(Some(
+            found.valid_until().saturating_duration_since(Instant::now()),
+        )));
     }
     Ok((Found::Targets(targets.into()), found.valid_until()))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use lru::LruCache;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use url::Url;
 
 use super::dial::{Attempt, Dialer};
@@ -179,27 +179,36 @@ impl Homeserver {
         {
             return Err(failure.clone());
         }
-        self.discover(&mut remembered, dialer, overrides, attempt).await
+        self.discover(&mut remembered, dialer, overrides, attempt, None).await
     }
 
-    /// The way to it, found anew because the one that was used from `used` on has led nowhere; none where that was found a
-    /// moment ago. One request asks, and all others that failed meanwhile wait for what it finds (decision O2).
+    /// The way to it, found anew because the one that was used from `used` on has led nowhere; none where that was found
+    /// meanwhile. One request asks, and all others that failed meanwhile wait for what it finds (decision O2); with `waits`,
+    /// whoever comes within a second after it asks again then.
     pub(super) async fn look_again<'a>(
         &self,
         dialer: &'a Dialer,
         overrides: &BTreeMap<ServerName, Url>,
         used: Instant,
+        waits: bool,
         attempt: &Attempt<'a>,
     ) -> Result<Option<Arc<Link>>, Failure> {
         let mut remembered = self.link.lock().await;
-        let now = Instant::now();
-        match remembered.rediscovery.next(used, now) {
-            Next::GiveUp => return Ok(None),
-            Next::Use => return Ok(remembered.link.clone()),
-            Next::Ask => {}
+        loop {
+            match remembered.rediscovery.next(used, Instant::now()) {
+                Next::GiveUp => return Ok(None),
+                Next::Use => return Ok(remembered.link.clone()),
+                Next::Ask => break,
+                Next::Wait(_) if !waits => return Ok(None),
+                Next::Wait(until) => {
+                    drop(remembered);
+                    sleep_until(until).await;
+                    remembered = self.link.lock().await;
+                }
+            }
         }
-        attempt.asks_since(Some(now));
-        let found = self.discover(&mut remembered, dialer, overrides, attempt).await;
+        let now = Instant::now();
+        let found = self.discover(&mut remembered, dialer, overrides, attempt, Some(now)).await;
         remembered.rediscovery.asked_again(Instant::now());
         let link = found?;
         link.doubt(now);
@@ -212,8 +221,12 @@ impl Homeserver {
         dialer: &'a Dialer,
         overrides: &BTreeMap<ServerName, Url>,
         attempt: &Attempt<'a>,
+        since: Option<Instant>,
     ) -> Result<Arc<Link>, Failure> {
-        let found = match Box::pin(discover(dialer, overrides, &self.name, self.trust, attempt)).await {
+        let queued = Notify::new();
+        let discovering = Attempt::new(attempt.who.discovered(), attempt.budget, &queued, attempt.turns);
+        discovering.asks_since(since);
+        let found = match Box::pin(discover(dialer, overrides, &self.name, self.trust, &discovering)).await {
             // That is about this request, and not about the homeserver: what is remembered may do.
             Err(failure @ (Failure::Spent | Failure::Busy)) => return remembered.link.clone().ok_or(failure),
             Ok(found) => found,

@@ -119,9 +119,7 @@ impl Pool {
     /// Closes the unused connections of a share.
     fn close(&self, key: u64) {
         let mut idle = self.lock();
-        let (closed, others) = std::mem::take(&mut idle.connections)
-            .into_iter()
-            .partition(|kept| kept.key == key);
+        let (closed, others) = std::mem::take(&mut idle.connections).into_iter().partition(|kept| kept.key == key);
         idle.connections = others;
         drop(idle);
         drop::<Vec<Kept>>(closed);

@@ -23,7 +23,9 @@ pub(crate) enum Next {
     Ask,
     /// Somebody else has asked meanwhile: it uses what they found.
     Use,
-    /// That was found a moment ago: it gives up.
+    /// It asks then: somebody asked a moment ago.
+    Wait(Instant),
+    /// That was found while it tried: it gives up.
     GiveUp,
 }
 
@@ -32,10 +34,11 @@ impl Rediscovery {
     pub(crate) fn next(&self, used: Instant, now: Instant) -> Next {
         if self.again.is_some_and(|again| again > used) {
             Next::Use
-        } else if self.is_due(now) {
-            Next::Ask
-        } else {
+        } else if self.asked.is_some_and(|asked| asked >= used) {
             Next::GiveUp
+        } else {
+            let due = self.asked.map(|asked| asked + MIN_INTERVAL);
+            due.filter(|due| now < *due).map_or(Next::Ask, Next::Wait)
         }
     }
 
@@ -65,13 +68,18 @@ mod tests {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut known = Rediscovery::default();
-        assert_eq!(known.next(at(0), at(0)), Next::Ask, "the operator wrote it down: it was never asked for");
-        known.asked(at(0));
-        assert_eq!(known.next(at(10), at(20)), Next::GiveUp, "it was just found");
-        assert_eq!(known.next(at(10), at(1000)), Next::Ask);
+        assert_eq!(
+            known.next(at(0), at(0)),
+            Next::Ask,
+            "the operator wrote it down: it was never asked for"
+        );
+        known.asked(at(5));
+        assert_eq!(known.next(at(0), at(20)), Next::GiveUp, "the request itself has just found it");
+        assert_eq!(known.next(at(10), at(20)), Next::Wait(at(1005)));
+        assert_eq!(known.next(at(10), at(1005)), Next::Ask);
         known.asked_again(at(1100));
         assert_eq!(known.next(at(1050), at(1110)), Next::Use);
-        assert_eq!(known.next(at(1100), at(1110)), Next::GiveUp);
+        assert_eq!(known.next(at(1110), at(1120)), Next::Wait(at(2100)));
         assert_eq!(known.next(at(1200), at(2100)), Next::Ask);
     }
 }

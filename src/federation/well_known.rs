@@ -130,10 +130,7 @@ mod tests {
         for body in [r#"{"m.server":""}"#, r#"{"m.server":"https://x.example"}"#, r#"{"m.server":"a b"}"#] {
             assert_eq!(ok(body), WellKnown::Invalid, "{body}");
         }
-        assert_eq!(
-            read(StatusCode::BAD_GATEWAY, &HeaderMap::new(), b"", now),
-            WellKnown::Unreachable
-        );
+        assert_eq!(read(StatusCode::BAD_GATEWAY, &HeaderMap::new(), b"", now), WellKnown::Unreachable);
         assert_eq!(
             read(StatusCode::NOT_FOUND, &HeaderMap::new(), br#"{"m.server":"x.example"}"#, now),
             WellKnown::None

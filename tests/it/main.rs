@@ -18,6 +18,7 @@ mod fairness;
 mod floods;
 mod get_token;
 mod greedy;
+mod healing;
 mod healthcheck;
 mod healthz;
 mod hold;
