@@ -38,6 +38,9 @@ use crate::tls::Tls;
 /// A dead target must leave time for the next one within the ten seconds of a verification.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// A connection whose other end has not acknowledged what was sent for so long is broken.
+const VANISHED_AFTER_MS: u32 = 3000;
+
 /// After this time the next address is tried too ("connection attempt delay", RFC 8305).
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
@@ -283,6 +286,8 @@ impl Dialer {
             Ok(Ok(stream)) => {
                 // Requests are written whole; without it nothing works worse than a little slower.
                 let _ = stream.set_nodelay(true);
+                // Nor without this: a machine that has gone is missed before the request's time is over.
+                let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, VANISHED_AFTER_MS);
                 return Ok((stream, permit));
             }
             Ok(Err(error)) => error.to_string(),
@@ -311,6 +316,15 @@ impl Dialer {
 
     /// What `host` resolves to, as far as it may be dialled.
     async fn addresses(&self, host: &Host, trust: Dialled, attempt: &Attempt<'_>) -> Result<Vec<IpAddr>, Failure> {
+        let (allowed, refused) = self.judged(host, trust, attempt).await?;
+        match refused {
+            Some(refused) if allowed.is_empty() => Err(refused),
+            Some(_) | None => Ok(allowed),
+        }
+    }
+
+    /// What `host` resolves to: what may be dialled, and one address that may not.
+    async fn judged(&self, host: &Host, trust: Dialled, attempt: &Attempt<'_>) -> Result<(Vec<IpAddr>, Option<Failure>), Failure> {
         let (found, name) = match host {
             Host::Ip(ip) => (vec![*ip], ip.to_string()),
             Host::Name(name) => match self.dns.addresses_for(name, &attempt.asker()).await {
@@ -325,7 +339,7 @@ impl Dialer {
             },
         };
         let Dialled::Guarded(trust) = trust else {
-            return Ok(found);
+            return Ok((found, None));
         };
         let mut refused = None;
         let mut allowed = Vec::with_capacity(found.len());
@@ -341,19 +355,17 @@ impl Dialer {
                 }
             }
         }
-        match refused {
-            Some(refused) if allowed.is_empty() => Err(refused),
-            Some(_) | None => Ok(allowed),
-        }
+        Ok((allowed, refused))
     }
 
-    /// The proxy resolves names by itself; what resolves here to a refused address is refused all the same. The machine by
-    /// which the dial is paced.
+    /// The proxy resolves names by itself and takes any of the addresses: what resolves here to a refused one, be it among
+    /// others, is refused. The machine by which the dial is paced.
     async fn check_before_proxy(&self, host: &Host, trust: Dialled, attempt: &Attempt<'_>) -> Result<Target, Failure> {
-        match self.addresses(host, trust, attempt).await {
-            Ok(found) => Ok(found.first().map_or_else(|| self.proxied(host), |address| Target::from(*address))),
+        match self.judged(host, trust, attempt).await {
+            Ok((_, Some(refused))) => Err(refused),
+            Ok((found, None)) => Ok(found.first().map_or_else(|| self.proxied(host), |address| Target::from(*address))),
             Err(Failure::Dns { .. }) => Ok(self.proxied(host)),
-            Err(refused) => Err(refused),
+            Err(failure) => Err(failure),
         }
     }
 

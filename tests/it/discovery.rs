@@ -1002,12 +1002,20 @@ fn a_forward_proxy_is_used_for_homeservers() {
         // What must not be dialled is not asked of a proxy either.
         let metadata = unique_name("metadata");
         stage.dns.address(&metadata, &["169.254.169.254".parse().expect("an address")]);
+        // The proxy would take any of them.
+        let among_others = unique_name("among-others");
+        stage.dns.address(
+            &among_others,
+            &[v4(at), "169.254.169.254".parse().expect("an address"), v4(direct_at)],
+        );
         for server in [
             "169.254.169.254",
             "[fe80::1]:443",
             "0.0.0.0",
             &metadata,
             &format!("{metadata}:8448"),
+            &among_others,
+            &format!("{among_others}:8448"),
         ] {
             stage.misses(server, &["never dialled"]);
         }

@@ -1,7 +1,7 @@
 //! What stands beside the service moves, and is found again at the next request (decision O2): a container that was made anew
 //! has another address, a well-known file is corrected, a line is added to `/etc/hosts`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -128,6 +128,29 @@ fn an_override_that_moves_is_found_at_the_next_request() {
         let _somebody_else = left.take_over(&former);
         reaches(&stage, &server, &now, &format!("{left:?} left"));
     }
+}
+
+/// A host that is cut off says no goodbye: a kept connection to it would be believed in until the request's time is over.
+#[test]
+fn a_machine_that_vanishes_is_left_in_time() {
+    in_own_network(|| {
+        let stage = Stage::new(|setup| setup);
+        stage.dns.ttl(600);
+        let host = unique_name("vanishes");
+        let server = format!("{host}:8448");
+        let [old, new] = [Ipv4Addr::new(9, 1, 1, 1), Ipv4Addr::new(9, 1, 2, 1)];
+        let former = listener(old, 8448, &host);
+        stage.dns.address(&host, &[v4(old)]);
+        reaches(&stage, &server, &former, "before");
+        let lost = Command::new("ip")
+            .args(["route", "add", "blackhole", "9.1.1.1/32"])
+            .status()
+            .expect("ip");
+        assert!(lost.success(), "packets cannot be lost here");
+        let now = listener(new, 8448, &host);
+        stage.dns.address(&host, &[v4(new)]);
+        reaches(&stage, &server, &now, "cut off");
+    });
 }
 
 /// The file may be kept for a day; it is asked for again when the homeserver that it names is not there.
