@@ -227,7 +227,8 @@ impl Dns {
             }
         };
         let Some(former) = former else {
-            return side.ask(key, since, asking).await;
+            // Boxed: seldom, and larger than all the rest.
+            return Box::pin(side.ask(key, since, asking)).await;
         };
         // Whoever has something to go by does not wait for a name server that is away.
         let side = side.clone();

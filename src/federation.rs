@@ -56,6 +56,7 @@ use crate::admission::{Class, Client, Names, Who, host_key};
 use crate::clock::unix_seconds as now;
 use crate::dns::Dns;
 use crate::hold::TOO_LATE;
+use crate::log_throttle::LogThrottle;
 use crate::server_name::ServerName;
 use crate::tls::Tls;
 use dial::{Attempt, Dialer, Turns};
@@ -67,10 +68,6 @@ use pool::Pool;
 const IN_FLIGHT: [u32; 3] = [32, 32, 4];
 /// An answer is taken note of again after so many seconds.
 const VERIFIED_AGAIN_AFTER: u64 = 60;
-/// So many refused names are told per time.
-const WARNINGS: u32 = 20;
-const WARNINGS_PER: Duration = Duration::from_secs(60);
-
 /// What the operator says about homeservers.
 pub struct Settings {
     /// Addresses that may be dialled.
@@ -92,6 +89,17 @@ pub struct Settings {
 /// Stores that the homeserver of this host has answered well at this second of the wall clock, or forgets it.
 pub type Remember = Box<dyn Fn(&str, Option<u64>) + Send + Sync>;
 
+/// One GET below a homeserver's federation API.
+#[derive(Clone, Copy)]
+pub struct Get<'a> {
+    /// Path and query.
+    pub path: &'a str,
+    /// The longest body that is read, in bytes.
+    pub limit: usize,
+    /// Whether it was tried before: then a remembered failure does not count.
+    pub again: bool,
+}
+
 /// On whose behalf a homeserver is asked.
 pub struct Caller<'a> {
     /// Who sent the request.
@@ -111,7 +119,7 @@ pub struct Federation {
     homeservers: Table,
     verified: Mutex<Verified>,
     remember: Remember,
-    told: Mutex<(Option<Instant>, u32)>,
+    refused: LogThrottle,
 }
 
 impl Federation {
@@ -151,7 +159,7 @@ impl Federation {
             homeservers: Table::new(),
             verified: Mutex::default(),
             remember,
-            told: Mutex::default(),
+            refused: LogThrottle::new(20, Duration::from_secs(60)),
         }
     }
 
@@ -223,20 +231,12 @@ impl Federation {
         self.dialer.names.fingerprint(text)
     }
 
-    /// One GET below the federation API of `homeserver`, on behalf of `caller`. With `again`, a remembered failure does not
-    /// count.
+    /// Asks `homeserver` on behalf of `caller`.
     ///
     /// # Errors
-    /// When there is no whole answer of at most `limit` bytes before the deadline.
-    pub async fn get(
-        &self,
-        homeserver: &Homeserver,
-        path_and_query: &str,
-        limit: usize,
-        caller: &Caller<'_>,
-        again: bool,
-    ) -> Result<Reply, Failure> {
-        let asking = self.ask(homeserver, path_and_query, limit, caller, again);
+    /// When there is no whole answer within the limit before the deadline.
+    pub async fn get(&self, homeserver: &Homeserver, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
+        let asking = self.ask(homeserver, get, caller);
         let reply = timeout_at(caller.deadline, asking).await.unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
             self.warn_once(homeserver, failure);
@@ -249,36 +249,18 @@ impl Federation {
         if !homeserver.first_refusal() {
             return;
         }
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if told.0.is_none_or(|since| now > since + WARNINGS_PER) {
-            *told = (Some(now), 0);
-        }
-        told.1 += 1;
-        if told.1 <= WARNINGS {
-            let (reason, remedy) = (failure.to_string(), failure.remedy());
-            tracing::warn!(
-                server = homeserver.name().as_str(),
-                reason,
-                remedy,
-                "a homeserver's address is not dialled"
-            );
-        }
+        self.refused.log(|count| {
+            let (server, reason, remedy) = (homeserver.name().as_str(), failure.to_string(), failure.remedy());
+            tracing::warn!(server, reason, count, remedy, "a homeserver's address is not dialled");
+        });
     }
 
     /// Asks, and asks again as somebody better known when the homeserver turns out to be one meanwhile.
-    async fn ask(
-        &self,
-        homeserver: &Homeserver,
-        path_and_query: &str,
-        limit: usize,
-        caller: &Caller<'_>,
-        again: bool,
-    ) -> Result<Reply, Failure> {
+    async fn ask(&self, homeserver: &Homeserver, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
         let verified = homeserver.becomes_verified();
         let who = homeserver.who(now());
         // Boxed: whoever has not come this far does not carry it.
-        let asking = Box::pin(self.ask_as(who, homeserver, path_and_query, limit, caller, again));
+        let asking = Box::pin(self.ask_as(who, homeserver, get, caller));
         if who.class != Class::Stranger {
             return asking.await;
         }
@@ -288,22 +270,14 @@ impl Federation {
             () = verified => {}
         }
         let who = homeserver.who(now());
-        Box::pin(self.ask_as(who, homeserver, path_and_query, limit, caller, again)).await
+        Box::pin(self.ask_as(who, homeserver, get, caller)).await
     }
 
-    async fn ask_as(
-        &self,
-        who: Who,
-        homeserver: &Homeserver,
-        path_and_query: &str,
-        limit: usize,
-        caller: &Caller<'_>,
-        again: bool,
-    ) -> Result<Reply, Failure> {
+    async fn ask_as(&self, who: Who, homeserver: &Homeserver, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
         let (turns, queued) = (turns(homeserver, caller), Notify::new());
         let attempt = Attempt::new(who, caller.budget, &queued, Some(turns));
-        let link = homeserver.link(&self.dialer, &self.overrides, again, &attempt).await?;
-        let reply = link.get(&self.dialer, path_and_query, limit, &attempt).await?;
+        let link = homeserver.link(&self.dialer, &self.overrides, get.again, &attempt).await?;
+        let reply = link.get(&self.dialer, get.path, get.limit, &attempt).await?;
         homeserver.took(reply.took);
         homeserver.is_on(link.group());
         Ok(reply)

@@ -16,7 +16,7 @@ use url::form_urlencoded;
 
 use crate::admission::{Class, Client, Who};
 use crate::clock::unix_seconds;
-use crate::federation::{Caller, Failure, Federation, Homeserver};
+use crate::federation::{Caller, Failure, Federation, Get, Homeserver};
 use crate::hold::{TOO_LATE, pause};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
@@ -150,7 +150,12 @@ impl OpenId {
         let mut looked_again = false;
         loop {
             let used = Instant::now();
-            let outcome = self.federation.get(homeserver, &path, MAX_REPLY, &caller, tries > 1).await;
+            let get = Get {
+                path: &path,
+                limit: MAX_REPLY,
+                again: tries > 1,
+            };
+            let outcome = self.federation.get(homeserver, &get, &caller).await;
             let outcome = match outcome {
                 Ok(reply) => judge(reply.status, &reply.body, homeserver),
                 Err(Failure::Busy) => Err(Unverified::Busy),

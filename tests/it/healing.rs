@@ -399,3 +399,47 @@ fn a_client_server_api_that_moves_is_found_in_time() {
         }
     });
 }
+
+/// DNS does not answer for longer than an answer counts, and all connections are cut again and again: nobody who is there is
+/// reported gone, and tokens are still given.
+#[test]
+fn nobody_is_reported_gone_while_dns_is_away() {
+    const PARTICIPANTS: usize = 20;
+    let home = Homeserver::start();
+    let api = ClientApi::start();
+    let (host, port) = (unique_name("away-api"), api.http.address().port());
+    let stage = Stage::new(|setup| {
+        setup
+            .full_access(&[&home])
+            .env("LIVEKIT_CS_API_URL_OVERRIDES", &format!("{}=http://{host}:{port}", home.name))
+    });
+    stage.dns.ttl(2);
+    stage.dns.address(&host, &[api.http.address().ip()]);
+    let room = unique_room();
+    let users: Vec<_> = (0..PARTICIPANTS)
+        .map(|n| (format!("user{n}"), format!("syd_{}", unique())))
+        .collect();
+    for (user, delay_id) in &users {
+        let body = bodies::delegate_of(&home, user, &room, delay_id, 6000);
+        assert_eq!(stage.service.post("/delegate_delayed_leave", &body).status, 200);
+        let identity = hashes::identity(&home.user(user), "DEVICE", "member1");
+        let session = stage._sfu.join(&hashes::alias(&room, SLOT), &identity);
+        webhook::tell(&stage.service, &stage._sfu, &webhook::joined(&session));
+    }
+    let restarted = |least: usize| users.iter().all(|(_, delay_id)| api.count("restart", delay_id) >= least);
+    wait_until("everybody's first restart", Duration::from_secs(10), || restarted(1));
+    for kind in [Kind::A, Kind::AAAA] {
+        stage.dns.script(&host, kind, [Say::Silence]);
+    }
+    let asked = stage.dns.asked(&host, Kind::A);
+    for round in 2..6 {
+        api.http.refuse();
+        api.http.listen_again();
+        wait_until("everybody's next restart", Duration::from_secs(6), || restarted(round));
+        let body = bodies::get_token_of(&home, "user0", &room);
+        assert_eq!(stage.service.post("/get_token", &body).status, 200);
+    }
+    assert!(stage.dns.asked(&host, Kind::A) > asked, "DNS was asked, and did not answer");
+    let sent: usize = users.iter().map(|(_, delay_id)| api.count("send", delay_id)).sum();
+    assert_eq!(sent, 0, "of {PARTICIPANTS}");
+}
