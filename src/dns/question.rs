@@ -20,7 +20,7 @@ use super::memory::{Answer, Found, NoAnswer};
 const MOST: usize = 8;
 /// Some name servers drop questions for IPv6 addresses (RFC 4074): after this time IPv4 addresses do alone.
 const IPV6_PATIENCE: Duration = Duration::from_millis(500);
-/// The longest text of a failure that is kept, in bytes.
+/// The longest text of a failure that is kept, in characters.
 const MAX_TEXT: usize = 200;
 const FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
@@ -138,7 +138,7 @@ pub(super) async fn targets(resolver: TokioResolver, name: Name) -> Answer {
 
 /// DNS did not say anything, for this reason.
 pub(super) fn failed(why: &str) -> NoAnswer {
-    NoAnswer::Failed(why[..why.floor_char_boundary(MAX_TEXT)].into())
+    NoAnswer::Failed(why.chars().take(MAX_TEXT).collect::<String>().into())
 }
 
 fn no_answer(error: &NetError) -> NoAnswer {
