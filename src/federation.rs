@@ -113,7 +113,6 @@ pub struct Caller<'a> {
 /// Asks homeservers.
 pub struct Federation {
     dialer: Arc<Dialer>,
-    overrides: BTreeMap<ServerName, Url>,
     listed: Homeservers,
     also_listed: Vec<ServerName>,
     homeservers: Table,
@@ -145,6 +144,7 @@ impl Federation {
         Self {
             dialer: Arc::new(Dialer {
                 dns,
+                overrides,
                 guard,
                 proxies,
                 tls,
@@ -153,7 +153,6 @@ impl Federation {
                 places: FairLimiter::new(Places::shared(connections_out, somebody_is_listed, IN_FLIGHT)),
                 pool: Pool::new(usize::try_from(connections_out).unwrap_or(usize::MAX)),
             }),
-            overrides,
             listed,
             also_listed,
             homeservers: Table::new(),
@@ -235,7 +234,7 @@ impl Federation {
     ///
     /// # Errors
     /// When there is no whole answer within the limit before the deadline.
-    pub async fn get(&self, homeserver: &Homeserver, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
+    pub async fn get(&self, homeserver: &Arc<Homeserver>, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
         let asking = self.ask(homeserver, get, caller);
         let reply = timeout_at(caller.deadline, asking).await.unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
@@ -256,7 +255,7 @@ impl Federation {
     }
 
     /// Asks, and asks again as somebody better known when the homeserver turns out to be one meanwhile.
-    async fn ask(&self, homeserver: &Homeserver, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
+    async fn ask(&self, homeserver: &Arc<Homeserver>, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
         let verified = homeserver.becomes_verified();
         let who = homeserver.who(now());
         // Boxed: whoever has not come this far does not carry it.
@@ -273,10 +272,10 @@ impl Federation {
         Box::pin(self.ask_as(who, homeserver, get, caller)).await
     }
 
-    async fn ask_as(&self, who: Who, homeserver: &Homeserver, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
+    async fn ask_as(&self, who: Who, homeserver: &Arc<Homeserver>, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
         let (turns, queued) = (turns(homeserver, caller), Notify::new());
         let attempt = Attempt::new(who, caller.budget, &queued, Some(turns));
-        let link = homeserver.link(&self.dialer, &self.overrides, get.again, &attempt).await?;
+        let link = homeserver.link(&self.dialer, get.again, &attempt).await?;
         let reply = link.get(&self.dialer, get.path, get.limit, &attempt).await?;
         homeserver.took(reply.took);
         homeserver.is_on(link.group());
@@ -288,7 +287,7 @@ impl Federation {
     pub async fn look_again(&self, homeserver: &Homeserver, caller: &Caller<'_>, used: Instant, waits: bool) -> bool {
         let (turns, queued) = (turns(homeserver, caller), Notify::new());
         let attempt = Attempt::new(homeserver.who(now()), caller.budget, &queued, Some(turns));
-        let looking = Box::pin(homeserver.look_again(&self.dialer, &self.overrides, used, waits, &attempt));
+        let looking = Box::pin(homeserver.look_again(&self.dialer, used, waits, &attempt));
         match timeout_at(caller.deadline, looking).await {
             Ok(Ok(link)) => link.is_some(),
             // The next try tells.
@@ -302,7 +301,7 @@ impl Federation {
     }
 
     fn is_listed(&self, server: &ServerName) -> bool {
-        self.listed.names(server) || self.also_listed.contains(server) || self.overrides.contains_key(server)
+        self.listed.names(server) || self.also_listed.contains(server) || self.dialer.overrides.contains_key(server)
     }
 }
 

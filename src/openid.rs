@@ -133,7 +133,13 @@ impl OpenId {
         outcome
     }
 
-    async fn ask(&self, homeserver: &Homeserver, token: &Secret, client: Client, deadline: Instant) -> Result<VerifiedUser, Unverified> {
+    async fn ask(
+        &self,
+        homeserver: &Arc<Homeserver>,
+        token: &Secret,
+        client: Client,
+        deadline: Instant,
+    ) -> Result<VerifiedUser, Unverified> {
         let query: String = form_urlencoded::Serializer::new(String::new())
             .append_pair("access_token", token.expose())
             .finish();

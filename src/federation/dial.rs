@@ -1,6 +1,7 @@
 //! From a host and a port to a TLS connection: the only place where an address of a homeserver is dialled, and so the
 //! place where the guard stands. The address that was checked is the address that is dialled.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -22,6 +23,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower::ServiceExt as _;
+use url::Url;
 
 use super::failure::Failure;
 use super::guard::{Guard, Trust};
@@ -32,7 +34,7 @@ use crate::admission::dials::Target;
 use crate::admission::limiter::{FairLimiter, Permit};
 use crate::admission::{Class, Client, Group, Names, Who, turns};
 use crate::dns::{Asker, Dns, DnsError};
-use crate::server_name::Host;
+use crate::server_name::{Host, ServerName};
 use crate::tls::Tls;
 
 /// A dead target must leave time for the next one within the ten seconds of a verification.
@@ -54,6 +56,8 @@ pub(super) enum Stream {
 /// Opens connections.
 pub(super) struct Dialer {
     pub(super) dns: Arc<Dns>,
+    /// `LIVEKIT_FEDERATION_URL_OVERRIDES`.
+    pub(super) overrides: BTreeMap<ServerName, Url>,
     pub(super) guard: Guard,
     pub(super) proxies: Matcher,
     pub(super) tls: Arc<Tls>,

@@ -1,9 +1,6 @@
 //! The steps from a server name to a route, in the order of the specification.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
-
-use url::Url;
 
 use super::dial::{Attempt, Dialer, Dialled};
 use super::failure::Failure;
@@ -39,14 +36,8 @@ pub(super) enum File {
     Unreachable,
 }
 
-pub(super) async fn discover<'a>(
-    dialer: &'a Dialer,
-    overrides: &BTreeMap<ServerName, Url>,
-    server: &ServerName,
-    trust: Trust,
-    attempt: &Attempt<'a>,
-) -> Result<Found, Failure> {
-    if let Some(url) = overrides.get(server) {
+pub(super) async fn discover<'a>(dialer: &'a Dialer, server: &ServerName, trust: Trust, attempt: &Attempt<'a>) -> Result<Found, Failure> {
+    if let Some(url) = dialer.overrides.get(server) {
         return Ok(Found {
             route: Route::to_url(url, Dialled::Override)?,
             life: None,

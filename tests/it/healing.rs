@@ -210,6 +210,30 @@ fn a_file_that_cannot_be_asked_for_is_still_believed() {
     });
 }
 
+/// A web server that takes connections and says nothing: whoever asks first finds that out, and nobody after him waits for it.
+#[test]
+fn a_file_that_is_due_is_asked_for_in_the_background() {
+    with_low_ports(|| {
+        let (name, at) = (unique_name("hangs"), unique_loopback());
+        let stage = Stage::new(|setup| setup.env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &name));
+        stage.dns.address(&name, &[v4(at)]);
+        let silent = listener(at, 443, &name);
+        silent.http.greet(Greeting::Silence);
+        let far = listener(at, 8448, &name);
+        reaches(&stage, &name, &far, "first");
+        let asked = silent.http.connections().len();
+        let began = Instant::now();
+        while silent.http.connections().len() < asked + 2 {
+            assert!(began.elapsed() < Duration::from_secs(60), "the file was not asked for again");
+            let token = far.token_of(&format!("@alice:{name}"));
+            let answer = stage.ask(&name, &token);
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            assert!(answer.took < Duration::from_secs(2), "{:?}", answer.took);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+}
+
 /// SRV records with a TTL of 600 that are corrected.
 #[test]
 fn corrected_srv_records_count_at_the_next_request() {
