@@ -6,6 +6,7 @@ mod appservice;
 mod dev;
 mod exchange;
 mod fakes;
+mod moves;
 mod proxies;
 mod room_memory;
 mod sfu;
