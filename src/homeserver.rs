@@ -310,11 +310,14 @@ fn is_error(body: &[u8], code: &str) -> bool {
     errcode(body).is_some_and(|errcode| errcode == code)
 }
 
-/// The `errcode` of an error; none where the body is no JSON object, as a proxy's page is not.
-fn errcode(body: &[u8]) -> Option<Value> {
-    match serde_json::from_slice(body) {
-        Ok(Value::Object(mut error)) => Some(error.remove("errcode").unwrap_or_default()),
-        Ok(_) | Err(_) => None,
+/// The `errcode` of an error: what a proxy or a firewall says has none.
+fn errcode(body: &[u8]) -> Option<String> {
+    let Ok(Value::Object(mut error)) = serde_json::from_slice(body) else {
+        return None;
+    };
+    match error.remove("errcode")? {
+        Value::String(errcode) => Some(errcode),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => None,
     }
 }
 

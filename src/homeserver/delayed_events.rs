@@ -106,7 +106,8 @@ impl Homeservers {
                     let (server, remedy) = (server.as_str(), "switch delayed events on (Synapse: max_event_delay_duration)");
                     tracing::warn!(server, count, remedy, "the homeserver has no delayed events");
                 });
-                Outcome::NotFound
+                // Who is there is not given up for it: a proxy may say so, too, while it is set up.
+                Outcome::Transient(None)
             }
             (Answer::Denied, None) => {
                 self.denied.log(|count| {
@@ -192,21 +193,25 @@ enum Answer {
     Denied,
 }
 
-/// Decision L6.
+/// Decision L6: a yes or a no counts only in the homeserver's own form. What a proxy or a firewall says, with whatever status,
+/// may pass.
 fn read(reply: &Reply) -> Answer {
-    match reply.status.as_u16() {
-        200..=299 => Answer::Is(Outcome::Done),
-        404 => match errcode(&reply.body) {
-            Some(errcode) if errcode == "M_UNRECOGNIZED" => Answer::UnknownPath,
-            Some(_) => Answer::Is(Outcome::NotFound),
-            // A proxy's page while the homeserver restarts.
-            None => Answer::Is(Outcome::Transient(None)),
-        },
-        409 => Answer::Is(Outcome::Conflict),
-        401 | 403 => Answer::Denied,
-        429 => Answer::Is(Outcome::Limited(retry_after(&reply.headers, &reply.body, SystemTime::now()))),
+    let errcode = errcode(&reply.body);
+    match (reply.status.as_u16(), errcode.as_deref()) {
+        (204, _) if reply.body.is_empty() => Answer::Is(Outcome::Done),
+        (200..=299, None) if is_json_object(&reply.body) => Answer::Is(Outcome::Done),
+        (404, Some("M_UNRECOGNIZED")) => Answer::UnknownPath,
+        (404, Some(_)) => Answer::Is(Outcome::NotFound),
+        (404, None) if reply.body.trim_ascii() == b"{}" => Answer::Is(Outcome::NotFound),
+        (409, Some(_)) => Answer::Is(Outcome::Conflict),
+        (401 | 403, Some(_)) => Answer::Denied,
+        (429, _) => Answer::Is(Outcome::Limited(retry_after(&reply.headers, &reply.body, SystemTime::now()))),
         _ => Answer::Is(Outcome::Transient(retry_after(&reply.headers, &reply.body, SystemTime::now()))),
     }
+}
+
+fn is_json_object(body: &[u8]) -> bool {
+    matches!(serde_json::from_slice(body), Ok(Value::Object(_)))
 }
 
 /// What the homeserver says about when to come back; it is clamped where it is used.
@@ -257,9 +262,21 @@ mod tests {
             (200, "{}", Outcome::Done),
             (204, "", Outcome::Done),
             (404, r#"{"errcode":"M_NOT_FOUND"}"#, Outcome::NotFound),
+            (404, "{}", Outcome::NotFound),
             (404, "<html>", Outcome::Transient(None)),
             (404, "", Outcome::Transient(None)),
+            (404, r#"{"message":"no Route matched with those values"}"#, Outcome::Transient(None)),
+            (404, r#"{"errcode":404}"#, Outcome::Transient(None)),
             (409, r#"{"errcode":"M_UNKNOWN"}"#, Outcome::Conflict),
+            (409, "<html>", Outcome::Transient(None)),
+            (401, "{}", Outcome::Transient(None)),
+            (403, "<html>challenge</html>", Outcome::Transient(None)),
+            (403, r#"{"error":"forbidden"}"#, Outcome::Transient(None)),
+            (200, "", Outcome::Transient(None)),
+            (200, "<html>It works!</html>", Outcome::Transient(None)),
+            (200, "[]", Outcome::Transient(None)),
+            (200, r#"{"errcode":"M_UNKNOWN"}"#, Outcome::Transient(None)),
+            (204, "x", Outcome::Transient(None)),
             (429, "{}", Outcome::Limited(None)),
             (
                 429,
@@ -276,8 +293,9 @@ mod tests {
             read(&reply(404, None, r#"{"errcode":"M_UNRECOGNIZED"}"#)),
             Answer::UnknownPath
         ));
-        assert!(matches!(read(&reply(401, None, "{}")), Answer::Denied));
-        assert!(matches!(read(&reply(403, None, "{}")), Answer::Denied));
+        for status in [401, 403] {
+            assert!(matches!(read(&reply(status, None, r#"{"errcode":"M_FORBIDDEN"}"#)), Answer::Denied));
+        }
     }
 
     #[test]

@@ -422,8 +422,8 @@ fn refused(reply: &Reply, endpoint: &'static str) -> OwnError {
     }
 }
 
-fn is_fed_proxy(errcode: &Value) -> bool {
-    errcode.as_str().is_some_and(|errcode| errcode.contains("M_FEDPROXY_"))
+fn is_fed_proxy(errcode: &str) -> bool {
+    errcode.contains("M_FEDPROXY_")
 }
 
 /// Whether it can be a room's id: what becomes a part of a path is looked at first
