@@ -1,10 +1,15 @@
 //! What a job makes of its turns, of the homeserver's answers (L4 to L6), and of what happens to its delegation (L12, L14).
 
+use std::time::Duration;
+
 use super::{Action, Cause, Doubt, Errand, Machine, Outcome, Reason, Sfu, State, Step};
 use crate::delayed_leave::{
     backoff::{Jitter, LEAST_PAUSE, Schedule},
     time::{Delay, Time},
 };
+
+/// A hint moves a restart by no more than this.
+const LONGEST_HINT: Duration = Duration::from_secs(60);
 
 impl Machine {
     // --- calls to the homeserver ---
@@ -69,6 +74,9 @@ impl Machine {
             Outcome::Limited(_) => self.restart = Step::At(self.spaced(now)),
             Outcome::Transient(hint) => {
                 self.failures = self.failures.saturating_add(1);
+                // What a server says about when to come back does not cost a living event.
+                let third = Duration::from_millis(self.deadline().since(now) / 3);
+                let hint = hint.map(|hint| hint.min(third).min(LONGEST_HINT));
                 let next = Schedule::RESTART.next_try(self.failures, hint, now, self.deadline(), jitter);
                 self.restart = next.map_or(Step::Idle, Step::At);
             }

@@ -363,6 +363,24 @@ fn l4_failures_are_tried_again_until_one_delay_after_the_last_answer() {
     assert_eq!(actions.last(), Some(&(DELAY, Finish(Reason::GivenUp))));
 }
 
+/// One 503 with `Retry-After: 3600`, and the homeserver is well a second later.
+#[test]
+fn l4_a_hint_moves_a_restart_by_a_third_of_what_is_left_at_most() {
+    for (delay, hint, most) in [
+        (18_000, Duration::from_secs(3_600), 3_200),
+        (18_000, Duration::from_secs(1), 1_000),
+        (3_600_000, Duration::MAX, 60_000),
+    ] {
+        let mut job = Bench::connected(delay);
+        let [(_, Restart)] = job.until(delay / 2)[..] else {
+            panic!("one restart")
+        };
+        assert_eq!(job.step(Input::Restarted(Outcome::Transient(Some(hint)))), []);
+        let next = job.until(most);
+        assert!(matches!(next[..], [(_, Restart)]), "{delay} {hint:?}: {next:?}");
+    }
+}
+
 #[test]
 fn l4_a_try_that_is_on_its_way_at_the_end_is_waited_for() {
     let mut job = Bench::connected(DELAY);
