@@ -194,11 +194,9 @@ pub fn in_our_form(head: &[u8]) -> Option<Vec<u8>> {
     let (before, after) = head.split_once(NO_BODY)?;
     let error = ApiError::unreadable(StatusCode::from_bytes(status).ok()?);
     let id = RequestId::new();
-    tracing::debug!(
-        request_id = id.as_str(),
-        status = error.status.as_u16(),
-        "a request could not be read"
-    );
+    let (request_id, status) = (id.as_str(), error.status.as_u16());
+    let remedy = "this port speaks HTTP/1.1: no TLS, no HTTP/2 (h2c), no PROXY protocol; heads have 16 KiB and 100 headers at most";
+    tracing::debug!(request_id, status, remedy, "a request could not be read");
     let body = error_body(&error, &id);
     let mut headers = HeaderMap::new();
     error_headers(&mut headers, &error);
