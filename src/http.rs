@@ -9,6 +9,7 @@ mod edge;
 mod error;
 mod get_token;
 mod healthz;
+mod path;
 mod place;
 mod readyz;
 mod refused;
