@@ -541,6 +541,13 @@ impl AsyncWrite for Counted {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // While it has bytes of a next request, the HTTP library does not read, but it asks for this whenever it is woken.
+        if self.connection.awaits_answer()
+            && let Poll::Ready(0) = self.stream.poll_peek(cx, &mut ReadBuf::new(&mut [0]))?
+        {
+            ready!(self.wait(cx, HALF_CLOSED));
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
