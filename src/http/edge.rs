@@ -182,13 +182,10 @@ fn error_body(error: &ApiError, id: &RequestId) -> Vec<u8> {
 /// (decision H3); `None` for the head of any other answer.
 #[must_use]
 pub fn in_our_form(head: &[u8]) -> Option<Vec<u8>> {
-    const NO_BODY: &str = "content-length: 0\r\n";
     let status = head.strip_prefix(b"HTTP/1.")?.get(2..5).filter(|status| status[0] == b'4')?;
-    let head = str::from_utf8(head).ok()?;
-    if head.contains(X_SERVED_BY.as_str()) {
-        return None;
-    }
-    let (before, after) = head.split_once(NO_BODY)?;
+    let (first_line, rest) = head.split_at(head.iter().position(|byte| *byte == b'\n')? + 1);
+    // An answer of ours has other headers before these two.
+    let rest = rest.strip_prefix(b"connection: close\r\ncontent-length: 0\r\n")?;
     let error = ApiError::unreadable(StatusCode::from_bytes(status).ok()?);
     let id = RequestId::new();
     let (request_id, status) = (id.as_str(), error.status.as_u16());
@@ -198,12 +195,13 @@ pub fn in_our_form(head: &[u8]) -> Option<Vec<u8>> {
     let mut headers = HeaderMap::new();
     error_headers(&mut headers, &error);
     common_headers(&mut headers, &id);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-    let mut answer = before.as_bytes().to_vec();
+    let mut answer = first_line.to_vec();
     for (name, value) in &headers {
         answer.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
     }
-    answer.extend(after.as_bytes());
+    answer.extend(rest);
     answer.extend(body);
     Some(answer)
 }
@@ -288,15 +286,17 @@ mod tests {
         let own = b"HTTP/1.0 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\ndate: now\r\n\r\n";
         let rewritten = String::from_utf8(in_our_form(own).unwrap()).unwrap();
         let (head, body) = rewritten.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.0 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type"));
-        assert!(head.ends_with(&format!("content-length: {}\r\ndate: now", body.len())), "{head}");
+        assert!(head.starts_with("HTTP/1.0 431 Request Header Fields Too Large\r\ncontent-type: "));
+        let end = format!("connection: close\r\ncontent-length: {}\r\ndate: now", body.len());
+        assert!(head.ends_with(&end), "{head}");
         assert!(body.contains("M_TOO_LARGE"), "{body}");
         for other in [
             &b""[..],
             b"HTTP/1.1",
-            b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
-            b"HTTP/1.1 404 Not Found\r\nx-served-by: lk-jwt-service\r\ncontent-length: 0\r\n\r\n",
-            b"HTTP/1.1 404 Not Found\r\ncontent-length: 7\r\n\r\n",
+            b"HTTP/1.1 400 Bad Request",
+            b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+            b"HTTP/1.1 404 Not Found\r\nx-served-by: lk-jwt-service\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+            b"HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 7\r\n\r\n",
             b"{\"errcode\":\"M_UNKNOWN\"}",
         ] {
             assert_eq!(in_our_form(other), None, "{}", String::from_utf8_lossy(other));
