@@ -338,6 +338,8 @@ async fn http(stream: TcpStream, head: Vec<u8>, connection: Arc<Connection>, edg
         .timer(TokioTimer::new())
         .header_read_timeout(NEXT_HEAD)
         .max_buf_size(MAX_HEAD)
+        // The buffer may hold a little more.
+        .max_header_size(MAX_HEAD)
         .serve_connection(stream, service);
     let _ = watcher.watch(connection).await;
 }

@@ -49,7 +49,7 @@ fn unreadable() -> Vec<(&'static str, Vec<u8>, u16)> {
             400,
         ),
         ("the other PROXY protocol", PROXY_2.into(), 400),
-        long("a head of 40 KiB", 40 * 1024),
+        long("a head of 16 KiB", 16 * 1024),
         long("a head of 1 MiB", 1024 * 1024),
         text("a path of 40 KiB", &format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(40 * 1024)), 431),
         text(
@@ -103,6 +103,26 @@ fn what_cannot_be_read_is_answered_on_a_used_connection_too() {
             let answer = connection.answer();
             assert_refused(&world, what, answer, status, &mut connection);
         }
+    }
+}
+
+/// What an honest client may send at most, on a new connection and on a used one.
+#[test]
+fn a_head_of_almost_16_kib_is_read() {
+    let world = World::shared();
+    let small = Call::new("GET", "/healthz").bytes(world.service.address());
+    let large = Call::new("GET", "/healthz").header("Cookie", &"x".repeat(16_000));
+    let large = large.bytes(world.service.address());
+    for bytes in [large.clone(), [&small[..], &large].concat()] {
+        let mut connection = world.service.connect();
+        connection.send(&bytes);
+        while let Some(answer) = connection.answer() {
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            if answer.header("connection") == Some("close") {
+                break;
+            }
+        }
+        assert!(connection.closed_within(Duration::from_secs(5)));
     }
 }
 
