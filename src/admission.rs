@@ -86,6 +86,14 @@ pub struct Who {
     pub name: u64,
 }
 
+impl Who {
+    /// The same while it is found out where it is: that does not stand behind the requests that wait for it.
+    #[must_use]
+    pub const fn discovered(self) -> Self {
+        Self { name: !self.name, ..self }
+    }
+}
+
 /// Makes [`Who`] of names, with keys of this process.
 #[derive(Debug, Default)]
 pub struct Names(RandomState, RandomState);

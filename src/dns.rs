@@ -1,44 +1,33 @@
-//! Addresses and SRV records, asked without blocking a thread and remembered for their TTL.
+//! Addresses and SRV records, asked without blocking a thread.
 //!
-//! `/etc/hosts` and the search list of `/etc/resolv.conf` are honoured. What may be dialled is not decided here but in
-//! `federation/guard.rs`.
+//! `/etc/hosts` and the search list of `/etc/resolv.conf` are honoured, and followed when they change. `memory.rs` says how
+//! long an answer counts, `question.rs` asks. What may be dialled is not decided here but in `federation/guard.rs`.
+
+mod memory;
+mod question;
 
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
-use hickory_resolver::lookup::Lookup;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::net::{DnsError as Refusal, NetError};
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
-use hickory_resolver::{Resolver, TokioResolver};
-use lru::LruCache;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::proto::rr::Name;
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::admission::budget::Budget;
 use crate::admission::lookups::Lookups;
 use crate::admission::{Class, Who};
-
-/// More targets or addresses than this of one name are not looked at.
-const MOST: usize = 8;
-
-/// Answers remembered for each class. Each holds at most [`MOST`] addresses or targets, whatever came, which
-/// bounds it in bytes too: a resolver's own cache keeps whole messages of up to 64 KiB.
-const CACHE_ENTRIES: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
-/// How long they are believed at most, when there is something and when there is nothing.
-const MAX_LIFE: Duration = Duration::from_secs(3600);
-const MAX_NEGATIVE_LIFE: Duration = Duration::from_secs(60);
+use crate::single_flight::SingleFlight;
+use memory::{Answer, Found, Known, Memory};
+use question::Resolvers;
 
 /// Look-ups for strangers at a time: each takes two sockets, and up to six where nobody answers.
 const STRANGERS: usize = 64;
 /// Time for one look-up of a stranger's name.
 const STRANGERS_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Some name servers drop questions for IPv6 addresses (RFC 4074): after this time IPv4 addresses do alone.
-const IPV6_PATIENCE: Duration = Duration::from_millis(500);
+/// How long DNS is waited for where the former answer may do.
+const FORMER_ANSWER_PATIENCE: Duration = Duration::from_millis(500);
 
 /// One target of an SRV record set, RFC 2782.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +50,7 @@ pub enum DnsError {
     NotFound,
     /// DNS did not answer, or answered with an error.
     #[error("DNS did not answer ({0})")]
-    Failed(String),
+    Failed(Arc<str>),
     /// The request has asked as many questions as one request may.
     #[error("no more questions are asked for one request")]
     Spent,
@@ -74,95 +63,83 @@ pub struct Asker<'a> {
     pub who: Who,
     /// What is left for the client's request.
     pub budget: &'a Budget,
+    /// Answers to questions that were asked before this moment do not count.
+    pub since: Option<Instant>,
 }
 
-/// The resolvers, made at first use so that they cost the start nothing.
+/// Asks DNS, and remembers.
 pub struct Dns {
-    servers: Vec<SocketAddr>,
-    listed: Side,
-    verified: Side,
-    strangers: Side,
+    listed: Arc<Side>,
+    verified: Arc<Side>,
+    strangers: Arc<Side>,
     lookups: Arc<Mutex<Lookups<oneshot::Sender<Place>>>>,
 }
 
 /// A resolver and what it found: what strangers make us ask is kept apart.
 struct Side {
-    /// A question that fails is asked again.
-    insists: bool,
-    resolver: OnceLock<TokioResolver>,
-    cache: Mutex<LruCache<Box<str>, Cached>>,
-}
-
-#[derive(Clone)]
-struct Cached {
-    until: Instant,
-    found: Found,
-}
-
-#[derive(Clone)]
-enum Found {
-    Nothing,
-    Addresses(Arc<[IpAddr]>),
-    Targets(Arc<[SrvTarget]>),
+    resolvers: Resolvers,
+    memory: Mutex<Memory>,
+    questions: SingleFlight<Box<str>, Result<Found, DnsError>>,
 }
 
 impl Side {
-    fn new(insists: bool) -> Self {
-        let mut cache = LruCache::unbounded();
-        cache.resize(CACHE_ENTRIES);
-        Self {
-            insists,
-            resolver: OnceLock::new(),
-            cache: Mutex::new(cache),
-        }
+    fn new(servers: Vec<SocketAddr>, insists: bool) -> Arc<Self> {
+        Arc::new(Self {
+            resolvers: Resolvers::new(servers, insists),
+            memory: Mutex::new(Memory::new()),
+            questions: SingleFlight::new(),
+        })
     }
 
-    fn cached(&self, name: &str) -> Option<Found> {
-        let mut cache = self.lock();
-        let cached = cache.get(name)?;
-        if cached.until > Instant::now() {
-            return Some(cached.found.clone());
+    fn resolver(&self) -> Result<TokioResolver, DnsError> {
+        let ready = self.resolvers.ready().map_err(|error| DnsError::Failed(error.to_string().into()))?;
+        if ready.is_new {
+            lock(&self.memory).clear();
         }
-        cache.pop(name);
-        None
+        Ok(ready.resolver)
     }
 
-    fn keep(&self, name: &str, until: Instant, found: Found) {
-        if until > Instant::now() {
-            self.lock().put(name.into(), Cached { until, found });
-        }
-    }
-
-    fn keep_nothing(&self, name: &str, life: Option<Duration>) {
-        if let Some(life) = life {
-            self.keep(name, Instant::now() + life, Found::Nothing);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, LruCache<Box<str>, Cached>> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Asks one question for all who want the same.
+    async fn ask(&self, key: Box<str>, since: Option<Instant>, question: impl Future<Output = Answer>) -> Result<Found, DnsError> {
+        let asking = async {
+            let asked = Instant::now();
+            // Somebody may have had an answer on the way here.
+            if let Known::Current(known) = lock(&self.memory).get(&key, since, asked) {
+                return known;
+            }
+            let answer = question.await;
+            let mut memory = lock(&self.memory);
+            let now = Instant::now();
+            memory.put(&key, &answer, asked, now);
+            match memory.get(&key, Some(asked), now) {
+                Known::Current(known) => known,
+                // What was put there a moment ago counts.
+                Known::Former(_) | Known::Unknown => Err(DnsError::NotFound),
+            }
+        };
+        self.questions.run(key.clone(), asking).await.0
     }
 }
 
 impl Dns {
     /// Asks `servers`, or those of `/etc/resolv.conf` when there are none.
     #[must_use]
-    pub fn new(servers: Vec<SocketAddr>) -> Self {
+    pub fn new(servers: &[SocketAddr]) -> Self {
         Self {
-            servers,
-            listed: Side::new(true),
-            verified: Side::new(false),
-            strangers: Side::new(false),
+            listed: Side::new(servers.to_vec(), true),
+            verified: Side::new(servers.to_vec(), false),
+            strangers: Side::new(servers.to_vec(), false),
             lookups: Arc::new(Mutex::new(Lookups::new(STRANGERS))),
         }
     }
 
-    /// All IPv6 and IPv4 addresses of `host`, which the operator wrote down.
+    /// All IPv6 and IPv4 addresses of `host`, which the operator wrote down. With `since`, an answer to a question that was
+    /// asked before that moment does not count: what it said could not be used.
     ///
     /// # Errors
     /// When there are none.
-    pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, DnsError> {
-        self.look_up_addresses(host, None).await
+    pub async fn addresses(&self, host: &str, since: Option<Instant>) -> Result<Vec<IpAddr>, DnsError> {
+        self.look_up_addresses(host, None, since).await
     }
 
     /// All IPv6 and IPv4 addresses of `host`, to which a homeserver led.
@@ -170,36 +147,23 @@ impl Dns {
     /// # Errors
     /// When there are none.
     pub async fn addresses_for(&self, host: &str, asker: &Asker<'_>) -> Result<Vec<IpAddr>, DnsError> {
-        self.look_up_addresses(host, Some(asker)).await
+        self.look_up_addresses(host, Some(asker), asker.since).await
     }
 
-    async fn look_up_addresses(&self, host: &str, asker: Option<&Asker<'_>>) -> Result<Vec<IpAddr>, DnsError> {
+    async fn look_up_addresses(&self, host: &str, asker: Option<&Asker<'_>>, since: Option<Instant>) -> Result<Vec<IpAddr>, DnsError> {
         if let Ok(address) = host.parse() {
             return Ok(vec![address]);
         }
         let key = key(host);
-        let side = self.side(asker);
-        match side.cached(&key) {
-            Some(Found::Addresses(addresses)) => return Ok(addresses.to_vec()),
-            Some(Found::Nothing | Found::Targets(_)) => return Err(DnsError::NotFound),
-            None => {}
-        }
         let mut name = Name::from_utf8(host).map_err(|_| DnsError::NotFound)?;
         if asker.is_some_and(|asker| asker.who.class == Class::Stranger) && key.contains('.') {
             // A search list would multiply the questions, and is not for names of strangers.
             name.set_fqdn(true);
         }
-        let resolver = self.resolver(side)?;
-        let both = both_families(resolver, name);
-        match self.asking(asker, 2, both).await? {
-            Ok((until, addresses)) => {
-                side.keep(&key, until, Found::Addresses(addresses.clone().into()));
-                Ok(addresses)
-            }
-            Err(nothing) => {
-                side.keep_nothing(&key, nothing.life);
-                Err(nothing.error)
-            }
+        let question = |resolver| question::addresses(resolver, name);
+        match self.look_up(key, asker, since, 2, question).await? {
+            Found::Addresses(addresses) => Ok(addresses.to_vec()),
+            Found::Targets(_) => Err(DnsError::NotFound),
         }
     }
 
@@ -208,144 +172,111 @@ impl Dns {
     /// # Errors
     /// When there are none.
     pub async fn srv_for(&self, service: &str, asker: &Asker<'_>) -> Result<Vec<SrvTarget>, DnsError> {
-        let key = key(service);
-        let side = self.side(Some(asker));
-        match side.cached(&key) {
-            Some(Found::Targets(targets)) => return Ok(targets.to_vec()),
-            Some(Found::Nothing | Found::Addresses(_)) => return Err(DnsError::NotFound),
-            None => {}
-        }
         // Fully qualified: a search list must not turn one server's name into another's.
         let mut name = Name::from_ascii(service).map_err(|_| DnsError::NotFound)?;
         name.set_fqdn(true);
-        let resolver = self.resolver(side)?;
-        let question = async { resolver.lookup(name, RecordType::SRV).await.map_err(|error| nothing(&error)) };
-        match self.asking(Some(asker), 1, question).await? {
-            Ok(found) => {
-                let targets = targets(&found);
-                let until = life(&found);
-                if targets.is_empty() {
-                    side.keep(&key, until.min(Instant::now() + MAX_NEGATIVE_LIFE), Found::Nothing);
-                    return Err(DnsError::NotFound);
-                }
-                side.keep(&key, until, Found::Targets(targets.clone().into()));
-                Ok(targets)
-            }
-            Err(nothing) => {
-                side.keep_nothing(&key, nothing.life);
-                Err(nothing.error)
-            }
+        let question = |resolver| question::targets(resolver, name);
+        match self.look_up(key(service), Some(asker), asker.since, 1, question).await? {
+            Found::Targets(targets) => Ok(targets.to_vec()),
+            Found::Addresses(_) => Err(DnsError::NotFound),
         }
     }
 
-    /// Asks so many questions, within what is left for `asker`.
-    async fn asking<T>(
+    /// What is remembered, as far as it counts, or the answer to so many questions.
+    async fn look_up<Q>(
         &self,
+        key: Box<str>,
         asker: Option<&Asker<'_>>,
+        since: Option<Instant>,
         questions: u32,
-        lookup: impl Future<Output = Result<T, Nothing>>,
-    ) -> Result<Result<T, Nothing>, DnsError> {
-        let Some(asker) = asker else {
-            return Ok(lookup.await);
+        question: impl FnOnce(TokioResolver) -> Q,
+    ) -> Result<Found, DnsError>
+    where
+        Q: Future<Output = Answer> + Send + 'static,
+    {
+        let side = self.side(asker);
+        let resolver = side.resolver()?;
+        let now = Instant::now();
+        let mut known = lock(&side.memory).get(&key, since, now);
+        if matches!(known, Known::Unknown) && asker.is_some_and(|asker| asker.who.class == Class::Verified) {
+            // What was found while it was a stranger.
+            let (mut memory, mut before) = (lock(&side.memory), lock(&self.strangers.memory));
+            memory.take_over(&mut before, &key);
+            known = memory.get(&key, since, now);
+        }
+        let former = match known {
+            Known::Current(known) => return known,
+            Known::Former(former) => Some(former),
+            Known::Unknown => None,
         };
-        if !asker.budget.questions(questions) {
-            return Err(DnsError::Spent);
+        if asker.is_some_and(|asker| !asker.budget.questions(questions)) {
+            return former.ok_or(DnsError::Spent);
         }
-        if asker.who.class != Class::Stranger {
-            return Ok(lookup.await);
-        }
-        let mut place = self.place(asker.who.domain).await;
-        let found = timeout(STRANGERS_TIMEOUT, lookup).await;
-        place.hung = found.is_err();
-        found.map_err(|_| DnsError::Failed("no answer in time".into()))
-    }
-
-    /// A place among the look-ups of strangers.
-    async fn place(&self, domain: u64) -> Place {
-        let waiting = {
-            let mut lookups = lock(&self.lookups);
-            if lookups.take(Instant::now(), domain) {
-                None
-            } else {
-                let (waker, waiting) = oneshot::channel();
-                lookups.retain(|waker| !waker.is_closed());
-                lookups.wait(domain, waker);
-                Some(waiting)
+        let question = question(resolver);
+        let lookups = asker.filter(|asker| asker.who.class == Class::Stranger);
+        let lookups = lookups.map(|asker| (self.lookups.clone(), asker.who.domain));
+        let asking = async move {
+            match lookups {
+                None => question.await,
+                Some((lookups, domain)) => {
+                    let mut place = place(lookups, domain).await;
+                    let answer = timeout(STRANGERS_TIMEOUT, question).await;
+                    place.hung = answer.is_err();
+                    answer.unwrap_or_else(|_| Err(question::failed("no answer in time")))
+                }
             }
         };
-        if let Some(waiting) = waiting
-            && let Ok(place) = waiting.await
-        {
-            return place;
-        }
-        Place {
-            lookups: self.lookups.clone(),
-            domain,
-            since: Instant::now(),
-            hung: false,
+        let Some(former) = former else {
+            // Boxed: seldom, and larger than all the rest.
+            return Box::pin(side.ask(key, since, asking)).await;
+        };
+        // Whoever has something to go by does not wait for a name server that is away.
+        let side = side.clone();
+        let asking = tokio::spawn(async move { side.ask(key, since, asking).await });
+        let answer = match since {
+            None => timeout(FORMER_ANSWER_PATIENCE, asking).await.ok(),
+            Some(_) => Some(asking.await),
+        };
+        match answer {
+            Some(Ok(answer)) => answer,
+            // The runtime is going down.
+            Some(Err(_)) | None => Ok(former),
         }
     }
 
-    fn side(&self, asker: Option<&Asker<'_>>) -> &Side {
+    fn side(&self, asker: Option<&Asker<'_>>) -> &Arc<Side> {
         match asker.map(|asker| asker.who.class) {
             Some(Class::Stranger) => &self.strangers,
             Some(Class::Verified) => &self.verified,
             Some(Class::Listed) | None => &self.listed,
         }
     }
+}
 
-    fn resolver<'a>(&self, side: &'a Side) -> Result<&'a TokioResolver, DnsError> {
-        if let Some(resolver) = side.resolver.get() {
-            return Ok(resolver);
-        }
-        let made = self.make(side.insists).map_err(|error| DnsError::Failed(error.to_string()))?;
-        Ok(side.resolver.get_or_init(|| made))
-    }
-
-    fn make(&self, insists: bool) -> Result<TokioResolver, NetError> {
-        let mut builder = if self.servers.is_empty() {
-            TokioResolver::builder_tokio().or_else(|error| {
-                tracing::warn!(
-                    error = error.to_string(),
-                    "/etc/resolv.conf cannot be used; asking the DNS server on 127.0.0.1"
-                );
-                Ok::<_, NetError>(with_servers(&[SocketAddr::from(([127, 0, 0, 1], 53))]))
-            })?
+/// A place among the look-ups of strangers.
+async fn place(lookups: Arc<Mutex<Lookups<oneshot::Sender<Place>>>>, domain: u64) -> Place {
+    let waiting = {
+        let mut lookups = lock(&lookups);
+        if lookups.take(Instant::now(), domain) {
+            None
         } else {
-            with_servers(&self.servers)
-        };
-        bound(builder.options_mut(), insists);
-        builder.build()
+            let (waker, waiting) = oneshot::channel();
+            lookups.retain(|waker| !waker.is_closed());
+            lookups.wait(domain, waker);
+            Some(waiting)
+        }
+    };
+    if let Some(waiting) = waiting
+        && let Ok(place) = waiting.await
+    {
+        return place;
     }
-}
-
-fn with_servers(servers: &[SocketAddr]) -> hickory_resolver::ResolverBuilder<TokioRuntimeProvider> {
-    let servers = servers
-        .iter()
-        .map(|server| {
-            let on_port = |mut connection: ConnectionConfig| {
-                connection.port = server.port();
-                connection
-            };
-            NameServerConfig::new(
-                server.ip(),
-                true,
-                vec![on_port(ConnectionConfig::udp()), on_port(ConnectionConfig::tcp())],
-            )
-        })
-        .collect();
-    Resolver::builder_with_config(ResolverConfig::from_name_servers(servers), TokioRuntimeProvider::default())
-}
-
-fn bound(options: &mut ResolverOpts, insists: bool) {
-    options.cache_size = 0;
-    options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
-    // A verification has ten seconds in all; a name server that is away must leave some for the next one.
-    options.timeout = options.timeout.min(Duration::from_secs(2));
-    // A request about a homeserver that is not listed tries again by itself, and within its budget.
-    options.attempts = if insists { options.attempts.max(2) } else { 0 };
-    // One domain whose name servers do not answer must not take the places of all others.
-    options.max_active_requests = 2048;
+    Place {
+        lookups,
+        domain,
+        since: Instant::now(),
+        hung: false,
+    }
 }
 
 /// A place among the look-ups of strangers, handed on when it is dropped.
@@ -377,125 +308,13 @@ impl Drop for Place {
     }
 }
 
-fn lock<W>(lookups: &Mutex<Lookups<W>>) -> MutexGuard<'_, Lookups<W>> {
-    lookups.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Nothing was found, and how long that holds.
-struct Nothing {
-    error: DnsError,
-    life: Option<Duration>,
-}
-
-fn nothing(error: &NetError) -> Nothing {
-    if !error.is_no_records_found() {
-        return Nothing {
-            error: DnsError::Failed(error.to_string()),
-            life: None,
-        };
-    }
-    let seconds = if let NetError::Dns(Refusal::NoRecordsFound(none)) = error {
-        none.negative_ttl
-    } else {
-        None
-    };
-    Nothing {
-        error: DnsError::NotFound,
-        life: seconds.map(|seconds| Duration::from_secs(seconds.into()).min(MAX_NEGATIVE_LIFE)),
-    }
-}
-
-/// Both families at once. One of them does alone when the other one has nothing, or takes long.
-async fn both_families(resolver: &TokioResolver, name: Name) -> Result<(Instant, Vec<IpAddr>), Nothing> {
-    let ask = async |kind| {
-        let found = resolver.lookup(name.clone(), kind).await.map_err(|error| nothing(&error))?;
-        let addresses = addresses_in(&found);
-        if addresses.is_empty() {
-            return Err(Nothing {
-                error: DnsError::NotFound,
-                life: None,
-            });
-        }
-        Ok((life(&found), addresses))
-    };
-    let (mut v6, mut v4) = (std::pin::pin!(ask(RecordType::AAAA)), std::pin::pin!(ask(RecordType::A)));
-    let mut patience = std::pin::pin!(sleep(IPV6_PATIENCE));
-    let (mut of_v6, mut of_v4, mut patient) = (None, None, true);
-    while of_v6.is_none() || of_v4.is_none() {
-        tokio::select! {
-            found = &mut v6, if of_v6.is_none() => of_v6 = Some(found),
-            found = &mut v4, if of_v4.is_none() => of_v4 = Some(found),
-            () = &mut patience, if patient => patient = false,
-        }
-        if !patient && [&of_v6, &of_v4].iter().any(|found| matches!(found, Some(Ok(_)))) {
-            break;
-        }
-    }
-    let whole = of_v6.is_some() && of_v4.is_some();
-    match (of_v6, of_v4) {
-        (Some(Ok((until, mut addresses))), Some(Ok((also_until, more)))) => {
-            // Neither family may crowd the other one out.
-            addresses.truncate(MOST - more.len().min(MOST / 2));
-            addresses.extend(more);
-            addresses.truncate(MOST);
-            Ok((until.min(also_until), addresses))
-        }
-        (Some(Ok((until, addresses))), _) | (_, Some(Ok((until, addresses)))) => {
-            let until = if whole {
-                until
-            } else {
-                until.min(Instant::now() + MAX_NEGATIVE_LIFE)
-            };
-            Ok((until, addresses))
-        }
-        // A failure may pass, so it says more than that one family is not there.
-        (Some(Err(v6)), Some(Err(v4))) if matches!(v6.error, DnsError::NotFound) => Err(Nothing {
-            life: v4.life.zip(v6.life).map(|(a, b)| a.min(b)),
-            error: v4.error,
-        }),
-        (Some(Err(failed)), _) | (None, Some(Err(failed))) => Err(Nothing {
-            error: failed.error,
-            life: None,
-        }),
-        (None, None) => Err(Nothing {
-            error: DnsError::NotFound,
-            life: None,
-        }),
-    }
-}
-
-/// The first few addresses of an answer.
-fn addresses_in(found: &Lookup) -> Vec<IpAddr> {
-    found
-        .answers()
-        .iter()
-        .filter_map(|record| record.data.ip_addr())
-        .take(MOST)
-        .collect()
-}
-
-fn targets(found: &Lookup) -> Vec<SrvTarget> {
-    found
-        .answers()
-        .iter()
-        .filter_map(|record| if let RData::SRV(srv) = &record.data { Some(srv) } else { None })
-        .map(|srv| SrvTarget {
-            priority: srv.priority,
-            weight: srv.weight,
-            port: srv.port,
-            host: srv.target.to_ascii().trim_end_matches('.').to_owned(),
-        })
-        .take(MOST)
-        .collect()
-}
-
-fn life(found: &Lookup) -> Instant {
-    found.valid_until().min(Instant::now() + MAX_LIFE)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Names without case and final dot are one.
-fn key(name: &str) -> String {
-    name.trim_end_matches('.').to_ascii_lowercase()
+fn key(name: &str) -> Box<str> {
+    name.trim_end_matches('.').to_ascii_lowercase().into()
 }
 
 /// Orders targets as RFC 2782 says: by priority, and within one priority at random by weight.

@@ -25,6 +25,7 @@ mod guard;
 mod homeservers;
 mod pace;
 mod pool;
+mod rediscovery;
 mod route;
 mod well_known;
 
@@ -43,6 +44,7 @@ pub use client_api::{BaseUrl, ClientApi};
 pub use failure::Failure;
 pub use guard::{Guard, Refused, Trust};
 pub use homeservers::Homeserver;
+pub(crate) use rediscovery::{Next, Rediscovery};
 pub use route::Reply;
 
 use crate::access::Homeservers;
@@ -54,6 +56,7 @@ use crate::admission::{Class, Client, Names, Who, host_key};
 use crate::clock::unix_seconds as now;
 use crate::dns::Dns;
 use crate::hold::TOO_LATE;
+use crate::log_throttle::LogThrottle;
 use crate::server_name::ServerName;
 use crate::tls::Tls;
 use dial::{Attempt, Dialer, Turns};
@@ -65,10 +68,6 @@ use pool::Pool;
 const IN_FLIGHT: [u32; 3] = [32, 32, 4];
 /// An answer is taken note of again after so many seconds.
 const VERIFIED_AGAIN_AFTER: u64 = 60;
-/// So many refused names are told per time.
-const WARNINGS: u32 = 20;
-const WARNINGS_PER: Duration = Duration::from_secs(60);
-
 /// What the operator says about homeservers.
 pub struct Settings {
     /// Addresses that may be dialled.
@@ -90,6 +89,17 @@ pub struct Settings {
 /// Stores that the homeserver of this host has answered well at this second of the wall clock, or forgets it.
 pub type Remember = Box<dyn Fn(&str, Option<u64>) + Send + Sync>;
 
+/// One GET below a homeserver's federation API.
+#[derive(Clone, Copy)]
+pub struct Get<'a> {
+    /// Path and query.
+    pub path: &'a str,
+    /// The longest body that is read, in bytes.
+    pub limit: usize,
+    /// Whether it was tried before: then a remembered failure does not count.
+    pub again: bool,
+}
+
 /// On whose behalf a homeserver is asked.
 pub struct Caller<'a> {
     /// Who sent the request.
@@ -103,13 +113,12 @@ pub struct Caller<'a> {
 /// Asks homeservers.
 pub struct Federation {
     dialer: Arc<Dialer>,
-    overrides: BTreeMap<ServerName, Url>,
     listed: Homeservers,
     also_listed: Vec<ServerName>,
     homeservers: Table,
     verified: Mutex<Verified>,
     remember: Remember,
-    told: Mutex<(Option<Instant>, u32)>,
+    refused: LogThrottle,
 }
 
 impl Federation {
@@ -135,6 +144,7 @@ impl Federation {
         Self {
             dialer: Arc::new(Dialer {
                 dns,
+                overrides,
                 guard,
                 proxies,
                 tls,
@@ -143,13 +153,12 @@ impl Federation {
                 places: FairLimiter::new(Places::shared(connections_out, somebody_is_listed, IN_FLIGHT)),
                 pool: Pool::new(usize::try_from(connections_out).unwrap_or(usize::MAX)),
             }),
-            overrides,
             listed,
             also_listed,
             homeservers: Table::new(),
             verified: Mutex::default(),
             remember,
-            told: Mutex::default(),
+            refused: LogThrottle::new(20, Duration::from_secs(60)),
         }
     }
 
@@ -221,20 +230,12 @@ impl Federation {
         self.dialer.names.fingerprint(text)
     }
 
-    /// One GET below the federation API of `homeserver`, on behalf of `caller`. With `again`, a remembered failure does not
-    /// count.
+    /// Asks `homeserver` on behalf of `caller`.
     ///
     /// # Errors
-    /// When there is no whole answer of at most `limit` bytes before the deadline.
-    pub async fn get(
-        &self,
-        homeserver: &Homeserver,
-        path_and_query: &str,
-        limit: usize,
-        caller: &Caller<'_>,
-        again: bool,
-    ) -> Result<Reply, Failure> {
-        let asking = self.ask(homeserver, path_and_query, limit, caller, again);
+    /// When there is no whole answer within the limit before the deadline.
+    pub async fn get(&self, homeserver: &Arc<Homeserver>, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
+        let asking = self.ask(homeserver, get, caller);
         let reply = timeout_at(caller.deadline, asking).await.unwrap_or(Err(Failure::Timeout));
         if let Err(failure @ Failure::Refused { .. }) = &reply {
             self.warn_once(homeserver, failure);
@@ -247,36 +248,18 @@ impl Federation {
         if !homeserver.first_refusal() {
             return;
         }
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if told.0.is_none_or(|since| now > since + WARNINGS_PER) {
-            *told = (Some(now), 0);
-        }
-        told.1 += 1;
-        if told.1 <= WARNINGS {
-            let (reason, remedy) = (failure.to_string(), failure.remedy());
-            tracing::warn!(
-                server = homeserver.name().as_str(),
-                reason,
-                remedy,
-                "a homeserver's address is not dialled"
-            );
-        }
+        self.refused.log(|count| {
+            let (server, reason, remedy) = (homeserver.name().as_str(), failure.to_string(), failure.remedy());
+            tracing::warn!(server, reason, count, remedy, "a homeserver's address is not dialled");
+        });
     }
 
     /// Asks, and asks again as somebody better known when the homeserver turns out to be one meanwhile.
-    async fn ask(
-        &self,
-        homeserver: &Homeserver,
-        path_and_query: &str,
-        limit: usize,
-        caller: &Caller<'_>,
-        again: bool,
-    ) -> Result<Reply, Failure> {
+    async fn ask(&self, homeserver: &Arc<Homeserver>, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
         let verified = homeserver.becomes_verified();
         let who = homeserver.who(now());
         // Boxed: whoever has not come this far does not carry it.
-        let asking = Box::pin(self.ask_as(who, homeserver, path_and_query, limit, caller, again));
+        let asking = Box::pin(self.ask_as(who, homeserver, get, caller));
         if who.class != Class::Stranger {
             return asking.await;
         }
@@ -286,35 +269,31 @@ impl Federation {
             () = verified => {}
         }
         let who = homeserver.who(now());
-        Box::pin(self.ask_as(who, homeserver, path_and_query, limit, caller, again)).await
+        Box::pin(self.ask_as(who, homeserver, get, caller)).await
     }
 
-    async fn ask_as(
-        &self,
-        who: Who,
-        homeserver: &Homeserver,
-        path_and_query: &str,
-        limit: usize,
-        caller: &Caller<'_>,
-        again: bool,
-    ) -> Result<Reply, Failure> {
-        // Whoever has less time left than an answer usually needs would only waste a turn.
-        let usual = homeserver.usual().max(TOO_LATE);
-        let attempt = Attempt {
-            who,
-            budget: caller.budget,
-            queued: &Notify::new(),
-            turns: Some(Turns {
-                client: caller.client,
-                patience: caller.deadline.checked_sub(usual).unwrap_or(caller.deadline),
-            }),
-            held: Mutex::default(),
-        };
-        let link = homeserver.link(&self.dialer, &self.overrides, again, &attempt).await?;
-        let reply = link.get(&self.dialer, path_and_query, limit, &attempt).await?;
+    async fn ask_as(&self, who: Who, homeserver: &Arc<Homeserver>, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
+        let (turns, queued) = (turns(homeserver, caller), Notify::new());
+        let attempt = Attempt::new(who, caller.budget, &queued, Some(turns));
+        let link = homeserver.link(&self.dialer, get.again, &attempt).await?;
+        let reply = link.get(&self.dialer, get.path, get.limit, &attempt).await?;
         homeserver.took(reply.took);
         homeserver.is_on(link.group());
         Ok(reply)
+    }
+
+    /// Finds anew where `homeserver` is, because what was remembered at `used` has led nowhere, and says whether another try
+    /// makes sense. It is asked for at most once a second, for all requests together; with `waits`, until it may be.
+    pub async fn look_again(&self, homeserver: &Homeserver, caller: &Caller<'_>, used: Instant, waits: bool) -> bool {
+        let (turns, queued) = (turns(homeserver, caller), Notify::new());
+        let attempt = Attempt::new(homeserver.who(now()), caller.budget, &queued, Some(turns));
+        let looking = Box::pin(homeserver.look_again(&self.dialer, used, waits, &attempt));
+        match timeout_at(caller.deadline, looking).await {
+            Ok(Ok(link)) => link.is_some(),
+            // The next try tells.
+            Ok(Err(_)) => true,
+            Err(_) => false,
+        }
     }
 
     fn verified(&self) -> MutexGuard<'_, Verified> {
@@ -322,6 +301,15 @@ impl Federation {
     }
 
     fn is_listed(&self, server: &ServerName) -> bool {
-        self.listed.names(server) || self.also_listed.contains(server) || self.overrides.contains_key(server)
+        self.listed.names(server) || self.also_listed.contains(server) || self.dialer.overrides.contains_key(server)
+    }
+}
+
+/// Whoever has less time left than an answer usually needs would only waste a turn.
+fn turns(homeserver: &Homeserver, caller: &Caller<'_>) -> Turns {
+    let usual = homeserver.usual().max(TOO_LATE);
+    Turns {
+        client: caller.client,
+        patience: caller.deadline.checked_sub(usual).unwrap_or(caller.deadline),
     }
 }

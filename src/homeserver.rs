@@ -28,7 +28,7 @@ pub use delayed_events::{Authority, Management};
 pub use own::{JoinedMembers, OwnError, OwnHomeserver, Relayed, Scheduled, Whose};
 
 use crate::admission::Class;
-use crate::federation::{ClientApi, Failure, Federation, Reply};
+use crate::federation::{BaseUrl, ClientApi, Failure, Federation, Next, Rediscovery, Reply};
 use crate::hold::pause;
 use crate::log_throttle::LogThrottle;
 use crate::secret::Secret;
@@ -39,7 +39,6 @@ const HOMESERVERS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 const MAX_REPLY: usize = 64 * 1024;
 /// The longest address in bytes: homeservers choose it, and it is kept.
 const MAX_BASE_URL: usize = 2 * 1024;
-const TOO_LONG: Failure = Failure::NoClientApi("its address is too long");
 const VERSIONS_TIMEOUT: Duration = Duration::from_secs(4);
 const VERSIONS_LIFE: Duration = Duration::from_secs(3600);
 const VERSIONS_FAILURE_LIFE: Duration = Duration::from_secs(60);
@@ -65,6 +64,7 @@ struct Known {
     offers: Option<(Offers, Instant)>,
     /// When that was last thought to be out of date.
     doubted: Option<Instant>,
+    rediscovery: Rediscovery,
     /// Until when a failure to find the address is not tried again.
     failed: Option<(Instant, Failure)>,
 }
@@ -130,7 +130,7 @@ impl Homeservers {
     async fn api(&self, server: &ServerName) -> Result<(Arc<ClientApi>, Offers), Failure> {
         let entry = self.known(server);
         let mut known = entry.lock().await;
-        let api = self.client_api(server, &mut known).await?;
+        let api = self.client_api(server, &entry, &mut known).await?;
         let now = Instant::now();
         let offers = match known.offers {
             Some((offers, until)) => {
@@ -159,9 +159,14 @@ impl Homeservers {
         Ok((api, offers))
     }
 
-    async fn client_api(&self, server: &ServerName, known: &mut Known) -> Result<Arc<ClientApi>, Failure> {
+    async fn client_api(&self, server: &ServerName, entry: &Arc<AsyncMutex<Known>>, known: &mut Known) -> Result<Arc<ClientApi>, Failure> {
         let now = Instant::now();
-        if let Some((api, _)) = known.api.as_ref().filter(|_| known.until.is_none_or(|until| now < until)) {
+        if let Some((api, _)) = &known.api {
+            // What was true an hour ago will do meanwhile.
+            if known.until.is_some_and(|until| now >= until) && known.rediscovery.is_due(now) {
+                known.rediscovery.asked(now);
+                tokio::spawn(rediscover(self.federation.clone(), server.clone(), entry.clone(), None));
+            }
             return Ok(api.clone());
         }
         if let Some(url) = self.overrides.get(server) {
@@ -173,37 +178,42 @@ impl Homeservers {
         if let Some((_, failure)) = known.failed.as_ref().filter(|(until, _)| now < *until) {
             return Err(failure.clone());
         }
-        let found = self.federation.client_base_url(server).await;
-        let found = found.and_then(|base| {
-            if base.url.as_str().len() <= MAX_BASE_URL {
-                Ok(base)
-            } else {
-                Err(TOO_LONG)
-            }
-        });
-        let base = match found {
-            Ok(base) => base,
-            Err(failure) => {
-                // An address that has worked is better than none, and must not be waited for again and again.
-                if let Some((api, _)) = &known.api {
-                    known.until = Some(Instant::now() + FAILURE_LIFE);
-                    return Ok(api.clone());
-                }
-                known.failed = Some((Instant::now() + FAILURE_SHARED, failure.clone()));
-                return Err(failure);
-            }
+        let found = Box::pin(find(&self.federation, server, None)).await;
+        let now = Instant::now();
+        known.rediscovery.asked(now);
+        let api = found.and_then(|base| known.take_in(&self.federation, server, base));
+        known.failed = api.as_ref().err().map(|failure| (now + FAILURE_SHARED, failure.clone()));
+        api
+    }
+
+    /// One call on one of the two paths. Where what answers is no homeserver, it is looked for anew (decision O2): in the
+    /// background, since whoever calls tries again.
+    async fn ask(&self, server: &ServerName, api: &Arc<ClientApi>, call: &Call<'_>, path: &str) -> Result<Reply, Failure> {
+        let used = Instant::now();
+        let answer = call.at(api, path).await;
+        let is_elsewhere = match &answer {
+            Ok(reply) => reply.status != StatusCode::TOO_MANY_REQUESTS && !is_object(&reply.body),
+            Err(failure) => failure.may_be_elsewhere(),
         };
-        known.failed = None;
-        known.until = Some(Instant::now() + base.life);
-        if let Some((api, url)) = &known.api
-            && *url == base.url
-        {
-            return Ok(api.clone());
+        if is_elsewhere {
+            Box::pin(self.look_again(server, api, used)).await;
         }
-        let api = Arc::new(self.federation.client_api(server, &base.url, false)?);
-        known.offers = None;
-        known.api = Some((api.clone(), base.url));
-        Ok(api)
+        answer
+    }
+
+    /// Finds anew where the API of `server` is, because what was used from `used` on has led nowhere: at most once a second.
+    async fn look_again(&self, server: &ServerName, api: &Arc<ClientApi>, used: Instant) {
+        let entry = self.known(server);
+        let now = Instant::now();
+        let mut known = entry.lock().await;
+        match known.rediscovery.next(used, now) {
+            Next::GiveUp | Next::Use | Next::Wait(_) => return,
+            Next::Ask => known.rediscovery.asked_again(now),
+        }
+        api.doubt();
+        if !self.overrides.contains_key(server) {
+            tokio::spawn(rediscover(self.federation.clone(), server.clone(), entry.clone(), Some(now)));
+        }
     }
 
     /// It may have been updated since it was asked. One that stays as it is must not be asked for every call.
@@ -233,6 +243,42 @@ impl Call<'_> {
     }
 }
 
+impl Known {
+    fn take_in(&mut self, federation: &Federation, server: &ServerName, base: BaseUrl) -> Result<Arc<ClientApi>, Failure> {
+        let api = match &self.api {
+            Some((api, url)) if *url == base.url => api.clone(),
+            Some(_) | None => {
+                let api = Arc::new(federation.client_api(server, &base.url, false)?);
+                self.offers = None;
+                self.api = Some((api.clone(), base.url));
+                api
+            }
+        };
+        self.until = Some(Instant::now() + base.life);
+        Ok(api)
+    }
+}
+
+/// Where the well-known file says that the API of `server` is.
+async fn find(federation: &Federation, server: &ServerName, since: Option<Instant>) -> Result<BaseUrl, Failure> {
+    let base = federation.client_base_url(server, since).await?;
+    if base.url.as_str().len() > MAX_BASE_URL {
+        return Err(Failure::NoClientApi("its address is too long"));
+    }
+    Ok(base)
+}
+
+/// The same in the background. An address that has worked is better than none.
+async fn rediscover(federation: Arc<Federation>, server: ServerName, entry: Arc<AsyncMutex<Known>>, since: Option<Instant>) {
+    let found = find(&federation, &server, since).await;
+    let mut known = entry.lock().await;
+    if let Err(failure) = found.and_then(|base| known.take_in(&federation, &server, base)) {
+        let (server, reason) = (server.as_str(), failure.to_string());
+        tracing::debug!(server, reason, "going on with the former address of the client-server API");
+        known.until = Some(Instant::now() + FAILURE_LIFE);
+    }
+}
+
 async fn refresh(api: Arc<ClientApi>, entry: Arc<AsyncMutex<Known>>) {
     let asked = versions(&api).await;
     let mut known = entry.lock().await;
@@ -252,6 +298,11 @@ async fn versions(api: &ClientApi) -> Result<(Offers, Duration), Failure> {
         // The call itself will tell whether the homeserver is there.
         Ok(Ok(_) | Err(_)) | Err(_) => Ok((Offers::default(), VERSIONS_FAILURE_LIFE)),
     }
+}
+
+/// Whether the body begins as a JSON object does: all that a homeserver says is one.
+fn is_object(body: &[u8]) -> bool {
+    body.trim_ascii_start().first() == Some(&b'{')
 }
 
 /// Whether the body is an error of Matrix with this code.

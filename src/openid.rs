@@ -16,7 +16,7 @@ use url::form_urlencoded;
 
 use crate::admission::{Class, Client, Who};
 use crate::clock::unix_seconds;
-use crate::federation::{Caller, Failure, Federation, Homeserver};
+use crate::federation::{Caller, Failure, Federation, Get, Homeserver};
 use crate::hold::{TOO_LATE, pause};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
@@ -133,7 +133,13 @@ impl OpenId {
         outcome
     }
 
-    async fn ask(&self, homeserver: &Homeserver, token: &Secret, client: Client, deadline: Instant) -> Result<VerifiedUser, Unverified> {
+    async fn ask(
+        &self,
+        homeserver: &Arc<Homeserver>,
+        token: &Secret,
+        client: Client,
+        deadline: Instant,
+    ) -> Result<VerifiedUser, Unverified> {
         let query: String = form_urlencoded::Serializer::new(String::new())
             .append_pair("access_token", token.expose())
             .finish();
@@ -147,8 +153,15 @@ impl OpenId {
         };
         let mut tries = 1;
         let mut cause = None;
+        let mut looked_again = false;
         loop {
-            let outcome = self.federation.get(homeserver, &path, MAX_REPLY, &caller, tries > 1).await;
+            let used = Instant::now();
+            let get = Get {
+                path: &path,
+                limit: MAX_REPLY,
+                again: tries > 1,
+            };
+            let outcome = self.federation.get(homeserver, &get, &caller).await;
             let outcome = match outcome {
                 Ok(reply) => judge(reply.status, &reply.body, homeserver),
                 Err(Failure::Busy) => Err(Unverified::Busy),
@@ -166,6 +179,13 @@ impl OpenId {
                 Err(error) => {
                     // A try that the deadline or the budget cut short says less than the one before it.
                     let error = cause.take().filter(|_| error.says_nothing()).unwrap_or(error);
+                    // What may pass is tried again anyway: that does not wait for its turn to look.
+                    let waits = !error.may_pass();
+                    if !looked_again && error.may_be_elsewhere() && self.federation.look_again(homeserver, &caller, used, waits).await {
+                        (looked_again, cause) = (true, Some(error));
+                        tries += 1;
+                        continue;
+                    }
                     if !error.may_pass() || budget.is_spent() {
                         return Err(error);
                     }
@@ -211,6 +231,15 @@ impl Unverified {
                 ..
             }
         )
+    }
+
+    /// Whether that which was asked may not be the homeserver, or not any more (decision O2).
+    fn may_be_elsewhere(&self) -> bool {
+        match self {
+            Self::Unreachable { failure, .. } => failure.may_be_elsewhere(),
+            Self::Unusable { answer, .. } => *answer != Answer::Status(429),
+            Self::Rejected | Self::ForeignUser | Self::Busy => false,
+        }
     }
 
     fn may_pass(&self) -> bool {

@@ -71,6 +71,9 @@ pub enum BadRequest {
     /// A field is longer than any client's: what is kept of it must have a bound.
     #[error("a field is too long")]
     TooLong,
+    /// `device_id` of the legacy body begins like the port of a server name.
+    #[error("device_id begins with a port")]
+    DeviceId,
     /// `url` of a request that came through a homeserver.
     #[error("url is missing")]
     Url,
@@ -254,6 +257,9 @@ impl TokenRequest {
         let room = required(body, "room", MAX_ID, BadRequest::LegacyRoom)?;
         let openid_token = openid_token(body, BadRequest::LegacyOpenIdToken)?;
         let device_id = optional(body, "device_id", MAX_ID)?.unwrap_or_default();
+        if begins_with_port(&device_id) {
+            return Err(BadRequest::DeviceId);
+        }
         Ok(Self {
             openid_token,
             claimed_user_id: None,
@@ -429,6 +435,12 @@ fn is_delay_id(id: &str) -> bool {
     !matches!(id, "." | "..") && id.len() <= MAX_DELAY_ID
 }
 
+/// Whether `device_id` would be read as the port of the server name that stands before it in a legacy identity.
+fn begins_with_port(device_id: &str) -> bool {
+    let port = device_id.split_once(':').map_or("", |(port, _)| port);
+    (1..=5).contains(&port.len()) && port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
@@ -516,6 +528,30 @@ mod tests {
             BadRequest::WrongType
         );
         assert!(TokenRequest::sfu_get(&with(legacy(), "/device_id", json!(null))).is_ok());
+    }
+
+    /// `@a:hs` with the device `8448:D` would be `@a:hs:8448` with the device `D`: another homeserver's user.
+    #[test]
+    fn a_device_is_not_the_end_of_a_server_name() {
+        for (device_id, is_refused) in [
+            ("8448:D", true),
+            ("8448:", true),
+            ("0:D", true),
+            ("65535:8448:D", true),
+            ("123456:D", false),
+            (":D", false),
+            ("8448", false),
+            ("D8448:D", false),
+            ("\u{661}:D", false),
+            ("", false),
+        ] {
+            let body = with(legacy(), "/device_id", json!(device_id));
+            assert_eq!(
+                TokenRequest::sfu_get(&body).err() == Some(BadRequest::DeviceId),
+                is_refused,
+                "{device_id}"
+            );
+        }
     }
 
     /// (a field, the longest that is taken): of the bodies of clients.

@@ -2,14 +2,14 @@
 //! `https://<name>/.well-known/matrix/client`, dialled through the guard like everything else that strangers name
 //! ([client-server API, "Well-known URI"](https://spec.matrix.org/v1.16/client-server-api/#well-known-uri)).
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::Value;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::Federation;
@@ -45,21 +45,18 @@ pub struct ClientApi {
 }
 
 impl Federation {
-    /// Asks the well-known file of `server` for its client-server API.
+    /// Asks the well-known file of `server` for its client-server API. With `since`, what DNS was asked before that moment
+    /// does not count: what is remembered could not be used.
     ///
     /// # Errors
     /// When there is no file with a usable address.
-    pub async fn client_base_url(&self, server: &ServerName) -> Result<BaseUrl, Failure> {
+    pub async fn client_base_url(&self, server: &ServerName, since: Option<Instant>) -> Result<BaseUrl, Failure> {
         let (host, port) = server.parts();
         let path = "/.well-known/matrix/client";
         let who = self.long_verified(server);
-        let attempt = Attempt {
-            who,
-            budget: &Budget::of(who.class),
-            queued: &Notify::new(),
-            turns: None,
-            held: Mutex::default(),
-        };
+        let (budget, queued) = (Budget::of(who.class), Notify::new());
+        let attempt = Attempt::new(who, &budget, &queued, None);
+        attempt.asks_since(since);
         let file = follow::get(&self.dialer, host, port, path, self.trust(server), MAX_FILE, &attempt);
         let reply = timeout(TIMEOUT, file).await.unwrap_or(Err(Failure::Timeout))?;
         let Some(reply) = reply else {
@@ -114,6 +111,11 @@ impl ClientApi {
         self.may_carry_secrets
     }
 
+    /// What is known of the way there could not be used: from now on it is gone anew, as DNS says.
+    pub(crate) fn doubt(&self) {
+        self.link.doubt(Instant::now());
+    }
+
     /// GETs a path below the base.
     ///
     /// # Errors
@@ -145,14 +147,8 @@ impl ClientApi {
             token,
             json,
         };
-        let attempt = Attempt {
-            who: self.who,
-            // Each call has a budget of its own: nobody makes many of them happen.
-            budget: &Budget::of(self.who.class),
-            queued: &Notify::new(),
-            turns: None,
-            held: Mutex::default(),
-        };
+        let (budget, queued) = (Budget::of(self.who.class), Notify::new());
+        let attempt = Attempt::new(self.who, &budget, &queued, None);
         // Boxed: whoever has not come this far does not carry it.
         Box::pin(self.link.ask(&self.dialer, &ask, limit, &attempt)).await
     }

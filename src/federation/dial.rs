@@ -1,13 +1,14 @@
 //! From a host and a port to a TLS connection: the only place where an address of a homeserver is dialled, and so the
 //! place where the guard stands. The address that was checked is the address that is dialled.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant};
 
 use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -22,6 +23,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower::ServiceExt as _;
+use url::Url;
 
 use super::failure::Failure;
 use super::guard::{Guard, Trust};
@@ -32,11 +34,14 @@ use crate::admission::dials::Target;
 use crate::admission::limiter::{FairLimiter, Permit};
 use crate::admission::{Class, Client, Group, Names, Who, turns};
 use crate::dns::{Asker, Dns, DnsError};
-use crate::server_name::Host;
+use crate::server_name::{Host, ServerName};
 use crate::tls::Tls;
 
 /// A dead target must leave time for the next one within the ten seconds of a verification.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// A connection whose other end has not acknowledged what was sent for so long is broken.
+const VANISHED_AFTER_MS: u32 = 3000;
 
 /// After this time the next address is tried too ("connection attempt delay", RFC 8305).
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
@@ -51,6 +56,8 @@ pub(super) enum Stream {
 /// Opens connections.
 pub(super) struct Dialer {
     pub(super) dns: Arc<Dns>,
+    /// `LIVEKIT_FEDERATION_URL_OVERRIDES`.
+    pub(super) overrides: BTreeMap<ServerName, Url>,
     pub(super) guard: Guard,
     pub(super) proxies: Matcher,
     pub(super) tls: Arc<Tls>,
@@ -76,6 +83,8 @@ pub(super) struct Attempt<'a> {
     pub(super) turns: Option<Turns>,
     /// A place that was taken before it was clear whether anybody has to be dialled.
     pub(super) held: Mutex<Option<Place<'a>>>,
+    /// What DNS was asked before this moment does not count.
+    pub(super) since: Mutex<Option<StdInstant>>,
 }
 
 /// How a request waits for a place among the connections in use (decision H7a).
@@ -102,6 +111,18 @@ struct DialPermit<'a> {
 type Connected<'a> = Result<(TcpStream, DialPermit<'a>), Failure>;
 
 impl<'a> Attempt<'a> {
+    /// For `who`; with `turns`, it waits for a place.
+    pub(super) fn new(who: Who, budget: &'a Budget, queued: &'a Notify, turns: Option<Turns>) -> Self {
+        Self {
+            who,
+            budget,
+            queued,
+            turns,
+            held: Mutex::default(),
+            since: Mutex::default(),
+        }
+    }
+
     /// The place that is held, if it is one for the machines of `group`.
     fn take_held(&self, group: Group) -> Option<Place<'a>> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take()?;
@@ -113,11 +134,17 @@ impl<'a> Attempt<'a> {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = place;
     }
 
+    /// What DNS was asked before this moment does not count.
+    pub(super) fn asks_since(&self, since: Option<Instant>) {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since.map(Instant::into_std);
+    }
+
     /// Who asks DNS.
     pub(super) fn asker(&self) -> Asker<'_> {
         Asker {
             who: self.who,
             budget: self.budget,
+            since: *self.since.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }
 }
@@ -263,6 +290,8 @@ impl Dialer {
             Ok(Ok(stream)) => {
                 // Requests are written whole; without it nothing works worse than a little slower.
                 let _ = stream.set_nodelay(true);
+                // Nor without this: a machine that has gone is missed before the request's time is over.
+                let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, VANISHED_AFTER_MS);
                 return Ok((stream, permit));
             }
             Ok(Err(error)) => error.to_string(),
@@ -291,6 +320,15 @@ impl Dialer {
 
     /// What `host` resolves to, as far as it may be dialled.
     async fn addresses(&self, host: &Host, trust: Dialled, attempt: &Attempt<'_>) -> Result<Vec<IpAddr>, Failure> {
+        let (allowed, refused) = self.judged(host, trust, attempt).await?;
+        match refused {
+            Some(refused) if allowed.is_empty() => Err(refused),
+            Some(_) | None => Ok(allowed),
+        }
+    }
+
+    /// What `host` resolves to: what may be dialled, and one address that may not.
+    async fn judged(&self, host: &Host, trust: Dialled, attempt: &Attempt<'_>) -> Result<(Vec<IpAddr>, Option<Failure>), Failure> {
         let (found, name) = match host {
             Host::Ip(ip) => (vec![*ip], ip.to_string()),
             Host::Name(name) => match self.dns.addresses_for(name, &attempt.asker()).await {
@@ -305,7 +343,7 @@ impl Dialer {
             },
         };
         let Dialled::Guarded(trust) = trust else {
-            return Ok(found);
+            return Ok((found, None));
         };
         let mut refused = None;
         let mut allowed = Vec::with_capacity(found.len());
@@ -321,19 +359,17 @@ impl Dialer {
                 }
             }
         }
-        match refused {
-            Some(refused) if allowed.is_empty() => Err(refused),
-            Some(_) | None => Ok(allowed),
-        }
+        Ok((allowed, refused))
     }
 
-    /// The proxy resolves names by itself; what resolves here to a refused address is refused all the same. The machine by
-    /// which the dial is paced.
+    /// The proxy resolves names by itself and takes any of the addresses: what resolves here to a refused one, be it among
+    /// others, is refused. The machine by which the dial is paced.
     async fn check_before_proxy(&self, host: &Host, trust: Dialled, attempt: &Attempt<'_>) -> Result<Target, Failure> {
-        match self.addresses(host, trust, attempt).await {
-            Ok(found) => Ok(found.first().map_or_else(|| self.proxied(host), |address| Target::from(*address))),
+        match self.judged(host, trust, attempt).await {
+            Ok((_, Some(refused))) => Err(refused),
+            Ok((found, None)) => Ok(found.first().map_or_else(|| self.proxied(host), |address| Target::from(*address))),
             Err(Failure::Dns { .. }) => Ok(self.proxied(host)),
-            Err(refused) => Err(refused),
+            Err(failure) => Err(failure),
         }
     }
 

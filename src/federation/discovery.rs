@@ -1,9 +1,6 @@
 //! The steps from a server name to a route, in the order of the specification.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
-
-use url::Url;
 
 use super::dial::{Attempt, Dialer, Dialled};
 use super::failure::Failure;
@@ -20,24 +17,31 @@ pub(super) struct Found {
     pub(super) route: Route,
     /// For ever without it.
     pub(super) life: Option<Duration>,
-    /// There was no usable well-known file: ask again soon.
-    pub(super) fallback: bool,
+    /// Whether a well-known file said so.
+    pub(super) file: File,
     /// Step of the specification, for the log.
     pub(super) step: &'static str,
 }
 
-pub(super) async fn discover<'a>(
-    dialer: &'a Dialer,
-    overrides: &BTreeMap<ServerName, Url>,
-    server: &ServerName,
-    trust: Trust,
-    attempt: &Attempt<'a>,
-) -> Result<Found, Failure> {
-    if let Some(url) = overrides.get(server) {
+/// What the way to a server is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum File {
+    /// Its name, or the operator.
+    NotAsked,
+    /// Its well-known file.
+    Read,
+    /// There is no usable file: the specification's fallbacks. It is asked for again soon.
+    Missing,
+    /// The file could not be asked for: the fallbacks, unless more is known.
+    Unreachable,
+}
+
+pub(super) async fn discover<'a>(dialer: &'a Dialer, server: &ServerName, trust: Trust, attempt: &Attempt<'a>) -> Result<Found, Failure> {
+    if let Some(url) = dialer.overrides.get(server) {
         return Ok(Found {
             route: Route::to_url(url, Dialled::Override)?,
             life: None,
-            fallback: false,
+            file: File::NotAsked,
             step: "override",
         });
     }
@@ -49,12 +53,13 @@ pub(super) async fn discover<'a>(
             return Ok(Found {
                 route: direct(server, dialled)?,
                 life: None,
-                fallback: false,
+                file: File::NotAsked,
                 step: "1 or 2: literal or port",
             });
         }
     };
-    match fetch(dialer, name, trust, attempt).await? {
+    let well_known = fetch(dialer, name, trust, attempt).await?;
+    match well_known {
         WellKnown::Delegated(delegated, life) => {
             let route = match delegated.parts() {
                 (Host::Name(_), None) => by_srv(&delegated, dialled)?,
@@ -63,15 +68,19 @@ pub(super) async fn discover<'a>(
             Ok(Found {
                 route,
                 life: Some(life),
-                fallback: false,
+                file: File::Read,
                 step: "3: well-known",
             })
         }
         WellKnown::Invalid => Err(Failure::BadDelegation(server.as_str().to_owned())),
-        WellKnown::None => Ok(Found {
+        WellKnown::None | WellKnown::Unreachable => Ok(Found {
             route: by_srv(server, dialled)?,
             life: None,
-            fallback: true,
+            file: if well_known == WellKnown::None {
+                File::Missing
+            } else {
+                File::Unreachable
+            },
             step: "4 to 6: SRV or port 8448",
         }),
     }

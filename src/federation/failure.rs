@@ -92,6 +92,22 @@ impl Failure {
         }
     }
 
+    /// Whether what was remembered of the way there may be out of date.
+    #[must_use]
+    pub fn may_be_elsewhere(&self) -> bool {
+        match self {
+            Self::Dns { .. }
+            | Self::Connect { .. }
+            | Self::Tls { .. }
+            | Self::Proxy { .. }
+            | Self::NoService(_)
+            | Self::Http(_)
+            | Self::TooLarge(_)
+            | Self::Timeout => true,
+            Self::Refused { .. } | Self::BadDelegation(_) | Self::NoClientApi(_) | Self::Busy | Self::Spent => false,
+        }
+    }
+
     /// Whether DNS said that there is no such name, which for a stranger's is the last word: a wait would also tell names
     /// that exist in a private network, and are refused at once, from those that do not.
     #[must_use]

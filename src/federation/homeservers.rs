@@ -1,6 +1,5 @@
 //! What is remembered of each homeserver. Bounded: the names come from strangers.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,15 +8,16 @@ use std::time::Duration;
 use lru::LruCache;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
-use tokio::time::Instant;
-use url::Url;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::dial::{Attempt, Dialer};
-use super::discovery::discover;
+use super::discovery::{File, Found, discover};
 use super::failure::Failure;
 use super::guard::Trust;
+use super::rediscovery::{Next, Rediscovery};
 use super::route::Link;
 use super::well_known::failure_life;
+use crate::admission::budget::Budget;
 use crate::admission::{Class, Group, Who};
 use crate::clock::unix_seconds;
 use crate::server_name::ServerName;
@@ -29,6 +29,10 @@ const STRANGERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// A remembered failure is not asked again more often than this, however many requests want it.
 const FAILURE_MIN_AGE: Duration = Duration::from_secs(1);
+/// Time to find out in the background where a homeserver is.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the last well-known file is followed while its server does not answer.
+const LAST_FILE_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// The weight of one answer in what a homeserver usually needs is one part of so many.
 const USUAL_OF: u64 = 8;
 
@@ -51,9 +55,11 @@ pub struct Homeserver {
 #[derive(Default)]
 struct Remembered {
     link: Option<Arc<Link>>,
-    asked: Option<Instant>,
+    rediscovery: Rediscovery,
     until: Option<Instant>,
     failures: u32,
+    /// When the well-known file was read that led there.
+    read: Option<Instant>,
     /// Discovery itself failed, and is not repeated until then.
     refused: Option<(Instant, Failure)>,
 }
@@ -151,59 +157,135 @@ impl Homeserver {
         self.usual_ms.store(before - before / USUAL_OF + time / USUAL_OF, Ordering::Relaxed);
     }
 
-    /// The way to it: the remembered one while it is good, else discovery. Requests that come meanwhile wait for it.
+    /// The way to it: the remembered one while it is good, else discovery. Requests that come meanwhile wait for it. Who is
+    /// known is asked where he was, while it is found out in the background whether that is still so.
     pub(super) async fn link<'a>(
-        &self,
-        dialer: &'a Dialer,
-        overrides: &BTreeMap<ServerName, Url>,
+        self: &Arc<Self>,
+        dialer: &'a Arc<Dialer>,
         again: bool,
         attempt: &Attempt<'a>,
     ) -> Result<Arc<Link>, Failure> {
         let mut remembered = self.link.lock().await;
         let now = Instant::now();
-        let stale_failure = again && remembered.failures > 0 && remembered.asked.is_none_or(|asked| now > asked + FAILURE_MIN_AGE);
-        let fresh = remembered.until.is_none_or(|until| now < until) && !stale_failure;
-        if let Some(link) = remembered.link.as_ref().filter(|_| fresh) {
-            return Ok(link.clone());
+        let stale_failure = again && remembered.failures > 0 && remembered.rediscovery.is_due(now);
+        if let Some(link) = remembered.link.clone().filter(|_| !stale_failure) {
+            if remembered.until.is_none_or(|until| now < until) {
+                return Ok(link);
+            }
+            if attempt.who.class != Class::Stranger {
+                remembered.until = Some(now + REFRESH_TIMEOUT);
+                tokio::spawn(self.clone().refresh(dialer.clone(), attempt.who));
+                return Ok(link);
+            }
         }
-        if let Some(failure) = remembered
-            .refused
-            .as_ref()
-            .filter(|(until, _)| now < *until)
-            .map(|(_, failure)| failure)
+        if let Some((until, failure)) = &remembered.refused
+            && now < *until
         {
             return Err(failure.clone());
         }
-        let found = match Box::pin(discover(dialer, overrides, &self.name, self.trust, attempt)).await {
-            // That is about this request, and not about the homeserver: what is remembered may do.
-            Err(failure @ (Failure::Spent | Failure::Busy)) => return remembered.link.clone().ok_or(failure),
+        let found = self.discover(dialer, attempt, None).await;
+        remembered.take_in(self, found, dialer, attempt.who.class)
+    }
+
+    /// The way to it, found anew because the one that was used from `used` on has led nowhere; none where that was found
+    /// meanwhile. One request asks, and all others that failed meanwhile wait for what it finds (decision O2); with `waits`,
+    /// whoever comes within a second after it asks again then.
+    pub(super) async fn look_again<'a>(
+        &self,
+        dialer: &'a Dialer,
+        used: Instant,
+        waits: bool,
+        attempt: &Attempt<'a>,
+    ) -> Result<Option<Arc<Link>>, Failure> {
+        let mut remembered = self.link.lock().await;
+        loop {
+            match remembered.rediscovery.next(used, Instant::now()) {
+                Next::GiveUp => return Ok(None),
+                Next::Use => return Ok(remembered.link.clone()),
+                Next::Ask => break,
+                Next::Wait(_) if !waits => return Ok(None),
+                Next::Wait(until) => {
+                    drop(remembered);
+                    sleep_until(until).await;
+                    remembered = self.link.lock().await;
+                }
+            }
+        }
+        let now = Instant::now();
+        let found = self.discover(dialer, attempt, Some(now)).await;
+        let link = remembered.take_in(self, found, dialer, attempt.who.class);
+        remembered.rediscovery.asked_again(Instant::now());
+        let link = link?;
+        link.doubt(now);
+        Ok(Some(link))
+    }
+
+    async fn refresh(self: Arc<Self>, dialer: Arc<Dialer>, who: Who) {
+        let (budget, queued) = (Budget::of(who.class), Notify::new());
+        let attempt = Attempt::new(who, &budget, &queued, None);
+        let found = timeout(REFRESH_TIMEOUT, self.discover(&dialer, &attempt, None)).await;
+        let mut remembered = self.link.lock().await;
+        // Whoever comes next is told what fails.
+        let _ = remembered.take_in(&self, found.unwrap_or(Err(Failure::Timeout)), &dialer, who.class);
+    }
+
+    async fn discover<'a>(&self, dialer: &'a Dialer, attempt: &Attempt<'a>, since: Option<Instant>) -> Result<Found, Failure> {
+        let queued = Notify::new();
+        let discovering = Attempt::new(attempt.who.discovered(), attempt.budget, &queued, attempt.turns);
+        discovering.asks_since(since);
+        Box::pin(discover(dialer, &self.name, self.trust, &discovering)).await
+    }
+}
+
+impl Remembered {
+    fn take_in(
+        &mut self,
+        homeserver: &Homeserver,
+        found: Result<Found, Failure>,
+        dialer: &Dialer,
+        class: Class,
+    ) -> Result<Arc<Link>, Failure> {
+        let now = Instant::now();
+        let found = match found {
+            // That is about this question, and not about the homeserver: what is remembered may do.
+            Err(failure @ (Failure::Spent | Failure::Busy | Failure::Timeout)) => return self.link.clone().ok_or(failure),
             Ok(found) => found,
             Err(failure) => {
-                remembered.refused = Some((Instant::now() + FAILURE_MIN_AGE, failure.clone()));
+                self.link = None;
+                self.refused = Some((now + FAILURE_MIN_AGE, failure.clone()));
                 return Err(failure);
             }
         };
-        remembered.refused = None;
-        if found.fallback {
-            let life = failure_life(remembered.failures, attempt.who.class != Class::Stranger);
-            remembered.until = Some(Instant::now() + life);
-            remembered.failures = remembered.failures.saturating_add(1);
-        } else {
-            remembered.until = found.life.map(|life| Instant::now() + life);
-            remembered.failures = 0;
+        self.refused = None;
+        self.rediscovery.asked(now);
+        match found.file {
+            File::NotAsked | File::Read => {
+                self.until = found.life.map(|life| now + life);
+                self.failures = 0;
+            }
+            File::Missing | File::Unreachable => {
+                self.until = Some(now + failure_life(self.failures, class != Class::Stranger));
+                self.failures = self.failures.saturating_add(1);
+            }
         }
-        remembered.asked = Some(Instant::now());
-        if let Some(link) = remembered.link.as_ref().filter(|link| *link.route == found.route) {
+        if let Some(link) = &self.link
+            && found.file == File::Unreachable
+            && self.read.is_some_and(|read| now < read + LAST_FILE_LIFE)
+        {
+            return Ok(link.clone());
+        }
+        self.read = (found.file == File::Read).then_some(now);
+        if let Some(link) = self.link.as_ref().filter(|link| *link.route == found.route) {
             return Ok(link.clone());
         }
         tracing::debug!(
-            server = self.name.as_str(),
+            server = homeserver.name.as_str(),
             step = found.step,
             host = found.route.host_header.as_str(),
             "homeserver found"
         );
         let link = Arc::new(Link::new(dialer, Arc::new(found.route)));
-        remembered.link = Some(link.clone());
+        self.link = Some(link.clone());
         Ok(link)
     }
 }

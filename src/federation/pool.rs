@@ -88,7 +88,7 @@ struct Kept {
 /// The part of the pool that belongs to one route.
 pub(super) struct Share {
     pool: Arc<Pool>,
-    key: u64,
+    key: AtomicU64,
     returned: Notify,
 }
 
@@ -107,9 +107,22 @@ impl Pool {
     pub(super) fn share(self: &Arc<Self>) -> Share {
         Share {
             pool: self.clone(),
-            key: self.keys.fetch_add(1, Ordering::Relaxed),
+            key: AtomicU64::new(self.next_key()),
             returned: Notify::new(),
         }
+    }
+
+    fn next_key(&self) -> u64 {
+        self.keys.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Closes the unused connections of a share.
+    fn close(&self, key: u64) {
+        let mut idle = self.lock();
+        let (closed, others) = std::mem::take(&mut idle.connections).into_iter().partition(|kept| kept.key == key);
+        idle.connections = others;
+        drop(idle);
+        drop::<Vec<Kept>>(closed);
     }
 
     /// A place for one more connection; an unused one is closed for it where there are too many.
@@ -197,16 +210,28 @@ async fn reap(pool: Weak<Pool>) {
 }
 
 impl Share {
+    /// Which connections are meant; those that were opened under a former key are not kept.
+    pub(super) fn key(&self) -> u64 {
+        self.key.load(Ordering::Relaxed)
+    }
+
     /// The machines at the other end of the unused connection that would be taken.
     pub(super) fn group(&self) -> Option<Group> {
         let idle = self.pool.lock();
-        let kept = idle.connections.iter().rfind(|kept| kept.key == self.key);
+        let key = self.key();
+        let kept = idle.connections.iter().rfind(|kept| kept.key == key);
         kept.map(|kept| kept.connection.group)
+    }
+
+    /// Closes the connections: the unused ones now, those in use after it.
+    pub(super) fn renew(&self) {
+        let former = self.key.swap(self.pool.next_key(), Ordering::Relaxed);
+        self.pool.close(former);
     }
 
     /// An unused connection that still works.
     pub(super) fn take(&self) -> Option<Box<Open>> {
-        while let Some(mut connection) = self.pool.take(self.key) {
+        while let Some(mut connection) = self.pool.take(self.key()) {
             if connection.is_usable() {
                 return Some(connection);
             }
@@ -226,10 +251,10 @@ impl Share {
         }
     }
 
-    /// Keeps `connection` for the next request.
-    pub(super) fn put(&self, mut connection: Box<Open>, keep: Keep) {
-        if connection.is_usable() {
-            self.pool.put(self.key, keep, connection);
+    /// Keeps `connection`, which was opened or taken under `key`, for the next request.
+    pub(super) fn put(&self, key: u64, mut connection: Box<Open>, keep: Keep) {
+        if key == self.key() && connection.is_usable() {
+            self.pool.put(key, keep, connection);
             self.returned.notify_waiters();
         }
     }
@@ -237,13 +262,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut idle = self.pool.lock();
-        let (ours, others) = std::mem::take(&mut idle.connections)
-            .into_iter()
-            .partition(|kept| kept.key == self.key);
-        idle.connections = others;
-        drop(idle);
-        drop::<Vec<Kept>>(ours);
+        self.pool.close(self.key());
     }
 }
 

@@ -148,6 +148,8 @@ pub(super) struct Link {
     group: Mutex<Option<Group>>,
     /// Held by the one request that looks them up, with when that last failed.
     looking_up: AsyncMutex<Option<Instant>>,
+    /// What DNS was asked before this moment does not count: it led to somebody else.
+    since: Mutex<Option<Instant>>,
 }
 
 impl Link {
@@ -158,7 +160,16 @@ impl Link {
             route,
             group: Mutex::new(None),
             looking_up: AsyncMutex::default(),
+            since: Mutex::default(),
         }
+    }
+
+    /// What is at the other end of the open connections is not what it should be, or nobody is there at `now`: DNS is asked
+    /// past its memory, and everybody goes there by a new connection.
+    pub(super) fn doubt(&self, now: Instant) {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.share.renew();
     }
 
     /// The machines that were dialled last.
@@ -180,6 +191,8 @@ impl Link {
     /// Sends one request; redirects are answers like any other.
     pub(super) async fn ask<'a>(&self, dialer: &'a Dialer, ask: &Ask<'_>, limit: usize, attempt: &Attempt<'a>) -> Result<Reply, Failure> {
         let keep = Keep::of(attempt.who.class);
+        let share = self.share.key();
+        attempt.asks_since(*self.since.lock().unwrap_or_else(PoisonError::into_inner));
         // A place first: while one waits for it, somebody else may have done with a connection.
         let group = match self.share.group().or_else(|| self.group()) {
             Some(group) => Some(group),
@@ -193,7 +206,7 @@ impl Link {
         if let Some(mut connection) = self.share.take() {
             match connection.exchange(ask.request(&self.route)?, limit).await {
                 Ok(reply) => {
-                    self.share.put(connection, keep);
+                    self.share.put(share, connection, keep);
                     return Ok(reply);
                 }
                 // It was closed while nobody looked.
@@ -205,7 +218,7 @@ impl Link {
         let (mut connection, _place) = self.connect(dialer, attempt).await?;
         let answered = connection.exchange(ask.request(&self.route)?, limit).await;
         let reply = answered.map_err(|unanswered| unanswered.failure)?;
-        self.share.put(connection, keep);
+        self.share.put(share, connection, keep);
         Ok(reply)
     }
 

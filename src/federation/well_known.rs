@@ -31,6 +31,8 @@ pub(super) enum WellKnown {
     Invalid,
     /// There is no usable file.
     None,
+    /// Nobody answered, or with a failure that may pass: what the file said before may still be so.
+    Unreachable,
 }
 
 /// How long a missing file is believed to be missing: longer each time, a minute at most for a homeserver that is
@@ -50,19 +52,23 @@ pub(super) async fn fetch<'a>(dialer: &'a Dialer, name: &str, trust: Trust, atte
     match timeout(TIMEOUT, file).await {
         Ok(Ok(Some(reply))) => Ok(read(reply.status, &reply.headers, &reply.body, SystemTime::now())),
         Ok(Ok(None)) => Ok(WellKnown::None),
+        Ok(Err(Failure::TooLarge(_))) => Ok(WellKnown::None),
         Ok(Err(refused @ (Failure::Refused { .. } | Failure::Spent))) => Err(refused),
         Ok(Err(failure)) => {
             tracing::debug!(server = name, reason = failure.to_string(), "no well-known file");
-            Ok(WellKnown::None)
+            Ok(WellKnown::Unreachable)
         }
         Err(_) => {
             tracing::debug!(server = name, "the well-known file did not come in time");
-            Ok(WellKnown::None)
+            Ok(WellKnown::Unreachable)
         }
     }
 }
 
 fn read(status: StatusCode, headers: &HeaderMap, body: &[u8], now: SystemTime) -> WellKnown {
+    if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+        return WellKnown::Unreachable;
+    }
     if status != StatusCode::OK {
         return WellKnown::None;
     }
@@ -124,6 +130,7 @@ mod tests {
         for body in [r#"{"m.server":""}"#, r#"{"m.server":"https://x.example"}"#, r#"{"m.server":"a b"}"#] {
             assert_eq!(ok(body), WellKnown::Invalid, "{body}");
         }
+        assert_eq!(read(StatusCode::BAD_GATEWAY, &HeaderMap::new(), b"", now), WellKnown::Unreachable);
         assert_eq!(
             read(StatusCode::NOT_FOUND, &HeaderMap::new(), br#"{"m.server":"x.example"}"#, now),
             WellKnown::None

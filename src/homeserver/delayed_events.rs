@@ -1,6 +1,7 @@
 //! Managing delayed events ([MSC4140](https://github.com/matrix-org/matrix-spec-proposals/pull/4140)). One call here is one
 //! attempt.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -140,7 +141,7 @@ impl Homeservers {
     async fn on_either_path(
         &self,
         server: &ServerName,
-        api: &ClientApi,
+        api: &Arc<ClientApi>,
         offers: Offers,
         delay_id: &str,
         what: Management,
@@ -154,7 +155,7 @@ impl Homeservers {
             json: Some(Bytes::from_static(b"{}")),
             limit: MAX_REPLY,
         };
-        let call = async |path: &str| match request.at(api, path).await {
+        let call = async |path: &str| match self.ask(server, api, &request, path).await {
             Ok(reply) => read(&reply),
             Err(failure) => {
                 let reason = failure.to_string();

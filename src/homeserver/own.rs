@@ -20,7 +20,7 @@ use super::turns::QuestionLimiter;
 use super::versions::{Offer, Offers, Paths};
 use super::{Call, Homeservers, MAX_REPLY, errcode, is_error, segment};
 use crate::delayed_leave::time::Delay;
-use crate::federation::{ClientApi, Failure, Reply};
+use crate::federation::{Failure, Reply};
 use crate::hold::pause;
 use crate::secret::Secret;
 use crate::server_name::ServerName;
@@ -369,18 +369,18 @@ impl OwnHomeserver {
     async fn call(&self, offer: fn(Offers) -> Offer, paths: Paths, call: &Call<'_>) -> Result<Reply, OwnError> {
         let (api, offers) = self.homeservers.api_for(&self.name, true).await.map_err(OwnError::NoApi)?;
         let [first, second] = offer(offers).order(paths, true);
-        let reply = at(call, &api, first).await?;
+        let at = async |path| {
+            let asked = Box::pin(self.homeservers.ask(&self.name, &api, call, path)).await;
+            asked.map_err(OwnError::Unreachable)
+        };
+        let reply = at(first).await?;
         let unknown = reply.status == StatusCode::NOT_FOUND && is_error(&reply.body, "M_UNRECOGNIZED");
         if !unknown || first == second {
             return Ok(reply);
         }
         self.homeservers.forget_versions(&self.name).await;
-        at(call, &api, second).await
+        at(second).await
     }
-}
-
-async fn at(call: &Call<'_>, api: &ClientApi, path: &str) -> Result<Reply, OwnError> {
-    call.at(api, path).await.map_err(OwnError::Unreachable)
 }
 
 /// Asks until there is an answer, as long as there is patience (decision T7a).

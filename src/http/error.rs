@@ -193,6 +193,7 @@ impl From<BadRequest> for ApiError {
             }
             BadRequest::DelayTimeout => Self::bad_json("The request body `delay_timeout` must be between 1 and 86400000 milliseconds"),
             BadRequest::DelayId => Self::bad_json("The request body `delay_id` is not the id of a delayed event"),
+            BadRequest::DeviceId => Self::bad_json("The request body `device_id` must not begin with a port"),
             BadRequest::TooLong => Self::bad_json("The request body has a field that is too long"),
             BadRequest::Url => Self::bad_json("The request body is missing `url`"),
             BadRequest::MemberId => Self::bad_json("The request body is missing `member_id`"),

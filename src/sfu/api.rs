@@ -242,7 +242,7 @@ impl reqwest::dns::Resolve for Names {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
         let dns = self.0.clone();
         Box::pin(async move {
-            let addresses = dns.addresses(name.as_str()).await?;
+            let addresses = dns.addresses(name.as_str(), None).await?;
             let sockets: Vec<_> = addresses.into_iter().map(|ip| SocketAddr::new(ip, 0)).collect();
             Ok(Box::new(sockets.into_iter()) as reqwest::dns::Addrs)
         })

@@ -113,7 +113,7 @@ impl Probe {
         let resolver = service_fn(move |name: Name| {
             let (dns, found) = (dns.clone(), found.clone());
             async move {
-                let addresses: &Vec<IpAddr> = found.get_or_try_init(|| dns.addresses(name.as_str())).await?;
+                let addresses: &Vec<IpAddr> = found.get_or_try_init(|| dns.addresses(name.as_str(), None)).await?;
                 Ok::<_, crate::dns::DnsError>(addresses.clone().into_iter().map(|ip| SocketAddr::new(ip, 0)))
             }
         });
@@ -174,7 +174,7 @@ mod tests {
 
     fn probe_of(address: SocketAddr) -> Probe {
         let base = Url::parse(&format!("http://{address}")).expect("an address");
-        Probe::new(&base, Arc::new(Tls::new(false)), Arc::new(Dns::new(Vec::new())))
+        Probe::new(&base, Arc::new(Tls::new(false)), Arc::new(Dns::new(&[])))
     }
 
     fn answer_once(listener: &TcpListener) {

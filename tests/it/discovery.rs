@@ -24,14 +24,14 @@ use crate::support::{Shared, bodies, runtime, unique, unique_loopback, unique_ro
 const UNAUTHORISED: &str = "The request could not be authorised.";
 
 /// A service with a DNS server of ours.
-struct Stage {
-    service: Service,
-    dns: Dns,
-    _sfu: Sfu,
+pub(crate) struct Stage {
+    pub(crate) service: Service,
+    pub(crate) dns: Dns,
+    pub(crate) _sfu: Sfu,
 }
 
 impl Stage {
-    fn new(change: impl FnOnce(Setup) -> Setup) -> Self {
+    pub(crate) fn new(change: impl FnOnce(Setup) -> Setup) -> Self {
         let (sfu, dns) = (Sfu::start(), Dns::start());
         let service = change(dns.serving(Setup::new(&sfu))).start();
         Self { service, dns, _sfu: sfu }
@@ -43,13 +43,13 @@ impl Stage {
         SHARED.get(|| Self::new(|setup| setup))
     }
 
-    fn ask(&self, server: &str, token: &str) -> Answer {
+    pub(crate) fn ask(&self, server: &str, token: &str) -> Answer {
         self.service.post("/sfu/get", &bodies::sfu_get(&unique_room(), server, token))
     }
 
     /// A user of `server` gets a token, because `far` vouched for it once, under this `Host` header and SNI.
     #[track_caller]
-    fn reaches(&self, server: &str, far: &Homeserver, host: &str, sni: Option<&str>) -> Answer {
+    pub(crate) fn reaches(&self, server: &str, far: &Homeserver, host: &str, sni: Option<&str>) -> Answer {
         let token = far.token_of(&format!("@alice:{server}"));
         let answer = self.ask(server, &token);
         assert_eq!(answer.status, 200, "{server}: {}", answer.text());
@@ -68,7 +68,7 @@ impl Stage {
 
     /// Nobody vouches; answered like any unreachable homeserver, and the log names the cause and a remedy.
     #[track_caller]
-    fn misses(&self, server: &str, log: &[&str]) -> Answer {
+    pub(crate) fn misses(&self, server: &str, log: &[&str]) -> Answer {
         let mark = self.service.log().len();
         let answer = self.ask(server, &crate::support::secrets::token());
         answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
@@ -85,27 +85,27 @@ fn is_about(request: &Request, token: &str) -> bool {
     request.path == USERINFO && request.query("access_token") == Some(token)
 }
 
-fn unique_name(label: &str) -> String {
+pub(crate) fn unique_name(label: &str) -> String {
     format!("{label}{}.example.org", unique())
 }
 
 /// A federation listener whose certificate is for `name`.
-fn listener(at: impl Into<IpAddr>, port: u16, name: &str) -> Homeserver {
+pub(crate) fn listener(at: impl Into<IpAddr>, port: u16, name: &str) -> Homeserver {
     Homeserver::builder().at(at, port).named(name).certified_for([name]).start()
 }
 
 /// The web server of `name`: port 443, with this well-known file.
-fn web(at: impl Into<IpAddr>, name: &str, file: Reply) -> Homeserver {
+pub(crate) fn web(at: impl Into<IpAddr>, name: &str, file: Reply) -> Homeserver {
     let web = listener(at, 443, name);
     web.answer_well_known(file);
     web
 }
 
-fn delegation(to: &str) -> Reply {
+pub(crate) fn delegation(to: &str) -> Reply {
     Reply::json(200, &json!({ "m.server": to }))
 }
 
-fn v4(address: Ipv4Addr) -> IpAddr {
+pub(crate) fn v4(address: Ipv4Addr) -> IpAddr {
     address.into()
 }
 
@@ -1002,12 +1002,20 @@ fn a_forward_proxy_is_used_for_homeservers() {
         // What must not be dialled is not asked of a proxy either.
         let metadata = unique_name("metadata");
         stage.dns.address(&metadata, &["169.254.169.254".parse().expect("an address")]);
+        // The proxy would take any of them.
+        let among_others = unique_name("among-others");
+        stage.dns.address(
+            &among_others,
+            &[v4(at), "169.254.169.254".parse().expect("an address"), v4(direct_at)],
+        );
         for server in [
             "169.254.169.254",
             "[fe80::1]:443",
             "0.0.0.0",
             &metadata,
             &format!("{metadata}:8448"),
+            &among_others,
+            &format!("{among_others}:8448"),
         ] {
             stage.misses(server, &["never dialled"]);
         }

@@ -15,8 +15,11 @@ use crate::support::service::{Service, Setup};
 use crate::support::sfu::Sfu;
 use crate::support::{bodies, secrets, unique, unique_network, unique_room};
 
-/// What the finding's figures have on top here: a debug build on a machine that is busy with other tests.
+/// What the figures have on top here: a debug build on a machine that is busy with other tests.
 const BUSY: Duration = Duration::from_secs(2);
+
+/// Where honest users come from.
+const HONEST: [u8; 4] = [9, 9, 8, 7];
 
 struct Stage {
     service: Service,
@@ -42,7 +45,7 @@ impl Stage {
     /// An honest user's request, from an address of its own.
     fn ask(&self, homeserver: &Homeserver) -> Answer {
         let body = bodies::sfu_get_of(homeserver, "alice", &unique_room());
-        self.service.call(&from(Call::json("/sfu/get", &body), [9, 9, 8, 7]))
+        self.service.call(&from(Call::json("/sfu/get", &body), HONEST))
     }
 
     /// Asks again and again while `busy` is set; the slowest answer and how many there were. All are 200.
@@ -103,7 +106,7 @@ fn ask_under(stage: &Stage, at_once: usize, next: impl Fn() -> Call + Sync, hone
     });
 }
 
-/// Finding A3: junk for a homeserver that nobody knows yet, so that even its first honest user comes after the junk.
+/// Junk for a homeserver that nobody knows yet, so that even its first honest user comes after the junk.
 #[test]
 fn junk_for_a_new_homeserver_does_not_keep_its_users_out() {
     let _alone = crate::support::alone();
@@ -125,7 +128,7 @@ fn junk_for_a_new_homeserver_does_not_keep_its_users_out() {
     });
 }
 
-/// Finding A10: junk for a listed homeserver that needs 0.3 s for each answer.
+/// Junk for a listed homeserver that needs 0.3 s for each answer.
 #[test]
 fn junk_for_a_slow_homeserver_does_not_keep_its_users_out() {
     let _alone = crate::support::alone();
@@ -147,7 +150,32 @@ fn junk_for_a_slow_homeserver_does_not_keep_its_users_out() {
     });
 }
 
-/// Finding A9: strangers' homeservers that never answer keep no other stranger's users out.
+/// The second half of it: the honest user has the same address as all the junk, and the homeserver needs 10 ms.
+#[test]
+fn junk_from_ones_own_address_keeps_nobody_out() {
+    let _alone = crate::support::alone();
+    with_low_ports(|| {
+        let stage = Stage::new(|setup| setup.env("LIVEKIT_FULL_ACCESS_HOMESERVERS", "quick.example.org"));
+        let quick = stage.homeserver("quick.example.org");
+        quick.change_userinfo(|known| known.unwrap_or_else(unknown_token).after(Duration::from_millis(10)));
+        let name = quick.name.clone();
+        ask_under(
+            &stage,
+            1500,
+            || {
+                let body = bodies::get_token("!r:x", &name, &secrets::token(), "@a:x");
+                from(Call::json("/get_token", &body), HONEST)
+            },
+            |busy| {
+                let (slowest, asked) = stage.ask_while(&quick, busy);
+                eprintln!("1,500 in the air from one address: {asked} answers, the slowest after {slowest:.1?}");
+                assert!(slowest < Duration::from_secs(3) + BUSY, "{slowest:?}");
+            },
+        );
+    });
+}
+
+/// Strangers' homeservers that never answer keep no other stranger's users out.
 #[test]
 fn hanging_strangers_keep_no_other_stranger_out() {
     let _alone = crate::support::alone();
@@ -178,7 +206,7 @@ fn hanging_strangers_keep_no_other_stranger_out() {
     });
 }
 
-/// Finding A5: 10,000 names of 200 domains on 20 networks, which all have answered well once, and then hang.
+/// 10,000 names of 200 domains on 20 networks, which all have answered well once, and then hang.
 #[test]
 fn many_names_that_were_good_once_keep_nobody_out() {
     const NETWORKS: usize = 20;

@@ -56,7 +56,7 @@ fn greedy() -> Vec<(&'static str, Reply)> {
     ]
 }
 
-/// A1. Debug builds are bigger than those that are shipped, so what is asserted is the growth.
+/// Debug builds are bigger than those that are shipped, so what is asserted is the growth.
 #[test]
 fn sixty_answers_in_chunks_of_a_byte_cost_their_limit_and_no_more() {
     let _alone = crate::support::alone();
@@ -149,7 +149,7 @@ fn answers_without_end_are_refused() {
     });
 }
 
-/// A11. The figure that counts (20 ms) is that of a release build; here it is printed.
+/// The figure that counts (20 ms) is that of a release build; here it is printed.
 #[test]
 fn interim_answers_without_end_keep_nobody_waiting() {
     let _alone = crate::support::alone();
@@ -212,7 +212,7 @@ fn ask(server: &str, token: &str) -> Call {
     Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), server, token))
 }
 
-/// A8: SRV targets, redirects and retries are of one budget, for strangers and for those that have verified a token.
+/// SRV targets, redirects and retries are of one budget, for strangers and for those that have verified a token.
 #[test]
 fn one_request_makes_eight_connections_at_most() {
     let _alone = crate::support::alone();
@@ -317,7 +317,7 @@ fn one_request_asks_24_questions_at_most() {
     });
 }
 
-/// A3, second half: whoever points names at a homeserver costs it a turn and not the queue.
+/// Whoever points names at a homeserver costs it a turn and not the queue.
 #[test]
 fn foreign_names_on_its_address_keep_nobody_from_a_homeserver() {
     let _alone = crate::support::alone();

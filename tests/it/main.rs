@@ -19,6 +19,7 @@ mod floods;
 mod get_token;
 mod greedy;
 mod half_closed;
+mod healing;
 mod healthcheck;
 mod healthz;
 mod hold;

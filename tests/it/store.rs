@@ -841,7 +841,7 @@ fn redis_as(url: &str, database: u32, username: Option<&str>, password: Option<&
         username: username.map(str::to_owned),
         password: password.map(Secret::new),
     };
-    Store::redis(settings, Arc::new(Tls::new(false)), Arc::new(Dns::new(Vec::new())))
+    Store::redis(settings, Arc::new(Tls::new(false)), Arc::new(Dns::new(&[])))
 }
 
 /// Starts and reads everything.

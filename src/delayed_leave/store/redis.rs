@@ -187,7 +187,7 @@ impl Redis {
         let addresses = match host.parse::<IpAddr>() {
             Ok(address) => vec![address],
             Err(_) => {
-                let found = self.dns.addresses(host).await;
+                let found = self.dns.addresses(host, None).await;
                 found.map_err(|error| RedisError::Unreachable(error.to_string()))?
             }
         };

@@ -7,6 +7,7 @@ mod dev;
 mod edge;
 mod exchange;
 mod fakes;
+mod moves;
 mod proxies;
 mod room_memory;
 mod sfu;

@@ -1,5 +1,6 @@
 //! A homeserver's client-server API, as far as delayed events go (MSC4140), over plain HTTP as behind a proxy.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -42,6 +43,11 @@ pub(crate) struct ClientApi {
 impl ClientApi {
     /// Offers the unstable path only, and does what it is told.
     pub(crate) fn start() -> Self {
+        Self::at((unique_loopback(), 0).into())
+    }
+
+    /// The same at this address.
+    pub(crate) fn at(address: SocketAddr) -> Self {
         let state = Arc::new(State {
             script: Mutex::new(Arc::new(|_, _| done())),
             versions: Mutex::new(versions(true, false)),
@@ -49,7 +55,7 @@ impl ClientApi {
         });
         let answering = state.clone();
         Self {
-            http: Neighbour::start((unique_loopback(), 0).into(), None, move |request| answering.reply(request)),
+            http: Neighbour::start(address, None, move |request| answering.reply(request)),
             state,
         }
     }

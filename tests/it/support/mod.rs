@@ -38,6 +38,7 @@ pub(crate) mod secrets;
 pub(crate) mod service;
 pub(crate) mod sfu;
 pub(crate) mod synapse;
+pub(crate) mod tunnel;
 pub(crate) mod webhook;
 pub(crate) mod world;
 

@@ -12,6 +12,9 @@ use super::client::{self, Answer, Call};
 use super::process::{self, Process};
 use super::unique;
 
+/// A DNS name in its certificate.
+pub(crate) const CERTIFIED: &str = "synapse.example.org";
+
 pub(crate) struct Synapse {
     /// Its Matrix server name: address and port of its federation API.
     pub(crate) name: String,
@@ -58,7 +61,7 @@ impl Synapse {
 
     fn spawn_at([federation, client]: [u16; 2], arguments: &[&str]) -> Self {
         let directory = process::directory("synapse");
-        let (certificate, key) = Ca::trusted().server_pem(&["127.0.0.1".into()]);
+        let (certificate, key) = Ca::trusted().server_pem(&["127.0.0.1".into(), CERTIFIED.into()]);
         let (certificate_file, key_file) = (directory.join("cert.pem"), directory.join("key.pem"));
         std::fs::write(&certificate_file, certificate).expect("cert.pem");
         std::fs::write(&key_file, key).expect("key.pem");

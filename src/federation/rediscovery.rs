@@ -1,0 +1,85 @@
+//! When that which is remembered of a server is asked for again, because it could not be used (decision O2). Pure.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Nothing is asked for again more often than this, for all requests together.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// When the way to one server was asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Rediscovery {
+    /// Last time, for whatever reason.
+    asked: Option<Instant>,
+    /// Last time because it could not be used.
+    again: Option<Instant>,
+}
+
+/// What a request does that has used what was remembered, without success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// It asks.
+    Ask,
+    /// Somebody else has asked meanwhile: it uses what they found.
+    Use,
+    /// It asks then: somebody asked a moment ago.
+    Wait(Instant),
+    /// That was found while it tried: it gives up.
+    GiveUp,
+}
+
+impl Rediscovery {
+    /// For a request that began to use what was remembered at `used`.
+    pub(crate) fn next(&self, used: Instant, now: Instant) -> Next {
+        if self.again.is_some_and(|again| again > used) {
+            Next::Use
+        } else if self.asked.is_some_and(|asked| asked >= used) {
+            Next::GiveUp
+        } else {
+            let due = self.asked.map(|asked| asked + MIN_INTERVAL);
+            due.filter(|due| now < *due).map_or(Next::Ask, Next::Wait)
+        }
+    }
+
+    /// Whether it may be asked for again.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.asked.is_none_or(|asked| now >= asked + MIN_INTERVAL)
+    }
+
+    /// It was asked for because nothing was remembered, or for too long.
+    pub(crate) fn asked(&mut self, now: Instant) {
+        self.asked = Some(now);
+    }
+
+    /// It was asked for because it could not be used.
+    pub(crate) fn asked_again(&mut self, now: Instant) {
+        self.asked = Some(now);
+        self.again = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_asks_and_those_who_failed_meanwhile_use_what_it_found() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut known = Rediscovery::default();
+        assert_eq!(
+            known.next(at(0), at(0)),
+            Next::Ask,
+            "the operator wrote it down: it was never asked for"
+        );
+        known.asked(at(5));
+        assert_eq!(known.next(at(0), at(20)), Next::GiveUp, "the request itself has just found it");
+        assert_eq!(known.next(at(10), at(20)), Next::Wait(at(1005)));
+        assert_eq!(known.next(at(10), at(1005)), Next::Ask);
+        known.asked_again(at(1100));
+        assert_eq!(known.next(at(1050), at(1110)), Next::Use);
+        assert_eq!(known.next(at(1110), at(1120)), Next::Wait(at(2100)));
+        assert_eq!(known.next(at(1200), at(2100)), Next::Ask);
+    }
+}
