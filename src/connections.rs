@@ -35,6 +35,12 @@ const PROVEN: usize = 2 * 1024 * 1024;
 const LOOK_EVERY_MS: u64 = 20;
 /// An answer that a client does not take in this time is lost; all of them fit into the kernel's buffer.
 const STUCK: Duration = Duration::from_secs(10);
+/// Bytes that nobody wants any more are read up to this many chunks, before a connection is closed.
+const UNREAD_CHUNKS: usize = 64;
+/// A client that has shut down its writing side may still want the answer, or may be gone: both look the same.
+const HALF_CLOSED: Duration = Duration::from_secs(2);
+/// The beginning of HTTP/2 up to the end of what HTTP/1.1 takes for a head.
+const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
 /// Whose memory a body takes, so that strangers' bodies never keep out those of somebody who has proved themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -355,6 +361,10 @@ impl Connection {
         self.bytes.store(bytes, Relaxed);
     }
 
+    fn awaits_answer(&self) -> bool {
+        matches!(self.phase(), Phase::Body | Phase::Complete)
+    }
+
     fn phase(&self) -> Phase {
         let phase = self.phase.load(Relaxed);
         let all = [Phase::Silent, Phase::Head, Phase::Body];
@@ -393,6 +403,10 @@ pub async fn first_head(stream: &TcpStream, connection: &Connection) -> Option<V
         }
     }
     connection.opening.store(false, Relaxed);
+    if head.starts_with(HTTP_2) {
+        // The HTTP library refuses this much, and says nothing to the whole of it.
+        head.truncate(HTTP_2.len());
+    }
     Some(head)
 }
 
@@ -414,37 +428,73 @@ fn is_whole(head: &[u8], count: usize) -> bool {
     ends || odd || head.len() >= MAX_HEAD
 }
 
+/// Rewrites a head that the HTTP library wrote without being asked; `None` for any other.
+pub type Rewrite = fn(head: &[u8]) -> Option<Vec<u8>>;
+
 /// A client's stream with its first head put back, which counts what comes.
 pub struct Counted {
     stream: TcpStream,
     first: Vec<u8>,
     given: usize,
     connection: Arc<Connection>,
-    stuck: Option<Pin<Box<Sleep>>>,
+    rewrite: Rewrite,
+    /// Runs while the client takes nothing, and from its FIN to its answer.
+    patience: Option<Pin<Box<Sleep>>>,
 }
 
 impl Counted {
     /// `first` was read already.
     #[must_use]
-    pub const fn new(stream: TcpStream, first: Vec<u8>, connection: Arc<Connection>) -> Self {
+    pub const fn new(stream: TcpStream, first: Vec<u8>, connection: Arc<Connection>, rewrite: Rewrite) -> Self {
         Self {
             stream,
             first,
             given: 0,
             connection,
-            stuck: None,
+            rewrite,
+            patience: None,
         }
+    }
+
+    /// Ready when the client has been waited for so long.
+    fn wait(&mut self, cx: &mut Context<'_>, longest: Duration) -> Poll<()> {
+        let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(longest)));
+        patience.as_mut().poll(cx)
     }
 
     /// Gives up a client that takes nothing.
     fn patiently<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stuck = None;
+            if self.patience.take().is_some() {
+                // The end of the stream, if that was waited for, is to be read now.
+                cx.waker().wake_by_ref();
+            }
             return written;
         }
-        let stuck = self.stuck.get_or_insert_with(|| Box::pin(sleep(STUCK)));
-        ready!(stuck.as_mut().poll(cx));
+        ready!(self.wait(cx, STUCK));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn read_chunk(&self, cx: &mut Context<'_>, chunk: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match self.stream.try_read(chunk) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read),
+            }
+        }
+    }
+
+    /// Writes the beginning of `bytes`, which begin with what the HTTP library has put at the front of an answer.
+    fn write(&mut self, cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let Some((head, rewritten)) = bytes.first().and_then(|head| Some((head, (self.rewrite)(head)?))) else {
+            return Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        };
+        if ready!(Pin::new(&mut self.stream).poll_write(cx, &rewritten))? < rewritten.len() {
+            // It is the last answer on this connection, and the client has not taken those before.
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        Poll::Ready(Ok(head.len()))
     }
 }
 
@@ -463,13 +513,11 @@ impl AsyncRead for Counted {
             return Poll::Ready(Ok(()));
         }
         let mut chunk = [0; CHUNK];
-        let count = loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            match self.stream.try_read(&mut chunk[..most]) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => break read?,
-            }
-        };
+        let count = ready!(self.read_chunk(cx, &mut chunk[..most]))?;
+        // The HTTP library gives up a request at the end of the stream, and an answer that is on its way.
+        if count == 0 && (self.connection.awaits_answer() || self.patience.is_some()) {
+            ready!(self.wait(cx, HALF_CLOSED));
+        }
         if count > 0 && !self.connection.came(count) {
             return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
         }
@@ -479,13 +527,12 @@ impl AsyncRead for Counted {
 }
 
 impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.patiently(cx, written)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        let written = self.write(cx, bytes);
         self.patiently(cx, written)
     }
 
@@ -494,11 +541,27 @@ impl AsyncWrite for Counted {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // While it has bytes of a next request, the HTTP library does not read, but it asks for this whenever it is woken.
+        if self.connection.awaits_answer()
+            && let Poll::Ready(0) = self.stream.poll_peek(cx, &mut ReadBuf::new(&mut [0]))?
+        {
+            ready!(self.wait(cx, HALF_CLOSED));
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        // Closing with unread bytes resets the connection, and may take an answer away that the client has not read yet.
+        let mut chunk = [0; CHUNK];
+        for _ in 0..UNREAD_CHUNKS {
+            match self.stream.try_read(&mut chunk) {
+                Ok(count) if count > 0 => {}
+                Ok(_) | Err(_) => break,
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -9,6 +9,7 @@ mod edge;
 mod error;
 mod get_token;
 mod healthz;
+mod path;
 mod place;
 mod readyz;
 mod refused;
@@ -25,7 +26,7 @@ use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use appservice::Appservice;
-pub use edge::Edge;
+pub use edge::{Edge, in_our_form};
 pub use error::{ApiError, Reason};
 use place::Waiting;
 

@@ -17,6 +17,7 @@
 //! http/<url>.rs           a file per URL
 //! http/appservice/        the same for the endpoints behind our homeserver
 //! http/edge.rs            around every request: id, path, CORS, error bodies
+//! http/path.rs            the one spelling of a path
 //! http/body.rs            request bodies, bounded
 //! http/place.rs           places for complete requests
 //! http/error.rs           the only place where an error becomes status + errcode + text

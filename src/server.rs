@@ -32,7 +32,7 @@ use crate::dns::Dns;
 use crate::exchange::Exchange;
 use crate::federation::{Federation, Guard, Settings};
 use crate::homeserver::{Homeservers, OwnHomeserver};
-use crate::http::{App, Appservice, Edge};
+use crate::http::{App, Appservice, Edge, in_our_form};
 use crate::limits::{Limits, Resources};
 use crate::log_throttle::LogThrottle;
 use crate::members::Members;
@@ -328,18 +328,23 @@ async fn serve_connection(stream: TcpStream, opened: Opened, edge: Edge, watcher
 }
 
 async fn http(stream: TcpStream, head: Vec<u8>, connection: Arc<Connection>, edge: Edge, watcher: Watcher) {
-    let stream = TokioIo::new(Counted::new(stream, head, connection.clone()));
-    let service = service_fn(move |request: Request<Incoming>| answer(edge.clone(), request, connection.clone()));
+    let stream = TokioIo::new(Counted::new(stream, head, connection.clone(), in_our_form));
+    let service = service_fn(move |request: Request<Incoming>| {
+        // Before anything more is read: whether a FIN is the end of everything hangs on it.
+        connection.request_begins(!request.body().is_end_stream());
+        answer(edge.clone(), request, connection.clone())
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(NEXT_HEAD)
         .max_buf_size(MAX_HEAD)
+        // The buffer may hold a little more.
+        .max_header_size(MAX_HEAD)
         .serve_connection(stream, service);
     let _ = watcher.watch(connection).await;
 }
 
 async fn answer(edge: Edge, request: Request<Incoming>, connection: Arc<Connection>) -> Result<Response, Infallible> {
-    connection.request_begins(!request.body().is_end_stream());
     let mut answer = edge.serve(request.map(Body::new), connection.clone()).await;
     connection.request_is_over();
     if let Ok(answer) = &mut answer

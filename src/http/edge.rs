@@ -1,7 +1,7 @@
-//! Around every request: its id, its path as a proxy may have left it, CORS on every answer, the bodies of errors.
+//! Around every request: its id, its path as a proxy may have left it, CORS on every answer, the bodies of errors; and the
+//! same for what the HTTP library answers by itself.
 
 use std::any::Any;
-use std::borrow::Cow;
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
@@ -10,28 +10,36 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, Method, Request, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use tower::ServiceExt as _;
 
 use super::App;
 use super::error::{ApiError, ErrorBody};
+use super::path::normalise;
 use crate::connections::Connection;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Decision H2: on every answer, whatever its status.
-const CORS: [(HeaderName, HeaderValue); 5] = [
+const X_SERVED_BY: HeaderName = HeaderName::from_static("x-served-by");
+const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
+const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
+
+/// Headers that browsers may send whether they ask or not.
+const ALLOWED_HEADERS: &str = "Accept, Content-Type, Content-Length, Accept-Encoding, X-CSRF-Token, Authorization";
+/// Names of other headers that a browser may ask for in one preflight, in bytes.
+const MAX_ASKED_HEADERS: usize = 1024;
+
+/// Decisions H2 and H4: on every answer, whatever its status.
+const ON_EVERY_ANSWER: [(HeaderName, HeaderValue); 6] = [
     (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
     (header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS")),
-    (
-        header::ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static("Accept, Content-Type, Content-Length, Accept-Encoding, X-CSRF-Token, Authorization"),
-    ),
+    (header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(ALLOWED_HEADERS)),
     (
         header::ACCESS_CONTROL_EXPOSE_HEADERS,
-        HeaderValue::from_static("Retry-After, X-Request-Id"),
+        HeaderValue::from_static("Retry-After, X-Request-Id, X-Served-By, Date"),
     ),
     (header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400")),
+    (X_SERVED_BY, HeaderValue::from_static("lk-jwt-service")),
 ];
 
 /// The id of one request, in its answer and in the log.
@@ -69,13 +77,13 @@ impl Edge {
     pub async fn serve(self, mut request: Request<Body>, connection: Arc<Connection>) -> Result<Response, Infallible> {
         let Self { app, router } = self;
         let id = RequestId::of(&request);
-        if let Some(path) = normalise(request.uri().path(), app.path_prefix.as_deref()).map(Cow::into_owned) {
-            rewrite(request.uri_mut(), &path);
+        if let Some(path) = normalise(request.uri().path(), app.path_prefix.as_deref()) {
+            rewrite(request.uri_mut(), path);
         }
         // Copied, where it is wanted: a part of the head would keep all of it.
         let told = tracing::enabled!(tracing::Level::DEBUG).then(|| (request.method().clone(), request.uri().path().to_owned()));
         let response = if request.method() == Method::OPTIONS {
-            Response::default()
+            preflight(request.headers())
         } else {
             request.extensions_mut().insert(Arrived {
                 id: id.clone(),
@@ -90,19 +98,73 @@ impl Edge {
     }
 }
 
-fn finish(mut response: Response, id: &RequestId) -> Response {
-    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
-        write_error(&mut response, &error, id);
-    }
+/// Allows what a browser asks for before the request that it is about.
+fn preflight(asked: &HeaderMap) -> Response {
+    let mut response = Response::default();
     let headers = response.headers_mut();
-    for (name, value) in CORS {
-        headers.insert(name, value);
+    let depends_on = "Access-Control-Request-Headers, Access-Control-Request-Private-Network";
+    headers.insert(header::VARY, HeaderValue::from_static(depends_on));
+    if let Some(allowed) = allowed_headers(asked) {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
     }
-    headers.insert(X_REQUEST_ID, id.0.clone());
+    if asked.get(REQUEST_PRIVATE_NETWORK).is_some_and(|value| value == "true") {
+        headers.insert(ALLOW_PRIVATE_NETWORK, HeaderValue::from_static("true"));
+    }
     response
 }
 
-fn write_error(response: &mut Response, error: &ApiError, id: &RequestId) {
+/// The list and what is asked for beside it, where that is anything. Nothing but names of headers comes back.
+fn allowed_headers(asked: &HeaderMap) -> Option<HeaderValue> {
+    let is_listed = |name: &[u8]| {
+        ALLOWED_HEADERS
+            .split(", ")
+            .any(|listed| listed.as_bytes().eq_ignore_ascii_case(name))
+    };
+    let asked = asked.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).into_iter();
+    let names = asked
+        .flat_map(|list| list.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii);
+    let mut others = String::new();
+    for name in names
+        .filter(|name| !is_listed(name))
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
+    {
+        if others.len() + ", ".len() + name.as_str().len() > MAX_ASKED_HEADERS {
+            break;
+        }
+        others.push_str(", ");
+        others.push_str(name.as_str());
+    }
+    let allowed = (!others.is_empty()).then(|| ALLOWED_HEADERS.to_owned() + &others)?;
+    HeaderValue::try_from(allowed).ok()
+}
+
+fn finish(mut response: Response, id: &RequestId) -> Response {
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        let json = error_body(&error, id);
+        *response.body_mut() = Body::from(json);
+        error_headers(response.headers_mut(), &error);
+    }
+    common_headers(response.headers_mut(), id);
+    response
+}
+
+fn common_headers(headers: &mut HeaderMap, id: &RequestId) {
+    for (name, value) in ON_EVERY_ANSWER {
+        headers.entry(name).or_insert(value);
+    }
+    headers.insert(X_REQUEST_ID, id.0.clone());
+}
+
+fn error_headers(headers: &mut HeaderMap, error: &ApiError) {
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(seconds) = error.retry_after {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+}
+
+fn error_body(error: &ApiError, id: &RequestId) -> Vec<u8> {
     let body = ErrorBody {
         errcode: error.errcode,
         error: error.text,
@@ -113,13 +175,35 @@ fn write_error(response: &mut Response, error: &ApiError, id: &RequestId) {
     // Constants and a checked id always serialise.
     let mut json = serde_json::to_vec(&body).unwrap_or_default();
     json.push(b'\n');
-    *response.body_mut() = Body::from(json);
-    let headers = response.headers_mut();
-    headers.remove(header::CONTENT_LENGTH);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(seconds) = error.retry_after {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    json
+}
+
+/// What the HTTP library answers by itself to a head that it cannot read, with the headers and the body that every error has
+/// (decision H3); `None` for the head of any other answer.
+#[must_use]
+pub fn in_our_form(head: &[u8]) -> Option<Vec<u8>> {
+    let status = head.strip_prefix(b"HTTP/1.")?.get(2..5).filter(|status| status[0] == b'4')?;
+    let (first_line, rest) = head.split_at(head.iter().position(|byte| *byte == b'\n')? + 1);
+    // An answer of ours has other headers before these two.
+    let rest = rest.strip_prefix(b"connection: close\r\ncontent-length: 0\r\n")?;
+    let error = ApiError::unreadable(StatusCode::from_bytes(status).ok()?);
+    let id = RequestId::new();
+    let (request_id, status) = (id.as_str(), error.status.as_u16());
+    let remedy = "this port speaks HTTP/1.1: no TLS, no HTTP/2 (h2c), no PROXY protocol; heads have 16 KiB and 100 headers at most";
+    tracing::debug!(request_id, status, remedy, "a request could not be read");
+    let body = error_body(&error, &id);
+    let mut headers = HeaderMap::new();
+    error_headers(&mut headers, &error);
+    common_headers(&mut headers, &id);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    let mut answer = first_line.to_vec();
+    for (name, value) in &headers {
+        answer.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
     }
+    answer.extend(rest);
+    answer.extend(body);
+    Some(answer)
 }
 
 /// A handler panicked: the panic hook has logged it, the answer is a constant, and the service goes on.
@@ -133,10 +217,14 @@ impl RequestId {
             let bytes = value.as_bytes();
             (1..=64).contains(&bytes.len()) && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(b))
         });
-        let made = || HeaderValue::from_str(&format!("{:016x}", rand::random::<u64>())).unwrap_or(HeaderValue::from_static("0"));
         // Copied: a part of the head would keep all of it.
         let given = given.and_then(|value| HeaderValue::from_bytes(value.as_bytes()).ok());
-        Self(given.unwrap_or_else(made))
+        given.map_or_else(Self::new, Self)
+    }
+
+    fn new() -> Self {
+        let made = HeaderValue::from_str(&format!("{:016x}", rand::random::<u64>()));
+        Self(made.unwrap_or(HeaderValue::from_static("0")))
     }
 
     pub(super) fn as_str(&self) -> &str {
@@ -150,36 +238,7 @@ impl fmt::Debug for RequestId {
     }
 }
 
-/// The path without doubled and trailing slashes and without the prefix (decision H1), where it differs.
-fn normalise<'a>(path: &'a str, prefix: Option<&str>) -> Option<Cow<'a, str>> {
-    let mut clean = if path.contains("//") {
-        let mut out = String::with_capacity(path.len());
-        for c in path.chars() {
-            if c != '/' || !out.ends_with('/') {
-                out.push(c);
-            }
-        }
-        Cow::Owned(out)
-    } else {
-        Cow::Borrowed(path)
-    };
-    if clean.len() > 1 && clean.ends_with('/') {
-        clean = clean.trim_end_matches('/').to_owned().into();
-    }
-    if let Some(rest) = prefix
-        .and_then(|prefix| clean.strip_prefix(prefix))
-        .filter(|rest| rest.is_empty() || rest.starts_with('/'))
-    {
-        clean = if rest.is_empty() {
-            Cow::Borrowed("/")
-        } else {
-            rest.to_owned().into()
-        };
-    }
-    (clean != path).then_some(clean)
-}
-
-fn rewrite(uri: &mut Uri, path: &str) {
+fn rewrite(uri: &mut Uri, path: String) {
     let mut parts = uri.clone().into_parts();
     // A part of a path that was parsed is a path.
     if let Ok(path) = PathAndQuery::try_from(path) {
@@ -195,24 +254,53 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_found_as_proxies_leave_them() {
-        let clean = |path| normalise(path, Some("/livekit/jwt")).map_or_else(|| path.to_owned(), Cow::into_owned);
-        for (path, expected) in [
-            ("/get_token", "/get_token"),
-            ("/get_token/", "/get_token"),
-            ("//get_token//", "/get_token"),
-            ("/livekit/jwt/sfu/get", "/sfu/get"),
-            ("/livekit//jwt///sfu/get/", "/sfu/get"),
-            ("/livekit/jwt", "/"),
-            ("/livekit/jwt/", "/"),
-            ("/livekit/jwtx/get_token", "/livekit/jwtx/get_token"),
-            ("/", "/"),
-            ("//", "/"),
-            ("/x/livekit/jwt/get_token", "/x/livekit/jwt/get_token"),
+    fn a_browser_may_send_what_it_asks_for_and_nothing_else_comes_back() {
+        let allowed = |asked: &[&'static [u8]]| {
+            let mut headers = HeaderMap::new();
+            for value in asked {
+                headers.append(header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_bytes(value).unwrap());
+            }
+            let allowed = allowed_headers(&headers)?;
+            Some(allowed.to_str().unwrap().strip_prefix(ALLOWED_HEADERS).unwrap().to_owned())
+        };
+        for (asked, expected) in [
+            (vec![], None),
+            (vec![&b""[..]], None),
+            (vec![b"content-type,AUTHORIZATION"], None),
+            (vec![b"x-a, X-B ,content-type"], Some(", x-a, x-b")),
+            (vec![b"x-a", b"x-b"], Some(", x-a, x-b")),
+            (vec![b"x a,x-b:,<x>,\xff,(x),x-c,"], Some(", x-c")),
         ] {
-            assert_eq!(clean(path), expected, "{path}");
+            assert_eq!(allowed(&asked).as_deref(), expected, "{asked:?}");
         }
-        assert_eq!(normalise("/livekit/jwt/get_token", None), None);
+        let long: &'static [u8] = Box::leak([b"x-".as_slice(), &[b'a'; 998]].concat().into());
+        let many: &'static [u8] = Box::leak(b"x-bcd,".repeat(2_000).into());
+        let length = |asked: &[&'static [u8]]| allowed(asked).unwrap().len();
+        assert_eq!(length(&[long]), 1002);
+        assert_eq!(length(&[many]), 146 * ", x-bcd".len());
+        assert_eq!(length(&[long, many]), 1002 + 3 * ", x-bcd".len());
+    }
+
+    #[test]
+    fn only_what_the_http_library_answers_by_itself_is_rewritten() {
+        let own = b"HTTP/1.0 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\ndate: now\r\n\r\n";
+        let rewritten = String::from_utf8(in_our_form(own).unwrap()).unwrap();
+        let (head, body) = rewritten.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.0 431 Request Header Fields Too Large\r\ncontent-type: "));
+        let end = format!("connection: close\r\ncontent-length: {}\r\ndate: now", body.len());
+        assert!(head.ends_with(&end), "{head}");
+        assert!(body.contains("M_TOO_LARGE"), "{body}");
+        for other in [
+            &b""[..],
+            b"HTTP/1.1",
+            b"HTTP/1.1 400 Bad Request",
+            b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+            b"HTTP/1.1 404 Not Found\r\nx-served-by: lk-jwt-service\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+            b"HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 7\r\n\r\n",
+            b"{\"errcode\":\"M_UNKNOWN\"}",
+        ] {
+            assert_eq!(in_our_form(other), None, "{}", String::from_utf8_lossy(other));
+        }
     }
 
     #[test]

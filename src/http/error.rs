@@ -115,6 +115,15 @@ impl ApiError {
         ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN", "Internal Server Error")
     };
 
+    /// The head of a request is not one; the HTTP library has chosen the status.
+    pub(super) const fn unreadable(status: StatusCode) -> Self {
+        if status.as_u16() == StatusCode::BAD_REQUEST.as_u16() {
+            Self::new(status, "M_UNKNOWN", "The request is not HTTP/1.1 as it should be")
+        } else {
+            Self::new(status, "M_TOO_LARGE", "The head of the request is too large")
+        }
+    }
+
     const fn new(status: StatusCode, errcode: &'static str, text: &'static str) -> Self {
         Self {
             status,

@@ -24,6 +24,25 @@ fn spellings(path: &str, prefix: &str) -> Vec<String> {
         }
     }
     all.push(format!("{}{path}", prefix.replace('/', "//")));
+    let encoded: String = path
+        .chars()
+        .map(|c| if c == '/' { "/".into() } else { format!("%{:02x}", u32::from(c)) })
+        .collect();
+    for path in [&encoded, &encoded.to_uppercase(), &path.replace('_', "%5F")] {
+        all.extend([
+            path.clone(),
+            format!("{prefix}{path}/"),
+            format!("{}{path}", prefix.replace('t', "%74")),
+        ]);
+    }
+    for dotted in ["/.", "/a/..", "/%2e", "/a/%2E%2e", "/a/b/.%2e/..", "/.//", "/a//.."] {
+        all.extend([
+            format!("{dotted}{path}"),
+            format!("{prefix}{dotted}{path}"),
+            format!("{dotted}{prefix}{path}{dotted}"),
+        ]);
+    }
+    all.push(format!("/../%2e.{path}"));
     all.push(format!("{path}?a=b"));
     all.push(format!("{prefix}{path}?a=/nope"));
     all
@@ -70,6 +89,21 @@ fn any_other_path_is_a_404_that_a_browser_may_read() {
         "/get_token/more",
         "/get_tokens",
         "/sfu%2Fget",
+        "/sfu/get%20",
+        "/get%255Ftoken",
+        "/get_token/..",
+        "/livekit/jwt/../get_token",
+        // Broken encodings.
+        "/get%5token",
+        "/get_token%",
+        "/%",
+        "/%zz/../get_token",
+        "/get_token/%zz/..",
+        "/%+5/../get_token",
+        // Not in another spelling, whether it is there or not.
+        "/./metrics",
+        "/%6detrics",
+        "/livekit/jwt/metrics",
         "/livekit",
         "/livekit/jwt",
         "/livekit/jwt/",
@@ -122,6 +156,10 @@ fn options_is_200_and_empty_on_any_path() {
         "/livekit/jwt/sfu/get",
         "//sfu/get/",
         "/delegate_delayed_leave",
+        "/get%5Ftoken/..",
+        "/%",
+        "/get%zztoken",
+        "/a?b=%",
     ] {
         let preflight = Call::new("OPTIONS", path)
             .header("Origin", "https://call.example.org")
@@ -138,6 +176,78 @@ fn options_is_200_and_empty_on_any_path() {
         .raw(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
         .expect("an answer to OPTIONS *");
     assert_eq!((whole_server.status, whole_server.body.len()), (200, 0), "OPTIONS *");
+}
+
+/// What a browser asks for in a preflight it may do, whatever this service would do with it.
+#[test]
+fn a_preflight_is_granted_what_it_asks_for() {
+    let world = World::shared();
+    let allowed = |asked: &[&str]| {
+        let call = asked.iter().fold(Call::new("OPTIONS", "/get_token"), |call, asked| {
+            call.header("Access-Control-Request-Headers", asked)
+        });
+        let answer = world.service.call(&call);
+        assert_eq!((answer.status, answer.body.len()), (200, 0), "{asked:?}");
+        let names = answer.header("access-control-allow-headers").expect("a list").split(", ");
+        let names: Vec<_> = names.map(str::to_owned).collect();
+        // `assert_manners` has seen the others.
+        names[6..].to_vec()
+    };
+    assert_eq!(allowed(&["content-type,authorization"]), [""; 0]);
+    assert_eq!(
+        allowed(&["content-type,traceparent,x-client-version"]),
+        ["traceparent", "x-client-version"]
+    );
+    assert_eq!(allowed(&["sentry-trace", "baggage"]), ["sentry-trace", "baggage"]);
+    // Nothing but names of headers comes back, and not without end.
+    for asked in [
+        "<script>,x-ok",
+        "x y,x-ok,",
+        ",,x-ok",
+        "\u{e4},x-ok",
+        "x:y, x-ok ,\"",
+        "(),x-ok;q=1,x-ok",
+    ] {
+        assert_eq!(allowed(&[asked]), ["x-ok"], "{asked}");
+    }
+    let many: Vec<_> = (0..1_000).map(|n| format!("x-{n:04}")).collect();
+    let granted = allowed(&[&many.join(",")]);
+    assert_eq!(granted, many[..granted.len()]);
+    assert!((100..=128).contains(&granted.len()), "{} of 1,000", granted.len());
+    // Only before a request, never with it.
+    let call = Call::post("/get_token", "{}").header("Access-Control-Request-Headers", "x-mine");
+    let answer = world.service.call(&call);
+    assert!(
+        !answer
+            .header("access-control-allow-headers")
+            .is_some_and(|list| list.contains("x-mine"))
+    );
+    assert_eq!(answer.header("vary"), None);
+}
+
+#[test]
+fn a_page_of_the_internet_may_ask_a_service_in_the_private_network() {
+    let world = World::shared();
+    let granted = |method: &str, asked: Option<&str>| {
+        let call = Call::new(method, "/healthz");
+        let call = asked
+            .into_iter()
+            .fold(call, |call, asked| call.header("Access-Control-Request-Private-Network", asked));
+        let answer = world.service.call(&call);
+        let vary = answer.header("vary").map(str::to_ascii_lowercase);
+        let named = vary.is_some_and(|vary| vary.contains("access-control-request-private-network"));
+        assert_eq!(named, method == "OPTIONS", "{:?}", answer.headers);
+        answer.header("access-control-allow-private-network").map(str::to_owned)
+    };
+    assert_eq!(granted("OPTIONS", Some("true")).as_deref(), Some("true"));
+    for (method, asked) in [
+        ("OPTIONS", None),
+        ("OPTIONS", Some("false")),
+        ("OPTIONS", Some("<x>")),
+        ("GET", Some("true")),
+    ] {
+        assert_eq!(granted(method, asked), None, "{method} {asked:?}");
+    }
 }
 
 #[test]

@@ -18,6 +18,8 @@ fn spellings(path: &str) -> Vec<String> {
             format!("{prefix}{path}"),
             format!("{prefix}{path}/"),
             format!("{prefix}{doubled}//"),
+            format!("{prefix}{}", path.replace('_', "%5F").replace('m', "%6d")),
+            format!("/.{prefix}/a/..{path}/%2E"),
         ]);
     }
     all

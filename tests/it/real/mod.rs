@@ -4,6 +4,7 @@
 
 mod appservice;
 mod dev;
+mod edge;
 mod exchange;
 mod fakes;
 mod moves;

@@ -154,7 +154,7 @@ impl Answer {
         }
     }
 
-    /// What holds for every answer of the router: CORS (H2), a request ID (H4), and no secret in an error.
+    /// What holds for every answer: CORS (H2), who answers and a request ID (H4), and no secret in an error.
     #[track_caller]
     pub(crate) fn assert_manners(&self) {
         let header = |name| {
@@ -178,13 +178,10 @@ impl Answer {
                 self.headers
             );
         }
-        for name in ["retry-after", "x-request-id"] {
-            assert!(
-                list("access-control-expose-headers").iter().any(|n| n == name),
-                "{name} is not exposed: {:?}",
-                self.headers
-            );
-        }
+        let exposed = ["retry-after", "x-request-id", "x-served-by", "date"];
+        assert_eq!(list("access-control-expose-headers"), exposed);
+        assert_eq!(header("x-served-by"), "lk-jwt-service");
+        assert!(header("date").ends_with(" GMT"), "{:?}", self.headers);
         assert_eq!(header("access-control-max-age"), "86400");
         let id = header("x-request-id");
         let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
@@ -277,6 +274,16 @@ impl Connection {
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.began = Instant::now();
         let _ = self.stream.write_all(bytes);
+    }
+
+    /// Says that nothing more will be sent; answers can still be read.
+    pub(crate) fn half_close(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Whether something has come that was not read.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.stream.peek(&mut [0]).is_ok_and(|count| count > 0)
     }
 
     /// The next answer; `None` when the connection ended, or stayed silent for `PATIENCE`, without one.

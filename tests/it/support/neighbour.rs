@@ -210,6 +210,11 @@ impl Neighbour {
         self.state.requests.lock().unwrap().clone()
     }
 
+    /// Requests that are being answered now.
+    pub(crate) fn busy(&self) -> usize {
+        self.state.busy.load(SeqCst)
+    }
+
     /// The most requests that were ever being answered at a time.
     pub(crate) fn most_at_once(&self) -> usize {
         self.state.busiest.load(SeqCst)
