@@ -76,12 +76,15 @@ pub enum Unverified {
 /// An answer that is neither yes nor no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Answer {
-    /// Any other status.
+    /// Any other status, with a JSON object as all that a homeserver says.
     #[error("status {0}")]
     Status(u16),
+    /// Any status with something else: what answers is no homeserver.
+    #[error("status {0} and no JSON")]
+    NoJson(u16),
     /// 200 without a usable body.
-    #[error("200 and a body without `sub`")]
-    Body,
+    #[error("200 and no `sub`")]
+    NoSub,
 }
 
 /// Verifies OpenID tokens.
@@ -237,7 +240,11 @@ impl Unverified {
     fn may_be_elsewhere(&self) -> bool {
         match self {
             Self::Unreachable { failure, .. } => failure.may_be_elsewhere(),
-            Self::Unusable { answer, .. } => *answer != Answer::Status(429),
+            Self::Unusable { answer, .. } => match answer {
+                Answer::NoJson(status) => *status != 429,
+                Answer::Status(status) => *status == 404,
+                Answer::NoSub => true,
+            },
             Self::Rejected | Self::ForeignUser | Self::Busy => false,
         }
     }
@@ -246,10 +253,10 @@ impl Unverified {
         match self {
             Self::Unreachable { failure, .. } => failure.may_pass(),
             Self::Unusable {
-                answer: Answer::Status(status),
+                answer: Answer::Status(status) | Answer::NoJson(status),
                 ..
             } => matches!(status, 408 | 425 | 429 | 500..),
-            Self::Rejected | Self::Unusable { answer: Answer::Body, .. } | Self::ForeignUser | Self::Busy => false,
+            Self::Rejected | Self::Unusable { answer: Answer::NoSub, .. } | Self::ForeignUser | Self::Busy => false,
         }
     }
 }
@@ -263,13 +270,16 @@ fn judge(status: StatusCode, body: &[u8], homeserver: &Homeserver) -> Result<Ver
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_own_no(status, body) => Err(Unverified::Rejected),
         status if status.is_success() => {
             // A map and not a derived struct: that would take `["@alice:example.org"]` for an object too.
-            let mut info: Map<String, Value> = serde_json::from_slice(body).map_err(|_| unusable(Answer::Body))?;
+            let mut info: Map<String, Value> = serde_json::from_slice(body).map_err(|_| unusable(Answer::NoJson(status.as_u16())))?;
             let Some(Value::String(sub)) = info.remove("sub") else {
-                return Err(unusable(Answer::Body));
+                return Err(unusable(Answer::NoSub));
             };
             user_of(homeserver.name(), sub).ok_or(Unverified::ForeignUser)
         }
-        status => Err(unusable(Answer::Status(status.as_u16()))),
+        status => Err(unusable(match serde_json::from_slice(body) {
+            Ok(Value::Object(_)) => Answer::Status(status.as_u16()),
+            Ok(_) | Err(_) => Answer::NoJson(status.as_u16()),
+        })),
     }
 }
 
@@ -354,11 +364,32 @@ mod tests {
         let judge = |status: u16, body: &str| judge(StatusCode::from_u16(status).unwrap(), body.as_bytes(), &homeserver);
         assert!(judge(200, r#"{"sub":"@a:x.example","extra":[1]}"#).is_ok());
         assert!(matches!(judge(200, r#"{"sub":"@a:y.example"}"#), Err(Unverified::ForeignUser)));
-        for body in ["", "{}", "[]", r#"{"sub":5}"#, r#"["@a:x.example"]"#, "<html>"] {
+        for (body, expected) in [
+            ("", Answer::NoJson(200)),
+            ("[]", Answer::NoJson(200)),
+            (r#"["@a:x.example"]"#, Answer::NoJson(200)),
+            ("<html>", Answer::NoJson(200)),
+            ("{}", Answer::NoSub),
+            (r#"{"sub":5}"#, Answer::NoSub),
+        ] {
             assert!(
-                matches!(judge(200, body), Err(Unverified::Unusable { answer: Answer::Body, .. })),
+                matches!(judge(200, body), Err(Unverified::Unusable { answer, .. }) if answer == expected),
                 "{body}"
             );
+            assert!(!judge(200, body).unwrap_err().may_pass(), "{body}");
+        }
+        for (status, body, is_elsewhere) in [
+            (404, r#"{"errcode":"M_UNRECOGNIZED"}"#, true),
+            (404, "<html>", true),
+            (403, "<html>challenge</html>", true),
+            (502, "<html>", true),
+            (200, "<html>", true),
+            (403, r#"{"errcode":"M_FORBIDDEN"}"#, false),
+            (401, r#"{"errcode":"M_UNKNOWN_TOKEN"}"#, false),
+            (500, r#"{"errcode":"M_UNKNOWN"}"#, false),
+            (429, "<html>slow down</html>", false),
+        ] {
+            assert_eq!(judge(status, body).unwrap_err().may_be_elsewhere(), is_elsewhere, "{status} {body}");
         }
         for (status, may_pass) in [(302, false), (404, false), (400, false), (429, true), (500, true), (502, true)] {
             assert_eq!(judge(status, "").unwrap_err().may_pass(), may_pass, "{status}");
@@ -381,7 +412,7 @@ mod tests {
         ] {
             let error = judge(status, body).unwrap_err();
             assert!(
-                matches!(error, Unverified::Unusable { answer: Answer::Status(s), .. } if s == status),
+                matches!(error, Unverified::Unusable { answer: Answer::Status(s) | Answer::NoJson(s), .. } if s == status),
                 "{body}"
             );
             assert!(!error.may_pass(), "{status} {body}");

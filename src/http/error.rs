@@ -330,7 +330,7 @@ mod tests {
             (Unverified::Rejected.into(), 401, "M_UNAUTHORIZED", Some(Reason::TokenRejected)),
             (
                 Unverified::Unusable {
-                    answer: Answer::Body,
+                    answer: Answer::NoSub,
                     known: true,
                 }
                 .into(),

@@ -538,7 +538,13 @@ fn a_clear_no_of_the_homeserver_is_passed_on_at_once() {
             );
             answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
             assert_eq!(answer.field("reason"), *reason, "{refusal:?}");
-            assert_eq!(homeserver.asked_about(&token), 1, "{refusal:?}: asked again");
+            // A page may be that of somebody else, who is there now: it is looked again for the homeserver, once (decision O2).
+            let is_page = matches!(refusal, Reply::Answer { headers, .. } if headers.iter().any(|(_, value)| value.starts_with("text/")));
+            let asked = homeserver.asked_about(&token);
+            assert!(
+                (1..=if is_page { 2 } else { 1 }).contains(&asked),
+                "{refusal:?}: asked {asked} times"
+            );
             assert!(answer.took < AT_ONCE, "{refusal:?}: {:?}", answer.took);
         }
     }
