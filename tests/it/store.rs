@@ -699,7 +699,7 @@ fn a_file_may_be_named_by_its_directory_and_is_for_its_owner_only() {
 }
 
 #[test]
-fn a_file_that_cannot_be_used_is_a_clear_error_and_left_as_it_is() {
+fn a_file_of_others_is_a_clear_error_and_left_as_it_is_and_a_damaged_one_is_set_aside() {
     let directory = Directory::new();
     let refused = |path: PathBuf| {
         on_one_thread(async move {
@@ -750,22 +750,34 @@ fn a_file_that_cannot_be_used_is_a_clear_error_and_left_as_it_is() {
         assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
     });
     let whole = std::fs::read(&path).expect("the file");
-    for (from, to) in [(9, 320), (64, 512), (0, whole.len() / 2)] {
+    let mut set_aside = 0;
+    let halves = [(9, 320), (64, 512), (9, whole.len() / 2), (whole.len() / 2, whole.len())];
+    let bytes = (0..40).map(|n| 9 + n * (whole.len() - 10) / 40).map(|at| (at, at + 1));
+    for (from, to) in halves.into_iter().chain(bytes) {
         let mut damaged = whole.clone();
-        damaged[from.max(9)..to].fill(0xa5);
+        damaged[from..to].iter_mut().for_each(|byte| *byte ^= 0xa5);
         std::fs::write(&path, &damaged).expect("the file");
-        let outcome = on_one_thread(async {
-            match Store::file(&path).await {
-                Err(error) => Err(error),
-                Ok(store) => load(&store).await,
-            }
+        let found = on_one_thread(async {
+            let store = Store::file(&path).await.unwrap_or_else(|error| panic!("{from}..{to}: {error}"));
+            let found = load(&store).await.unwrap_or_else(|error| panic!("{from}..{to}: {error}"));
+            // It is used from then on.
+            let (queue, _) = start(store).await;
+            queue.put(&numbered(5000), None);
+            assert_eq!(queue.stop(Instant::now() + SOON).await, 0, "{from}..{to}");
+            found
         });
-        match outcome {
-            Err(error) => assert!(error.to_string().starts_with("LIVEKIT_STATE_PATH="), "{error}"),
-            Ok(found) => assert!(found <= 1000),
+        assert!(found <= 1001, "{from}..{to}: {found}");
+        for entry in std::fs::read_dir(path.parent().expect("a directory")).expect("the directory") {
+            let entry = entry.expect("a file");
+            if entry.file_name().to_string_lossy().starts_with("damaged.damaged-") {
+                assert!(entry.metadata().expect("the file").len() > 0, "{from}..{to}");
+                std::fs::remove_file(entry.path()).expect("a file");
+                set_aside += 1;
+            }
         }
-        assert!(path.exists());
     }
+    eprintln!("44 damages: the file was set aside {set_aside} times");
+    assert!(set_aside > 3);
 }
 
 async fn refused_while_open(path: &Path) -> String {

@@ -3,7 +3,7 @@
 //! redb: written in Rust alone, transactions that survive a crash, one maintainer since 2021 with releases every month or
 //! two and a file format that is declared stable. A batch of changes is one transaction, and on disk when it is done.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
 use super::{Change, Entry, Portion, StoreError, Table};
+use crate::clock::unix_seconds;
 use crate::delayed_leave::record::MAX_BYTES;
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -52,7 +53,7 @@ impl FileError {
             Self::InUse => "stop the other instance, or give each its own LIVEKIT_STATE_PATH",
             Self::Foreign => "set LIVEKIT_STATE_PATH to a path of its own; the file was left as it is",
             Self::Version => "use the version of this service that made it, or move it away: then what is in it is lost",
-            Self::Damaged => "move it away, and restore it from a backup if there is one; the file was left as it is",
+            Self::Damaged => "move it away, and restore it from a backup if there is one",
             Self::Io(error) => advice(error.kind()),
         }
     }
@@ -88,7 +89,11 @@ impl File {
             path: path.to_owned(),
             database: Mutex::new(None),
         });
-        opened.run(|opened| opened.database(&mut opened.lock()).map(drop)).await?;
+        let is_usable = |opened: &Opened| opened.database(&mut opened.lock()).map(drop);
+        if is_damaged(opened.run(is_usable).await)? {
+            opened.run(Opened::set_aside).await?;
+            opened.run(is_usable).await?;
+        }
         Ok(Self { opened, table: JOBS })
     }
 
@@ -110,7 +115,12 @@ impl File {
 
     pub(super) async fn load(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), StoreError> {
         let (table, portions) = (self.table, portions.clone());
-        self.opened.run(move |opened| opened.load(table, &portions)).await
+        let loaded = self.opened.run(move |opened| opened.load(table, &portions)).await;
+        // What could be read has been handed over, and is written again with its next change.
+        if is_damaged(loaded)? {
+            self.opened.run(Opened::set_aside).await?;
+        }
+        Ok(())
     }
 
     /// Takes as long as the disk takes: a write that was given up could still happen, after a newer one.
@@ -120,7 +130,33 @@ impl File {
     }
 }
 
+/// Whether the file is damaged; any other failure stays one.
+fn is_damaged(outcome: Result<(), StoreError>) -> Result<bool, StoreError> {
+    match outcome {
+        Ok(()) => Ok(false),
+        Err(StoreError::File(_, FileError::Damaged)) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 impl Opened {
+    /// Gives the damaged file another name: a safety net must not keep the house shut (decision L10).
+    fn set_aside(&self) -> Result<(), FileError> {
+        let mut database = self.lock();
+        *database = None;
+        let path = file_of(&self.path);
+        let mut aside = path.clone().into_os_string();
+        aside.push(format!(".damaged-{}", unix_seconds()));
+        fs::rename(&path, &aside).map_err(FileError::Io)?;
+        tracing::warn!(
+            path = %path.display(),
+            kept_as = %PathBuf::from(aside).display(),
+            remedy = "check the disk; leaves that were delegated before this start may be sent by the homeserver itself, when their delay is over",
+            "the state file is damaged: it was set aside, and a new one is used"
+        );
+        Ok(())
+    }
+
     async fn run(self: &Arc<Self>, work: impl FnOnce(&Self) -> Result<(), FileError> + Send + 'static) -> Result<(), StoreError> {
         let opened = self.clone();
         let outcome = spawn_blocking(move || work(&opened)).await;
@@ -173,8 +209,12 @@ impl Opened {
     }
 }
 
+fn file_of(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join(NAME) } else { path.to_owned() }
+}
+
 fn open(path: &Path) -> Result<Database, FileError> {
-    let path = if path.is_dir() { path.join(NAME) } else { path.to_owned() };
+    let path = file_of(path);
     let file = OpenOptions::new()
         .read(true)
         .write(true)
