@@ -1,15 +1,17 @@
 //! Step 3, LiveKit: opens rooms, and tells who is in them.
 //!
 //! LiveKit's RoomService over our own pooled client: `livekit-api`'s `RoomClient` drops the path prefix of `LIVEKIT_URL`
-//! and takes no client. `api.rs` makes the calls, `refusal.rs` says what a refusal means, `room_memory.rs` when a room need
-//! not be asked for, `probe.rs` whether the SFU is there at all.
+//! and takes no client. `api.rs` makes the calls, `endpoint.rs` knows where the SFU is, `refusal.rs` says what a refusal means,
+//! `room_memory.rs` when a room need not be asked for, `probe.rs` whether the SFU is there at all.
 
 mod api;
+mod endpoint;
 mod probe;
 mod refusal;
 mod room_memory;
 pub mod webhook;
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as StdInstant};
 
@@ -28,6 +30,7 @@ use crate::single_flight::SingleFlight;
 use crate::tls::Tls;
 use crate::token::Minter;
 use api::Api;
+use endpoint::Endpoint;
 use room_memory::{Expected, RoomMemory, stands_for};
 use webhook::{Kind, Webhook};
 
@@ -36,14 +39,17 @@ const EMPTY_TIMEOUT: u32 = 300;
 /// The same for a room that is created again after the SFU was restarted (decision L13).
 const EMPTY_TIMEOUT_AGAIN: u32 = 60;
 
+/// How often what somebody else answered is tried again: for more than a second, in which DNS was asked anew (decision O2).
+const TRIES_ELSEWHERE: u32 = 3;
+
 static LOST_ROOMS: LogThrottle = LogThrottle::ten_a_second();
 
 /// The SFU.
 pub struct Sfu {
     api: Api,
-    base: Url,
-    tls: Arc<Tls>,
-    dns: Arc<Dns>,
+    endpoint: Arc<Endpoint>,
+    /// How often the SFU had moved at the last call.
+    moves: AtomicU64,
     rooms: Mutex<RoomMemory>,
     expected: Mutex<Expected>,
     creations: SingleFlight<Box<str>, Result<(), SfuError>>,
@@ -53,11 +59,11 @@ impl Sfu {
     /// `base` is the address of the API, path prefix included.
     #[must_use]
     pub fn new(base: &Url, minter: Arc<Minter>, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
+        let endpoint = Arc::new(Endpoint::new(base, tls, dns));
         Self {
-            api: Api::new(base, minter, tls.clone(), dns.clone()),
-            base: base.clone(),
-            tls,
-            dns,
+            api: Api::new(base, endpoint.clone(), minter),
+            endpoint,
+            moves: AtomicU64::new(0),
             rooms: Mutex::new(RoomMemory::new()),
             expected: Mutex::new(Expected::new()),
             creations: SingleFlight::new(),
@@ -79,7 +85,8 @@ impl Sfu {
                 return Ok(());
             };
             let pause = pause(tries);
-            if !error.may_pass() || Instant::now() + pause >= deadline {
+            let passes = error.may_pass() || (error.is_elsewhere() && tries <= TRIES_ELSEWHERE);
+            if !passes || Instant::now() + pause >= deadline {
                 return Err(error);
             }
             tracing::debug!(reason = error.to_string(), tries, "trying the SFU again");
@@ -146,7 +153,7 @@ impl Sfu {
     /// A connection of one's own, to ask whether the SFU is there.
     #[must_use]
     pub fn probe(&self) -> Probe {
-        Probe::new(&self.base, self.tls.clone(), self.dns.clone())
+        Probe::new(self.endpoint.clone())
     }
 
     /// Somebody who may open rooms is on the way to this seat.
@@ -205,7 +212,7 @@ impl Sfu {
     /// Asks a cheap question and logs what is wrong: a wrong key or path is told at the start and not by the first user.
     pub async fn check(&self) {
         // Reading the CA bundle takes some milliseconds, in which the service has to answer already.
-        let tls = self.tls.clone();
+        let tls = self.endpoint.tls.clone();
         let _ = tokio::task::spawn_blocking(move || tls.config().map(drop)).await;
         // The name of no room: the answer is empty whatever goes on there.
         match self.api.list_rooms(vec!["-".to_owned()]).await {
@@ -221,9 +228,11 @@ impl Sfu {
         }
     }
 
-    /// A call that fails at the connection may mean that the SFU was restarted: what is remembered is worth nothing then.
+    /// A call that fails at the connection, or an SFU that is elsewhere by now, may mean that it was restarted: what is
+    /// remembered is worth nothing then.
     fn seen<T>(&self, outcome: Result<T, SfuError>) -> Result<T, SfuError> {
-        if outcome.as_ref().is_err_and(SfuError::connection_failed) {
+        let moves = self.endpoint.moves();
+        if self.moves.swap(moves, Relaxed) != moves || outcome.as_ref().is_err_and(SfuError::connection_failed) {
             self.forget_rooms();
         }
         outcome

@@ -11,6 +11,7 @@ use crate::delayed_leave;
 use crate::exchange::{Refusal, RemoteRefusal};
 use crate::federation::Failure;
 use crate::openid::Unverified;
+use crate::sfu::SfuError;
 use crate::wire::BadRequest;
 
 /// A row of the error table.
@@ -245,6 +246,8 @@ impl ApiError {
                 }
             }
             Refusal::ClientApi(_) => Self::bad_json("Unable to resolve client-server API"),
+            // A page of something in between is nothing that the SFU said.
+            Refusal::Sfu(SfuError::NotLiveKit(_)) => Self::no_room(Reason::SfuUnreachable),
             Refusal::Sfu(error) if error.may_pass() => Self::no_room(Reason::SfuUnreachable),
             Refusal::Sfu(_) => Self::no_room(Reason::SfuRejected),
             Refusal::Mint(_) => Self::INTERNAL,
@@ -301,7 +304,6 @@ mod tests {
     use super::*;
     use crate::federation::Refused;
     use crate::openid::Answer;
-    use crate::sfu::SfuError;
 
     #[test]
     fn what_the_guard_refused_looks_like_an_unreachable_homeserver() {
@@ -342,6 +344,7 @@ mod tests {
             (Refusal::UserMismatch, 401, "M_UNAUTHORIZED", Some(Reason::UserMismatch)),
             (Unverified::Busy.into(), 503, "M_UNKNOWN", None),
             (SfuError::Timeout.into(), 500, "M_UNKNOWN", Some(Reason::SfuUnreachable)),
+            (SfuError::NotLiveKit(401).into(), 500, "M_UNKNOWN", Some(Reason::SfuUnreachable)),
             (SfuError::WrongSecret.into(), 500, "M_UNKNOWN", Some(Reason::SfuRejected)),
         ] {
             let error = ApiError::of(&refusal, Route::Token);

@@ -405,7 +405,11 @@ impl Driver {
             Err(SfuError::NotFound) => Outcome::NotThere,
             Err(error) => {
                 self.failing(&error);
-                if error.may_pass() { Outcome::Failed } else { Outcome::Refused }
+                if error.may_pass() || error.is_elsewhere() {
+                    Outcome::Failed
+                } else {
+                    Outcome::Refused
+                }
             }
         };
         let now = self.clock.now();

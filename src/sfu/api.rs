@@ -1,9 +1,8 @@
 //! LiveKit's RoomService: one method here is one call, one answer, one time-out.
 //! ([LiveKit, "Server APIs"](https://docs.livekit.io/reference/server/server-apis/))
 
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderValue, header};
@@ -16,9 +15,8 @@ use lru::LruCache;
 use prost::Message;
 use url::Url;
 
+use super::endpoint::Endpoint;
 use super::refusal::{self, SfuError};
-use crate::dns::Dns;
-use crate::tls::Tls;
 use crate::token::Minter;
 
 /// Time that an ordinary call may take.
@@ -31,14 +29,14 @@ const TOKEN_SERVES: Duration = Duration::from_secs(30);
 const TOKENS: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 /// Largest answer that is read.
 const MAX_REPLY: usize = 4 * 1024 * 1024;
+/// What is sent, and what alone is a yes.
+const PROTOBUF: &str = "application/protobuf";
 /// Seconds until a room that everybody left is closed.
 const DEPARTURE_TIMEOUT: u32 = 20;
 
 /// The RoomService.
 pub(super) struct Api {
-    client: OnceLock<reqwest::Client>,
-    tls: Arc<Tls>,
-    dns: Arc<Dns>,
+    endpoint: Arc<Endpoint>,
     methods: Methods,
     minter: Arc<Minter>,
     tokens: Mutex<LruCache<Box<str>, Token>>,
@@ -61,14 +59,12 @@ struct Token {
 }
 
 impl Api {
-    pub(super) fn new(base: &Url, minter: Arc<Minter>, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
+    pub(super) fn new(base: &Url, endpoint: Arc<Endpoint>, minter: Arc<Minter>) -> Self {
         // Bounded, and as small as what is in it.
         let mut tokens = LruCache::unbounded();
         tokens.resize(TOKENS);
         Self {
-            client: OnceLock::new(),
-            tls,
-            dns,
+            endpoint,
             methods: Methods::below(base),
             minter,
             tokens: Mutex::new(tokens),
@@ -87,7 +83,9 @@ impl Api {
             room_create: true,
             ..VideoGrants::default()
         })?;
-        self.call(&self.methods.create_room, bearer, &request, CALL_TIMEOUT).await
+        let (created, answered_at) = self.call::<Room>(&self.methods.create_room, bearer, &request, CALL_TIMEOUT).await?;
+        its_own(created.name == room)?;
+        Ok((created, answered_at))
     }
 
     /// Those of `names` that exist.
@@ -111,8 +109,9 @@ impl Api {
             ..RoomParticipantIdentity::default()
         };
         let (participant, _) = self
-            .call(&self.methods.get_participant, self.admin(room)?, &request, within)
+            .call::<ParticipantInfo>(&self.methods.get_participant, self.admin(room)?, &request, within)
             .await?;
+        its_own(participant.identity == identity)?;
         Ok(participant)
     }
 
@@ -145,25 +144,21 @@ impl Api {
         within: Duration,
     ) -> Result<(T, Option<u64>), SfuError> {
         let request = self
+            .endpoint
             .client()?
             .post(method.clone())
             .header(header::AUTHORIZATION, bearer)
-            .header(header::CONTENT_TYPE, "application/protobuf")
+            .header(header::CONTENT_TYPE, PROTOBUF)
             .timeout(within)
             .body(request.encode_to_vec());
-        let mut response = request.send().await.map_err(failure)?;
-        let mut reply = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failure)? {
-            if reply.len() + chunk.len() > MAX_REPLY {
-                return Err(SfuError::TooLarge);
-            }
-            reply.extend_from_slice(&chunk);
+        let answer = read(request).await;
+        if answer
+            .as_ref()
+            .is_err_and(|error| error.connection_failed() || error.is_elsewhere())
+        {
+            self.endpoint.look_again();
         }
-        if response.status() != http::StatusCode::OK {
-            return Err(refusal::read(response.status(), &reply));
-        }
-        let message = T::decode(reply.as_slice()).map_err(|_| SfuError::Unreadable)?;
-        Ok((message, date(response.headers())))
+        answer
     }
 
     fn bearer(&self, grants: VideoGrants) -> Result<HeaderValue, SfuError> {
@@ -194,27 +189,6 @@ impl Api {
         tokens().put(room.into(), token);
         Ok(bearer)
     }
-
-    /// Made at first use: reading the CA bundle takes longer than the whole rest of the start.
-    fn client(&self) -> Result<&reqwest::Client, SfuError> {
-        if let Some(client) = self.client.get() {
-            return Ok(client);
-        }
-        let tls = self.tls.config().map_err(|error| SfuError::Connect(error.to_string()))?;
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls.as_ref().clone())
-            .dns_resolver(Arc::new(Names(self.dns.clone())))
-            .redirect(reqwest::redirect::Policy::none())
-            // Its tries are for what HTTP/1.1 does not know, and cost a copy of each request.
-            .retry(reqwest::retry::never().max_retries_per_request(0))
-            .http1_only()
-            .tcp_nodelay(true)
-            .pool_max_idle_per_host(32)
-            .user_agent(concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| SfuError::Connect(error.without_url().to_string()))?;
-        Ok(self.client.get_or_init(|| client))
-    }
 }
 
 impl Methods {
@@ -235,18 +209,34 @@ impl Methods {
     }
 }
 
-/// The SFU's name is resolved as homeservers' names are; its address is the operator's own choice and not guarded.
-struct Names(Arc<Dns>);
-
-impl reqwest::dns::Resolve for Names {
-    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let dns = self.0.clone();
-        Box::pin(async move {
-            let addresses = dns.addresses(name.as_str(), None).await?;
-            let sockets: Vec<_> = addresses.into_iter().map(|ip| SocketAddr::new(ip, 0)).collect();
-            Ok(Box::new(sockets.into_iter()) as reqwest::dns::Addrs)
-        })
+/// Sends a request and reads the answer to it.
+async fn read<T: Message + Default>(request: reqwest::RequestBuilder) -> Result<(T, Option<u64>), SfuError> {
+    let mut response = request.send().await.map_err(failure)?;
+    let mut reply = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(failure)? {
+        if reply.len() + chunk.len() > MAX_REPLY {
+            return Err(SfuError::TooLarge);
+        }
+        reply.extend_from_slice(&chunk);
     }
+    let (status, headers) = (response.status(), response.headers());
+    // An empty page is a valid message that says "nobody".
+    if status != http::StatusCode::OK || !is_protobuf(headers) {
+        return Err(refusal::read(status, &reply));
+    }
+    let message = T::decode(reply.as_slice()).map_err(|_| SfuError::NotLiveKit(status.as_u16()))?;
+    Ok((message, date(headers)))
+}
+
+/// A yes counts only where it is about what was asked.
+fn its_own(is_about_it: bool) -> Result<(), SfuError> {
+    if is_about_it { Ok(()) } else { Err(SfuError::NotLiveKit(200)) }
+}
+
+fn is_protobuf(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case(PROTOBUF)
 }
 
 /// Seconds since 1970 that the answer's `Date` names.

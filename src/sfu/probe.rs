@@ -4,53 +4,54 @@
 //! A client that knocks between the SFU's first answer and the creation of its room is stranded for good. So a question
 //! that meets a closed port knocks a few times more before it says so. Nobody hears it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::Scheme;
 use http::{Request, Uri, Version, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
 use tokio::sync::{Notify, OnceCell};
 use tokio::time::{sleep, timeout};
 use tower::{ServiceExt as _, service_fn};
-use url::Url;
 
+use super::endpoint::Endpoint;
 use crate::delayed_leave::watch::Reach;
-use crate::dns::Dns;
-use crate::tls::Tls;
+use crate::dns::DnsError;
 
 /// How often a closed port is tried within one question, and the pause between: less than 100 ms in all, as the next
 /// question comes then.
 const KNOCKS: usize = 8;
 const BETWEEN_KNOCKS: Duration = Duration::from_millis(10);
+/// Time for a connection to stand, shared by the addresses of a name: one that is dead must leave some of a question for the next.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(800);
 
 struct Kept {
     sender: SendRequest<Empty<Bytes>>,
     /// Its end would mean something: nobody announced it.
     watched: Arc<AtomicBool>,
+    /// How often the SFU had moved when it was made.
+    moves: u64,
 }
 
 /// The watch's own connection to the SFU.
 pub struct Probe {
-    uri: Option<Uri>,
-    tls: Arc<Tls>,
-    dns: Arc<Dns>,
+    endpoint: Arc<Endpoint>,
     kept: Option<Kept>,
     closed: Arc<Notify>,
 }
 
 impl Probe {
-    pub(super) fn new(base: &Url, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
+    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
         Self {
-            uri: base.as_str().parse().ok(),
-            tls,
-            dns,
+            endpoint,
             kept: None,
             closed: Arc::new(Notify::new()),
         }
@@ -64,28 +65,40 @@ impl Probe {
 
     /// Asks once.
     pub async fn ask(&mut self, within: Duration) -> Reach {
-        let kept = self.kept.take().filter(|kept| !kept.sender.is_closed());
-        match timeout(within, self.exchange(kept)).await {
+        // Where the SFU was before, somebody else may answer by now; to leave that place is told as its end.
+        let kept = self.kept.take();
+        let kept = kept.filter(|kept| !kept.sender.is_closed() && kept.moves == self.endpoint.moves());
+        let reach = match timeout(within, self.exchange(kept)).await {
             Ok(Some((kept, reach))) => {
                 self.kept = kept;
                 reach
             }
             Ok(None) => Reach::Unreachable,
             Err(_) => Reach::TimedOut,
+        };
+        if reach != Reach::Answered {
+            self.endpoint.look_again();
         }
+        reach
     }
 
     async fn exchange(&self, kept: Option<Kept>) -> Option<(Option<Kept>, Reach)> {
-        let uri = self.uri.as_ref()?;
+        let uri = self.endpoint.uri.as_ref()?;
         let mut kept = match kept {
             Some(kept) => kept,
             None => self.connect(uri).await?,
         };
         kept.sender.ready().await.ok()?;
-        let request = Request::get(uri.path_and_query().map_or("/", |path| path.as_str()))
-            .header(header::HOST, uri.authority()?.as_str())
-            .body(Empty::new())
-            .ok()?;
+        let mut request =
+            Request::get(uri.path_and_query().map_or("/", |path| path.as_str())).header(header::HOST, uri.authority()?.as_str());
+        // A proxy is asked for what is not encrypted, and for a tunnel to what is: so does the client of all other calls.
+        if let Some(proxy) = self.endpoint.proxy.as_ref().filter(|_| !is_encrypted(uri)) {
+            request = request.uri(uri.clone());
+            if let Some(auth) = proxy.basic_auth() {
+                request = request.header(header::PROXY_AUTHORIZATION, auth);
+            }
+        }
+        let request = request.body(Empty::new()).ok()?;
         let response = kept.sender.send_request(request).await.ok()?;
         let status = response.status().as_u16();
         let announced = response
@@ -108,27 +121,39 @@ impl Probe {
     }
 
     async fn connect(&self, uri: &Uri) -> Option<Kept> {
+        let moves = self.endpoint.moves();
         // The name is looked up once per question.
-        let (dns, found) = (self.dns.clone(), Arc::new(OnceCell::new()));
+        let (names, found) = (self.endpoint.names.clone(), Arc::new(OnceCell::<Vec<SocketAddr>>::new()));
         let resolver = service_fn(move |name: Name| {
-            let (dns, found) = (dns.clone(), found.clone());
+            let (names, found) = (names.clone(), found.clone());
             async move {
-                let addresses: &Vec<IpAddr> = found.get_or_try_init(|| dns.addresses(name.as_str(), None)).await?;
-                Ok::<_, crate::dns::DnsError>(addresses.clone().into_iter().map(|ip| SocketAddr::new(ip, 0)))
+                let found = found.get_or_try_init(|| names.find(name.as_str())).await?;
+                Ok::<_, DnsError>(found.clone().into_iter())
             }
         });
         let mut http = HttpConnector::new_with_resolver(resolver);
         http.enforce_http(false);
         http.set_nodelay(true);
-        let tls = self.tls.config().ok()?;
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls.as_ref().clone())
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(http);
+        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let tls = self.endpoint.tls.config().ok()?;
+        let over_tls = || {
+            HttpsConnectorBuilder::new()
+                .with_tls_config(tls.as_ref().clone())
+                .https_or_http()
+                .enable_http1()
+        };
         let mut knocks = 1;
         let stream = loop {
-            match connector.clone().oneshot(uri.clone()).await {
+            let connected = match &self.endpoint.proxy {
+                None => over_tls().wrap_connector(http.clone()).oneshot(uri.clone()).await,
+                Some(proxy) if is_encrypted(uri) => {
+                    let tunnel = Tunnel::new(proxy.uri().clone(), http.clone());
+                    let tunnel = proxy.basic_auth().cloned().into_iter().fold(tunnel, Tunnel::with_auth);
+                    over_tls().wrap_connector(tunnel).oneshot(uri.clone()).await
+                }
+                Some(proxy) => over_tls().wrap_connector(http.clone()).oneshot(proxy.uri().clone()).await,
+            };
+            match connected {
                 Ok(stream) => break stream,
                 Err(error) if knocks < KNOCKS && is_refused(error.as_ref()) => {
                     knocks += 1;
@@ -148,8 +173,12 @@ impl Probe {
                 closed.notify_one();
             }
         });
-        Some(Kept { sender, watched })
+        Some(Kept { sender, watched, moves })
     }
+}
+
+fn is_encrypted(uri: &Uri) -> bool {
+    uri.scheme() == Some(&Scheme::HTTPS)
 }
 
 /// Nobody listens there.
@@ -170,11 +199,15 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
 
+    use url::Url;
+
     use super::*;
+    use crate::dns::Dns;
+    use crate::tls::Tls;
 
     fn probe_of(address: SocketAddr) -> Probe {
         let base = Url::parse(&format!("http://{address}")).expect("an address");
-        Probe::new(&base, Arc::new(Tls::new(false)), Arc::new(Dns::new(&[])))
+        Probe::new(Arc::new(Endpoint::new(&base, Arc::new(Tls::new(false)), Arc::new(Dns::new(&[])))))
     }
 
     fn answer_once(listener: &TcpListener) {

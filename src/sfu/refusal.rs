@@ -30,10 +30,10 @@ pub enum SfuError {
     #[error("the SFU denies the call to this key")]
     Denied,
     /// The path does not lead to the API.
-    #[error("the SFU knows no such path")]
+    #[error("the SFU, or a proxy before it, knows no such path")]
     BadRoute,
-    /// Something that is not a LiveKit server answered.
-    #[error("status {0} from something that does not speak LiveKit's API")]
+    /// Something that is not a LiveKit server answered. It says nothing of our key, of a room or of anybody in it.
+    #[error("something else than LiveKit answered, with status {0}")]
     NotLiveKit(u16),
     /// It knows the call and says that what it is about does not exist (Twirp's `not_found`).
     #[error("the SFU says that there is no such thing")]
@@ -44,9 +44,6 @@ pub enum SfuError {
     /// It has too much to do.
     #[error("the SFU answered with status {0}")]
     Overloaded(u16),
-    /// 200 and a body that cannot be read.
-    #[error("the SFU's answer cannot be read")]
-    Unreadable,
     /// An answer that is longer than what is read.
     #[error("the SFU's answer is too long")]
     TooLarge,
@@ -61,7 +58,7 @@ impl SfuError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Connect(_) | Self::Timeout | Self::Broken(_) | Self::Overloaded(_) => true,
-            Self::NotLiveKit(status) => *status >= 500 || *status == 429,
+            Self::NotLiveKit(status) => *status >= 500 || matches!(status, 408 | 425 | 429),
             Self::UnknownKey
             | Self::WrongSecret
             | Self::Clock
@@ -69,16 +66,24 @@ impl SfuError {
             | Self::BadRoute
             | Self::NotFound
             | Self::Refused(_)
-            | Self::Unreadable
             | Self::TooLarge
             | Self::Token => false,
         }
     }
 
-    /// Whether it is the SFU itself that does not want us to make the call.
+    /// Whether we are not let make the call, by the SFU or by a proxy before it. Of what was asked that says nothing.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::UnknownKey | Self::WrongSecret | Self::Clock | Self::Denied)
+        matches!(
+            self,
+            Self::UnknownKey | Self::WrongSecret | Self::Clock | Self::Denied | Self::BadRoute | Self::NotLiveKit(401 | 403 | 404 | 501)
+        )
+    }
+
+    /// Whether the SFU may be elsewhere by now, and its old place somebody else's.
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        matches!(self, Self::NotLiveKit(_) | Self::BadRoute)
     }
 
     /// Whether the SFU may have been restarted: what is remembered of its rooms is worth nothing.
@@ -106,11 +111,11 @@ impl SfuError {
                 "check the path prefix of LIVEKIT_URL: a proxy must route it to livekit-server and strip it on the way; or set LIVEKIT_API_URL to the address of livekit-server itself"
             }
             Self::NotLiveKit(_) => {
-                "a proxy or another program answers in livekit-server's place; check the address and path of LIVEKIT_URL, or set LIVEKIT_API_URL"
+                "a proxy, a login, a firewall or another program answers in livekit-server's place: let this service's calls of /twirp through, check the address and path of LIVEKIT_URL, or set LIVEKIT_API_URL to the address of livekit-server itself"
             }
             Self::NotFound | Self::Refused(_) => "check livekit-server's log for the reason, and its version",
             Self::Overloaded(_) => "check livekit-server's log, its load and its Redis",
-            Self::Unreadable | Self::TooLarge => "check that LIVEKIT_URL or LIVEKIT_API_URL leads to livekit-server and to nothing else",
+            Self::TooLarge => "check that LIVEKIT_URL or LIVEKIT_API_URL leads to livekit-server and to nothing else",
             Self::Token => "check LIVEKIT_KEY and LIVEKIT_SECRET",
         }
     }
@@ -119,41 +124,56 @@ impl SfuError {
 /// What Go's HTTP server says of a path that nobody registered: livekit-server of all outside its API, also Traefik.
 const GO_NOT_FOUND: &[u8] = b"404 page not found";
 
+/// How the SFU says no: both members are always there. Of gateways that answer in JSON, few have the one and none both.
 #[derive(Deserialize)]
 struct TwirpError {
     code: String,
+    #[serde(rename = "msg")]
+    _msg: String,
 }
 
-/// Reads an answer other than 200. `body` may be cut off.
+/// Reads an answer that is no yes. `body` may be cut off. What has none of the SFU's own forms is nothing that it said.
 pub(super) fn read(status: StatusCode, body: &[u8]) -> SfuError {
-    let code = serde_json::from_slice::<TwirpError>(body).ok().map(|error| error.code);
-    match code.as_deref() {
-        Some("bad_route") => SfuError::BadRoute,
-        Some("unauthenticated" | "permission_denied") => SfuError::Denied,
-        Some("resource_exhausted" | "unavailable" | "internal" | "unknown" | "deadline_exceeded" | "aborted" | "canceled") => {
+    let twirp = serde_json::from_slice::<TwirpError>(body);
+    let own = match twirp.as_ref().map(|error| error.code.as_str()) {
+        Ok(code) => said(code, status),
+        Err(_) if status == StatusCode::UNAUTHORIZED => unauthorized(body),
+        Err(_) if status == StatusCode::NOT_FOUND && body.trim_ascii_end() == GO_NOT_FOUND => Some(SfuError::BadRoute),
+        Err(_) => None,
+    };
+    own.filter(|_| status.is_client_error() || status.is_server_error())
+        .unwrap_or(SfuError::NotLiveKit(status.as_u16()))
+}
+
+/// What an error code of Twirp means.
+fn said(code: &str, status: StatusCode) -> Option<SfuError> {
+    Some(match code {
+        "bad_route" | "unimplemented" => SfuError::BadRoute,
+        "unauthenticated" | "permission_denied" => SfuError::Denied,
+        "resource_exhausted" | "unavailable" | "internal" | "unknown" | "deadline_exceeded" | "aborted" | "canceled" | "dataloss" => {
             SfuError::Overloaded(status.as_u16())
         }
-        Some("invalid_argument" | "malformed" | "failed_precondition" | "out_of_range") => SfuError::Refused("invalid argument"),
-        Some("not_found") => SfuError::NotFound,
-        Some("already_exists") => SfuError::Refused("already exists"),
-        Some(_) if status.is_client_error() => SfuError::Refused("unknown reason"),
-        _ if status == StatusCode::UNAUTHORIZED => unauthorized(&String::from_utf8_lossy(body)),
-        _ if status == StatusCode::NOT_FOUND && body.trim_ascii_end() == GO_NOT_FOUND => SfuError::BadRoute,
-        _ => SfuError::NotLiveKit(status.as_u16()),
-    }
+        "invalid_argument" | "malformed" | "failed_precondition" | "out_of_range" => SfuError::Refused("invalid argument"),
+        "not_found" if status == StatusCode::NOT_FOUND => SfuError::NotFound,
+        "already_exists" => SfuError::Refused("already exists"),
+        _ => return None,
+    })
 }
 
-/// The SFU answers a bad token in plain text.
-fn unauthorized(text: &str) -> SfuError {
-    if text.contains("invalid API key") {
-        SfuError::UnknownKey
-    } else if text.contains("expired") || text.contains("not valid yet") {
+/// The SFU answers a bad token in plain text that begins like this.
+fn unauthorized(body: &[u8]) -> Option<SfuError> {
+    let text = String::from_utf8_lossy(body);
+    if text.starts_with("invalid API key") {
+        return Some(SfuError::UnknownKey);
+    }
+    let (_, error) = text.strip_prefix("invalid token: ")?.split_once(", error: ")?;
+    Some(if error.contains("expired") || error.contains("not valid yet") {
         SfuError::Clock
-    } else if text.contains("signature is invalid") || text.contains("error in cryptographic primitive") {
+    } else if error.contains("signature is invalid") || error.contains("error in cryptographic primitive") {
         SfuError::WrongSecret
     } else {
         SfuError::Denied
-    }
+    })
 }
 
 #[cfg(test)]
@@ -199,9 +219,32 @@ mod tests {
                 r#"{"code":"not_found","msg":"participant does not exist"}"#,
                 SfuError::NotFound,
             ),
+            (501, r#"{"code":"unimplemented","msg":"x"}"#, SfuError::BadRoute),
+            // What stands before it, and does not know of it.
             (404, "<html>not found</html>", SfuError::NotLiveKit(404)),
             (502, "<html>bad gateway</html>", SfuError::NotLiveKit(502)),
             (301, "", SfuError::NotLiveKit(301)),
+            (401, "", SfuError::NotLiveKit(401)),
+            (401, "<html>401 Authorization Required</html>", SfuError::NotLiveKit(401)),
+            (
+                401,
+                "<html>your session has expired: invalid API key</html>",
+                SfuError::NotLiveKit(401),
+            ),
+            (401, "invalid token", SfuError::NotLiveKit(401)),
+            (401, r#"{"message":"Unauthorized"}"#, SfuError::NotLiveKit(401)),
+            (403, r#"{"code":403,"msg":"forbidden"}"#, SfuError::NotLiveKit(403)),
+            (403, "<html>Just a moment...</html>", SfuError::NotLiveKit(403)),
+            (404, r#"{"code":"not_found","message":"no upstream"}"#, SfuError::NotLiveKit(404)),
+            (404, r#"{"code":"rest_no_route","msg":"no route"}"#, SfuError::NotLiveKit(404)),
+            (503, r#"{"code":"not_found","msg":"no upstream"}"#, SfuError::NotLiveKit(503)),
+            (200, "", SfuError::NotLiveKit(200)),
+            (200, "<html>maintenance</html>", SfuError::NotLiveKit(200)),
+            (
+                200,
+                r#"{"code":"not_found","msg":"participant does not exist"}"#,
+                SfuError::NotLiveKit(200),
+            ),
         ] {
             assert_eq!(
                 read(StatusCode::from_u16(status).unwrap(), body.as_bytes()),

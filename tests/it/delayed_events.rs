@@ -623,8 +623,17 @@ fn an_sfu_that_fails_for_a_while_loses_nobody() {
     for fault in [
         Some(Fault::Instead(Reply::json(500, &json!({"code": "internal", "msg": "x"})))),
         Some(Fault::ProxyPage(404)),
+        Some(Fault::ProxyPage(401)),
         Some(Fault::ProxyPage(502)),
         Some(Fault::Garbage),
+        // A maintenance page, no page at all, and a gateway's no.
+        Some(Fault::ProxyPage(200)),
+        Some(Fault::Instead(Reply::text(200, "text/html", ""))),
+        Some(Fault::Instead(Reply::text(200, "application/protobuf", ""))),
+        Some(Fault::Instead(Reply::json(
+            404,
+            &json!({"code": "not_found", "message": "no upstream"}),
+        ))),
         Some(Fault::NoGrant),
         // Away: nothing listens.
         None,
@@ -647,6 +656,22 @@ fn an_sfu_that_fails_for_a_while_loses_nobody() {
         let at = scene.leave(&session, "CLIENT_INITIATED");
         let took = scene.wait_sent(SOON) - at;
         assert!(took < seconds(4), "{what}: {took:?}");
+    }
+}
+
+/// Whoever may not list rooms is taken to be told that the room stands (decision L3).
+#[test]
+fn a_proxy_that_refuses_the_list_of_rooms_keeps_no_leave_back() {
+    for status in [401, 403, 404, 501] {
+        let scene = Scene::with(watchful);
+        scene.delegate(seconds(60));
+        scene.joined();
+        scene.sfu.fail(Some(Fault::NoRoomList(status)));
+        // Nobody tells: it is found out by asking.
+        scene.sfu.leave(&scene.alias, &scene.identity);
+        let gone = Instant::now();
+        scene.wait_sent(SOON);
+        eprintln!("{status}: sent after {:.1?}", gone.elapsed());
     }
 }
 

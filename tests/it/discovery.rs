@@ -913,14 +913,14 @@ fn owner(token: &str) -> String {
 type Tunnel = (String, Option<String>);
 
 /// A forward proxy that opens tunnels (`CONNECT`) to where it knows the way.
-struct Proxy {
-    address: SocketAddr,
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Tunnel>>>,
 }
 
 impl Proxy {
     /// Knows these authorities, and refuses all others.
-    fn start(ways: Vec<(String, SocketAddr)>) -> Self {
+    pub(crate) fn start(ways: Vec<(String, SocketAddr)>) -> Self {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let tell = seen.clone();
         let listener = runtime()
@@ -955,7 +955,7 @@ impl Proxy {
         Self { address, seen }
     }
 
-    fn seen(&self) -> Vec<Tunnel> {
+    pub(crate) fn seen(&self) -> Vec<Tunnel> {
         self.seen.lock().unwrap().clone()
     }
 

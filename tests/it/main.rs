@@ -34,6 +34,7 @@ mod removal;
 mod routes;
 mod sfu_calls;
 mod sfu_get;
+mod sfu_moves;
 mod sfu_webhook;
 mod shutdown;
 mod ssrf;

@@ -163,6 +163,9 @@ fn a_removal_that_fails_is_tried_again() {
     scene.sfu.fail(Some(crate::support::sfu::Fault::ProxyPage(503)));
     scene.matrix.leave(&alice.user);
     wait_until("some tries", SOON, || scene.removals(&alice).len() >= 3);
+    // A page, whatever its status, is no yes and no no.
+    scene.sfu.fail(Some(crate::support::sfu::Fault::ProxyPage(200)));
+    wait_until("more tries", SOON, || scene.removals(&alice).len() >= 5);
     assert!(scene.is_there(&alice));
     scene.service.wait_log(&["warn", "the SFU does not remove", "remedy="]);
     scene.sfu.fail(None);

@@ -17,9 +17,10 @@ use lk_jwt_service::tls::Tls;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::ca::Ca;
+use crate::support::dns::Dns as Zone;
 use crate::support::redis::RedisServer;
 use crate::support::scene::Scene;
-use crate::support::{nothing_may_be_left_out, secrets, unique, unique_loopback};
+use crate::support::{nothing_may_be_left_out, secrets, unique, unique_loopback, wait_until};
 
 const SOON: Duration = Duration::from_secs(20);
 /// How long the reply to a delegation waits for its write (decision L10).
@@ -131,6 +132,64 @@ fn redis_may_be_away_for_a_while() {
         expected.extend([restarted(numbered(0), 999), numbered(2000)]);
         let (_, found) = start(redis(&format!("redis://{}", server.address()))).await;
         assert_eq!(found, by_field(expected));
+    });
+}
+
+/// Its name gets another address, while records of DNS live for ten minutes (decision O2).
+#[test]
+fn redis_may_move() {
+    type Leave = fn(&mut RedisServer);
+    let cases: [(&str, Leave, u64); 4] = [
+        ("closed", RedisServer::kill, 5),
+        ("frozen", |old| old.freeze(), 10),
+        (
+            "somebody who speaks HTTP",
+            |old| somebody_else(old, b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"),
+            5,
+        ),
+        (
+            "a Redis that wants another password",
+            |old| somebody_else(old, b"-NOAUTH Authentication required.\r\n"),
+            5,
+        ),
+    ];
+    for (what, leave, within) in cases {
+        let (Some(mut old), Some(new)) = (RedisServer::start(&[]), RedisServer::start(&[])) else {
+            return;
+        };
+        let (dns, name) = (Zone::start(), format!("redis{}.example.org", unique()));
+        dns.ttl(600);
+        dns.address(&name, &[old.address().ip()]);
+        let scene = Scene::with(|setup| dns.serving(setup).env("LIVEKIT_REDIS_URL", &format!("redis://{name}:6379")));
+        let delay = Duration::from_secs(3600);
+        let jobs = |server: &RedisServer| server.ask(&["HLEN", "lk-jwt:jobs"]);
+        scene.delegate(delay);
+        wait_until("the first job to be stored", SOON, || jobs(&old) == ":1\r\n");
+        leave(&mut old);
+        dns.address(&name, &[new.address().ip()]);
+        let moved = Instant::now();
+        scene.delegate_as("another", delay);
+        wait_until(&format!("the second job to be stored elsewhere: {what}"), SOON, || {
+            jobs(&new) == ":1\r\n"
+        });
+        eprintln!("{what}: stored elsewhere after {:.1?}", moved.elapsed());
+        assert!(moved.elapsed() < Duration::from_secs(within), "{what}: {:?}", moved.elapsed());
+    }
+}
+
+/// Has this address by now: says this to everybody, whatever they want.
+fn somebody_else(old: &mut RedisServer, says: &'static [u8]) {
+    old.kill();
+    let mut listener = TcpListener::bind(old.address());
+    wait_until("the port to be free", SOON, || {
+        listener = TcpListener::bind(old.address());
+        listener.is_ok()
+    });
+    let listener = listener.expect("just seen");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(says);
+        }
     });
 }
 

@@ -10,16 +10,16 @@
 mod resp;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Mutex, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::{Change, Entry, Portion, StoreError, Table};
@@ -184,13 +184,8 @@ impl Redis {
     }
 
     async fn tcp(&self, host: &str, port: u16) -> Result<TcpStream, RedisError> {
-        let addresses = match host.parse::<IpAddr>() {
-            Ok(address) => vec![address],
-            Err(_) => {
-                let found = self.dns.addresses(host, None).await;
-                found.map_err(|error| RedisError::Unreachable(error.to_string()))?
-            }
-        };
+        let addresses = self.dns.addresses(host, None).await;
+        let addresses = addresses.map_err(|error| RedisError::Unreachable(error.to_string()))?;
         let mut failure = String::from("no address");
         for address in addresses {
             let stream = match timeout(PATIENCE_PER_ADDRESS, TcpStream::connect(SocketAddr::new(address, port))).await {
@@ -224,7 +219,19 @@ impl Redis {
         encrypted.map_err(|error| RedisError::Tls(error.to_string()))
     }
 
+    /// Redis may be elsewhere by now, and its old place somebody else's: DNS is asked past every memory, in the background,
+    /// and the next try finds it (decision O2).
     fn failed(&self, error: RedisError) -> StoreError {
+        if let RedisAddress::Tcp { host, .. } = &self.address {
+            let (dns, host) = (self.dns.clone(), host.clone());
+            tokio::spawn(async move {
+                let since = Some(Instant::now());
+                let _ = dns.addresses(&host, since).await;
+                // What the first look brings may be up to a second old.
+                sleep(Duration::from_secs(1)).await;
+                let _ = dns.addresses(&host, since).await;
+            });
+        }
         StoreError::Redis(self.address.to_string().into(), error)
     }
 }

@@ -17,6 +17,7 @@ use super::jwt::Jwt;
 use super::process::{self, Process};
 use super::secrets;
 use super::service::Setup;
+use super::unique_loopback;
 
 /// A client on a busy machine.
 const CLIENT: Duration = Duration::from_secs(60);
@@ -60,12 +61,24 @@ impl Livekit {
         }
     }
 
+    /// Another one on the same port of another address, for the same key; it is not started.
+    pub(crate) fn elsewhere(&self) -> Self {
+        Self {
+            key: self.key.clone(),
+            secret: self.secret.clone(),
+            address: (unique_loopback(), self.address.port()).into(),
+            told: self.told.clone(),
+            directory: process::directory("livekit"),
+            process: Mutex::new(None),
+        }
+    }
+
     /// Media has other ports each time: while it was away, somebody else may have taken the last ones.
     fn configure(&self) {
         // JSON is YAML.
         let config = json!({
             "port": self.address.port(),
-            "bind_addresses": ["127.0.0.1"],
+            "bind_addresses": [self.address.ip()],
             "rtc": {
                 "tcp_port": process::free_port(),
                 "udp_port": process::free_port(),

@@ -34,8 +34,13 @@ impl Scene {
 
     /// With a changed set-up of the service.
     pub(crate) fn with(change: impl FnOnce(Setup) -> Setup) -> Self {
+        Self::of(Sfu::start(), change)
+    }
+
+    /// The same with this SFU.
+    pub(crate) fn of(sfu: Sfu, change: impl FnOnce(Setup) -> Setup) -> Self {
         lateness::measure();
-        let (sfu, home, api) = (Sfu::start(), Homeserver::start(), ClientApi::start());
+        let (home, api) = (Homeserver::start(), ClientApi::start());
         let setup = Setup::new(&sfu)
             .full_access(&[&home])
             .env("LIVEKIT_CS_API_URL_OVERRIDES", &api.override_of(&home));

@@ -10,9 +10,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use url::Url;
 
 use super::ca::Ca;
 use super::client::{self, Answer, Call, Connection};
+use super::dns::Dns;
 use super::homeserver::Homeserver;
 use super::sfu::Sfu;
 use super::{secrets, unique_loopback, wait_until};
@@ -89,6 +91,15 @@ impl Setup {
     pub(crate) fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.into());
         self
+    }
+
+    /// Reaches the SFU, and so do clients, by this name, which is where the SFU is for now.
+    pub(crate) fn sfu_named(self, name: &str, dns: &Dns) -> Self {
+        let url = Url::parse(&self.environment["LIVEKIT_URL"]).expect("an address");
+        let host = url.host_str().expect("a host");
+        dns.address(name, &[host.parse().expect("an address")]);
+        let url = self.environment["LIVEKIT_URL"].replacen(host, name, 1);
+        dns.serving(self).env("LIVEKIT_URL", &url)
     }
 
     /// Lists these homeservers in `LIVEKIT_FULL_ACCESS_HOMESERVERS`.

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use livekit_protocol as proto;
 use prost::Message;
+use rustls::ServerConfig;
 use serde_json::json;
 
+use super::ca::Ca;
 use super::jwt::Jwt;
 use super::neighbour::{Neighbour, Reply, Request};
 use super::{secrets, unique, unique_loopback};
@@ -27,6 +29,8 @@ pub(crate) enum Fault {
     NoGrant,
     /// A proxy's error page.
     ProxyPage(u16),
+    /// The same, and only for ListRooms.
+    NoRoomList(u16),
     /// 200 with a body that is no protobuf.
     Garbage,
 }
@@ -78,6 +82,7 @@ pub(crate) struct Session {
 
 pub(crate) struct Sfu {
     pub(crate) http: Neighbour,
+    tls: Option<Arc<ServerConfig>>,
     state: Arc<State>,
 }
 
@@ -88,6 +93,15 @@ impl Sfu {
 
     /// Behind a proxy that routes `prefix` to it, and nothing else.
     pub(crate) fn below(prefix: &str) -> Self {
+        Self::start_with(prefix, None)
+    }
+
+    /// Behind TLS, with a certificate for this name.
+    pub(crate) fn certified(name: &str) -> Self {
+        Self::start_with("", Some(Ca::trusted().server(&[name.to_owned()])))
+    }
+
+    fn start_with(prefix: &str, tls: Option<Arc<ServerConfig>>) -> Self {
         let state = Arc::new(State {
             key: "sfukey".into(),
             secret: secrets::sfu_secret(),
@@ -101,9 +115,28 @@ impl Sfu {
         let answering = state.clone();
         let address = (unique_loopback(), 0).into();
         Self {
-            http: Neighbour::start(address, None, move |request| answering.reply(request)),
+            http: Neighbour::start(address, tls.clone(), move |request| answering.reply(request)),
+            tls,
             state,
         }
+    }
+
+    /// The same rooms and people at another address, on the same port. Faults are those of the old place.
+    pub(crate) fn elsewhere(&self) -> Neighbour {
+        let answering = self.state.clone();
+        let address = (unique_loopback(), self.http.address().port()).into();
+        Neighbour::start(address, self.tls.clone(), move |request| answering.answer(request))
+    }
+
+    /// A forward proxy that is asked for this SFU by any name.
+    pub(crate) fn proxy(&self) -> Neighbour {
+        let answering = self.state.clone();
+        Neighbour::start((unique_loopback(), 0).into(), None, move |request| {
+            let mut asked = request.clone();
+            let at = request.path.match_indices('/').nth(2).map_or(0, |(at, _)| at);
+            asked.path = request.path[at..].to_owned();
+            answering.answer(&asked)
+        })
     }
 
     pub(crate) fn key(&self) -> &str {
@@ -116,7 +149,8 @@ impl Sfu {
 
     /// As `LIVEKIT_URL` names it.
     pub(crate) fn url(&self) -> String {
-        format!("ws://{}{}", self.http.address(), self.state.prefix)
+        let scheme = if self.tls.is_some() { "wss" } else { "ws" };
+        format!("{scheme}://{}{}", self.http.address(), self.state.prefix)
     }
 
     pub(crate) fn fail(&self, fault: Option<Fault>) {
@@ -242,7 +276,8 @@ impl State {
             Some(Fault::Close) => Reply::Close,
             Some(Fault::Instead(reply)) => reply,
             Some(Fault::NoGrant) => twirp(401, "unauthenticated", "permissions denied"),
-            Some(Fault::ProxyPage(status)) => Reply::text(
+            Some(Fault::NoRoomList(_)) if !request.path.ends_with("/ListRooms") => self.answer(request),
+            Some(Fault::ProxyPage(status) | Fault::NoRoomList(status)) => Reply::text(
                 status,
                 "text/html",
                 &format!(

@@ -1,0 +1,174 @@
+//! Where the SFU is: the addresses that its name has, and the client whose kept connections lead there.
+//!
+//! A container that was made anew has another address, and its old one may be somebody else's by then. So when a call fails
+//! at the connection, or is answered by something that is not LiveKit, DNS is asked past every memory (decision O2); where
+//! the name leads elsewhere, the kept connections are let go. Nobody waits for that: whoever tries again finds out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::Uri;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use tokio::time::sleep;
+use url::Url;
+
+use super::refusal::SfuError;
+use crate::dns::{Dns, DnsError};
+use crate::tls::Tls;
+
+/// Time for a connection to stand, shared by the addresses of a name: one that is dead must leave some for the next.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long the name is taken to lead where it did while calls succeed: an SFU that is being replaced answers until its last
+/// call is over. What is asked then is what DNS said, as long as that counts.
+const FOLLOWED: Duration = Duration::from_secs(5);
+
+/// Where the SFU is.
+pub(super) struct Endpoint {
+    /// The base address of the API.
+    pub(super) uri: Option<Uri>,
+    /// The forward proxy on the way there.
+    pub(super) proxy: Option<Intercept>,
+    pub(super) tls: Arc<Tls>,
+    pub(super) names: Names,
+    /// The client, and how often the name had led elsewhere when it was made.
+    client: Mutex<Option<(u64, reqwest::Client)>>,
+}
+
+/// Resolves names as those of homeservers are resolved; the SFU's address is the operator's own choice and not guarded.
+#[derive(Clone)]
+pub(super) struct Names {
+    dns: Arc<Dns>,
+    /// Whom a connection is made to: the SFU, or the proxy on the way there. `None` where that is an address.
+    host: Option<Arc<str>>,
+    led: Arc<Mutex<Led>>,
+    /// Held while DNS is asked past every memory.
+    looking: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Where the host's name led.
+#[derive(Default)]
+struct Led {
+    /// The last time, in order, and when that was.
+    addresses: Vec<IpAddr>,
+    at: Option<Instant>,
+    /// How often that was elsewhere than before.
+    moves: u64,
+}
+
+impl Endpoint {
+    pub(super) fn new(base: &Url, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
+        let uri: Option<Uri> = base.as_str().parse().ok();
+        let proxy = uri.as_ref().and_then(|uri| Matcher::from_env().intercept(uri));
+        let host = proxy.as_ref().map(Intercept::uri).or(uri.as_ref()).and_then(Uri::host);
+        let host = host
+            .filter(|host| host.trim_matches(['[', ']']).parse::<IpAddr>().is_err())
+            .map(Arc::from);
+        Self {
+            uri,
+            proxy,
+            tls,
+            names: Names {
+                dns,
+                host,
+                led: Arc::default(),
+                looking: Arc::default(),
+            },
+            client: Mutex::new(None),
+        }
+    }
+
+    /// How often the name has led elsewhere than before.
+    pub(super) fn moves(&self) -> u64 {
+        lock(&self.names.led).moves
+    }
+
+    /// The client. One with connections to another place is replaced.
+    pub(super) fn client(&self) -> Result<reqwest::Client, SfuError> {
+        // Read at first use: it takes longer than the whole rest of the start.
+        let tls = self.tls.config().map_err(|error| SfuError::Connect(error.to_string()))?;
+        let moves = self.moves();
+        if lock(&self.names.led).at.is_some_and(|at| at.elapsed() > FOLLOWED) {
+            self.look(None);
+        }
+        let mut kept = lock(&self.client);
+        if let Some((_, client)) = kept.as_ref().filter(|(made_after, _)| *made_after == moves) {
+            return Ok(client.clone());
+        }
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls.as_ref().clone())
+            .dns_resolver(Arc::new(self.names.clone()))
+            .redirect(reqwest::redirect::Policy::none())
+            // Its tries are for what HTTP/1.1 does not know, and cost a copy of each request.
+            .retry(reqwest::retry::never().max_retries_per_request(0))
+            .http1_only()
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_max_idle_per_host(32)
+            .user_agent(concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| SfuError::Connect(error.without_url().to_string()))?;
+        Ok(kept.insert((moves, client)).1.clone())
+    }
+
+    /// Asks DNS past every memory where the SFU is by now.
+    pub(super) fn look_again(&self) {
+        self.look(Some(Instant::now()));
+    }
+
+    /// Asks in the background, one look at a time.
+    fn look(&self, since: Option<Instant>) {
+        let names = self.names.clone();
+        if let Some(host) = names.host.clone()
+            && let Ok(look) = names.looking.clone().try_lock_owned()
+        {
+            tokio::spawn(async move {
+                // What the first look brings may be up to a second old.
+                for pause in [Duration::ZERO, Duration::from_secs(1)] {
+                    sleep(pause).await;
+                    // Where DNS does not answer, nothing has changed.
+                    let found = names.dns.addresses(&host, since).await;
+                    if found.is_ok_and(|found| names.leads_to(found)) || since.is_none() {
+                        break;
+                    }
+                }
+                drop(look);
+            });
+        }
+    }
+}
+
+impl Names {
+    /// Where to connect to; the port is filled in by whoever connects.
+    pub(super) async fn find(&self, name: &str) -> Result<Vec<SocketAddr>, DnsError> {
+        let found = self.dns.addresses(name, None).await?;
+        let sockets = found.iter().map(|ip| SocketAddr::new(*ip, 0)).collect();
+        if self.host.as_deref() == Some(name) {
+            self.leads_to(found);
+        }
+        Ok(sockets)
+    }
+
+    /// Notes where the name leads; whether that is elsewhere than before.
+    fn leads_to(&self, mut found: Vec<IpAddr>) -> bool {
+        found.sort_unstable();
+        let mut led = lock(&self.led);
+        let before = std::mem::replace(&mut led.addresses, found);
+        let moved = !before.is_empty() && before != led.addresses;
+        led.moves += u64::from(moved);
+        led.at = Some(Instant::now());
+        moved
+    }
+}
+
+impl reqwest::dns::Resolve for Names {
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let names = self.clone();
+        Box::pin(async move { Ok(Box::new(names.find(name.as_str()).await?.into_iter()) as reqwest::dns::Addrs) })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
