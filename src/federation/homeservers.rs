@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use url::Url;
 
 use super::dial::{Attempt, Dialer};
-use super::discovery::{File, discover};
+use super::discovery::{File, Found, discover};
 use super::failure::Failure;
 use super::guard::Trust;
 use super::rediscovery::{Next, Rediscovery};
@@ -45,6 +45,10 @@ pub struct Homeserver {
     verified_until: AtomicU64,
     verified: Notify,
     link: AsyncMutex<Remembered>,
+    /// Held by the one request that looks for it anew: those who need not wait for that have the other one.
+    looking: AsyncMutex<()>,
+    /// Nobody answered in time, and nobody had the time to look for it anew.
+    missed: AtomicBool,
     group: Mutex<Option<Group>>,
     /// Milliseconds that an answer usually takes.
     usual_ms: AtomicU64,
@@ -72,6 +76,8 @@ impl Homeserver {
             verified_until: AtomicU64::new(verified_until),
             verified: Notify::new(),
             link: AsyncMutex::default(),
+            looking: AsyncMutex::default(),
+            missed: AtomicBool::new(false),
             group: Mutex::new(None),
             usual_ms: AtomicU64::new(0),
             refused: AtomicBool::new(false),
@@ -166,9 +172,10 @@ impl Homeserver {
     ) -> Result<Arc<Link>, Failure> {
         let mut remembered = self.link.lock().await;
         let now = Instant::now();
-        let stale_failure = again && remembered.failures > 0 && remembered.rediscovery.is_due(now);
-        let fresh = remembered.until.is_none_or(|until| now < until) && !stale_failure;
-        if let Some(link) = remembered.link.as_ref().filter(|_| fresh) {
+        let missed = self.missed.load(Ordering::Relaxed);
+        let stale = (again && remembered.failures > 0) || remembered.until.is_some_and(|until| now >= until);
+        let asks = (stale && remembered.rediscovery.is_due(now)) || (missed && remembered.rediscovery.is_overdue(now));
+        if let Some(link) = remembered.link.as_ref().filter(|_| !asks) {
             return Ok(link.clone());
         }
         if let Some(failure) = remembered
@@ -179,7 +186,19 @@ impl Homeserver {
         {
             return Err(failure.clone());
         }
-        self.discover(&mut remembered, dialer, overrides, attempt, None).await
+        let since = missed.then_some(now);
+        let found = self.discover(dialer, overrides, attempt, since).await;
+        self.missed.store(false, Ordering::Relaxed);
+        let link = remembered.take_in(found, self, dialer, attempt)?;
+        if let Some(since) = since {
+            link.doubt(since);
+        }
+        Ok(link)
+    }
+
+    /// It did not answer while there was time: the next request looks for it anew.
+    pub(super) fn is_missed(&self) {
+        self.missed.store(true, Ordering::Relaxed);
     }
 
     /// The way to it, found anew because the one that was used from `used` on has led nowhere; none where that was found
@@ -193,81 +212,106 @@ impl Homeserver {
         waits: bool,
         attempt: &Attempt<'a>,
     ) -> Result<Option<Arc<Link>>, Failure> {
-        let mut remembered = self.link.lock().await;
+        let mut looking = self.looking.lock().await;
         loop {
-            match remembered.rediscovery.next(used, Instant::now()) {
+            let mut remembered = self.link.lock().await;
+            let now = Instant::now();
+            let until = match remembered.rediscovery.next(used, now) {
                 Next::GiveUp => return Ok(None),
                 Next::Use => return Ok(remembered.link.clone()),
-                Next::Ask => break,
-                Next::Wait(_) if !waits => return Ok(None),
-                Next::Wait(until) => {
-                    drop(remembered);
-                    sleep_until(until).await;
-                    remembered = self.link.lock().await;
+                Next::Doubt => {
+                    remembered.rediscovery.doubted(now);
+                    return Ok(remembered.link.clone().inspect(|link| link.doubt(now)));
                 }
-            }
+                Next::Ask => {
+                    remembered.rediscovery.begins(now);
+                    break;
+                }
+                Next::Wait(_) if !waits => return Ok(None),
+                Next::Wait(until) => until,
+            };
+            drop((remembered, looking));
+            sleep_until(until).await;
+            looking = self.looking.lock().await;
         }
         let now = Instant::now();
-        let found = self.discover(&mut remembered, dialer, overrides, attempt, Some(now)).await;
+        let found = self.discover(dialer, overrides, attempt, Some(now)).await;
+        let mut remembered = self.link.lock().await;
+        if matches!(found, Err(Failure::Spent | Failure::Busy)) {
+            // Nothing was found out: the next one asks.
+            return Ok(None);
+        }
+        let link = remembered.take_in(found, self, dialer, attempt);
         remembered.rediscovery.asked_again(Instant::now());
-        let link = found?;
+        let link = link?;
         link.doubt(now);
         Ok(Some(link))
     }
 
     async fn discover<'a>(
         &self,
-        remembered: &mut Remembered,
         dialer: &'a Dialer,
         overrides: &BTreeMap<ServerName, Url>,
         attempt: &Attempt<'a>,
         since: Option<Instant>,
-    ) -> Result<Arc<Link>, Failure> {
+    ) -> Result<Found, Failure> {
         let queued = Notify::new();
         let discovering = Attempt::new(attempt.who.discovered(), attempt.budget, &queued, attempt.turns);
         discovering.asks_since(since);
-        let found = match Box::pin(discover(dialer, overrides, &self.name, self.trust, &discovering)).await {
+        Box::pin(discover(dialer, overrides, &self.name, self.trust, &discovering)).await
+    }
+}
+
+impl Remembered {
+    fn take_in(
+        &mut self,
+        found: Result<Found, Failure>,
+        homeserver: &Homeserver,
+        dialer: &Dialer,
+        attempt: &Attempt<'_>,
+    ) -> Result<Arc<Link>, Failure> {
+        let found = match found {
             // That is about this request, and not about the homeserver: what is remembered may do.
-            Err(failure @ (Failure::Spent | Failure::Busy)) => return remembered.link.clone().ok_or(failure),
+            Err(failure @ (Failure::Spent | Failure::Busy)) => return self.link.clone().ok_or(failure),
             Ok(found) => found,
             Err(failure) => {
-                remembered.refused = Some((Instant::now() + FAILURE_MIN_AGE, failure.clone()));
+                self.refused = Some((Instant::now() + FAILURE_MIN_AGE, failure.clone()));
                 return Err(failure);
             }
         };
         let now = Instant::now();
-        remembered.refused = None;
-        remembered.rediscovery.asked(now);
+        self.refused = None;
+        self.rediscovery.asked(now);
         match found.file {
             File::NotAsked | File::Read => {
-                remembered.until = found.life.map(|life| now + life);
-                remembered.failures = 0;
+                self.until = found.life.map(|life| now + life);
+                self.failures = 0;
             }
             File::Missing | File::Unreachable => {
-                let life = failure_life(remembered.failures, attempt.who.class != Class::Stranger);
-                remembered.until = Some(now + life);
-                remembered.failures = remembered.failures.saturating_add(1);
+                let life = failure_life(self.failures, attempt.who.class != Class::Stranger);
+                self.until = Some(now + life);
+                self.failures = self.failures.saturating_add(1);
             }
         }
-        let read = remembered.read.filter(|read| now < *read + LAST_FILE_LIFE);
+        let read = self.read.filter(|read| now < *read + LAST_FILE_LIFE);
         if found.file == File::Unreachable
             && read.is_some()
-            && let Some(link) = &remembered.link
+            && let Some(link) = &self.link
         {
             return Ok(link.clone());
         }
-        remembered.read = (found.file == File::Read).then_some(now);
-        if let Some(link) = remembered.link.as_ref().filter(|link| *link.route == found.route) {
+        self.read = (found.file == File::Read).then_some(now);
+        if let Some(link) = self.link.as_ref().filter(|link| *link.route == found.route) {
             return Ok(link.clone());
         }
         tracing::debug!(
-            server = self.name.as_str(),
+            server = homeserver.name.as_str(),
             step = found.step,
             host = found.route.host_header.as_str(),
             "homeserver found"
         );
         let link = Arc::new(Link::new(dialer, Arc::new(found.route)));
-        remembered.link = Some(link.clone());
+        self.link = Some(link.clone());
         Ok(link)
     }
 }
