@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use hickory_resolver::TokioResolver;
 use hickory_resolver::proto::rr::Name;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout, timeout_at};
 
 use crate::admission::budget::Budget;
 use crate::admission::lookups::Lookups;
 use crate::admission::{Class, Who};
 use crate::single_flight::SingleFlight;
-use memory::{Answer, Found, Known, Memory};
+use memory::{Answer, Former, Found, Known, Memory};
 use question::Resolvers;
 
 /// Look-ups for strangers at a time: each takes two sockets, and up to six where nobody answers.
@@ -28,6 +28,8 @@ const STRANGERS: usize = 64;
 const STRANGERS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long DNS is waited for where the former answer may do.
 const FORMER_ANSWER_PATIENCE: Duration = Duration::from_millis(500);
+/// How long it is waited for where the former answer could not be used.
+const DOUBTED_ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One target of an SRV record set, RFC 2782.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,14 +96,23 @@ impl Side {
     fn resolver(&self) -> Result<TokioResolver, DnsError> {
         let ready = self.resolvers.ready().map_err(|error| DnsError::Failed(error.to_string().into()))?;
         if ready.is_new {
-            lock(&self.memory).clear();
+            lock(&self.memory).outdate();
         }
         Ok(ready.resolver)
     }
 
-    /// Asks one question for all who want the same.
-    async fn ask(&self, key: Box<str>, since: Option<Instant>, question: impl Future<Output = Answer>) -> Result<Found, DnsError> {
+    /// Asks one question for all who want the same, and not before it is `due`.
+    async fn ask(
+        &self,
+        key: Box<str>,
+        since: Option<Instant>,
+        due: Option<Instant>,
+        question: impl Future<Output = Answer>,
+    ) -> Result<Found, DnsError> {
         let asking = async {
+            if let Some(due) = due {
+                sleep_until(due.into()).await;
+            }
             let asked = Instant::now();
             // Somebody may have had an answer on the way here.
             if let Known::Current(known) = lock(&self.memory).get(&key, since, asked) {
@@ -199,7 +210,8 @@ impl Dns {
         let now = Instant::now();
         let mut known = lock(&side.memory).get(&key, since, now);
         if matches!(known, Known::Unknown) && asker.is_some_and(|asker| asker.who.class == Class::Verified) {
-            // What was found while it was a stranger.
+            // What was found while it was a stranger, by the files as they are now.
+            self.strangers.resolver()?;
             let (mut memory, mut before) = (lock(&side.memory), lock(&self.strangers.memory));
             memory.take_over(&mut before, &key);
             known = memory.get(&key, since, now);
@@ -210,7 +222,7 @@ impl Dns {
             Known::Unknown => None,
         };
         if asker.is_some_and(|asker| !asker.budget.questions(questions)) {
-            return former.ok_or(DnsError::Spent);
+            return former.map(|former| former.found).ok_or(DnsError::Spent);
         }
         let question = question(resolver);
         let lookups = asker.filter(|asker| asker.who.class == Class::Stranger);
@@ -226,22 +238,23 @@ impl Dns {
                 }
             }
         };
-        let Some(former) = former else {
+        let Some(Former { found, doubted, due }) = former else {
             // Boxed: seldom, and larger than all the rest.
-            return Box::pin(side.ask(key, since, asking)).await;
+            return Box::pin(side.ask(key, since, None, asking)).await;
         };
         // Whoever has something to go by does not wait for a name server that is away.
+        let patience = if doubted { DOUBTED_ANSWER_PATIENCE } else { FORMER_ANSWER_PATIENCE };
+        let began = side.questions.began(&key);
+        let until = began.map_or(now, Into::into).max(due) + patience;
         let side = side.clone();
-        let asking = tokio::spawn(async move { side.ask(key, since, asking).await });
-        let answer = match since {
-            None => timeout(FORMER_ANSWER_PATIENCE, asking).await.ok(),
-            Some(_) => Some(asking.await),
+        let asking = Box::pin(async move { side.ask(key, since, Some(due), asking).await });
+        let answer = if began.is_some() {
+            timeout_at(until.into(), asking).await.ok()
+        } else {
+            // The question goes on without whoever asked it first.
+            timeout_at(until.into(), tokio::spawn(asking)).await.ok().and_then(Result::ok)
         };
-        match answer {
-            Some(Ok(answer)) => answer,
-            // The runtime is going down.
-            Some(Err(_)) | None => Ok(former),
-        }
+        answer.unwrap_or(Ok(found))
     }
 
     fn side(&self, asker: Option<&Asker<'_>>) -> &Arc<Side> {

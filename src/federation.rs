@@ -292,7 +292,10 @@ impl Federation {
             Ok(Ok(link)) => link.is_some(),
             // The next try tells.
             Ok(Err(_)) => true,
-            Err(_) => false,
+            Err(_) => {
+                homeserver.is_missed();
+                false
+            }
         }
     }
 

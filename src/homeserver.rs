@@ -141,11 +141,18 @@ impl Homeservers {
                 }
                 offers
             }
-            None => {
-                let (offers, life) = versions(&api).await?;
-                known.offers = Some((offers, Instant::now() + life));
-                offers
-            }
+            None => match versions(&api).await {
+                Ok((offers, life)) => {
+                    known.offers = Some((offers, Instant::now() + life));
+                    offers
+                }
+                Err(failure) => {
+                    // It is as if no address had been found: the file may be corrected.
+                    known.api = None;
+                    known.failed = Some((Instant::now() + FAILURE_SHARED, failure.clone()));
+                    return Err(failure);
+                }
+            },
         };
         Ok((api, offers))
     }
@@ -154,6 +161,7 @@ impl Homeservers {
     async fn api_for(&self, server: &ServerName, with_token: bool) -> Result<(Arc<ClientApi>, Offers), Failure> {
         let (api, offers) = self.api(server).await?;
         if with_token && !api.may_carry_secrets() {
+            self.rediscover(server).await;
             return Err(Failure::NoClientApi("its address is http, over which the as_token is not sent"));
         }
         Ok((api, offers))
@@ -181,7 +189,13 @@ impl Homeservers {
         let found = Box::pin(find(&self.federation, server, None)).await;
         let now = Instant::now();
         known.rediscovery.asked(now);
-        let api = found.and_then(|base| known.take_in(&self.federation, server, base));
+        let api = found.and_then(|base| {
+            let api = Arc::new(self.federation.client_api(server, &base.url, false)?);
+            known.until = Some(now + base.life);
+            known.offers = None;
+            known.api = Some((api.clone(), base.url));
+            Ok(api)
+        });
         known.failed = api.as_ref().err().map(|failure| (now + FAILURE_SHARED, failure.clone()));
         api
     }
@@ -208,6 +222,11 @@ impl Homeservers {
         let mut known = entry.lock().await;
         match known.rediscovery.next(used, now) {
             Next::GiveUp | Next::Use | Next::Wait(_) => return,
+            Next::Doubt => {
+                known.rediscovery.doubted(now);
+                api.doubt();
+                return;
+            }
             Next::Ask => known.rediscovery.asked_again(now),
         }
         api.doubt();
@@ -216,14 +235,25 @@ impl Homeservers {
         }
     }
 
+    /// Nobody can use the address that the file gives: it may be corrected.
+    async fn rediscover(&self, server: &ServerName) {
+        let entry = self.known(server);
+        let mut known = entry.lock().await;
+        let now = Instant::now();
+        if known.rediscovery.is_due(now) && !self.overrides.contains_key(server) {
+            known.rediscovery.asked(now);
+            tokio::spawn(rediscover(self.federation.clone(), server.clone(), entry.clone(), Some(now)));
+        }
+    }
+
     /// It may have been updated since it was asked. One that stays as it is must not be asked for every call.
-    async fn forget_versions(&self, server: &ServerName) {
+    async fn doubt_versions(&self, server: &ServerName, api: &Arc<ClientApi>) {
         let entry = self.known(server);
         let mut known = entry.lock().await;
         let now = Instant::now();
         if known.doubted.is_none_or(|doubted| now >= doubted + VERSIONS_FAILURE_LIFE) {
             known.doubted = Some(now);
-            known.offers = None;
+            tokio::spawn(refresh(api.clone(), entry.clone()));
         }
     }
 
@@ -243,22 +273,6 @@ impl Call<'_> {
     }
 }
 
-impl Known {
-    fn take_in(&mut self, federation: &Federation, server: &ServerName, base: BaseUrl) -> Result<Arc<ClientApi>, Failure> {
-        let api = match &self.api {
-            Some((api, url)) if *url == base.url => api.clone(),
-            Some(_) | None => {
-                let api = Arc::new(federation.client_api(server, &base.url, false)?);
-                self.offers = None;
-                self.api = Some((api.clone(), base.url));
-                api
-            }
-        };
-        self.until = Some(Instant::now() + base.life);
-        Ok(api)
-    }
-}
-
 /// Where the well-known file says that the API of `server` is.
 async fn find(federation: &Federation, server: &ServerName, since: Option<Instant>) -> Result<BaseUrl, Failure> {
     let base = federation.client_base_url(server, since).await?;
@@ -268,14 +282,35 @@ async fn find(federation: &Federation, server: &ServerName, since: Option<Instan
     Ok(base)
 }
 
-/// The same in the background. An address that has worked is better than none.
+/// The same in the background, with what is offered there: nobody waits for either. An address that has worked is better than
+/// none, and than one that must not be dialled.
 async fn rediscover(federation: Arc<Federation>, server: ServerName, entry: Arc<AsyncMutex<Known>>, since: Option<Instant>) {
-    let found = find(&federation, &server, since).await;
+    let found = async {
+        let base = find(&federation, &server, since).await?;
+        let before = entry.lock().await.api.as_ref().map(|(_, url)| url.clone());
+        if before.as_ref() == Some(&base.url) {
+            return Ok((base, None));
+        }
+        let api = Arc::new(federation.client_api(&server, &base.url, false)?);
+        let (offers, life) = versions(&api).await?;
+        Ok((base, Some((api, offers, life))))
+    };
+    let found: Result<_, Failure> = found.await;
     let mut known = entry.lock().await;
-    if let Err(failure) = found.and_then(|base| known.take_in(&federation, &server, base)) {
-        let (server, reason) = (server.as_str(), failure.to_string());
-        tracing::debug!(server, reason, "going on with the former address of the client-server API");
-        known.until = Some(Instant::now() + FAILURE_LIFE);
+    match found {
+        Ok((base, moved)) => {
+            let now = Instant::now();
+            known.until = Some(now + base.life);
+            if let Some((api, offers, life)) = moved {
+                known.api = Some((api, base.url));
+                known.offers = Some((offers, now + life));
+            }
+        }
+        Err(failure) => {
+            let (server, reason) = (server.as_str(), failure.to_string());
+            tracing::debug!(server, reason, "going on with the former address of the client-server API");
+            known.until = Some(Instant::now() + FAILURE_LIFE);
+        }
     }
 }
 

@@ -158,7 +158,7 @@ impl OpenId {
         let mut cause = None;
         let mut looked_again = false;
         loop {
-            let used = Instant::now();
+            let (used, dials) = (Instant::now(), budget.dials_left());
             let get = Get {
                 path: &path,
                 limit: MAX_REPLY,
@@ -182,20 +182,29 @@ impl OpenId {
                 Err(error) => {
                     // A try that the deadline or the budget cut short says less than the one before it.
                     let error = cause.take().filter(|_| error.says_nothing()).unwrap_or(error);
+                    let no_name = matches!(&error, Unverified::Unreachable { failure, .. } if failure.is_no_name());
+                    let is_last_word = budget.is_spent() || (no_name && !homeserver.is_known());
                     // What may pass is tried again anyway: that does not wait for its turn to look.
                     let waits = !error.may_pass();
-                    if !looked_again && error.may_be_elsewhere() && self.federation.look_again(homeserver, &caller, used, waits).await {
+                    let looks = !looked_again && !is_last_word && error.may_be_elsewhere();
+                    if looks && self.federation.look_again(homeserver, &caller, used, waits).await {
                         (looked_again, cause) = (true, Some(error));
                         tries += 1;
                         continue;
                     }
-                    if !error.may_pass() || budget.is_spent() {
+                    if !error.may_pass() || is_last_word {
                         return Err(error);
                     }
-                    // Eight connections have to last for the whole time.
-                    let pause = pause(tries) * if is_verified { 2 } else { 1 };
-                    let no_name = matches!(&error, Unverified::Unreachable { failure, .. } if failure.is_no_name());
-                    let spent = !homeserver.is_known() && (no_name || tries >= STRANGER_TRIES);
+                    let mut pause = pause(tries);
+                    if is_verified {
+                        // Eight connections have to last for the whole time.
+                        let left = deadline.saturating_duration_since(Instant::now() + TOO_LATE * 2);
+                        let cost = dials.saturating_sub(budget.dials_left());
+                        let tries_left = budget.dials_left().div_ceil(cost.max(1)).max(1);
+                        let each = if cost == 0 { Duration::ZERO } else { left / tries_left };
+                        pause = (pause * 2).max(each.saturating_sub(used.elapsed()));
+                    }
+                    let spent = !homeserver.is_known() && tries >= STRANGER_TRIES;
                     if spent || Instant::now() + pause + TOO_LATE >= deadline {
                         return Err(error);
                     }

@@ -47,6 +47,11 @@ impl<K: Clone + Eq + Hash, T: Clone> SingleFlight<K, T> {
         }
     }
 
+    /// Since when somebody makes the call for `key`, if anybody does.
+    pub fn began(&self, key: &K) -> Option<Instant> {
+        self.lock().get(key).map(|entry| entry.call.began)
+    }
+
     fn share(&self, key: K) -> Shared<'_, K, T> {
         let mut calls = self.lock();
         let entry = calls.entry(key.clone()).or_insert_with(Entry::new);

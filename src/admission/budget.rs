@@ -41,6 +41,12 @@ impl Budget {
         self.take_or_end(&self.dials, 1)
     }
 
+    /// How many connections are left where they have a limit.
+    #[must_use]
+    pub fn dials_left(&self) -> u32 {
+        self.dials.load(Ordering::Relaxed)
+    }
+
     /// Takes one well-known file. False: it must not be asked for.
     #[must_use]
     pub fn fetch(&self) -> bool {

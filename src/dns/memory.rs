@@ -44,9 +44,19 @@ pub(super) enum Known {
     /// This counts.
     Current(Result<Found, DnsError>),
     /// This was so, and DNS has to be asked.
-    Former(Found),
+    Former(Former),
     /// DNS has to be asked.
     Unknown,
+}
+
+/// An answer that does not count any more.
+#[derive(Debug, PartialEq)]
+pub(super) struct Former {
+    pub(super) found: Found,
+    /// There is a reason to think that it is wrong, not only that it is old.
+    pub(super) doubted: bool,
+    /// Until then the name is not asked about again.
+    pub(super) due: Instant,
 }
 
 /// Answers by name.
@@ -61,6 +71,8 @@ struct Entry {
     nothing: Option<DnsError>,
     /// What was found last, and when.
     found: Option<(Found, Instant)>,
+    /// It was found by way of another `/etc/hosts` or `/etc/resolv.conf`.
+    outdated: bool,
 }
 
 impl Memory {
@@ -70,26 +82,24 @@ impl Memory {
         Self(names)
     }
 
-    /// What is known of `name`. An answer to a question that was asked before `since` does not count, except that no name is
-    /// asked about again within a second.
+    /// What is known of `name`. An answer to a question that was asked before `since` does not count, but no name is asked
+    /// about again within a second.
     pub(super) fn get(&mut self, name: &str, since: Option<Instant>, now: Instant) -> Known {
         let Some(entry) = self.0.get(name) else {
             return Known::Unknown;
         };
         let found = entry.found.as_ref().filter(|(_, at)| now < *at + LAST_ANSWER_LIFE);
         let found = found.map(|(found, _)| found.clone());
-        let counts = match since {
-            Some(since) => entry.asked >= since,
-            None => now < entry.until,
-        };
-        if counts || now < entry.asked + MIN_LIFE {
-            return Known::Current(match (&entry.nothing, found) {
-                (Some(nothing), None) => Err(nothing.clone()),
-                (Some(_) | None, Some(found)) => Ok(found),
-                (None, None) => return Known::Unknown,
-            });
+        let doubted = entry.outdated || since.is_some_and(|since| entry.asked < since);
+        let due = if entry.outdated { now } else { entry.asked + MIN_LIFE };
+        match (&entry.nothing, found) {
+            (Some(nothing), None) if now < due || (!doubted && now < entry.until) => Known::Current(Err(nothing.clone())),
+            (_, None) => Known::Unknown,
+            (_, Some(found)) if !doubted && now < entry.until => Known::Current(Ok(found)),
+            // That DNS is away was found out a moment ago.
+            (Some(_), Some(found)) if now < due => Known::Current(Ok(found)),
+            (_, Some(found)) => Known::Former(Former { found, doubted, due }),
         }
-        found.map_or(Known::Unknown, Known::Former)
     }
 
     /// Takes in what a question of this moment brought. While DNS does not answer, what it said before goes on.
@@ -105,6 +115,7 @@ impl Memory {
             until: until.max(now + MIN_LIFE),
             nothing,
             found,
+            outdated: false,
         };
         self.0.put(name.into(), entry);
     }
@@ -116,9 +127,10 @@ impl Memory {
         }
     }
 
-    /// `/etc/hosts` or `/etc/resolv.conf` has changed: everything is asked again.
-    pub(super) fn clear(&mut self) {
-        self.0.clear();
+    /// `/etc/hosts` or `/etc/resolv.conf` has changed: everything is asked again. What was found goes on where DNS does not
+    /// answer: a machine that changes networks has the new file before it has DNS.
+    pub(super) fn outdate(&mut self) {
+        self.0.iter_mut().for_each(|(_, entry)| entry.outdated = true);
     }
 }
 
@@ -160,7 +172,7 @@ mod tests {
                 "{ttl:?}"
             );
             assert!(
-                matches!(memory.get("a", None, start + seconds(life)), Known::Former(found) if found == at(1)),
+                matches!(memory.get("a", None, start + seconds(life)), Known::Former(former) if former.found == at(1)),
                 "{ttl:?}"
             );
         }
@@ -172,13 +184,52 @@ mod tests {
         let mut memory = Memory::new();
         memory.put("a", &Ok((at(1), start + HOUR)), start, start);
         let used = start + seconds(5);
-        assert!(matches!(memory.get("a", Some(used), used), Known::Former(found) if found == at(1)));
+        assert!(matches!(memory.get("a", Some(used), used), Known::Former(former) if former.found == at(1)));
         memory.put("a", &Ok((at(2), used + HOUR)), used, used);
         assert_eq!(current(&mut memory, Some(used), used), Some(at(2)), "asked since");
         let soon = used + Duration::from_millis(900);
-        assert_eq!(current(&mut memory, Some(soon), soon), Some(at(2)), "asked within the second");
-        let later = used + seconds(1);
-        assert!(matches!(memory.get("a", Some(later), later), Known::Former(_)));
+        let due = used + seconds(1);
+        let former = |memory: &mut Memory, since, now| match memory.get("a", since, now) {
+            Known::Former(former) => former,
+            known @ (Known::Current(_) | Known::Unknown) => panic!("{known:?}"),
+        };
+        let expected = Former {
+            found: at(2),
+            doubted: true,
+            due,
+        };
+        assert_eq!(former(&mut memory, Some(soon), soon), expected, "when the second is over");
+        assert_eq!(former(&mut memory, Some(due), due), expected);
+        memory.put("a", &failed(), due, due);
+        assert_eq!(current(&mut memory, Some(soon), due), Some(at(2)), "DNS is away");
+        assert_eq!(current(&mut memory, Some(due + seconds(1) / 2), due + seconds(1) / 2), Some(at(2)));
+    }
+
+    #[test]
+    fn what_was_asked_for_again_counts_no_longer_than_other_answers() {
+        let start = Instant::now();
+        let mut memory = Memory::new();
+        memory.put("a", &Ok((at(1), start + HOUR)), start, start);
+        assert_eq!(current(&mut memory, Some(start), start + seconds(29)), Some(at(1)));
+        let old = memory.get("a", Some(start), start + seconds(30));
+        assert!(matches!(old, Known::Former(former) if former.found == at(1) && !former.doubted));
+        memory.put("b", &failed(), start, start);
+        assert!(matches!(memory.get("b", Some(start), start), Known::Current(Err(_))));
+        assert!(matches!(memory.get("b", Some(start), start + seconds(1)), Known::Unknown));
+    }
+
+    #[test]
+    fn a_change_of_the_files_makes_everything_former() {
+        let start = Instant::now();
+        let mut memory = Memory::new();
+        memory.put("a", &Ok((at(1), start + HOUR)), start, start);
+        memory.put("b", &Err(NoAnswer::Nothing(Some(HOUR))), start, start);
+        memory.outdate();
+        let old = memory.get("a", None, start);
+        assert!(matches!(old, Known::Former(former) if former.found == at(1) && former.doubted && former.due == start));
+        assert!(matches!(memory.get("b", None, start + seconds(1)), Known::Unknown));
+        memory.put("a", &failed(), start, start);
+        assert_eq!(current(&mut memory, None, start), Some(at(1)), "DNS is not there yet");
     }
 
     #[test]

@@ -18,9 +18,11 @@ use super::memory::{Answer, Found, NoAnswer};
 
 /// More targets or addresses than this of one name are not looked at.
 const MOST: usize = 8;
+/// The longest name of a host that is kept, in bytes: no longer one can be asked about, unless most of it is escapes.
+const MAX_HOST: usize = 254;
 /// Some name servers drop questions for IPv6 addresses (RFC 4074): after this time IPv4 addresses do alone.
 const IPV6_PATIENCE: Duration = Duration::from_millis(500);
-/// The longest text of a failure that is kept, in characters.
+/// The longest text of a failure that is kept, in bytes.
 const MAX_TEXT: usize = 200;
 const FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
@@ -138,7 +140,8 @@ pub(super) async fn targets(resolver: TokioResolver, name: Name) -> Answer {
 
 /// DNS did not say anything, for this reason.
 pub(super) fn failed(why: &str) -> NoAnswer {
-    NoAnswer::Failed(why.chars().take(MAX_TEXT).collect::<String>().into())
+    let end = (0..=why.len().min(MAX_TEXT)).rfind(|at| why.is_char_boundary(*at)).unwrap_or(0);
+    NoAnswer::Failed(why[..end].into())
 }
 
 fn no_answer(error: &NetError) -> NoAnswer {
@@ -217,6 +220,7 @@ fn targets_in(found: &Lookup) -> Vec<SrvTarget> {
             port: srv.port,
             host: srv.target.to_ascii().trim_end_matches('.').to_owned(),
         })
+        .filter(|target| target.host.len() <= MAX_HOST)
         .take(MOST)
         .collect()
 }

@@ -46,6 +46,10 @@ pub struct Homeserver {
     verified_until: AtomicU64,
     verified: Notify,
     link: AsyncMutex<Remembered>,
+    /// Held by the one request that looks for it anew: those who need not wait for that have the other one.
+    looking: AsyncMutex<()>,
+    /// Nobody answered in time, and nobody had the time to look for it anew.
+    missed: AtomicBool,
     group: Mutex<Option<Group>>,
     /// Milliseconds that an answer usually takes.
     usual_ms: AtomicU64,
@@ -73,6 +77,8 @@ impl Homeserver {
             verified_until: AtomicU64::new(verified_until),
             verified: Notify::new(),
             link: AsyncMutex::default(),
+            looking: AsyncMutex::default(),
+            missed: AtomicBool::new(false),
             group: Mutex::new(None),
             usual_ms: AtomicU64::new(0),
             refused: AtomicBool::new(false),
@@ -167,9 +173,12 @@ impl Homeserver {
     ) -> Result<Arc<Link>, Failure> {
         let mut remembered = self.link.lock().await;
         let now = Instant::now();
+        let missed = self.missed.load(Ordering::Relaxed);
         let stale_failure = again && remembered.failures > 0 && remembered.rediscovery.is_due(now);
-        if let Some(link) = remembered.link.clone().filter(|_| !stale_failure) {
-            if remembered.until.is_none_or(|until| now < until) {
+        let asks = stale_failure || (missed && remembered.rediscovery.is_overdue(now));
+        if let Some(link) = remembered.link.clone().filter(|_| !asks) {
+            let is_old = remembered.until.is_some_and(|until| now >= until) && remembered.rediscovery.is_due(now);
+            if !is_old {
                 return Ok(link);
             }
             if attempt.who.class != Class::Stranger {
@@ -183,8 +192,19 @@ impl Homeserver {
         {
             return Err(failure.clone());
         }
-        let found = self.discover(dialer, attempt, None).await;
-        remembered.take_in(self, found, dialer, attempt.who.class)
+        let since = missed.then_some(now);
+        let found = self.discover(dialer, attempt, since).await;
+        self.missed.store(false, Ordering::Relaxed);
+        let link = remembered.take_in(self, found, dialer, attempt.who.class)?;
+        if let Some(since) = since {
+            link.doubt(since);
+        }
+        Ok(link)
+    }
+
+    /// It did not answer while there was time: the next request looks for it anew.
+    pub(super) fn is_missed(&self) {
+        self.missed.store(true, Ordering::Relaxed);
     }
 
     /// The way to it, found anew because the one that was used from `used` on has led nowhere; none where that was found
@@ -197,22 +217,35 @@ impl Homeserver {
         waits: bool,
         attempt: &Attempt<'a>,
     ) -> Result<Option<Arc<Link>>, Failure> {
-        let mut remembered = self.link.lock().await;
+        let mut looking = self.looking.lock().await;
         loop {
-            match remembered.rediscovery.next(used, Instant::now()) {
+            let mut remembered = self.link.lock().await;
+            let now = Instant::now();
+            let until = match remembered.rediscovery.next(used, now) {
                 Next::GiveUp => return Ok(None),
                 Next::Use => return Ok(remembered.link.clone()),
-                Next::Ask => break,
-                Next::Wait(_) if !waits => return Ok(None),
-                Next::Wait(until) => {
-                    drop(remembered);
-                    sleep_until(until).await;
-                    remembered = self.link.lock().await;
+                Next::Doubt => {
+                    remembered.rediscovery.doubted(now);
+                    return Ok(remembered.link.clone().inspect(|link| link.doubt(now)));
                 }
-            }
+                Next::Ask => {
+                    remembered.rediscovery.begins(now);
+                    break;
+                }
+                Next::Wait(_) if !waits => return Ok(None),
+                Next::Wait(until) => until,
+            };
+            drop((remembered, looking));
+            sleep_until(until).await;
+            looking = self.looking.lock().await;
         }
         let now = Instant::now();
         let found = self.discover(dialer, attempt, Some(now)).await;
+        let mut remembered = self.link.lock().await;
+        if matches!(found, Err(Failure::Spent | Failure::Busy)) {
+            // Nothing was found out: the next one asks.
+            return Ok(None);
+        }
         let link = remembered.take_in(self, found, dialer, attempt.who.class);
         remembered.rediscovery.asked_again(Instant::now());
         let link = link?;

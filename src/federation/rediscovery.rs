@@ -10,10 +10,14 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// When the way to one server was asked for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Rediscovery {
+    /// For the first time.
+    first: Option<Instant>,
     /// Last time, for whatever reason.
     asked: Option<Instant>,
     /// Last time because it could not be used.
     again: Option<Instant>,
+    /// When that began, whether or not it came to an end.
+    began: Option<Instant>,
 }
 
 /// What a request does that has used what was remembered, without success.
@@ -25,6 +29,8 @@ pub(crate) enum Next {
     Use,
     /// It asks then: somebody asked a moment ago.
     Wait(Instant),
+    /// The file was read while it tried: DNS and the open connections are left to be doubted.
+    Doubt,
     /// That was found while it tried: it gives up.
     GiveUp,
 }
@@ -34,8 +40,10 @@ impl Rediscovery {
     pub(crate) fn next(&self, used: Instant, now: Instant) -> Next {
         if self.again.is_some_and(|again| again > used) {
             Next::Use
-        } else if self.asked.is_some_and(|asked| asked >= used) {
+        } else if self.first.is_some_and(|first| first >= used) {
             Next::GiveUp
+        } else if self.asked.is_some_and(|asked| asked >= used) {
+            Next::Doubt
         } else {
             let due = self.asked.map(|asked| asked + MIN_INTERVAL);
             due.filter(|due| now < *due).map_or(Next::Ask, Next::Wait)
@@ -44,17 +52,33 @@ impl Rediscovery {
 
     /// Whether it may be asked for again.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.asked.max(self.began).is_none_or(|asked| now >= asked + MIN_INTERVAL)
+    }
+
+    /// Whether nothing was found out for so long, although it may have been asked for.
+    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
         self.asked.is_none_or(|asked| now >= asked + MIN_INTERVAL)
+    }
+
+    /// It is being asked for.
+    pub(crate) fn begins(&mut self, now: Instant) {
+        self.began = Some(now);
     }
 
     /// It was asked for because nothing was remembered, or for too long.
     pub(crate) fn asked(&mut self, now: Instant) {
+        self.first.get_or_insert(now);
         self.asked = Some(now);
     }
 
     /// It was asked for because it could not be used.
     pub(crate) fn asked_again(&mut self, now: Instant) {
-        self.asked = Some(now);
+        self.asked(now);
+        self.again = Some(now);
+    }
+
+    /// What is known was not asked for, and is used anew.
+    pub(crate) fn doubted(&mut self, now: Instant) {
         self.again = Some(now);
     }
 }
@@ -81,5 +105,13 @@ mod tests {
         assert_eq!(known.next(at(1050), at(1110)), Next::Use);
         assert_eq!(known.next(at(1110), at(1120)), Next::Wait(at(2100)));
         assert_eq!(known.next(at(1200), at(2100)), Next::Ask);
+        known.begins(at(2100));
+        assert!(!known.is_due(at(2200)));
+        assert_eq!(known.next(at(1200), at(2200)), Next::Ask, "whoever asked may have gone");
+        known.asked(at(9000));
+        assert_eq!(known.next(at(8900), at(9100)), Next::Doubt, "the file was due");
+        known.doubted(at(9100));
+        assert_eq!(known.next(at(8900), at(9200)), Next::Use);
+        assert_eq!(known.next(at(9150), at(9200)), Next::Wait(at(10_000)));
     }
 }

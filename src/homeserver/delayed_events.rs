@@ -172,7 +172,7 @@ impl Homeservers {
         match call(first).await {
             Answer::Is(outcome) => Answer::Is(outcome),
             Answer::UnknownPath => {
-                self.forget_versions(server).await;
+                self.doubt_versions(server, api).await;
                 call(second).await
             }
             // That it does not know the other path is no answer to the question.

@@ -378,7 +378,7 @@ impl OwnHomeserver {
         if !unknown || first == second {
             return Ok(reply);
         }
-        self.homeservers.forget_versions(&self.name).await;
+        self.homeservers.doubt_versions(&self.name, &api).await;
         at(second).await
     }
 }

@@ -32,6 +32,7 @@ mod real;
 mod recorded_webhooks;
 mod removal;
 mod routes;
+mod second_look;
 mod sfu_calls;
 mod sfu_get;
 mod sfu_moves;
