@@ -97,7 +97,7 @@ impl Memory {
             (_, None) => Known::Unknown,
             (_, Some(found)) if !doubted && now < entry.until => Known::Current(Ok(found)),
             // That DNS is away was found out a moment ago.
-            (Some(_), Some(found)) if now < due => Known::Current(Ok(found)),
+            (Some(_), Some(found)) if !entry.outdated && now < entry.until => Known::Current(Ok(found)),
             (_, Some(found)) => Known::Former(Former { found, doubted, due }),
         }
     }
@@ -202,7 +202,13 @@ mod tests {
         assert_eq!(former(&mut memory, Some(due), due), expected);
         memory.put("a", &failed(), due, due);
         assert_eq!(current(&mut memory, Some(soon), due), Some(at(2)), "DNS is away");
-        assert_eq!(current(&mut memory, Some(due + seconds(1) / 2), due + seconds(1) / 2), Some(at(2)));
+        let end = due + seconds(2);
+        memory.put("a", &failed(), due, end);
+        assert_eq!(
+            current(&mut memory, Some(due + seconds(1)), end),
+            Some(at(2)),
+            "it was, a moment ago"
+        );
     }
 
     #[test]

@@ -203,3 +203,27 @@ fn a_second_look_does_not_wait_long_for_dns() {
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert!(answer.took < Duration::from_secs(4), "{:?}", answer.took);
 }
+
+/// A homeserver that answers every question with a page, five hundred at a time.
+#[test]
+fn a_page_for_everybody_costs_two_questions_and_a_second() {
+    let far = Homeserver::start();
+    let stage = Stage::new(|setup| setup.env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &far.name));
+    reaches(&stage, &far.name, &far, "before");
+    far.answer_userinfo(Some(Reply::text(404, "text/html", "<h1>It works!</h1>")));
+    let calls: Vec<_> = (0..1500)
+        .map(|_| Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), &far.name, &secrets::token())))
+        .collect();
+    let (asked, began) = (far.asked(), Instant::now());
+    let answers = stage.service.flood(&calls, 500);
+    let (asked, took) = (far.asked() - asked, began.elapsed());
+    let slowest = answers.iter().map(|answer| answer.took).max().expect("answers");
+    eprintln!(
+        "{asked} questions about {} tokens in {took:?}, over {} connections; the slowest answer after {slowest:?}",
+        calls.len(),
+        far.http.connections().len()
+    );
+    assert!(answers.iter().all(|answer| answer.status == 401));
+    assert!(asked <= 2 * calls.len(), "{asked}");
+    assert!(slowest < Duration::from_secs(8), "{slowest:?}");
+}
