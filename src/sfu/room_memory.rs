@@ -12,8 +12,10 @@ const ROOMS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 const LONGEST: Duration = Duration::from_secs(10);
 /// Clocks and rounding.
 const EMPTY_MARGIN_MS: i64 = 2_000;
-/// `num_participants` lags by up to five seconds, both ways.
-const OCCUPIED_MARGIN_MS: i64 = 7_000;
+/// `num_participants` lags by up to five seconds, both ways; LiveKit counts whole seconds since the last one left, so a room
+/// may close one early; whoever has the token needs a second to come; and a busy machine is late in all of it (seen: with a
+/// margin of seven seconds, one token of 639 for a room of nine).
+const OCCUPIED_MARGIN_MS: i64 = 8_000;
 
 /// How long after the question was sent the room stands for certain. `answered_at` is the `Date` of the answer in
 /// seconds since 1970, on the SFU's clock like `creation_time_ms`.
@@ -155,8 +157,8 @@ mod tests {
     #[test]
     fn an_occupied_room_stands_for_its_departure_timeout() {
         assert_eq!(stands_for(&room(9_999_999, 3, 20, 300), Some(NOW)), LONGEST);
-        assert_eq!(stands_for(&room(0, 1, 8, 300), Some(NOW)).as_millis(), 1_000);
-        assert_eq!(stands_for(&room(0, 1, 7, 300), Some(NOW)), Duration::ZERO);
+        assert_eq!(stands_for(&room(0, 1, 9, 300), Some(NOW)).as_millis(), 1_000);
+        assert_eq!(stands_for(&room(0, 1, 8, 300), Some(NOW)), Duration::ZERO);
     }
 
     #[test]
