@@ -115,7 +115,7 @@ pub struct Federation {
     dialer: Arc<Dialer>,
     listed: Homeservers,
     also_listed: Vec<ServerName>,
-    homeservers: Arc<Table>,
+    homeservers: Table,
     verified: Mutex<Verified>,
     remember: Remember,
     refused: LogThrottle,

@@ -2,14 +2,13 @@
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
-use tokio::runtime::Handle;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::dial::{Attempt, Dialer};
 use super::discovery::{File, Found, discover};
@@ -27,9 +26,6 @@ use crate::server_name::ServerName;
 const KNOWN: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 /// The others. A flood of made-up names turns over this table and not the one above.
 const STRANGERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
-
-/// How long a stranger who is not asked about any more is remembered.
-const STRANGER_LIFE: Duration = Duration::from_secs(30);
 
 /// A remembered failure is not asked again more often than this, however many requests want it.
 const FAILURE_MIN_AGE: Duration = Duration::from_secs(1);
@@ -334,77 +330,46 @@ pub(super) struct Table {
 
 struct Entries {
     known: LruCache<ServerName, Arc<Homeserver>>,
-    /// With the second of their last use.
-    strangers: LruCache<ServerName, (Arc<Homeserver>, u64)>,
-    /// Somebody sees to it that strangers are forgotten.
-    swept: bool,
+    strangers: LruCache<ServerName, Arc<Homeserver>>,
 }
 
 impl Table {
-    pub(super) fn new() -> Arc<Self> {
-        let (mut known, mut strangers) = (LruCache::unbounded(), LruCache::unbounded());
-        known.resize(KNOWN);
-        strangers.resize(STRANGERS);
-        Arc::new(Self {
+    pub(super) fn new() -> Self {
+        let empty = |bound| {
+            let mut cache = LruCache::unbounded();
+            cache.resize(bound);
+            cache
+        };
+        Self {
             entries: Mutex::new(Entries {
-                known,
-                strangers,
-                swept: false,
+                known: empty(KNOWN),
+                strangers: empty(STRANGERS),
             }),
-        })
+        }
     }
 
     /// The entry of `name`, or what `make` makes. Who has become known is not displaced by strangers any more.
-    pub(super) fn get(self: &Arc<Self>, name: &ServerName, now: u64, make: impl FnOnce() -> Homeserver) -> Arc<Homeserver> {
+    pub(super) fn get(&self, name: &ServerName, now: u64, make: impl FnOnce() -> Homeserver) -> Arc<Homeserver> {
         let mut entries = self.lock();
         if let Some(found) = entries.known.get(name) {
             return found.clone();
         }
         let is_stranger = |homeserver: &Homeserver| homeserver.class(now) == Class::Stranger;
-        if let Some((found, used)) = entries.strangers.get_mut(name).filter(|(found, _)| is_stranger(found)) {
-            *used = now;
+        if let Some(found) = entries.strangers.get(name).filter(|found| is_stranger(found)) {
             return found.clone();
         }
-        let found = entries.strangers.pop(name).map_or_else(|| Arc::new(make()), |(found, _)| found);
-        if !is_stranger(&found) {
-            entries.known.put(name.clone(), found.clone());
-            return found;
-        }
-        entries.strangers.put(name.clone(), (found.clone(), now));
-        if !entries.swept
-            && let Ok(runtime) = Handle::try_current()
-        {
-            entries.swept = true;
-            runtime.spawn(sweep(Arc::downgrade(self)));
-        }
+        let found = entries.strangers.pop(name).unwrap_or_else(|| Arc::new(make()));
+        let table = if is_stranger(&found) {
+            &mut entries.strangers
+        } else {
+            &mut entries.known
+        };
+        table.put(name.clone(), found.clone());
         found
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Entries {
-    /// Whether there are strangers left.
-    fn forget_strangers(&mut self, now: u64) -> bool {
-        let is_old = |used: u64| used + STRANGER_LIFE.as_secs() <= now;
-        while self.strangers.peek_lru().is_some_and(|(_, (_, used))| is_old(*used)) {
-            self.strangers.pop_lru();
-        }
-        self.swept = !self.strangers.is_empty();
-        self.swept
-    }
-}
-
-/// After a flood of names, memory goes back.
-async fn sweep(table: Weak<Table>) {
-    loop {
-        sleep(STRANGER_LIFE / 4).await;
-        let Some(table) = table.upgrade() else { return };
-        if !table.lock().forget_strangers(unix_seconds()) {
-            return;
-        }
     }
 }
 
@@ -421,7 +386,7 @@ mod tests {
     use super::*;
     use crate::admission::Names;
 
-    fn get(table: &Arc<Table>, names: &Names, n: usize) -> Arc<Homeserver> {
+    fn get(table: &Table, names: &Names, n: usize) -> Arc<Homeserver> {
         let name = ServerName::parse(&format!("n{n}.example")).unwrap();
         table.get(&name, 1, || {
             Homeserver::new(name.clone(), Trust::Stranger, names.who(&name, Class::Stranger), 0)
@@ -439,13 +404,6 @@ mod tests {
         }
         assert!(Arc::ptr_eq(&home, &get(&table, &names, 0)));
         assert_eq!(table.lock().strangers.len(), STRANGERS.get());
-        assert!(
-            table.lock().forget_strangers(STRANGER_LIFE.as_secs()),
-            "they were used a moment ago"
-        );
-        assert!(!table.lock().forget_strangers(1 + STRANGER_LIFE.as_secs()));
-        assert!(table.lock().strangers.is_empty());
-        assert!(Arc::ptr_eq(&home, &get(&table, &names, 0)), "who is known stays");
     }
 
     #[test]
