@@ -12,7 +12,7 @@
 //!   `pool.rs` connections, and answers bounded as they come
 //! * whose turn it is to be asked, `admission` says
 //! * `follow.rs` files behind redirects; `client_api.rs` the way to a homeserver's client-server API
-//! * `homeservers.rs` what is remembered of each homeserver, bounded
+//! * `homeservers.rs` what is remembered of each homeserver, bounded; `rediscovery.rs` when that is asked for again
 //!
 //! Who is who on that homeserver is `openid.rs`.
 

@@ -19,7 +19,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use lru::LruCache;
-use serde_json::Value;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use url::Url;
@@ -33,6 +32,7 @@ use crate::hold::pause;
 use crate::log_throttle::LogThrottle;
 use crate::secret::Secret;
 use crate::server_name::ServerName;
+use crate::wire::errcode;
 use versions::Offers;
 
 const HOMESERVERS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
@@ -161,7 +161,7 @@ impl Homeservers {
     async fn api_for(&self, server: &ServerName, with_token: bool) -> Result<(Arc<ClientApi>, Offers), Failure> {
         let (api, offers) = self.api(server).await?;
         if with_token && !api.may_carry_secrets() {
-            self.rediscover(server).await;
+            self.may_be_corrected(server).await;
             return Err(Failure::NoClientApi("its address is http, over which the as_token is not sent"));
         }
         Ok((api, offers))
@@ -173,7 +173,7 @@ impl Homeservers {
             // What was true an hour ago will do meanwhile.
             if known.until.is_some_and(|until| now >= until) && known.rediscovery.is_due(now) {
                 known.rediscovery.asked(now);
-                tokio::spawn(rediscover(self.federation.clone(), server.clone(), entry.clone(), None));
+                self.rediscover(server, entry, None);
             }
             return Ok(api.clone());
         }
@@ -230,19 +230,24 @@ impl Homeservers {
             Next::Ask => known.rediscovery.asked_again(now),
         }
         api.doubt();
-        if !self.overrides.contains_key(server) {
-            tokio::spawn(rediscover(self.federation.clone(), server.clone(), entry.clone(), Some(now)));
-        }
+        self.rediscover(server, &entry, Some(now));
     }
 
     /// Nobody can use the address that the file gives: it may be corrected.
-    async fn rediscover(&self, server: &ServerName) {
+    async fn may_be_corrected(&self, server: &ServerName) {
         let entry = self.known(server);
         let mut known = entry.lock().await;
         let now = Instant::now();
-        if known.rediscovery.is_due(now) && !self.overrides.contains_key(server) {
+        if known.rediscovery.is_due(now) {
             known.rediscovery.asked(now);
-            tokio::spawn(rediscover(self.federation.clone(), server.clone(), entry.clone(), Some(now)));
+            self.rediscover(server, &entry, Some(now));
+        }
+    }
+
+    /// Asks the file in the background, unless the operator wrote the address down.
+    fn rediscover(&self, server: &ServerName, entry: &Arc<AsyncMutex<Known>>, since: Option<Instant>) {
+        if !self.overrides.contains_key(server) {
+            tokio::spawn(rediscover(self.federation.clone(), server.clone(), entry.clone(), since));
         }
     }
 
@@ -343,17 +348,6 @@ fn is_object(body: &[u8]) -> bool {
 /// Whether the body is an error of Matrix with this code.
 fn is_error(body: &[u8], code: &str) -> bool {
     errcode(body).is_some_and(|errcode| errcode == code)
-}
-
-/// The `errcode` of an error: what a proxy or a firewall says has none.
-fn errcode(body: &[u8]) -> Option<String> {
-    let Ok(Value::Object(mut error)) = serde_json::from_slice(body) else {
-        return None;
-    };
-    match error.remove("errcode")? {
-        Value::String(errcode) => Some(errcode),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => None,
-    }
 }
 
 /// Text as one segment of a path, whatever is in it.

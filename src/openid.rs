@@ -21,6 +21,7 @@ use crate::hold::{TOO_LATE, pause};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 use crate::single_flight::SingleFlight;
+use crate::wire::errcode;
 
 /// Longest user ID in bytes.
 const MAX_USER_ID: usize = 255;
@@ -294,12 +295,7 @@ fn judge(status: StatusCode, body: &[u8], homeserver: &Homeserver) -> Result<Ver
 
 /// Whether the homeserver itself says that it does not know the token, and not a page of something in front of it (decision O3).
 fn is_own_no(status: StatusCode, body: &[u8]) -> bool {
-    let Ok(Value::Object(error)) = serde_json::from_slice(body) else {
-        return false;
-    };
-    let Some(Value::String(errcode)) = error.get("errcode") else {
-        return false;
-    };
+    let Some(errcode) = errcode(body) else { return false };
     status == StatusCode::UNAUTHORIZED || matches!(errcode.as_str(), "M_UNKNOWN_TOKEN" | "M_MISSING_TOKEN")
 }
 

@@ -441,6 +441,17 @@ fn begins_with_port(device_id: &str) -> bool {
     (1..=5).contains(&port.len()) && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
+/// The `errcode` of an error: what a proxy or a firewall says has none.
+pub(crate) fn errcode(body: &[u8]) -> Option<String> {
+    let Ok(Value::Object(mut error)) = serde_json::from_slice(body) else {
+        return None;
+    };
+    match error.remove("errcode")? {
+        Value::String(errcode) => Some(errcode),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]

@@ -10,12 +10,13 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::versions::{Offers, Paths};
-use super::{Call, Homeservers, MAX_REPLY, errcode, segment};
+use super::{Call, Homeservers, MAX_REPLY, segment};
 use crate::delayed_leave::backoff::hint;
 use crate::delayed_leave::machine::Outcome;
 use crate::federation::{ClientApi, Reply};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
+use crate::wire::errcode;
 
 pub(super) const PATHS: Paths = Paths {
     stable: "/_matrix/client/v1/delayed_events/",

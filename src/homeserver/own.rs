@@ -18,12 +18,13 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::delayed_events::{self, Authority};
 use super::turns::QuestionLimiter;
 use super::versions::{Offer, Offers, Paths};
-use super::{Call, Homeservers, MAX_REPLY, errcode, is_error, segment};
+use super::{Call, Homeservers, MAX_REPLY, is_error, segment};
 use crate::delayed_leave::time::Delay;
 use crate::federation::{Failure, Reply};
 use crate::hold::pause;
 use crate::secret::Secret;
 use crate::server_name::ServerName;
+use crate::wire::errcode;
 
 const IS_JOINED: Paths = Paths {
     stable: "/_matrix/client/v3/rooms/",

@@ -5,14 +5,14 @@
 //! the name leads elsewhere, the kept connections are let go. Nobody waits for that: whoever tries again finds out.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use http::Uri;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
-use tokio::time::sleep;
 use url::Url;
 
+use super::lock;
 use super::refusal::SfuError;
 use crate::dns::{Dns, DnsError};
 use crate::tls::Tls;
@@ -124,14 +124,9 @@ impl Endpoint {
             && let Ok(look) = names.looking.clone().try_lock_owned()
         {
             tokio::spawn(async move {
-                // What the first look brings may be up to a second old.
-                for pause in [Duration::ZERO, Duration::from_secs(1)] {
-                    sleep(pause).await;
-                    // Where DNS does not answer, nothing has changed.
-                    let found = names.dns.addresses(&host, since).await;
-                    if found.is_ok_and(|found| names.leads_to(found)) || since.is_none() {
-                        break;
-                    }
+                // Where DNS does not answer, nothing has changed.
+                if let Ok(found) = names.dns.addresses(&host, since).await {
+                    names.leads_to(found);
                 }
                 drop(look);
             });
@@ -150,15 +145,14 @@ impl Names {
         Ok(sockets)
     }
 
-    /// Notes where the name leads; whether that is elsewhere than before.
-    fn leads_to(&self, mut found: Vec<IpAddr>) -> bool {
+    /// Notes where the name leads.
+    fn leads_to(&self, mut found: Vec<IpAddr>) {
         found.sort_unstable();
         let mut led = lock(&self.led);
         let before = std::mem::replace(&mut led.addresses, found);
         let moved = !before.is_empty() && before != led.addresses;
         led.moves += u64::from(moved);
         led.at = Some(Instant::now());
-        moved
     }
 }
 
@@ -167,8 +161,4 @@ impl reqwest::dns::Resolve for Names {
         let names = self.clone();
         Box::pin(async move { Ok(Box::new(names.find(name.as_str()).await?.into_iter()) as reqwest::dns::Addrs) })
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

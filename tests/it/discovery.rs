@@ -4,7 +4,6 @@
 //! certificate for another name is not taken.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use crate::support::client::{Answer, Call};
 use crate::support::dns::{Dns, Kind, Say};
 use crate::support::homeserver::{Homeserver, USERINFO, WELL_KNOWN};
 use crate::support::neighbour::{Greeting, Neighbour, Reply, Request};
-use crate::support::network::{Lost, in_own_network, own, with_low_ports};
+use crate::support::network::{Lost, in_own_network, own, replace_file, with_low_ports};
 use crate::support::service::{Service, Setup};
 use crate::support::sfu::Sfu;
 use crate::support::{Shared, bodies, runtime, unique, unique_loopback, unique_room, wait_until};
@@ -27,14 +26,14 @@ const UNAUTHORISED: &str = "The request could not be authorised.";
 pub(crate) struct Stage {
     pub(crate) service: Service,
     pub(crate) dns: Dns,
-    pub(crate) _sfu: Sfu,
+    pub(crate) sfu: Sfu,
 }
 
 impl Stage {
     pub(crate) fn new(change: impl FnOnce(Setup) -> Setup) -> Self {
         let (sfu, dns) = (Sfu::start(), Dns::start());
         let service = change(dns.serving(Setup::new(&sfu))).start();
-        Self { service, dns, _sfu: sfu }
+        Self { service, dns, sfu }
     }
 
     /// For all tests that need nothing special: their names differ.
@@ -712,22 +711,15 @@ fn a_name_server_without_ipv6_manners_is_no_obstacle() {
 fn the_settings_of_the_system_are_honoured() {
     in_own_network(|| {
         let at = [unique_loopback(), unique_loopback()];
-        for (file, text) in [
-            ("/etc/hosts", format!("{} in-hosts.example.org\n", at[0])),
-            ("/etc/resolv.conf", "nameserver 127.0.0.53\nsearch corp.example.org\n".to_owned()),
-        ] {
-            let ours = format!("{}/{}-{}", env!("CARGO_TARGET_TMPDIR"), file.replace('/', "-"), std::process::id());
-            std::fs::write(&ours, text).expect("a file");
-            let mounted = Command::new("mount").args(["--bind", &ours, file]).status().expect("mount");
-            assert!(mounted.success(), "{file} cannot be replaced");
-        }
+        replace_file("/etc/hosts", &format!("{} in-hosts.example.org\n", at[0]));
+        replace_file("/etc/resolv.conf", "nameserver 127.0.0.53\nsearch corp.example.org\n");
         let sfu = Sfu::start();
         let dns = Dns::at(SocketAddr::from(([127, 0, 0, 53], 53)));
         dns.address("short.corp.example.org", &[v4(at[1])]);
         let stage = Stage {
             service: Setup::new(&sfu).start(),
             dns,
-            _sfu: sfu,
+            sfu,
         };
         let far = listener(at[0], 8448, "in-hosts.example.org");
         stage.reaches("in-hosts.example.org", &far, "in-hosts.example.org", Some("in-hosts.example.org"));

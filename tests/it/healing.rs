@@ -14,7 +14,7 @@ use crate::support::dns::{Dns, Kind, Say};
 use crate::support::hashes::{self, SLOT};
 use crate::support::homeserver::{Homeserver, WELL_KNOWN};
 use crate::support::neighbour::{Greeting, Reply};
-use crate::support::network::{in_own_network, with_low_ports};
+use crate::support::network::{in_own_network, replace_file, with_low_ports};
 use crate::support::service::Setup;
 use crate::support::sfu::Sfu;
 use crate::support::{bodies, secrets, unique, unique_loopback, unique_room, wait_until, webhook};
@@ -57,14 +57,15 @@ impl Left {
     }
 }
 
-/// A user of `server` gets a token, as `far` vouches for it.
+/// A user of `server` gets a token, as `far` vouches for it; how long that took.
 #[track_caller]
-fn reaches(stage: &Stage, server: &str, far: &Homeserver, what: &str) {
+pub(crate) fn reaches(stage: &Stage, server: &str, far: &Homeserver, what: &str) -> Duration {
     let token = far.token_of(&format!("@alice:{server}"));
     let answer = stage.ask(server, &token);
     assert_eq!(answer.status, 200, "{what}: {server}: {}", answer.text());
     assert!(far.asked_about(&token) > 0, "{what}: {server}");
     eprintln!("{what}: {server}: {:?}", answer.took);
+    answer.took
 }
 
 /// With a TTL of 600: the port stands in the server name, in the well-known file, in an SRV record, or is 8448.
@@ -289,15 +290,8 @@ fn while_dns_is_away_the_last_addresses_go_on() {
 #[test]
 fn a_line_added_to_etc_hosts_counts_at_the_next_request() {
     in_own_network(|| {
-        let replace = |file: &str, text: &str| {
-            let ours = format!("{}/{}-{}", env!("CARGO_TARGET_TMPDIR"), file.replace('/', "-"), std::process::id());
-            std::fs::write(&ours, text).expect("a file");
-            let mounted = Command::new("mount").args(["--bind", &ours, file]).status().expect("mount");
-            assert!(mounted.success(), "{file} cannot be replaced");
-            ours
-        };
-        let hosts = replace("/etc/hosts", "127.0.0.1 localhost\n");
-        let resolv = replace("/etc/resolv.conf", "nameserver 127.0.0.53\n");
+        let hosts = replace_file("/etc/hosts", "127.0.0.1 localhost\n");
+        let resolv = replace_file("/etc/resolv.conf", "nameserver 127.0.0.53\n");
         let sfu = Sfu::start();
         let dns = Dns::at(SocketAddr::from(([127, 0, 0, 53], 53)));
         let names = [unique_name("added"), unique_name("moved")];
@@ -305,7 +299,7 @@ fn a_line_added_to_etc_hosts_counts_at_the_next_request() {
         let stage = Stage {
             service: Setup::new(&sfu).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &all).start(),
             dns,
-            _sfu: sfu,
+            sfu,
         };
         let [at, old, new] = [unique_loopback(), unique_loopback(), unique_loopback()];
         let former = listener(old, 8448, &names[1]);
@@ -399,8 +393,8 @@ fn a_client_server_api_that_moves_is_found_in_time() {
             let answer = stage.service.post("/delegate_delayed_leave", &body);
             assert_eq!(answer.status, 200, "{}", answer.text());
             let identity = hashes::identity(&home.user("alice"), "DEVICE", "member1");
-            let session = stage._sfu.join(&hashes::alias(&room, SLOT), &identity);
-            webhook::tell(&stage.service, &stage._sfu, &webhook::joined(&session));
+            let session = stage.sfu.join(&hashes::alias(&room, SLOT), &identity);
+            webhook::tell(&stage.service, &stage.sfu, &webhook::joined(&session));
             wait_until("a restart", Duration::from_secs(10), || former.count("restart", &delay_id) > 0);
 
             let now = if by_file {
@@ -447,8 +441,8 @@ fn nobody_is_reported_gone_while_dns_is_away() {
         let body = bodies::delegate_of(&home, user, &room, delay_id, 6000);
         assert_eq!(stage.service.post("/delegate_delayed_leave", &body).status, 200);
         let identity = hashes::identity(&home.user(user), "DEVICE", "member1");
-        let session = stage._sfu.join(&hashes::alias(&room, SLOT), &identity);
-        webhook::tell(&stage.service, &stage._sfu, &webhook::joined(&session));
+        let session = stage.sfu.join(&hashes::alias(&room, SLOT), &identity);
+        webhook::tell(&stage.service, &stage.sfu, &webhook::joined(&session));
     }
     let restarted = |least: usize| users.iter().all(|(_, delay_id)| api.count("restart", delay_id) >= least);
     wait_until("everybody's first restart", Duration::from_secs(10), || restarted(1));

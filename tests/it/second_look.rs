@@ -2,30 +2,21 @@
 //! not need it.
 
 use std::net::SocketAddr;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::discovery::{Stage, delegation, listener, unique_name, v4, web};
+use crate::healing::reaches;
 use crate::support::client::Call;
 use crate::support::client_api::ClientApi;
 use crate::support::dns::{Dns, Kind, Say};
 use crate::support::homeserver::Homeserver;
 use crate::support::neighbour::{Greeting, Reply};
-use crate::support::network::{in_own_network, with_low_ports};
+use crate::support::network::{in_own_network, replace_file, with_low_ports};
 use crate::support::service::Setup;
 use crate::support::sfu::Sfu;
 use crate::support::{bodies, secrets, unique, unique_loopback, unique_room, wait_until};
-
-#[track_caller]
-fn reaches(stage: &Stage, server: &str, far: &Homeserver, what: &str) -> Duration {
-    let token = far.token_of(&format!("@alice:{server}"));
-    let answer = stage.ask(server, &token);
-    assert_eq!(answer.status, 200, "{what}: {server}: {}", answer.text());
-    eprintln!("{what}: {server}: {:?}", answer.took);
-    answer.took
-}
 
 /// The request that finds the file due has not looked at DNS for it: it does so before it is refused.
 #[test]
@@ -69,13 +60,7 @@ fn a_verified_homeserver_with_two_addresses_is_waited_for() {
 #[test]
 fn a_new_resolv_conf_is_no_reason_to_forget_addresses() {
     in_own_network(|| {
-        let resolv = format!("{}/resolv-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
-        std::fs::write(&resolv, "nameserver 127.0.0.53\n").expect("a file");
-        let mounted = Command::new("mount")
-            .args(["--bind", &resolv, "/etc/resolv.conf"])
-            .status()
-            .expect("mount");
-        assert!(mounted.success());
+        let resolv = replace_file("/etc/resolv.conf", "nameserver 127.0.0.53\n");
         let sfu = Sfu::start();
         let dns = Dns::at(SocketAddr::from(([127, 0, 0, 53], 53)));
         let name = unique_name("kept");
@@ -83,7 +68,7 @@ fn a_new_resolv_conf_is_no_reason_to_forget_addresses() {
         let stage = Stage {
             service: Setup::new(&sfu).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &server).start(),
             dns,
-            _sfu: sfu,
+            sfu,
         };
         let far = listener(unique_loopback(), 8448, &name);
         stage.dns.address(&name, &[far.http.address().ip()]);

@@ -19,7 +19,7 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Mutex, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::{Change, Entry, Portion, StoreError, Table};
@@ -224,13 +224,7 @@ impl Redis {
     fn failed(&self, error: RedisError) -> StoreError {
         if let RedisAddress::Tcp { host, .. } = &self.address {
             let (dns, host) = (self.dns.clone(), host.clone());
-            tokio::spawn(async move {
-                let since = Some(Instant::now());
-                let _ = dns.addresses(&host, since).await;
-                // What the first look brings may be up to a second old.
-                sleep(Duration::from_secs(1)).await;
-                let _ = dns.addresses(&host, since).await;
-            });
+            tokio::spawn(async move { dns.addresses(&host, Some(Instant::now())).await });
         }
         StoreError::Redis(self.address.to_string().into(), error)
     }

@@ -1,10 +1,7 @@
 //! What a real SFU answers when something is wrong with it, and what the operator is told.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-
-use tokio::net::{TcpListener, TcpStream};
 
 use super::Neighbours;
 use crate::support::client::Call;
@@ -16,7 +13,8 @@ use crate::support::livekit::{Client, Livekit};
 use crate::support::neighbour::{Greeting, Neighbour, Reply};
 use crate::support::process::{real_neighbours, say};
 use crate::support::service::Setup;
-use crate::support::{bodies, runtime, secrets, unique_loopback, unique_room, wait_until};
+use crate::support::tunnel::Tunnel;
+use crate::support::{bodies, secrets, unique_loopback, unique_room, wait_until};
 
 const NO_ROOM: &str = "Unable to create room on SFU";
 
@@ -148,8 +146,8 @@ fn leaves_follow_an_sfu_that_is_made_anew_elsewhere() {
     old.start();
     dns.ttl(600);
     dns.address(NAME, &[old.address().ip()]);
-    let front = Front::before(old.address());
-    let setup = old.setup(&[&home.name]).env("LIVEKIT_URL", &format!("ws://{}", front.address));
+    let front = Tunnel::start((unique_loopback(), 0).into(), old.address());
+    let setup = old.setup(&[&home.name]).env("LIVEKIT_URL", &format!("ws://{}", front.address()));
     let service = dns
         .serving(setup)
         .env("LIVEKIT_API_URL", &format!("http://{NAME}:{}", old.address().port()))
@@ -198,33 +196,4 @@ fn leaves_follow_an_sfu_that_is_made_anew_elsewhere() {
     });
     drop(client);
     wait_until("the leave", Duration::from_secs(60), || api.count("send", delay_id) == 1);
-}
-
-/// Where clients reach an SFU that moves.
-struct Front {
-    address: SocketAddr,
-    leads_to: Arc<Mutex<SocketAddr>>,
-}
-
-impl Front {
-    fn before(livekit: SocketAddr) -> Self {
-        let listener = runtime().block_on(TcpListener::bind((unique_loopback(), 0))).expect("a port");
-        let address = listener.local_addr().expect("address");
-        let leads_to = Arc::new(Mutex::new(livekit));
-        let way = leads_to.clone();
-        runtime().spawn(async move {
-            while let Ok((mut inner, _)) = listener.accept().await {
-                let to = *way.lock().unwrap();
-                tokio::spawn(async move {
-                    let mut outer = TcpStream::connect(to).await?;
-                    tokio::io::copy_bidirectional(&mut inner, &mut outer).await
-                });
-            }
-        });
-        Self { address, leads_to }
-    }
-
-    fn leads_to(&self, livekit: SocketAddr) {
-        *self.leads_to.lock().unwrap() = livekit;
-    }
 }

@@ -71,6 +71,17 @@ fn enter(options: &[&str]) -> Command {
     command
 }
 
+/// Puts a file of ours in the place of one of the system's, in an own network. Where it is: what is written there counts.
+#[track_caller]
+pub(crate) fn replace_file(file: &str, text: &str) -> String {
+    assert!(std::env::var_os(INSIDE).is_some(), "not in an own network");
+    let ours = format!("{}/{}-{}", env!("CARGO_TARGET_TMPDIR"), file.replace('/', "-"), std::process::id());
+    std::fs::write(&ours, text).expect("a file");
+    let mounted = Command::new("mount").args(["--bind", &ours, file]).status().expect("mount");
+    assert!(mounted.success(), "{file} cannot be replaced");
+    ours
+}
+
 /// Makes `address` one of ours in an own network. (An IPv4 address is without it, an IPv6 address can only be dialled.)
 pub(crate) fn own(address: IpAddr) {
     assert!(std::env::var_os(INSIDE).is_some(), "not in an own network");
