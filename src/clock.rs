@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-use crate::delayed_leave::time::{Time, WallClock};
+use crate::time::{Time, WallClock};
 
 /// Whole seconds of the time of day since 1970.
 #[must_use]

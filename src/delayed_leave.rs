@@ -9,25 +9,15 @@
 //! jobs.rs      all jobs, pure: route, replace, restore, bound; one timer queue
 //! rooms.rs     what is known of each room on the SFU, pure
 //! watch.rs     whether the SFU answers, pure
-//! pace.rs      whose call to a homeserver is next, pure
-//! backoff.rs   when to try again, pure and seeded
-//! time.rs      moments and delays, pure
-//! text.rs      short strings in place, pure
+//! scheduler.rs whose call to a homeserver is next, pure
 //! driver.rs    the only clock: makes the calls and feeds back what they brought
-//! record.rs    a job as it is stored, pure
-//! store.rs     memory, Redis or a file, behind one ordered queue
 //! ```
 
-pub mod backoff;
 mod driver;
 pub mod jobs;
 pub mod machine;
-pub mod pace;
-pub mod record;
 pub mod rooms;
-pub mod store;
-mod text;
-pub mod time;
+pub mod scheduler;
 pub mod watch;
 
 use std::sync::Arc;
@@ -41,9 +31,9 @@ pub use jobs::Refusal;
 use crate::identity::Seat;
 use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Verified, Webhook};
+use crate::store::Restored;
+use crate::time::Delay;
 use driver::Driver;
-use store::Restored;
-use time::Delay;
 
 /// How long the answer to a delegation waits for its record to be written (decision L10).
 const WRITTEN_WITHIN: Duration = Duration::from_secs(3);

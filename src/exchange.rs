@@ -11,14 +11,16 @@ use tokio::time::Instant;
 
 use crate::access::{Access, Policy};
 use crate::admission::Client;
-use crate::delayed_leave::{self, Delegation, Leaves};
+use crate::delayed_leave;
+use crate::delayed_leave::Delegation;
+use crate::delayed_leave::Leaves;
 use crate::federation::Failure;
 use crate::hold::HOLD;
 use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Whose};
 use crate::identity::Seat;
+use crate::kick::{Issued, Removals};
 use crate::members::Members;
 use crate::openid::{OpenId, Unverified, VerifiedUser};
-use crate::removal::{Issued, Removals};
 use crate::server_name::ServerName;
 use crate::sfu::{Sfu, SfuError};
 use crate::token::{MintError, Minter};

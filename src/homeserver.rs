@@ -23,7 +23,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use url::Url;
 
-pub use delayed_events::{Authority, Management};
+pub use delayed_events::Authority;
 pub use own::{JoinedMembers, OwnError, OwnHomeserver, Relayed, Scheduled, Whose};
 
 use crate::admission::Class;

@@ -40,7 +40,10 @@
 //!                         the C-S API: base URL, delayed events; our own homeserver, with the as_token
 //! registration.rs         generate-registration
 //! delayed_leave.rs        front door: what delegation is, the handle; below it the pure core, the driver, the stores
-//! removal.rs + removal/   who left the Matrix room leaves the call: the handle; below it the pure core, the driver
+//! kick.rs + kick/         who left the Matrix room leaves the call: the handle; below it the pure core, the driver
+//! store.rs + store/       jobs, tokens and verified homeservers in Redis, in a file or nowhere: records, one ordered queue
+//! time.rs backoff.rs text.rs livekit.rs delayed_event.rs
+//!                         moments, pauses, short strings; LiveKit's and MSC4140's words
 //! clock.rs dns.rs tls.rs hold.rs log_throttle.rs single_flight.rs
 //!                         time, names, certificates, patience, how often something is logged, shared calls
 //! ```
@@ -49,22 +52,24 @@
 //!
 //! ```text
 //! delivery   main -> server -> http/* ; config and telemetry are used by main and server only
-//! use cases  app_service ; exchange ; members ; delayed_leave (front door, driver) ; removal (front door, driver)
-//! adapters   openid ; sfu ; homeserver ; delayed_leave::store ; federation
+//! use cases  app_service ; exchange ; members ; delayed_leave (front door, driver) ; kick (front door, driver)
+//! adapters   openid ; sfu ; homeserver ; store ; federation
 //!            (openid and homeserver use federation; dns, tls and hold serve all)
 //! pure       admission (all of it) ; wire ; access ; identity ; token ; server_name ; secret ; federation::guard ; sfu::{room_memory, refusal, webhook} ;
-//!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, text, record} ; removal::{watch, name, record}
+//!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, text, record} ; kick::{watch, name, record}
 //! ```
 #![forbid(unsafe_code)]
 
 pub mod access;
 pub mod admission;
 pub mod app_service;
+pub mod backoff;
 pub mod bind;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod connections;
+pub mod delayed_event;
 pub mod delayed_leave;
 pub mod dns;
 pub mod exchange;
@@ -74,18 +79,22 @@ pub mod hold;
 pub mod homeserver;
 pub mod http;
 pub mod identity;
+pub mod kick;
 pub mod limits;
+pub mod livekit;
 pub mod log_throttle;
 pub mod members;
 pub mod openid;
 pub mod registration;
-pub mod removal;
 pub mod secret;
 pub mod server;
 pub mod server_name;
 pub mod sfu;
 pub mod single_flight;
+pub mod store;
 pub mod telemetry;
+mod text;
+pub mod time;
 pub mod tls;
 pub mod token;
 pub mod wire;

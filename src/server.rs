@@ -26,19 +26,21 @@ use crate::app_service::AppService;
 use crate::clock::unix_seconds;
 use crate::config::Config;
 use crate::connections::{Connection, Connections, Counted, MAX_HEAD, Opened, first_head};
-use crate::delayed_leave::store::{Queue, Restored, Store, StoreError, VerifiedHomeservers};
-use crate::delayed_leave::{self, Leaves, jobs};
+use crate::delayed_leave;
+use crate::delayed_leave::Leaves;
+use crate::delayed_leave::jobs;
 use crate::dns::Dns;
 use crate::exchange::Exchange;
 use crate::federation::{Federation, Guard, Settings};
 use crate::homeserver::{Homeservers, OwnHomeserver};
 use crate::http::{App, Appservice, Edge, in_our_form};
+use crate::kick::{self, Removals};
 use crate::limits::{Limits, Resources};
 use crate::log_throttle::LogThrottle;
 use crate::members::Members;
 use crate::openid::OpenId;
-use crate::removal::{self, Removals};
 use crate::sfu::Sfu;
+use crate::store::{Queue, Restored, Store, StoreError, VerifiedHomeservers, token};
 use crate::tls::Tls;
 use crate::token::{MintError, Minter};
 
@@ -172,8 +174,8 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
     let members = own.clone().map(|own| Arc::new(Members::new(own)));
     let own_and_interval = own.clone().zip(config.membership.check_interval);
     let removals = own_and_interval.map(|(own, interval)| {
-        let (tokens, restored) = removal::record::Queue::start(&store);
-        let removals = Removals::new(removal::Settings {
+        let (tokens, restored) = token::Queue::start(&store);
+        let removals = Removals::new(kick::Settings {
             own,
             sfu: sfu.clone(),
             store: tokens,

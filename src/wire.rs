@@ -10,9 +10,9 @@ use std::borrow::Cow;
 use serde::{Deserialize as _, Serialize};
 use serde_json::{Map, Value};
 
-use crate::delayed_leave::time::Delay;
 use crate::identity::{self, ROOM_SLOT, Seat};
 use crate::secret::Secret;
+use crate::time::Delay;
 
 pub use homeserver::{
     ClientDelegationRequest, ClientTokenRequest, FederationTokenRequest, HomeserverSeat, LegacyMember, RelayedMember, RelayedTokenRequest,

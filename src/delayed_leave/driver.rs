@@ -13,16 +13,16 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::Delegation;
 use super::jobs::{self, Answered, Call, Config, Delegated, Fact, JobId, Jobs, Looked, Output, Outputs, Record, Refusal, Row, WebhookKind};
 use super::machine::{LeaveReason, Outcome};
-use super::record::{self, Origin, StoredJob, Watch};
 use super::rooms::RoomRow;
-use super::store::{Queue, Restored, RestoredJob, Written};
-use super::time::{Delay, Time, WallClock, event_time};
 use crate::clock::Clock;
-use crate::homeserver::{Homeservers, Management, OwnHomeserver};
+use crate::homeserver::{Homeservers, OwnHomeserver};
 use crate::log_throttle::LogThrottle;
 use crate::server_name::ServerName;
 use crate::sfu::webhook::{Kind, Verified, Webhook};
 use crate::sfu::{Probe, Sfu, SfuError};
+use crate::store::record::{self, Origin, StoredJob, Watch};
+use crate::store::{Queue, Restored, RestoredJob, Written};
+use crate::time::{Delay, Time, WallClock, event_time};
 
 /// How long jobs may take to be restored before webhooks and delegations are taken all the same (decision L11).
 const RESTORING: Duration = Duration::from_secs(5);
@@ -487,7 +487,7 @@ impl Driver {
         self.feed(Fact::LookedUp { job, asked, answer });
     }
 
-    fn call(self: &Arc<Self>, jobs: &Jobs, job: JobId, homeserver: super::pace::HomeserverId, call: Call) {
+    fn call(self: &Arc<Self>, jobs: &Jobs, job: JobId, homeserver: super::scheduler::HomeserverId, call: Call) {
         let found = jobs.get(job).map(|found| {
             let user = found.is_as_user().then(|| found.user().to_owned());
             (found.delay_id().to_owned(), user)
@@ -495,18 +495,13 @@ impl Driver {
         let name = jobs.homeserver_name(homeserver).and_then(|name| ServerName::parse(name).ok());
         let driver = self.clone();
         tokio::spawn(async move {
-            let what = match call {
-                Call::Restart => Management::Restart,
-                Call::Send => Management::Send,
-                Call::Cancel => Management::Cancel,
-            };
             let outcome = match (name, found) {
                 (Some(server), Some((delay_id, user))) => {
                     let own = driver.own.as_ref();
                     let authority = user.as_deref().and_then(|user| own?.authority(&server, user));
-                    let managed = driver.homeservers.manage(&server, &delay_id, what, authority, HOMESERVER_CALL);
+                    let managed = driver.homeservers.manage(&server, &delay_id, call, authority, HOMESERVER_CALL);
                     let outcome = managed.await;
-                    tracing::debug!(server = server.as_str(), ?what, ?outcome, "delayed event managed");
+                    tracing::debug!(server = server.as_str(), what = ?call, ?outcome, "delayed event managed");
                     outcome
                 }
                 // A record that names no server: nobody can be called.

@@ -2,14 +2,17 @@
 //!
 //! It makes no call and reads no clock; what a job does with a fact is `machine`'s.
 
-use crate::delayed_leave::{
-    backoff::{self, Jitter},
-    machine::{Action, Input, Machine, Reason, Session, State},
-    pace::{HomeserverId, Pace},
-    rooms::{PORTION, RoomId, Rooms},
-    time::Time,
-    watch::{Wanted, Watch},
-};
+use crate::backoff::{self, Jitter};
+
+use crate::delayed_leave::machine::{Action, Input, Machine, Reason, Session, State};
+
+use crate::delayed_leave::scheduler::{HomeserverId, Pace};
+
+use crate::delayed_leave::rooms::{PORTION, RoomId, Rooms};
+
+use crate::time::Time;
+
+use crate::delayed_leave::watch::{Wanted, Watch};
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
@@ -22,7 +25,9 @@ mod api;
 mod facts;
 mod table;
 
-pub use api::{Answered, Call, Config, Delegated, Delegation, Fact, Looked, Output, Outputs, Record, Refusal, Row, Webhook, WebhookKind};
+pub use crate::delayed_event::DelayedEventAction as Call;
+pub use crate::livekit::Answered;
+pub use api::{Config, Delegated, Delegation, Fact, Looked, Output, Outputs, Record, Refusal, Row, Webhook, WebhookKind};
 pub use table::{Job, JobId};
 use table::{Names, Table};
 

@@ -22,10 +22,9 @@
 //!
 //! Restarts go on in all states but the last two. Replaced by another delegation, a job leaves by cancelling its event.
 
-use crate::delayed_leave::{
-    backoff::{Jitter, LEAST_PAUSE},
-    time::{Delay, Time},
-};
+use crate::backoff::{Jitter, LEAST_PAUSE};
+
+use crate::time::{Delay, Time};
 use std::time::Duration;
 
 #[cfg(test)]
@@ -37,7 +36,8 @@ mod session;
 mod sfu;
 mod state;
 
-pub use inputs::{Action, Answer, Event, Input, LeaveReason, Outcome, Participant, Sfu, Verdict};
+pub use crate::delayed_event::Outcome;
+pub use inputs::{Action, Answer, Event, Input, LeaveReason, Participant, Sfu, Verdict};
 pub use session::Session;
 pub use state::{Cause, Doubt, Errand, Reason, State, Step, Wish};
 

@@ -3,12 +3,13 @@
 //!
 //! It knows jobs only as members to be counted, and makes no call.
 
-use crate::delayed_leave::{
-    backoff::{Jitter, Schedule},
-    machine::Verdict,
-    time::Time,
-    watch::SOON,
-};
+use crate::backoff::{Jitter, Schedule};
+
+use crate::delayed_leave::machine::Verdict;
+
+use crate::time::Time;
+
+use crate::delayed_leave::watch::SOON;
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The count of participants lags, and so may we: within `departure_timeout` less this of a sighting a room cannot have ended (L13).

@@ -2,7 +2,10 @@
 //!
 //! It knows no room. What the answers say about rooms is for `rooms`.
 
-use crate::delayed_leave::{machine::Sfu, time::Time};
+use crate::delayed_leave::machine::Sfu;
+use crate::livekit::Reach;
+
+use crate::time::Time;
 
 const CALM: u64 = 1_000;
 const HUNT: u64 = 100;
@@ -26,17 +29,6 @@ pub enum Wanted {
     Warn(u64),
     /// Tell all jobs.
     Tell(Sfu),
-}
-
-/// How a call to the SFU ended, as far as the SFU as a whole is concerned.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reach {
-    /// Any HTTP answer but 502 to 504.
-    Answered,
-    /// Nothing within the time that was given.
-    TimedOut,
-    /// Refused, reset, closed, or 502 to 504 from a proxy.
-    Unreachable,
 }
 
 /// The watch.

@@ -11,8 +11,8 @@ use tokio::time::timeout;
 
 use super::versions::{Offers, Paths};
 use super::{Call, Homeservers, MAX_REPLY, segment};
-use crate::delayed_leave::backoff::hint;
-use crate::delayed_leave::machine::Outcome;
+use crate::backoff::hint;
+use crate::delayed_event::{DelayedEventAction, Outcome};
 use crate::federation::{ClientApi, Reply};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
@@ -22,27 +22,6 @@ pub(super) const PATHS: Paths = Paths {
     stable: "/_matrix/client/v1/delayed_events/",
     unstable: "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/",
 };
-
-/// What to do with a delayed event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Management {
-    /// Let its delay run anew.
-    Restart,
-    /// Send it now.
-    Send,
-    /// Never send it.
-    Cancel,
-}
-
-impl Management {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Restart => "restart",
-            Self::Send => "send",
-            Self::Cancel => "cancel",
-        }
-    }
-}
 
 /// In whose name a call is made. Only [`super::OwnHomeserver::authority`] gives it, and only for its own users.
 pub struct Authority<'a> {
@@ -70,7 +49,7 @@ impl Homeservers {
         &self,
         server: &ServerName,
         delay_id: &str,
-        what: Management,
+        what: DelayedEventAction,
         authority: Option<Authority<'_>>,
         within: Duration,
     ) -> Outcome {
@@ -85,7 +64,7 @@ impl Homeservers {
         })
     }
 
-    async fn attempt(&self, server: &ServerName, delay_id: &str, what: Management, authority: Option<Authority<'_>>) -> Outcome {
+    async fn attempt(&self, server: &ServerName, delay_id: &str, what: DelayedEventAction, authority: Option<Authority<'_>>) -> Outcome {
         let (api, offers) = match self.api(server).await {
             Ok(found) => found,
             Err(failure) => {
@@ -146,7 +125,7 @@ impl Homeservers {
         api: &Arc<ClientApi>,
         offers: Offers,
         delay_id: &str,
-        what: Management,
+        what: DelayedEventAction,
         authority: Option<&Authority<'_>>,
     ) -> Answer {
         // Without a token the unstable path is preferred while it is offered: the stable one wants authentication.
@@ -225,7 +204,7 @@ fn retry_after(headers: &HeaderMap, body: &[u8], now: SystemTime) -> Option<Dura
 }
 
 /// What follows the path of all delayed events.
-fn tail(delay_id: &str, what: Management, authority: Option<&Authority<'_>>) -> String {
+fn tail(delay_id: &str, what: DelayedEventAction, authority: Option<&Authority<'_>>) -> String {
     let query = authority.map_or_else(String::new, |authority| format!("?user_id={}", segment(authority.user())));
     format!("{}/{}{query}", segment(delay_id), what.word())
 }
@@ -326,10 +305,13 @@ mod tests {
             ("%2e%2e", "%252e%252e/send"),
             ("é", "%C3%A9/send"),
         ] {
-            assert_eq!(tail(id, Management::Send, None), expected);
+            assert_eq!(tail(id, DelayedEventAction::Send, None), expected);
         }
         let as_token = Secret::new("t");
         let authority = Authority::new(&as_token, "@a+b:x");
-        assert_eq!(tail("i", Management::Restart, Some(&authority)), "i/restart?user_id=%40a%2Bb%3Ax");
+        assert_eq!(
+            tail("i", DelayedEventAction::Restart, Some(&authority)),
+            "i/restart?user_id=%40a%2Bb%3Ax"
+        );
     }
 }

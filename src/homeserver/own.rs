@@ -19,11 +19,11 @@ use super::delayed_events::{self, Authority};
 use super::turns::QuestionLimiter;
 use super::versions::{Offer, Offers, Paths};
 use super::{Call, Homeservers, MAX_REPLY, is_error, segment};
-use crate::delayed_leave::time::Delay;
 use crate::federation::{Failure, Reply};
 use crate::hold::pause;
 use crate::secret::Secret;
 use crate::server_name::ServerName;
+use crate::time::Delay;
 use crate::wire::errcode;
 
 const IS_JOINED: Paths = Paths {

@@ -23,8 +23,8 @@ use tokio::time::{sleep, timeout};
 use tower::{ServiceExt as _, service_fn};
 
 use super::endpoint::Endpoint;
-use crate::delayed_leave::watch::Reach;
 use crate::dns::DnsError;
+use crate::livekit::Reach;
 
 /// How often a closed port is tried within one question, and the pause between: less than 100 ms in all, as the next
 /// question comes then.

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use crate::livekit::DisconnectReason;
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -278,31 +279,6 @@ pub enum State {
     Unknown,
 }
 
-/// Why a participant left, by LiveKit's names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "LiveKit's names")]
-pub enum DisconnectReason {
-    ClientInitiated,
-    DuplicateIdentity,
-    ServerShutdown,
-    ParticipantRemoved,
-    RoomDeleted,
-    StateMismatch,
-    JoinFailure,
-    Migration,
-    SignalClose,
-    RoomClosed,
-    UserUnavailable,
-    UserRejected,
-    SipTrunkFailure,
-    ConnectionTimeout,
-    MediaFailure,
-    AgentError,
-    /// `UNKNOWN_REASON`, absent, or not known here.
-    #[default]
-    Unknown,
-}
-
 /// A verified body that is no JSON object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the webhook's body is no JSON object")]
@@ -382,31 +358,6 @@ impl From<proto::participant_info::State> for State {
             Theirs::Joined => Self::Joined,
             Theirs::Active => Self::Active,
             Theirs::Disconnected => Self::Disconnected,
-        }
-    }
-}
-
-impl From<proto::DisconnectReason> for DisconnectReason {
-    fn from(reason: proto::DisconnectReason) -> Self {
-        use proto::DisconnectReason as Theirs;
-        match reason {
-            Theirs::UnknownReason => Self::Unknown,
-            Theirs::ClientInitiated => Self::ClientInitiated,
-            Theirs::DuplicateIdentity => Self::DuplicateIdentity,
-            Theirs::ServerShutdown => Self::ServerShutdown,
-            Theirs::ParticipantRemoved => Self::ParticipantRemoved,
-            Theirs::RoomDeleted => Self::RoomDeleted,
-            Theirs::StateMismatch => Self::StateMismatch,
-            Theirs::JoinFailure => Self::JoinFailure,
-            Theirs::Migration => Self::Migration,
-            Theirs::SignalClose => Self::SignalClose,
-            Theirs::RoomClosed => Self::RoomClosed,
-            Theirs::UserUnavailable => Self::UserUnavailable,
-            Theirs::UserRejected => Self::UserRejected,
-            Theirs::SipTrunkFailure => Self::SipTrunkFailure,
-            Theirs::ConnectionTimeout => Self::ConnectionTimeout,
-            Theirs::MediaFailure => Self::MediaFailure,
-            Theirs::AgentError => Self::AgentError,
         }
     }
 }

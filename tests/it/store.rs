@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lk_jwt_service::config::Redis;
-use lk_jwt_service::delayed_leave::record::{StoredJob, Watch, field};
-use lk_jwt_service::delayed_leave::store::{Entry, Queue, Store, StoreError, VerifiedHomeservers};
 use lk_jwt_service::dns::Dns;
-use lk_jwt_service::removal::record::{self, StoredToken, Value};
 use lk_jwt_service::secret::Secret;
+use lk_jwt_service::store::record::{StoredJob, Watch, field};
+use lk_jwt_service::store::token::{self, StoredToken, Value};
+use lk_jwt_service::store::{Entry, Queue, Store, StoreError, VerifiedHomeservers};
 use lk_jwt_service::tls::Tls;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -511,7 +511,7 @@ fn tokens_live_beside_jobs_in_redis() {
 fn beside_each_other(store: impl AsyncFn() -> Store) {
     on_one_thread(async {
         let opened = store().await;
-        let (tokens, mut restored) = record::Queue::start(&opened);
+        let (tokens, mut restored) = token::Queue::start(&opened);
         assert_eq!(restored.next().await, None);
         let jobs = start_empty(opened).await;
         tokens.put(&token("r", "i", 1));
@@ -524,7 +524,7 @@ fn beside_each_other(store: impl AsyncFn() -> Store) {
         drop((tokens, jobs));
 
         let opened = store().await;
-        let (tokens, mut restored) = record::Queue::start(&opened);
+        let (tokens, mut restored) = token::Queue::start(&opened);
         assert_eq!(restored.next().await, Some(token("r", "i", 2)));
         assert_eq!(restored.next().await, None);
         let (jobs, found) = start(opened).await;
@@ -535,7 +535,7 @@ fn beside_each_other(store: impl AsyncFn() -> Store) {
         drop((tokens, jobs, restored));
 
         let opened = store().await;
-        let (_, mut restored) = record::Queue::start(&opened);
+        let (_, mut restored) = token::Queue::start(&opened);
         assert_eq!(restored.next().await, Some(token("r", "i", 2)));
         start_empty(opened).await;
     });
@@ -738,7 +738,7 @@ fn a_file_with_jobs_alone_gets_the_second_table() {
     drop(database);
     on_one_thread(async {
         let opened = Store::file(&path).await.expect("the file");
-        let (tokens, mut restored) = record::Queue::start(&opened);
+        let (tokens, mut restored) = token::Queue::start(&opened);
         assert_eq!(restored.next().await, None);
         let (_, found) = start(opened).await;
         assert_eq!(found, by_field([job("r", "i")]));

@@ -1,13 +1,11 @@
 //! What the driver tells and is told: facts from the network in, calls to make out.
 
-use super::JobId;
-use crate::delayed_leave::{
-    machine::{LeaveReason, Outcome, Reason},
-    pace::{Concurrency, HomeserverId},
-    rooms::{RoomId, RoomRow},
-    time::{Delay, Time},
-    watch::Reach,
-};
+use super::{Answered, Call, JobId};
+use crate::delayed_leave::machine::{LeaveReason, Outcome, Reason};
+use crate::delayed_leave::rooms::{RoomId, RoomRow};
+use crate::delayed_leave::scheduler::{Concurrency, HomeserverId};
+use crate::livekit::Reach;
+use crate::time::{Delay, Time};
 use std::{sync::Arc, time::Duration};
 
 /// Bounds and intervals.
@@ -168,17 +166,6 @@ pub enum Fact<'a> {
     Time,
 }
 
-/// A call to a homeserver.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Call {
-    /// `/restart`.
-    Restart,
-    /// `/send`.
-    Send,
-    /// `/cancel`.
-    Cancel,
-}
-
 /// What `GetParticipant` brought.
 #[derive(Clone, Copy, Debug)]
 pub enum Looked<'a> {
@@ -192,33 +179,6 @@ pub enum Looked<'a> {
     TimedOut,
     /// Refused, reset, closed, or 502 to 504.
     Unreachable,
-}
-
-/// What a question to the SFU brought.
-#[derive(Clone, Copy, Debug)]
-pub enum Answered<T> {
-    /// What was asked for.
-    Yes(T),
-    /// A clear refusal: 401, 403, 404.
-    Refused,
-    /// More than is read.
-    TooMuch,
-    /// Another answer.
-    Unclear,
-    /// Nothing in time.
-    TimedOut,
-    /// Refused, reset, closed, or 502 to 504.
-    Unreachable,
-}
-
-impl<T> Answered<T> {
-    pub(super) fn reach(&self) -> Reach {
-        match self {
-            Self::Yes(_) | Self::Refused | Self::TooMuch | Self::Unclear => Reach::Answered,
-            Self::TimedOut => Reach::TimedOut,
-            Self::Unreachable => Reach::Unreachable,
-        }
-    }
 }
 
 /// A participant that the SFU lists, in a state other than DISCONNECTED.
@@ -241,7 +201,7 @@ pub struct Webhook<'a> {
     pub kind: WebhookKind,
     /// The event's id; empty where it is missing.
     pub id: &'a str,
-    /// When it happened on our clock ([`crate::delayed_leave::time::event_time`]).
+    /// When it happened on our clock ([`crate::time::event_time`]).
     pub happened: Time,
     /// The room's name.
     pub room: &'a str,

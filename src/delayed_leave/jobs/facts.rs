@@ -1,12 +1,10 @@
 //! Which jobs a fact is for, and what it says to each of them.
 
 use super::{Answered, JobId, Jobs, Looked, Outputs, Row, Webhook, WebhookKind};
-use crate::delayed_leave::{
-    machine::{Answer, Event, Input, Participant, Verdict},
-    rooms::{News, RoomId, RoomRow},
-    time::Time,
-    watch::Reach,
-};
+use crate::delayed_leave::machine::{Answer, Event, Input, Participant, Verdict};
+use crate::delayed_leave::rooms::{News, RoomId, RoomRow};
+use crate::livekit::Reach;
+use crate::time::Time;
 use std::{collections::BTreeMap, iter, sync::Arc};
 
 impl Jobs {

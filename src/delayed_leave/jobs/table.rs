@@ -2,13 +2,15 @@
 //!
 //! They stand side by side in chunks, with their names in them.
 
-use crate::delayed_leave::{
-    machine::{Machine, Wish},
-    pace::HomeserverId,
-    rooms::RoomId,
-    text::Text,
-    time::Time,
-};
+use crate::delayed_leave::machine::{Machine, Wish};
+
+use crate::delayed_leave::scheduler::HomeserverId;
+
+use crate::delayed_leave::rooms::RoomId;
+
+use crate::text::Text;
+
+use crate::time::Time;
 
 /// Jobs that stand side by side.
 const CHUNK: usize = 512;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::delayed_leave::time::Delay;
+use crate::time::Delay;
 
 const NOW: Time = Time::START;
 

@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use super::{Action, Cause, Doubt, Errand, Machine, Outcome, Reason, Sfu, State, Step};
-use crate::delayed_leave::{
-    backoff::{Jitter, LEAST_PAUSE, Schedule},
-    time::{Delay, Time},
-};
+use crate::backoff::{Jitter, LEAST_PAUSE, Schedule};
+use crate::time::{Delay, Time};
 
 /// A hint moves a restart by no more than this.
 const LONGEST_HINT: Duration = Duration::from_secs(60);

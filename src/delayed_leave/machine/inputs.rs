@@ -1,7 +1,7 @@
 //! What a job is told, and what it asks for.
 
-use super::Reason;
-use crate::delayed_leave::time::{Delay, Time};
+use super::{Outcome, Reason};
+use crate::time::{Delay, Time};
 use std::{sync::Arc, time::Duration};
 
 /// A fact.
@@ -125,58 +125,7 @@ pub enum Answer<'a> {
     Unclear,
 }
 
-/// Why the SFU says somebody is gone.
-pub use crate::sfu::webhook::DisconnectReason as LeaveReason;
-
-impl LeaveReason {
-    /// Reads LiveKit's name or number of a reason; what is not known here is [`Self::Unknown`].
-    #[must_use]
-    pub fn parse(text: &str) -> Self {
-        match text {
-            "CLIENT_INITIATED" | "1" => Self::ClientInitiated,
-            "DUPLICATE_IDENTITY" | "2" => Self::DuplicateIdentity,
-            "SERVER_SHUTDOWN" | "3" => Self::ServerShutdown,
-            "PARTICIPANT_REMOVED" | "4" => Self::ParticipantRemoved,
-            "ROOM_DELETED" | "5" => Self::RoomDeleted,
-            "STATE_MISMATCH" | "6" => Self::StateMismatch,
-            "JOIN_FAILURE" | "7" => Self::JoinFailure,
-            "MIGRATION" | "8" => Self::Migration,
-            "SIGNAL_CLOSE" | "9" => Self::SignalClose,
-            "ROOM_CLOSED" | "10" => Self::RoomClosed,
-            "USER_UNAVAILABLE" | "11" => Self::UserUnavailable,
-            "USER_REJECTED" | "12" => Self::UserRejected,
-            "SIP_TRUNK_FAILURE" | "13" => Self::SipTrunkFailure,
-            "CONNECTION_TIMEOUT" | "14" => Self::ConnectionTimeout,
-            "MEDIA_FAILURE" | "15" => Self::MediaFailure,
-            "AGENT_ERROR" | "16" => Self::AgentError,
-            _ => Self::Unknown,
-        }
-    }
-
-    /// Whether it takes two quick questions rather than an absence found by asking (L2a).
-    #[must_use]
-    pub fn is_usually_final(self) -> bool {
-        match self {
-            Self::ClientInitiated
-            | Self::ConnectionTimeout
-            | Self::ParticipantRemoved
-            | Self::RoomDeleted
-            | Self::RoomClosed
-            | Self::SignalClose
-            | Self::UserRejected
-            | Self::UserUnavailable => true,
-            Self::DuplicateIdentity
-            | Self::Migration
-            | Self::StateMismatch
-            | Self::ServerShutdown
-            | Self::JoinFailure
-            | Self::SipTrunkFailure
-            | Self::MediaFailure
-            | Self::AgentError
-            | Self::Unknown => false,
-        }
-    }
-}
+pub use crate::livekit::DisconnectReason as LeaveReason;
 
 /// What became of a room, seen from a participant who was sighted in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -198,21 +147,4 @@ pub enum Sfu {
     Failing,
     /// It has not answered for so long that restarts pause (L13a).
     Silent,
-}
-
-/// How a call to the homeserver ended, its path already settled (L6).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    /// 200 or 204.
-    Done,
-    /// 404 with a JSON object that is not about an unknown path.
-    NotFound,
-    /// 409: finalised otherwise.
-    Conflict,
-    /// 401 or 403 on both paths.
-    Forbidden,
-    /// 429, with the server's hint, which pauses the homeserver and not the job.
-    Limited(Option<Duration>),
-    /// Whatever may pass: 5xx, a 404 that is no JSON, transport, an unresolved base URL; with the server's hint.
-    Transient(Option<Duration>),
 }

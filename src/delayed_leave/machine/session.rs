@@ -1,7 +1,8 @@
 //! Who is known to the SFU under the job's identity: one session, told from others by its sid (L2).
 
 use super::Participant;
-use crate::delayed_leave::{text::Text, time::Time};
+use crate::text::Text;
+use crate::time::Time;
 use std::sync::Arc;
 
 const REMEMBERED_EVENTS: usize = 4;

@@ -1,10 +1,8 @@
 //! What a job makes of the SFU's reports and answers: doubts are raised, confirmed and laid to rest here (L2 to L3, L13).
 
 use super::{Action, Cause, Doubt, Errand, Event, LeaveReason, Machine, Participant, Reason, Sfu, State, Step, Verdict};
-use crate::delayed_leave::{
-    backoff::{Jitter, LEAST_PAUSE, Schedule},
-    time::Time,
-};
+use crate::backoff::{Jitter, LEAST_PAUSE, Schedule};
+use crate::time::Time;
 use std::sync::Arc;
 
 /// A departure reported with a reason that is usually final: when to ask, and when to stop waiting for answers (L2a).

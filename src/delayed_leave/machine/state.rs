@@ -1,6 +1,6 @@
 //! The states of a job and the reasons for them.
 
-use crate::delayed_leave::time::Time;
+use crate::time::Time;
 
 /// Where a job stands.
 #[derive(Clone, Debug, PartialEq, Eq)]

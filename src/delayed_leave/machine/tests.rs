@@ -1,7 +1,7 @@
 //! The rules of one job, row by row: inputs in, exact actions out, time moved by hand.
 
 use super::*;
-use crate::delayed_leave::backoff::Schedule;
+use crate::backoff::Schedule;
 use Action::{Cancel, Finish, JudgeRoom, Persist, Restart, Send};
 use LeaveReason as R;
 use proptest::prelude::*;

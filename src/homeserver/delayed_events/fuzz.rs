@@ -46,7 +46,7 @@ proptest! {
 
     #[test]
     fn any_id_is_one_segment(id in "\\PC{1,40}|[./%?#\\\\a]{1,12}|.{1,20}") {
-        let tail = tail(&id, Management::Send, None);
+        let tail = tail(&id, DelayedEventAction::Send, None);
         let segment = tail.strip_suffix("/send").expect("an action");
         prop_assert!(segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~%".contains(&b)));
         let url = Url::parse("https://example.org/a/b/").and_then(|base| base.join(&tail)).expect("a URL");

@@ -1,13 +1,13 @@
 //! The promises of L1, pinned over random sequences of inputs: first one machine and any facts at all, then a whole world.
 
 use super::world::{Fate, World};
-use lk_jwt_service::delayed_leave::{
-    backoff::Jitter,
-    jobs::{Call, Config, Fact, Webhook, WebhookKind},
-    machine::{Action, Answer, Event, Input, LeaveReason, Machine, Outcome, Participant, Sfu, State, Verdict, Wish},
-    machine::{Cause, Reason},
-    time::{Delay, Time},
+use lk_jwt_service::backoff::Jitter;
+use lk_jwt_service::delayed_leave::jobs::{Call, Config, Fact, Webhook, WebhookKind};
+use lk_jwt_service::delayed_leave::machine::{
+    Action, Answer, Event, Input, LeaveReason, Machine, Outcome, Participant, Sfu, State, Verdict, Wish,
 };
+use lk_jwt_service::delayed_leave::machine::{Cause, Reason};
+use lk_jwt_service::time::{Delay, Time};
 use proptest::prelude::*;
 use std::time::Duration;
 

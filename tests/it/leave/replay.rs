@@ -1,11 +1,9 @@
 //! Every recorded scene of a real SFU, replayed at its recorded times: the right restarts and sends for each, no others.
 
 use super::world::{Fate, Guest, SimRoom, World};
-use lk_jwt_service::delayed_leave::{
-    jobs::{Call, Config, Fact, Webhook, WebhookKind},
-    machine::LeaveReason,
-    time::event_time,
-};
+use lk_jwt_service::delayed_leave::jobs::{Call, Config, Fact, Webhook, WebhookKind};
+use lk_jwt_service::delayed_leave::machine::LeaveReason;
+use lk_jwt_service::time::event_time;
 use serde_json::Value;
 use std::collections::BTreeMap;
 

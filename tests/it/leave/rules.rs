@@ -1,11 +1,9 @@
 //! The rules that take more than one job: sweeps, pace, bounds, restore, stop, the SFU's restarts, replacement.
 
 use super::world::{Fate, World};
-use lk_jwt_service::delayed_leave::{
-    jobs::{Call, Config, Delegated, Delegation, Fact, Output, Record, Refusal, WebhookKind},
-    machine::{Cause, LeaveReason, Reason, State},
-    time::{Delay, Time},
-};
+use lk_jwt_service::delayed_leave::jobs::{Call, Config, Delegated, Delegation, Fact, Output, Record, Refusal, WebhookKind};
+use lk_jwt_service::delayed_leave::machine::{Cause, LeaveReason, Reason, State};
+use lk_jwt_service::time::{Delay, Time};
 use std::time::Duration;
 
 const DELAY: u64 = 18_000;
@@ -146,7 +144,7 @@ fn l4a_twelve_with_synapses_default_limits_stay_for_ten_minutes() {
     let refused = world
         .calls
         .iter()
-        .filter(|(_, _, _, _, outcome)| matches!(outcome, lk_jwt_service::delayed_leave::machine::Outcome::Limited(_)))
+        .filter(|(_, _, _, _, outcome)| matches!(outcome, lk_jwt_service::delayed_event::Outcome::Limited(_)))
         .count();
     assert!(refused * 5 < world.calls.len(), "{refused} of {}", world.calls.len());
     world.part("room", "room-3", LeaveReason::ClientInitiated, true);
@@ -543,7 +541,7 @@ fn l10_forget_follows_the_end_of_a_current_job_only() {
     let old = world.jobs.find("room", "room-0").unwrap();
     world.delegate("room", "room-0", "second", DELAY).unwrap();
     let homeserver = world.jobs.get(old).unwrap().homeserver();
-    let outcome = lk_jwt_service::delayed_leave::machine::Outcome::Done;
+    let outcome = lk_jwt_service::delayed_event::Outcome::Done;
     let outputs: Vec<_> = world
         .jobs
         .handle(
@@ -606,9 +604,9 @@ fn l14_results_of_a_job_that_is_over_never_reach_the_next_under_its_number() {
     assert_ne!(old, next);
     let before = format!("{:?}", world.jobs.get(next).unwrap().machine());
     for (call, outcome) in [
-        (Call::Restart, lk_jwt_service::delayed_leave::machine::Outcome::NotFound),
-        (Call::Send, lk_jwt_service::delayed_leave::machine::Outcome::Done),
-        (Call::Cancel, lk_jwt_service::delayed_leave::machine::Outcome::Done),
+        (Call::Restart, lk_jwt_service::delayed_event::Outcome::NotFound),
+        (Call::Send, lk_jwt_service::delayed_event::Outcome::Done),
+        (Call::Cancel, lk_jwt_service::delayed_event::Outcome::Done),
     ] {
         world.fact(Fact::Called {
             job: old,

@@ -2,18 +2,21 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use lk_jwt_service::delayed_leave::{
-    backoff::Jitter,
-    jobs::{
-        Answered, Call, Config, Delegated, Delegation, Fact, JobId, Jobs, Looked, Output, Outputs, Record, Refusal, Row, Webhook,
-        WebhookKind,
-    },
-    machine::{LeaveReason, Outcome, Reason},
-    pace::HomeserverId,
-    rooms::{RoomId, RoomRow},
-    time::{Delay, Time},
-    watch::Reach,
+use lk_jwt_service::backoff::Jitter;
+
+use lk_jwt_service::delayed_leave::jobs::{
+    Answered, Call, Config, Delegated, Delegation, Fact, JobId, Jobs, Looked, Output, Outputs, Record, Refusal, Row, Webhook, WebhookKind,
 };
+
+use lk_jwt_service::delayed_leave::machine::{LeaveReason, Outcome, Reason};
+
+use lk_jwt_service::delayed_leave::scheduler::HomeserverId;
+
+use lk_jwt_service::delayed_leave::rooms::{RoomId, RoomRow};
+
+use lk_jwt_service::time::{Delay, Time};
+
+use lk_jwt_service::livekit::Reach;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,

@@ -30,8 +30,8 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::name::Name;
-use crate::delayed_leave::backoff::{Jitter, Schedule};
-use crate::delayed_leave::time::Time;
+use crate::backoff::{Jitter, Schedule};
+use crate::time::Time;
 
 /// Questions to the homeserver at a time, in each sweep, and calls to the SFU.
 pub const LANES: usize = 8;

@@ -16,8 +16,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{Change, Entry, MAX_TOKEN_BYTES, Store, StoreError, Table, homeservers};
-use crate::delayed_leave::record::MAX_BYTES;
 use crate::log_throttle::LogThrottle;
+use crate::store::record::MAX_BYTES;
 
 /// Changes written at once.
 const BATCH: usize = 1024;

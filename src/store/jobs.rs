@@ -2,7 +2,7 @@
 
 use super::Store;
 use super::queue::{Changes, Entries, Written};
-use crate::delayed_leave::record::{self, Origin, StoredJob};
+use crate::store::record::{self, Origin, StoredJob};
 use tokio::time::Instant;
 
 /// The handle. All clones write to one store.

@@ -2,7 +2,7 @@
 //!
 //! It knows neither what is tried nor who is asked.
 
-use crate::delayed_leave::time::Time;
+use crate::time::Time;
 use std::time::Duration;
 
 /// No call is repeated sooner than this, whatever a server or a client asks for.

@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 
 use super::{Change, Entry, Portion, StoreError, Table};
 use crate::clock::unix_seconds;
-use crate::delayed_leave::record::MAX_BYTES;
+use crate::store::record::MAX_BYTES;
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 

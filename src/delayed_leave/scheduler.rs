@@ -2,12 +2,13 @@
 //!
 //! It knows no job but by its id, and makes no call: it grants turns.
 
-use crate::delayed_leave::{
-    backoff::{self, Jitter, LEAST_PAUSE, Schedule},
-    jobs::JobId,
-    machine::{Outcome, Wish},
-    time::Time,
-};
+use crate::backoff::{self, Jitter, LEAST_PAUSE, Schedule};
+
+use crate::delayed_leave::jobs::JobId;
+
+use crate::delayed_leave::machine::{Outcome, Wish};
+
+use crate::time::Time;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,

@@ -7,7 +7,6 @@
 //! watch.rs    who holds a token and who has left, pure: facts in, actions out; the rules are there
 //! name.rs     names on the SFU, kept in little space, pure
 //! driver.rs   the only clock: makes the calls and feeds back what they brought
-//! record.rs   a token as it is stored, pure
 //! ```
 //!
 //! * Only ever one participant is removed, never a room: users of other homeservers publish in it too.
@@ -17,7 +16,6 @@
 
 mod driver;
 pub mod name;
-pub mod record;
 pub mod watch;
 
 use std::sync::Arc;
@@ -29,6 +27,7 @@ use crate::homeserver::OwnHomeserver;
 use crate::identity::Seat;
 use crate::sfu::Sfu;
 use crate::sfu::webhook::Webhook;
+use crate::store::token;
 use driver::Driver;
 
 /// What it works with.
@@ -38,7 +37,7 @@ pub struct Settings {
     /// Who is there.
     pub sfu: Arc<Sfu>,
     /// Where tokens are kept.
-    pub store: record::Queue,
+    pub store: token::Queue,
     /// From one sweep to the next.
     pub interval: Duration,
     /// Tokens that are kept in mind at most.
@@ -73,7 +72,7 @@ impl Removals {
     }
 
     /// Takes in what the store has.
-    pub fn restore(&self, restored: record::Restored) {
+    pub fn restore(&self, restored: token::Restored) {
         tokio::spawn(self.0.clone().restore(restored));
     }
 

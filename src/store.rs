@@ -2,7 +2,7 @@
 //!
 //! All three know tables of fields and values only. Nobody but `queue.rs` writes, one batch after the other, so that a store
 //! that is slow or away holds up nothing but its own queue; each table has one. `jobs.rs` puts delegated leaves into it,
-//! `removal/record.rs` tokens, and `homeservers.rs` the homeservers that have verified a token.
+//! `token.rs` tokens, and `homeservers.rs` the homeservers that have verified a token.
 //!
 //! One instance owns all jobs of a store today. When several share them, a store will also have to tell an instance that
 //! another one has news for a job of its own (a webhook that arrived there, a delegation that replaces it): that is a
@@ -13,7 +13,9 @@ mod homeservers;
 mod jobs;
 mod memory;
 mod queue;
+pub mod record;
 mod redis;
+pub mod token;
 
 use std::path::Path;
 use std::sync::Arc;

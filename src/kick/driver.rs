@@ -10,16 +10,16 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::name::Name;
-use super::record::{Queue, Restored, StoredToken, Value};
 use super::watch::{About, Config, Key, Outcome, Output, Past, Person, Question, Said, Token, Watch};
 use super::{Issued, Settings};
+use crate::backoff::as_millis;
 use crate::clock::Clock;
-use crate::delayed_leave::backoff::as_millis;
-use crate::delayed_leave::time::Time;
 use crate::homeserver::{OwnError, OwnHomeserver, Whose};
 use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Kind, Webhook};
 use crate::sfu::{ParticipantInfo, Sfu, SfuError};
+use crate::store::token::{Queue, Restored, StoredToken, Value};
+use crate::time::Time;
 
 /// No token lasts longer, whatever a record says.
 const LONGEST: u64 = 24 * 60 * 60 * 1000;

@@ -8,8 +8,8 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::delayed_leave::record::field;
-use crate::delayed_leave::store::{Changes, Entries, MAX_TOKEN_BYTES, Store, Table};
+use crate::store::record::field;
+use crate::store::{Changes, Entries, MAX_TOKEN_BYTES, Store, Table};
 
 /// A token that was issued.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use super::Wire;
-use crate::delayed_leave::record::MAX_BYTES;
-use crate::delayed_leave::store::Entry;
+use crate::store::Entry;
+use crate::store::record::MAX_BYTES;
 
 /// Longest line; the lines that matter are short.
 const MAX_LINE: usize = 8 * 1024;
