@@ -9,15 +9,15 @@
 //! jobs.rs      all jobs, pure: route, replace, restore, bound; one timer queue
 //! rooms.rs     what is known of each room on the SFU, pure
 //! watch.rs     whether the SFU answers, pure
-//! scheduler.rs whose call to a homeserver is next, pure
+//! pace.rs      whose call to a homeserver is next, pure
 //! driver.rs    the only clock: makes the calls and feeds back what they brought
 //! ```
 
 mod driver;
 pub mod jobs;
 pub mod machine;
+pub mod pace;
 pub mod rooms;
-pub mod scheduler;
 pub mod watch;
 
 use std::sync::Arc;

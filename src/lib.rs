@@ -42,8 +42,8 @@
 //! delayed_leave.rs        front door: what delegation is, the handle; below it the pure core, the driver, the stores
 //! kick.rs + kick/         who left the Matrix room leaves the call: the handle; below it the pure core, the driver
 //! store.rs + store/       jobs, tokens and verified homeservers in Redis, in a file or nowhere: records, one ordered queue
-//! time.rs backoff.rs text.rs livekit.rs delayed_event.rs
-//!                         moments, pauses, short strings; LiveKit's and MSC4140's words
+//! time.rs backoff.rs slab.rs text.rs livekit.rs delayed_event.rs
+//!                         moments, pauses, numbered values, short strings; LiveKit's and MSC4140's words
 //! clock.rs dns.rs tls.rs hold.rs log_throttle.rs single_flight.rs
 //!                         time, names, certificates, patience, how often something is logged, shared calls
 //! ```
@@ -91,6 +91,7 @@ pub mod server;
 pub mod server_name;
 pub mod sfu;
 pub mod single_flight;
+pub mod slab;
 pub mod store;
 pub mod telemetry;
 mod text;

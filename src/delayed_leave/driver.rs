@@ -487,7 +487,7 @@ impl Driver {
         self.feed(Fact::LookedUp { job, asked, answer });
     }
 
-    fn call(self: &Arc<Self>, jobs: &Jobs, job: JobId, homeserver: super::scheduler::HomeserverId, call: Call) {
+    fn call(self: &Arc<Self>, jobs: &Jobs, job: JobId, homeserver: super::pace::HomeserverId, call: Call) {
         let found = jobs.get(job).map(|found| {
             let user = found.is_as_user().then(|| found.user().to_owned());
             (found.delay_id().to_owned(), user)

@@ -6,7 +6,7 @@ use crate::backoff::{self, Jitter};
 
 use crate::delayed_leave::machine::{Action, Input, Machine, Reason, Session, State};
 
-use crate::delayed_leave::scheduler::{HomeserverId, Pace};
+use crate::delayed_leave::pace::{HomeserverId, Pace};
 
 use crate::delayed_leave::rooms::{PORTION, RoomId, Rooms};
 

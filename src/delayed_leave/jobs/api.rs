@@ -2,8 +2,8 @@
 
 use super::{Answered, Call, JobId};
 use crate::delayed_leave::machine::{LeaveReason, Outcome, Reason};
+use crate::delayed_leave::pace::{Concurrency, HomeserverId};
 use crate::delayed_leave::rooms::{RoomId, RoomRow};
-use crate::delayed_leave::scheduler::{Concurrency, HomeserverId};
 use crate::livekit::Reach;
 use crate::time::{Delay, Time};
 use std::{sync::Arc, time::Duration};

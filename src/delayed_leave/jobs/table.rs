@@ -4,7 +4,7 @@
 
 use crate::delayed_leave::machine::{Machine, Wish};
 
-use crate::delayed_leave::scheduler::HomeserverId;
+use crate::delayed_leave::pace::HomeserverId;
 
 use crate::delayed_leave::rooms::RoomId;
 

@@ -10,7 +10,7 @@ use lk_jwt_service::delayed_leave::jobs::{
 
 use lk_jwt_service::delayed_leave::machine::{LeaveReason, Outcome, Reason};
 
-use lk_jwt_service::delayed_leave::scheduler::HomeserverId;
+use lk_jwt_service::delayed_leave::pace::HomeserverId;
 
 use lk_jwt_service::delayed_leave::rooms::{RoomId, RoomRow};
 

@@ -1,0 +1,231 @@
+//! Values by number, with a generation that tells a value from the next one under the same number: what comes late for a value that
+//! is gone finds nothing. Pure.
+//!
+//! Values stand side by side in chunks; a chunk without values takes no memory.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::marker::PhantomData;
+
+/// Values that stand side by side.
+const CHUNK: usize = 64;
+
+/// The number of a value. It is never used for another one.
+pub struct Id<T> {
+    slot: u32,
+    generation: u32,
+    kind: PhantomData<fn() -> T>,
+}
+
+impl<T> Id<T> {
+    /// The least of all ids, for the ends of ranges.
+    pub const FIRST: Self = Self::new(0, 0);
+
+    const fn new(slot: u32, generation: u32) -> Self {
+        Self {
+            slot,
+            generation,
+            kind: PhantomData,
+        }
+    }
+
+    /// An id as it might be given, for tests of what only carries ids.
+    #[cfg(test)]
+    pub(crate) const fn numbered(slot: u32) -> Self {
+        Self::new(slot, 0)
+    }
+}
+
+// Not derived: a derive would ask the same of `T`.
+impl<T> Clone for Id<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Id<T> {}
+
+impl<T> PartialEq for Id<T> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.slot, self.generation) == (other.slot, other.generation)
+    }
+}
+
+impl<T> Eq for Id<T> {}
+
+impl<T> PartialOrd for Id<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Id<T> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.slot, self.generation).cmp(&(other.slot, other.generation))
+    }
+}
+
+impl<T> Hash for Id<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.slot, self.generation).hash(state);
+    }
+}
+
+impl<T> fmt::Debug for Id<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.slot, self.generation)
+    }
+}
+
+/// All values of a kind.
+#[derive(Debug)]
+pub struct Slab<T> {
+    /// Of each slot that was ever used.
+    generations: Vec<u32>,
+    chunks: Vec<Chunk<T>>,
+    free: Vec<u32>,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Chunk<T> {
+    /// [`CHUNK`] places, or none where all would be empty.
+    places: Box<[Option<T>]>,
+    used: usize,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self {
+            generations: Vec::new(),
+            chunks: Vec::new(),
+            free: Vec::new(),
+            len: 0,
+        }
+    }
+}
+
+impl<T> Slab<T> {
+    /// How many values there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Keeps a value.
+    pub fn insert(&mut self, value: T) -> Id<T> {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.generations.push(0);
+            u32::try_from(self.generations.len() - 1).unwrap_or(u32::MAX)
+        });
+        let (chunk, place) = split(slot);
+        if chunk >= self.chunks.len() {
+            self.chunks.resize_with(chunk + 1, || Chunk {
+                places: Box::default(),
+                used: 0,
+            });
+        }
+        let chunk = &mut self.chunks[chunk];
+        if chunk.places.is_empty() {
+            chunk.places = (0..CHUNK).map(|_| None).collect();
+        }
+        chunk.places[place] = Some(value);
+        chunk.used += 1;
+        self.len += 1;
+        Id::new(slot, self.generations[slot as usize])
+    }
+
+    /// Gives a value back. Its id finds nothing from then on.
+    pub fn remove(&mut self, id: Id<T>) -> Option<T> {
+        self.get(id)?;
+        let (chunk, place) = split(id.slot);
+        let chunk = self.chunks.get_mut(chunk)?;
+        let value = chunk.places.get_mut(place)?.take()?;
+        chunk.used -= 1;
+        if chunk.used == 0 {
+            chunk.places = Box::default();
+        }
+        self.len -= 1;
+        // A slot whose generations are used up is not used again.
+        if let Some(next) = id.generation.checked_add(1) {
+            self.generations[id.slot as usize] = next;
+            self.free.push(id.slot);
+        }
+        Some(value)
+    }
+
+    /// The value, as long as it is kept.
+    #[must_use]
+    pub fn get(&self, id: Id<T>) -> Option<&T> {
+        self.generations.get(id.slot as usize).filter(|&&now| now == id.generation)?;
+        let (chunk, place) = split(id.slot);
+        self.chunks.get(chunk)?.places.get(place)?.as_ref()
+    }
+
+    /// The value, as long as it is kept.
+    #[must_use]
+    pub fn get_mut(&mut self, id: Id<T>) -> Option<&mut T> {
+        self.generations.get(id.slot as usize).filter(|&&now| now == id.generation)?;
+        let (chunk, place) = split(id.slot);
+        self.chunks.get_mut(chunk)?.places.get_mut(place)?.as_mut()
+    }
+
+    /// All values, in the order of their slots.
+    pub fn iter(&self) -> impl Iterator<Item = (Id<T>, &T)> {
+        let places = self.chunks.iter().enumerate().flat_map(|(chunk, values)| {
+            let values = values.places.iter().enumerate();
+            values.filter_map(move |(place, value)| value.as_ref().map(|value| (chunk * CHUNK + place, value)))
+        });
+        places.filter_map(|(slot, value)| {
+            let generation = *self.generations.get(slot)?;
+            Some((Id::new(u32::try_from(slot).ok()?, generation), value))
+        })
+    }
+
+    /// How many values there is memory for.
+    #[cfg(test)]
+    pub(crate) fn places(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.places.len()).sum()
+    }
+}
+
+const fn split(slot: u32) -> (usize, usize) {
+    (slot as usize / CHUNK, slot as usize % CHUNK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_never_used_twice() {
+        let mut slab = Slab::default();
+        let first = slab.insert("a");
+        assert_eq!(slab.remove(first), Some("a"));
+        let second = slab.insert("b");
+        assert_ne!(first, second);
+        assert_eq!((slab.get(first), slab.get(second)), (None, Some(&"b")));
+        assert_eq!((slab.remove(first), slab.get_mut(first), slab.len()), (None, None, 1));
+    }
+
+    #[test]
+    fn memory_goes_back_with_the_last_value_of_a_chunk() {
+        let mut slab = Slab::default();
+        let ids: Vec<_> = (0..3 * CHUNK).map(|value| slab.insert(value)).collect();
+        assert_eq!(
+            slab.iter().map(|(_, value)| *value).collect::<Vec<_>>(),
+            (0..3 * CHUNK).collect::<Vec<_>>()
+        );
+        assert_eq!(slab.places(), 3 * CHUNK);
+        for id in &ids[CHUNK..] {
+            slab.remove(*id);
+        }
+        assert_eq!((slab.places(), slab.len(), slab.iter().count()), (CHUNK, CHUNK, CHUNK));
+    }
+}
