@@ -211,7 +211,8 @@ mod tests {
         let second = slab.insert("b");
         assert_ne!(first, second);
         assert_eq!((slab.get(first), slab.get(second)), (None, Some(&"b")));
-        assert_eq!((slab.remove(first), slab.get_mut(first), slab.len()), (None, None, 1));
+        assert_eq!((slab.remove(first), slab.len()), (None, 1));
+        assert_eq!(slab.get_mut(first), None);
     }
 
     #[test]
