@@ -51,6 +51,10 @@ impl Schedule {
     pub const SEND: Self = Self { first: 500, cap: 15_000 };
     /// For questions about one participant. The cap keeps a clear no within the last minute of a long wait (L2b).
     pub const PARTICIPANT: Self = Self { first: 500, cap: 20_000 };
+    /// For questions about somebody who has not come, where webhooks tell of whoever comes (L8).
+    pub const NEWCOMER: Self = Self { first: 500, cap: 900_000 };
+    /// For questions about somebody whose departure was certain once (L5a).
+    pub const CONFIRM: Self = Self { first: 1_000, cap: 30_000 };
     /// For questions about a room, and for its creation.
     pub const ROOM: Self = Self { first: 300, cap: 10_000 };
     /// For a homeserver that limits without saying for how long.

@@ -1,133 +1,838 @@
-//! Delegated delayed leave: a client hands over its delayed leave event
-//! ([MSC4140](https://github.com/matrix-org/matrix-spec-proposals/pull/4140)); the service watches the participant on the
-//! SFU, keeps restarting the event while the participant is there, and sends it when the participant is gone.
+//! Delegated leaves: a client hands over its delayed leave event
+//! ([MSC4140](https://github.com/matrix-org/matrix-spec-proposals/pull/4140)); it is restarted while the participant is there, and
+//! sent when the participant is gone. Pure: facts in, actions out.
 //!
 //! Two promises (decision L1): a participant who is gone is reported; a participant who is there never is.
 //!
 //! ```text
-//! machine.rs   one job, pure: facts in, actions out; the state chart is there
-//! jobs.rs      all jobs, pure: route, replace, restore, bound; one timer queue
-//! rooms.rs     what is known of each room on the SFU, pure
-//! watch.rs     whether the SFU answers, pure
-//! pace.rs      whose call to a homeserver is next, pure
-//! driver.rs    the only clock: makes the calls and feeds back what they brought
+//! leave.rs       one delayed event; the state chart is there
+//! scheduler.rs   whose call to a homeserver is next
 //! ```
+//!
+//! Here is the table of all leaves: it admits, replaces, restores and bounds them. Each participant has one current leave, and perhaps
+//! some that it replaces, whose events must not outlive it (L14).
 
-mod driver;
-pub mod jobs;
-pub mod machine;
-pub mod pace;
-pub mod rooms;
-pub mod watch;
+pub mod leave;
+pub mod scheduler;
 
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+pub use leave::{Ending, FinishReason, Leave, Phase};
+pub use scheduler::{Concurrency, HomeserverId, Overload};
 
-pub use driver::Settings;
-pub use jobs::Refusal;
+use crate::backoff::Jitter;
+use crate::delayed_event::{DelayedEventAction, Outcome};
+use crate::presence::{DepartureEvidence, ParticipantId};
+use crate::slab::{Id, Slab};
+use crate::text::Text;
+use crate::time::{Delay, Time};
+use leave::{Around, Input};
+use scheduler::{CallScheduler, PendingCall};
 
-use crate::identity::Seat;
-use crate::log_throttle::LogThrottle;
-use crate::sfu::webhook::{Verified, Webhook};
-use crate::store::Restored;
-use crate::time::Delay;
-use driver::Driver;
+/// Synapse's ids of delayed events and most user ids together.
+const KEYS: usize = 62;
 
-/// How long the answer to a delegation waits for its record to be written (decision L10).
-const WRITTEN_WITHIN: Duration = Duration::from_secs(3);
+/// The id of a leave.
+pub type LeaveId = Id<Job>;
 
-static UNWRITTEN: LogThrottle = LogThrottle::once_a_minute();
+/// How many leaves there may be (L8).
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Of one user.
+    pub per_user: u32,
+    /// In all.
+    pub total: u32,
+    /// Of one homeserver that is not listed.
+    pub per_homeserver: u32,
+    /// Of participants whom nobody ever saw.
+    pub never_seen: u32,
+    /// Calls to homeservers in flight.
+    pub concurrency: Concurrency,
+}
 
-/// A delegation whose checks are done.
-pub struct Delegation<'a> {
-    /// The participant that is watched.
-    pub seat: &'a Seat,
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            per_user: 100,
+            total: 200_000,
+            per_homeserver: 10_000,
+            never_seen: 20_000,
+            concurrency: Concurrency::default(),
+        }
+    }
+}
+
+/// A delayed event that is handed over.
+#[derive(Clone, Copy, Debug)]
+pub struct Handover<'a> {
     /// The Matrix user.
     pub user: &'a str,
-    /// Its homeserver.
+    /// The user's homeserver.
     pub homeserver: &'a str,
     /// The delayed event.
     pub delay_id: &'a str,
     /// Its delay.
     pub delay: Delay,
-    /// When the request arrived.
-    pub received: Instant,
-    /// Calls about it are made in the user's name, with the `as_token`.
+    /// When the request arrived; what counts where two of them compete (L14).
+    pub arrived: Time,
+    /// The operator listed the homeserver (H7a).
+    pub listed: bool,
+    /// Calls carry the as_token and the user.
     pub as_user: bool,
 }
 
-/// The handle to all delegated leaves.
-#[derive(Clone)]
-pub struct Leaves(Arc<Driver>);
+/// Why a delegation is not taken (L8).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CapacityError {
+    /// The user has too many.
+    UserFull,
+    /// The homeserver has too many.
+    HomeserverFull,
+    /// There are too many.
+    Full,
+    /// The service is stopping: nobody would watch.
+    Stopping,
+}
+
+/// What became of a delegation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Delegated {
+    /// A new leave. It is to be stored before the request is answered.
+    New(LeaveId),
+    /// The leave of the same delayed event goes on.
+    Renewed(LeaveId),
+    /// A later request has been served already: this event is being cancelled.
+    Overtaken,
+}
+
+/// An event that a leave replaces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replaced<'a> {
+    /// The delayed event.
+    pub delay_id: &'a str,
+    /// When the homeserver fires it.
+    pub until: Time,
+}
+
+/// What leaves ask for, and what became of them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// Call a homeserver about the leave's event: [`Leaves::on_called`].
+    Call(LeaveId, HomeserverId, DelayedEventAction),
+    /// Store the leave as it is now.
+    Store(LeaveId),
+    /// Ask the SFU again whether this participant is there.
+    Confirm(ParticipantId),
+    /// Somebody is waited for until then; the delay of the event that runs out then, in milliseconds.
+    Awaits(ParticipantId, Time, u64),
+    /// A leave is over.
+    Finished {
+        /// Whose it was.
+        participant: ParticipantId,
+        /// The delayed event.
+        delay_id: Box<str>,
+        /// How it ended.
+        reason: FinishReason,
+    },
+    /// A warning: the limit of a homeserver does not let all restarts through.
+    Overloaded(Overload),
+}
+
+/// A leave and what it belongs to.
+#[derive(Debug)]
+pub struct Job {
+    leave: Leave,
+    participant: ParticipantId,
+    homeserver: HomeserverId,
+    keys: JobKeys,
+    arrived: Time,
+    timer: Option<Time>,
+    queued: Option<PendingCall>,
+    /// The leaves that this one replaces, until their events are cancelled.
+    replaces: Vec<LeaveId>,
+    /// The leave that replaces this one.
+    replaced_by: Option<LeaveId>,
+    as_user: bool,
+    /// The participant was there at some time.
+    seen: bool,
+}
+
+impl Job {
+    /// The pure part.
+    #[must_use]
+    pub const fn leave(&self) -> &Leave {
+        &self.leave
+    }
+
+    /// Whose leave it is.
+    #[must_use]
+    pub const fn participant(&self) -> ParticipantId {
+        self.participant
+    }
+
+    /// The homeserver.
+    #[must_use]
+    pub const fn homeserver(&self) -> HomeserverId {
+        self.homeserver
+    }
+
+    /// The Matrix user.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        self.keys.user()
+    }
+
+    /// The delayed event.
+    #[must_use]
+    pub fn delay_id(&self) -> &str {
+        self.keys.delay_id()
+    }
+
+    /// Whether calls carry the as_token and the user.
+    #[must_use]
+    pub const fn is_as_user(&self) -> bool {
+        self.as_user
+    }
+}
+
+/// The delayed event and the Matrix user, side by side.
+#[derive(Debug)]
+struct JobKeys {
+    text: Text<KEYS>,
+    user: u32,
+}
+
+impl JobKeys {
+    fn new(delay_id: &str, user: &str) -> Self {
+        Self {
+            text: Text::new(&[delay_id, user].concat()),
+            // Nothing that long passes the bounds on requests and records; if it did, the user would be found empty.
+            user: u32::try_from(delay_id.len()).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn delay_id(&self) -> &str {
+        self.text.as_str().get(..self.user as usize).unwrap_or_default()
+    }
+
+    fn user(&self) -> &str {
+        self.text.as_str().get(self.user as usize..).unwrap_or_default()
+    }
+}
+
+/// All leaves.
+#[derive(Debug)]
+pub struct Leaves {
+    bounds: Bounds,
+    jobs: Slab<Job>,
+    /// The current leave of each participant.
+    current: HashMap<ParticipantId, LeaveId>,
+    /// Leaves of each user, known by a number that nobody can guess.
+    users: HashMap<u64, u32>,
+    seed: u64,
+    scheduler: CallScheduler,
+    /// Leaves of participants whom nobody ever saw, by homeserver and age; and how many each homeserver has of them.
+    never_seen: BTreeSet<(HomeserverId, Time, LeaveId)>,
+    never_seen_of: HashMap<HomeserverId, u32>,
+    /// What was set anew meanwhile is left where it is, and found out of date when its time comes.
+    timers: BinaryHeap<Reverse<(Time, LeaveId)>>,
+    jitter: Jitter,
+    sfu_silent: bool,
+    stopping: bool,
+    /// Leaves that a stopping service waits for.
+    busy: usize,
+    out: Vec<Output>,
+}
 
 impl Leaves {
-    /// Starts with nothing; [`Self::restore`] reads the store.
+    /// None yet.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
-        let driver = Arc::new(Driver::new(settings));
-        tokio::spawn(driver.clone().keep_time());
-        tokio::spawn(driver.clone().notice_closing());
-        Self(driver)
+    pub fn new(bounds: Bounds, seed: u64) -> Self {
+        Self {
+            scheduler: CallScheduler::new(bounds.concurrency),
+            bounds,
+            jobs: Slab::default(),
+            current: HashMap::new(),
+            users: HashMap::new(),
+            seed,
+            never_seen: BTreeSet::new(),
+            never_seen_of: HashMap::new(),
+            timers: BinaryHeap::new(),
+            jitter: Jitter::new(seed),
+            sfu_silent: false,
+            stopping: false,
+            busy: 0,
+            out: Vec::new(),
+        }
     }
 
-    /// Takes in what the store has; from then on, but after five seconds in any case, webhooks and delegations are taken.
-    pub fn restore(&self, restored: Restored) {
-        tokio::spawn(self.0.clone().restore(restored));
-    }
-
-    /// Waits until jobs are restored, or given up waiting for.
-    pub async fn restored(&self) {
-        self.0.open().await;
-    }
-
-    /// Whether webhooks can be acted upon: not while jobs are not restored yet, nor while the service is stopping.
+    /// How many there are, replaced ones included.
     #[must_use]
-    pub fn takes_webhooks(&self) -> bool {
-        self.0.is_open()
+    pub const fn len(&self) -> usize {
+        self.jobs.len()
     }
 
-    /// Waits until delegations are taken; `false` when that does not happen before `deadline`.
-    pub async fn ready(&self, deadline: Instant) -> bool {
-        timeout_at(deadline, self.0.open()).await.is_ok() && self.0.is_open()
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
     }
 
-    /// Whether the delegation would be taken: to be asked before anything is done for it.
+    /// A leave, as long as it is not over.
+    #[must_use]
+    pub fn get(&self, id: LeaveId) -> Option<&Job> {
+        self.jobs.get(id)
+    }
+
+    /// The current leave of a participant.
+    #[must_use]
+    pub fn of(&self, participant: ParticipantId) -> Option<LeaveId> {
+        self.current.get(&participant).copied()
+    }
+
+    /// All current leaves.
+    pub fn all(&self) -> impl Iterator<Item = LeaveId> {
+        self.current.values().copied()
+    }
+
+    /// The events that a leave replaces and that may still fire.
+    pub fn replaced(&self, id: LeaveId) -> impl Iterator<Item = Replaced<'_>> {
+        let replaces = self.jobs.get(id).map_or(&[][..], |job| &job.replaces);
+        replaces.iter().filter_map(|&id| self.jobs.get(id)).map(|job| Replaced {
+            delay_id: job.delay_id(),
+            until: job.leave.deadline(),
+        })
+    }
+
+    /// The name of a homeserver.
+    #[must_use]
+    pub fn homeserver(&self, id: HomeserverId) -> Option<&Arc<str>> {
+        self.scheduler.name(id)
+    }
+
+    /// Whether a stopping service has nothing to wait for (L12).
+    #[must_use]
+    pub const fn is_at_rest(&self) -> bool {
+        self.busy == 0
+    }
+
+    /// Whether a delegation would be taken: to be asked before anything is done for it, and true again when it is made.
     ///
     /// # Errors
     /// When there are too many.
-    pub fn admit(&self, delegation: &Delegation<'_>) -> Result<(), Refusal> {
-        self.0.admit(delegation)
-    }
-
-    /// Takes a delegation, and waits a little for its record to be written.
-    ///
-    /// # Errors
-    /// When there are too many.
-    pub async fn delegate(&self, delegation: &Delegation<'_>) -> Result<(), Refusal> {
-        if let Some(written) = self.0.delegate(delegation)?
-            && !written.within(WRITTEN_WITHIN).await
+    pub fn admit(&self, participant: Option<ParticipantId>, handover: &Handover<'_>) -> Result<(), CapacityError> {
+        if self.stopping {
+            return Err(CapacityError::Stopping);
+        }
+        let old = participant.and_then(|participant| self.jobs.get(self.of(participant)?));
+        if old.is_some_and(|job| job.delay_id() == handover.delay_id && job.user() == handover.user) {
+            return Ok(());
+        }
+        // Two users may share an identity by the looks of it; neither ends the other's event (O3).
+        if old.is_some_and(|job| !job.user().is_empty() && job.user() != handover.user) {
+            return Err(CapacityError::UserFull);
+        }
+        if self
+            .users
+            .get(&self.number_of(handover.user))
+            .is_some_and(|&jobs| jobs >= self.bounds.per_user)
         {
-            UNWRITTEN.log(|count| {
-                tracing::warn!(count, "the store is slow or away: a delegation lives in memory until it answers");
-            });
+            return Err(CapacityError::UserFull);
+        }
+        if !handover.listed && self.scheduler.jobs(handover.homeserver) >= self.bounds.per_homeserver {
+            return Err(CapacityError::HomeserverFull);
+        }
+        if self.jobs.len() >= self.bounds.total as usize && self.never_seen.is_empty() {
+            return Err(CapacityError::Full);
         }
         Ok(())
     }
 
-    /// Acts upon a verified webhook.
-    pub fn webhook(&self, verified: Verified, webhook: &Webhook) {
-        self.0.webhook(verified, webhook);
+    /// Takes a delegation that was admitted, for a participant who is thought to be there or not, and was seen at some time or not.
+    pub fn delegate(&mut self, participant: ParticipantId, handover: &Handover<'_>, is_there: bool, seen: bool, now: Time) -> Delegated {
+        let leave = Leave::new(handover.delay, handover.arrived, now);
+        let Some((old, job)) = self.of(participant).and_then(|id| Some((id, self.jobs.get(id)?))) else {
+            let id = self.install(participant, handover, leave, seen, Vec::new(), now);
+            self.step(id, if is_there { Input::Present } else { Input::Time }, now);
+            return Delegated::New(id);
+        };
+        let renewed = Input::Renewed(handover.delay, handover.arrived);
+        if job.delay_id() == handover.delay_id {
+            self.arrived(old, handover.arrived);
+            self.step(old, renewed, now);
+            return Delegated::Renewed(old);
+        }
+        let former = job
+            .replaces
+            .iter()
+            .copied()
+            .find(|&id| self.jobs.get(id).is_some_and(|job| job.delay_id() == handover.delay_id));
+        if job.arrived > handover.arrived {
+            if former.is_none() {
+                let granted = job.leave.was_granted();
+                let id = self.insert(participant, handover, leave, seen, now);
+                self.put_behind(old, id);
+                self.step(id, if granted { Input::Superseded } else { Input::Replaced }, now);
+                self.out.push(Output::Store(old));
+            }
+            return Delegated::Overtaken;
+        }
+        // What the old one replaces is the new one's to replace, but for the new one itself.
+        let mut replaces = self
+            .jobs
+            .get_mut(old)
+            .map(|job| std::mem::take(&mut job.replaces))
+            .unwrap_or_default();
+        replaces.retain(|&id| Some(id) != former);
+        replaces.push(old);
+        let id = match former {
+            Some(id) => {
+                self.arrived(id, handover.arrived);
+                self.adopt(id, replaces);
+                self.current.insert(participant, id);
+                self.step(id, renewed, now);
+                id
+            }
+            None => self.install(participant, handover, leave, seen, replaces, now),
+        };
+        self.step(old, Input::Replaced, now);
+        self.step(id, Input::Installed, now);
+        if is_there {
+            self.step(id, Input::Present, now);
+        }
+        Delegated::New(id)
     }
 
-    /// Restarts or sends what has to be before the end, until `deadline`.
-    pub async fn stop(&self, deadline: Instant) {
-        self.0.stop(deadline).await;
+    /// Takes a leave from the store, unless its participant has a newer one (L11).
+    pub fn restore(
+        &mut self,
+        participant: ParticipantId,
+        handover: &Handover<'_>,
+        restarted: Time,
+        seen: bool,
+        replaced: &[Replaced<'_>],
+        now: Time,
+    ) -> Option<LeaveId> {
+        if self.current.contains_key(&participant) || (self.jobs.len() >= self.bounds.total as usize && self.never_seen.is_empty()) {
+            return None;
+        }
+        let leave = Leave::restored(handover.delay, handover.arrived, restarted, seen, now);
+        let id = self.install(participant, handover, leave, seen, Vec::new(), now);
+        for replaced in replaced {
+            if let Some(delay) = Delay::from_millis(replaced.until.since(now).min(Delay::MAX.as_millis())) {
+                let handover = Handover {
+                    delay_id: replaced.delay_id,
+                    ..*handover
+                };
+                let former = self.insert(participant, &handover, Leave::new(delay, now, now), seen, now);
+                self.put_behind(id, former);
+                self.step(former, Input::Replaced, now);
+            }
+        }
+        if !replaced.is_empty() {
+            self.step(id, Input::Installed, now);
+        }
+        self.step(id, if seen { Input::Present } else { Input::Time }, now);
+        Some(id)
     }
 
-    /// Writes what is not written yet, until `deadline`; the last thing to be done.
-    pub async fn close_store(&self, deadline: Instant) {
-        self.0.close_store(deadline).await;
+    // --- facts ---
+
+    /// Somebody is there.
+    pub fn on_present(&mut self, participant: ParticipantId, now: Time) {
+        let Some(id) = self.of(participant) else { return };
+        if let Some(job) = self.jobs.get_mut(id)
+            && !std::mem::replace(&mut job.seen, true)
+        {
+            let (homeserver, arrived) = (job.homeserver, job.arrived);
+            self.was_seen(homeserver, arrived, id);
+        }
+        self.step(id, Input::Present, now);
+    }
+
+    /// Nobody is there any more.
+    pub fn on_gone(&mut self, participant: ParticipantId, evidence: DepartureEvidence, now: Time) {
+        self.step_current(participant, Input::Gone(evidence), now);
+    }
+
+    /// The first attempt to join failed for good.
+    pub fn on_join_failed(&mut self, participant: ParticipantId, now: Time) {
+        self.step_current(participant, Input::JoinFailed, now);
+    }
+
+    /// The user was removed from the Matrix room, and from the call by this service.
+    pub fn on_kicked(&mut self, participant: ParticipantId, now: Time) {
+        self.step_current(participant, Input::Kicked, now);
+    }
+
+    /// What is stored of the participant has changed.
+    pub fn on_changed(&mut self, participant: ParticipantId) {
+        if let Some(id) = self.of(participant) {
+            self.out.push(Output::Store(id));
+        }
+    }
+
+    /// A call has ended.
+    pub fn on_called(
+        &mut self,
+        id: LeaveId,
+        homeserver: HomeserverId,
+        action: DelayedEventAction,
+        sent: Time,
+        outcome: Outcome,
+        now: Time,
+    ) {
+        self.scheduler.called(homeserver, sent, outcome, now, &mut self.jitter);
+        self.step(id, Input::Called { action, sent, outcome }, now);
+    }
+
+    /// The SFU counts as silent now, or does so no more (L13a).
+    pub fn on_sfu_silent(&mut self, silent: bool, now: Time) {
+        self.sfu_silent = silent;
+        self.step_all(Input::Time, now);
+    }
+
+    /// The process stood still for that many milliseconds of which its clock knows nothing (L5a).
+    pub fn on_woke(&mut self, lost_ms: u64, now: Time) {
+        self.step_all(Input::Woke(lost_ms), now);
+    }
+
+    /// The service is stopping (L12).
+    pub fn on_stopping(&mut self, now: Time) {
+        self.stopping = true;
+        self.step_all(Input::Stopping, now);
+    }
+
+    // --- time ---
+
+    /// When [`Self::settle`] has something to do.
+    #[must_use]
+    pub fn next_deadline(&mut self) -> Option<Time> {
+        let timer = self.next_timer().map(|(at, _)| at);
+        [timer, self.scheduler.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// Does what is due, and hands over what was asked for since the last time. `last_no` says of a participant who never came when the
+    /// SFU was last asked that said no.
+    pub fn settle(&mut self, last_no: &dyn Fn(ParticipantId) -> Option<Time>, now: Time) -> Vec<Output> {
+        while let Some((at, id)) = self.next_timer()
+            && at <= now
+        {
+            self.timers.pop();
+            let Some(job) = self.jobs.get_mut(id) else { continue };
+            job.timer = None;
+            let last_no = last_no(job.participant);
+            self.step_knowing(id, Input::Time, last_no, now);
+        }
+        while let Some(permit) = self.scheduler.next_permit(now) {
+            if let Some(job) = self.jobs.get_mut(permit.leave) {
+                job.queued = None;
+            }
+            let before = self.out.len();
+            self.step(permit.leave, Input::Permit, now);
+            let called = self.out[before..].iter().any(|output| matches!(output, Output::Call(..)));
+            if !called {
+                self.scheduler.declined(permit, now);
+            }
+        }
+        if let Some(overload) = self.scheduler.overload(now) {
+            self.out.push(Output::Overloaded(overload));
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// The next timer that is still set. Those that are not are dropped.
+    fn next_timer(&mut self) -> Option<(Time, LeaveId)> {
+        let Self { timers, jobs, .. } = self;
+        let is_set = |&Reverse((at, id)): &Reverse<(Time, LeaveId)>| jobs.get(id).is_some_and(|job| job.timer == Some(at));
+        while timers.peek().is_some_and(|first| !is_set(first)) {
+            timers.pop();
+        }
+        // Each leave has one at most.
+        if timers.len() > 2 * jobs.len() + 64 {
+            let mut set = std::mem::take(timers).into_vec();
+            set.retain(is_set);
+            set.sort_unstable();
+            set.dedup();
+            set.shrink_to(set.len() * 2);
+            *timers = set.into();
+        }
+        timers.peek().map(|&Reverse(timer)| timer)
+    }
+
+    // --- one step of one leave ---
+
+    fn step_current(&mut self, participant: ParticipantId, input: Input, now: Time) {
+        if let Some(id) = self.of(participant) {
+            self.step(id, input, now);
+        }
+    }
+
+    fn step_all(&mut self, input: Input, now: Time) {
+        for id in self.jobs.iter().map(|(id, _)| id).collect::<Vec<_>>() {
+            self.step(id, input, now);
+        }
+    }
+
+    fn step(&mut self, id: LeaveId, input: Input, now: Time) {
+        self.step_knowing(id, input, None, now);
+    }
+
+    fn step_knowing(&mut self, id: LeaveId, input: Input, last_no: Option<Time>, now: Time) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let (was_at_rest, ended) = (job.leave.is_at_rest(), job.leave.deadline());
+        let mut around = Around {
+            now,
+            usual_ms: self.scheduler.usual_ms(job.homeserver),
+            sfu_silent: self.sfu_silent,
+            stopping: self.stopping,
+            last_no,
+            jitter: &mut self.jitter,
+        };
+        let outputs = job.leave.step(input, &mut around);
+        let (participant, homeserver, is_current) = (job.participant, job.homeserver, job.replaced_by.is_none());
+        match (was_at_rest, job.leave.is_at_rest()) {
+            (true, false) => self.busy += 1,
+            (false, true) => self.busy -= 1,
+            (true, true) | (false, false) => {}
+        }
+        if is_current && job.leave.phase() == Phase::AwaitingJoin && job.leave.deadline() != ended {
+            let (ends, delay) = (job.leave.deadline(), job.leave.delay());
+            self.out.push(Output::Awaits(participant, ends, delay.as_millis()));
+        }
+        for output in outputs {
+            match output {
+                leave::Output::Call(action) => self.out.push(Output::Call(id, homeserver, action)),
+                leave::Output::Store if is_current => self.out.push(Output::Store(id)),
+                leave::Output::Store => {}
+                leave::Output::Confirm => self.out.push(Output::Confirm(participant)),
+                leave::Output::Granted => {
+                    for replaced in self.jobs.get(id).map(|job| job.replaces.clone()).unwrap_or_default() {
+                        self.step(replaced, Input::Superseded, now);
+                    }
+                }
+                leave::Output::Done(reason) => return self.finish(id, reason, now),
+            }
+        }
+        self.sync(id, now);
+    }
+
+    /// Brings the queues in line with what the leave wants now.
+    fn sync(&mut self, id: LeaveId, now: Time) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let next = job.leave.next_deadline(self.sfu_silent);
+        if next != job.timer {
+            job.timer = next;
+            if let Some(at) = next {
+                self.timers.push(Reverse((at, id)));
+            }
+        }
+        let pending = job.leave.pending_call().map(|(action, deadline, relaxed)| PendingCall {
+            action,
+            deadline,
+            relaxed,
+            delay_ms: u32::try_from(job.leave.delay().as_millis()).unwrap_or(u32::MAX),
+            user: number_of(self.seed, job.keys.user()),
+            seen: job.seen,
+        });
+        if pending != job.queued {
+            let former = std::mem::replace(&mut job.queued, pending);
+            let homeserver = job.homeserver;
+            if let Some(call) = former {
+                self.scheduler.dequeue(homeserver, id, &call, now);
+            }
+            if let Some(call) = pending {
+                self.scheduler.enqueue(homeserver, id, call, now);
+            }
+        }
+    }
+
+    /// Takes a leave that is over out of the table, and sees to those that it replaces.
+    fn finish(&mut self, id: LeaveId, reason: FinishReason, now: Time) {
+        let Some(job) = self.jobs.remove(id) else { return };
+        if let Some(call) = job.queued {
+            self.scheduler.dequeue(job.homeserver, id, &call, now);
+        }
+        if !job.seen {
+            self.was_seen(job.homeserver, job.arrived, id);
+        }
+        self.scheduler.leave(job.homeserver);
+        let user = self.number_of(job.user());
+        if let Some(jobs) = self.users.get_mut(&user) {
+            *jobs -= 1;
+            if *jobs == 0 {
+                self.users.remove(&user);
+                if self.users.capacity() > 4 * self.users.len() + 1_024 {
+                    self.users.shrink_to(2 * self.users.len());
+                }
+            }
+        }
+        let participant = job.participant;
+        if let Some(successor) = job.replaced_by {
+            if let Some(by) = self.jobs.get_mut(successor) {
+                by.replaces.retain(|&replaced| replaced != id);
+                self.out.push(Output::Store(successor));
+            }
+        } else {
+            self.current.remove(&participant);
+            if self.current.capacity() > 4 * self.current.len() + 1_024 {
+                self.current.shrink_to(2 * self.current.len());
+            }
+            self.succeed(participant, &job, reason, now);
+        }
+        self.out.push(Output::Finished {
+            participant,
+            delay_id: job.delay_id().into(),
+            reason,
+        });
+    }
+
+    /// What is left when the current leave is over: an event that never was gives its place back to the one before (L14), any other
+    /// takes those that it replaces with it.
+    fn succeed(&mut self, participant: ParticipantId, over: &Job, reason: FinishReason, now: Time) {
+        let mut left = over.replaces.clone();
+        let never_was = matches!(reason, FinishReason::EventGone | FinishReason::Refused) && !over.leave.was_granted();
+        let youngest = left
+            .iter()
+            .copied()
+            .filter(|&id| {
+                self.jobs
+                    .get(id)
+                    .is_some_and(|job| never_was && job.leave.phase() == Phase::Replaced)
+            })
+            .max_by_key(|&id| self.jobs.get(id).map(|job| job.arrived));
+        // Somebody has to be the current one until all are cancelled.
+        let Some(heir) = youngest.or_else(|| left.last().copied()) else {
+            return;
+        };
+        left.retain(|&id| id != heir);
+        self.adopt(heir, left.clone());
+        self.current.insert(participant, heir);
+        self.out.push(Output::Store(heir));
+        if youngest.is_some() {
+            self.step(heir, Input::Installed, now);
+        } else {
+            for id in left.into_iter().chain([heir]) {
+                self.step(id, Input::Superseded, now);
+            }
+        }
+    }
+
+    // --- coming and going ---
+
+    fn install(
+        &mut self,
+        participant: ParticipantId,
+        handover: &Handover<'_>,
+        leave: Leave,
+        seen: bool,
+        replaces: Vec<LeaveId>,
+        now: Time,
+    ) -> LeaveId {
+        let (ends, delay) = (leave.deadline(), leave.delay());
+        let id = self.insert(participant, handover, leave, seen, now);
+        self.adopt(id, replaces);
+        self.current.insert(participant, id);
+        self.out.push(Output::Awaits(participant, ends, delay.as_millis()));
+        self.out.push(Output::Store(id));
+        id
+    }
+
+    fn insert(&mut self, participant: ParticipantId, handover: &Handover<'_>, leave: Leave, seen: bool, now: Time) -> LeaveId {
+        let is_full = self.jobs.len() >= self.bounds.total as usize;
+        if is_full || (!seen && self.never_seen.len() >= self.bounds.never_seen as usize) {
+            self.evict(now);
+        }
+        *self.users.entry(self.number_of(handover.user)).or_insert(0) += 1;
+        let homeserver = self.scheduler.enter(handover.homeserver, handover.listed);
+        self.busy += usize::from(!leave.is_at_rest());
+        let id = self.jobs.insert(Job {
+            leave,
+            participant,
+            homeserver,
+            keys: JobKeys::new(handover.delay_id, handover.user),
+            arrived: handover.arrived,
+            timer: None,
+            queued: None,
+            replaces: Vec::new(),
+            replaced_by: None,
+            as_user: handover.as_user,
+            seen,
+        });
+        if !seen {
+            self.never_seen.insert((homeserver, handover.arrived, id));
+            *self.never_seen_of.entry(homeserver).or_insert(0) += 1;
+        }
+        id
+    }
+
+    /// The oldest leave of somebody who was never seen, of the homeserver that has most of them, gives way: its event is left to the
+    /// homeserver's timer (L8).
+    fn evict(&mut self, now: Time) {
+        let Some((&homeserver, _)) = self.never_seen_of.iter().max_by_key(|&(homeserver, &jobs)| (jobs, *homeserver)) else {
+            return;
+        };
+        let from = (homeserver, Time::EARLIEST, LeaveId::FIRST);
+        if let Some(&(_, _, id)) = self.never_seen.range(from..).next() {
+            self.step(id, Input::Evicted, now);
+        }
+    }
+
+    fn was_seen(&mut self, homeserver: HomeserverId, arrived: Time, id: LeaveId) {
+        if self.never_seen.remove(&(homeserver, arrived, id))
+            && let Some(jobs) = self.never_seen_of.get_mut(&homeserver)
+        {
+            *jobs -= 1;
+            if *jobs == 0 {
+                self.never_seen_of.remove(&homeserver);
+            }
+        }
+    }
+
+    fn arrived(&mut self, id: LeaveId, arrived: Time) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let former = job.arrived;
+        job.arrived = former.max(arrived);
+        let (homeserver, now) = (job.homeserver, job.arrived);
+        if self.never_seen.remove(&(homeserver, former, id)) {
+            self.never_seen.insert((homeserver, now, id));
+        }
+    }
+
+    fn adopt(&mut self, id: LeaveId, replaces: Vec<LeaveId>) {
+        for &replaced in &replaces {
+            if let Some(job) = self.jobs.get_mut(replaced) {
+                job.replaced_by = Some(id);
+            }
+        }
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.replaced_by = None;
+            job.replaces = replaces;
+        }
+    }
+
+    fn put_behind(&mut self, id: LeaveId, replaced: LeaveId) {
+        if let Some(job) = self.jobs.get_mut(replaced) {
+            job.replaced_by = Some(id);
+        }
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.replaces.push(replaced);
+        }
+    }
+
+    fn number_of(&self, user: &str) -> u64 {
+        number_of(self.seed, user)
     }
 }
+
+fn number_of(seed: u64, user: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (seed, user).hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests;

@@ -11,9 +11,8 @@ use tokio::time::Instant;
 
 use crate::access::{Access, Policy};
 use crate::admission::Client;
-use crate::delayed_leave;
-use crate::delayed_leave::Delegation;
-use crate::delayed_leave::Leaves;
+use crate::delayed_leave::CapacityError;
+use crate::driver::{Delegation, Leaves};
 use crate::federation::Failure;
 use crate::hold::HOLD;
 use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Whose};
@@ -52,7 +51,7 @@ pub enum Refusal {
     DelegationDenied,
     /// There are too many delegated leaves.
     #[error("too many delegated leaves: {0:?}")]
-    DelegationLimit(delayed_leave::Refusal),
+    DelegationLimit(CapacityError),
     /// The homeserver's client-server API cannot be found.
     #[error("{0}")]
     ClientApi(Failure),

@@ -3,7 +3,7 @@
 use livekit_protocol as proto;
 
 /// Why a participant left, by LiveKit's names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "LiveKit's names")]
 pub enum DisconnectReason {
     ClientInitiated,
@@ -104,31 +104,59 @@ impl From<proto::DisconnectReason> for DisconnectReason {
 
 /// What a question to the SFU brought.
 #[derive(Clone, Copy, Debug)]
-pub enum Answered<T> {
+pub enum Answer<T> {
     /// What was asked for.
     Yes(T),
-    /// A clear refusal: 401, 403, 404.
+    /// The SFU's own `not_found`, or a participant in the state DISCONNECTED. Lists never bring it.
+    No,
+    /// The SFU, or a proxy before it, does not let us ask.
     Refused,
     /// More than is read.
-    TooMuch,
-    /// Another answer.
+    TooLarge,
+    /// An answer that is none of these.
     Unclear,
     /// Nothing in time.
     TimedOut,
-    /// Refused, reset, closed, or 502 to 504.
+    /// Refused at the connection, reset, closed, or 502 to 504.
     Unreachable,
 }
 
-impl<T> Answered<T> {
+impl<T> Answer<T> {
     /// What the answer says of the SFU as a whole.
     #[must_use]
-    pub fn reach(&self) -> Reach {
+    pub const fn reach(&self) -> Reach {
         match self {
-            Self::Yes(_) | Self::Refused | Self::TooMuch | Self::Unclear => Reach::Answered,
+            Self::Yes(_) | Self::No | Self::Refused | Self::TooLarge | Self::Unclear => Reach::Answered,
             Self::TimedOut => Reach::TimedOut,
             Self::Unreachable => Reach::Unreachable,
         }
     }
+}
+
+/// A participant that the SFU shows, in a state other than DISCONNECTED.
+#[derive(Clone, Copy, Debug)]
+pub struct ParticipantRow<'a> {
+    /// The identity.
+    pub identity: &'a str,
+    /// The sid.
+    pub sid: &'a str,
+    /// When it joined, by the SFU's clock; 0 where that is not said.
+    pub joined_at_ms: u64,
+    /// Whether the state is ACTIVE.
+    pub active: bool,
+}
+
+/// A room that the SFU shows.
+#[derive(Clone, Copy, Debug)]
+pub struct RoomRow<'a> {
+    /// The name.
+    pub name: &'a str,
+    /// The sid.
+    pub sid: &'a str,
+    /// How many are in it: up to 5 s old.
+    pub num_participants: u32,
+    /// Seconds from the last departure to the room's end; 0 where that is not said.
+    pub departure_timeout: u32,
 }
 
 /// How a call to the SFU ended, as far as the SFU as a whole is concerned.

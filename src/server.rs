@@ -23,13 +23,13 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::access::Policy;
 use crate::admission::Class;
 use crate::app_service::AppService;
+use crate::backoff::as_millis;
 use crate::clock::unix_seconds;
 use crate::config::Config;
 use crate::connections::{Connection, Connections, Counted, MAX_HEAD, Opened, first_head};
-use crate::delayed_leave;
-use crate::delayed_leave::Leaves;
-use crate::delayed_leave::jobs;
+use crate::delayed_leave::Bounds;
 use crate::dns::Dns;
+use crate::driver::{self, Leaves};
 use crate::exchange::Exchange;
 use crate::federation::{Federation, Guard, Settings};
 use crate::homeserver::{Homeservers, OwnHomeserver};
@@ -39,6 +39,7 @@ use crate::limits::{Limits, Resources};
 use crate::log_throttle::LogThrottle;
 use crate::members::Members;
 use crate::openid::OpenId;
+use crate::presence;
 use crate::sfu::Sfu;
 use crate::store::{Queue, Restored, Store, StoreError, VerifiedHomeservers, token};
 use crate::tls::Tls;
@@ -186,18 +187,22 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
         removals
     });
     let (store, restored) = Queue::start(store);
-    let leaves = Leaves::new(delayed_leave::Settings {
-        config: jobs::Config {
-            sweep_every: config.delegated_leave.sanity_check_interval,
-            list_rooms_every: config.delegated_leave.room_watch_interval,
-            total: u32::try_from(limits.jobs).unwrap_or(u32::MAX),
-            ..jobs::Config::default()
+    let leaves = Leaves::new(driver::Settings {
+        core: driver::core::Settings {
+            presence: presence::Settings {
+                sweep_ms: config.delegated_leave.sanity_check_interval.map(as_millis),
+                list_rooms_ms: config.delegated_leave.room_watch_interval.map(as_millis),
+            },
+            bounds: Bounds {
+                total: u32::try_from(limits.jobs).unwrap_or(u32::MAX),
+                ..Bounds::default()
+            },
         },
         sfu: sfu.clone(),
         homeservers: homeservers.clone(),
         own: own.clone(),
         store,
-        named: Box::new({
+        listed: Box::new({
             let homeservers = homeservers.clone();
             move |server| homeservers.class(server) == Class::Listed
         }),

@@ -118,6 +118,12 @@ impl Sfu {
         Ok(self.seen(self.api.create_room(room, EMPTY_TIMEOUT_AGAIN).await)?.0)
     }
 
+    /// When the SFU last said what its clock shows, and what that was in seconds since 1970.
+    #[must_use]
+    pub fn last_date(&self) -> Option<(Instant, i64)> {
+        self.api.last_date()
+    }
+
     /// One participant.
     ///
     /// # Errors
@@ -130,8 +136,8 @@ impl Sfu {
     ///
     /// # Errors
     /// When the SFU refused, or did not answer in time.
-    pub async fn participants(&self, room: &str) -> Result<Vec<ParticipantInfo>, SfuError> {
-        self.seen(self.api.list_participants(room).await)
+    pub async fn participants(&self, room: &str, within: Duration) -> Result<Vec<ParticipantInfo>, SfuError> {
+        self.seen(self.api.list_participants(room, within).await)
     }
 
     /// Ends a participant's session. Their token still lets them in again.

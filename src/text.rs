@@ -7,7 +7,7 @@ use std::fmt;
 
 /// Text; up to `N` bytes of it need no allocation.
 #[derive(Clone)]
-pub(super) enum Text<const N: usize> {
+pub(crate) enum Text<const N: usize> {
     /// In place: the first `length` of the bytes.
     Short { length: u8, bytes: [u8; N] },
     /// Elsewhere.
@@ -16,7 +16,7 @@ pub(super) enum Text<const N: usize> {
 
 impl<const N: usize> Text<N> {
     /// The same text.
-    pub(super) fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         let mut bytes = [0; N];
         match (u8::try_from(text.len()), bytes.get_mut(..text.len())) {
             (Ok(length), Some(place)) => {
@@ -28,7 +28,7 @@ impl<const N: usize> Text<N> {
     }
 
     /// Its bytes, for comparisons.
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Short { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
             Self::Long(text) => text.as_bytes(),
@@ -36,7 +36,7 @@ impl<const N: usize> Text<N> {
     }
 
     /// Itself.
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         match self {
             // It was text when it was put there.
             Self::Short { .. } => std::str::from_utf8(self.as_bytes()).unwrap_or_default(),

@@ -11,6 +11,8 @@ pub struct Time(NonZeroU64);
 impl Time {
     /// The moment at which the driver's clock begins: far enough from zero that stored moments from before the start have a place.
     pub const START: Self = Self::from_millis(10_000_000_000);
+    /// The latest moment there is.
+    pub const LATEST: Self = Self(NonZeroU64::MAX);
     /// The earliest moment there is.
     pub const EARLIEST: Self = Self(NonZeroU64::MIN);
 
@@ -59,6 +61,12 @@ impl WallClock {
         Self { monotonic, unix_millis }
     }
 
+    /// By how many milliseconds the wall clock has run ahead of the monotonic one until `later`; negative where it was set back.
+    #[must_use]
+    pub fn drift_ms(&self, later: &Self) -> i64 {
+        later.unix_millis.saturating_sub(self.unix_millis(later.monotonic))
+    }
+
     /// What the wall clock shows at `time`, in milliseconds since 1970.
     #[must_use]
     pub fn unix_millis(&self, time: Time) -> i64 {
@@ -74,16 +82,6 @@ impl WallClock {
             if moved < 0 { Time::EARLIEST } else { Time::from_millis(u64::MAX) },
             Time::from_millis,
         )
-    }
-}
-
-/// When a webhook's event happened, on our clock: its arrival minus (`iat` of its JWT - `createdAt`), or its arrival where one of
-/// them is missing or they contradict each other.
-#[must_use]
-pub fn event_time(arrival: Time, issued_at_secs: Option<i64>, created_at_secs: Option<i64>) -> Time {
-    match (issued_at_secs, created_at_secs) {
-        (Some(issued), Some(created)) => arrival.before(u64::try_from(issued.saturating_sub(created)).unwrap_or(0).saturating_mul(1000)),
-        (Some(_), None) | (None, Some(_)) | (None, None) => arrival,
     }
 }
 

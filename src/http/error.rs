@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Serialize;
 
-use crate::delayed_leave;
+use crate::delayed_leave::CapacityError;
 use crate::exchange::{Refusal, RemoteRefusal};
 use crate::federation::Failure;
 use crate::openid::Unverified;
@@ -231,7 +231,7 @@ impl ApiError {
                 }
             }
             // On the token routes the call matters more than its leave: the client asks again without it.
-            Refusal::NotReady | Refusal::DelegationLimit(delayed_leave::Refusal::Stopping) => match route {
+            Refusal::NotReady | Refusal::DelegationLimit(CapacityError::Stopping) => match route {
                 Route::Token => Self::bad_json("Delegation of delayed events is not available at the moment"),
                 Route::Delegation => Self::NOT_READY,
             },

@@ -361,7 +361,7 @@ impl Driver {
 
     async fn list(self: &Arc<Self>, room: &Name) {
         let asked = self.clock.now();
-        let listed = self.sfu.participants(&room.to_string()).await;
+        let listed = self.sfu.participants(&room.to_string(), LOOK).await;
         let now = self.clock.now();
         match listed {
             Ok(participants) => {

@@ -13,6 +13,7 @@ use livekit_protocol::{
 };
 use lru::LruCache;
 use prost::Message;
+use tokio::time::Instant;
 use url::Url;
 
 use super::endpoint::Endpoint;
@@ -40,6 +41,7 @@ pub(super) struct Api {
     methods: Methods,
     minter: Arc<Minter>,
     tokens: Mutex<LruCache<Box<str>, Token>>,
+    last_date: Mutex<Option<(Instant, i64)>>,
 }
 
 /// Where each method is.
@@ -68,7 +70,13 @@ impl Api {
             methods: Methods::below(base),
             minter,
             tokens: Mutex::new(tokens),
+            last_date: Mutex::new(None),
         }
+    }
+
+    /// When an answer with a `Date` came last, and that date in seconds since 1970.
+    pub(super) fn last_date(&self) -> Option<(Instant, i64)> {
+        *self.last_date.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The room, new or existing, and the `Date` of the answer in seconds since 1970.
@@ -128,10 +136,10 @@ impl Api {
     }
 
     /// All participants; none where the room does not exist.
-    pub(super) async fn list_participants(&self, room: &str) -> Result<Vec<ParticipantInfo>, SfuError> {
+    pub(super) async fn list_participants(&self, room: &str, within: Duration) -> Result<Vec<ParticipantInfo>, SfuError> {
         let request = ListParticipantsRequest { room: room.to_owned() };
         let (list, _) = self
-            .call::<ListParticipantsResponse>(&self.methods.list_participants, self.admin(room)?, &request, CALL_TIMEOUT)
+            .call::<ListParticipantsResponse>(&self.methods.list_participants, self.admin(room)?, &request, within)
             .await?;
         Ok(list.participants)
     }
@@ -157,6 +165,10 @@ impl Api {
             .is_err_and(|error| error.connection_failed() || error.is_elsewhere())
         {
             self.endpoint.look_again();
+        }
+        if let Ok((_, Some(date))) = &answer {
+            let date = i64::try_from(*date).unwrap_or(0);
+            *self.last_date.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), date));
         }
         answer
     }

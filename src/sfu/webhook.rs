@@ -34,6 +34,7 @@ const STANDARD: GeneralPurpose = GeneralPurpose::new(
 #[derive(Clone, Debug)]
 pub struct Claims {
     body_sha256: Vec<u8>,
+    digest: u64,
     issued_at: Option<i64>,
 }
 
@@ -42,6 +43,8 @@ pub struct Claims {
 pub struct Verified {
     /// When the SFU sent it, in seconds since 1970: the `iat` of its token.
     pub issued_at: Option<i64>,
+    /// Tells this token from any other one: a part of its signature.
+    pub digest: u64,
 }
 
 /// Why a webhook is not the SFU's.
@@ -140,11 +143,12 @@ impl Claims {
         }
         let unverified: Payload = serde_json::from_slice(&payload).map_err(|_| Unverified::NotJwt)?;
         check_signature(signed, &signature, unverified.iss.as_deref(), keys)?;
-        Self::check(unverified, now)
+        let digest = signature.first_chunk().copied().map_or(0, u64::from_le_bytes);
+        Self::check(unverified, digest, now)
     }
 
     /// The signature was right.
-    fn check(payload: Payload, now: u64) -> Result<Self, Unverified> {
+    fn check(payload: Payload, digest: u64, now: u64) -> Result<Self, Unverified> {
         #[expect(clippy::cast_precision_loss, reason = "exact for the next 285 million years")]
         let now = now as f64;
         if payload.exp.ok_or(Unverified::Endless)? + LEEWAY_SECONDS < now {
@@ -160,6 +164,7 @@ impl Claims {
         #[expect(clippy::cast_possible_truncation, reason = "a cast of floats saturates")]
         Ok(Self {
             body_sha256: hash.ok_or(Unverified::NotWebhook)?,
+            digest,
             issued_at: payload.iat.map(|iat| iat as i64),
         })
     }
@@ -170,7 +175,10 @@ impl Claims {
     /// When it is another one than the SFU announced.
     pub fn body_matches(&self, body: &[u8]) -> Result<Verified, Unverified> {
         if bool::from(Sha256::digest(body).as_slice().ct_eq(&self.body_sha256)) {
-            Ok(Verified { issued_at: self.issued_at })
+            Ok(Verified {
+                issued_at: self.issued_at,
+                digest: self.digest,
+            })
         } else {
             Err(Unverified::Body)
         }

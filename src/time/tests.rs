@@ -1,19 +1,12 @@
 use super::*;
 
 #[test]
-fn an_event_happened_before_it_came_by_as_much_as_its_delivery_took() {
-    let arrival = Time::START;
-    assert_eq!(event_time(arrival, Some(1_795_241_617), Some(1_795_241_611)), arrival.before(6_000));
-    for (issued, created) in [
-        (None, Some(1)),
-        (Some(1), None),
-        (None, None),
-        (Some(1), Some(9)),
-        (Some(i64::MIN), Some(i64::MAX)),
-    ] {
-        assert_eq!(event_time(arrival, issued, created), arrival);
+fn a_wall_clock_that_jumped_shows_in_the_drift() {
+    let clock = WallClock::new(Time::START, 1_000_000);
+    for jumped in [0, 12_000, -5_000] {
+        let later = WallClock::new(Time::START.after(7_000), 1_007_000 + jumped);
+        assert_eq!(clock.drift_ms(&later), jumped);
     }
-    assert_eq!(event_time(arrival, Some(i64::MAX), Some(i64::MIN)), Time::EARLIEST);
 }
 
 #[test]

@@ -1,15 +1,12 @@
 //! The promises of L1, pinned over random sequences of inputs: first one machine and any facts at all, then a whole world.
 
 use super::world::{Fate, World};
-use lk_jwt_service::backoff::Jitter;
-use lk_jwt_service::delayed_leave::jobs::{Call, Config, Fact, Webhook, WebhookKind};
-use lk_jwt_service::delayed_leave::machine::{
-    Action, Answer, Event, Input, LeaveReason, Machine, Outcome, Participant, Sfu, State, Verdict, Wish,
-};
-use lk_jwt_service::delayed_leave::machine::{Cause, Reason};
-use lk_jwt_service::time::{Delay, Time};
+use lk_jwt_service::delayed_leave::FinishReason;
+use lk_jwt_service::driver::core::Settings;
+use lk_jwt_service::livekit::DisconnectReason;
+use lk_jwt_service::presence::{DepartureCause, EventKind};
+use lk_jwt_service::time::Time;
 use proptest::prelude::*;
-use std::time::Duration;
 
 fn cases(count: u32) -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES")
@@ -23,256 +20,8 @@ fn cases(count: u32) -> ProptestConfig {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Op {
-    Wait(u64),
-    Joined(u8, u8),
-    Left(u8, u8, LeaveReason, u16),
-    Aborted(u8, LeaveReason),
-    Answer(u8, u8),
-    Listed(u8),
-    Ask,
-    Turn,
-    Called(u8),
-    Room(u8),
-    Sfu(u8),
-    Renewed,
-    Replaced,
-    Stopping,
-}
-
-fn reason() -> impl Strategy<Value = LeaveReason> {
-    (0u8..16).prop_map(|n| LeaveReason::parse(&n.to_string()))
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        6 => (0u64..4_000).prop_map(Op::Wait),
-        2 => (4_000u64..100_000).prop_map(Op::Wait),
-        2 => (0u8..4, 0u8..8).prop_map(|(sid, id)| Op::Joined(sid, id)),
-        2 => (0u8..4, 0u8..8, reason(), 0u16..8_000).prop_map(|(sid, id, reason, late)| Op::Left(sid, id, reason, late)),
-        1 => (0u8..4, reason()).prop_map(|(sid, reason)| Op::Aborted(sid, reason)),
-        6 => (0u8..4, 0u8..4).prop_map(|(kind, sid)| Op::Answer(kind, sid)),
-        1 => (0u8..4).prop_map(Op::Listed),
-        1 => Just(Op::Ask),
-        8 => Just(Op::Turn),
-        6 => (0u8..8).prop_map(Op::Called),
-        2 => (0u8..3).prop_map(Op::Room),
-        1 => (0u8..3).prop_map(Op::Sfu),
-        1 => Just(Op::Renewed),
-        (1) => Just(Op::Stopping),
-        (1) => prop_oneof![9 => Just(Op::Ask), 1 => Just(Op::Replaced)],
-    ]
-}
-
-const SIDS: [&str; 4] = ["PA_a", "PA_b", "PA_c", "PA_d"];
-
-/// One machine, and what must hold of it whatever it is told.
-struct Watched {
-    machine: Machine,
-    jitter: Jitter,
-    now: Time,
-    finished: bool,
-    restarting: bool,
-    last_restart: Option<Time>,
-    sending: Option<Call>,
-    leaving_since: Option<(Time, Time)>,
-    asked: Vec<Time>,
-}
-
-impl Watched {
-    fn step(&mut self, input: Input<'_>) {
-        let deadline = self.machine.deadline();
-        let was_leaving = matches!(self.machine.state(), State::Leaving { .. });
-        let actions = self.machine.step(input, self.now, &mut self.jitter);
-        assert!(!self.finished || actions.is_empty(), "{actions:?} after the end");
-        for action in actions {
-            assert!(!self.finished, "{action:?} after the end");
-            match action {
-                Action::LookUp { .. } => self.asked.push(self.now),
-                Action::Restart => {
-                    assert!(!self.restarting, "two restarts in flight");
-                    assert!(
-                        self.last_restart.is_none_or(|last| self.now.since(last) >= 250),
-                        "restarted too soon"
-                    );
-                    assert!(self.now < deadline, "a restart after the event has run out");
-                    self.restarting = true;
-                    self.last_restart = Some(self.now);
-                }
-                Action::Send | Action::Cancel => {
-                    let call = if action == Action::Send { Call::Send } else { Call::Cancel };
-                    assert_ne!(self.sending, Some(call), "two calls in flight");
-                    self.sending = Some(call);
-                    if let Some((_, until)) = self.leaving_since {
-                        assert!(self.now <= until, "tried after the window");
-                    }
-                }
-                Action::Finish(_) => self.finished = true,
-                Action::JudgeRoom | Action::Persist => {}
-            }
-        }
-        match self.machine.state() {
-            State::Leaving { until, errand, .. } if !was_leaving => {
-                if matches!(errand, lk_jwt_service::delayed_leave::machine::Errand::Send { .. }) {
-                    let least = deadline.clamp(self.now.after(30_000), self.now.after(3_600_000));
-                    assert!(*until <= least.max(self.machine.deadline()).min(self.now.after(3_600_000)));
-                }
-                self.leaving_since = Some((self.now, *until));
-            }
-            State::Leaving { until, .. } => self.leaving_since = Some((self.now, *until)),
-            State::Waiting | State::Connected | State::Doubted { .. } | State::Finished(_) => self.leaving_since = None,
-        }
-    }
-
-    fn wait(&mut self, millis: u64) {
-        let until = self.now.after(millis);
-        let mut steps = 0;
-        while let Some(at) = self.machine.next_deadline().filter(|&at| at <= until) {
-            self.now = self.now.max(at);
-            self.step(Input::Time);
-            assert!(
-                self.machine.next_deadline().is_none_or(|next| next > self.now),
-                "no progress in {:?}",
-                self.machine
-            );
-            steps += 1;
-            assert!(steps < 100_000);
-        }
-        self.now = until;
-    }
-
-    fn run(&mut self, op: Op) {
-        let participant = |sid: u8| Participant {
-            sid: SIDS[usize::from(sid)],
-            joined_at_ms: u64::from(sid) * 1_000,
-            active: sid.is_multiple_of(2),
-        };
-        let event = |now: Time, sid: u8, id: u8, late: u16| Event {
-            id: (id > 0).then_some(u64::from(id)),
-            sid: SIDS[usize::from(sid)],
-            joined_at_ms: u64::from(sid) * 1_000,
-            happened: now.before(u64::from(late)),
-            room_sid: None,
-        };
-        match op {
-            Op::Wait(millis) => self.wait(millis),
-            Op::Joined(sid, id) => self.step(Input::Joined(event(self.now, sid, id, 0))),
-            Op::Left(sid, id, reason, late) => self.step(Input::Left(event(self.now, sid, id, late), reason)),
-            Op::Aborted(sid, reason) => self.step(Input::Aborted(event(self.now, sid, 0, 0), reason)),
-            Op::Answer(kind, sid) => {
-                if let Some(asked) = self.asked.pop() {
-                    let answer = match kind {
-                        0 => Answer::Present(participant(sid)),
-                        1 => Answer::Unclear,
-                        _ => Answer::Absent,
-                    };
-                    self.step(Input::LookedUp {
-                        asked,
-                        answer,
-                        room_sid: None,
-                    });
-                }
-            }
-            Op::Listed(sid) => self.step(Input::Listed {
-                asked: self.now,
-                participant: participant(sid),
-                room_sid: None,
-            }),
-            Op::Ask => self.step(Input::Ask),
-            Op::Turn => {
-                if self.machine.wish().is_some() {
-                    self.step(Input::Turn);
-                    assert!(!self.finished || self.machine.wish().is_none());
-                }
-            }
-            Op::Called(kind) => {
-                let outcome = [
-                    Outcome::Done,
-                    Outcome::Done,
-                    Outcome::NotFound,
-                    Outcome::Limited(None),
-                    Outcome::Transient(None),
-                    Outcome::Transient(Some(Duration::ZERO)),
-                    Outcome::Transient(Some(Duration::MAX)),
-                    Outcome::Transient(Some(Duration::from_secs(3))),
-                ][usize::from(kind)];
-                if let Some(call) = self.sending.take() {
-                    self.step(if call == Call::Send {
-                        Input::Sent(outcome)
-                    } else {
-                        Input::Cancelled(outcome)
-                    });
-                } else if self.restarting {
-                    self.restarting = false;
-                    self.step(Input::Restarted(outcome));
-                }
-            }
-            Op::Room(kind) => {
-                let verdict = [Verdict::Stands, Verdict::Ended, Verdict::Lost][usize::from(kind)];
-                self.step(Input::Room { asked: self.now, verdict });
-            }
-            Op::Sfu(kind) => self.step(Input::Sfu([Sfu::Answering, Sfu::Failing, Sfu::Silent][usize::from(kind)])),
-            Op::Renewed => self.step(Input::Renewed {
-                delay: self.machine.delay(),
-                arrived: self.now,
-            }),
-            Op::Replaced => {
-                self.sending = None;
-                self.step(Input::Replaced);
-            }
-            Op::Stopping => self.step(Input::Stopping),
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(cases(1_000))]
-
-    #[test]
-    fn a_machine_keeps_its_bounds_whatever_it_is_told(
-        delay in prop_oneof![1u64..2_000, 2_000u64..60_000, 60_000u64..=86_400_000],
-        seed: u64,
-        ops in prop::collection::vec(op(), 1..150),
-    ) {
-        let machine = Machine::new(Delay::from_millis(delay).unwrap(), Time::START, Sfu::Answering);
-        let mut watched = Watched {
-            machine, jitter: Jitter::new(seed), now: Time::START, finished: false, restarting: false, last_restart: None,
-            sending: None, leaving_since: None, asked: Vec::new(),
-        };
-        watched.step(Input::Time);
-        for op in ops {
-            watched.run(op);
-            if let Some(Wish::Restart { until, relaxed }) = watched.machine.wish() {
-                prop_assert!(relaxed <= until);
-            }
-        }
-    }
-
-    #[test]
-    fn nobody_waits_for_ever(
-        delay in 1u64..86_400_000,
-        ops in prop::collection::vec(op(), 0..60),
-    ) {
-        // The homeserver and the SFU fall silent: the job ends by itself, at most one delay and an hour later.
-        let machine = Machine::new(Delay::from_millis(delay).unwrap(), Time::START, Sfu::Answering);
-        let mut watched = Watched {
-            machine, jitter: Jitter::new(1), now: Time::START, finished: false, restarting: false, last_restart: None,
-            sending: None, leaving_since: None, asked: Vec::new(),
-        };
-        watched.step(Input::Time);
-        for op in ops {
-            watched.run(op);
-        }
-        let end = watched.now.after(delay + 3_600_000 + 10_000);
-        while !watched.finished && watched.now < end {
-            watched.wait(1_000.max(delay / 50));
-            watched.run(Op::Turn);
-            watched.run(Op::Called(4));
-            watched.run(Op::Called(4));
-        }
-        prop_assert!(watched.finished, "{:?}", watched.machine);
-    }
+fn reason() -> impl Strategy<Value = DisconnectReason> {
+    (0u8..16).prop_map(|n| DisconnectReason::parse(&n.to_string()))
 }
 
 /// What may happen in the world between two looks at it.
@@ -281,7 +30,7 @@ enum Happening {
     Wait(u64),
     Delegate(u8, u8),
     Join(u8, bool),
-    Part(u8, LeaveReason, bool),
+    Part(u8, DisconnectReason, bool),
     SfuDown,
     SfuUp,
     Lossy(bool),
@@ -397,8 +146,13 @@ impl Story {
             }
             Happening::Stale(who) => {
                 if let Some((sid, joined)) = self.old_sids[usize::from(who)].clone() {
-                    self.world
-                        .tell(WebhookKind::Left(LeaveReason::DuplicateIdentity), "room", &name(who), &sid, joined);
+                    self.world.tell(
+                        EventKind::Left(DisconnectReason::DuplicateIdentity),
+                        "room",
+                        &name(who),
+                        &sid,
+                        joined,
+                    );
                 }
             }
             Happening::RoomForgotten => {
@@ -408,7 +162,7 @@ impl Story {
             Happening::WebhookAgain(who) => {
                 if let Some(guest) = self.world.rooms.get("room").and_then(|room| room.guests.get(&name(who)).cloned()) {
                     self.world
-                        .tell(WebhookKind::Joined, "room", &name(who), &guest.sid, guest.joined_at_ms);
+                        .tell(EventKind::Joined, "room", &name(who), &guest.sid, guest.joined_at_ms);
                 }
             }
         }
@@ -439,15 +193,17 @@ impl Story {
                     .world
                     .finished
                     .iter()
-                    .rfind(|(_, _, id, _)| id == delay_id)
-                    .map(|(_, _, _, reason)| *reason);
+                    .rfind(|(_, id, _)| id == delay_id)
+                    .map(|(_, _, reason)| *reason);
                 let tolerance = match reason {
                     // An arrival at the very end of a wait may be missed, or come too late for a restart.
-                    Some(Reason::Sent(Cause::NeverCame) | Reason::NotSent(Cause::NeverCame) | Reason::NeverCame)
-                    | Some(Reason::GivenUp | Reason::EventGone)
+                    Some(
+                        FinishReason::Sent(DepartureCause::NeverJoined)
+                        | FinishReason::NotSent(DepartureCause::NeverJoined)
+                        | FinishReason::NeverJoined,
+                    )
+                    | Some(FinishReason::GivenUp | FinishReason::EventGone)
                     | None => self.tolerance(),
-                    // Where no answer comes, the SFU's own report is believed (L2a).
-                    Some(Reason::Sent(Cause::Reported)) if self.lossy => 28_000,
                     Some(_) => 50,
                 };
                 assert!(
@@ -460,8 +216,8 @@ impl Story {
     }
 }
 
-fn story(seed: u64, config: Config) -> Story {
-    let mut world = World::new(config, seed);
+fn story(seed: u64, settings: Settings) -> Story {
+    let mut world = World::new(settings, seed);
     world.homeserver_latency = 10;
     Story {
         lossy: false,
@@ -481,7 +237,7 @@ proptest! {
         disasters: bool,
         happenings in prop::collection::vec(happening(), 1..60),
     ) {
-        let mut story = story(seed, Config::default());
+        let mut story = story(seed, Settings::default());
         for happening in happenings {
             if disasters || !matches!(happening, Happening::SfuDown | Happening::RoomForgotten) {
                 story.happen(happening);
@@ -504,7 +260,7 @@ proptest! {
                     Fate::Cancelled(_) => prop_assert!(false, "the last event was cancelled"),
                 }
             } else {
-                prop_assert!(!matches!(fate, Fate::Scheduled { .. }), "{delay_id} is still running, {:?}", story.world.jobs.find("room", &format!("user{who}")).map(|id| story.world.jobs.get(id).unwrap().machine().clone()));
+                prop_assert!(!matches!(fate, Fate::Scheduled { .. }), "{delay_id} is still running, {:?}", story.world.core.find("room", &format!("user{who}")).map(|id| story.world.core.leaves().get(id).unwrap().leave().clone()));
             }
             // Every event but the last was cancelled, sent, or has run out: none is left to fire later.
             for old in &story.events[who] {
@@ -521,7 +277,7 @@ proptest! {
         outcomes in prop::collection::vec((0u8..3, 0u64..3_000), 1..20),
     ) {
         // All calls to the homeserver are answered late, by whatever: the last delegation's event runs on.
-        let mut world = World::new(Config::default(), seed);
+        let mut world = World::new(Settings::default(), seed);
         world.open("room");
         world.homeserver_latency = 900;
         world.join("room", "al", true);
@@ -539,7 +295,7 @@ proptest! {
         }
         world.advance(100_000);
         prop_assert!(matches!(world.fate(&last), Fate::Scheduled { .. }), "{:?} {:?}", world.fate(&last), world.finished);
-        prop_assert_eq!(world.jobs.len(), 1);
+        prop_assert_eq!(world.core.leaves().len(), 1);
         for n in 0..outcomes.len() - 1 {
             let id = format!("event{n}");
             if let Some((fate, _)) = world.events.get(&id) {
@@ -552,19 +308,20 @@ proptest! {
     fn any_webhook_at_all_is_survived(
         webhooks in prop::collection::vec((0u8..7, 0u8..3, 0u8..3, 0u8..3, 0u64..100_000, any::<u64>()), 1..80),
     ) {
-        let mut world = World::new(Config::default(), 1);
+        let mut world = World::new(Settings::default(), 1);
         world.delegate("room", "al", "leave", DELAY).unwrap();
         for (kind, sid, room_sid, identity, wait, joined_at_ms) in webhooks {
-            let reason = LeaveReason::parse(&(wait % 16).to_string());
+            let reason = DisconnectReason::parse(&(wait % 16).to_string());
             let kind = [
-                WebhookKind::RoomStarted, WebhookKind::RoomFinished, WebhookKind::Joined, WebhookKind::Left(reason),
-                WebhookKind::Aborted(reason), WebhookKind::Track, WebhookKind::Other,
+                EventKind::RoomStarted, EventKind::RoomFinished, EventKind::Joined, EventKind::Left(reason),
+                EventKind::Aborted(reason), EventKind::Track, EventKind::Other,
             ][usize::from(kind)];
-            let happened = world.now.before(joined_at_ms % 100_000);
-            world.fact(Fact::Webhook(Webhook {
-                kind, id: "", happened, room: "room", room_sid: ["", "RM_a", "RM_b"][usize::from(room_sid)],
-                identity: ["", "al", "bo"][usize::from(identity)], sid: ["", "PA_a", "PA_b"][usize::from(sid)], joined_at_ms,
-            }));
+            let seconds = world.seconds(world.now.before(joined_at_ms % 100_000));
+            world.deliver(&super::world::Told {
+                kind, digest: joined_at_ms, issued_at: world.seconds(world.now), id: String::new(), created_at: seconds, room: "room".into(),
+                room_sid: ["", "RM_a", "RM_b"][usize::from(room_sid)].into(), identity: ["", "al", "bo"][usize::from(identity)].into(),
+                sid: ["", "PA_a", "PA_b"][usize::from(sid)].into(), joined_at_ms,
+            });
             world.advance(wait % 4_000);
         }
     }

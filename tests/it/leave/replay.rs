@@ -1,9 +1,10 @@
 //! Every recorded scene of a real SFU, replayed at its recorded times: the right restarts and sends for each, no others.
 
-use super::world::{Fate, Guest, SimRoom, World};
-use lk_jwt_service::delayed_leave::jobs::{Call, Config, Fact, Webhook, WebhookKind};
-use lk_jwt_service::delayed_leave::machine::LeaveReason;
-use lk_jwt_service::time::event_time;
+use super::world::{Fate, Guest, SimRoom, Told, World};
+use lk_jwt_service::delayed_event::DelayedEventAction;
+use lk_jwt_service::driver::core::Settings;
+use lk_jwt_service::livekit::DisconnectReason;
+use lk_jwt_service::presence::EventKind;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -125,8 +126,7 @@ fn replay(name: &str, rows: &[Recorded], delegated_after: i64) -> Outcome {
         add(2_600, Step::Kill);
         add(4_700, Step::Up);
     }
-    let config = Config::default();
-    let mut world = World::new(config, 7);
+    let mut world = World::new(Settings::default(), 7);
     let mut later_sids: Vec<String> = Vec::new();
     for row in rows.iter().filter(|row| row.body["event"] == "room_started") {
         later_sids.push(text(&row.body["room"], "sid").to_owned());
@@ -201,28 +201,32 @@ fn happens(world: &mut World, row: &Recorded) {
 
 fn delivered(world: &mut World, row: &Recorded) {
     let (room, participant) = (&row.body["room"], &row.body["participant"]);
-    let reason = LeaveReason::parse(text(participant, "disconnectReason"));
+    let reason = DisconnectReason::parse(text(participant, "disconnectReason"));
     let kind = match text(&row.body, "event") {
-        "room_started" => WebhookKind::RoomStarted,
-        "room_finished" => WebhookKind::RoomFinished,
-        "participant_joined" => WebhookKind::Joined,
-        "participant_left" => WebhookKind::Left(reason),
-        "participant_connection_aborted" => WebhookKind::Aborted(reason),
-        "track_published" | "track_unpublished" => WebhookKind::Track,
-        _ => WebhookKind::Other,
+        "room_started" => EventKind::RoomStarted,
+        "room_finished" => EventKind::RoomFinished,
+        "participant_joined" => EventKind::Joined,
+        "participant_left" => EventKind::Left(reason),
+        "participant_connection_aborted" => EventKind::Aborted(reason),
+        "track_published" | "track_unpublished" => EventKind::Track,
+        _ => EventKind::Other,
     };
-    let created = row.body["createdAt"].as_str().and_then(|at| at.parse().ok());
-    let webhook = Webhook {
+    let id = text(&row.body, "id");
+    world.deliver(&Told {
         kind,
-        id: text(&row.body, "id"),
-        happened: event_time(world.now, row.iat, created),
-        room: text(room, "name"),
-        room_sid: text(room, "sid"),
-        identity: text(participant, "identity"),
-        sid: text(participant, "sid"),
+        digest: id
+            .bytes()
+            .chain(row.iat.unwrap().to_le_bytes())
+            .fold(7, |hash, byte| hash * 31 % 0xffff_ffff + u64::from(byte)),
+        issued_at: row.iat.unwrap(),
+        id: id.into(),
+        created_at: row.body["createdAt"].as_str().and_then(|at| at.parse().ok()).unwrap_or(0),
+        room: text(room, "name").into(),
+        room_sid: text(room, "sid").into(),
+        identity: text(participant, "identity").into(),
+        sid: text(participant, "sid").into(),
         joined_at_ms: text(participant, "joinedAtMs").parse().unwrap_or(0),
-    };
-    world.fact(Fact::Webhook(webhook));
+    });
 }
 
 /// When the leave may be sent, in milliseconds of the scene.
@@ -282,11 +286,11 @@ fn every_recorded_scene_ends_in_one_leave_at_the_right_time() {
             };
             let at = at.as_millis() - World::at(0).as_millis();
             assert!((from..=to).contains(&at), "sent at {at}, not in {from}..={to}: {context}");
-            assert_eq!(world.count(Call::Send, "leave"), 1, "{context}");
+            assert_eq!(world.count(DelayedEventAction::Send, "leave"), 1, "{context}");
             let restarts: Vec<u64> = world
                 .calls
                 .iter()
-                .filter(|call| call.3 == Call::Restart)
+                .filter(|call| call.3 == DelayedEventAction::Restart)
                 .map(|call| call.0.as_millis() - World::at(0).as_millis())
                 .collect();
             assert!(

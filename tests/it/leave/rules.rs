@@ -1,15 +1,19 @@
 //! The rules that take more than one job: sweeps, pace, bounds, restore, stop, the SFU's restarts, replacement.
 
 use super::world::{Fate, World};
-use lk_jwt_service::delayed_leave::jobs::{Call, Config, Delegated, Delegation, Fact, Output, Record, Refusal, WebhookKind};
-use lk_jwt_service::delayed_leave::machine::{Cause, LeaveReason, Reason, State};
+use lk_jwt_service::delayed_event::{DelayedEventAction, Outcome};
+use lk_jwt_service::delayed_leave::{Bounds, CapacityError, Delegated, FinishReason, Handover};
+use lk_jwt_service::driver::core::{Action, Core, Delegation, Fact, Settings};
+use lk_jwt_service::livekit::{Answer, DisconnectReason, ParticipantRow};
+use lk_jwt_service::presence::{self, DepartureCause, EventKind, State};
+use lk_jwt_service::store::record::{StoredJob, Watch};
 use lk_jwt_service::time::{Delay, Time};
 use std::time::Duration;
 
 const DELAY: u64 = 18_000;
 
 fn world() -> World {
-    World::new(Config::default(), 11)
+    World::new(Settings::default(), 11)
 }
 
 /// So many in one room, all delegated and restarted once.
@@ -23,8 +27,12 @@ fn call(world: &mut World, room: &str, guests: usize, delay: u64) {
 }
 
 fn connected(world: &World, room: &str, identity: &str) -> bool {
-    let job = world.jobs.find(room, identity).and_then(|id| world.jobs.get(id));
-    job.is_some_and(|job| *job.machine().state() == State::Connected)
+    let found = world
+        .core
+        .presence()
+        .find(room, identity)
+        .and_then(|id| world.core.presence().get(id));
+    found.is_some_and(|found| *found.presence() == State::Present)
 }
 
 fn running(world: &World, delay_id: &str) -> bool {
@@ -53,7 +61,7 @@ fn l3_absences_from_a_list_are_confirmed_one_by_one() {
     let mut world = world();
     call(&mut world, "many", 50, 3_600_000);
     for n in 0..3 {
-        world.part("many", &format!("many-{n}"), LeaveReason::ClientInitiated, false);
+        world.part("many", &format!("many-{n}"), DisconnectReason::ClientInitiated, false);
     }
     world.sfu_calls.clear();
     world.advance(35_000);
@@ -65,7 +73,7 @@ fn l3_absences_from_a_list_are_confirmed_one_by_one() {
     let sent = world
         .finished
         .iter()
-        .filter(|(_, _, _, reason)| *reason == Reason::Sent(Cause::Absent))
+        .filter(|(_, _, reason)| *reason == FinishReason::Sent(DepartureCause::Missing))
         .count();
     assert_eq!(sent, 3, "{:?}", world.finished);
     assert!(running(&world, "many-10"));
@@ -78,7 +86,7 @@ fn l3_without_webhooks_a_leave_is_sent_within_40_s() {
     world.join("room", "al", false);
     world.delegate("room", "al", "leave", DELAY).unwrap();
     world.advance(60_000);
-    world.part("room", "al", LeaveReason::ClientInitiated, false);
+    world.part("room", "al", DisconnectReason::ClientInitiated, false);
     let left = world.now;
     world.advance(40_000);
     let Fate::Sent(at) = world.fate("leave") else {
@@ -99,16 +107,18 @@ fn l3_an_sfu_that_answers_500_or_nothing_or_refuses_lists_is_no_sign_of_departur
     world.sfu_hangs = false;
     world.advance(60_000);
     assert!((0..3).all(|n| running(&world, &format!("room-{n}"))), "{:?}", world.finished);
-    let id = world.jobs.find("room", "room-0").unwrap();
-    assert_eq!(*world.jobs.get(id).unwrap().machine().state(), State::Connected);
+    assert!(connected(&world, "room", "room-0"));
 }
 
 #[test]
 fn l9a_polling_that_is_off_stays_on_until_a_webhook_was_verified() {
     let mut world = World::new(
-        Config {
-            sweep_every: None,
-            ..Config::default()
+        Settings {
+            presence: presence::Settings {
+                sweep_ms: None,
+                ..presence::Settings::default()
+            },
+            ..Settings::default()
         },
         1,
     );
@@ -118,7 +128,7 @@ fn l9a_polling_that_is_off_stays_on_until_a_webhook_was_verified() {
     world.advance(100_000);
     let before = world.sfu_calls["GetParticipant"];
     assert!(before >= 3);
-    world.tell(WebhookKind::Track, "elsewhere", "bo", "PA_x", 1);
+    world.tell(EventKind::Track, "elsewhere", "bo", "PA_x", 1);
     world.advance(31_000);
     let silent_from = world.sfu_calls["GetParticipant"];
     world.advance(200_000);
@@ -144,10 +154,10 @@ fn l4a_twelve_with_synapses_default_limits_stay_for_ten_minutes() {
     let refused = world
         .calls
         .iter()
-        .filter(|(_, _, _, _, outcome)| matches!(outcome, lk_jwt_service::delayed_event::Outcome::Limited(_)))
+        .filter(|(_, _, _, _, outcome)| matches!(outcome, Outcome::Limited(_)))
         .count();
     assert!(refused * 5 < world.calls.len(), "{refused} of {}", world.calls.len());
-    world.part("room", "room-3", LeaveReason::ClientInitiated, true);
+    world.part("room", "room-3", DisconnectReason::ClientInitiated, true);
     let left = world.now;
     world.advance(5_000);
     let Fate::Sent(at) = world.fate("room-3") else {
@@ -173,7 +183,7 @@ fn l5_a_homeserver_that_is_away_for_25_s_still_gets_the_leave() {
     let mut world = world();
     call(&mut world, "room", 1, 60_000);
     world.homeserver_down = true;
-    world.part("room", "room-0", LeaveReason::ClientInitiated, true);
+    world.part("room", "room-0", DisconnectReason::ClientInitiated, true);
     world.advance(25_000);
     world.homeserver_down = false;
     world.advance(20_000);
@@ -182,41 +192,54 @@ fn l5_a_homeserver_that_is_away_for_25_s_still_gets_the_leave() {
 
 #[test]
 fn l8_bounds() {
-    let config = Config {
+    let bounds = Bounds {
         per_user: 2,
         per_homeserver: 3,
         total: 5,
-        ..Config::default()
+        ..Bounds::default()
     };
-    let mut jobs = lk_jwt_service::delayed_leave::jobs::Jobs::new(config, 1, Time::START);
-    let ask =
-        |jobs: &mut lk_jwt_service::delayed_leave::jobs::Jobs, user: &str, room: &str, homeserver: &str, delay_id: &str, exempt: bool| {
-            let delegation = Delegation {
-                room,
-                identity: user,
+    let settings = Settings {
+        bounds,
+        ..Settings::default()
+    };
+    let mut core = Core::new(settings, 1, Time::START);
+    let ask = |core: &mut Core, user: &str, room: &str, homeserver: &str, delay_id: &str, listed: bool| {
+        let delegation = Delegation {
+            room,
+            identity: user,
+            handover: Handover {
                 user,
                 homeserver,
                 delay_id,
                 delay: Delay::from_millis(DELAY).unwrap(),
                 arrived: Time::START,
-                exempt,
-                creates_room: true,
+                listed,
                 as_user: false,
-            };
-            jobs.delegate(&delegation, Time::START).map(|(delegated, _)| delegated)
+            },
         };
-    assert!(ask(&mut jobs, "al", "1", "a", "1", false).is_ok());
-    assert!(ask(&mut jobs, "al", "2", "a", "2", false).is_ok());
-    assert_eq!(ask(&mut jobs, "al", "3", "a", "3", false), Err(Refusal::UserFull));
+        let (delegated, _) = core.delegate(&delegation, Time::START)?;
+        let participant = core.presence().find(room, user).unwrap();
+        let row = ParticipantRow {
+            identity: user,
+            sid: "PA_x",
+            joined_at_ms: 1,
+            active: true,
+        };
+        let _ = core.handle(Fact::Participant(participant, Time::START, Answer::Yes(row)), Time::START);
+        Ok(delegated)
+    };
+    assert!(ask(&mut core, "al", "1", "a", "1", false).is_ok());
+    assert!(ask(&mut core, "al", "2", "a", "2", false).is_ok());
+    assert_eq!(ask(&mut core, "al", "3", "a", "3", false), Err(CapacityError::UserFull));
     assert!(
-        matches!(ask(&mut jobs, "al", "2", "a", "2", false), Ok(Delegated::Renewed(_))),
+        matches!(ask(&mut core, "al", "2", "a", "2", false), Ok(Delegated::Renewed(_))),
         "a renewal costs nothing"
     );
-    assert!(ask(&mut jobs, "bo", "1", "a", "4", false).is_ok());
-    assert_eq!(ask(&mut jobs, "ca", "1", "a", "5", false), Err(Refusal::HomeserverFull));
-    assert!(ask(&mut jobs, "ca", "1", "a", "5", true).is_ok(), "named in full access");
-    assert!(ask(&mut jobs, "da", "1", "b", "6", false).is_ok());
-    assert_eq!(ask(&mut jobs, "ed", "1", "c", "7", true), Err(Refusal::Full));
+    assert!(ask(&mut core, "bo", "1", "a", "4", false).is_ok());
+    assert_eq!(ask(&mut core, "ca", "1", "a", "5", false), Err(CapacityError::HomeserverFull));
+    assert!(ask(&mut core, "ca", "1", "a", "5", true).is_ok(), "listed by the operator");
+    assert!(ask(&mut core, "da", "1", "b", "6", false).is_ok());
+    assert_eq!(ask(&mut core, "ed", "1", "c", "7", true), Err(CapacityError::Full));
     for millis in [0, 86_400_001, u64::MAX] {
         assert_eq!(Delay::from_millis(millis), None);
     }
@@ -225,42 +248,34 @@ fn l8_bounds() {
     }
 }
 
-fn record<'a>(identity: &'a str, now: Time, age: u64, seen: bool) -> Record<'a> {
-    Record {
-        delegation: Delegation {
-            room: "room",
-            identity,
-            user: identity,
-            homeserver: "hs.example",
-            delay_id: identity,
-            delay: Delay::from_millis(DELAY).unwrap(),
-            arrived: now.before(600_000),
-            exempt: true,
-            creates_room: true,
-            as_user: false,
+fn record<'a>(world: &World, identity: &'a str, age: u64, seen: bool) -> StoredJob<'a> {
+    let at = |ago: u64| world.clocks().unix_millis(world.now.before(ago));
+    StoredJob {
+        room: "room".into(),
+        identity: identity.into(),
+        delay_id: identity.into(),
+        delay_ms: DELAY as i64,
+        homeserver: "hs.example".into(),
+        restarted_at_ms: at(age),
+        watch: Watch {
+            user: Some(identity.into()),
+            delegated_at_ms: Some(at(600_000)),
+            sid: seen.then(|| "PA_old".into()),
+            joined_at_ms: 1,
+            room_sid: seen.then(|| "RM_old".into()),
+            last_sighted_ms: Some(at(age)),
+            seen,
+            ..Watch::default()
         },
-        restarted: now.before(age),
-        sid: seen.then_some("PA_old"),
-        joined_at_ms: 1,
-        room_sid: seen.then_some("RM_old"),
-        last_sighted: Some(now.before(age)),
-        seen,
     }
 }
 
-fn restore(world: &mut World, record: &Record<'_>) {
-    let left = record.delegation.delay.as_millis() - world.now.since(record.restarted).min(record.delegation.delay.as_millis());
-    world.events.insert(
-        record.delegation.delay_id.into(),
-        (
-            Fate::Scheduled {
-                fires: world.now.after(left),
-            },
-            record.delegation.delay,
-        ),
-    );
-    let outputs = world.jobs.restore(record, world.now);
-    world.run(outputs);
+fn restore(world: &mut World, identity: &str, age: u64) {
+    let stored = record(world, identity, age, true);
+    let fires = world.now.after(DELAY - age.min(DELAY));
+    let delay = Delay::from_millis(DELAY).unwrap();
+    world.events.insert(identity.into(), (Fate::Scheduled { fires }, delay));
+    world.restore(&stored);
 }
 
 #[test]
@@ -275,8 +290,7 @@ fn l11_whoever_left_while_the_service_was_down_is_reported_and_whoever_stayed_is
     };
     world.rooms.get_mut("room").unwrap().guests.insert("stayed".into(), guest);
     for identity in ["stayed", "left", "more"] {
-        let record = record(identity, world.now, 5_000, true);
-        restore(&mut world, &record);
+        restore(&mut world, identity, 5_000);
     }
     world.advance(5_000);
     assert!(matches!(world.fate("left"), Fate::Sent(_)), "{:?}", world.finished);
@@ -288,9 +302,8 @@ fn l11_whoever_left_while_the_service_was_down_is_reported_and_whoever_stayed_is
 #[test]
 fn l11_service_and_sfu_down_together_lose_nobody() {
     let mut world = world();
-    let record = record("al", world.now, 5_000, true);
     world.sfu_up = false;
-    restore(&mut world, &record);
+    restore(&mut world, "al", 5_000);
     world.advance(3_000);
     world.sfu_up = true;
     let up = world.now;
@@ -304,21 +317,40 @@ fn l11_service_and_sfu_down_together_lose_nobody() {
 }
 
 #[test]
-fn l11_expired_records_are_dropped_and_newer_jobs_stand() {
+fn l11_newer_jobs_stand_and_what_looks_expired_is_tried() {
     let mut world = world();
-    let expired = record("al", world.now, DELAY, true);
-    let outputs: Vec<_> = world.jobs.restore(&expired, world.now).into_iter().collect();
-    assert_eq!(
-        outputs,
-        [Output::Forget {
-            room: "room".into(),
-            identity: "al".into()
-        }]
+    world.open("room");
+    // A clock was wrong: the event runs on, and somebody is there.
+    world.join("room", "al", false);
+    let looks_expired = record(&world, "al", 20 * DELAY, true);
+    let fires = world.now.after(5_000);
+    world
+        .events
+        .insert("al".into(), (Fate::Scheduled { fires }, Delay::from_millis(DELAY).unwrap()));
+    world.restore(&looks_expired);
+    world.advance(60_000);
+    assert!(running(&world, "al"), "{:?}", world.finished);
+    // Nothing of it is left at the homeserver.
+    let gone = record(&world, "bo", 2 * DELAY, true);
+    world.restore(&gone);
+    world.advance(20_000);
+    assert!(
+        world
+            .finished
+            .iter()
+            .any(|(_, id, reason)| id == "bo" && *reason == FinishReason::EventGone),
+        "{:?}",
+        world.finished
     );
-    world.delegate("room", "bo", "newer", DELAY).unwrap();
-    let older = record("bo", world.now, 1_000, true);
-    assert!(world.jobs.restore(&older, world.now).is_empty());
-    assert_eq!(world.jobs.len(), 1);
+    // Over for more than a day.
+    let over = record(&world, "ca", DELAY + 86_400_000, true);
+    let (clocks, now) = (world.clocks(), world.now);
+    let actions = world.core.restore(&over, true, &clocks, now);
+    assert_eq!(actions, [Action::Forget("room".into(), "ca".into())]);
+    world.delegate("room", "da", "newer", DELAY).unwrap();
+    let older = record(&world, "da", 1_000, true);
+    assert!(world.core.restore(&older, true, &clocks, now).is_empty());
+    assert_eq!(world.core.leaves().len(), 2);
 }
 
 #[test]
@@ -326,13 +358,13 @@ fn l12_stop_restarts_all_sends_what_is_due_and_comes_to_rest() {
     let mut world = world();
     call(&mut world, "room", 20, DELAY);
     world.advance(4_000);
-    world.part("room", "room-7", LeaveReason::ClientInitiated, true);
+    world.part("room", "room-7", DisconnectReason::ClientInitiated, true);
     world.calls.clear();
     world.fact(Fact::Stopping);
-    assert!(!world.jobs.is_at_rest());
+    assert!(!world.core.is_at_rest());
     world.advance(2_100);
-    assert!(world.jobs.is_at_rest());
-    assert!((0..20).all(|n| world.count(Call::Restart, &format!("room-{n}")) == 1));
+    assert!(world.core.is_at_rest());
+    assert!((0..20).all(|n| world.count(DelayedEventAction::Restart, &format!("room-{n}")) == 1));
     assert!(matches!(world.fate("room-7"), Fate::Sent(_)));
 }
 
@@ -368,8 +400,8 @@ fn l13_the_sfu_killed_and_back_after_1_3_and_20_s() {
             (60_000..65_000).contains(&at.since(up)),
             "{away}: whoever does not come back is reported after a minute"
         );
-        world.part("a", "a-0", LeaveReason::ClientInitiated, true);
-        world.part("b", "b-0", LeaveReason::ClientInitiated, true);
+        world.part("a", "a-0", DisconnectReason::ClientInitiated, true);
+        world.part("b", "b-0", DisconnectReason::ClientInitiated, true);
         world.advance(2_500);
         assert!(matches!((world.fate("a-0"), world.fate("b-0")), (Fate::Sent(_), Fate::Sent(_))));
     }
@@ -395,21 +427,24 @@ fn l13_a_room_that_ended_by_itself_is_a_departure_of_all_in_it() {
     let mut world = world();
     call(&mut world, "room", 2, DELAY);
     for n in 0..2 {
-        world.part("room", &format!("room-{n}"), LeaveReason::ClientInitiated, false);
+        world.part("room", &format!("room-{n}"), DisconnectReason::ClientInitiated, false);
     }
     let sid = world.rooms["room"].sid.clone();
     world.rooms.clear();
-    world.tell(WebhookKind::RoomFinished, "room", "", "", 0);
-    world.fact(Fact::Webhook(lk_jwt_service::delayed_leave::jobs::Webhook {
-        kind: WebhookKind::RoomFinished,
-        id: "EV_end",
-        happened: world.now,
-        room: "room",
-        room_sid: &sid,
-        identity: "",
-        sid: "",
+    world.tell(EventKind::RoomFinished, "room", "", "", 0);
+    let seconds = world.seconds(world.now);
+    world.deliver(&super::world::Told {
+        kind: EventKind::RoomFinished,
+        digest: 4_711,
+        issued_at: seconds,
+        id: "EV_end".into(),
+        created_at: seconds,
+        room: "room".into(),
+        room_sid: sid,
+        identity: String::new(),
+        sid: String::new(),
         joined_at_ms: 0,
-    }));
+    });
     world.advance(4_000);
     assert!(
         (0..2).all(|n| matches!(world.fate(&format!("room-{n}")), Fate::Sent(_))),
@@ -422,9 +457,12 @@ fn l13_a_room_that_ended_by_itself_is_a_departure_of_all_in_it() {
 #[test]
 fn l13_switched_off_asks_and_creates_nothing() {
     let mut world = World::new(
-        Config {
-            list_rooms_every: None,
-            ..Config::default()
+        Settings {
+            presence: presence::Settings {
+                list_rooms_ms: None,
+                ..presence::Settings::default()
+            },
+            ..Settings::default()
         },
         1,
     );
@@ -456,7 +494,7 @@ fn l13a_an_sfu_killed_for_good_pauses_restarts_after_ten_minutes() {
         };
         assert!((600_000..640_000).contains(&at.since(killed)));
     }
-    assert!(world.jobs.is_empty());
+    assert!(world.core.leaves().is_empty());
     assert!(since(&world, killed) > 0);
 }
 
@@ -464,8 +502,7 @@ fn l13a_an_sfu_killed_for_good_pauses_restarts_after_ten_minutes() {
 fn l13a_an_sfu_that_never_answered_does_not_end_calls_for_an_hour() {
     let mut world = world();
     world.sfu_up = false;
-    let record = record("al", world.now, 1_000, true);
-    restore(&mut world, &record);
+    restore(&mut world, "al", 1_000);
     world.advance(3_500_000);
     assert!(running(&world, "al"));
     world.advance(300_000);
@@ -478,7 +515,7 @@ fn l14_a_page_reloaded_and_delegated_anew_is_not_thrown_out_by_its_old_event() {
         let mut world = world();
         call(&mut world, "room", 1, 15_000);
         world.advance(3_000);
-        world.part("room", "room-0", LeaveReason::ClientInitiated, true);
+        world.part("room", "room-0", DisconnectReason::ClientInitiated, true);
         world.advance(160);
         world.join("room", "room-0", true);
         world.advance(pause);
@@ -494,7 +531,7 @@ fn l14_a_page_reloaded_and_delegated_anew_is_not_thrown_out_by_its_old_event() {
             "{pause}: {:?}",
             world.finished
         );
-        world.part("room", "room-0", LeaveReason::ClientInitiated, true);
+        world.part("room", "room-0", DisconnectReason::ClientInitiated, true);
         world.advance(2_100);
         assert!(matches!(world.fate("second"), Fate::Sent(_)));
     }
@@ -504,7 +541,7 @@ fn l14_a_page_reloaded_and_delegated_anew_is_not_thrown_out_by_its_old_event() {
 fn l14_delegated_before_the_new_session_has_joined() {
     let mut world = world();
     call(&mut world, "room", 1, 15_000);
-    world.part("room", "room-0", LeaveReason::ClientInitiated, true);
+    world.part("room", "room-0", DisconnectReason::ClientInitiated, true);
     world.advance(700);
     world.delegate("room", "room-0", "second", 15_000).unwrap();
     world.advance(2_000);
@@ -531,43 +568,27 @@ fn l14_an_earlier_request_that_is_done_later_does_not_replace_the_later_one() {
     world.advance(100_000);
     assert!(matches!(world.fate("first"), Fate::Cancelled(_)));
     assert!(running(&world, "second"));
-    assert_eq!(world.jobs.len(), 1);
+    assert_eq!(world.core.leaves().len(), 1);
 }
 
 #[test]
 fn l10_forget_follows_the_end_of_a_current_job_only() {
     let mut world = world();
     call(&mut world, "room", 1, DELAY);
-    let old = world.jobs.find("room", "room-0").unwrap();
     world.delegate("room", "room-0", "second", DELAY).unwrap();
-    let homeserver = world.jobs.get(old).unwrap().homeserver();
-    let outcome = lk_jwt_service::delayed_event::Outcome::Done;
-    let outputs: Vec<_> = world
-        .jobs
-        .handle(
-            Fact::Called {
-                job: old,
-                homeserver,
-                call: Call::Cancel,
-                outcome,
-            },
-            world.now,
-        )
-        .into_iter()
-        .collect();
-    assert!(
-        outputs.iter().any(|output| matches!(
-            output,
-            Output::Finished {
-                reason: Reason::Replaced,
-                ..
-            }
-        )),
-        "{outputs:?}"
+    assert!(running(&world, "room-0"), "not cancelled before the second event was restarted");
+    world.advance(2_000);
+    assert!(matches!(world.fate("room-0"), Fate::Cancelled(_)), "{:?}", world.calls);
+    assert_eq!(
+        world.finished.last().map(|(_, id, reason)| (id.as_str(), *reason)),
+        Some(("room-0", FinishReason::Replaced))
     );
-    assert!(
-        !outputs.iter().any(|output| matches!(output, Output::Forget { .. })),
-        "the record is the successor's: {outputs:?}"
+    assert_eq!(world.core.leaves().len(), 1);
+    let (id, clocks) = (world.core.find("room", "room-0").unwrap(), world.clocks());
+    assert_eq!(
+        world.core.record(id, &clocks).unwrap().delay_id,
+        "second",
+        "the record is the successor's"
     );
 }
 
@@ -576,13 +597,13 @@ fn nothing_is_left_behind() {
     let mut world = world();
     call(&mut world, "room", 100, DELAY);
     for n in 0..100 {
-        world.part("room", &format!("room-{n}"), LeaveReason::ClientInitiated, true);
+        world.part("room", &format!("room-{n}"), DisconnectReason::ClientInitiated, true);
     }
     world.advance(10_000);
-    assert!(world.jobs.is_empty());
+    assert!(world.core.leaves().is_empty());
     world.advance(2_000);
-    assert_eq!(world.jobs.next_deadline(), None, "idle means idle");
-    assert!(world.jobs.find("room", "room-1").is_none());
+    assert_eq!(world.core.next_deadline(), None, "idle means idle");
+    assert!(world.core.find("room", "room-1").is_none());
     let _ = Duration::ZERO;
 }
 
@@ -590,36 +611,35 @@ fn nothing_is_left_behind() {
 fn l14_results_of_a_job_that_is_over_never_reach_the_next_under_its_number() {
     let mut world = world();
     call(&mut world, "room", 1, DELAY);
-    let old = world.jobs.find("room", "room-0").unwrap();
-    let homeserver = world.jobs.get(old).unwrap().homeserver();
+    let old = world.core.find("room", "room-0").unwrap();
+    let homeserver = world.core.leaves().get(old).unwrap().homeserver();
+    let participant = world.core.presence().find("room", "room-0").unwrap();
     let asked = world.now;
-    world.part("room", "room-0", LeaveReason::ClientInitiated, true);
+    world.part("room", "room-0", DisconnectReason::ClientInitiated, true);
     world.advance(3_000);
-    assert!(world.jobs.get(old).is_none());
+    assert!(world.core.leaves().get(old).is_none());
     world.join("room", "room-0", true);
     world.delegate("room", "room-0", "next", DELAY).unwrap();
     world.advance(600);
     assert!(connected(&world, "room", "room-0"));
-    let next = world.jobs.find("room", "room-0").unwrap();
+    let next = world.core.find("room", "room-0").unwrap();
     assert_ne!(old, next);
-    let before = format!("{:?}", world.jobs.get(next).unwrap().machine());
-    for (call, outcome) in [
-        (Call::Restart, lk_jwt_service::delayed_event::Outcome::NotFound),
-        (Call::Send, lk_jwt_service::delayed_event::Outcome::Done),
-        (Call::Cancel, lk_jwt_service::delayed_event::Outcome::Done),
+    let before = format!("{:?}", world.core.leaves().get(next).unwrap().leave());
+    for (action, outcome) in [
+        (DelayedEventAction::Restart, Outcome::NotFound),
+        (DelayedEventAction::Send, Outcome::Done),
+        (DelayedEventAction::Cancel, Outcome::Done),
     ] {
         world.fact(Fact::Called {
-            job: old,
+            leave: old,
             homeserver,
-            call,
+            action,
+            sent: asked,
             outcome,
         });
     }
-    world.fact(Fact::LookedUp {
-        job: old,
-        asked,
-        answer: lk_jwt_service::delayed_leave::jobs::Looked::Absent,
-    });
-    assert_eq!(format!("{:?}", world.jobs.get(next).unwrap().machine()), before);
-    assert_eq!(world.jobs.get(next).unwrap().delay_id(), "next");
+    world.fact(Fact::Participant(participant, asked, Answer::No));
+    assert_eq!(format!("{:?}", world.core.leaves().get(next).unwrap().leave()), before);
+    assert_eq!(world.core.leaves().get(next).unwrap().delay_id(), "next");
+    assert!(connected(&world, "room", "room-0"));
 }

@@ -3,25 +3,21 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use lk_jwt_service::backoff::Jitter;
-
-use lk_jwt_service::delayed_leave::jobs::{
-    Answered, Call, Config, Delegated, Delegation, Fact, JobId, Jobs, Looked, Output, Outputs, Record, Refusal, Row, Webhook, WebhookKind,
-};
-
-use lk_jwt_service::delayed_leave::machine::{LeaveReason, Outcome, Reason};
-
-use lk_jwt_service::delayed_leave::pace::HomeserverId;
-
-use lk_jwt_service::delayed_leave::rooms::{RoomId, RoomRow};
-
-use lk_jwt_service::time::{Delay, Time};
-
-use lk_jwt_service::livekit::Reach;
+use lk_jwt_service::delayed_event::{DelayedEventAction, Outcome};
+use lk_jwt_service::delayed_leave::{CapacityError, Delegated, FinishReason, Handover, HomeserverId, LeaveId};
+use lk_jwt_service::driver::core::{Action, Core, Delegation, Fact, Settings};
+use lk_jwt_service::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};
+use lk_jwt_service::presence::{EventKind, ParticipantId, Question, RoomId, SfuEvent};
+use lk_jwt_service::store::record::StoredJob;
+use lk_jwt_service::time::{Delay, Time, WallClock};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
+
+/// What the wall clock shows when the world begins, in milliseconds since 1970.
+const WALL: i64 = 1_700_000_000_000;
 
 #[derive(Clone, Debug)]
 pub(super) struct Guest {
@@ -45,73 +41,67 @@ pub(super) enum Fate {
     Cancelled(Time),
 }
 
+/// An event as it is told.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    pub(super) kind: EventKind,
+    pub(super) digest: u64,
+    pub(super) issued_at: i64,
+    pub(super) id: String,
+    pub(super) created_at: i64,
+    pub(super) room: String,
+    pub(super) room_sid: String,
+    pub(super) identity: String,
+    pub(super) sid: String,
+    pub(super) joined_at_ms: u64,
+}
+
 enum Pending {
-    LookUp {
-        job: JobId,
+    Participant {
+        participant: ParticipantId,
         asked: Time,
         lost: bool,
     },
-    List {
+    Participants {
         room: RoomId,
         asked: Time,
     },
-    ListRooms {
-        names: Vec<Arc<str>>,
+    Rooms {
+        rooms: Vec<RoomId>,
         asked: Time,
     },
     Create {
         room: RoomId,
     },
-    Webhook {
-        kind: WebhookKind,
-        id: String,
-        happened: Time,
-        room: String,
-        room_sid: String,
-        identity: String,
-        sid: String,
-        joined_at_ms: u64,
-    },
+    Webhook(Told),
     Probe,
     Arrive {
-        job: JobId,
+        leave: LeaveId,
         homeserver: HomeserverId,
-        call: Call,
+        action: DelayedEventAction,
         sent: Time,
     },
     Answer {
-        job: JobId,
+        leave: LeaveId,
         homeserver: HomeserverId,
-        call: Call,
+        action: DelayedEventAction,
+        sent: Time,
         outcome: Outcome,
     },
 }
 
-#[derive(Clone, Debug)]
-struct Stored {
-    user: String,
-    homeserver: String,
-    delay_id: String,
-    delay: Delay,
-    arrived: Time,
-    restarted: Time,
-    sid: Option<String>,
-    joined_at_ms: u64,
-    room_sid: Option<String>,
-    last_sighted: Option<Time>,
-    seen: bool,
-}
-
 pub(super) struct World {
-    config: Config,
-    store: BTreeMap<(String, String), Stored>,
+    settings: Settings,
+    store: BTreeMap<(String, String), StoredJob<'static>>,
     pub(super) now: Time,
-    pub(super) jobs: Jobs,
+    pub(super) core: Core,
     pending: BTreeMap<(Time, u64), Pending>,
     serial: u64,
     pub(super) sfu_up: bool,
     pub(super) sfu_hangs: bool,
     pub(super) sfu_errors: bool,
+    /// `ListRooms` is refused, as by a proxy.
+    pub(super) rooms_refused: bool,
     pub(super) latency: u64,
     pub(super) rooms: BTreeMap<String, SimRoom>,
     pub(super) next_sid: VecDeque<String>,
@@ -121,8 +111,8 @@ pub(super) struct World {
     pub(super) homeserver_down: bool,
     /// Tokens left, tokens per second: Synapse's limiter.
     pub(super) limiter: Option<(f64, f64, f64, Time)>,
-    pub(super) calls: Vec<(Time, JobId, String, Call, Outcome)>,
-    pub(super) finished: Vec<(Time, JobId, String, Reason)>,
+    pub(super) calls: Vec<(Time, LeaveId, String, DelayedEventAction, Outcome)>,
+    pub(super) finished: Vec<(Time, String, FinishReason)>,
     pub(super) created: Vec<(Time, String)>,
     pub(super) sfu_calls: BTreeMap<&'static str, u32>,
     pub(super) warnings: u32,
@@ -134,17 +124,18 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(config: Config, seed: u64) -> Self {
+    pub(super) fn new(settings: Settings, seed: u64) -> Self {
         Self {
-            config,
+            settings,
             store: BTreeMap::new(),
             now: Time::START,
-            jobs: Jobs::new(config, seed, Time::START),
+            core: Core::new(settings, seed, Time::START),
             pending: BTreeMap::new(),
             serial: 0,
             sfu_up: true,
             sfu_hangs: false,
             sfu_errors: false,
+            rooms_refused: false,
             latency: 5,
             rooms: BTreeMap::new(),
             next_sid: VecDeque::new(),
@@ -169,7 +160,7 @@ impl World {
         Time::START.after(millis)
     }
 
-    pub(super) fn delegate(&mut self, room: &str, identity: &str, delay_id: &str, delay_ms: u64) -> Result<Delegated, Refusal> {
+    pub(super) fn delegate(&mut self, room: &str, identity: &str, delay_id: &str, delay_ms: u64) -> Result<Delegated, CapacityError> {
         self.delegate_arrived(room, identity, delay_id, delay_ms, self.now)
     }
 
@@ -180,7 +171,7 @@ impl World {
         delay_id: &str,
         delay_ms: u64,
         arrived: Time,
-    ) -> Result<Delegated, Refusal> {
+    ) -> Result<Delegated, CapacityError> {
         let delay = Delay::from_millis(delay_ms).unwrap();
         self.events.entry(delay_id.into()).or_insert_with(|| {
             let fires = self.now.after(delay_ms);
@@ -190,29 +181,40 @@ impl World {
         let delegation = Delegation {
             room,
             identity,
-            user: &user,
-            homeserver: "hs.example",
-            delay_id,
-            delay,
-            arrived,
-            exempt: true,
-            creates_room: true,
-            as_user: false,
+            handover: Handover {
+                user: &user,
+                homeserver: "hs.example",
+                delay_id,
+                delay,
+                arrived,
+                listed: true,
+                as_user: false,
+            },
         };
-        let (delegated, outputs) = self.jobs.delegate(&delegation, self.now)?;
-        self.run(outputs);
+        let (delegated, actions) = self.core.delegate(&delegation, self.now)?;
+        self.run(actions);
         Ok(delegated)
     }
 
+    /// The wall clock and the core's.
+    pub(super) fn clocks(&self) -> WallClock {
+        WallClock::new(Time::START, WALL)
+    }
+
+    /// What the SFU's clock shows, in whole seconds.
+    pub(super) fn seconds(&self, at: Time) -> i64 {
+        self.clocks().unix_millis(at).div_euclid(1_000)
+    }
+
     pub(super) fn fact(&mut self, fact: Fact<'_>) {
-        let outputs = self.jobs.handle(fact, self.now);
-        self.run(outputs);
+        let actions = self.core.handle(fact, self.now);
+        self.run(actions);
     }
 
     pub(super) fn advance_to(&mut self, until: Time) {
         let mut spins = 0;
         loop {
-            let timer = self.jobs.next_deadline();
+            let timer = self.core.next_deadline();
             let result = self.pending.first_key_value().map(|(&(at, _), _)| at);
             let Some(next) = [timer, result].into_iter().flatten().min().filter(|&next| next <= until) else {
                 break;
@@ -251,7 +253,7 @@ impl World {
         self.events[delay_id].0
     }
 
-    pub(super) fn count(&self, call: Call, delay_id: &str) -> usize {
+    pub(super) fn count(&self, call: DelayedEventAction, delay_id: &str) -> usize {
         self.calls
             .iter()
             .filter(|(_, _, id, made, _)| *made == call && id == delay_id)
@@ -263,84 +265,109 @@ impl World {
         self.pending.insert((self.now.after(after), self.serial), pending);
     }
 
-    pub(super) fn run(&mut self, outputs: Outputs) {
-        for output in outputs {
-            match output {
-                Output::LookUp { job, asked, within } => {
-                    *self.sfu_calls.entry("GetParticipant").or_default() += 1;
-                    let lost = self.sfu_hangs || self.lossy.is_some_and(|one_in| self.chance.up_to(one_in) == 0);
-                    let after = if lost {
-                        u64::try_from(within.as_millis()).unwrap()
-                    } else {
-                        self.latency
+    pub(super) fn run(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Ask(question) => self.ask(question),
+                Action::Call {
+                    leave,
+                    homeserver,
+                    action,
+                    sent,
+                } => {
+                    assert_eq!(sent, self.now);
+                    let arrive = Pending::Arrive {
+                        leave,
+                        homeserver,
+                        action,
+                        sent,
                     };
-                    self.later(after, Pending::LookUp { job, asked, lost });
+                    self.later(self.homeserver_latency / 2, arrive);
                 }
-                Output::ListParticipants { room, asked } => {
-                    *self.sfu_calls.entry("ListParticipants").or_default() += 1;
-                    self.later(self.latency, Pending::List { room, asked });
+                Action::Store(leave) => {
+                    if let Some(record) = self.core.record(leave, &self.clocks()) {
+                        let (field, value) = (
+                            lk_jwt_service::store::record::field(&record.room, &record.identity),
+                            record.value(None),
+                        );
+                        let key = (record.room.to_string(), record.identity.to_string());
+                        let (stored, _) = StoredJob::read(field.as_bytes(), value.as_bytes()).unwrap();
+                        self.store.insert(key, stored);
+                    }
                 }
-                Output::ListRooms { names, asked } => {
-                    *self.sfu_calls.entry("ListRooms").or_default() += 1;
-                    self.later(self.latency, Pending::ListRooms { names, asked });
-                }
-                Output::CreateRoom { room } => self.later(self.latency, Pending::Create { room }),
-                Output::Probe { .. } => {
-                    let after = if self.sfu_hangs { 1000 } else { self.latency };
-                    self.later(after, Pending::Probe);
-                }
-                Output::Call { job, homeserver, call } => {
-                    self.later(
-                        self.homeserver_latency / 2,
-                        Pending::Arrive {
-                            job,
-                            homeserver,
-                            call,
-                            sent: self.now,
-                        },
-                    );
-                }
-                Output::Persist { job } => self.persist(job),
-                Output::Forget { room, identity } => {
+                Action::Forget(room, identity) => {
                     self.store.remove(&(room.to_string(), identity.to_string()));
                 }
-                Output::Finished { job, delay_id, reason, .. } => self.finished.push((self.now, job, delay_id.into(), reason)),
-                Output::SfuSilent { .. } => self.warnings += 1,
-                Output::Unwired => {}
+                Action::Finished { delay_id, reason, .. } => self.finished.push((self.now, delay_id.into(), reason)),
+                Action::SfuSilent(_) => self.warnings += 1,
+                Action::NoWebhooks | Action::Overloaded(_) => {}
+            }
+        }
+    }
+
+    fn ask(&mut self, question: Question) {
+        let name = match question {
+            Question::Participant { .. } => "GetParticipant",
+            Question::Participants { .. } => "ListParticipants",
+            Question::Rooms { .. } => "ListRooms",
+            Question::CreateRoom { .. } => "CreateRoom",
+            Question::Probe => "GET",
+        };
+        *self.sfu_calls.entry(name).or_default() += 1;
+        match question {
+            Question::Participant {
+                participant,
+                asked,
+                within,
+            } => {
+                let lost = self.sfu_hangs || self.lossy.is_some_and(|one_in| self.chance.up_to(one_in) == 0);
+                let after = if lost {
+                    u64::try_from(within.as_millis()).unwrap()
+                } else {
+                    self.latency
+                };
+                self.later(after, Pending::Participant { participant, asked, lost });
+            }
+            Question::Participants { room, asked, .. } => self.later(self.latency, Pending::Participants { room, asked }),
+            Question::Rooms { rooms, asked } => self.later(self.latency, Pending::Rooms { rooms, asked }),
+            Question::CreateRoom { room } => self.later(self.latency, Pending::Create { room }),
+            Question::Probe => {
+                let after = if self.sfu_hangs { 1000 } else { self.latency };
+                self.later(after, Pending::Probe);
             }
         }
     }
 
     fn resolve(&mut self, pending: Pending) {
         match pending {
-            Pending::LookUp { job, asked, lost } => {
-                let guest = self.jobs.get(job).and_then(|found| {
-                    let room = self.rooms.get(&**self.jobs.room_name(found.room())?)?;
+            Pending::Participant { participant, asked, lost } => {
+                let guest = self.core.presence().get(participant).and_then(|found| {
+                    let room = self.rooms.get(&**self.core.presence().room_of(participant)?)?;
                     room.guests.get(found.identity()).cloned()
                 });
                 let answer = match &guest {
-                    _ if lost => Looked::TimedOut,
-                    _ if !self.sfu_up => Looked::Unreachable,
-                    _ if self.sfu_errors => Looked::Unclear,
-                    Some(guest) => Looked::Present(Row {
+                    _ if lost => Answer::TimedOut,
+                    _ if !self.sfu_up => Answer::Unreachable,
+                    _ if self.sfu_errors => Answer::Unclear,
+                    Some(guest) => Answer::Yes(ParticipantRow {
                         identity: "",
                         sid: &guest.sid,
                         joined_at_ms: guest.joined_at_ms,
                         active: guest.active,
                     }),
-                    None => Looked::Absent,
+                    None => Answer::No,
                 };
-                self.fact(Fact::LookedUp { job, asked, answer });
+                self.fact(Fact::Participant(participant, asked, answer));
             }
-            Pending::List { room, asked } => {
-                let name = self.jobs.room_name(room).cloned();
+            Pending::Participants { room, asked } => {
+                let name = self.core.presence().room_name(room).cloned();
                 let guests = name
                     .and_then(|name| self.rooms.get(&*name))
                     .map(|room| room.guests.clone())
                     .unwrap_or_default();
-                let rows: Vec<Row<'_>> = guests
+                let rows: Vec<ParticipantRow<'_>> = guests
                     .iter()
-                    .map(|(identity, guest)| Row {
+                    .map(|(identity, guest)| ParticipantRow {
                         identity,
                         sid: &guest.sid,
                         joined_at_ms: guest.joined_at_ms,
@@ -348,24 +375,25 @@ impl World {
                     })
                     .collect();
                 let answer = self.answered(&rows[..]);
-                self.fact(Fact::Listed { room, asked, answer });
+                self.fact(Fact::Participants(room, asked, answer));
             }
-            Pending::ListRooms { names, asked } => {
+            Pending::Rooms { rooms: ids, asked } => {
                 let rooms = self.rooms.clone();
+                let names: Vec<Arc<str>> = ids.iter().filter_map(|&id| self.core.presence().room_name(id).cloned()).collect();
                 let rows: Vec<RoomRow<'_>> = names
                     .iter()
                     .filter_map(|name| rooms.get_key_value(&**name))
                     .map(|(name, room)| row(name, room))
                     .collect();
-                let answer = self.answered(&rows[..]);
-                self.fact(Fact::RoomsListed {
-                    names: &names,
-                    asked,
-                    answer,
-                });
+                let answer = if self.rooms_refused {
+                    Answer::Refused
+                } else {
+                    self.answered(&rows[..])
+                };
+                self.fact(Fact::Rooms(&ids, asked, answer));
             }
             Pending::Create { room } => {
-                let Some(name) = self.jobs.room_name(room).map(ToString::to_string) else {
+                let Some(name) = self.core.presence().room_name(room).map(ToString::to_string) else {
                     return;
                 };
                 if self.sfu_up && !self.sfu_errors {
@@ -374,30 +402,9 @@ impl World {
                 let shown = self.rooms.get(&name).cloned().unwrap_or_default();
                 self.created.push((self.now, name.clone()));
                 let answer = self.answered(row(&name, &shown));
-                self.fact(Fact::RoomCreated { room, answer });
+                self.fact(Fact::Created(room, answer));
             }
-            Pending::Webhook {
-                kind,
-                id,
-                happened,
-                room,
-                room_sid,
-                identity,
-                sid,
-                joined_at_ms,
-            } => {
-                let webhook = Webhook {
-                    kind,
-                    id: &id,
-                    happened,
-                    room: &room,
-                    room_sid: &room_sid,
-                    identity: &identity,
-                    sid: &sid,
-                    joined_at_ms,
-                };
-                self.fact(Fact::Webhook(webhook));
-            }
+            Pending::Webhook(told) => self.deliver(&told),
             Pending::Probe => {
                 let reach = if self.sfu_hangs {
                     Reach::TimedOut
@@ -409,58 +416,76 @@ impl World {
                 self.fact(Fact::Probed(reach));
             }
             Pending::Arrive {
-                job,
+                leave,
                 homeserver,
-                call,
+                action,
                 sent,
             } => {
-                let Some(delay_id) = self.jobs.get(job).map(|job| job.delay_id().to_owned()) else {
-                    return self.fact(Fact::Called {
-                        job,
-                        homeserver,
-                        call,
-                        outcome: Outcome::Transient(None),
-                    });
+                let delay_id = self.core.leaves().get(leave).map(|job| job.delay_id().to_owned());
+                let outcome = match delay_id {
+                    Some(delay_id) => {
+                        let outcome = self.serve(&delay_id, action);
+                        self.calls.push((sent, leave, delay_id, action, outcome));
+                        outcome
+                    }
+                    None => Outcome::Transient(None),
                 };
-                let outcome = self.serve(&delay_id, call);
-                self.calls.push((sent, job, delay_id, call, outcome));
                 self.later(
                     self.homeserver_latency - self.homeserver_latency / 2,
                     Pending::Answer {
-                        job,
+                        leave,
                         homeserver,
-                        call,
+                        action,
+                        sent,
                         outcome,
                     },
                 );
             }
             Pending::Answer {
-                job,
+                leave,
                 homeserver,
-                call,
+                action,
+                sent,
                 outcome,
             } => self.fact(Fact::Called {
-                job,
+                leave,
                 homeserver,
-                call,
+                action,
+                sent,
                 outcome,
             }),
         }
     }
 
-    fn answered<T>(&self, yes: T) -> Answered<T> {
+    /// An event is told as it is.
+    pub(super) fn deliver(&mut self, told: &Told) {
+        self.fact(Fact::Event(&SfuEvent {
+            kind: told.kind,
+            digest: told.digest,
+            issued_at: told.issued_at,
+            id: &told.id,
+            created_at: told.created_at,
+            room: &told.room,
+            room_sid: &told.room_sid,
+            identity: &told.identity,
+            sid: &told.sid,
+            joined_at_ms: told.joined_at_ms,
+        }));
+    }
+
+    fn answered<T>(&self, yes: T) -> Answer<T> {
         if self.sfu_hangs {
-            Answered::TimedOut
+            Answer::TimedOut
         } else if !self.sfu_up {
-            Answered::Unreachable
+            Answer::Unreachable
         } else if self.sfu_errors {
-            Answered::Unclear
+            Answer::Unclear
         } else {
-            Answered::Yes(yes)
+            Answer::Yes(yes)
         }
     }
 
-    fn serve(&mut self, delay_id: &str, call: Call) -> Outcome {
+    fn serve(&mut self, delay_id: &str, call: DelayedEventAction) -> Outcome {
         if self.homeserver_down {
             return Outcome::Transient(None);
         }
@@ -477,68 +502,32 @@ impl World {
             return Outcome::NotFound;
         };
         match (*fate, call) {
-            (Fate::Scheduled { .. }, Call::Restart) => {
+            (Fate::Scheduled { .. }, DelayedEventAction::Restart) => {
                 *fate = Fate::Scheduled {
                     fires: now.after(delay.as_millis()),
                 }
             }
-            (Fate::Scheduled { .. }, Call::Send) => *fate = Fate::Sent(now),
-            (Fate::Scheduled { .. }, Call::Cancel) => *fate = Fate::Cancelled(now),
+            (Fate::Scheduled { .. }, DelayedEventAction::Send) => *fate = Fate::Sent(now),
+            (Fate::Scheduled { .. }, DelayedEventAction::Cancel) => *fate = Fate::Cancelled(now),
             (Fate::Fired(_) | Fate::Sent(_) | Fate::Cancelled(_), _) => return Outcome::NotFound,
         }
         Outcome::Done
     }
 
-    fn persist(&mut self, job: JobId) {
-        let Some(record) = self.jobs.record(job) else { return };
-        let delegation = record.delegation;
-        let stored = Stored {
-            user: delegation.user.into(),
-            homeserver: delegation.homeserver.into(),
-            delay_id: delegation.delay_id.into(),
-            delay: delegation.delay,
-            arrived: delegation.arrived,
-            restarted: record.restarted,
-            sid: record.sid.map(Into::into),
-            joined_at_ms: record.joined_at_ms,
-            room_sid: record.room_sid.map(Into::into),
-            last_sighted: record.last_sighted,
-            seen: record.seen,
-        };
-        self.store.insert((delegation.room.into(), delegation.identity.into()), stored);
-    }
-
     /// kill -9 and, so much later, a new process that finds what was stored. Nothing of what was under way comes back.
     pub(super) fn crash(&mut self, down_for: u64) {
         self.pending.clear();
-        self.jobs = Jobs::new(self.config, self.serial, self.now);
         self.now = self.now.after(down_for);
         self.fire();
-        self.jobs = Jobs::new(self.config, self.serial, self.now);
-        for ((room, identity), stored) in self.store.clone() {
-            let record = Record {
-                delegation: Delegation {
-                    room: &room,
-                    identity: &identity,
-                    user: &stored.user,
-                    homeserver: &stored.homeserver,
-                    delay_id: &stored.delay_id,
-                    delay: stored.delay,
-                    arrived: stored.arrived,
-                    exempt: true,
-                    creates_room: true,
-                    as_user: false,
-                },
-                restarted: stored.restarted,
-                sid: stored.sid.as_deref(),
-                joined_at_ms: stored.joined_at_ms,
-                room_sid: stored.room_sid.as_deref(),
-                last_sighted: stored.last_sighted,
-                seen: stored.seen,
-            };
-            let outputs = self.jobs.restore(&record, self.now);
-            self.run(outputs);
+        self.core = Core::new(self.settings, self.serial, self.now);
+        for stored in self.store.clone().into_values() {
+            self.restore(&stored);
         }
+    }
+
+    pub(super) fn restore(&mut self, stored: &StoredJob<'_>) {
+        let actions = self.core.restore(stored, true, &self.clocks(), self.now);
+        self.run(actions);
     }
 
     // --- the SFU's side ---
@@ -561,7 +550,7 @@ impl World {
     pub(super) fn kill_sfu(&mut self) {
         self.sfu_up = false;
         self.rooms.clear();
-        self.fact(Fact::WatchClosed);
+        self.fact(Fact::ProbeClosed);
     }
 
     /// Joins and says so, if `told`.
@@ -582,7 +571,7 @@ impl World {
         );
         if let Some(old) = old.filter(|_| told) {
             self.tell(
-                WebhookKind::Left(LeaveReason::DuplicateIdentity),
+                EventKind::Left(DisconnectReason::DuplicateIdentity),
                 room,
                 identity,
                 &old.sid,
@@ -590,43 +579,43 @@ impl World {
             );
         }
         if told {
-            self.tell(WebhookKind::Joined, room, identity, &sid, joined_at_ms);
+            self.tell(EventKind::Joined, room, identity, &sid, joined_at_ms);
         }
         Some(sid)
     }
 
-    pub(super) fn part(&mut self, room: &str, identity: &str, reason: LeaveReason, told: bool) {
+    pub(super) fn part(&mut self, room: &str, identity: &str, reason: DisconnectReason, told: bool) {
         let Some(guest) = self.rooms.get_mut(room).and_then(|room| room.guests.remove(identity)) else {
             return;
         };
         if told {
-            self.tell(WebhookKind::Left(reason), room, identity, &guest.sid, guest.joined_at_ms);
+            self.tell(EventKind::Left(reason), room, identity, &guest.sid, guest.joined_at_ms);
         }
     }
 
-    pub(super) fn tell(&mut self, kind: WebhookKind, room: &str, identity: &str, sid: &str, joined_at_ms: u64) {
+    pub(super) fn tell(&mut self, kind: EventKind, room: &str, identity: &str, sid: &str, joined_at_ms: u64) {
         self.serial += 1;
         let id = format!("EV_{}", self.serial);
         let room_sid = self.rooms.get(room).map(|room| room.sid.clone()).unwrap_or_default();
         // `createdAt` and `iat` are cut to whole seconds.
-        let (created, issued) = (self.now.as_millis() / 1000, self.now.after(self.webhook_delay).as_millis() / 1000);
-        let happened = self.now.after(self.webhook_delay).before((issued - created) * 1000);
+        let issued_at = self.seconds(self.now.after(self.webhook_delay));
+        let told = Told {
+            kind,
+            digest: self.serial,
+            issued_at,
+            id,
+            created_at: self.seconds(self.now),
+            room: room.to_owned(),
+            room_sid,
+            identity: identity.into(),
+            sid: sid.into(),
+            joined_at_ms,
+        };
         for delivery in 0..if self.webhooks_twice { 2 } else { 1 } {
-            let (id, room, room_sid) = (id.clone(), room.to_owned(), room_sid.clone());
-            let webhook = Pending::Webhook {
-                kind,
-                id,
-                happened,
-                room,
-                room_sid,
-                identity: identity.into(),
-                sid: sid.into(),
-                joined_at_ms,
-            };
             if self.webhook_delay == 0 && delivery == 0 {
-                self.resolve(webhook);
+                self.deliver(&told);
             } else {
-                self.later(self.webhook_delay + delivery * 700, webhook);
+                self.later(self.webhook_delay + delivery * 700, Pending::Webhook(told.clone()));
             }
         }
     }

@@ -1,0 +1,767 @@
+//! One delayed leave event: restarted while somebody is there, sent on evidence that nobody is, cancelled when another one took its
+//! place (decisions L4 to L6, L12, L14). Pure.
+//!
+//! A leave knows no sid, no room and no webhook: it is told [`Input::Present`] and [`Input::Gone`]. It knows no queue either: that it
+//! waits to call its homeserver shows in [`Leave::pending_call`], and it calls when it is given its [`Input::Permit`].
+//!
+//! ```text
+//!                   present                      gone (evidence)
+//!  AwaitingJoin ─────────────▶ Active ─────────────────────────────▶ Ending(Send)
+//!     │    ▲                    │  ▲  ▲                               │   │
+//!     │    └─ delegated anew ───┼──┼──┼──── came back before the ─────┘   │ sent, or given up
+//!     │                         │  │  └──── call got through              ▼
+//!     │ replaced                │  └─── the successor's first restart     Done(reason)
+//!     ▼                         ▼       was refused                       ▲
+//!  Replaced ◀───────────────────┘                                        │
+//!     └──── the successor's first restart was granted ──▶ Ending(Cancel) ─┘
+//! ```
+
+use std::time::Duration;
+
+use super::scheduler::patience_ms;
+use crate::backoff::{Jitter, LEAST_PAUSE, Schedule};
+use crate::delayed_event::{DelayedEventAction, Outcome};
+use crate::presence::{DepartureCause, DepartureEvidence, FRESH_MS};
+use crate::time::{Delay, Time};
+
+/// Shorter delays are not restarted before somebody is there (L2b).
+const RESTARTED_WHILE_WAITING_MS: u64 = 5_000;
+/// For how long after the delegation the event of somebody who has not come is restarted (L2b).
+const SLOW_ICE_MS: u64 = 60_000;
+/// A wait longer than this ends with a send only after a clear no within as much (L2b).
+const LONG_WAIT_MS: u64 = 60_000;
+/// The bounds of the window in which a leave is sent (L5).
+const SEND_AT_LEAST_MS: u64 = 30_000;
+const SEND_AT_MOST_MS: u64 = 3_600_000;
+/// A hint moves a restart by no more than this (L4).
+const LONGEST_HINT: Duration = Duration::from_secs(60);
+/// After a final no to a restart, the homeserver is asked once more (L6).
+const SECOND_OPINION_MS: u64 = 2_000;
+
+/// One delayed leave event.
+#[derive(Clone, Debug)]
+pub struct Leave {
+    delay: Delay,
+    delegated: Time,
+    /// The last answer that says the event runs anew: it is given up one delay later.
+    last_ack: Time,
+    /// When that restart was sent: the next one is counted from here.
+    counted_from: Time,
+    phase: Phase,
+    call: CallState,
+    last_started: Option<Time>,
+    failures: u8,
+    /// The homeserver has granted a restart since the event was delegated here.
+    granted: bool,
+    /// It has said once that the event is gone, or not ours.
+    refused: bool,
+}
+
+/// How far a leave is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nobody has come yet.
+    AwaitingJoin,
+    /// Somebody is there.
+    Active,
+    /// Another event was delegated in its place, and has not been restarted yet.
+    Replaced,
+    /// The event is being sent or cancelled.
+    Ending {
+        /// Which of them.
+        ending: Ending,
+        /// The end of the window.
+        until: Time,
+    },
+    /// Nothing more will be done.
+    Done(FinishReason),
+}
+
+/// What ends an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It is sent.
+    Send {
+        /// Why.
+        cause: DepartureCause,
+        /// When the question was asked that this follows from; none where it has to be asked anew (L5a).
+        evidence: Option<Time>,
+        /// Somebody came back while the call was on its way.
+        returned: bool,
+    },
+    /// It is cancelled.
+    Cancel,
+}
+
+/// How far the newest call to the homeserver is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallState {
+    /// None is planned.
+    Idle,
+    /// Due at that moment.
+    Scheduled(Time),
+    /// Due, and waiting for its turn.
+    Queued,
+    /// Sent then; waited for until then. The answer is taken whenever it comes.
+    InFlight(Time, Time),
+}
+
+/// How a leave ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// It was sent, or had been finalised already.
+    Sent(DepartureCause),
+    /// The window closed before the homeserver took it.
+    NotSent(DepartureCause),
+    /// The homeserver does not know the event any more.
+    EventGone,
+    /// The homeserver refuses us.
+    Refused,
+    /// No restart got through within one delay.
+    GivenUp,
+    /// The same, while restarts paused because the SFU is silent.
+    SfuSilent,
+    /// The join failed.
+    JoinFailed,
+    /// Nobody came, and the SFU did not say so clearly: somebody may be there.
+    NeverJoined,
+    /// Another delegation took its place.
+    Replaced,
+    /// The user was removed from the Matrix room: there is no membership left to end.
+    Kicked,
+    /// It made room for others: nobody was ever there.
+    Evicted,
+}
+
+/// What a leave is told.
+#[derive(Clone, Copy, Debug)]
+pub enum Input {
+    /// Somebody is there.
+    Present,
+    /// Nobody is there any more.
+    Gone(DepartureEvidence),
+    /// The first attempt to join failed for good.
+    JoinFailed,
+    /// The user was removed from the Matrix room.
+    Kicked,
+    /// Others need the place.
+    Evicted,
+    /// The pending call may be made.
+    Permit,
+    /// A call has ended.
+    Called {
+        /// Which one.
+        action: DelayedEventAction,
+        /// When it was sent.
+        sent: Time,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// The same event was delegated again by a request that arrived then.
+    Renewed(Delay, Time),
+    /// Another event was delegated in this one's place.
+    Replaced,
+    /// It takes the place of another one, or gets its own back: it is restarted at once, to see whether the event exists.
+    Installed,
+    /// The event that took this one's place was restarted, or the leave was sent.
+    Superseded,
+    /// The process stood still for that many milliseconds of which its clock knows nothing (L5a).
+    Woke(u64),
+    /// The service is stopping (L12).
+    Stopping,
+    /// Nothing but time has passed.
+    Time,
+}
+
+/// What a leave asks for, or has become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Call the homeserver; answered by [`Input::Called`], always.
+    Call(DelayedEventAction),
+    /// Store what is known now.
+    Store,
+    /// Ask the SFU again whether somebody is there.
+    Confirm,
+    /// The homeserver knows the event: those that it replaces may be cancelled.
+    Granted,
+    /// Nothing more will be done.
+    Done(FinishReason),
+}
+
+/// What a leave needs to know of the world around it.
+pub struct Around<'a> {
+    /// The present moment.
+    pub now: Time,
+    /// Chance.
+    pub jitter: &'a mut Jitter,
+    /// How long calls to its homeserver usually take.
+    pub usual_ms: u64,
+    /// The SFU has been silent for so long that restarts pause (L13a).
+    pub sfu_silent: bool,
+    /// The service is stopping.
+    pub stopping: bool,
+    /// While nobody has come: when the last question was asked that the SFU answered with a no.
+    pub last_no: Option<Time>,
+}
+
+impl Leave {
+    /// The leave of a delegation that arrived then.
+    #[must_use]
+    pub fn new(delay: Delay, arrived: Time, now: Time) -> Self {
+        let mut leave = Self {
+            delay,
+            delegated: arrived,
+            last_ack: arrived,
+            counted_from: arrived,
+            phase: Phase::AwaitingJoin,
+            call: CallState::Idle,
+            last_started: None,
+            failures: 0,
+            granted: false,
+            refused: false,
+        };
+        if leave.deadline() <= now {
+            // Held for so long that the event may be over: the homeserver is asked first.
+            leave.last_ack = now;
+            leave.call = CallState::Scheduled(now);
+        } else {
+            leave.call = leave.restart_while_waiting();
+        }
+        leave
+    }
+
+    /// A leave as it was stored, with the time that is left (L11).
+    #[must_use]
+    pub fn restored(delay: Delay, delegated: Time, restarted: Time, seen: bool, now: Time) -> Self {
+        let mut leave = Self::new(delay, delegated, delegated);
+        (leave.last_ack, leave.counted_from) = (restarted, restarted);
+        leave.phase = if seen { Phase::Active } else { Phase::AwaitingJoin };
+        leave.call = if restarted > now || leave.deadline() <= now {
+            // Another clock wrote it, or it looks expired: the homeserver knows.
+            leave.last_ack = now;
+            CallState::Scheduled(now)
+        } else if seen {
+            CallState::Scheduled(leave.half(&mut Jitter::new(restarted.as_millis())).max(now))
+        } else {
+            leave.restart_while_waiting()
+        };
+        leave
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub const fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The delay of the event.
+    #[must_use]
+    pub const fn delay(&self) -> Delay {
+        self.delay
+    }
+
+    /// When the delegation arrived.
+    #[must_use]
+    pub const fn delegated(&self) -> Time {
+        self.delegated
+    }
+
+    /// When the event last began to run: what a store calls `RestartedAt`.
+    #[must_use]
+    pub const fn restarted(&self) -> Time {
+        self.last_ack
+    }
+
+    /// When the homeserver sends the leave by itself, as far as that is known.
+    #[must_use]
+    pub const fn deadline(&self) -> Time {
+        self.last_ack.after(self.delay.as_millis())
+    }
+
+    /// Whether the homeserver has granted a restart since the event was delegated here.
+    #[must_use]
+    pub const fn was_granted(&self) -> bool {
+        self.granted
+    }
+
+    /// Whether a stopping service waits for it (L12).
+    #[must_use]
+    pub const fn is_at_rest(&self) -> bool {
+        match self.phase {
+            Phase::Ending { .. } => false,
+            Phase::AwaitingJoin | Phase::Active => matches!(self.call, CallState::Idle),
+            Phase::Replaced | Phase::Done(_) => true,
+        }
+    }
+
+    /// The call that waits for its turn: what is called, until when that is of use, and until when it may wait while the homeserver
+    /// limits.
+    #[must_use]
+    pub const fn pending_call(&self) -> Option<(DelayedEventAction, Time, Time)> {
+        if !matches!(self.call, CallState::Queued) {
+            return None;
+        }
+        match self.phase {
+            Phase::AwaitingJoin | Phase::Active => Some((DelayedEventAction::Restart, self.deadline(), self.relaxed())),
+            Phase::Ending { ending, until } => Some((ending.action(), until, until)),
+            Phase::Replaced | Phase::Done(_) => None,
+        }
+    }
+
+    /// When [`Input::Time`] is due next.
+    #[must_use]
+    pub fn next_deadline(&self, sfu_silent: bool) -> Option<Time> {
+        let end = match self.phase {
+            Phase::Done(_) => return None,
+            Phase::Replaced => return Some(self.deadline()),
+            Phase::Ending { until, .. } => until,
+            Phase::AwaitingJoin | Phase::Active => self.deadline(),
+        };
+        match self.call {
+            CallState::InFlight(_, patience) => Some(patience),
+            CallState::Scheduled(at) if !(sfu_silent && self.is_running()) => Some(at.min(end)),
+            CallState::Scheduled(_) | CallState::Idle | CallState::Queued => Some(end),
+        }
+    }
+
+    /// Takes a fact, and says what is to be done about it.
+    #[must_use]
+    pub fn step(&mut self, input: Input, around: &mut Around<'_>) -> Vec<Output> {
+        let mut out = Vec::new();
+        if matches!(self.phase, Phase::Done(_)) {
+            return out;
+        }
+        match input {
+            Input::Present => self.on_present(around),
+            Input::Gone(evidence) => self.on_gone(evidence, around.now),
+            Input::JoinFailed => self.finish(FinishReason::JoinFailed, &mut out),
+            Input::Kicked => self.finish(FinishReason::Kicked, &mut out),
+            Input::Evicted => self.finish(FinishReason::Evicted, &mut out),
+            Input::Permit => self.on_permit(around, &mut out),
+            Input::Called { action, sent, outcome } => match action {
+                DelayedEventAction::Restart => self.on_restarted(sent, outcome, around, &mut out),
+                DelayedEventAction::Send | DelayedEventAction::Cancel => self.on_ended(action, sent, outcome, around, &mut out),
+            },
+            Input::Renewed(delay, arrived) => self.on_renewed(delay, arrived, around, &mut out),
+            Input::Replaced => {
+                self.phase = Phase::Replaced;
+                self.call = CallState::Idle;
+            }
+            Input::Installed => {
+                self.phase = Phase::AwaitingJoin;
+                self.call = CallState::Scheduled(self.spaced(around.now));
+            }
+            Input::Superseded => {
+                let until = self.deadline();
+                self.phase = Phase::Ending {
+                    ending: Ending::Cancel,
+                    until,
+                };
+                self.call = CallState::Queued;
+            }
+            Input::Woke(lost_ms) => self.on_woke(lost_ms, around, &mut out),
+            Input::Stopping => self.on_stopping(around),
+            Input::Time => {}
+        }
+        self.settle(around, &mut out);
+        out
+    }
+
+    // --- what is known of the participant ---
+
+    fn on_present(&mut self, around: &Around<'_>) {
+        match &mut self.phase {
+            Phase::AwaitingJoin => {
+                self.phase = Phase::Active;
+                self.failures = 0;
+                self.restart_now(around.now);
+            }
+            Phase::Active => {
+                // A stopping service has made its last restart, or is about to (L12).
+                if self.call == CallState::Idle && !around.stopping {
+                    self.restart_now(around.now);
+                }
+            }
+            Phase::Ending {
+                ending: Ending::Send { returned, .. },
+                ..
+            } => {
+                if matches!(self.call, CallState::InFlight(..)) {
+                    *returned = true;
+                } else {
+                    self.resume(around.now);
+                }
+            }
+            Phase::Ending {
+                ending: Ending::Cancel, ..
+            }
+            | Phase::Replaced
+            | Phase::Done(_) => {}
+        }
+    }
+
+    fn on_gone(&mut self, found: DepartureEvidence, now: Time) {
+        match &mut self.phase {
+            Phase::AwaitingJoin | Phase::Active => self.send(found.cause, Some(found.asked), now),
+            Phase::Ending {
+                ending: Ending::Send { evidence, returned, .. },
+                ..
+            } => {
+                *evidence = Some(found.asked);
+                *returned = false;
+                if self.call == CallState::Idle {
+                    self.call = CallState::Queued;
+                }
+            }
+            Phase::Ending {
+                ending: Ending::Cancel, ..
+            }
+            | Phase::Replaced
+            | Phase::Done(_) => {}
+        }
+    }
+
+    fn send(&mut self, cause: DepartureCause, evidence: Option<Time>, now: Time) {
+        self.failures = 0;
+        self.call = if evidence.is_some() { CallState::Queued } else { CallState::Idle };
+        self.phase = Phase::Ending {
+            ending: Ending::Send {
+                cause,
+                evidence,
+                returned: false,
+            },
+            until: self.window(now),
+        };
+    }
+
+    /// Whoever was reported gone is back, and the leave is not on its way.
+    fn resume(&mut self, now: Time) {
+        self.phase = Phase::Active;
+        self.failures = 0;
+        self.call = CallState::Scheduled(self.spaced(now));
+    }
+
+    // --- calls to the homeserver ---
+
+    fn on_permit(&mut self, around: &Around<'_>, out: &mut Vec<Output>) {
+        let now = around.now;
+        if self.call != CallState::Queued {
+            return;
+        }
+        let (action, until) = match &mut self.phase {
+            Phase::AwaitingJoin | Phase::Active => (DelayedEventAction::Restart, self.deadline()),
+            Phase::Ending { ending, until } => {
+                if let Ending::Send { evidence, .. } = ending
+                    && evidence.is_none_or(|asked| now.since(asked) >= FRESH_MS)
+                {
+                    return self.on_stale(out);
+                }
+                (ending.action(), *until)
+            }
+            Phase::Replaced | Phase::Done(_) => return,
+        };
+        let spaced = self.spaced(now);
+        if now >= until || (action == DelayedEventAction::Restart && spaced > now) {
+            self.call = CallState::Scheduled(spaced);
+            return;
+        }
+        if action == DelayedEventAction::Restart {
+            self.last_started = Some(now);
+        }
+        self.call = CallState::InFlight(now, now.after(patience_ms(until.since(now), around.usual_ms)));
+        out.push(Output::Call(action));
+    }
+
+    fn on_restarted(&mut self, sent: Time, outcome: Outcome, around: &mut Around<'_>, out: &mut Vec<Output>) {
+        let now = around.now;
+        let is_newest = matches!(self.call, CallState::InFlight(newest, _) if newest == sent);
+        if outcome == Outcome::Done {
+            self.last_ack = self.last_ack.max(now);
+            self.counted_from = self.counted_from.max(sent);
+            (self.failures, self.refused) = (0, false);
+            out.push(Output::Store);
+            if !std::mem::replace(&mut self.granted, true) {
+                out.push(Output::Granted);
+            }
+            let deadline = self.deadline();
+            if let Phase::Ending { until, .. } = &mut self.phase {
+                *until = (*until).max(deadline);
+            }
+        }
+        if !self.is_running() {
+            return;
+        }
+        match outcome {
+            // A late answer to an earlier try serves as well as one to the newest.
+            Outcome::Done => {
+                if is_newest || !matches!(self.call, CallState::InFlight(..)) {
+                    self.call = if around.stopping {
+                        CallState::Idle
+                    } else if self.phase == Phase::AwaitingJoin {
+                        self.restart_while_waiting()
+                    } else {
+                        CallState::Scheduled(self.spaced(self.half(around.jitter)).max(now))
+                    };
+                }
+            }
+            Outcome::NotFound | Outcome::Conflict | Outcome::Forbidden if self.refused => {
+                let reason = if outcome == Outcome::Forbidden {
+                    FinishReason::Refused
+                } else {
+                    FinishReason::EventGone
+                };
+                self.finish(reason, out);
+            }
+            Outcome::NotFound | Outcome::Conflict | Outcome::Forbidden => {
+                self.refused = true;
+                if !matches!(self.call, CallState::InFlight(..)) || is_newest {
+                    let pause = SECOND_OPINION_MS.min(self.deadline().since(now) / 4).max(LEAST_PAUSE);
+                    self.call = CallState::Scheduled(now.after(pause));
+                }
+            }
+            // The pause is the homeserver's, kept by the queue: the leave stays in line (L4a).
+            Outcome::Limited(_) if is_newest => self.call = CallState::Scheduled(self.spaced(now)),
+            Outcome::Transient(hint) if is_newest => {
+                self.failures = self.failures.saturating_add(1);
+                // What a server says about when to come back does not cost a living event.
+                let third = Duration::from_millis(self.deadline().since(now) / 3);
+                let hint = hint.map(|hint| hint.min(third).min(LONGEST_HINT));
+                let next = Schedule::RESTART.next_try(self.failures, hint, now, self.deadline(), around.jitter);
+                self.call = next.map_or(CallState::Idle, CallState::Scheduled);
+            }
+            Outcome::Limited(_) | Outcome::Transient(_) => {}
+        }
+    }
+
+    /// A send or a cancellation has ended.
+    fn on_ended(&mut self, action: DelayedEventAction, sent: Time, outcome: Outcome, around: &mut Around<'_>, out: &mut Vec<Output>) {
+        let now = around.now;
+        let Phase::Ending { ending, until } = self.phase else { return };
+        if ending.action() != action {
+            return;
+        }
+        let is_newest = matches!(self.call, CallState::InFlight(newest, _) if newest == sent);
+        match (outcome, ending) {
+            (Outcome::Done | Outcome::NotFound | Outcome::Conflict, _) | (Outcome::Forbidden, Ending::Cancel) => {
+                self.finish(ending.success(), out);
+            }
+            (Outcome::Forbidden, Ending::Send { .. }) => self.finish(FinishReason::Refused, out),
+            (Outcome::Limited(_) | Outcome::Transient(_), _) if !is_newest => {}
+            (Outcome::Limited(_) | Outcome::Transient(_), Ending::Send { returned: true, .. }) => self.resume(now),
+            // One attempt and no more: the homeserver's own timer is at its end, too.
+            (
+                Outcome::Limited(_) | Outcome::Transient(_),
+                Ending::Send {
+                    cause: DepartureCause::NeverJoined,
+                    ..
+                },
+            ) => self.finish(ending.failure(), out),
+            (Outcome::Limited(_), _) => self.call = CallState::Scheduled(now.after(LEAST_PAUSE)),
+            (Outcome::Transient(hint), _) => {
+                self.failures = self.failures.saturating_add(1);
+                match Schedule::SEND.next_try(self.failures, hint, now, until, around.jitter) {
+                    Some(at) => self.call = CallState::Scheduled(at),
+                    None => self.finish(ending.failure(), out),
+                }
+            }
+        }
+    }
+
+    // --- what happens to the delegation ---
+
+    fn on_renewed(&mut self, delay: Delay, arrived: Time, around: &Around<'_>, out: &mut Vec<Output>) {
+        self.delay = delay;
+        self.delegated = self.delegated.max(arrived);
+        self.last_ack = self.last_ack.max(arrived);
+        out.push(Output::Store);
+        match &mut self.phase {
+            Phase::AwaitingJoin if matches!(self.call, CallState::InFlight(..)) => {}
+            Phase::AwaitingJoin => self.call = self.restart_while_waiting(),
+            Phase::Active => self.restart_now(around.now),
+            Phase::Ending {
+                ending: Ending::Send { returned, .. },
+                ..
+            } if matches!(self.call, CallState::InFlight(..)) => *returned = true,
+            // Whoever asks is about to come, and is waited for.
+            Phase::Ending { .. } | Phase::Replaced => {
+                self.phase = Phase::AwaitingJoin;
+                // Its cancellation may have got through: that is for the homeserver to say.
+                (self.granted, self.refused) = (false, false);
+                self.call = CallState::Scheduled(self.spaced(around.now));
+            }
+            Phase::Done(_) => {}
+        }
+    }
+
+    fn on_stopping(&mut self, around: &Around<'_>) {
+        match self.phase {
+            // While the SFU is silent nothing is restarted, and nothing is to be waited for.
+            Phase::Active if !around.sfu_silent => self.restart_now(around.now),
+            Phase::Active | Phase::AwaitingJoin if !matches!(self.call, CallState::InFlight(..)) => self.call = CallState::Idle,
+            Phase::Active | Phase::AwaitingJoin | Phase::Replaced | Phase::Ending { .. } | Phase::Done(_) => {}
+        }
+    }
+
+    /// What was known when the process stood still is old, and the homeserver's timers went on (L5a).
+    fn on_woke(&mut self, lost_ms: u64, around: &Around<'_>, out: &mut Vec<Output>) {
+        let now = around.now;
+        (self.last_ack, self.counted_from) = (self.last_ack.before(lost_ms), self.counted_from.before(lost_ms));
+        if self.is_running() && self.deadline() <= now {
+            // Over, as it seems: the homeserver knows.
+            self.last_ack = now.before(self.delay.as_millis().saturating_sub(SECOND_OPINION_MS));
+            self.restart_now(now);
+        }
+        match &mut self.phase {
+            Phase::AwaitingJoin | Phase::Active => {
+                let half_over = self.counted_from.after(self.delay.as_millis() / 2) <= now;
+                if half_over && matches!(self.call, CallState::Scheduled(_)) {
+                    self.restart_now(now);
+                }
+            }
+            Phase::Ending {
+                ending: Ending::Send { .. },
+                ..
+            } if !matches!(self.call, CallState::InFlight(..)) => self.on_stale(out),
+            Phase::Ending { .. } | Phase::Replaced | Phase::Done(_) => {}
+        }
+    }
+
+    // --- time ---
+
+    fn settle(&mut self, around: &mut Around<'_>, out: &mut Vec<Output>) {
+        let now = around.now;
+        if let CallState::InFlight(_, patience) = self.call {
+            if now < patience {
+                return;
+            }
+            // Not waited for any longer; it is still taken when it comes.
+            self.failures = self.failures.saturating_add(1);
+            self.call = CallState::Scheduled(self.spaced(now));
+        }
+        match self.phase {
+            Phase::Done(_) => return,
+            // Its own timer has ended it.
+            Phase::Replaced if self.deadline() <= now => return self.finish(FinishReason::Replaced, out),
+            Phase::Ending { ending, until } if until <= now => return self.finish(ending.failure(), out),
+            Phase::AwaitingJoin if self.deadline() <= now => return self.wait_over(around, out),
+            Phase::Active if self.deadline() <= now => {
+                let reason = if around.sfu_silent {
+                    FinishReason::SfuSilent
+                } else {
+                    FinishReason::GivenUp
+                };
+                return self.finish(reason, out);
+            }
+            Phase::Replaced | Phase::Ending { .. } | Phase::AwaitingJoin | Phase::Active => {}
+        }
+        match self.call {
+            CallState::Scheduled(at) if at <= now && !(around.sfu_silent && self.is_running()) => self.call = CallState::Queued,
+            CallState::Queued if around.sfu_silent && self.is_running() => self.call = CallState::Scheduled(now),
+            CallState::Scheduled(_) | CallState::Queued | CallState::Idle | CallState::InFlight(..) => {}
+        }
+        if self.call == CallState::Queued
+            && let Phase::Ending {
+                ending: Ending::Send { evidence: Some(asked), .. },
+                ..
+            } = self.phase
+            && now.since(asked) >= FRESH_MS
+        {
+            // Asked before the turn comes: a queue that is long must not make it longer.
+            self.on_stale(out);
+        }
+    }
+
+    /// The evidence is old: the SFU is asked again before the leave is sent.
+    fn on_stale(&mut self, out: &mut Vec<Output>) {
+        if let Phase::Ending {
+            ending: Ending::Send { evidence, .. },
+            ..
+        } = &mut self.phase
+        {
+            *evidence = None;
+            self.call = CallState::Idle;
+            out.push(Output::Confirm);
+        }
+    }
+
+    /// Nobody came within one delay after the last restart (L2b).
+    fn wait_over(&mut self, around: &Around<'_>, out: &mut Vec<Output>) {
+        let now = around.now;
+        let asked_in_vain = around.last_no.is_none_or(|asked| now.since(asked) > LONG_WAIT_MS);
+        if asked_in_vain && now.since(self.delegated) > LONG_WAIT_MS {
+            return self.finish(FinishReason::NeverJoined, out);
+        }
+        let evidence = around.last_no.filter(|&asked| now.since(asked) < FRESH_MS);
+        self.send(DepartureCause::NeverJoined, evidence, now);
+        if evidence.is_none() {
+            out.push(Output::Confirm);
+        }
+    }
+
+    fn finish(&mut self, reason: FinishReason, out: &mut Vec<Output>) {
+        self.phase = Phase::Done(reason);
+        self.call = CallState::Idle;
+        out.push(Output::Done(reason));
+    }
+
+    fn restart_now(&mut self, now: Time) {
+        if !matches!(self.call, CallState::InFlight(..)) {
+            self.call = CallState::Scheduled(self.spaced(now));
+        }
+    }
+
+    fn restart_while_waiting(&self) -> CallState {
+        let at = self.spaced(self.counted_from.after(self.delay.as_millis() / 2));
+        if self.delay.as_millis() >= RESTARTED_WHILE_WAITING_MS && at <= self.delegated.after(SLOW_ICE_MS) {
+            CallState::Scheduled(at)
+        } else {
+            CallState::Idle
+        }
+    }
+
+    const fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::AwaitingJoin | Phase::Active)
+    }
+
+    fn window(&self, now: Time) -> Time {
+        self.deadline().clamp(now.after(SEND_AT_LEAST_MS), now.after(SEND_AT_MOST_MS))
+    }
+
+    /// Half of the delay after the last restart was sent, up to a tenth of it earlier.
+    fn half(&self, jitter: &mut Jitter) -> Time {
+        let half = self.delay.as_millis() / 2;
+        self.counted_from.after(half - jitter.up_to(half / 10))
+    }
+
+    /// Until when a restart may wait while its homeserver limits (L4a).
+    const fn relaxed(&self) -> Time {
+        self.counted_from.after(self.delay.as_millis() / 5 * 4)
+    }
+
+    fn spaced(&self, at: Time) -> Time {
+        self.last_started.map_or(at, |started| at.max(started.after(LEAST_PAUSE)))
+    }
+}
+
+impl Ending {
+    const fn action(self) -> DelayedEventAction {
+        match self {
+            Self::Send { .. } => DelayedEventAction::Send,
+            Self::Cancel => DelayedEventAction::Cancel,
+        }
+    }
+
+    const fn success(self) -> FinishReason {
+        match self {
+            Self::Send { cause, .. } => FinishReason::Sent(cause),
+            Self::Cancel => FinishReason::Replaced,
+        }
+    }
+
+    const fn failure(self) -> FinishReason {
+        match self {
+            Self::Send { cause, .. } => FinishReason::NotSent(cause),
+            Self::Cancel => FinishReason::Replaced,
+        }
+    }
+}

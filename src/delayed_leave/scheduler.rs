@@ -1,0 +1,757 @@
+//! Whose call to a homeserver is next (decisions L4a, L8, H7a): one queue per homeserver, ordered by deadline.
+//!
+//! The scheduler knows a leave by its id only and makes no call: it grants permits. Pure.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use crate::backoff::{self, Jitter, LEAST_PAUSE, Schedule};
+use crate::delayed_event::{DelayedEventAction, Outcome};
+use crate::delayed_leave::LeaveId;
+use crate::slab::{Id, Slab};
+use crate::time::Time;
+
+/// Calls of never-seen participants that may be in flight: in all (half of them to unlisted homeservers), and to one homeserver (L8).
+const NEVER_SEEN_CALLS: u32 = 64;
+const NEVER_SEEN_CALLS_PER_HOMESERVER: usize = 2;
+/// A restart with less than this left goes before every send: somebody who stays would be reported gone because others leave, where
+/// a leave would only be late (L1).
+const URGENT_MS: u64 = 3_000;
+/// A call that has run for this long, and for four times the usual time, gives its place at the homeserver back.
+const SLOW_MS: u64 = 2_000;
+const MAX_SLOW_CALLS: usize = 256;
+/// How many of the last calls tell the usual time.
+const SAMPLES: usize = 32;
+/// The bounds of the gap between calls to a homeserver that limits.
+const MIN_GAP_MS: u64 = 50;
+const MAX_GAP_MS: u64 = 5_000;
+/// Where calls follow each other at the gap, successes shrink it to nothing in about this time.
+const GAP_SHRINKS_WITHIN_MS: u64 = 60_000;
+/// After the pause that a 429 asked for, the homeserver counts as limiting for this long.
+const LIMITED_FOR_MS: u64 = 120_000;
+const IDLE_MS: u64 = 500;
+const MAX_PAUSE_MS: u64 = 60_000;
+/// In a pause longer than this, calls with less than this left are tried as probes; in a shorter one, calls with less than
+/// [`PROBE_INTERVAL_MS`] left.
+const LONG_PAUSE_MS: u64 = 4_000;
+const PROBE_INTERVAL_MS: u64 = 1_000;
+/// How far ahead the queue of a limiting homeserver is looked at: it bounds the work of a step.
+const MAX_LOOKAHEAD: usize = 256;
+/// How many users with a recent call wait for the others while a homeserver limits.
+const MAX_RECENT_USERS: usize = 32;
+const OVERLOAD_WARNING_INTERVAL_MS: u64 = 60_000;
+
+/// How many calls may be in flight.
+#[derive(Clone, Copy, Debug)]
+pub struct Concurrency {
+    /// To one homeserver.
+    pub per_homeserver: u32,
+    /// To all homeservers.
+    pub total: u32,
+    /// To all unlisted homeservers together; never more than half of `total`.
+    pub strangers: u32,
+}
+
+impl Default for Concurrency {
+    fn default() -> Self {
+        Self {
+            per_homeserver: 64,
+            total: 2_048,
+            strangers: 1_024,
+        }
+    }
+}
+
+/// The id of a homeserver that has jobs or calls.
+pub type HomeserverId = Id<Homeserver>;
+
+/// A call that a leave waits to make.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PendingCall {
+    /// What the call does.
+    pub action: DelayedEventAction,
+    /// When the call is too late.
+    pub deadline: Time,
+    /// Until when a restart may wait while the homeserver limits. Sends and cancellations do not wait.
+    pub relaxed: Time,
+    /// The delay of the event.
+    pub delay_ms: u32,
+    /// A hash of the user.
+    pub user: u64,
+    /// Whether the participant was ever seen.
+    pub seen: bool,
+}
+
+/// The permission to make the call of a leave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Permit {
+    /// The homeserver to call.
+    pub homeserver: HomeserverId,
+    /// The leave whose call was next.
+    pub leave: LeaveId,
+}
+
+/// More restarts than a homeserver's limit lets through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Overload {
+    /// The homeserver that limits.
+    pub homeserver: HomeserverId,
+    /// How many leaves cannot be restarted in time.
+    pub leaves: usize,
+    /// One of them.
+    pub example: LeaveId,
+}
+
+/// How long to wait for the answer to a restart (L4): a quarter of what is left, at least 1 s and twice the usual time, at most 10 s.
+#[must_use]
+pub fn patience_ms(left_ms: u64, usual_ms: u64) -> u64 {
+    (left_ms / 4).max(1_000).max(usual_ms.saturating_mul(2)).min(10_000)
+}
+
+/// The parts of a homeserver's queue.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Class {
+    Send,
+    /// Restarts and cancellations.
+    Restart,
+    /// Restarts that the homeserver's limit does not let through in time, and those that were late when they came.
+    Uncarried,
+    NeverSeen,
+}
+
+/// When a homeserver may have a permit to give; among those due at the same time, who has waited longest.
+type Turn = (Time, u64);
+type Key = (Class, Time, LeaveId);
+
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    relaxed: Time,
+    user: u64,
+    delay_ms: u32,
+}
+
+#[derive(Debug)]
+struct Call {
+    sent: Time,
+    leave: LeaveId,
+    class: Class,
+}
+
+/// What is known of a homeserver that answered 429.
+#[derive(Debug)]
+struct Limit {
+    gap_ms: u64,
+    next_at: Time,
+    probe_at: Time,
+    pause_until: Time,
+    /// The last refusal, how many calls were let through since, and how many refusals came without one in between.
+    refused_at: Time,
+    counted_from: Time,
+    let_through: u32,
+    refusals: u8,
+    recent_users: VecDeque<u64>,
+}
+
+/// A homeserver: its queue, its calls in flight, its limit.
+#[derive(Debug)]
+pub struct Homeserver {
+    name: Arc<str>,
+    jobs: u32,
+    listed: bool,
+    queue: BTreeMap<Key, Queued>,
+    /// In the order in which they were sent.
+    calls: VecDeque<Call>,
+    call_times: VecDeque<u32>,
+    usual_ms: u64,
+    limit: Option<Box<Limit>>,
+    /// When it may have a permit to give: to a participant who was seen, and to one who never was.
+    agenda: [Option<Turn>; 2],
+    warn_at: Option<Time>,
+}
+
+/// All homeservers' queues.
+#[derive(Debug)]
+pub struct CallScheduler {
+    concurrency: Concurrency,
+    homeservers: Slab<Homeserver>,
+    by_name: BTreeMap<Arc<str>, HomeserverId>,
+    /// The homeservers' agendas and calls, each by [`pool`].
+    agendas: [BTreeSet<(Turn, HomeserverId)>; 4],
+    in_flight: [u32; 4],
+    turns: u64,
+    overloaded: BTreeSet<(Time, HomeserverId)>,
+    /// The latest moment that was told.
+    now: Time,
+}
+
+/// Listed and unlisted homeservers' calls for participants who were seen, then the same for those who never were.
+const fn pool(listed: bool, never_seen: bool) -> usize {
+    !listed as usize + 2 * never_seen as usize
+}
+
+impl CallScheduler {
+    /// A scheduler without homeservers.
+    #[must_use]
+    pub fn new(concurrency: Concurrency) -> Self {
+        Self {
+            concurrency: Concurrency {
+                strangers: concurrency.strangers.min(concurrency.total / 2),
+                ..concurrency
+            },
+            homeservers: Slab::default(),
+            by_name: BTreeMap::new(),
+            agendas: Default::default(),
+            in_flight: [0; 4],
+            turns: 0,
+            overloaded: BTreeSet::new(),
+            now: Time::EARLIEST,
+        }
+    }
+
+    /// Counts one more job of a homeserver. Whether the operator listed it is told anew each time; the latest counts.
+    pub fn enter(&mut self, name: &str, listed: bool) -> HomeserverId {
+        let id = self.by_name.get(name).copied().unwrap_or_else(|| {
+            let name: Arc<str> = name.into();
+            let id = self.homeservers.insert(Homeserver::new(Arc::clone(&name), listed));
+            self.by_name.insert(name, id);
+            id
+        });
+        if let Some(homeserver) = self.homeservers.get_mut(id) {
+            homeserver.jobs += 1;
+            if homeserver.listed != listed {
+                for call in &homeserver.calls {
+                    let never_seen = call.class == Class::NeverSeen;
+                    self.in_flight[pool(!listed, never_seen)] -= 1;
+                    self.in_flight[pool(listed, never_seen)] += 1;
+                }
+                for (never_seen, turn) in [false, true].into_iter().zip(homeserver.agenda) {
+                    if let Some(turn) = turn {
+                        self.agendas[pool(!listed, never_seen)].remove(&(turn, id));
+                        self.agendas[pool(listed, never_seen)].insert((turn, id));
+                    }
+                }
+                homeserver.listed = listed;
+            }
+        }
+        id
+    }
+
+    /// Counts one job less. A homeserver without jobs and calls is forgotten.
+    pub fn leave(&mut self, id: HomeserverId) {
+        if let Some(homeserver) = self.homeservers.get_mut(id) {
+            homeserver.jobs = homeserver.jobs.saturating_sub(1);
+        }
+        self.forget_if_idle(id);
+    }
+
+    /// How many jobs a homeserver has.
+    #[must_use]
+    pub fn jobs(&self, name: &str) -> u32 {
+        let homeserver = self.by_name.get(name).and_then(|&id| self.homeservers.get(id));
+        homeserver.map_or(0, |homeserver| homeserver.jobs)
+    }
+
+    /// The name of a homeserver.
+    #[must_use]
+    pub fn name(&self, id: HomeserverId) -> Option<&Arc<str>> {
+        self.homeservers.get(id).map(|homeserver| &homeserver.name)
+    }
+
+    /// Puts the call of a leave into the queue.
+    pub fn enqueue(&mut self, id: HomeserverId, leave: LeaveId, call: PendingCall, now: Time) {
+        if let Some(homeserver) = self.homeservers.get_mut(id) {
+            homeserver.enqueue(leave, call, now);
+        }
+        self.plan(id, now);
+    }
+
+    /// Takes the call of a leave out of the queue. The call is the one that it was enqueued with.
+    pub fn dequeue(&mut self, id: HomeserverId, leave: LeaveId, call: &PendingCall, now: Time) {
+        if let Some(homeserver) = self.homeservers.get_mut(id) {
+            homeserver.dequeue(leave, call);
+        }
+        self.plan(id, now);
+    }
+
+    /// The next call that may be made now. It is out of the queue, and in flight until [`Self::called`] or [`Self::declined`].
+    #[must_use]
+    pub fn next_permit(&mut self, now: Time) -> Option<Permit> {
+        self.now = self.now.max(now);
+        while let Some((at, id, never_seen)) = self.first() {
+            if at > now {
+                return None;
+            }
+            let homeserver = self.homeservers.get_mut(id)?;
+            if homeserver.shed(now) {
+                self.overloaded.insert((*homeserver.warn_at.get_or_insert(now), id));
+            }
+            let leave = homeserver.grant(never_seen, self.concurrency.per_homeserver, now);
+            if leave.is_some() {
+                let pool = pool(homeserver.listed, never_seen);
+                self.in_flight[pool] += 1;
+                // The others' turn is before its next one.
+                if let Some(turn) = homeserver.agenda[usize::from(never_seen)].take() {
+                    self.agendas[pool].remove(&(turn, id));
+                }
+            }
+            self.plan(id, now);
+            if let Some(leave) = leave {
+                return Some(Permit { homeserver: id, leave });
+            }
+        }
+        None
+    }
+
+    /// Takes a permit back: its leave did not want it any more.
+    pub fn declined(&mut self, permit: Permit, now: Time) {
+        let id = permit.homeserver;
+        let calls = self.homeservers.get(id).map(|homeserver| &homeserver.calls);
+        let position = calls.and_then(|calls| calls.iter().rposition(|call| call.leave == permit.leave));
+        self.end(id, position);
+        self.plan(id, now);
+        self.forget_if_idle(id);
+    }
+
+    /// The call that was sent at that time has ended.
+    pub fn called(&mut self, id: HomeserverId, sent: Time, outcome: Outcome, now: Time, jitter: &mut Jitter) {
+        let Some(homeserver) = self.homeservers.get_mut(id) else { return };
+        homeserver.took(now.since(sent));
+        homeserver.on_outcome(sent, outcome, now, jitter);
+        let position = homeserver.calls.partition_point(|call| call.sent <= sent).saturating_sub(1);
+        self.end(id, Some(position));
+        self.plan(id, now);
+        self.forget_if_idle(id);
+    }
+
+    /// How long calls to a homeserver usually take: the median of the last 32, zero where there was none yet.
+    #[must_use]
+    pub fn usual_ms(&self, id: HomeserverId) -> u64 {
+        self.homeservers.get(id).map_or(0, |homeserver| homeserver.usual_ms)
+    }
+
+    /// Whether a homeserver answered 429 within the last two minutes.
+    #[must_use]
+    pub fn is_limited(&self, id: HomeserverId) -> bool {
+        self.homeservers
+            .get(id)
+            .is_some_and(|homeserver| homeserver.limit(self.now).is_some())
+    }
+
+    /// A homeserver that limits more than its leaves can bear, at most once a minute for each.
+    pub fn overload(&mut self, now: Time) -> Option<Overload> {
+        while let Some(&(at, id)) = self.overloaded.first().filter(|&&(at, _)| at <= now) {
+            self.overloaded.remove(&(at, id));
+            let Some(homeserver) = self.homeservers.get_mut(id) else { continue };
+            let mut uncarried = homeserver.part(Class::Uncarried, now).map(|(&(_, _, leave), _)| leave);
+            if let Some(example) = uncarried.next() {
+                let leaves = 1 + uncarried.count();
+                let next = now.after(OVERLOAD_WARNING_INTERVAL_MS);
+                homeserver.warn_at = Some(next);
+                self.overloaded.insert((next, id));
+                return Some(Overload {
+                    homeserver: id,
+                    leaves,
+                    example,
+                });
+            }
+        }
+        None
+    }
+
+    /// When the next permit may be due.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.first().map(|(at, _, _)| at)
+    }
+
+    /// The homeserver that may have the next permit to give, as far as there is room for a call.
+    fn first(&self) -> Option<(Time, HomeserverId, bool)> {
+        let [listed, strangers, listed_unseen, strangers_unseen] = self.in_flight;
+        let free = listed + strangers + listed_unseen + strangers_unseen < self.concurrency.total;
+        let free_strangers = strangers + strangers_unseen < self.concurrency.strangers;
+        let free_unseen = listed_unseen + strangers_unseen < NEVER_SEEN_CALLS;
+        let room = [
+            free,
+            free && free_strangers,
+            free && free_unseen,
+            free && free_strangers && free_unseen && strangers_unseen < NEVER_SEEN_CALLS / 2,
+        ];
+        let pools = room.into_iter().enumerate().filter(|&(_, room)| room);
+        let first = pools.filter_map(|(pool, _)| {
+            let agenda = &self.agendas[pool];
+            // Few can have a quarter each, so few are passed over.
+            let fair = agenda.iter().take_while(|&&((at, _), _)| at <= self.now);
+            let fair = fair.copied().find(|&(_, id)| pool == 0 || !self.has_a_quarter(id));
+            let ((at, _), id) = fair.or_else(|| agenda.first().copied())?;
+            Some((at, id, pool >= 2))
+        });
+        first.min_by_key(|&(at, _, _)| at.max(self.now))
+    }
+
+    fn has_a_quarter(&self, id: HomeserverId) -> bool {
+        let quarter = (self.concurrency.strangers / 4).max(1) as usize;
+        self.homeservers
+            .get(id)
+            .is_some_and(|homeserver| !homeserver.listed && homeserver.calls.len() >= quarter)
+    }
+
+    fn end(&mut self, id: HomeserverId, position: Option<usize>) {
+        let Some(homeserver) = self.homeservers.get_mut(id) else { return };
+        if let Some(call) = position.and_then(|position| homeserver.calls.remove(position)) {
+            self.in_flight[pool(homeserver.listed, call.class == Class::NeverSeen)] -= 1;
+            if homeserver.calls.is_empty() {
+                homeserver.calls = VecDeque::new();
+            }
+        }
+    }
+
+    fn plan(&mut self, id: HomeserverId, now: Time) {
+        self.now = self.now.max(now);
+        let Some(homeserver) = self.homeservers.get_mut(id) else { return };
+        for never_seen in [false, true] {
+            let next = homeserver.next(never_seen, self.concurrency.per_homeserver, now).map(|(at, _)| at);
+            let turn = &mut homeserver.agenda[usize::from(never_seen)];
+            let old = turn.map(|(at, _)| at);
+            // What is due keeps its turn.
+            if old != next && !(old.is_some_and(|at| at <= now) && next.is_some_and(|at| at <= now)) {
+                let agendas = &mut self.agendas[pool(homeserver.listed, never_seen)];
+                self.turns += 1;
+                let new = next.map(|at| (at, self.turns));
+                if let Some(old) = std::mem::replace(turn, new) {
+                    agendas.remove(&(old, id));
+                }
+                agendas.extend(new.map(|turn| (turn, id)));
+            }
+        }
+    }
+
+    fn forget_if_idle(&mut self, id: HomeserverId) {
+        let idle = |homeserver: &Homeserver| homeserver.jobs == 0 && homeserver.calls.is_empty() && homeserver.queue.is_empty();
+        if self.homeservers.get(id).is_some_and(idle)
+            && let Some(homeserver) = self.homeservers.remove(id)
+        {
+            self.by_name.remove(&homeserver.name);
+            if let Some(at) = homeserver.warn_at {
+                self.overloaded.remove(&(at, id));
+            }
+        }
+    }
+}
+
+/// When the restarts in a queue must begin so that none is urgent, and so that none waits for longer than it may.
+struct Outlook {
+    urgent_at: Time,
+    needed_at: Time,
+}
+
+impl Limit {
+    fn is_paused(&self, now: Time) -> bool {
+        now < self.pause_until
+    }
+
+    const fn until(&self) -> Time {
+        self.pause_until.after(LIMITED_FOR_MS)
+    }
+
+    fn refused(&mut self, sent: Time, hint: Option<std::time::Duration>, now: Time, jitter: &mut Jitter) {
+        // Calls that were in flight together are one refusal.
+        let is_news = sent >= self.refused_at;
+        self.refusals = self.refusals.saturating_add(u8::from(is_news));
+        let pause = hint.map_or_else(|| Schedule::LIMITED.pause(self.refusals, jitter), backoff::as_millis);
+        let pause = pause.clamp(LEAST_PAUSE, MAX_PAUSE_MS);
+        if is_news {
+            if sent >= self.pause_until {
+                // What was granted between two refusals. Where the calls came seldom, it says too little.
+                let granted = now.since(self.counted_from) / (u64::from(self.let_through) + 1);
+                self.gap_ms = (self.gap_ms + self.gap_ms / 4)
+                    .max(granted.min(pause))
+                    .clamp(MIN_GAP_MS, MAX_GAP_MS);
+            }
+            self.refused_at = now;
+            self.counted_from = now;
+            self.let_through = 0;
+            self.pause_until = now.after(pause);
+        }
+        self.pause_until = self.pause_until.max(now.after(pause));
+    }
+
+    fn passed(&mut self, sent: Time, is_granted: bool, now: Time) {
+        self.refusals = 0;
+        self.let_through = self.let_through.saturating_add(1);
+        let less = self.gap_ms * self.gap_ms / GAP_SHRINKS_WITHIN_MS;
+        self.gap_ms = self.gap_ms.saturating_sub(less.max(1));
+        // A probe that was granted ends the pause: what the homeserver said of one call must not cost the leaves of all.
+        if is_granted && sent >= self.refused_at {
+            self.pause_until = self.pause_until.min(now);
+        }
+    }
+}
+
+impl Homeserver {
+    const fn new(name: Arc<str>, listed: bool) -> Self {
+        Self {
+            name,
+            jobs: 0,
+            listed,
+            queue: BTreeMap::new(),
+            calls: VecDeque::new(),
+            call_times: VecDeque::new(),
+            usual_ms: 0,
+            limit: None,
+            agenda: [None; 2],
+            warn_at: None,
+        }
+    }
+
+    fn enqueue(&mut self, leave: LeaveId, call: PendingCall, now: Time) {
+        let class = match (call.seen, call.action) {
+            (false, _) => Class::NeverSeen,
+            (true, DelayedEventAction::Send) => Class::Send,
+            (true, DelayedEventAction::Restart) if call.deadline <= now => Class::Uncarried,
+            (true, DelayedEventAction::Restart | DelayedEventAction::Cancel) => Class::Restart,
+        };
+        let queued = Queued {
+            relaxed: if call.action == DelayedEventAction::Restart {
+                call.relaxed
+            } else {
+                now
+            },
+            user: call.user,
+            delay_ms: call.delay_ms.max(1),
+        };
+        self.queue.insert((class, call.deadline, leave), queued);
+    }
+
+    fn dequeue(&mut self, leave: LeaveId, call: &PendingCall) {
+        for class in [Class::Send, Class::Restart, Class::Uncarried, Class::NeverSeen] {
+            self.queue.remove(&(class, call.deadline, leave));
+        }
+    }
+
+    /// The calls of a class from that deadline on.
+    fn part(&self, class: Class, from: Time) -> impl Iterator<Item = (&Key, &Queued)> {
+        self.queue
+            .range((class, from, Id::FIRST)..)
+            .take_while(move |((other, _, _), _)| *other == class)
+    }
+
+    /// The first call of a class; while the homeserver limits, users take turns.
+    fn first(&self, class: Class, recent_users: Option<&VecDeque<u64>>) -> Option<Key> {
+        let mut first = self.part(class, Time::EARLIEST).take(MAX_LOOKAHEAD);
+        let Some(recent) = recent_users else {
+            return first.next().map(|(key, _)| *key);
+        };
+        let mut best = None;
+        for (key, queued) in first {
+            let turn = recent.iter().rposition(|&user| user == queued.user).map_or(0, |turn| turn + 1);
+            if best.is_none_or(|(least, _)| turn < least) {
+                best = Some((turn, *key));
+            }
+            if turn == 0 {
+                break;
+            }
+        }
+        best.map(|(_, key)| key)
+    }
+
+    fn limit(&self, now: Time) -> Option<&Limit> {
+        self.limit.as_deref().filter(|limit| now < limit.until())
+    }
+
+    const fn slow_after(&self) -> u64 {
+        let four_times = self.usual_ms.saturating_mul(4);
+        if four_times > SLOW_MS { four_times } else { SLOW_MS }
+    }
+
+    /// How many calls have given their place back: the oldest.
+    fn slow(&self, now: Time) -> usize {
+        let after = self.slow_after();
+        self.calls.partition_point(|call| now.since(call.sent) >= after).min(MAX_SLOW_CALLS)
+    }
+
+    /// When fewer than so many of these calls hold a place.
+    fn place_at(&self, places: u32, now: Time, counts: impl Fn(Class) -> bool) -> Option<Time> {
+        let held = self
+            .calls
+            .iter()
+            .enumerate()
+            .skip(self.slow(now))
+            .filter(|(_, call)| counts(call.class));
+        let first = held.clone().next();
+        match first {
+            Some((position, call)) if held.count() >= places.max(1) as usize => {
+                (position < MAX_SLOW_CALLS).then(|| call.sent.after(self.slow_after()))
+            }
+            Some(_) | None => Some(now),
+        }
+    }
+
+    fn outlook(&self, now: Time) -> Outlook {
+        let (gap, ahead) = self.limit(now).map_or((0, 1), |limit| (limit.gap_ms, MAX_LOOKAHEAD));
+        let urgent = URGENT_MS.max(self.usual_ms * 2);
+        let mut outlook = Outlook {
+            urgent_at: Time::LATEST,
+            needed_at: Time::LATEST,
+        };
+        for (before, ((_, deadline, _), queued)) in (0..).zip(self.part(Class::Restart, Time::EARLIEST).take(ahead)) {
+            outlook.urgent_at = outlook.urgent_at.min(deadline.before(urgent + before * gap));
+            outlook.needed_at = outlook.needed_at.min(queued.relaxed.before(before * gap));
+        }
+        outlook
+    }
+
+    /// The next call, and when it may be made; it is the next one only if that is now.
+    fn next(&self, never_seen: bool, places: u32, now: Time) -> Option<(Time, Key)> {
+        let place = self.place_at(places, now, |_| true)?;
+        let seen = self.next_seen(places, now).map(|(at, key)| (at.max(place), key));
+        if !never_seen {
+            return seen;
+        }
+        let calls = self.calls.iter().filter(|call| call.class == Class::NeverSeen);
+        if calls.count() >= NEVER_SEEN_CALLS_PER_HOMESERVER {
+            return None;
+        }
+        let limit = self.limit(now);
+        let key = self.first(Class::NeverSeen, limit.map(|limit| &limit.recent_users))?;
+        // While the homeserver limits, they get every second place that nobody else needs.
+        let gap = limit.map_or(0, |limit| limit.gap_ms);
+        let at = limit
+            .map_or(now, |limit| limit.next_at.max(limit.pause_until).after(gap).max(now))
+            .max(place);
+        seen.is_none_or(|(seen, _)| at.after(gap) < seen).then_some((at, key))
+    }
+
+    fn next_seen(&self, places: u32, now: Time) -> Option<(Time, Key)> {
+        let limit = self.limit(now);
+        let restart = self.first(Class::Restart, None);
+        let send = self.first(Class::Send, limit.map(|limit| &limit.recent_users));
+        if let Some(limit) = limit.filter(|limit| limit.is_paused(now)) {
+            let first_send = self.first(Class::Send, None);
+            let nearest = [restart, first_send].into_iter().flatten().min_by_key(|(_, deadline, _)| *deadline);
+            let Some(nearest) = nearest else {
+                return Some((limit.pause_until, self.first(Class::Uncarried, None)?));
+            };
+            let long = limit.pause_until.since(limit.refused_at) > LONG_PAUSE_MS;
+            let probe_at = nearest
+                .1
+                .before(if long { LONG_PAUSE_MS } else { PROBE_INTERVAL_MS })
+                .max(limit.probe_at);
+            return Some((probe_at.min(limit.pause_until).max(now), nearest));
+        }
+        let outlook = self.outlook(now);
+        let spaced = limit.map_or(now, |limit| limit.next_at.max(now));
+        // A few restarts always go early: those that began together must not all be due together.
+        let early = limit.map_or(now, |limit| limit.next_at.after(limit.gap_ms).max(now));
+        let send_place = self.place_at(places - places / 4, now, |class| class == Class::Send);
+        let candidates = [
+            restart.filter(|_| send.is_some()).map(|key| (outlook.urgent_at.max(spaced), key)),
+            send.zip(send_place).map(|(key, at)| (at.max(spaced), key)),
+            restart.map(|key| (outlook.needed_at.clamp(spaced, early), key)),
+            self.first(Class::Uncarried, None).map(|key| (spaced, key)),
+        ];
+        candidates.into_iter().flatten().min_by_key(|&(at, _)| at)
+    }
+
+    fn grant(&mut self, never_seen: bool, places: u32, now: Time) -> Option<LeaveId> {
+        let (_, key) = self.next(never_seen, places, now).filter(|&(at, _)| at <= now)?;
+        let queued = self.queue.remove(&key)?;
+        let (class, _, leave) = key;
+        self.calls.push_back(Call { sent: now, leave, class });
+        if let Some(limit) = &mut self.limit {
+            // What could be granted meanwhile is unknown.
+            if now.since(limit.next_at.max(limit.pause_until)) > limit.gap_ms.max(IDLE_MS) {
+                limit.counted_from = now;
+                limit.let_through = 0;
+            }
+            limit.next_at = now.after(limit.gap_ms);
+            limit.probe_at = now.after(PROBE_INTERVAL_MS);
+            if limit.recent_users.len() == MAX_RECENT_USERS {
+                limit.recent_users.pop_front();
+            }
+            limit.recent_users.push_back(queued.user);
+        }
+        Some(leave)
+    }
+
+    /// Sets restarts aside that the limit does not let through in time.
+    fn shed(&mut self, now: Time) -> bool {
+        let mut shed = false;
+        while let Some(key) = self.too_much(now)
+            && let Some(queued) = self.queue.remove(&key)
+        {
+            self.queue.insert((Class::Uncarried, key.1, key.2), queued);
+            shed = true;
+        }
+        shed
+    }
+
+    /// Where one of the next restarts would come too late, with those before it each made again at 80 % of its delay: of the user
+    /// whose restarts cost most the one with the shortest delay.
+    fn too_much(&self, now: Time) -> Option<Key> {
+        let gap = self.limit(now).filter(|limit| !limit.is_paused(now))?.gap_ms as f64;
+        let restarts = || self.part(Class::Restart, Time::EARLIEST).take(MAX_LOOKAHEAD);
+        // Calls that are needed until a moment: `count + rate * moment`.
+        let (mut count, mut rate) = (0.0, 0.0);
+        let late = restarts().position(|((_, deadline, _), queued)| {
+            let left = deadline.since(now) as f64;
+            let before = (count + rate * left) * gap;
+            let again = 1.25 / f64::from(queued.delay_ms);
+            count += 1.0 - again * left;
+            rate += again;
+            // The farther ahead, the more of the last fifth of the delay is kept for refusals.
+            let spare = deadline.since(queued.relaxed) as f64 / 2.0;
+            self.usual_ms as f64 + before > left - spare.min(before)
+        })?;
+        let cost = |queued: &Queued| 1_000_000_000 / u64::from(queued.delay_ms);
+        let mut costs = BTreeMap::<u64, u64>::new();
+        for (_, queued) in restarts() {
+            *costs.entry(queued.user).or_default() += cost(queued);
+        }
+        let most = restarts()
+            .take(late + 1)
+            .max_by_key(|(_, queued)| (costs.get(&queued.user), cost(queued)));
+        most.map(|(key, _)| *key)
+    }
+
+    fn took(&mut self, millis: u64) {
+        if self.call_times.len() == SAMPLES {
+            self.call_times.pop_front();
+        }
+        self.call_times.push_back(u32::try_from(millis).unwrap_or(u32::MAX));
+        let mut sorted = Vec::from(self.call_times.clone());
+        sorted.sort_unstable();
+        self.usual_ms = u64::from(sorted[sorted.len() / 2]);
+    }
+
+    fn on_outcome(&mut self, sent: Time, outcome: Outcome, now: Time, jitter: &mut Jitter) {
+        if self.limit(now).is_none() {
+            self.limit = None;
+        }
+        match outcome {
+            Outcome::Limited(hint) => {
+                let limit = self.limit.get_or_insert_with(|| {
+                    Box::new(Limit {
+                        gap_ms: 0,
+                        next_at: now,
+                        probe_at: now,
+                        pause_until: sent,
+                        refused_at: sent,
+                        counted_from: now,
+                        let_through: 0,
+                        refusals: 0,
+                        recent_users: VecDeque::new(),
+                    })
+                });
+                limit.refused(sent, hint, now, jitter);
+            }
+            Outcome::Done | Outcome::NotFound | Outcome::Conflict | Outcome::Forbidden | Outcome::Transient(_) => {
+                if let Some(limit) = &mut self.limit {
+                    limit.passed(sent, outcome == Outcome::Done, now);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

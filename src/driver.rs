@@ -1,0 +1,729 @@
+//! The one driver of the pure cores: reads the clocks, makes the calls that the core asks for, each with a time-out, and feeds back
+//! what they brought. Nothing is decided here.
+//!
+//! [`Leaves`] is the handle for everybody else.
+
+pub mod core;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use livekit_protocol::participant_info::State as ParticipantState;
+use livekit_protocol::{ParticipantInfo, Room};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::clock::Clock;
+use crate::delayed_event::{DelayedEventAction, Outcome};
+use crate::delayed_leave::{CapacityError, Delegated, Handover, HomeserverId, LeaveId};
+use crate::homeserver::{Homeservers, OwnHomeserver};
+use crate::identity::Seat;
+use crate::livekit::{Answer, ParticipantRow, RoomRow};
+use crate::log_throttle::LogThrottle;
+use crate::presence::{EventKind, ParticipantId, Question, RoomId, SfuEvent};
+use crate::server_name::ServerName;
+use crate::sfu::webhook::{Kind, Verified, Webhook};
+use crate::sfu::{Probe, Sfu, SfuError};
+use crate::store::record::{self, Origin};
+use crate::store::{Queue, Restored, RestoredJob, Written};
+use crate::time::{Delay, Time};
+use core::{Action, Core, Fact};
+
+/// How long jobs may take to be restored before webhooks and delegations are taken all the same (decision L11).
+const RESTORING: Duration = Duration::from_secs(5);
+/// How long the answer to a delegation waits for its record to be written (decision L10).
+const WRITTEN_WITHIN: Duration = Duration::from_secs(3);
+/// Time for one call to a homeserver: a late answer is worth something (decision L4).
+const HOMESERVER_CALL: Duration = Duration::from_secs(30);
+/// Time for the answer to a probe.
+const PROBE: Duration = Duration::from_secs(1);
+/// Calls to the SFU in flight in each lane; the others wait in a queue, a few bytes each.
+const SFU_CALLS: usize = 64;
+const URGENT: usize = 0;
+const ORDINARY: usize = 1;
+/// A question that has to be answered within less than this does not wait behind others.
+const QUICK: Duration = Duration::from_secs(1);
+/// How often the clocks are compared while there are leaves, and what makes a process one that stood still (decision L5a).
+const LOOK_AT_CLOCKS_MS: u64 = 1_000;
+const STOOD_STILL_MS: u64 = 3_000;
+
+static UNWRITTEN: LogThrottle = LogThrottle::once_a_minute();
+
+/// What the driver works with.
+pub struct Settings {
+    /// Bounds and intervals.
+    pub core: core::Settings,
+    /// Who is there.
+    pub sfu: Arc<Sfu>,
+    /// Whose events these are.
+    pub homeservers: Arc<Homeservers>,
+    /// The one among them that can be called in a user's name.
+    pub own: Option<Arc<OwnHomeserver>>,
+    /// Where jobs are kept.
+    pub store: Queue,
+    /// Homeservers that the operator listed (decision H7a).
+    pub listed: Box<dyn Fn(&str) -> bool + Send + Sync>,
+}
+
+/// A delegation whose checks are done.
+pub struct Delegation<'a> {
+    /// The participant that is watched.
+    pub seat: &'a Seat,
+    /// The Matrix user.
+    pub user: &'a str,
+    /// The user's homeserver.
+    pub homeserver: &'a str,
+    /// The delayed event.
+    pub delay_id: &'a str,
+    /// Its delay.
+    pub delay: Delay,
+    /// When the request arrived.
+    pub received: Instant,
+    /// Calls about it are made in the user's name, with the `as_token`.
+    pub as_user: bool,
+}
+
+/// The handle to all delegated leaves.
+#[derive(Clone)]
+pub struct Leaves(Arc<Driver>);
+
+impl Leaves {
+    /// Starts with nothing; [`Self::restore`] reads the store.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let driver = Arc::new(Driver::new(settings));
+        tokio::spawn(driver.clone().keep_time());
+        tokio::spawn(driver.clone().notice_closing());
+        Self(driver)
+    }
+
+    /// Takes in what the store has; from then on, but after five seconds in any case, webhooks and delegations are taken.
+    pub fn restore(&self, restored: Restored) {
+        tokio::spawn(self.0.clone().restore(restored));
+    }
+
+    /// Waits until jobs are restored, or given up waiting for.
+    pub async fn restored(&self) {
+        self.0.open().await;
+    }
+
+    /// Whether webhooks can be acted upon: not while jobs are not restored yet, nor while the service is stopping.
+    #[must_use]
+    pub fn takes_webhooks(&self) -> bool {
+        self.0.is_open()
+    }
+
+    /// Waits until delegations are taken; `false` when that does not happen before `deadline`.
+    pub async fn ready(&self, deadline: Instant) -> bool {
+        timeout_at(deadline, self.0.open()).await.is_ok() && self.0.is_open()
+    }
+
+    /// Whether the delegation would be taken: to be asked before anything is done for it.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn admit(&self, delegation: &Delegation<'_>) -> Result<(), CapacityError> {
+        self.0.lock().cores.admit(&self.0.pure(delegation))
+    }
+
+    /// Takes a delegation, and waits a little for its record to be written.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub async fn delegate(&self, delegation: &Delegation<'_>) -> Result<(), CapacityError> {
+        if let Some(written) = self.0.delegate(delegation)?
+            && !written.within(WRITTEN_WITHIN).await
+        {
+            UNWRITTEN.log(|count| {
+                tracing::warn!(count, "the store is slow or away: a delegation lives in memory until it answers");
+            });
+        }
+        Ok(())
+    }
+
+    /// Acts upon a verified webhook.
+    pub fn webhook(&self, verified: Verified, webhook: &Webhook) {
+        self.0.webhook(verified, webhook);
+    }
+
+    /// The user of this participant was removed from the Matrix room, and from the call by this service: there is no leave to send.
+    pub fn kicked(&self, room: &str, identity: &str) {
+        self.0.feed(Fact::Kicked(room, identity));
+    }
+
+    /// Restarts or sends what has to be before the end, until `deadline`.
+    pub async fn stop(&self, deadline: Instant) {
+        self.0.stop(deadline).await;
+    }
+
+    /// Writes what is not written yet, until `deadline`; the last thing to be done.
+    pub async fn close_store(&self, deadline: Instant) {
+        self.0.store.stop(deadline).await;
+    }
+}
+
+struct Driver {
+    state: Mutex<Driven>,
+    clock: Clock,
+    sfu: Arc<Sfu>,
+    homeservers: Arc<Homeservers>,
+    own: Option<Arc<OwnHomeserver>>,
+    store: Queue,
+    listed: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    probe: AsyncMutex<Probe>,
+    closed: Arc<Notify>,
+    /// The timer sleeps for another moment now.
+    rearm: Notify,
+    /// Something happened that a stopping service waits for.
+    progress: Notify,
+    gate: watch::Sender<Gate>,
+    finished: LogThrottle,
+    recreated: LogThrottle,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    Restoring,
+    Open,
+    Stopping,
+}
+
+struct Driven {
+    cores: Core,
+    /// Calls to the SFU: those that cannot wait behind sweeps, and the others.
+    lanes: [Lane; 2],
+    /// What is needed to write records again that others wrote, by field.
+    origins: HashMap<Box<str>, Box<Origin>>,
+    /// What the timer sleeps for.
+    armed: Option<Time>,
+}
+
+#[derive(Default)]
+struct Lane {
+    waiting: VecDeque<Question>,
+    calls: usize,
+}
+
+impl Driver {
+    fn new(settings: Settings) -> Self {
+        if settings.core.presence.sweep_ms.is_none() {
+            tracing::warn!(
+                remedy = "send livekit-server's webhooks to /sfu_webhook",
+                "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS is 0: until a webhook has arrived, rooms are asked every 30 s all the same"
+            );
+        }
+        let clock = Clock::start();
+        let probe = settings.sfu.probe();
+        Self {
+            state: Mutex::new(Driven {
+                cores: Core::new(settings.core, rand::random(), clock.now()),
+                lanes: [Lane::default(), Lane::default()],
+                origins: HashMap::new(),
+                armed: None,
+            }),
+            clock,
+            closed: probe.closed(),
+            probe: AsyncMutex::new(probe),
+            sfu: settings.sfu,
+            homeservers: settings.homeservers,
+            own: settings.own,
+            store: settings.store,
+            listed: settings.listed,
+            rearm: Notify::new(),
+            progress: Notify::new(),
+            gate: watch::Sender::new(Gate::Restoring),
+            finished: LogThrottle::ten_a_second(),
+            recreated: LogThrottle::ten_a_second(),
+        }
+    }
+
+    // --- from outside ---
+
+    fn is_open(&self) -> bool {
+        *self.gate.borrow() == Gate::Open
+    }
+
+    async fn open(&self) {
+        // The sender lives in this very value.
+        let _ = self.gate.subscribe().wait_for(|gate| *gate != Gate::Restoring).await;
+    }
+
+    /// Takes the delegation, and says when it is written.
+    fn delegate(self: &Arc<Self>, delegation: &Delegation<'_>) -> Result<Option<Written>, CapacityError> {
+        let pure = self.pure(delegation);
+        let mut state = self.lock();
+        let (delegated, actions) = state.cores.delegate(&pure, self.clock.now())?;
+        let (told, outcome) = match delegated {
+            Delegated::New(leave) => (Some(leave), "new"),
+            Delegated::Renewed(leave) => (Some(leave), "renewed"),
+            Delegated::Overtaken => (None, "overtaken by a later one"),
+        };
+        let written = self.act(state, actions, told);
+        let (room, identity) = (delegation.seat.room.as_str(), delegation.seat.identity.as_str());
+        tracing::debug!(room, identity, delay_ms = delegation.delay.as_millis(), outcome, "leave delegated");
+        Ok(written)
+    }
+
+    fn webhook(self: &Arc<Self>, verified: Verified, webhook: &Webhook) {
+        if let Some((at, seconds)) = self.sfu.last_date() {
+            self.feed(Fact::Date(seconds, self.clock.at(at)));
+        }
+        self.feed(Fact::Event(&sfu_event(verified, webhook)));
+    }
+
+    async fn stop(self: &Arc<Self>, deadline: Instant) {
+        self.gate.send_replace(Gate::Stopping);
+        self.feed(Fact::Stopping);
+        let rest = async {
+            loop {
+                let progress = self.progress.notified();
+                if self.lock().cores.is_at_rest() {
+                    return;
+                }
+                progress.await;
+            }
+        };
+        if timeout_at(deadline, rest).await.is_err() {
+            tracing::warn!("not every delayed event could be restarted or sent before the end; the homeserver's own timers go on");
+        }
+    }
+
+    // --- tasks ---
+
+    /// Tells the core that its next moment has come, and that the process stood still.
+    async fn keep_time(self: Arc<Self>) {
+        let mut clocks = self.clock.wall();
+        loop {
+            let rearm = self.rearm.notified();
+            let (next, is_idle) = {
+                let mut state = self.lock();
+                state.armed = state.cores.next_deadline();
+                (state.armed, state.cores.leaves().is_empty())
+            };
+            let now = self.clock.now();
+            let look = (!is_idle).then(|| now.after(LOOK_AT_CLOCKS_MS));
+            match [next, look].into_iter().flatten().min() {
+                Some(at) if at <= now => {
+                    self.feed(Fact::Time);
+                    // A core that asks for the past again and again must not keep the others from running.
+                    tokio::task::yield_now().await;
+                }
+                Some(at) => {
+                    tokio::select! {
+                        () = sleep_until(self.clock.instant(at)) => {
+                            let (former, late) = (clocks, self.clock.now().since(at));
+                            clocks = self.clock.wall();
+                            let jumped = former.drift_ms(&clocks);
+                            if late > STOOD_STILL_MS || jumped.unsigned_abs() > STOOD_STILL_MS {
+                                tracing::warn!(late_ms = late, clock_jumped_ms = jumped, "this process stood still, or the clock was set");
+                                self.feed(Fact::Woke(u64::try_from(jumped).unwrap_or(0)));
+                            } else if next.is_some_and(|next| next <= self.clock.now()) {
+                                self.feed(Fact::Time);
+                            }
+                        }
+                        () = rearm => {}
+                    }
+                }
+                None => {
+                    rearm.await;
+                    clocks = self.clock.wall();
+                }
+            }
+        }
+    }
+
+    /// Tells the core that the probe's own connection to the SFU was closed.
+    async fn notice_closing(self: Arc<Self>) {
+        loop {
+            self.closed.notified().await;
+            self.sfu.forget_rooms();
+            self.feed(Fact::ProbeClosed);
+        }
+    }
+
+    /// Takes in what the store has. A store that is away is waited for; after [`RESTORING`] the others do not wait any more.
+    async fn restore(self: Arc<Self>, mut restored: Restored) {
+        let patience = Instant::now() + RESTORING;
+        let mut count = 0_usize;
+        loop {
+            let next = if self.is_restoring() {
+                timeout_at(patience, restored.next()).await
+            } else {
+                Ok(restored.next().await)
+            };
+            match next {
+                Ok(Some(job)) => {
+                    self.take(job);
+                    count += 1;
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    self.open_gate();
+                    tracing::warn!("the store does not answer: leaves that were delegated before the start are not watched until it does");
+                }
+            }
+        }
+        if count > 0 {
+            tracing::info!(count, "delegated leaves restored");
+        }
+        self.open_gate();
+    }
+
+    fn take(self: &Arc<Self>, restored: RestoredJob) {
+        // What comes that late stays in the store for the next start.
+        if *self.gate.borrow() == Gate::Stopping {
+            return;
+        }
+        let RestoredJob { job, origin } = restored;
+        let listed = (self.listed)(&job.homeserver);
+        let mut state = self.lock();
+        if let Some(origin) = origin {
+            state.origins.insert(record::field(&job.room, &job.identity).into(), origin);
+        }
+        let actions = state.cores.restore(&job, listed, &self.clock.wall(), self.clock.now());
+        let _ = self.act(state, actions, None);
+    }
+
+    fn is_restoring(&self) -> bool {
+        *self.gate.borrow() == Gate::Restoring
+    }
+
+    fn open_gate(&self) {
+        self.gate.send_if_modified(|gate| {
+            let restoring = *gate == Gate::Restoring;
+            if restoring {
+                *gate = Gate::Open;
+            }
+            restoring
+        });
+    }
+
+    // --- the loop: facts in, calls out ---
+
+    fn feed(self: &Arc<Self>, fact: Fact<'_>) {
+        let mut state = self.lock();
+        // Read under the lock, so that the core never sees time run backwards.
+        let actions = state.cores.handle(fact, self.clock.now());
+        let _ = self.act(state, actions, None);
+    }
+
+    /// Does what the core asks for, and logs what it wants to be known once the core is free again; says when the record of
+    /// `told` is written, if it is to be.
+    fn act(self: &Arc<Self>, mut guard: MutexGuard<'_, Driven>, actions: Vec<Action>, told: Option<LeaveId>) -> Option<Written> {
+        let state = &mut *guard;
+        let mut written = None;
+        let mut news = Vec::new();
+        for action in actions {
+            match action {
+                Action::Ask(Question::Probe) => {
+                    let driver = self.clone();
+                    tokio::spawn(async move {
+                        let reach = driver.probe.lock().await.ask(PROBE).await;
+                        driver.feed(Fact::Probed(reach));
+                    });
+                }
+                Action::Ask(question) => state.lanes[lane(&question)].waiting.push_back(question),
+                Action::Call {
+                    leave,
+                    homeserver,
+                    action,
+                    sent,
+                } => self.call(&state.cores, leave, homeserver, action, sent),
+                Action::Store(leave) => {
+                    let tell = told == Some(leave) && written.is_none();
+                    written = self.store(state, leave, tell).or(written);
+                }
+                Action::Forget(room, identity) => {
+                    let origin = state.origins.remove(record::field(&room, &identity).as_str());
+                    self.store.remove(&room, &identity, origin.as_deref());
+                }
+                Action::Overloaded(overload) => {
+                    let leave = state.cores.leaves().get(overload.example);
+                    let room = leave.and_then(|leave| state.cores.presence().room_of(leave.participant()).cloned());
+                    let server = state.cores.leaves().homeserver(overload.homeserver).cloned();
+                    tracing::warn!(
+                        server = server.as_deref(),
+                        leaves = overload.leaves,
+                        room = room.as_deref(),
+                        remedy =
+                            "raise Synapse's rc_delayed_event_mgmt in homeserver.yaml: per_second at least one for every ten participants",
+                        "a homeserver limits so much that these delayed events cannot be restarted in time: participants will seem to leave"
+                    );
+                }
+                Action::Finished { .. } | Action::SfuSilent(_) | Action::NoWebhooks => news.push(action),
+            }
+        }
+        for lane in [URGENT, ORDINARY] {
+            while state.lanes[lane].calls < SFU_CALLS
+                && let Some(question) = state.lanes[lane].waiting.pop_front()
+            {
+                state.lanes[lane].calls += 1;
+                let driver = self.clone();
+                tokio::spawn(async move { driver.work(question, lane).await });
+            }
+        }
+        let next = state.cores.next_deadline();
+        if next.is_some_and(|next| state.armed.is_none_or(|armed| next < armed)) {
+            self.rearm.notify_one();
+        }
+        self.progress.notify_one();
+        drop(guard);
+        news.iter().for_each(|action| self.log(action));
+        written
+    }
+
+    fn log(&self, action: &Action) {
+        match action {
+            // Not the event's id: where homeservers let anybody manage delayed events, it is all that it takes.
+            Action::Finished { room, reason, .. } => {
+                let reason = format!("{reason:?}");
+                self.finished.log(|count| {
+                    let hidden = count - 1;
+                    if hidden > 0 {
+                        tracing::info!("{hidden} more delegated leaves are over");
+                    }
+                    tracing::info!(room = &**room, reason, "delegated leave is over");
+                });
+            }
+            Action::SfuSilent(silence) => {
+                tracing::warn!(
+                    seconds = silence.as_secs(),
+                    remedy = "check livekit-server, and that LIVEKIT_URL or LIVEKIT_API_URL leads to it",
+                    "the SFU has not answered for long: delayed events are not restarted until it does"
+                );
+            }
+            Action::NoWebhooks => {
+                tracing::warn!(
+                    remedy = "name this service's /sfu_webhook in webhook.urls of livekit-server's configuration, with webhook.api_key",
+                    "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS is 0, but no webhook of the SFU has been verified: rooms are asked every 30 s until one is"
+                );
+            }
+            Action::Ask(_) | Action::Call { .. } | Action::Store(_) | Action::Forget(..) | Action::Overloaded(_) => {}
+        }
+    }
+
+    /// Asks the SFU one question after the other, as long as there are any.
+    async fn work(self: Arc<Self>, first: Question, lane: usize) {
+        let mut next = Some(first);
+        while let Some(question) = next {
+            self.ask(question).await;
+            let mut state = self.lock();
+            let lane = &mut state.lanes[lane];
+            next = lane.waiting.pop_front();
+            if next.is_none() {
+                lane.calls -= 1;
+                // What a start with all its questions needed is not needed any more.
+                lane.waiting.shrink_to(SFU_CALLS);
+            }
+        }
+    }
+
+    async fn ask(self: &Arc<Self>, question: Question) {
+        match question {
+            Question::Participant {
+                participant,
+                asked,
+                within,
+            } => self.ask_participant(participant, asked, within).await,
+            Question::Participants { room, asked, within } => self.ask_participants(room, asked, within).await,
+            Question::Rooms { rooms, asked } => {
+                let names = {
+                    let state = self.lock();
+                    let names = rooms.iter().filter_map(|&room| state.cores.presence().room_name(room));
+                    names.map(ToString::to_string).collect::<Vec<_>>()
+                };
+                // No names would ask for all rooms of the SFU.
+                if names.is_empty() {
+                    return;
+                }
+                let answer = self.sfu.list_rooms(names).await;
+                let rows: Vec<_> = answer.iter().flatten().map(room_row).collect();
+                self.feed(Fact::Rooms(&rooms, asked, read(&answer, |_| Some(rows.as_slice()))));
+            }
+            Question::CreateRoom { room } => {
+                let Some(name) = self.lock().cores.presence().room_name(room).cloned() else {
+                    return;
+                };
+                let answer = self.sfu.create_again(&name).await;
+                self.recreated.log(|count| {
+                    let created = answer.is_ok();
+                    tracing::info!(room = &*name, created, count, "the SFU has forgotten a room with people in it");
+                });
+                self.feed(Fact::Created(room, read(&answer, |row| Some(room_row(row)))));
+            }
+            Question::Probe => {}
+        }
+    }
+
+    async fn ask_participant(self: &Arc<Self>, participant: ParticipantId, asked: Time, within: Duration) {
+        let found = {
+            let state = self.lock();
+            let presence = state.cores.presence();
+            presence.get(participant).and_then(|found| {
+                let room = presence.room_of(participant)?.clone();
+                Some((room, found.identity().to_owned()))
+            })
+        };
+        let Some((room, identity)) = found else { return };
+        let answer = self.sfu.participant(&room, &identity, within).await;
+        if let Err(error) = &answer {
+            let (reason, remedy) = (error.to_string(), error.remedy());
+            tracing::debug!(reason, remedy, "the SFU does not show a participant");
+        }
+        self.feed(Fact::Participant(participant, asked, read(&answer, participant_row)));
+    }
+
+    async fn ask_participants(self: &Arc<Self>, room: RoomId, asked: Time, within: Duration) {
+        let Some(name) = self.lock().cores.presence().room_name(room).cloned() else {
+            return;
+        };
+        let answer = self.sfu.participants(&name, within).await;
+        let rows: Vec<_> = answer.iter().flatten().filter_map(participant_row).collect();
+        self.feed(Fact::Participants(room, asked, read(&answer, |_| Some(rows.as_slice()))));
+    }
+
+    fn call(self: &Arc<Self>, cores: &Core, leave: LeaveId, homeserver: HomeserverId, action: DelayedEventAction, sent: Time) {
+        let found = cores.leaves().get(leave).map(|found| {
+            let user = found.is_as_user().then(|| found.user().to_owned());
+            (found.delay_id().to_owned(), user)
+        });
+        let name = cores.leaves().homeserver(homeserver).and_then(|name| ServerName::parse(name).ok());
+        let driver = self.clone();
+        tokio::spawn(async move {
+            let outcome = match (name, found) {
+                (Some(server), Some((delay_id, user))) => {
+                    let own = driver.own.as_ref();
+                    let authority = user.as_deref().and_then(|user| own?.authority(&server, user));
+                    let managed = driver.homeservers.manage(&server, &delay_id, action, authority, HOMESERVER_CALL);
+                    let outcome = managed.await;
+                    tracing::debug!(server = server.as_str(), what = ?action, ?outcome, "delayed event managed");
+                    outcome
+                }
+                // A record that names no server: nobody can be called.
+                (None, _) | (_, None) => Outcome::Forbidden,
+            };
+            driver.feed(Fact::Called {
+                leave,
+                homeserver,
+                action,
+                sent,
+                outcome,
+            });
+        });
+    }
+
+    fn store(&self, state: &Driven, leave: LeaveId, tell: bool) -> Option<Written> {
+        let stored = state.cores.record(leave, &self.clock.wall())?;
+        // Few jobs have one, and the field is only made where any has.
+        let origin = if state.origins.is_empty() {
+            None
+        } else {
+            state.origins.get(record::field(&stored.room, &stored.identity).as_str())
+        };
+        if tell {
+            return Some(self.store.put_and_tell(&stored, origin.map(AsRef::as_ref)));
+        }
+        self.store.put(&stored, origin.map(AsRef::as_ref));
+        None
+    }
+
+    fn pure<'a>(&self, delegation: &'a Delegation<'_>) -> core::Delegation<'a> {
+        core::Delegation {
+            room: &delegation.seat.room,
+            identity: &delegation.seat.identity,
+            handover: Handover {
+                user: delegation.user,
+                homeserver: delegation.homeserver,
+                delay_id: delegation.delay_id,
+                delay: delegation.delay,
+                arrived: self.clock.at(delegation.received),
+                listed: (self.listed)(delegation.homeserver),
+                as_user: delegation.as_user,
+            },
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Driven> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The lane of a question: those that are checks of a reported departure, and those about rooms, do not wait behind sweeps.
+fn lane(question: &Question) -> usize {
+    match question {
+        Question::Participant { within, .. } | Question::Participants { within, .. } if *within >= QUICK => ORDINARY,
+        Question::Participant { .. } | Question::Participants { .. } => URGENT,
+        Question::Rooms { .. } | Question::CreateRoom { .. } | Question::Probe => URGENT,
+    }
+}
+
+/// A webhook in the core's terms. One without a room or a participant still shows that webhooks work.
+fn sfu_event(verified: Verified, webhook: &Webhook) -> SfuEvent<'_> {
+    let room = webhook.room.as_ref();
+    let participant = webhook.participant.as_ref();
+    let reason = participant.map(|participant| participant.disconnect_reason).unwrap_or_default();
+    SfuEvent {
+        kind: match webhook.kind {
+            Kind::RoomStarted => EventKind::RoomStarted,
+            Kind::RoomFinished => EventKind::RoomFinished,
+            Kind::ParticipantJoined => EventKind::Joined,
+            Kind::ParticipantLeft => EventKind::Left(reason),
+            Kind::ParticipantConnectionAborted => EventKind::Aborted(reason),
+            Kind::TrackPublished | Kind::TrackUnpublished => EventKind::Track,
+            Kind::Other => EventKind::Other,
+        },
+        digest: verified.digest,
+        issued_at: verified.issued_at.unwrap_or(0),
+        id: &webhook.id,
+        created_at: webhook.created_at.unwrap_or(0),
+        room: room.map_or("", |room| &room.name),
+        room_sid: room.map_or("", |room| &room.sid),
+        identity: participant.map_or("", |participant| &participant.identity),
+        sid: participant.map_or("", |participant| &participant.sid),
+        joined_at_ms: participant.map_or(0, |participant| match participant.joined_at_ms {
+            0 => participant.joined_at.saturating_mul(1000),
+            joined_at_ms => joined_at_ms,
+        }),
+    }
+}
+
+/// A participant who is there.
+fn participant_row(participant: &ParticipantInfo) -> Option<ParticipantRow<'_>> {
+    if participant.state == ParticipantState::Disconnected as i32 {
+        return None;
+    }
+    let joined_at_ms = if participant.joined_at_ms > 0 {
+        participant.joined_at_ms
+    } else {
+        participant.joined_at.saturating_mul(1000)
+    };
+    Some(ParticipantRow {
+        identity: &participant.identity,
+        sid: &participant.sid,
+        joined_at_ms: u64::try_from(joined_at_ms).unwrap_or(0),
+        active: participant.state == ParticipantState::Active as i32,
+    })
+}
+
+fn room_row(room: &Room) -> RoomRow<'_> {
+    RoomRow {
+        name: &room.name,
+        sid: &room.sid,
+        num_participants: room.num_participants,
+        departure_timeout: room.departure_timeout,
+    }
+}
+
+/// What an answer of the SFU says. A participant in the state DISCONNECTED is nobody.
+fn read<'a, T, R>(answer: &'a Result<T, SfuError>, yes: impl FnOnce(&'a T) -> Option<R>) -> Answer<R> {
+    match answer {
+        Ok(answer) => yes(answer).map_or(Answer::No, Answer::Yes),
+        Err(SfuError::NotFound) => Answer::No,
+        Err(SfuError::Timeout) => Answer::TimedOut,
+        Err(SfuError::TooLarge) => Answer::TooLarge,
+        Err(error) if error.connection_failed() => Answer::Unreachable,
+        Err(error) if error.is_refusal() => Answer::Refused,
+        Err(_) => Answer::Unclear,
+    }
+}

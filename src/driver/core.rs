@@ -1,0 +1,366 @@
+//! What the driver drives: presence and the delayed leaves together. Pure: facts in, actions out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::delayed_event::{DelayedEventAction, Outcome};
+use crate::delayed_leave::{self, Bounds, CapacityError, Delegated, FinishReason, Handover, HomeserverId, LeaveId, Leaves, Overload};
+use crate::livekit::{Answer, ParticipantRow, Reach, RoomRow};
+use crate::presence::{self, ParticipantId, Presence, Question, RoomId, SessionRecord, SfuEvent, State, Suspicion};
+use crate::store::record::{StoredJob, Watch};
+use crate::time::{Delay, Time, WallClock};
+
+/// What only looks expired is restarted once; what was over for longer than this is not read (L11).
+const OVER_FOR_MS: u64 = 24 * 60 * 60_000;
+
+/// A delegation whose checks are done.
+#[derive(Clone, Copy, Debug)]
+pub struct Delegation<'a> {
+    /// The room's name on the SFU.
+    pub room: &'a str,
+    /// The participant's identity there.
+    pub identity: &'a str,
+    /// The event that is handed over.
+    pub handover: Handover<'a>,
+}
+
+/// A fact.
+#[derive(Clone, Copy, Debug)]
+pub enum Fact<'a> {
+    /// A verified webhook.
+    Event(&'a SfuEvent<'a>),
+    /// The SFU's clock showed these seconds since 1970 at that moment.
+    Date(i64, Time),
+    /// The answer to [`Question::Participant`], and when that was asked.
+    Participant(ParticipantId, Time, Answer<ParticipantRow<'a>>),
+    /// The answer to [`Question::Participants`], and when that was asked.
+    Participants(RoomId, Time, Answer<&'a [ParticipantRow<'a>]>),
+    /// The answer to [`Question::Rooms`], and when that was asked.
+    Rooms(&'a [RoomId], Time, Answer<&'a [RoomRow<'a>]>),
+    /// The answer to [`Question::CreateRoom`].
+    Created(RoomId, Answer<RoomRow<'a>>),
+    /// The answer to [`Question::Probe`].
+    Probed(Reach),
+    /// The probe's own connection was closed.
+    ProbeClosed,
+    /// The answer to [`Action::Call`].
+    Called {
+        /// The leave.
+        leave: LeaveId,
+        /// The homeserver.
+        homeserver: HomeserverId,
+        /// The call.
+        action: DelayedEventAction,
+        /// When it was sent.
+        sent: Time,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// The user of this room and identity was removed from the Matrix room, and from the call by this service.
+    Kicked(&'a str, &'a str),
+    /// The process stood still, and for that many milliseconds its clock did, too (L5a).
+    Woke(u64),
+    /// SIGTERM (L12).
+    Stopping,
+    /// Nothing but time has passed.
+    Time,
+}
+
+/// What the driver is to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Ask the SFU.
+    Ask(Question),
+    /// Call a homeserver about a delayed event.
+    Call {
+        /// The leave.
+        leave: LeaveId,
+        /// The homeserver.
+        homeserver: HomeserverId,
+        /// The call.
+        action: DelayedEventAction,
+        /// To be given back.
+        sent: Time,
+    },
+    /// Store the leave as it is now.
+    Store(LeaveId),
+    /// Remove the record of a room and identity.
+    Forget(Arc<str>, Box<str>),
+    /// A leave is over; for the one line in the log.
+    Finished {
+        /// The room's name.
+        room: Arc<str>,
+        /// The delayed event.
+        delay_id: Box<str>,
+        /// How it ended.
+        reason: FinishReason,
+    },
+    /// A warning: the SFU has been silent for that long, restarts pause (L13a).
+    SfuSilent(Duration),
+    /// A warning, once: no webhook came, so rooms are asked although that is switched off (L9a).
+    NoWebhooks,
+    /// A warning: the limit of a homeserver does not let all restarts through (L4a).
+    Overloaded(Overload),
+}
+
+/// Bounds and intervals.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// Of presence.
+    pub presence: presence::Settings,
+    /// Of leaves.
+    pub bounds: Bounds,
+}
+
+/// Presence and leaves.
+#[derive(Debug)]
+pub struct Core {
+    presence: Presence,
+    leaves: Leaves,
+}
+
+impl Core {
+    /// Nobody yet.
+    #[must_use]
+    pub fn new(settings: Settings, seed: u64, now: Time) -> Self {
+        Self {
+            presence: Presence::new(settings.presence, seed, now),
+            leaves: Leaves::new(settings.bounds, seed),
+        }
+    }
+
+    /// What is known of the SFU.
+    #[must_use]
+    pub const fn presence(&self) -> &Presence {
+        &self.presence
+    }
+
+    /// All leaves.
+    #[must_use]
+    pub const fn leaves(&self) -> &Leaves {
+        &self.leaves
+    }
+
+    /// The current leave of a room and identity.
+    #[must_use]
+    pub fn find(&self, room: &str, identity: &str) -> Option<LeaveId> {
+        self.leaves.of(self.presence.find(room, identity)?)
+    }
+
+    /// Whether a stopping service has nothing to wait for (L12).
+    #[must_use]
+    pub const fn is_at_rest(&self) -> bool {
+        self.presence.is_at_rest() && self.leaves.is_at_rest()
+    }
+
+    /// When [`Fact::Time`] is due next.
+    #[must_use]
+    pub fn next_deadline(&mut self) -> Option<Time> {
+        [self.presence.next_deadline(), self.leaves.next_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Whether a delegation would be taken: to be asked before anything is done for it, and true again when it is made.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn admit(&self, delegation: &Delegation<'_>) -> Result<(), CapacityError> {
+        let participant = self.presence.find(delegation.room, delegation.identity);
+        self.leaves.admit(participant, &delegation.handover)
+    }
+
+    /// Takes a delegation whose checks are done.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn delegate(&mut self, delegation: &Delegation<'_>, now: Time) -> Result<(Delegated, Vec<Action>), CapacityError> {
+        self.admit(delegation)?;
+        let handover = &delegation.handover;
+        let participant = self.presence.track(delegation.room, delegation.identity, handover.arrived, now);
+        let (is_there, seen) = self.presence.get(participant).map_or((false, false), |participant| {
+            let is_there = match participant.presence() {
+                State::Present => true,
+                State::Suspected { why, .. } => !matches!(why, Suspicion::Reported { .. } | Suspicion::Stale),
+                State::Unknown { .. } | State::Gone(_) => false,
+            };
+            (is_there, participant.session().seen)
+        });
+        let delegated = self.leaves.delegate(participant, handover, is_there, seen, now);
+        Ok((delegated, self.settle(now)))
+    }
+
+    /// Takes a job from the store, unless its participant has a newer one (L11); the operator listed its homeserver or not.
+    pub fn restore(&mut self, job: &StoredJob<'_>, listed: bool, clock: &WallClock, now: Time) -> Vec<Action> {
+        let watch = &job.watch;
+        // A longer delay than is taken is clamped, not dropped (L8).
+        let delay = u64::try_from(job.delay_ms)
+            .ok()
+            .and_then(|ms| Delay::from_millis(ms.min(Delay::MAX.as_millis())));
+        let (Some(delay), false) = (delay, self.find(&job.room, &job.identity).is_some()) else {
+            return Vec::new();
+        };
+        let restarted = clock.time(job.restarted_at_ms);
+        if restarted.after(delay.as_millis() + OVER_FOR_MS) <= now {
+            return vec![Action::Forget((&*job.room).into(), (&*job.identity).into())];
+        }
+        // A wall clock that was set back, or a faster one elsewhere, must not put anything into the future.
+        let past = |at| clock.time(at).min(now);
+        let arrived = watch.delegated_at_ms.map_or_else(|| restarted.min(now), past);
+        let handover = Handover {
+            user: watch.user.as_deref().unwrap_or_default(),
+            homeserver: &job.homeserver,
+            delay_id: &job.delay_id,
+            delay,
+            arrived,
+            listed,
+            as_user: watch.as_user.unwrap_or(false),
+        };
+        let session = SessionRecord {
+            sid: watch.sid.as_deref(),
+            joined_at_ms: watch.joined_at_ms,
+            room_sid: watch.room_sid.as_deref(),
+            last_sighted: watch.last_sighted_ms.map(past),
+            seen: watch.seen,
+        };
+        let participant = self.presence.track(&job.room, &job.identity, arrived, now);
+        self.presence.restore(participant, &session, now);
+        if self
+            .leaves
+            .restore(participant, &handover, restarted, watch.seen, &[], now)
+            .is_none()
+        {
+            self.presence.forget(participant, now);
+        }
+        self.settle(now)
+    }
+
+    /// A leave as it is to be stored: what [`Self::restore`] takes.
+    #[must_use]
+    pub fn record(&self, id: LeaveId, clock: &WallClock) -> Option<StoredJob<'_>> {
+        let job = self.leaves.get(id)?;
+        let participant = self.presence.get(job.participant())?;
+        let session = participant.session();
+        Some(StoredJob {
+            room: (&**self.presence.room_of(job.participant())?).into(),
+            identity: participant.identity().into(),
+            delay_id: job.delay_id().into(),
+            delay_ms: i64::try_from(job.leave().delay().as_millis()).unwrap_or(i64::MAX),
+            homeserver: (&**self.leaves.homeserver(job.homeserver())?).into(),
+            restarted_at_ms: clock.unix_millis(job.leave().restarted()),
+            watch: Watch {
+                user: Some(job.user().into()),
+                delegated_at_ms: Some(clock.unix_millis(job.leave().delegated())),
+                creates_room: Some(true),
+                as_user: Some(job.is_as_user()),
+                sid: session.sid.map(Into::into),
+                joined_at_ms: session.joined_at_ms,
+                room_sid: session.room_sid.map(Into::into),
+                last_sighted_ms: session.last_sighted.map(|at| clock.unix_millis(at)),
+                seen: session.seen,
+            },
+        })
+    }
+
+    /// Takes a fact, and says what is to be done about it.
+    pub fn handle(&mut self, fact: Fact<'_>, now: Time) -> Vec<Action> {
+        match fact {
+            Fact::Event(event) => self.presence.on_event(event, now),
+            Fact::Date(seconds, at) => self.presence.on_date(seconds, at),
+            Fact::Participant(participant, asked, answer) => self.presence.on_participant(participant, asked, &answer, now),
+            Fact::Participants(room, asked, answer) => self.presence.on_participants(room, asked, &answer, now),
+            Fact::Rooms(rooms, asked, answer) => self.presence.on_rooms(rooms, asked, &answer, now),
+            Fact::Created(room, answer) => self.presence.on_created(room, &answer, now),
+            Fact::Probed(reach) => self.presence.on_probed(reach, now),
+            Fact::ProbeClosed => self.presence.on_probe_closed(now),
+            Fact::Called {
+                leave,
+                homeserver,
+                action,
+                sent,
+                outcome,
+            } => self.leaves.on_called(leave, homeserver, action, sent, outcome, now),
+            Fact::Kicked(room, identity) => {
+                if let Some(participant) = self.presence.find(room, identity) {
+                    self.leaves.on_kicked(participant, now);
+                }
+            }
+            Fact::Woke(lost_ms) => {
+                self.presence.on_woke(now);
+                self.leaves.on_woke(lost_ms, now);
+            }
+            Fact::Stopping => {
+                self.presence.on_stopping();
+                self.leaves.on_stopping(now);
+            }
+            Fact::Time => {}
+        }
+        self.settle(now)
+    }
+
+    /// Hands findings of presence to the leaves and their questions to presence, until neither has any.
+    fn settle(&mut self, now: Time) -> Vec<Action> {
+        let mut actions = Vec::new();
+        loop {
+            for output in self.presence.settle(now) {
+                match output {
+                    presence::Output::Ask(question) => actions.push(Action::Ask(question)),
+                    presence::Output::Changed(participant) => self.leaves.on_changed(participant),
+                    presence::Output::Present(participant) => self.leaves.on_present(participant, now),
+                    presence::Output::Gone(participant, evidence) => self.leaves.on_gone(participant, evidence, now),
+                    presence::Output::JoinFailed(participant) => self.leaves.on_join_failed(participant, now),
+                    presence::Output::Silent(silent) => self.leaves.on_sfu_silent(silent, now),
+                    presence::Output::SfuSilent(millis) => actions.push(Action::SfuSilent(Duration::from_millis(millis))),
+                    presence::Output::NoWebhooks => actions.push(Action::NoWebhooks),
+                }
+            }
+            let Self { presence, leaves } = self;
+            let last_no = |participant| presence.get(participant).and_then(presence::Participant::last_no);
+            let outputs = leaves.settle(&last_no, now);
+            if outputs.is_empty() {
+                return actions;
+            }
+            for output in outputs {
+                self.take(output, now, &mut actions);
+            }
+        }
+    }
+
+    fn take(&mut self, output: delayed_leave::Output, now: Time, actions: &mut Vec<Action>) {
+        match output {
+            delayed_leave::Output::Call(leave, homeserver, action) => actions.push(Action::Call {
+                leave,
+                homeserver,
+                action,
+                sent: now,
+            }),
+            delayed_leave::Output::Store(leave) => {
+                if self.leaves.get(leave).is_some() && !actions.iter().rev().take(8).any(|action| *action == Action::Store(leave)) {
+                    actions.push(Action::Store(leave));
+                }
+            }
+            delayed_leave::Output::Confirm(participant) => self.presence.confirm(participant, now),
+            delayed_leave::Output::Awaits(participant, ends, delay_ms) => self.presence.waits_until(participant, ends, delay_ms),
+            delayed_leave::Output::Overloaded(overload) => actions.push(Action::Overloaded(overload)),
+            delayed_leave::Output::Finished {
+                participant,
+                delay_id,
+                reason,
+            } => {
+                let room = self.presence.room_of(participant).cloned().unwrap_or_else(|| "".into());
+                actions.push(Action::Finished {
+                    room: Arc::clone(&room),
+                    delay_id,
+                    reason,
+                });
+                if self.leaves.of(participant).is_none()
+                    && let Some(found) = self.presence.get(participant)
+                {
+                    actions.push(Action::Forget(room, found.identity().into()));
+                    self.presence.forget(participant, now);
+                }
+            }
+        }
+    }
+}

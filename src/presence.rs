@@ -1,0 +1,843 @@
+//! The SFU as it is known: who is there, which rooms stand, whether it answers; and who must be asked next. Pure.
+//!
+//! Facts come in, questions and findings go out. Whoever is kept in mind is a [`Participant`] of a [`Room`]; what a finding leads to
+//! (a leave, a removal) is not known here.
+//!
+//! ```text
+//! participant.rs   one participant: the session at hand, and whether somebody is there; the state chart is there
+//! room.rs          one room: its sid, whether it stands, ended or was lost; when it is swept, checked and created again
+//! health.rs        whether the SFU answers
+//! event.rs         webhooks: repeats, and the SFU's clock
+//! ```
+
+mod event;
+mod health;
+mod participant;
+mod room;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::iter;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use event::{EventKind, SfuEvent};
+pub use participant::{DepartureCause, DepartureEvidence, FRESH_MS, Next, Participant, Presence as State, SessionRecord, Suspicion};
+pub use room::{Room, RoomStatus};
+
+use crate::backoff::Jitter;
+use crate::livekit::{Answer, ParticipantRow, Reach, RoomRow};
+use crate::slab::{Id, Slab};
+use crate::time::Time;
+use event::{Event, RecentEvents, SfuClock};
+use health::{SfuHealth, TOGETHER_MS};
+use participant::{Around, Effect};
+use room::News;
+
+/// While no webhook has been verified, rooms are swept at least this often (L9a).
+const SWEEP_WITHOUT_WEBHOOKS_MS: u64 = 30_000;
+/// Two sweeps of a room are this far apart at least.
+const MIN_SWEEP_GAP_MS: u64 = 1_000;
+/// After a start, the SFU has this long to tell something before its silence is worth a warning.
+const WEBHOOKS_WITHIN_MS: u64 = 10_000;
+/// Where so many of a room are asked about within so short a time, one list asks for all of them (L2a).
+const BULK_QUERY_FROM: u32 = 3;
+const BULK_QUERY_WITHIN_MS: u64 = 50;
+/// Time for the answer to such a list.
+const BULK_QUERY: Duration = Duration::from_millis(400);
+/// Time for any other list.
+const LIST: Duration = Duration::from_secs(5);
+/// Rooms that are asked for in one call at most.
+pub const ROOMS_PER_CALL: usize = 500;
+
+/// The id of a participant that is kept in mind.
+pub type ParticipantId = Id<Participant>;
+/// The id of a room that is kept in mind.
+pub type RoomId = Id<Room>;
+
+/// Intervals.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Milliseconds between two sweeps of a room; `None` is `LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS=0` (L3, L9a).
+    pub sweep_ms: Option<u64>,
+    /// Milliseconds between two questions for all rooms; `None` switches L13 off.
+    pub list_rooms_ms: Option<u64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            sweep_ms: Some(30_000),
+            list_rooms_ms: Some(30_000),
+        }
+    }
+}
+
+/// A question to the SFU. Each is answered, whatever happens to it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Question {
+    /// `GetParticipant`: [`Presence::on_participant`].
+    Participant {
+        /// Whom it is about.
+        participant: ParticipantId,
+        /// To be given back.
+        asked: Time,
+        /// Time for the answer.
+        within: Duration,
+    },
+    /// `ListParticipants`: [`Presence::on_participants`].
+    Participants {
+        /// The room.
+        room: RoomId,
+        /// To be given back.
+        asked: Time,
+        /// Time for the answer.
+        within: Duration,
+    },
+    /// `ListRooms`: [`Presence::on_rooms`].
+    Rooms {
+        /// At most [`ROOMS_PER_CALL`].
+        rooms: Vec<RoomId>,
+        /// To be given back.
+        asked: Time,
+    },
+    /// `CreateRoom` with an `empty_timeout` of 60 s: [`Presence::on_created`].
+    CreateRoom {
+        /// The room.
+        room: RoomId,
+    },
+    /// `GET` of the SFU's base address on a connection of its own, within a second: [`Presence::on_probed`].
+    Probe,
+}
+
+/// What presence asks, and what it found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// Ask the SFU.
+    Ask(Question),
+    /// What is stored of a session has changed.
+    Changed(ParticipantId),
+    /// Somebody is there.
+    Present(ParticipantId),
+    /// Nobody is there any more.
+    Gone(ParticipantId, DepartureEvidence),
+    /// The first attempt to join failed for good; nobody was ever there.
+    JoinFailed(ParticipantId),
+    /// The SFU counts as silent now, or does so no more (L13a).
+    Silent(bool),
+    /// A warning: the SFU has been silent for that many milliseconds.
+    SfuSilent(u64),
+    /// A warning, once: no webhook came, so rooms are swept although that is switched off (L9a).
+    NoWebhooks,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Timer {
+    Participant(ParticipantId),
+    Room(RoomId),
+}
+
+/// Everything that is known of the SFU.
+#[derive(Debug)]
+pub struct Presence {
+    settings: Settings,
+    rooms: Slab<Room>,
+    by_name: HashMap<Arc<str>, RoomId>,
+    participants: Slab<Participant>,
+    health: SfuHealth,
+    clock: SfuClock,
+    recent: RecentEvents,
+    /// What was set anew meanwhile is left where it is, and found out of date when its time comes.
+    timers: BinaryHeap<Reverse<(Time, Timer)>>,
+    jitter: Jitter,
+    webhooks_work: bool,
+    /// When to warn that no webhook came; `None` once that was done.
+    warn_at: Option<Time>,
+    stopping: bool,
+    /// Rooms in which somebody is thought to be.
+    occupied: usize,
+    /// Participants whose reported departure is being looked into.
+    reported: usize,
+    /// Rooms to be asked for together.
+    checks: Vec<RoomId>,
+    out: Vec<Output>,
+}
+
+impl Presence {
+    /// Nobody yet.
+    #[must_use]
+    pub fn new(settings: Settings, seed: u64, now: Time) -> Self {
+        Self {
+            health: SfuHealth::new(settings.list_rooms_ms, now),
+            settings,
+            rooms: Slab::default(),
+            by_name: HashMap::new(),
+            participants: Slab::default(),
+            clock: SfuClock::default(),
+            recent: RecentEvents::default(),
+            timers: BinaryHeap::new(),
+            jitter: Jitter::new(seed),
+            webhooks_work: false,
+            warn_at: Some(now.after(WEBHOOKS_WITHIN_MS)),
+            stopping: false,
+            occupied: 0,
+            reported: 0,
+            checks: Vec::new(),
+            out: Vec::new(),
+        }
+    }
+
+    // --- whom to keep in mind ---
+
+    /// The participant of a room and identity, as far as it is kept in mind.
+    #[must_use]
+    pub fn find(&self, room: &str, identity: &str) -> Option<ParticipantId> {
+        let room = self.rooms.get(*self.by_name.get(room)?)?;
+        self.place(room, identity).ok().and_then(|place| room.members.get(place).copied())
+    }
+
+    /// A participant.
+    #[must_use]
+    pub fn get(&self, id: ParticipantId) -> Option<&Participant> {
+        self.participants.get(id)
+    }
+
+    /// The name of a room.
+    #[must_use]
+    pub fn room_name(&self, room: RoomId) -> Option<&Arc<str>> {
+        self.rooms.get(room).map(|room| &room.name)
+    }
+
+    /// The room of a participant, by name.
+    #[must_use]
+    pub fn room_of(&self, id: ParticipantId) -> Option<&Arc<str>> {
+        self.room_name(self.participants.get(id)?.room)
+    }
+
+    /// Whether nobody's reported departure is being looked into: a stopping service waits for those (L12).
+    #[must_use]
+    pub const fn is_at_rest(&self) -> bool {
+        self.reported == 0
+    }
+
+    /// Keeps a participant in mind from a delegation on that arrived then; asks about whoever is not known to be there.
+    pub fn track(&mut self, room: &str, identity: &str, arrived: Time, now: Time) -> ParticipantId {
+        if let Some(id) = self.find(room, identity) {
+            self.with(id, now, |participant, around, _| participant.delegated(arrived, around.now));
+            return id;
+        }
+        let room = self.enter(room, now);
+        let id = self.participants.insert(Participant::new(room, identity, arrived));
+        if let Some(found) = self.rooms.get(room) {
+            let (Ok(place) | Err(place)) = self.place(found, identity);
+            if let Some(room) = self.rooms.get_mut(room) {
+                room.members.insert(place, id);
+            }
+        }
+        self.sync(id, false, false, now);
+        id
+    }
+
+    /// Takes over what was stored of a participant that was just tracked (L11).
+    pub fn restore(&mut self, id: ParticipantId, stored: &SessionRecord<'_>, now: Time) {
+        let Some(room) = self
+            .participants
+            .get(id)
+            .and_then(|participant| self.rooms.get_mut(participant.room))
+        else {
+            return;
+        };
+        let room_sid = stored.room_sid.map(|sid| room.intern(sid));
+        room.restore(room_sid.as_ref(), stored.last_sighted, now);
+        self.with(id, now, |participant, around, _| participant.restore(stored, room_sid, around.now));
+        if stored.seen
+            && let Some(participant) = self.participants.get(id)
+        {
+            let room = participant.room;
+            if let Some(room) = self.rooms.get_mut(room) {
+                room.sweep_soon(now.after(TOGETHER_MS));
+            }
+            self.sync_room(room);
+            self.health.list_soon(now);
+        }
+    }
+
+    /// Forgets a participant, and its room with the last one.
+    pub fn forget(&mut self, id: ParticipantId, now: Time) {
+        let Some(participant) = self.participants.get(id) else { return };
+        let (room, was_swept, was_reported) = (participant.room, participant.is_swept(), participant.is_reported());
+        let place = self
+            .rooms
+            .get(room)
+            .and_then(|found| self.place(found, participant.identity()).ok());
+        self.count(room, (was_swept, false), (was_reported, false), now);
+        self.participants.remove(id);
+        let Some(found) = self.rooms.get_mut(room) else { return };
+        if let Some(place) = place {
+            found.members.remove(place);
+        }
+        if found.members.is_empty()
+            && let Some(room) = self.rooms.remove(room)
+        {
+            self.by_name.remove(&room.name);
+            if self.by_name.capacity() > 4 * self.by_name.len() + 64 {
+                self.by_name.shrink_to(2 * self.by_name.len());
+            }
+        }
+    }
+
+    /// Until when somebody is waited for, and the delay of the event that runs out then.
+    pub fn waits_until(&mut self, id: ParticipantId, ends: Time, delay_ms: u64) {
+        if let Some(participant) = self.participants.get_mut(id) {
+            participant.waits_until(ends, delay_ms);
+        }
+    }
+
+    /// Asks again about somebody, since what is known has grown old (L5a).
+    pub fn confirm(&mut self, id: ParticipantId, now: Time) {
+        self.with(id, now, |participant, around, _| participant.confirm(around.now));
+    }
+
+    // --- facts ---
+
+    /// A verified webhook.
+    pub fn on_event(&mut self, event: &SfuEvent<'_>, now: Time) {
+        let happened = self.clock.place(event.created_at, now);
+        self.clock.learn(event.issued_at, now);
+        self.webhooks_work = true;
+        self.health.heard(now);
+        if self.recent.is_repeat(event, now) {
+            return;
+        }
+        let Some(&id) = self.by_name.get(event.room) else { return };
+        let trouble = self.health.last_trouble();
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        let departs = matches!(event.kind, EventKind::Left(_) | EventKind::Aborted(_));
+        let other = room.sid.as_ref().is_some_and(|known| **known != *event.room_sid);
+        if event.kind == EventKind::RoomFinished {
+            // Without a sid it is about the room at hand.
+            let sid = if event.room_sid.is_empty() {
+                room.sid.clone()
+            } else {
+                Some(event.room_sid.into())
+            };
+            let news = room.on_finished(sid.as_deref().unwrap_or_default(), now);
+            return self.spread(id, news, now, now);
+        }
+        if !event.room_sid.is_empty() {
+            if room.is_past(event.room_sid) || (other && departs) {
+                return;
+            }
+            let somebody = !event.identity.is_empty() && !departs;
+            let news = room.on_event(event.room_sid, somebody.then(|| happened.unwrap_or(now)), trouble, now);
+            self.spread(id, news, now, now);
+        }
+        let Some(participant) = self.find(event.room, event.identity) else {
+            return;
+        };
+        let room_sid = (!event.room_sid.is_empty()).then(|| self.rooms.get(id).map(|room| room.intern(event.room_sid)));
+        let about = Event {
+            sid: event.sid,
+            joined_at_ms: event.joined_at_ms,
+            happened,
+            room_sid: room_sid.flatten(),
+        };
+        self.with(participant, now, |participant, around, out| match event.kind {
+            EventKind::Joined => participant.on_joined(&about, around, out),
+            EventKind::Left(reason) => participant.on_left(&about, reason, around, out),
+            EventKind::Aborted(reason) => participant.on_aborted(&about, reason, around, out),
+            EventKind::RoomStarted | EventKind::RoomFinished | EventKind::Track | EventKind::Other => {}
+        });
+    }
+
+    /// The SFU's clock showed these seconds when it answered, not long before `now`.
+    pub fn on_date(&mut self, seconds: i64, now: Time) {
+        self.clock.learn(seconds, now);
+    }
+
+    /// The answer to [`Question::Participant`].
+    pub fn on_participant(&mut self, id: ParticipantId, asked: Time, answer: &Answer<ParticipantRow<'_>>, now: Time) {
+        self.health.called(answer.reach(), now);
+        let Some(room) = self.participants.get(id).map(|participant| participant.room) else {
+            return;
+        };
+        if let (Answer::Yes(_), Some(room)) = (answer, self.rooms.get_mut(room)) {
+            room.on_sighting(Some(asked));
+        }
+        self.with(id, now, |participant, around, out| match answer {
+            Answer::Yes(row) => participant.on_yes(row, asked, around, out),
+            Answer::No => participant.on_no(asked, false, around, out),
+            Answer::Refused | Answer::TooLarge | Answer::Unclear | Answer::TimedOut | Answer::Unreachable => {
+                participant.on_unclear(asked, around, out);
+            }
+        });
+        self.plan_sweep(room, now);
+    }
+
+    /// The answer to [`Question::Participants`].
+    pub fn on_participants(&mut self, id: RoomId, asked: Time, answer: &Answer<&[ParticipantRow<'_>]>, now: Time) {
+        self.health.called(answer.reach(), now);
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        room.on_swept();
+        match answer {
+            Answer::Yes(rows) => {
+                room.on_sighting((!rows.is_empty()).then_some(asked));
+                self.read_list(id, asked, rows, now);
+            }
+            Answer::No | Answer::Refused | Answer::TooLarge | Answer::Unclear | Answer::TimedOut | Answer::Unreachable => {
+                // It may only have come late.
+                let late = matches!(answer, Answer::TimedOut | Answer::Unreachable | Answer::Unclear);
+                room.on_no_list(now, late);
+                for participant in room.members.clone() {
+                    self.with(participant, now, |participant, around, out| {
+                        participant.on_no_list(asked, around.now);
+                        if !late {
+                            participant.on_sweep(out);
+                        }
+                    });
+                }
+            }
+        }
+        self.plan_sweep(id, now);
+    }
+
+    fn read_list(&mut self, id: RoomId, asked: Time, rows: &[ParticipantRow<'_>], now: Time) {
+        // Members are in the order of their identities; a large room has too many rows for a map to be made of them.
+        let mut rows: Vec<_> = rows.iter().collect();
+        rows.sort_by_key(|row| row.identity);
+        let is_empty = rows.is_empty();
+        let mut rows = rows.into_iter().peekable();
+        for member in self.rooms.get(id).map(|room| room.members.clone()).unwrap_or_default() {
+            self.with(member, now, |participant, around, out| {
+                let identity = participant.identity();
+                while rows.next_if(|row| row.identity < identity).is_some() {}
+                match iter::from_fn(|| rows.next_if(|row| row.identity == identity)).last() {
+                    Some(row) => participant.on_yes(row, asked, around, out),
+                    None if is_empty => participant.on_empty_list(asked, around, out),
+                    None => participant.on_no(asked, true, around, out),
+                }
+            });
+        }
+    }
+
+    /// The answer to [`Question::Rooms`].
+    pub fn on_rooms(&mut self, ids: &[RoomId], asked: Time, answer: &Answer<&[RoomRow<'_>]>, now: Time) {
+        self.health.called(answer.reach(), now);
+        let rows: HashMap<&str, &RoomRow<'_>> = match answer {
+            Answer::Yes(rows) => rows.iter().map(|row| (row.name, row)).collect(),
+            Answer::No | Answer::Refused | Answer::TooLarge | Answer::Unclear | Answer::TimedOut | Answer::Unreachable => HashMap::new(),
+        };
+        let trouble = self.health.last_trouble();
+        for &id in ids {
+            let Some(room) = self.rooms.get_mut(id) else { continue };
+            match answer {
+                Answer::Yes(_) => {
+                    let row = rows.get(&*room.name).copied();
+                    let news = room.on_listed(row, asked, trouble, now);
+                    if row.is_none() && news == News::Changed {
+                        self.health.rooms_were_lost();
+                    }
+                    self.spread(id, news, asked, now);
+                }
+                Answer::Refused => {
+                    room.on_list_refused();
+                    for member in room.members.clone() {
+                        self.with(member, now, |participant, around, out| {
+                            if participant.room_decides() {
+                                participant.on_room(RoomStatus::Open, around.now, around, out);
+                            }
+                        });
+                    }
+                }
+                Answer::No | Answer::TooLarge | Answer::Unclear | Answer::TimedOut | Answer::Unreachable => {
+                    room.on_not_listed(now, &mut self.jitter);
+                }
+            }
+            self.sync_room(id);
+        }
+    }
+
+    /// The answer to [`Question::CreateRoom`].
+    pub fn on_created(&mut self, id: RoomId, answer: &Answer<RoomRow<'_>>, now: Time) {
+        self.health.called(answer.reach(), now);
+        let row = match answer {
+            Answer::Yes(row) => Some(row),
+            Answer::No | Answer::Refused | Answer::TooLarge | Answer::Unclear | Answer::TimedOut | Answer::Unreachable => None,
+        };
+        let trouble = self.health.last_trouble();
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        let news = room.on_created(row, trouble, now, &mut self.jitter);
+        self.spread(id, news, now, now);
+    }
+
+    /// The answer to [`Question::Probe`].
+    pub fn on_probed(&mut self, reach: Reach, now: Time) {
+        self.health.probed(reach, now);
+    }
+
+    /// The probe's own connection was closed.
+    pub fn on_probe_closed(&mut self, now: Time) {
+        self.health.closed(now);
+    }
+
+    /// This process stood still: what was about to be concluded is asked about first (L5a).
+    pub fn on_woke(&mut self, now: Time) {
+        let suspected: Vec<_> = self
+            .participants
+            .iter()
+            .filter(|(_, found)| found.is_swept())
+            .map(|(id, _)| id)
+            .collect();
+        for id in suspected {
+            self.with(id, now, |participant, around, _| participant.woke(around.now));
+        }
+    }
+
+    /// The service is stopping: nobody is looked for any more but those who were reported gone (L12).
+    pub fn on_stopping(&mut self) {
+        self.stopping = true;
+    }
+
+    // --- time ---
+
+    /// When [`Self::settle`] has something to do.
+    #[must_use]
+    pub fn next_deadline(&mut self) -> Option<Time> {
+        let timer = self.next_timer().map(|(at, _)| at);
+        [timer, self.health.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// Does what is due, and hands over what was asked and found since the last time.
+    pub fn settle(&mut self, now: Time) -> Vec<Output> {
+        self.run_timers(now);
+        self.health.need(self.occupied > 0 && !self.stopping, now);
+        let mut due = Vec::new();
+        self.health.settle(now, &mut due);
+        for due in due {
+            match due {
+                health::Due::Probe => self.out.push(Output::Ask(Question::Probe)),
+                health::Due::ListRooms => {
+                    let occupied = self.rooms.iter().filter(|(_, room)| room.swept > 0);
+                    self.checks = occupied.map(|(id, _)| id).collect();
+                }
+                health::Due::Warn(millis) => self.out.push(Output::SfuSilent(millis)),
+                health::Due::Silent(silent) => self.out.push(Output::Silent(silent)),
+                health::Due::Answering => {
+                    let lost = self
+                        .participants
+                        .iter()
+                        .filter(|(_, found)| matches!(found.next(), Some(Next::Grace(_))));
+                    for id in lost.map(|(id, _)| id).collect::<Vec<_>>() {
+                        self.with(id, now, |_, _, _| {});
+                    }
+                }
+            }
+        }
+        self.run_timers(now);
+        let checks = std::mem::take(&mut self.checks);
+        for rooms in checks.chunks(ROOMS_PER_CALL) {
+            for &id in rooms {
+                if let Some(room) = self.rooms.get_mut(id) {
+                    room.checking();
+                }
+                self.sync_room(id);
+            }
+            let rooms = rooms.to_vec();
+            self.out.push(Output::Ask(Question::Rooms { rooms, asked: now }));
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    fn run_timers(&mut self, now: Time) {
+        while let Some((at, timer)) = self.next_timer()
+            && at <= now
+        {
+            self.timers.pop();
+            match timer {
+                Timer::Participant(id) => {
+                    if let Some(participant) = self.participants.get_mut(id) {
+                        participant.timer = None;
+                    }
+                    if !self.ask_together(id, now) {
+                        self.with(id, now, |participant, around, out| participant.on_time(around, out));
+                    }
+                }
+                Timer::Room(id) => {
+                    if let Some(room) = self.rooms.get_mut(id) {
+                        room.timer = None;
+                    }
+                    self.settle_room(id, now);
+                }
+            }
+        }
+    }
+
+    /// Asks about several of a room by one list, where several departures were reported (L2a).
+    fn ask_together(&mut self, id: ParticipantId, now: Time) -> bool {
+        let Some(participant) = self.participants.get(id).filter(|participant| participant.is_reported()) else {
+            return false;
+        };
+        let id = participant.room;
+        let Some(room) = self.rooms.get(id) else { return false };
+        if room.reported < BULK_QUERY_FROM || !room.takes_lists(now) {
+            return false;
+        }
+        let soon = now.after(BULK_QUERY_WITHIN_MS);
+        let asked: Vec<_> = room
+            .members
+            .iter()
+            .filter(|&&id| {
+                let found = self.participants.get(id);
+                found.is_some_and(|found| found.is_reported() && found.asks_by(soon).is_some())
+            })
+            .copied()
+            .collect();
+        if asked.len() < BULK_QUERY_FROM as usize {
+            return false;
+        }
+        for id in asked {
+            self.with(id, now, |participant, around, _| participant.asking(around.now));
+        }
+        self.out.push(Output::Ask(Question::Participants {
+            room: id,
+            asked: now,
+            within: BULK_QUERY,
+        }));
+        true
+    }
+
+    fn settle_room(&mut self, id: RoomId, now: Time) {
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        let due = room.settle(now);
+        if due.check {
+            self.checks.push(id);
+        }
+        if due.create {
+            self.out.push(Output::Ask(Question::CreateRoom { room: id }));
+        }
+        if due.sweep {
+            self.sweep(id, now);
+        }
+        self.sync_room(id);
+    }
+
+    fn sweep(&mut self, id: RoomId, now: Time) {
+        if self.settings.sweep_ms.is_none() && !self.webhooks_work && self.warn_at.is_some_and(|at| at <= now) {
+            self.warn_at = None;
+            self.out.push(Output::NoWebhooks);
+        }
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        if room.swept > 1 && room.takes_lists(now) {
+            room.sweeping();
+            self.out.push(Output::Ask(Question::Participants {
+                room: id,
+                asked: now,
+                within: LIST,
+            }));
+        } else {
+            for member in room.members.clone() {
+                self.with(member, now, |participant, _, out| participant.on_sweep(out));
+            }
+            self.plan_sweep(id, now);
+        }
+    }
+
+    /// Spreads the sweeps of the rooms over the interval; each keeps its place from then on.
+    fn plan_sweep(&mut self, id: RoomId, now: Time) {
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        let every = match self.settings.sweep_ms {
+            Some(every) => Some(every.max(MIN_SWEEP_GAP_MS)),
+            None if self.webhooks_work => None,
+            None => Some(SWEEP_WITHOUT_WEBHOOKS_MS),
+        };
+        if let Some(every) = every
+            && room.needs_sweep()
+            && !self.stopping
+        {
+            let first = MIN_SWEEP_GAP_MS + self.jitter.up_to(every - MIN_SWEEP_GAP_MS);
+            room.plan_sweep(now.after(first), now.after(every));
+        }
+        self.sync_room(id);
+    }
+
+    // --- the parts together ---
+
+    /// Tells those in a room what an answer to a question of that moment means for each of them.
+    fn spread(&mut self, id: RoomId, news: News, asked: Time, now: Time) {
+        let Some(room) = self.rooms.get(id) else { return };
+        for member in room.members.clone() {
+            let (Some(room), Some(participant)) = (self.rooms.get(id), self.participants.get(member)) else {
+                continue;
+            };
+            let decides = participant.room_decides();
+            let status = self.status(room, participant);
+            self.with(member, now, |participant, around, out| match news {
+                News::Changed => participant.on_room(status, asked, around, out),
+                News::Same | News::Empty if decides => participant.on_room(status, asked, around, out),
+                News::Empty => participant.on_sweep(out),
+                News::Same => {}
+            });
+        }
+        self.sync_room(id);
+    }
+
+    fn status(&self, room: &Room, participant: &Participant) -> RoomStatus {
+        let status = room.status(participant.room_sid.as_ref(), participant.last_sighted, self.health.last_trouble());
+        // Where lost rooms are not looked for, nobody creates them again: nothing is known of them but that they are not there.
+        if status == RoomStatus::Lost && !self.health.is_on() {
+            RoomStatus::Closed
+        } else {
+            status
+        }
+    }
+
+    /// Lets a fact happen to a participant, and brings everything around it in line.
+    fn with(&mut self, id: ParticipantId, now: Time, happens: impl FnOnce(&mut Participant, &mut Around<'_>, &mut Vec<Effect>)) {
+        let Some((participant, room)) = self
+            .participants
+            .get(id)
+            .and_then(|participant| Some((participant, self.rooms.get(participant.room)?)))
+        else {
+            return;
+        };
+        let (was_swept, was_reported) = (participant.is_swept(), participant.is_reported());
+        let room_closed = self.status(room, participant) == RoomStatus::Closed;
+        let mut around = Around {
+            now,
+            answering_ms: self.health.answering_ms(now),
+            sweep_ms: self.settings.sweep_ms.unwrap_or(SWEEP_WITHOUT_WEBHOOKS_MS).max(MIN_SWEEP_GAP_MS),
+            webhooks_work: self.webhooks_work,
+            room_sid: room.sid.clone(),
+            room_closed,
+            jitter: &mut self.jitter,
+        };
+        let mut effects = Vec::new();
+        if let Some(participant) = self.participants.get_mut(id) {
+            happens(participant, &mut around, &mut effects);
+        }
+        for effect in effects {
+            let output = match effect {
+                Effect::Ask { within } => Output::Ask(Question::Participant {
+                    participant: id,
+                    asked: now,
+                    within,
+                }),
+                Effect::CheckRoom => {
+                    let room = self.participants.get(id).map(|participant| participant.room);
+                    if let Some(room) = room.and_then(|id| self.rooms.get_mut(id)) {
+                        room.want_check(now);
+                    }
+                    continue;
+                }
+                Effect::Changed => Output::Changed(id),
+                Effect::Present => Output::Present(id),
+                Effect::Gone(evidence) => Output::Gone(id, evidence),
+                Effect::JoinFailed => Output::JoinFailed(id),
+            };
+            self.out.push(output);
+        }
+        self.sync(id, was_swept, was_reported, now);
+    }
+
+    /// Brings counts and timers in line with what a participant is now.
+    fn sync(&mut self, id: ParticipantId, was_swept: bool, was_reported: bool, now: Time) {
+        let (answering, answering_ms) = (self.health.is_answering(), self.health.answering_ms(now));
+        let Some(participant) = self.participants.get_mut(id) else { return };
+        let next = participant.next_deadline(now, answering, answering_ms);
+        if next != participant.timer {
+            participant.timer = next;
+            if let Some(at) = next {
+                self.timers.push(Reverse((at, Timer::Participant(id))));
+            }
+        }
+        let (room, swept, reported) = (participant.room, participant.is_swept(), participant.is_reported());
+        self.count(room, (was_swept, swept), (was_reported, reported), now);
+        self.sync_room(room);
+    }
+
+    fn count(&mut self, id: RoomId, swept: (bool, bool), reported: (bool, bool), now: Time) {
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        match reported {
+            (false, true) => (room.reported, self.reported) = (room.reported + 1, self.reported + 1),
+            (true, false) => (room.reported, self.reported) = (room.reported - 1, self.reported - 1),
+            (false, false) | (true, true) => {}
+        }
+        match swept {
+            (false, true) => {
+                room.swept += 1;
+                if room.swept == 1 {
+                    self.occupied += 1;
+                }
+                self.plan_sweep(id, now);
+            }
+            (true, false) => {
+                room.swept -= 1;
+                if room.swept == 0 {
+                    room.is_left();
+                    self.occupied -= 1;
+                }
+            }
+            (false, false) | (true, true) => {}
+        }
+    }
+
+    fn sync_room(&mut self, id: RoomId) {
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        let next = room.next_deadline();
+        if std::mem::replace(&mut room.timer, next) != next
+            && let Some(at) = next
+        {
+            self.timers.push(Reverse((at, Timer::Room(id))));
+        }
+    }
+
+    /// The next timer that is still set. Those that are not are dropped.
+    fn next_timer(&mut self) -> Option<(Time, Timer)> {
+        let Self {
+            timers,
+            participants,
+            rooms,
+            ..
+        } = self;
+        let is_set = |&Reverse((at, timer)): &Reverse<(Time, Timer)>| {
+            let set = match timer {
+                Timer::Participant(id) => participants.get(id).and_then(|participant| participant.timer),
+                Timer::Room(id) => rooms.get(id).and_then(|room| room.timer),
+            };
+            set == Some(at)
+        };
+        while timers.peek().is_some_and(|first| !is_set(first)) {
+            timers.pop();
+        }
+        // Each participant and each room has one at most.
+        if timers.len() > 2 * (participants.len() + rooms.len()) + 64 {
+            let mut set = std::mem::take(timers).into_vec();
+            set.retain(is_set);
+            set.sort_unstable();
+            set.dedup();
+            set.shrink_to(set.len() * 2);
+            *timers = set.into();
+        }
+        timers.peek().map(|&Reverse(timer)| timer)
+    }
+
+    fn enter(&mut self, name: &str, now: Time) -> RoomId {
+        if let Some(&id) = self.by_name.get(name) {
+            return id;
+        }
+        let name: Arc<str> = name.into();
+        let id = self.rooms.insert(Room::new(Arc::clone(&name), now));
+        self.by_name.insert(name, id);
+        id
+    }
+
+    fn place(&self, room: &Room, identity: &str) -> Result<usize, usize> {
+        room.members.binary_search_by(|&id| {
+            let member = self.participants.get(id);
+            member.map_or(std::cmp::Ordering::Less, |member| member.identity().cmp(identity))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
