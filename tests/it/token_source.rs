@@ -626,3 +626,26 @@ fn who_leaves_the_matrix_room_leaves_the_call() {
         !sfu.removals(&name, &identity).is_empty()
     });
 }
+
+/// What the tests against the real SDKs run is what the README shows.
+#[test]
+fn the_examples_of_the_readme_are_the_files_that_the_tests_run() {
+    let read = |path: &str| std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path);
+    let readme = read("README.md");
+    let shown: Vec<_> = readme.split("<!-- example: ").skip(1).collect();
+    assert_eq!(shown.len(), 4);
+    for example in shown {
+        let (name, rest) = example.split_once(" -->\n```").expect("a block of code");
+        let block = rest
+            .split_once('\n')
+            .and_then(|(_, code)| code.split_once("\n```\n"))
+            .expect("its end")
+            .0;
+        assert_eq!(read(&format!("tests/tools/token_source/{name}")), format!("{block}\n"), "{name}");
+    }
+    // Of the other languages it says that they were not run.
+    let (_, others) = readme.split_once("were *not run*").expect("what was not run");
+    for language in ["```swift", "```kotlin", "```cpp"] {
+        assert!(others.contains(language) && readme.matches(language).count() == 1, "{language}");
+    }
+}
