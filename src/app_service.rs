@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use crate::access::Access;
-use crate::exchange::{Admitted, Exchange, Refusal, RemoteRefusal, must_be_joined};
+use crate::exchange::{Admitted, Exchange, Patience, Refusal, RemoteRefusal, must_be_joined};
 use crate::hold::HOLD;
 use crate::homeserver::{OwnHomeserver, Relayed, Whose};
 use crate::members::Members;
@@ -75,7 +75,7 @@ impl AppService {
                     access: Access::of_member(true),
                     is_member: true,
                 };
-                self.exchange.issue(&admitted, &wanted.seat, None, received).await
+                self.exchange.issue(&admitted, &wanted.seat, None, Patience::since(received)).await
             }
             Some(other) => {
                 self.must_be_joined(wanted.seat.room_id(), Whose::Server(&other), received).await?;
@@ -109,7 +109,7 @@ impl AppService {
             access: Access::of_member(self.exchange.policy.of(&user.server).publishes),
             is_member: true,
         };
-        self.exchange.issue(&admitted, &wanted.seat, None, received).await
+        self.exchange.issue(&admitted, &wanted.seat, None, Patience::since(received)).await
     }
 
     /// Takes over a delayed leave event of one of our users. How long its delay is, and that it is theirs, our homeserver
@@ -138,7 +138,9 @@ impl AppService {
             id: delay_id,
             delay: event.delay,
         };
-        self.exchange.take_over(&user, &wanted.seat, &event, received).await
+        self.exchange
+            .take_over(&user, &wanted.seat, &event, Patience::since(received))
+            .await
     }
 
     /// The homeserver speaks for its own users only: for one of another server it, or `LIVEKIT_HS_SERVER_NAME`, is not what
@@ -165,7 +167,7 @@ impl AppService {
     }
 
     async fn must_be_joined(&self, room_id: &str, whose: Whose<'_>, received: Instant) -> Result<(), Refusal> {
-        must_be_joined(&self.members, room_id, whose, received).await
+        must_be_joined(&self.members, room_id, whose, Patience::since(received)).await
     }
 
     /// Asks the other homeserver's service, in the words of the newer generation; where it does not understand them and the

@@ -7,14 +7,14 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::access::{Access, Policy};
 use crate::admission::Client;
 use crate::delayed_leave::CapacityError;
 use crate::driver::{Delegation, Leaves};
 use crate::federation::Failure;
-use crate::hold::HOLD;
+use crate::hold::{ENDS, HOLD, TOKEN_SOURCE_ENDS, TOKEN_SOURCE_HOLD};
 use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Whose};
 use crate::identity::Seat;
 use crate::kick::{Issued, Removals};
@@ -28,10 +28,43 @@ use crate::wire::{DelayedEvent, DelegationRequest, SeatRequest, TokenRequest, Un
 /// When a request arrived, and from whom.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
-    /// When its head was there.
-    pub at: Instant,
+    /// When, and what follows from that.
+    pub patience: Patience,
     /// Who sent it, as far as that can be told.
     pub client: Client,
+}
+
+/// How long a request may take (decision T7a).
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// When the head of the request was there.
+    pub received: Instant,
+    /// Until when that which may pass is tried again.
+    pub held_until: Instant,
+    /// When no answer of a neighbour is waited for any more.
+    pub ends: Instant,
+}
+
+impl Patience {
+    /// For a request to any route but `/token_source`.
+    #[must_use]
+    pub fn since(received: Instant) -> Self {
+        Self {
+            received,
+            held_until: received + HOLD,
+            ends: received + ENDS,
+        }
+    }
+
+    /// For a request to `/token_source`.
+    #[must_use]
+    pub fn of_token_source(received: Instant) -> Self {
+        Self {
+            received,
+            held_until: received + TOKEN_SOURCE_HOLD,
+            ends: received + TOKEN_SOURCE_ENDS,
+        }
+    }
 }
 
 /// Why a request is not carried out.
@@ -161,18 +194,18 @@ impl Exchange {
     /// # Errors
     /// With the first step that refused.
     pub async fn exchange(&self, request: TokenRequest, arrival: Arrival, verified: impl FnOnce()) -> Result<String, Refusal> {
-        let received = arrival.at;
+        let patience = arrival.patience;
         let user = self
             .verify(&request.openid_token, request.claimed_user_id.as_deref(), arrival)
             .await?;
         verified();
         // Boxed: whoever waits to be verified does not carry what comes after it.
         let admitted = Admitted {
-            is_member: Box::pin(self.must_be_joined(&user, &request.seat, received)).await?,
+            is_member: Box::pin(self.must_be_joined(&user, &request.seat, patience)).await?,
             access: self.policy.of(&user.server),
             user: &user,
         };
-        Box::pin(self.issue(&admitted, &request.seat, request.event.as_ref(), received)).await
+        Box::pin(self.issue(&admitted, &request.seat, request.event.as_ref(), patience)).await
     }
 
     /// Takes over a delayed leave event. `verified` is called when the user is known.
@@ -180,14 +213,14 @@ impl Exchange {
     /// # Errors
     /// With the first step that refused.
     pub async fn delegate(&self, request: DelegationRequest, arrival: Arrival, verified: impl FnOnce()) -> Result<(), Refusal> {
-        let received = arrival.at;
+        let patience = arrival.patience;
         let user = self.verify(&request.openid_token, Some(&request.claimed_user_id), arrival).await?;
         verified();
-        Box::pin(self.must_be_joined(&user, &request.seat, received)).await?;
+        Box::pin(self.must_be_joined(&user, &request.seat, patience)).await?;
         if !self.policy.of(&user.server).creates_rooms {
             return Err(Refusal::DelegationDenied);
         }
-        Box::pin(self.take_over(&user, &request.seat, &request.event, received)).await
+        Box::pin(self.take_over(&user, &request.seat, &request.event, patience)).await
     }
 
     /// Takes over a delayed leave event of a user who may delegate.
@@ -196,10 +229,10 @@ impl Exchange {
         user: &VerifiedUser,
         seat: &SeatRequest,
         event: &DelayedEvent,
-        received: Instant,
+        patience: Patience,
     ) -> Result<(), Refusal> {
         let seat = seat.seat(&user.id);
-        let leave = self.leave(user, &seat, event, received).await?;
+        let leave = self.leave(user, &seat, event, patience).await?;
         self.leaves.delegate(&leave).await.map_err(Refusal::DelegationLimit)
     }
 
@@ -213,7 +246,7 @@ impl Exchange {
         let server = ServerName::parse(&token.unverified_server_name).map_err(|_| Refusal::BadServerName)?;
         let user = self
             .openid
-            .verify(&server, &token.access_token, arrival.client, arrival.at + HOLD)
+            .verify(&server, &token.access_token, arrival.client, arrival.patience.held_until)
             .await?;
         if claimed_user_id.is_some_and(|claimed| claimed != user.id) {
             return Err(Refusal::UserMismatch);
@@ -222,9 +255,9 @@ impl Exchange {
     }
 
     /// Whether it was checked that the user is in the Matrix room: where tokens are for members only.
-    async fn must_be_joined(&self, user: &VerifiedUser, seat: &SeatRequest, received: Instant) -> Result<bool, Refusal> {
+    async fn must_be_joined(&self, user: &VerifiedUser, seat: &SeatRequest, patience: Patience) -> Result<bool, Refusal> {
         let Some(members) = &self.members else { return Ok(false) };
-        must_be_joined(members, seat.room_id(), Whose::User(&user.id), received).await?;
+        must_be_joined(members, seat.room_id(), Whose::User(&user.id), patience).await?;
         Ok(true)
     }
 
@@ -234,13 +267,13 @@ impl Exchange {
         admitted: &Admitted<'_>,
         request: &SeatRequest,
         event: Option<&DelayedEvent>,
-        received: Instant,
+        patience: Patience,
     ) -> Result<String, Refusal> {
         let Admitted { user, access, is_member } = *admitted;
         let seat = request.seat(&user.id);
         let leave = match event {
             Some(_) if !access.creates_rooms => return Err(Refusal::DelegationDenied),
-            Some(event) => Some(self.leave(user, &seat, event, received).await?),
+            Some(event) => Some(self.leave(user, &seat, event, patience).await?),
             None => None,
         };
         // Before the token leaves: whoever has it is watched. A token that only members get is not given unwatched.
@@ -257,7 +290,8 @@ impl Exchange {
             }
         }
         if access.creates_rooms {
-            self.sfu.ensure_room(&seat.room, received + HOLD).await?;
+            let room = self.sfu.ensure_room(&seat.room, patience.held_until);
+            timeout_at(patience.ends, room).await.unwrap_or(Err(SfuError::Timeout))?;
             self.sfu.expect(&seat);
         }
         if let Some(leave) = &leave {
@@ -283,7 +317,7 @@ impl Exchange {
         user: &'a VerifiedUser,
         seat: &'a Seat,
         event: &'a DelayedEvent,
-        received: Instant,
+        patience: Patience,
     ) -> Result<Delegation<'a>, Refusal> {
         // In the user's name where our own homeserver can be asked in it (decision A6).
         let own = self.own.as_ref().filter(|own| own.authority(&user.server, &user.id).is_some());
@@ -293,14 +327,14 @@ impl Exchange {
             homeserver: user.server.as_str(),
             delay_id: &event.id,
             delay: event.delay,
-            received,
+            received: patience.received,
             as_user: own.is_some(),
         };
-        if !self.leaves.ready(received + HOLD).await {
+        let deadline = patience.held_until;
+        if !self.leaves.ready(deadline).await {
             return Err(Refusal::NotReady);
         }
         self.leaves.admit(&delegation).map_err(Refusal::DelegationLimit)?;
-        let deadline = received + HOLD;
         let found = match own {
             Some(own) => own.resolve(deadline).await,
             None => self.homeservers.resolve(&user.server, deadline).await,
@@ -311,8 +345,8 @@ impl Exchange {
 }
 
 /// Nobody who is not in the Matrix room gets any further.
-pub(crate) async fn must_be_joined(members: &Members, room_id: &str, whose: Whose<'_>, received: Instant) -> Result<(), Refusal> {
-    match members.is_joined(room_id, whose, received).await {
+pub(crate) async fn must_be_joined(members: &Members, room_id: &str, whose: Whose<'_>, patience: Patience) -> Result<(), Refusal> {
+    match members.is_joined(room_id, whose, patience.held_until, patience.ends).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Refusal::NotJoined),
         Err(error) => Err(Refusal::Membership(error)),

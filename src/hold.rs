@@ -5,6 +5,12 @@ use std::time::Duration;
 
 /// How long after its arrival a request is held before what may pass is answered with an error.
 pub const HOLD: Duration = Duration::from_secs(10);
+/// The same for `/token_source`: LiveKit's SDK for Android waits for 10 s in all.
+pub const TOKEN_SOURCE_HOLD: Duration = Duration::from_secs(8);
+/// When a request to `/token_source` is answered, whatever a neighbour is still about to say.
+pub const TOKEN_SOURCE_ENDS: Duration = Duration::from_secs(9);
+/// The same for the other routes: proxies in front are to wait that long.
+pub const ENDS: Duration = Duration::from_secs(25);
 
 /// Nobody is asked on behalf of a request that has less time left.
 pub const TOO_LATE: Duration = Duration::from_millis(250);

@@ -16,6 +16,7 @@ mod refused;
 mod request;
 mod sfu_get;
 mod sfu_webhook;
+mod token_source;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -92,6 +93,7 @@ pub fn router(app: Arc<App>) -> Router {
         // Clients.
         .route("/get_token", post(get_token::post).fallback(method_not_allowed))
         .route("/sfu/get", post(sfu_get::post).fallback(method_not_allowed))
+        .route("/token_source", post(token_source::post).fallback(method_not_allowed))
         .route(
             "/delegate_delayed_leave",
             post(delegate_delayed_leave::post).fallback(method_not_allowed),

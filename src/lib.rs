@@ -21,7 +21,7 @@
 //! http/body.rs            request bodies, bounded
 //! http/place.rs           places for complete requests
 //! http/error.rs           the only place where an error becomes status + errcode + text
-//! wire.rs                 request and reply JSON, parsed into types that cannot be empty
+//! wire.rs + wire/         request and reply JSON, parsed into types that cannot be empty
 //! exchange.rs             THE PIPELINE: who is asking -> what they may do -> room -> token
 //! app_service.rs          the same behind our homeserver, which has settled who is asking
 //! openid.rs               1. who is asking: userinfo over federation

@@ -11,7 +11,6 @@ use std::time::Duration;
 use lru::LruCache;
 use tokio::time::{Instant, timeout_at};
 
-use crate::hold::HOLD;
 use crate::homeserver::{OwnError, OwnHomeserver, Whose};
 use crate::single_flight::SingleFlight;
 
@@ -43,14 +42,13 @@ impl Members {
         }
     }
 
-    /// Whether somebody is joined to a room, on behalf of a request that came at `received`: what may pass is tried again as
-    /// long as a request is held.
+    /// Whether somebody is joined to a room: what may pass is tried again until `patience` has passed, and nothing is waited
+    /// for after `ends`.
     ///
     /// # Errors
     /// When the homeserver does not say it.
-    pub async fn is_joined(&self, room_id: &str, whose: Whose<'_>, received: Instant) -> Result<bool, OwnError> {
-        let patience = received + HOLD;
-        let deadline = patience + LAST_QUESTION;
+    pub async fn is_joined(&self, room_id: &str, whose: Whose<'_>, patience: Instant, ends: Instant) -> Result<bool, OwnError> {
+        let deadline = ends.min(patience + LAST_QUESTION);
         let came = Instant::now();
         // Neither names of users nor of servers hold a NUL, whatever stands in the room's id.
         let key = match whose {

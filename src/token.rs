@@ -17,6 +17,10 @@ use crate::access::Access;
 use crate::identity::Seat;
 use crate::secret::KeyPair;
 
+/// How far back a token's `nbf` is: the caches of LiveKit's SDKs ask anew for a token that is not valid yet by the client's
+/// clock (decision T5). The SFU takes any `nbf` in the past.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
+
 /// Signs tokens with the first of the configured key pairs.
 pub struct Minter {
     key: String,
@@ -89,7 +93,7 @@ impl Minter {
         let claims = Claims {
             iss: self.key.clone(),
             sub: identity,
-            nbf: seconds(now),
+            nbf: seconds(now.saturating_sub(CLOCK_SKEW)),
             exp: seconds(now + ttl),
             video,
             ..Claims::default()
@@ -186,7 +190,8 @@ mod tests {
             got["video"],
             json!({"roomJoin": true, "room": "alias", "canPublish": true, "canPublishData": true, "canSubscribe": true, "canUpdateOwnMetadata": true})
         );
-        assert_eq!(got["exp"].as_u64().unwrap() - got["nbf"].as_u64().unwrap(), 3600);
+        assert_eq!(got["exp"].as_u64().unwrap() - got["nbf"].as_u64().unwrap(), 3600 + 60);
+        assert_eq!(got["iat"], json!(null));
         let verified = livekit_api::access_token::TokenVerifier::with_api_key("devkey", "devsecret")
             .verify(&token)
             .unwrap();

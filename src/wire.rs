@@ -4,6 +4,7 @@
 //! repeated key the last one wins, text after the object is ignored. No check here asks anybody else.
 
 mod homeserver;
+mod token_source;
 
 use std::borrow::Cow;
 
@@ -17,6 +18,7 @@ use crate::time::Delay;
 pub use homeserver::{
     ClientDelegationRequest, ClientTokenRequest, FederationTokenRequest, HomeserverSeat, LegacyMember, RelayedMember, RelayedTokenRequest,
 };
+pub use token_source::{TokenSourceHead, TokenSourceReply};
 
 /// Longest id of a room, a slot, a user or a device in bytes: Matrix allows no longer ones.
 const MAX_ID: usize = 255;
@@ -86,6 +88,30 @@ pub enum BadRequest {
     /// `delay_id` of a delegation that came through a homeserver.
     #[error("delay_id is missing")]
     NoDelayId,
+    /// `/token_source` without one bearer token.
+    #[error("there is no bearer token, or more than one")]
+    NoBearer,
+    /// `matrix_server_name` of its query.
+    #[error("matrix_server_name is missing in the query")]
+    NoServerNameParameter,
+    /// `device_id` of its query.
+    #[error("device_id is missing in the query")]
+    NoDeviceIdParameter,
+    /// `slot_id` in its query, which says nothing without a member.
+    #[error("slot_id without member_id in the query")]
+    SlotWithoutMember,
+    /// A parameter of its query, or its token, is longer than any client's.
+    #[error("a parameter of the query, or the token, is too long")]
+    LongParameter,
+    /// `device_id` of its query begins like the port of a server name.
+    #[error("device_id in the query begins with a port")]
+    DeviceIdParameter,
+    /// `room_name` of its body is not a Matrix room.
+    #[error("room_name is not the id of a Matrix room")]
+    RoomName,
+    /// A field of its body that is not the client's to choose.
+    #[error("the body says who takes part, or how the room is to be")]
+    NotTheClients,
 }
 
 /// The OpenID token as the client hands it over. Nothing in it is verified.

@@ -15,13 +15,14 @@ use super::place::Place;
 use super::refused::log;
 use super::request::{Received, json_reply};
 use crate::connections::Pot;
+use crate::exchange::Patience;
 use crate::wire::DelegationRequest;
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
     let (received, request) = Received::parse(request, Pot::Strangers, DelegationRequest::parse).await?;
     let server = request.openid_token.unverified_server_name.clone();
     let place = Place::take(&app, &received.connection, &server)?;
-    let delegate = Box::pin(app.exchange.delegate(request, received.arrival(), || place.keep()));
+    let delegate = Box::pin(app.exchange.delegate(request, received.arrival(Patience::since), || place.keep()));
     match place.hold(delegate).await? {
         Ok(()) => json_reply(&json!({})),
         Err(refusal) => {

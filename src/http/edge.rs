@@ -238,8 +238,11 @@ impl fmt::Debug for RequestId {
     }
 }
 
-fn rewrite(uri: &mut Uri, path: String) {
+fn rewrite(uri: &mut Uri, mut path: String) {
     let mut parts = uri.clone().into_parts();
+    if let Some(query) = uri.query() {
+        path = path + "?" + query;
+    }
     // A part of a path that was parsed is a path.
     if let Ok(path) = PathAndQuery::try_from(path) {
         parts.path_and_query = Some(path);

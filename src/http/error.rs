@@ -47,6 +47,8 @@ pub enum Reason {
     SfuUnreachable,
     /// The SFU refused the service itself: its key, its path, its clock.
     SfuRejected,
+    /// There is no OpenID token.
+    TokenMissing,
     /// The `hs_token` is missing or wrong.
     HsTokenRejected,
     /// The homeserver does not say for whom it asks.
@@ -94,6 +96,16 @@ impl ApiError {
         retry_after: Some(2),
         ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "Service is shutting down")
     };
+    /// A token source without its OpenID token.
+    const NO_OPENID_TOKEN: Self = Self {
+        reason: Some(Reason::TokenMissing),
+        ..Self::new(
+            StatusCode::UNAUTHORIZED,
+            "M_MISSING_TOKEN",
+            "Send the `access_token` of a Matrix OpenID token as one header `Authorization: Bearer ...`; \
+             in livekit-client, `headers` must be a plain object",
+        )
+    };
     /// Who calls an endpoint of the homeserver's gives no token.
     pub const NO_HS_TOKEN: Self = Self {
         reason: Some(Reason::HsTokenRejected),
@@ -137,6 +149,10 @@ impl ApiError {
 
     const fn bad_json(text: &'static str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "M_BAD_JSON", text)
+    }
+
+    const fn missing_param(text: &'static str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "M_MISSING_PARAM", text)
     }
 
     const fn bad_param(text: &'static str) -> Self {
@@ -201,6 +217,17 @@ impl From<BadRequest> for ApiError {
             BadRequest::UserId => Self::bad_json("The request body is missing `user_id`"),
             BadRequest::NoDelayId => Self::bad_json("The request body is missing `delay_id`"),
             BadRequest::HalfDelay => Self::bad_json("The request body is missing `delay_id` or `delay_timeout`"),
+            BadRequest::NoBearer => Self::NO_OPENID_TOKEN,
+            BadRequest::NoServerNameParameter => Self::missing_param("The query is missing `matrix_server_name`, of the OpenID token"),
+            BadRequest::NoDeviceIdParameter => Self::missing_param("The query is missing `device_id`, of the device that takes part"),
+            BadRequest::SlotWithoutMember => Self::bad_param("The query has a `slot_id` and no `member_id`"),
+            BadRequest::LongParameter => Self::bad_param("The query has a parameter that is too long, or the token is"),
+            BadRequest::DeviceIdParameter => Self::bad_param("The query's `device_id` must not begin with a port"),
+            BadRequest::RoomName => Self::bad_json("The request body `room_name` must be the id of a Matrix room, which begins with `!`"),
+            BadRequest::NotTheClients => Self::forbidden(
+                "`participant_identity`, `participant_name`, `participant_metadata`, `participant_attributes` and `room_config` \
+                 must be left out or empty: who takes part is the user of the OpenID token",
+            ),
         }
     }
 }
@@ -208,7 +235,7 @@ impl From<BadRequest> for ApiError {
 /// Which kind of route answers: what clients understand differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route {
-    /// `/get_token` and `/sfu/get`: on 400 `M_BAD_JSON` Element Call asks again without the delayed event.
+    /// `/get_token`, `/sfu/get` and `/token_source`: on 400 `M_BAD_JSON` Element Call asks again without the delayed event.
     Token,
     /// `/delegate_delayed_leave`, and the homeserver's endpoints.
     Delegation,

@@ -1,4 +1,4 @@
-//! `POST /get_token` (MSC4195), and what both token routes do: parse, exchange, answer.
+//! `POST /get_token` (MSC4195), and what all token routes do: parse, exchange, answer.
 
 use std::sync::Arc;
 
@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use http::Request;
+use tokio::time::Instant;
 
 use super::App;
 use super::error::{ApiError, Route};
@@ -13,6 +14,7 @@ use super::place::Place;
 use super::refused::log;
 use super::request::{Received, json_reply};
 use crate::connections::Pot;
+use crate::exchange::Patience;
 use crate::wire::{BadRequest, TokenReply, TokenRequest};
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
@@ -25,13 +27,24 @@ pub(super) async fn answer(
     request: Request<Body>,
     parse: fn(&[u8]) -> Result<TokenRequest, BadRequest>,
 ) -> Result<Response, ApiError> {
+    let jwt = token(app, request, parse, Patience::since).await?;
+    json_reply(&TokenReply { url: Some(&app.url), jwt })
+}
+
+/// A LiveKit token for a request, or the error that it is answered with.
+pub(super) async fn token(
+    app: &App,
+    request: Request<Body>,
+    parse: impl FnOnce(&[u8]) -> Result<TokenRequest, BadRequest>,
+    patience: fn(Instant) -> Patience,
+) -> Result<String, ApiError> {
     let (received, request) = Received::parse(request, Pot::Strangers, parse).await?;
     let server = request.openid_token.unverified_server_name.clone();
     let place = Place::take(app, &received.connection, &server)?;
     // In memory of its own, so that a request whose body is on its way does not have it.
-    let exchange = Box::pin(app.exchange.exchange(request, received.arrival(), || place.keep()));
+    let exchange = Box::pin(app.exchange.exchange(request, received.arrival(patience), || place.keep()));
     match place.hold(exchange).await? {
-        Ok(jwt) => json_reply(&TokenReply { url: Some(&app.url), jwt }),
+        Ok(jwt) => Ok(jwt),
         Err(refusal) => {
             log(&refusal, &server, app.exchange.homeservers.class(&server), received.id());
             Err(ApiError::of(&refusal, Route::Token))

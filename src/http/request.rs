@@ -15,7 +15,7 @@ use super::edge::{Arrived, RequestId};
 use super::error::ApiError;
 use crate::admission::Client;
 use crate::connections::{Connection, Pot};
-use crate::exchange::Arrival;
+use crate::exchange::{Arrival, Patience};
 use crate::federation::{Guard, Trust};
 use crate::wire::BadRequest;
 
@@ -37,7 +37,7 @@ impl Received {
     pub(super) async fn parse<T>(
         request: Request<Body>,
         pot: Pot,
-        parse: fn(&[u8]) -> Result<T, BadRequest>,
+        parse: impl FnOnce(&[u8]) -> Result<T, BadRequest>,
     ) -> Result<(Self, T), ApiError> {
         let at = Instant::now();
         let (mut head, body) = request.into_parts();
@@ -71,10 +71,10 @@ impl Received {
         }
     }
 
-    /// When it came, and from whom.
-    pub(super) const fn arrival(&self) -> Arrival {
+    /// When it came, how long it may take, and from whom it is.
+    pub(super) fn arrival(&self, patience: fn(Instant) -> Patience) -> Arrival {
         Arrival {
-            at: self.at,
+            patience: patience(self.at),
             client: self.client,
         }
     }

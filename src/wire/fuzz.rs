@@ -5,7 +5,11 @@ use serde_json::json;
 
 use super::*;
 
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 25] = [
+    "room_name",
+    "participant_name",
+    "participant_attributes",
+    "room_config",
     "url",
     "user_id",
     "member_id",
@@ -32,7 +36,7 @@ const KEYS: [&str; 21] = [
 fn whole() -> Value {
     json!({
         "url": "wss://example.org", "user_id": "@a:example.org", "member_id": "m", "server_name": "example.org",
-        "room": "!r:example.org", "room_id": "!r:example.org", "slot_id": "m.call#ROOM", "device_id": "DEVICE",
+        "room": "!r:example.org", "room_name": "!r:example.org", "room_id": "!r:example.org", "slot_id": "m.call#ROOM", "device_id": "DEVICE",
         "openid_token": {"access_token": "t", "matrix_server_name": "example.org", "token_type": "Bearer", "expires_in": 3600},
         "member": {"id": "m", "claimed_user_id": "@a:example.org", "claimed_device_id": "DEVICE"},
         "delay_id": "syd_1", "delay_timeout": 8000, "delay_cs_api_url": "https://example.org",
@@ -161,7 +165,39 @@ fn texts(token: &UnverifiedOpenIdToken) -> Vec<&str> {
     vec![token.access_token.expose(), &token.unverified_server_name]
 }
 
+/// A good query of which some parameters are others, or not as they should be written.
+fn any_query() -> impl Strategy<Value = String> {
+    let key = prop::sample::select(vec!["matrix_server_name", "device_id", "member_id", "slot_id", "x", "%6d", ""]);
+    let value = prop_oneof!["\\PC{0,12}", "[0-9]{0,6}[:%=&+;]{0,2}[A-Z]{0,3}", "x{0,600}"];
+    prop::collection::vec((key, value), 0..6).prop_map(|pairs| {
+        let more: String = pairs.iter().map(|(key, value)| format!("&{key}={value}")).collect();
+        format!("matrix_server_name=example.org&device_id=DEVICE{more}")
+    })
+}
+
 proptest! {
+    #[test]
+    fn any_token_source_request_has_an_answer(body in any_body(), query in any_query(), authorization in "(Bearer )?\\PC{0,12}") {
+        for authorization in ["Bearer t", &authorization] {
+            let head = TokenSourceHead::parse([authorization.as_bytes()], &query);
+            let Ok(request) = TokenRequest::token_source(head, &body) else { continue };
+            prop_assert!(request.openid_token.unverified_server_name.len() <= 255);
+            prop_assert!(!request.openid_token.access_token.expose().is_empty());
+            prop_assert!(request.event.is_none() && request.seat.room_id().starts_with('!'));
+            let (length, is_sound) = match &request.seat {
+                SeatRequest::Member { room_id, slot_id, claimed_device_id, member_id } => (
+                    room_id.len() + slot_id.len() + claimed_device_id.len() + member_id.len(),
+                    ![slot_id, claimed_device_id, member_id].iter().any(|text| text.is_empty()),
+                ),
+                SeatRequest::Legacy { room, device_id } => {
+                    (room.len() + device_id.len(), !device_id.is_empty() && !begins_with_port(device_id))
+                }
+                SeatRequest::Homeserver { .. } => (0, false),
+            };
+            prop_assert!(is_sound && length <= 3 * 255 + 511);
+        }
+    }
+
     #[test]
     fn any_request_body_has_an_answer(body in any_body()) {
         for request in [TokenRequest::get_token(&body), TokenRequest::sfu_get(&body)].into_iter().flatten() {

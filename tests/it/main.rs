@@ -44,4 +44,5 @@ mod store;
 mod support;
 mod tarpit;
 mod token;
+mod token_source;
 mod unreadable;

@@ -8,6 +8,8 @@ use crate::support::world::World;
 use crate::support::{bodies, unique_room};
 
 const TOKEN_ROUTES: [&str; 2] = ["/get_token", "/sfu/get"];
+/// These, and the one whose body is not all.
+const ROUTES: [&str; 3] = ["/get_token", "/sfu/get", "/token_source"];
 
 /// Ways in which clients and proxies write the same path (H1).
 fn spellings(path: &str, prefix: &str) -> Vec<String> {
@@ -56,6 +58,12 @@ fn every_spelling_of_a_path_reaches_its_route() {
             let answer = world.service.call(&Call::post(&path, ""));
             assert_eq!((answer.status, answer.field("errcode")), (400, "M_NOT_JSON".into()), "POST {path}");
         }
+    }
+    // With its query.
+    for path in spellings("/token_source", "/livekit/jwt") {
+        let path = path.clone() + if path.contains('?') { "&" } else { "?" } + "matrix_server_name=x&device_id=%3a%2F";
+        let answer = world.service.call(&Call::post(&path, "").header("Authorization", "Bearer x"));
+        assert_eq!((answer.status, answer.field("errcode")), (400, "M_NOT_JSON".into()), "POST {path}");
     }
     for route in ["/healthz", "/readyz"] {
         for path in spellings(route, "/livekit/jwt") {
@@ -123,7 +131,7 @@ fn any_other_path_is_a_404_that_a_browser_may_read() {
 #[test]
 fn a_wrong_method_is_a_405_that_names_the_right_one() {
     let world = World::shared();
-    for path in TOKEN_ROUTES {
+    for path in ROUTES {
         for method in ["GET", "PUT", "DELETE", "PATCH", "TRACE"] {
             let answer = world.service.call(&Call::new(method, path));
             answer.assert_errcode(405, "M_UNRECOGNIZED");
@@ -149,6 +157,8 @@ fn options_is_200_and_empty_on_any_path() {
     for path in [
         "/get_token",
         "/sfu/get",
+        "/token_source",
+        "/token_source?matrix_server_name=x&device_id=D",
         "/healthz",
         "/readyz",
         "/",
@@ -257,6 +267,7 @@ fn the_origin_is_never_mirrored() {
         for call in [
             Call::new("GET", "/healthz"),
             Call::post("/sfu/get", "{}"),
+            Call::post("/token_source", "{}"),
             Call::new("GET", "/nope"),
         ] {
             let answer = world.service.call(&call.header("Origin", origin));
@@ -335,7 +346,7 @@ fn bodies_end_at_64_kib() {
     let limit = 64 * 1024;
     let fits = world.service.call(&Call::post("/get_token", padded(&world, limit)));
     assert_eq!(fits.status, 200, "{}", fits.text());
-    for path in ["/get_token", "/sfu/get", "/livekit/jwt/sfu/get/"] {
+    for path in ["/get_token", "/sfu/get", "/token_source", "/livekit/jwt/sfu/get/"] {
         for length in [limit + 1, limit * 2, 1 << 20] {
             world
                 .service

@@ -5,6 +5,7 @@
 #   target/tools/py                 a virtual environment: Synapse, and LiveKit's Python client
 #   target/tools/synapse-*.db       an empty homeserver's database, copied by every Synapse that is started
 #   target/tools/browser            a page with livekit-client, for Chromium
+#   target/tools/token_source       LiveKit's token sources: in a page, for Node, in Rust
 #   target/tools/bin                cargo-deny (for .ci/run)
 #
 # Everything is kept between runs. A part is stamped (target/tools/*.stamp) when it is complete, with what it was made
@@ -112,6 +113,32 @@ make_browser_page() {
     (cd "$tools/browser" && npm ci --ignore-scripts --no-audit --no-fund) &&
     NODE_PATH=$tools/browser/node_modules "$tools/browser/node_modules/.bin/esbuild" "$1/page.js" \
       --bundle --format=iife --outfile="$tools/browser/page.js"
+}
+
+# LiveKit's token sources in JavaScript and Rust, as the README has them: for the tests only.
+install_token_sources() {
+  install_browser
+  lock
+  local from=$top/tests/tools/token_source wanted
+  wanted=$(cat "$from"/*.mjs "$from/page.js" "$from"/rust/Cargo.* "$from"/rust/src/*.rs "$tools/browser.stamp")
+  if ! is_stamped token_source "$wanted" || ! [ -x "$tools/token_source/rust" ]; then
+    need_rust
+    step "LiveKit's token sources, from crates.io (about a minute)" make_token_sources "$from" || exit 1
+    rm -rf "$tools/token_source.build"
+    stamp token_source "$wanted"
+  fi
+  unlock
+}
+
+make_token_sources() {
+  local esbuild=$tools/browser/node_modules/.bin/esbuild made=$tools/token_source
+  mkdir -p "$made" &&
+    NODE_PATH=$tools/browser/node_modules "$esbuild" "$1/page.js" --bundle --format=iife --outfile="$made/page.js" &&
+    NODE_PATH=$tools/browser/node_modules "$esbuild" "$1/node.mjs" \
+      --bundle --platform=node --format=esm --outfile="$made/node.mjs" &&
+    CARGO_TARGET_DIR=$tools/token_source.build CARGO_TERM_COLOR=never \
+      cargo build --locked --manifest-path "$1/rust/Cargo.toml" &&
+    cp "$tools/token_source.build/debug/token-source-tests" "$made/rust"
 }
 
 install_cargo_deny() {

@@ -15,7 +15,7 @@ mod clock;
 mod homeserver;
 mod sfu;
 mod stage;
-mod steered;
+pub(crate) mod steered;
 mod stores;
 mod takes;
 mod webhooks;

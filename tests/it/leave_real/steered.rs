@@ -25,14 +25,14 @@ struct Heard {
 }
 
 /// A process that takes orders. Dropping it kills it, and nobody in it says goodbye.
-struct Steered {
+pub(crate) struct Steered {
     process: Arc<Process>,
     heard: Arc<(Mutex<Heard>, Condvar)>,
     orders: AtomicU64,
 }
 
 impl Steered {
-    fn start(name: &str, command: &Command) -> Self {
+    pub(crate) fn start(name: &str, command: &Command) -> Self {
         let directory = process::directory(name);
         let process = Arc::new(Process::start_piped(name, command, &directory));
         let heard = Arc::new((Mutex::default(), Condvar::new()));
@@ -48,11 +48,11 @@ impl Steered {
     }
 
     #[track_caller]
-    fn order(&self, mut order: Value) -> Value {
+    pub(crate) fn order(&self, mut order: Value) -> Value {
         self.try_order(&mut order).unwrap_or_else(|why| panic!("{order}: {why}"))
     }
 
-    fn try_order(&self, order: &mut Value) -> Result<Value, String> {
+    pub(crate) fn try_order(&self, order: &mut Value) -> Result<Value, String> {
         let id = self.orders.fetch_add(1, Relaxed);
         order["id"] = json!(id);
         if !self.process.tell(&order.to_string()) {
@@ -108,14 +108,19 @@ fn listen(process: &Weak<Process>, heard: &(Mutex<Heard>, Condvar)) {
 }
 
 /// Headless Chromium.
-pub(super) struct Browser(Steered);
+pub(crate) struct Browser(Steered);
 
 impl Browser {
     pub(super) fn start() -> Arc<Self> {
+        Self::with("browser/page.js")
+    }
+
+    /// With a page in which this script runs.
+    pub(crate) fn with(script: &str) -> Arc<Self> {
         let mut command = Command::new(process::program("node"));
         command
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/browser/driver.mjs"))
-            .args([chromium(), process::directory("chromium"), process::tool("browser/page.js")]);
+            .args([chromium(), process::directory("chromium"), process::tool(script)]);
         Arc::new(Self(Steered::start("browser", &command)))
     }
 
@@ -126,7 +131,7 @@ impl Browser {
     }
 
     #[track_caller]
-    pub(super) fn open(self: &Arc<Self>) -> Tab {
+    pub(crate) fn open(self: &Arc<Self>) -> Tab {
         let name = self.0.order(json!({"do": "open"}));
         Tab {
             browser: self.clone(),
@@ -151,7 +156,7 @@ fn chromium() -> PathBuf {
 }
 
 /// A tab in which livekit-client runs.
-pub(super) struct Tab {
+pub(crate) struct Tab {
     browser: Arc<Browser>,
     name: String,
 }
@@ -163,6 +168,13 @@ impl Tab {
         let order = json!({"do": "join", "page": self.name, "url": answer["url"], "token": answer["jwt"]});
         let joined = self.browser.0.order(order);
         joined["sid"].as_str().expect("sid").into()
+    }
+
+    /// What the page's own script does with it.
+    pub(crate) fn order(&self, order: &Value) -> Result<Value, String> {
+        self.browser
+            .0
+            .try_order(&mut json!({"do": "order", "page": self.name, "order": order}))
     }
 
     /// One of livekit-client's scenarios. When.

@@ -10,6 +10,7 @@ mod fakes;
 mod moves;
 mod proxies;
 mod room_memory;
+mod sdks;
 mod sfu;
 
 use std::sync::Arc;

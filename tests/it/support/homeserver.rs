@@ -117,6 +117,11 @@ impl Homeserver {
         token
     }
 
+    /// The token's hour is over.
+    pub(crate) fn end_token(&self, token: &str) {
+        self.scripts.tokens.lock().unwrap().remove(token);
+    }
+
     /// Answers every `userinfo` request so, whatever its token; `None` goes back to the table.
     pub(crate) fn answer_userinfo(&self, reply: Option<Reply>) {
         *self.scripts.userinfo.lock().unwrap() = reply;

@@ -7,6 +7,7 @@
 //   {"id", "do": "join", "page", "url", "token"}    {identity, sid} once the tab is in the room
 //   {"id", "do": "simulate", "page", "scenario"}    livekit-client's simulateScenario
 //   {"id", "do": "leave" | "reload" | "close" | "state", "page"}
+//   {"id", "do": "order", "page", "order": {"do", ...}}    what the page's own `order` does with it
 //   {"id", "do": "kill"}                            kill -9 of the whole browser
 // What happens in a tab comes as {"page", "event", "at", ...}. DIRECTORY (new) holds the profile and the browser's log.
 
@@ -121,6 +122,7 @@ const orders = {
   simulate: ({ page, scenario }) => run(page, `simulate(${JSON.stringify(scenario)})`),
   leave: ({ page }) => run(page, "leave()"),
   state: ({ page }) => run(page, "state()"),
+  order: ({ page, order }) => run(page, `order(${JSON.stringify(order.do)}, ${JSON.stringify(order)})`),
   reload: ({ page }) => load(pages.get(page).session, "Page.reload"),
   close: ({ page }) => call("Target.closeTarget", { targetId: pages.get(page).target }),
   kill() {
