@@ -31,7 +31,7 @@ pub use jobs::Refusal;
 use crate::identity::Seat;
 use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Verified, Webhook};
-use crate::store::Restored;
+use crate::store::StoredJobs;
 use crate::time::Delay;
 use driver::Driver;
 
@@ -73,8 +73,8 @@ impl Leaves {
     }
 
     /// Takes in what the store has; from then on, but after five seconds in any case, webhooks and delegations are taken.
-    pub fn restore(&self, restored: Restored) {
-        tokio::spawn(self.0.clone().restore(restored));
+    pub fn restore(&self, stored: StoredJobs) {
+        tokio::spawn(self.0.clone().restore(stored));
     }
 
     /// Waits until jobs are restored, or given up waiting for.

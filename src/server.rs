@@ -40,7 +40,7 @@ use crate::log_throttle::LogThrottle;
 use crate::members::Members;
 use crate::openid::OpenId;
 use crate::sfu::Sfu;
-use crate::store::{Queue, Restored, Store, StoreError, VerifiedHomeservers, token};
+use crate::store::{self, Store, StoreError, StoredJobs, VerifiedHomeservers, token};
 use crate::tls::Tls;
 use crate::token::{MintError, Minter};
 
@@ -116,7 +116,7 @@ struct Parts {
     sfu: Arc<Sfu>,
     own: Option<Arc<OwnHomeserver>>,
     leaves: Leaves,
-    restored: Restored,
+    restored: StoredJobs,
     removals: Option<Removals>,
     verified: VerifiedHomeservers,
 }
@@ -185,7 +185,7 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
         removals.restore(restored);
         removals
     });
-    let (store, restored) = Queue::start(store);
+    let (store, restored) = store::Jobs::start(store);
     let leaves = Leaves::new(delayed_leave::Settings {
         config: jobs::Config {
             sweep_every: config.delegated_leave.sanity_check_interval,

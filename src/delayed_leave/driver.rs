@@ -1,7 +1,7 @@
 //! The thin driver around the pure core: reads the clocks, makes the calls that the core asks for, each with a time-out,
 //! and feeds back what they brought. Nothing is decided here.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,8 +20,7 @@ use crate::log_throttle::LogThrottle;
 use crate::server_name::ServerName;
 use crate::sfu::webhook::{Kind, Verified, Webhook};
 use crate::sfu::{Probe, Sfu, SfuError};
-use crate::store::record::{self, Origin, StoredJob, Watch};
-use crate::store::{Queue, Restored, RestoredJob, Written};
+use crate::store::{self, JobRecord, Seen, Stored, StoredJobs, Written};
 use crate::time::{Delay, Time, WallClock, event_time};
 
 /// How long jobs may take to be restored before webhooks and delegations are taken all the same (decision L11).
@@ -46,7 +45,7 @@ pub struct Settings {
     /// The one among them that can be called in a user's name.
     pub own: Option<Arc<OwnHomeserver>>,
     /// Where jobs are kept.
-    pub store: Queue,
+    pub store: store::Jobs,
     /// Homeservers named in full access: they may have more jobs (decision L8).
     pub named: Box<dyn Fn(&str) -> bool + Send + Sync>,
 }
@@ -58,7 +57,7 @@ pub(super) struct Driver {
     sfu: Arc<Sfu>,
     homeservers: Arc<Homeservers>,
     own: Option<Arc<OwnHomeserver>>,
-    store: Queue,
+    store: store::Jobs,
     named: Box<dyn Fn(&str) -> bool + Send + Sync>,
     probe: AsyncMutex<Probe>,
     closed: Arc<Notify>,
@@ -82,8 +81,6 @@ struct Core {
     jobs: Jobs,
     /// Calls to the SFU: those that cannot wait behind sweeps, and the others.
     lanes: [Lane; 2],
-    /// What is needed to write records again that others wrote, by field.
-    origins: HashMap<Box<str>, Box<Origin>>,
     /// What the timer sleeps for.
     armed: Option<Time>,
 }
@@ -116,7 +113,6 @@ impl Driver {
             core: Mutex::new(Core {
                 jobs: Jobs::new(config, rand::random(), clock.now()),
                 lanes: [Lane::default(), Lane::default()],
-                origins: HashMap::new(),
                 armed: None,
             }),
             clock,
@@ -240,51 +236,77 @@ impl Driver {
         }
     }
 
-    /// Takes in what the store has. A store that is away is waited for; after [`RESTORING`] the others do not wait any more.
-    pub(super) async fn restore(self: Arc<Self>, mut restored: Restored) {
+    /// Takes in what the store has, now and later. A store that is away is waited for; after [`RESTORING`] the others do not wait
+    /// any more.
+    pub(super) async fn restore(self: Arc<Self>, mut stored: StoredJobs) {
         let patience = Instant::now() + RESTORING;
         let mut count = 0_usize;
         loop {
             let next = if self.is_restoring() {
-                timeout_at(patience, restored.next()).await
+                timeout_at(patience, stored.next()).await
             } else {
-                Ok(restored.next().await)
+                Ok(stored.next().await)
             };
             match next {
-                Ok(Some(job)) => {
-                    self.take(job);
-                    count += 1;
+                Ok(Some(Stored::Record(job))) => count += usize::from(self.take(&job, false)),
+                Ok(Some(Stored::Newer(job))) => drop(self.take(&job, true)),
+                Ok(Some(Stored::End(seen))) => {
+                    if count > 0 {
+                        tracing::info!(count, "delegated leaves restored");
+                    }
+                    count = 0;
+                    self.open_gate();
+                    if let Some(seen) = seen {
+                        self.put_again(seen).await;
+                    }
                 }
-                Ok(None) => break,
+                Ok(None) => return self.open_gate(),
                 Err(_) => {
                     self.open_gate();
                     tracing::warn!("the store does not answer: leaves that were delegated before the start are not watched until it does");
                 }
             }
         }
-        if count > 0 {
-            tracing::info!(count, "delegated leaves restored");
-        }
-        self.open_gate();
     }
 
-    fn take(self: &Arc<Self>, restored: RestoredJob) {
+    /// Whether the job is one that nobody here knew.
+    fn take(self: &Arc<Self>, job: &JobRecord<'_>, is_newer: bool) -> bool {
         // What comes that late stays in the store for the next start.
         if *self.gate.borrow() == Gate::Stopping {
-            return;
+            return false;
         }
-        let RestoredJob { job, origin } = restored;
-        let Some(delay) = u64::try_from(job.delay_ms).ok().and_then(Delay::from_millis) else {
-            return self.store.remove(&job.room, &job.identity, origin.as_deref());
+        let millis = u64::try_from(job.delay_ms).unwrap_or(0).min(Delay::MAX.as_millis());
+        let Some(delay) = Delay::from_millis(millis) else {
+            self.store.remove(&job.room, &job.identity);
+            return false;
         };
         let wall = self.clock.wall();
         let mut core = self.lock();
-        if let Some(origin) = origin {
-            core.origins.insert(record::field(&job.room, &job.identity).into(), origin);
-        }
         let now = self.clock.now();
-        let outputs = core.jobs.restore(&as_record(&job, delay, &wall, now), now);
+        let mut record = as_record(job, delay, &wall, now);
+        let is_known = core.jobs.find(&job.room, &job.identity).is_some();
+        let outputs = if is_known && is_newer {
+            record.delegation.arrived = record.restarted;
+            let delegated = core.jobs.delegate(&record.delegation, now);
+            delegated.map(|(_, outputs)| outputs).unwrap_or_default()
+        } else {
+            core.jobs.restore(&record, now)
+        };
         let _ = self.act(core, outputs, None);
+        !is_known
+    }
+
+    /// Stores again what a store lacks that was away.
+    async fn put_again(&self, mut seen: Seen) {
+        let jobs: Vec<_> = self.lock().jobs.current().collect();
+        for &job in &jobs {
+            seen.turn(jobs.len()).await;
+            if let Some(record) = self.lock().jobs.record(job).map(|record| stored(&record, &self.clock.wall()))
+                && seen.lacks(&record)
+            {
+                self.store.put(&record);
+            }
+        }
     }
 
     fn is_restoring(&self) -> bool {
@@ -337,8 +359,7 @@ impl Driver {
                     written = self.persist(core, job, tell).or(written);
                 }
                 Output::Forget { room, identity } => {
-                    let origin = core.origins.remove(record::field(&room, &identity).as_str());
-                    self.store.remove(&room, &identity, origin.as_deref());
+                    self.store.remove(&room, &identity);
                 }
                 Output::Finished { .. } | Output::SfuSilent { .. } | Output::Unwired => news.push(output),
             }
@@ -519,16 +540,10 @@ impl Driver {
     fn persist(&self, core: &Core, id: JobId, tell: bool) -> Option<Written> {
         let record = core.jobs.record(id)?;
         let stored = stored(&record, &self.clock.wall());
-        // Few jobs have one, and the field is only made where any has.
-        let origin = if core.origins.is_empty() {
-            None
-        } else {
-            core.origins.get(record::field(&stored.room, &stored.identity).as_str())
-        };
         if tell {
-            return Some(self.store.put_and_tell(&stored, origin.map(AsRef::as_ref)));
+            return Some(self.store.put_and_tell(&stored));
         }
-        self.store.put(&stored, origin.map(AsRef::as_ref));
+        self.store.put(&stored);
         None
     }
 
@@ -553,31 +568,28 @@ impl Driver {
     }
 }
 
-fn stored<'a>(record: &Record<'a>, wall: &WallClock) -> StoredJob<'a> {
+fn stored<'a>(record: &Record<'a>, wall: &WallClock) -> JobRecord<'a> {
     let delegation = &record.delegation;
-    StoredJob {
+    JobRecord {
         room: delegation.room.into(),
         identity: delegation.identity.into(),
         delay_id: delegation.delay_id.into(),
         delay_ms: i64::try_from(delegation.delay.as_millis()).unwrap_or(i64::MAX),
         homeserver: delegation.homeserver.into(),
         restarted_at_ms: wall.unix_millis(record.restarted),
-        watch: Watch {
-            user: Some(delegation.user.into()),
-            delegated_at_ms: Some(wall.unix_millis(delegation.arrived)),
-            creates_room: Some(delegation.creates_room),
-            as_user: Some(delegation.as_user),
-            sid: record.sid.map(Into::into),
-            joined_at_ms: record.joined_at_ms,
-            room_sid: record.room_sid.map(Into::into),
-            last_sighted_ms: record.last_sighted.map(|time| wall.unix_millis(time)),
-            seen: record.seen,
-        },
+        user: delegation.user.into(),
+        delegated_at_ms: Some(wall.unix_millis(delegation.arrived)),
+        as_user: delegation.as_user,
+        sid: record.sid.map(Into::into),
+        joined_at_ms: record.joined_at_ms,
+        room_sid: record.room_sid.map(Into::into),
+        last_sighted_ms: record.last_sighted.map(|time| wall.unix_millis(time)),
+        seen: record.seen,
+        replaces: Vec::new(),
     }
 }
 
-fn as_record<'a>(job: &'a StoredJob<'_>, delay: Delay, wall: &WallClock, now: Time) -> Record<'a> {
-    let watch = &job.watch;
+fn as_record<'a>(job: &'a JobRecord<'_>, delay: Delay, wall: &WallClock, now: Time) -> Record<'a> {
     // A wall clock that was set back, or a faster one elsewhere, must not put anything into the future.
     let past = |at| wall.time(at).min(now);
     let restarted = past(job.restarted_at_ms);
@@ -585,22 +597,21 @@ fn as_record<'a>(job: &'a StoredJob<'_>, delay: Delay, wall: &WallClock, now: Ti
         delegation: jobs::Delegation {
             room: &job.room,
             identity: &job.identity,
-            user: watch.user.as_deref().unwrap_or_default(),
+            user: &job.user,
             homeserver: &job.homeserver,
             delay_id: &job.delay_id,
             delay,
-            arrived: watch.delegated_at_ms.map_or(restarted, past),
+            arrived: job.delegated_at_ms.map_or(restarted, past),
             exempt: true,
-            // Other services delegate for full-access users only, too.
-            creates_room: watch.creates_room.unwrap_or(true),
-            as_user: watch.as_user.unwrap_or(false),
+            creates_room: true,
+            as_user: job.as_user,
         },
         restarted,
-        sid: watch.sid.as_deref(),
-        joined_at_ms: watch.joined_at_ms,
-        room_sid: watch.room_sid.as_deref(),
-        last_sighted: watch.last_sighted_ms.map(past),
-        seen: watch.seen,
+        sid: job.sid.as_deref(),
+        joined_at_ms: job.joined_at_ms,
+        room_sid: job.room_sid.as_deref(),
+        last_sighted: job.last_sighted_ms.map(past),
+        seen: job.seen,
     }
 }
 

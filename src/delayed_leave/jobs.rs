@@ -132,6 +132,11 @@ impl Jobs {
         })
     }
 
+    /// All jobs that were not replaced.
+    pub fn current(&self) -> impl Iterator<Item = JobId> {
+        self.table.ids().filter(|&id| self.table.get(id).is_some_and(|job| job.current))
+    }
+
     /// The job of a room and identity.
     #[must_use]
     pub fn find(&self, room: &str, identity: &str) -> Option<JobId> {
