@@ -52,6 +52,9 @@ const FIRST_HEAD: Duration = Duration::from_secs(10);
 /// sends a request into a connection that is just being closed.
 const NEXT_HEAD: Duration = Duration::from_secs(125);
 
+/// Time for the stores at least, once everything else has come to its end.
+const STORES: Duration = Duration::from_secs(2);
+
 /// How long the port stays closed while jobs are being restored.
 const RESTORING: Duration = Duration::from_secs(2);
 
@@ -302,6 +305,8 @@ async fn serve(
         }
     };
     tokio::join!(requests, stores.leaves.stop(deadline));
+    // However long the others took, what they have changed is written (decision L12).
+    let deadline = deadline.max(Instant::now() + STORES);
     let tokens = async {
         if let Some(removals) = &stores.removals {
             removals.close_store(deadline).await;

@@ -101,6 +101,11 @@ impl StoreError {
         matches!(self, Self::Redis(_, RedisError::Refused { code, .. }) if &**code == "NOPERM")
     }
 
+    /// Whether the connection stood and was ended: perhaps by what was just written.
+    const fn broke_off(&self) -> bool {
+        matches!(self, Self::Redis(_, RedisError::Closed | RedisError::Broken(_)))
+    }
+
     /// Whether there is more in the table than is ever read.
     const fn is_too_large(&self) -> bool {
         matches!(self, Self::Redis(_, RedisError::TooLarge))

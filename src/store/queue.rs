@@ -26,7 +26,7 @@ const BATCH: usize = 1024;
 /// Bytes written at once, or one change of any size.
 const BATCH_BYTES: usize = 256 * 1024;
 /// How much smaller a batch is that follows a failure: a change that breaks the connection is alone soon, and goes to the end.
-const BATCH_STEP: usize = 8;
+const BATCH_STEP: usize = 32;
 /// Bytes of removals that wait. One that is not noted leaves a record behind that expires by itself.
 const MAX_REMOVAL_BYTES: usize = 40 * 1024 * 1024;
 /// Counted for each removal besides its field: what it takes in the queue.
@@ -39,6 +39,8 @@ const PARTS: usize = 4;
 const WARN_EVERY: Duration = Duration::from_secs(60);
 /// Between two tries, at most: what is missing in a store that is back has to be found soon.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// Before a change is tried again that seems to end the connection.
+const LONG_PAUSE: Duration = Duration::from_secs(10);
 /// Between two tries while stopping.
 const HURRIED_PAUSE: Duration = Duration::from_millis(200);
 /// When a shared store is read after the start and after each reconnection (decision L11).
@@ -593,18 +595,20 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
     let table = shared.table;
     let mut trouble = Trouble::of(table);
     let (mut most, mut connections) = (BATCH, 0);
-    // When what was refused is tried again.
-    let mut retry_at = Instant::now();
+    // When something was refused last, and how long it is left alone.
+    let (mut refused_at, mut patience) = (Instant::now(), Duration::ZERO);
     loop {
-        let is_time = Instant::now() >= retry_at;
-        let (batch, is_over) = {
+        let (batch, retry_at, is_time) = {
             let mut state = shared.lock();
-            (state.take(most, is_time), state.stopping && state.unwritten() == 0)
-        };
-        if batch.is_empty() {
-            if is_over {
+            let retry_at = refused_at + if state.stopping { HURRIED_PAUSE } else { patience };
+            let is_time = Instant::now() >= retry_at;
+            let batch = state.take(most, is_time);
+            if state.stopping && state.unwritten() == 0 {
                 return;
             }
+            (batch, retry_at, is_time)
+        };
+        if batch.is_empty() {
             select! {
                 () = shared.wake.notified() => continue,
                 () = sleep_until(retry_at), if !is_time => continue,
@@ -626,7 +630,7 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
                     Some(refused) if shared.gives_up(&refused.error) => return,
                     Some(refused) => {
                         trouble.warn(&refused.error, table.unwritten());
-                        retry_at = Instant::now() + trouble.pause();
+                        (refused_at, patience) = (Instant::now(), trouble.pause());
                     }
                     None if is_calm => {
                         trouble.over(format!("the store takes {table} again"));
@@ -637,11 +641,14 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
             Err(error) if shared.gives_up(&error) => return,
             Err(error) => {
                 most = (most / BATCH_STEP).max(1);
+                let is_culprit = changes.len() == 1 && error.broke_off();
+                if is_culprit {
+                    (refused_at, patience) = (Instant::now(), LONG_PAUSE);
+                }
                 {
                     let mut state = shared.lock();
                     state.under_way.clear();
-                    // Perhaps it is this very change that breaks the connection.
-                    state.give_back(batch, changes.len() == 1);
+                    state.give_back(batch, is_culprit);
                 }
                 trouble.warn(&error, table.unwritten());
                 let end_of_pause = Instant::now() + trouble.pause();

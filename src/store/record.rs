@@ -19,7 +19,7 @@ pub const MAX_BYTES: usize = 16 * 1024;
 pub const MAX_DELEGATED_BYTES: usize = 2 * 1024;
 /// The replaced events that a record names.
 pub const MAX_REPLACED: usize = 8;
-/// What the SFU will add to the record of a new delegation: sids, times, and that the participant was seen.
+/// What is not known of a new delegation yet and will be stored: sids, times, and that the participant was seen.
 const SIGHTING_BYTES: usize = 160;
 
 /// The key of everything that only this service stores.

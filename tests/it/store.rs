@@ -1,5 +1,9 @@
 //! The stores: one suite for all of them, and the trouble that each can have.
 
+mod again;
+mod odd;
+mod refused;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -986,6 +990,10 @@ fn job(room: &str, identity: &str) -> JobRecord<'static> {
         sid: Some("PA_Pt7njTzCJd84".into()),
         room_sid: Some("RM_fVRDLoGhLVAK".into()),
         seen: true,
+        replaces: vec![Replaced {
+            delay_id: "syd_0".into(),
+            until_ms: 4_940_000_008_000,
+        }],
         ..JobRecord::default()
     }
 }

@@ -295,15 +295,16 @@ fn a_record_of_a_delegation_is_bounded_as_it_is_stored() {
         delay_id: delay_id.into(),
         delay_ms: 8000,
         homeserver: "example.org".into(),
-        restarted_at_ms: 1_784_798_931_123,
         user: "@a:example.org".into(),
-        delegated_at_ms: Some(1_784_798_931_123),
+        as_user: true,
         ..JobRecord::default()
     };
     let most = (0..3000).take_while(|n| delegation("x".repeat(*n)).fits()).last().unwrap();
     assert!((1300..1600).contains(&most), "{most}");
     assert!(!delegation("<".repeat(most / 2)).fits(), "it counts what is stored");
     let sighted = JobRecord {
+        restarted_at_ms: 1_784_798_931_123,
+        delegated_at_ms: Some(1_784_798_931_123),
         sid: Some("PA_Pt7njTzCJd84".into()),
         joined_at_ms: 1_784_798_931_123,
         room_sid: Some("RM_fVRDLoGhLVAK".into()),
