@@ -137,7 +137,9 @@ fn a_delegation_that_the_old_instance_took_after_the_new_one_has_read_is_watched
     assert_eq!(webhook::tell(&old, &scene.sfu, &webhook::joined(&session)).status, 200);
     scene.wait_restarts(1);
     old.signal("KILL");
-    scene.service.wait_log(&["delegated leaves restored", "count=1"]);
+    wait_until("the new instance to take it", Duration::from_secs(20), || {
+        scene.service.log().contains("delegated leaves restored count=1")
+    });
     scene.sfu.leave(&alias, identity);
     let at = std::time::Instant::now();
     scene.told(&webhook::left(&session, "CLIENT_INITIATED"));
