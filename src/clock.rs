@@ -12,6 +12,13 @@ pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
+/// Milliseconds of the time of day since 1970.
+#[must_use]
+pub fn unix_millis() -> i64 {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(unix.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// Counts from the moment at which it was made.
 pub struct Clock {
     started: Instant,
@@ -47,7 +54,6 @@ impl Clock {
     /// The time of day, for what is stored.
     #[must_use]
     pub fn wall(&self) -> WallClock {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        WallClock::new(self.now(), i64::try_from(unix.as_millis()).unwrap_or(i64::MAX))
+        WallClock::new(self.now(), unix_millis())
     }
 }

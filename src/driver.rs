@@ -5,7 +5,7 @@
 
 pub mod core;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,8 +25,7 @@ use crate::presence::{EventKind, ParticipantId, Question, RoomId, SfuEvent};
 use crate::server_name::ServerName;
 use crate::sfu::webhook::{Kind, Verified, Webhook};
 use crate::sfu::{Probe, Sfu, SfuError};
-use crate::store::record::{self, Origin};
-use crate::store::{Queue, Restored, RestoredJob, Written};
+use crate::store::{self, JobRecord, Seen, Stored, StoredJobs, Written};
 use crate::time::{Delay, Time};
 use core::{Action, Core, Fact};
 
@@ -61,7 +60,7 @@ pub struct Settings {
     /// The one among them that can be called in a user's name.
     pub own: Option<Arc<OwnHomeserver>>,
     /// Where jobs are kept.
-    pub store: Queue,
+    pub store: store::Jobs,
     /// Homeservers that the operator listed (decision H7a).
     pub listed: Box<dyn Fn(&str) -> bool + Send + Sync>,
 }
@@ -99,8 +98,8 @@ impl Leaves {
     }
 
     /// Takes in what the store has; from then on, but after five seconds in any case, webhooks and delegations are taken.
-    pub fn restore(&self, restored: Restored) {
-        tokio::spawn(self.0.clone().restore(restored));
+    pub fn restore(&self, stored: StoredJobs) {
+        tokio::spawn(self.0.clone().restore(stored));
     }
 
     /// Waits until jobs are restored, or given up waiting for.
@@ -169,7 +168,7 @@ struct Driver {
     sfu: Arc<Sfu>,
     homeservers: Arc<Homeservers>,
     own: Option<Arc<OwnHomeserver>>,
-    store: Queue,
+    store: store::Jobs,
     listed: Box<dyn Fn(&str) -> bool + Send + Sync>,
     probe: AsyncMutex<Probe>,
     closed: Arc<Notify>,
@@ -193,8 +192,6 @@ struct Driven {
     cores: Core,
     /// Calls to the SFU: those that cannot wait behind sweeps, and the others.
     lanes: [Lane; 2],
-    /// What is needed to write records again that others wrote, by field.
-    origins: HashMap<Box<str>, Box<Origin>>,
     /// What the timer sleeps for.
     armed: Option<Time>,
 }
@@ -219,7 +216,6 @@ impl Driver {
             state: Mutex::new(Driven {
                 cores: Core::new(settings.core, rand::random(), clock.now()),
                 lanes: [Lane::default(), Lane::default()],
-                origins: HashMap::new(),
                 armed: None,
             }),
             clock,
@@ -342,47 +338,64 @@ impl Driver {
         }
     }
 
-    /// Takes in what the store has. A store that is away is waited for; after [`RESTORING`] the others do not wait any more.
-    async fn restore(self: Arc<Self>, mut restored: Restored) {
+    /// Takes in what the store has, now and later. A store that is away is waited for; after [`RESTORING`] the others do not wait
+    /// any more.
+    async fn restore(self: Arc<Self>, mut stored: StoredJobs) {
         let patience = Instant::now() + RESTORING;
         let mut count = 0_usize;
         loop {
             let next = if self.is_restoring() {
-                timeout_at(patience, restored.next()).await
+                timeout_at(patience, stored.next()).await
             } else {
-                Ok(restored.next().await)
+                Ok(stored.next().await)
             };
             match next {
-                Ok(Some(job)) => {
-                    self.take(job);
-                    count += 1;
+                Ok(Some(Stored::Record(job))) => count += usize::from(self.take(&job, false)),
+                Ok(Some(Stored::Newer(job))) => drop(self.take(&job, true)),
+                Ok(Some(Stored::End(seen))) => {
+                    if count > 0 {
+                        tracing::info!(count, "delegated leaves restored");
+                    }
+                    count = 0;
+                    self.open_gate();
+                    if let Some(seen) = seen {
+                        self.put_again(seen).await;
+                    }
                 }
-                Ok(None) => break,
+                Ok(None) => return self.open_gate(),
                 Err(_) => {
                     self.open_gate();
                     tracing::warn!("the store does not answer: leaves that were delegated before the start are not watched until it does");
                 }
             }
         }
-        if count > 0 {
-            tracing::info!(count, "delegated leaves restored");
-        }
-        self.open_gate();
     }
 
-    fn take(self: &Arc<Self>, restored: RestoredJob) {
+    /// Whether the job is one that nobody here knew.
+    fn take(self: &Arc<Self>, job: &JobRecord<'_>, is_newer: bool) -> bool {
         // What comes that late stays in the store for the next start.
         if *self.gate.borrow() == Gate::Stopping {
-            return;
+            return false;
         }
-        let RestoredJob { job, origin } = restored;
         let listed = (self.listed)(&job.homeserver);
         let mut state = self.lock();
-        if let Some(origin) = origin {
-            state.origins.insert(record::field(&job.room, &job.identity).into(), origin);
-        }
-        let actions = state.cores.restore(&job, listed, &self.clock.wall(), self.clock.now());
+        let is_known = state.cores.find(&job.room, &job.identity).is_some();
+        let actions = state.cores.restore(job, is_newer, listed, &self.clock.wall(), self.clock.now());
         let _ = self.act(state, actions, None);
+        !is_known
+    }
+
+    /// Stores again what a store lacks that was away.
+    async fn put_again(&self, mut seen: Seen) {
+        let leaves: Vec<_> = self.lock().cores.leaves().all().collect();
+        for &leave in &leaves {
+            seen.turn(leaves.len()).await;
+            if let Some(record) = self.lock().cores.record(leave, &self.clock.wall())
+                && seen.lacks(&record)
+            {
+                self.store.put(&record);
+            }
+        }
     }
 
     fn is_restoring(&self) -> bool {
@@ -435,8 +448,7 @@ impl Driver {
                     written = self.store(state, leave, tell).or(written);
                 }
                 Action::Forget(room, identity) => {
-                    let origin = state.origins.remove(record::field(&room, &identity).as_str());
-                    self.store.remove(&room, &identity, origin.as_deref());
+                    self.store.remove(&room, &identity);
                 }
                 Action::Overloaded(overload) => {
                     let leave = state.cores.leaves().get(overload.example);
@@ -614,17 +626,11 @@ impl Driver {
     }
 
     fn store(&self, state: &Driven, leave: LeaveId, tell: bool) -> Option<Written> {
-        let stored = state.cores.record(leave, &self.clock.wall())?;
-        // Few jobs have one, and the field is only made where any has.
-        let origin = if state.origins.is_empty() {
-            None
-        } else {
-            state.origins.get(record::field(&stored.room, &stored.identity).as_str())
-        };
+        let record = state.cores.record(leave, &self.clock.wall())?;
         if tell {
-            return Some(self.store.put_and_tell(&stored, origin.map(AsRef::as_ref)));
+            return Some(self.store.put_and_tell(&record));
         }
-        self.store.put(&stored, origin.map(AsRef::as_ref));
+        self.store.put(&record);
         None
     }
 

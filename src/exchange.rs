@@ -22,6 +22,7 @@ use crate::members::Members;
 use crate::openid::{OpenId, Unverified, VerifiedUser};
 use crate::server_name::ServerName;
 use crate::sfu::{Sfu, SfuError};
+use crate::store::JobRecord;
 use crate::token::{MintError, Minter};
 use crate::wire::{DelayedEvent, DelegationRequest, SeatRequest, TokenRequest, UnverifiedOpenIdToken};
 
@@ -82,6 +83,9 @@ pub enum Refusal {
     /// The user may not delegate.
     #[error("only full-access users may delegate delayed events")]
     DelegationDenied,
+    /// The record of the delegated leave would be too long.
+    #[error("the names of the delegation are too long together")]
+    DelegationTooLong,
     /// There are too many delegated leaves.
     #[error("too many delegated leaves: {0:?}")]
     DelegationLimit(CapacityError),
@@ -321,6 +325,19 @@ impl Exchange {
     ) -> Result<Delegation<'a>, Refusal> {
         // In the user's name where our own homeserver can be asked in it (decision A6).
         let own = self.own.as_ref().filter(|own| own.authority(&user.server, &user.id).is_some());
+        let record = JobRecord {
+            room: seat.room.as_str().into(),
+            identity: seat.identity.as_str().into(),
+            delay_id: event.id.as_str().into(),
+            delay_ms: i64::try_from(event.delay.as_millis()).unwrap_or(i64::MAX),
+            homeserver: user.server.as_str().into(),
+            user: user.id.as_str().into(),
+            as_user: own.is_some(),
+            ..JobRecord::default()
+        };
+        if !record.fits() {
+            return Err(Refusal::DelegationTooLong);
+        }
         let delegation = Delegation {
             seat,
             user: &user.id,

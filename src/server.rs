@@ -41,7 +41,7 @@ use crate::members::Members;
 use crate::openid::OpenId;
 use crate::presence;
 use crate::sfu::Sfu;
-use crate::store::{Queue, Restored, Store, StoreError, VerifiedHomeservers, token};
+use crate::store::{self, Store, StoreError, StoredJobs, VerifiedHomeservers, token};
 use crate::tls::Tls;
 use crate::token::{MintError, Minter};
 
@@ -52,6 +52,9 @@ const FIRST_HEAD: Duration = Duration::from_secs(10);
 /// Time for the next one's: longer than the proxies in use keep an idle connection (Caddy: 120 s), so that none of them
 /// sends a request into a connection that is just being closed.
 const NEXT_HEAD: Duration = Duration::from_secs(125);
+
+/// Time for the stores at least, once everything else has come to its end.
+const STORES: Duration = Duration::from_secs(2);
 
 /// How long the port stays closed while jobs are being restored.
 const RESTORING: Duration = Duration::from_secs(2);
@@ -117,7 +120,7 @@ struct Parts {
     sfu: Arc<Sfu>,
     own: Option<Arc<OwnHomeserver>>,
     leaves: Leaves,
-    restored: Restored,
+    restored: StoredJobs,
     removals: Option<Removals>,
     verified: VerifiedHomeservers,
 }
@@ -186,7 +189,7 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
         removals.restore(restored);
         removals
     });
-    let (store, restored) = Queue::start(store);
+    let (store, restored) = store::Jobs::start(store);
     let leaves = Leaves::new(driver::Settings {
         core: driver::core::Settings {
             presence: presence::Settings {
@@ -307,6 +310,8 @@ async fn serve(
         }
     };
     tokio::join!(requests, stores.leaves.stop(deadline));
+    // However long the others took, what they have changed is written (decision L12).
+    let deadline = deadline.max(Instant::now() + STORES);
     let tokens = async {
         if let Some(removals) = &stores.removals {
             removals.close_store(deadline).await;

@@ -3,15 +3,10 @@
 //! All three know tables of fields and values only. Nobody but `queue.rs` writes, one batch after the other, so that a store
 //! that is slow or away holds up nothing but its own queue; each table has one. `jobs.rs` puts delegated leaves into it,
 //! `token.rs` tokens, and `homeservers.rs` the homeservers that have verified a token.
-//!
-//! One instance owns all jobs of a store today. When several share them, a store will also have to tell an instance that
-//! another one has news for a job of its own (a webhook that arrived there, a delegation that replaces it): that is a
-//! stream of fields beside [`Store::load`], which a store without company never yields anything on.
 
 mod file;
 mod homeservers;
 mod jobs;
-mod memory;
 mod queue;
 pub mod record;
 mod redis;
@@ -28,8 +23,9 @@ use crate::tls::Tls;
 
 pub use file::FileError;
 pub use homeservers::{RestoredHomeservers, VerifiedHomeservers};
-pub use jobs::{Queue, Restored, RestoredJob};
+pub use jobs::{Jobs, Seen, Stored, StoredJobs};
 pub use queue::{Changes, Entries, Written};
+pub use record::{JobRecord, Replaced};
 pub use redis::RedisError;
 
 /// The longest field and the longest value of a token's record.
@@ -52,8 +48,20 @@ pub enum Table {
     Homeservers,
 }
 
+impl Table {
+    const ALL: [Self; 3] = [Self::Jobs, Self::Tokens, Self::Homeservers];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Jobs => "jobs",
+            Self::Tokens => "tokens",
+            Self::Homeservers => "homeservers",
+        }
+    }
+}
+
 enum Kind {
-    Memory(memory::Memory),
+    Memory,
     Redis(Box<redis::Redis>),
     File(file::File),
 }
@@ -93,6 +101,16 @@ impl StoreError {
         matches!(self, Self::Redis(_, RedisError::Refused { code, .. }) if &**code == "NOPERM")
     }
 
+    /// Whether the connection stood and was ended: perhaps by what was just written.
+    const fn broke_off(&self) -> bool {
+        matches!(self, Self::Redis(_, RedisError::Closed | RedisError::Broken(_)))
+    }
+
+    /// Whether there is more in the table than is ever read.
+    const fn is_too_large(&self) -> bool {
+        matches!(self, Self::Redis(_, RedisError::TooLarge))
+    }
+
     /// Whether the same is to be expected of the next try: this table's key is not for us, or not on this server.
     fn is_final(&self) -> bool {
         matches!(self, Self::Redis(_, RedisError::Refused { command: "HGETALL" | "HSET" | "HDEL", code })
@@ -117,14 +135,14 @@ impl Store {
     /// Keeps nothing.
     #[must_use]
     pub const fn memory() -> Self {
-        Self::jobs(Kind::Memory(memory::Memory))
+        Self::jobs(Kind::Memory)
     }
 
     /// Another table in the same place. This one is [`Table::Jobs`] at first.
     #[must_use]
     pub fn with(&self, table: Table) -> Self {
         let kind = match &self.kind {
-            Kind::Memory(_) => Kind::Memory(memory::Memory),
+            Kind::Memory => Kind::Memory,
             Kind::Redis(redis) => Kind::Redis(Box::new(redis.with(table))),
             Kind::File(file) => Kind::File(file.with(table)),
         };
@@ -149,7 +167,7 @@ impl Store {
     #[must_use]
     pub const fn keeps(&self) -> bool {
         match &self.kind {
-            Kind::Memory(_) => false,
+            Kind::Memory => false,
             Kind::Redis(_) | Kind::File(_) => true,
         }
     }
@@ -160,36 +178,81 @@ impl Store {
     /// When it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
         match &self.kind {
-            Kind::Memory(_) => Ok(()),
+            Kind::Memory => Ok(()),
             Kind::Redis(redis) => redis.ping().await,
             Kind::File(file) => file.ping().await,
         }
     }
 
-    /// Hands over all records in portions. When it fails, what was handed over is a part of them.
-    ///
-    /// # Errors
-    /// When not all could be read. Nobody listening any more is no error.
-    pub async fn load(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), StoreError> {
+    /// Whether others write this table too, or what was written may be lost, so that it is worth reading again.
+    const fn is_read_again(&self) -> bool {
+        matches!((&self.kind, self.table), (Kind::Redis(_), Table::Jobs))
+    }
+
+    /// How many connections were made to write. Each but the first may lead to a store that lacks what was written.
+    fn connections(&self) -> u64 {
         match &self.kind {
-            Kind::Memory(_) => Ok(()),
-            Kind::Redis(redis) => redis.load(portions).await,
-            Kind::File(file) => file.load(portions).await,
+            Kind::Memory | Kind::File(_) => 0,
+            Kind::Redis(redis) => redis.connections(),
         }
     }
 
-    /// Makes all `changes`, in their order. When it fails, any number of the first of them may have been made, and may
-    /// be made again.
-    ///
-    /// # Errors
-    /// When not all of them are known to be made.
-    pub async fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
+    /// Waits until the connection to write has closed, or should be tried again by writing nothing.
+    async fn closed(&self) {
         match &self.kind {
-            Kind::Memory(_) => Ok(()),
-            Kind::Redis(redis) => redis.write(changes).await,
-            Kind::File(file) => file.write(changes).await,
+            Kind::Memory | Kind::File(_) => std::future::pending().await,
+            Kind::Redis(redis) => redis.closed().await,
         }
     }
+
+    /// Hands over all records in portions, and says how many were left out, since they are too long. When it fails, what was
+    /// handed over is a part of them.
+    ///
+    /// # Errors
+    /// When not all could be read. Nobody listening any more is no error.
+    pub async fn load(&self, parts: &mpsc::Sender<Part>) -> Result<usize, StoreError> {
+        match &self.kind {
+            Kind::Memory => Ok(0),
+            Kind::Redis(redis) => redis.load(parts).await,
+            Kind::File(file) => file.load(parts).await,
+        }
+    }
+
+    /// Makes all `changes`, in their order; with none of them, makes sure that somebody is there. When it fails, any number of
+    /// the first of them may have been made, and may be made again.
+    ///
+    /// # Errors
+    /// When not all of the others are known to be made.
+    pub async fn write(&self, changes: &[Change]) -> Result<Option<Refused>, StoreError> {
+        match &self.kind {
+            Kind::Memory => Ok(None),
+            Kind::Redis(redis) => redis.write(changes).await,
+            Kind::File(file) => file.write(changes).await.map(|()| None),
+        }
+    }
+}
+
+/// A part of what a reading brings.
+#[derive(Debug)]
+pub enum Part {
+    /// Records.
+    Records(Vec<Entry>),
+    /// That were all.
+    End {
+        /// Those that were too long to be handed over.
+        skipped: usize,
+        /// The store was away before: it may lack what was written.
+        again: bool,
+    },
+}
+
+/// Changes that the store does not take, though it takes others.
+#[derive(Debug)]
+pub struct Refused {
+    /// Their places among those that were to be made.
+    pub places: Vec<usize>,
+    /// Why the first of them was refused.
+    pub error: StoreError,
 }
 
 /// Collects records until there are enough to be handed over.
@@ -212,8 +275,8 @@ impl Portion {
         self.entries.len() >= Self::ENTRIES || self.bytes >= Self::BYTES
     }
 
-    fn take(&mut self) -> Vec<Entry> {
+    fn take(&mut self) -> Part {
         self.bytes = 0;
-        std::mem::take(&mut self.entries)
+        Part::Records(std::mem::take(&mut self.entries))
     }
 }

@@ -7,11 +7,9 @@ use crate::delayed_event::{DelayedEventAction, Outcome};
 use crate::delayed_leave::{self, Bounds, CapacityError, Delegated, FinishReason, Handover, HomeserverId, LeaveId, Leaves, Overload};
 use crate::livekit::{Answer, ParticipantRow, Reach, RoomRow};
 use crate::presence::{self, ParticipantId, Presence, Question, RoomId, SessionRecord, SfuEvent, State, Suspicion};
-use crate::store::record::{StoredJob, Watch};
+use crate::store::JobRecord;
+use crate::store::record::Replaced;
 use crate::time::{Delay, Time, WallClock};
-
-/// What only looks expired is restarted once; what was over for longer than this is not read (L11).
-const OVER_FOR_MS: u64 = 24 * 60 * 60_000;
 
 /// A delegation whose checks are done.
 #[derive(Clone, Copy, Debug)]
@@ -191,44 +189,57 @@ impl Core {
         Ok((delegated, self.settle(now)))
     }
 
-    /// Takes a job from the store, unless its participant has a newer one (L11); the operator listed its homeserver or not.
-    pub fn restore(&mut self, job: &StoredJob<'_>, listed: bool, clock: &WallClock, now: Time) -> Vec<Action> {
-        let watch = &job.watch;
+    /// Takes a job from the store (L11), unless its participant has one that is newer than the record, or the record is not said to be
+    /// newer. The operator listed its homeserver or not.
+    pub fn restore(&mut self, job: &JobRecord<'_>, is_newer: bool, listed: bool, clock: &WallClock, now: Time) -> Vec<Action> {
+        let is_known = self.find(&job.room, &job.identity).is_some();
         // A longer delay than is taken is clamped, not dropped (L8).
-        let delay = u64::try_from(job.delay_ms)
-            .ok()
-            .and_then(|ms| Delay::from_millis(ms.min(Delay::MAX.as_millis())));
-        let (Some(delay), false) = (delay, self.find(&job.room, &job.identity).is_some()) else {
-            return Vec::new();
-        };
-        let restarted = clock.time(job.restarted_at_ms);
-        if restarted.after(delay.as_millis() + OVER_FOR_MS) <= now {
+        let millis = u64::try_from(job.delay_ms).unwrap_or(0).min(Delay::MAX.as_millis());
+        let Some(delay) = Delay::from_millis(millis) else {
             return vec![Action::Forget((&*job.room).into(), (&*job.identity).into())];
-        }
+        };
         // A wall clock that was set back, or a faster one elsewhere, must not put anything into the future.
         let past = |at| clock.time(at).min(now);
-        let arrived = watch.delegated_at_ms.map_or_else(|| restarted.min(now), past);
+        let restarted = clock.time(job.restarted_at_ms);
+        let arrived = match job.delegated_at_ms {
+            Some(at) if !is_newer => past(at),
+            Some(_) | None => restarted.min(now),
+        };
         let handover = Handover {
-            user: watch.user.as_deref().unwrap_or_default(),
+            user: &job.user,
             homeserver: &job.homeserver,
             delay_id: &job.delay_id,
             delay,
             arrived,
             listed,
-            as_user: watch.as_user.unwrap_or(false),
+            as_user: job.as_user,
         };
+        if is_known {
+            let delegation = Delegation {
+                room: &job.room,
+                identity: &job.identity,
+                handover,
+            };
+            let delegated = is_newer.then(|| self.delegate(&delegation, now).ok()).flatten();
+            return delegated.map(|(_, actions)| actions).unwrap_or_default();
+        }
         let session = SessionRecord {
-            sid: watch.sid.as_deref(),
-            joined_at_ms: watch.joined_at_ms,
-            room_sid: watch.room_sid.as_deref(),
-            last_sighted: watch.last_sighted_ms.map(past),
-            seen: watch.seen,
+            sid: job.sid.as_deref(),
+            joined_at_ms: job.joined_at_ms,
+            room_sid: job.room_sid.as_deref(),
+            last_sighted: job.last_sighted_ms.map(past),
+            seen: job.seen,
         };
+        let replaced = job.replaces.iter().map(|replaced| delayed_leave::Replaced {
+            delay_id: &replaced.delay_id,
+            until: clock.time(replaced.until_ms),
+        });
+        let replaced: Vec<_> = replaced.filter(|replaced| replaced.until > now).collect();
         let participant = self.presence.track(&job.room, &job.identity, arrived, now);
         self.presence.restore(participant, &session, now);
         if self
             .leaves
-            .restore(participant, &handover, restarted, watch.seen, &[], now)
+            .restore(participant, &handover, restarted, job.seen, &replaced, now)
             .is_none()
         {
             self.presence.forget(participant, now);
@@ -238,28 +249,30 @@ impl Core {
 
     /// A leave as it is to be stored: what [`Self::restore`] takes.
     #[must_use]
-    pub fn record(&self, id: LeaveId, clock: &WallClock) -> Option<StoredJob<'_>> {
+    pub fn record(&self, id: LeaveId, clock: &WallClock) -> Option<JobRecord<'_>> {
         let job = self.leaves.get(id)?;
         let participant = self.presence.get(job.participant())?;
         let session = participant.session();
-        Some(StoredJob {
+        let replaces = self.leaves.replaced(id).map(|replaced| Replaced {
+            delay_id: replaced.delay_id.into(),
+            until_ms: clock.unix_millis(replaced.until),
+        });
+        Some(JobRecord {
             room: (&**self.presence.room_of(job.participant())?).into(),
             identity: participant.identity().into(),
             delay_id: job.delay_id().into(),
             delay_ms: i64::try_from(job.leave().delay().as_millis()).unwrap_or(i64::MAX),
             homeserver: (&**self.leaves.homeserver(job.homeserver())?).into(),
             restarted_at_ms: clock.unix_millis(job.leave().restarted()),
-            watch: Watch {
-                user: Some(job.user().into()),
-                delegated_at_ms: Some(clock.unix_millis(job.leave().delegated())),
-                creates_room: Some(true),
-                as_user: Some(job.is_as_user()),
-                sid: session.sid.map(Into::into),
-                joined_at_ms: session.joined_at_ms,
-                room_sid: session.room_sid.map(Into::into),
-                last_sighted_ms: session.last_sighted.map(|at| clock.unix_millis(at)),
-                seen: session.seen,
-            },
+            user: job.user().into(),
+            delegated_at_ms: Some(clock.unix_millis(job.leave().delegated())),
+            as_user: job.is_as_user(),
+            sid: session.sid.map(Into::into),
+            joined_at_ms: session.joined_at_ms,
+            room_sid: session.room_sid.map(Into::into),
+            last_sighted_ms: session.last_sighted.map(|at| clock.unix_millis(at)),
+            seen: session.seen,
+            replaces: replaces.collect(),
         })
     }
 

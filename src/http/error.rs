@@ -257,6 +257,7 @@ impl ApiError {
                     Route::Delegation => Self::forbidden(text),
                 }
             }
+            Refusal::DelegationTooLong => BadRequest::TooLong.into(),
             // On the token routes the call matters more than its leave: the client asks again without it.
             Refusal::NotReady | Refusal::DelegationLimit(CapacityError::Stopping) => match route {
                 Route::Token => Self::bad_json("Delegation of delayed events is not available at the moment"),

@@ -67,6 +67,7 @@ fn words(refusal: &Refusal) -> (Level, &'static str, Option<&'static str>) {
     match refusal {
         Refusal::BadServerName
         | Refusal::DelegationDenied
+        | Refusal::DelegationTooLong
         | Refusal::NotReady
         | Refusal::NotJoined
         | Refusal::BadUserId

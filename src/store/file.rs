@@ -13,15 +13,13 @@ use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDe
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::{Change, Entry, Portion, StoreError, Table};
+use super::{Change, Entry, Part, Portion, StoreError, Table};
 use crate::clock::unix_seconds;
 use crate::store::record::MAX_BYTES;
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-const JOBS: Definition = TableDefinition::new("jobs");
-const TOKENS: Definition = TableDefinition::new("tokens");
-const HOMESERVERS: Definition = TableDefinition::new("homeservers");
+const JOBS: Definition = of(Table::Jobs);
 /// The file's name where only a directory is given.
 const NAME: &str = "lk-jwt-service.redb";
 /// Pages kept in memory. The whole process has to fit into a small container.
@@ -90,9 +88,12 @@ impl File {
             database: Mutex::new(None),
         });
         let is_usable = |opened: &Opened| opened.database(&mut opened.lock()).map(drop);
-        if is_damaged(opened.run(is_usable).await)? {
-            opened.run(Opened::set_aside).await?;
-            opened.run(is_usable).await?;
+        match opened.run(is_usable).await {
+            Err(StoreError::File(_, FileError::Damaged)) => {
+                opened.run(Opened::set_aside).await?;
+                opened.run(is_usable).await?;
+            }
+            usable => usable?,
         }
         Ok(Self { opened, table: JOBS })
     }
@@ -101,11 +102,7 @@ impl File {
     pub(super) fn with(&self, table: Table) -> Self {
         Self {
             opened: self.opened.clone(),
-            table: match table {
-                Table::Jobs => JOBS,
-                Table::Tokens => TOKENS,
-                Table::Homeservers => HOMESERVERS,
-            },
+            table: of(table),
         }
     }
 
@@ -113,29 +110,20 @@ impl File {
         self.opened.run(|opened| opened.database(&mut opened.lock()).map(drop)).await
     }
 
-    pub(super) async fn load(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), StoreError> {
-        let (table, portions) = (self.table, portions.clone());
-        let loaded = self.opened.run(move |opened| opened.load(table, &portions)).await;
-        // What could be read has been handed over, and is written again with its next change.
-        if is_damaged(loaded)? {
+    pub(super) async fn load(&self, parts: &mpsc::Sender<Part>) -> Result<usize, StoreError> {
+        let (table, parts) = (self.table, parts.clone());
+        let loaded = self.opened.run(move |opened| opened.load(table, &parts)).await;
+        // What could be read has been handed over; the next reading shows that the new file lacks it.
+        if matches!(loaded, Err(StoreError::File(_, FileError::Damaged))) {
             self.opened.run(Opened::set_aside).await?;
         }
-        Ok(())
+        loaded
     }
 
     /// Takes as long as the disk takes: a write that was given up could still happen, after a newer one.
     pub(super) async fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
         let (table, changes) = (self.table, changes.to_vec());
         self.opened.run(move |opened| opened.write(table, &changes)).await
-    }
-}
-
-/// Whether the file is damaged; any other failure stays one.
-fn is_damaged(outcome: Result<(), StoreError>) -> Result<bool, StoreError> {
-    match outcome {
-        Ok(()) => Ok(false),
-        Err(StoreError::File(_, FileError::Damaged)) => Ok(true),
-        Err(error) => Err(error),
     }
 }
 
@@ -157,7 +145,10 @@ impl Opened {
         Ok(())
     }
 
-    async fn run(self: &Arc<Self>, work: impl FnOnce(&Self) -> Result<(), FileError> + Send + 'static) -> Result<(), StoreError> {
+    async fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let opened = self.clone();
         let outcome = spawn_blocking(move || work(&opened)).await;
         // A file that was damaged in the right place makes the database panic.
@@ -179,24 +170,26 @@ impl Opened {
         Ok(opened)
     }
 
-    fn load(&self, table: Definition, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), FileError> {
+    fn load(&self, table: Definition, parts: &mpsc::Sender<Part>) -> Result<usize, FileError> {
         let database = self.database(&mut self.lock())?;
         let table = database.begin_read().map_err(failure)?.open_table(table).map_err(failure)?;
-        let mut portion = Portion::default();
+        let (mut portion, mut skipped) = (Portion::default(), 0);
         for entry in table.iter().map_err(failure)? {
             let (field, value) = entry.map_err(failure)?;
-            if field.value().len() <= MAX_BYTES && value.value().len() <= MAX_BYTES {
-                portion.push(Entry {
-                    field: field.value().into(),
-                    value: value.value().into(),
-                });
+            if field.value().len() > MAX_BYTES || value.value().len() > MAX_BYTES {
+                skipped += 1;
+                continue;
             }
-            if portion.is_full() && portions.blocking_send(portion.take()).is_err() {
-                return Ok(());
+            portion.push(Entry {
+                field: field.value().into(),
+                value: value.value().into(),
+            });
+            if portion.is_full() && parts.blocking_send(portion.take()).is_err() {
+                return Ok(skipped);
             }
         }
-        let _ = portions.blocking_send(portion.take());
-        Ok(())
+        let _ = parts.blocking_send(portion.take());
+        Ok(skipped)
     }
 
     fn write(&self, table: Definition, changes: &[Change]) -> Result<(), FileError> {
@@ -207,6 +200,10 @@ impl Opened {
         }
         outcome
     }
+}
+
+const fn of(table: Table) -> Definition {
+    TableDefinition::new(table.name())
 }
 
 fn file_of(path: &Path) -> PathBuf {
@@ -231,17 +228,17 @@ fn open(path: &Path) -> Result<Database, FileError> {
         .map_err(failure)?
         .map(|table| table.name().to_owned())
         .collect();
-    let has = |definition: Definition| tables.iter().any(|table| table == definition.name());
-    if has(JOBS) && has(TOKENS) && has(HOMESERVERS) {
+    let has = |table: Table| tables.iter().any(|name| name == table.name());
+    if Table::ALL.into_iter().all(has) {
         return Ok(database);
     }
-    if !tables.is_empty() && !has(JOBS) {
+    if !tables.is_empty() && !has(Table::Jobs) {
         return Err(FileError::Foreign);
     }
     // With the tables made, reading never has to ask whether they are there. Earlier versions had fewer.
     let transaction = database.begin_write().map_err(failure)?;
-    for definition in [JOBS, TOKENS, HOMESERVERS] {
-        transaction.open_table(definition).map_err(failure)?;
+    for table in Table::ALL {
+        transaction.open_table(of(table)).map_err(failure)?;
     }
     transaction.commit().map_err(failure)?;
     Ok(database)

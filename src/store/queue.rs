@@ -1,11 +1,13 @@
-//! The one way to a store: an ordered queue of changes that never blocks those who make them.
+//! The one way to a store: a queue of changes that never blocks those who make them.
 //!
 //! Of each field only the latest change waits, in the place of the one that it replaces, so that the queue is as long as
-//! there are records while the store is away, whatever happens to them. One task writes batch after batch; what is not known
-//! to be written is written again, which changes nothing.
+//! there are records while the store is away, whatever happens to them. Removals go before records, so that a full store gets
+//! emptier; a change that is refused goes to the end. One task writes batch after batch; what is not known to be written is
+//! written again, which changes nothing. Another one reads: at the start, and again where the store is shared or was away.
 
-use std::collections::hash_map::{Entry as Slot, RandomState};
+use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Display;
 use std::hash::BuildHasher as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,9 +15,9 @@ use std::time::Duration;
 use tokio::select;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use super::{Change, Entry, MAX_TOKEN_BYTES, Store, StoreError, Table, homeservers};
+use super::{Change, Entry, MAX_TOKEN_BYTES, Part, Store, StoreError, Table, homeservers};
 use crate::log_throttle::LogThrottle;
 use crate::store::record::MAX_BYTES;
 
@@ -23,18 +25,34 @@ use crate::store::record::MAX_BYTES;
 const BATCH: usize = 1024;
 /// Bytes written at once, or one change of any size.
 const BATCH_BYTES: usize = 256 * 1024;
+/// How much smaller a batch is that follows a failure: a change that breaks the connection is alone soon, and goes to the end.
+const BATCH_STEP: usize = 32;
 /// Bytes of removals that wait. One that is not noted leaves a record behind that expires by itself.
 const MAX_REMOVAL_BYTES: usize = 40 * 1024 * 1024;
 /// Counted for each removal besides its field: what it takes in the queue.
 const REMOVAL: usize = 160;
 /// Fields that are remembered as changed until all records are read.
 const MAX_TOUCHED: usize = 1_000_000;
-/// Portions of records that wait to be taken.
-const PORTIONS: usize = 4;
+/// Parts of a reading that wait to be taken.
+const PARTS: usize = 4;
 /// Between two warnings about the same trouble.
 const WARN_EVERY: Duration = Duration::from_secs(60);
+/// Between two tries, at most: what is missing in a store that is back has to be found soon.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// Before a change is tried again that seems to end the connection.
+const LONG_PAUSE: Duration = Duration::from_secs(10);
 /// Between two tries while stopping.
 const HURRIED_PAUSE: Duration = Duration::from_millis(200);
+/// When a shared store is read after the start and after each reconnection (decision L11).
+const READINGS: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_secs(15),
+    Duration::from_secs(60),
+    Duration::from_secs(180),
+    Duration::from_secs(600),
+];
+/// A connection that is lost more often is read after for the first time when it has lasted for `READINGS[1]`.
+const CALM: Duration = Duration::from_secs(60);
 
 static TOO_LARGE: LogThrottle = LogThrottle::once_a_minute();
 
@@ -42,28 +60,30 @@ static TOO_LARGE: LogThrottle = LogThrottle::once_a_minute();
 #[derive(Clone)]
 pub struct Changes(Option<Arc<Shared>>);
 
-/// The records that were there at the start. Dropping it ends the reading.
+/// What is read from the store. Dropping it ends the reading.
 pub struct Entries {
-    portions: mpsc::Receiver<Vec<Entry>>,
+    parts: mpsc::Receiver<Part>,
     portion: std::vec::IntoIter<Entry>,
     shared: Option<Arc<Shared>>,
+    unreadable: usize,
+}
+
+/// A record, or the end of a reading.
+pub(super) enum Found {
+    Entry(Entry),
+    End { again: bool },
 }
 
 /// A change on its way to the store.
 #[derive(Debug)]
 #[must_use]
-pub struct Written(Way);
-
-#[derive(Debug)]
-enum Way {
-    Done,
-    Waiting(oneshot::Receiver<()>),
-}
+pub struct Written(Option<oneshot::Receiver<()>>);
 
 struct Shared {
     table: Table,
     state: Mutex<State>,
     wake: Notify,
+    reconnected: Notify,
     hasher: RandomState,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -71,54 +91,76 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// In the order in which they are to be written.
-    waiting: BTreeMap<u64, Waiting>,
+    waiting: BTreeMap<Place, Waiting>,
     /// Where in `waiting` a field's change is.
-    places: HashMap<Arc<str>, u64>,
-    next_place: u64,
+    places: HashMap<Arc<str>, Place>,
+    next_number: u64,
     /// Bytes of those changes that are removals.
     removals: usize,
-    /// Changes that are just being written.
-    under_way: usize,
-    /// Fields that were changed, by hash, while records are still being read: what is read of them is out of date.
-    touched: Option<HashSet<u64>>,
+    /// The hashes of the fields that are just being written.
+    under_way: Vec<u64>,
+    /// Readings that began and whose end was not taken yet.
+    readings: u32,
+    /// Hashes of fields that were changed since the first of these began: what is read of them is out of date.
+    touched: HashSet<u64>,
+    /// Nobody wants to know what is read.
+    unread: bool,
     stopping: bool,
     /// The store does not let us, and these records can do without it.
     given_up: bool,
 }
 
+/// What was refused sorts behind everything else, and removals before records.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    refused: bool,
+    is_record: bool,
+    number: u64,
+}
+
 struct Waiting {
     change: Change,
+    hash: u64,
     waiters: Vec<oneshot::Sender<()>>,
 }
 
-/// The bytes that a change counts for among removals.
-fn removal_bytes(change: &Change) -> usize {
-    if change.value.is_none() { REMOVAL + change.field.len() } else { 0 }
+impl Waiting {
+    /// The bytes that the change counts for among removals.
+    fn removal_bytes(&self) -> usize {
+        if self.change.value.is_none() {
+            REMOVAL + self.change.field.len()
+        } else {
+            0
+        }
+    }
 }
 
 impl Changes {
     /// Starts to read and to write. A store that keeps nothing costs nothing.
     #[must_use]
     pub fn start(store: Store) -> (Self, Entries) {
-        let (sender, portions) = mpsc::channel(PORTIONS);
+        let (sender, parts) = mpsc::channel(PARTS);
         let mut entries = Entries {
-            portions,
+            parts,
             portion: Vec::new().into_iter(),
             shared: None,
+            unreadable: 0,
         };
         if !store.keeps() {
+            // There is room for it.
+            let _ = sender.try_send(Part::End { skipped: 0, again: false });
             return (Self(None), entries);
         }
         let shared = Arc::new(Shared {
             table: store.table,
-            state: Mutex::new(State {
-                touched: Some(HashSet::new()),
-                ..State::default()
-            }),
+            state: Mutex::default(),
             wake: Notify::new(),
+            reconnected: Notify::new(),
             hasher: RandomState::new(),
             task: Mutex::new(None),
         });
+        // Before anything can be changed.
+        shared.lock().begin_reading();
         let store = Arc::new(store);
         tokio::spawn(read(store.clone(), shared.clone(), sender));
         *lock(&shared.task) = Some(tokio::spawn(write(store, shared.clone())));
@@ -144,7 +186,7 @@ impl Changes {
         }
         let (sender, receiver) = oneshot::channel();
         self.change(field, value, Some(sender));
-        Written(Way::Waiting(receiver))
+        Written(Some(receiver))
     }
 
     /// How many changes are not known to be in the store.
@@ -164,73 +206,57 @@ impl Changes {
         {
             task.abort();
         }
-        let left = shared.lock().unwritten();
-        if left > 0 && shared.table.is_optional() {
-            tracing::debug!(changes = left, "{}", shared.table.words().left);
-        } else if left > 0 {
-            tracing::warn!(changes = left, "{}", shared.table.words().left);
+        let changes = shared.lock().unwritten();
+        let table = shared.table;
+        if changes > 0 && table.is_optional() {
+            tracing::debug!(changes, "the store did not take all {table} before the end");
+        } else if changes > 0 {
+            tracing::warn!(
+                changes,
+                "the store did not take all {table} before the end: the next start restores those as they were before"
+            );
         }
-        left
+        changes
     }
 
     fn change(&self, field: String, value: Option<String>, waiter: Option<oneshot::Sender<()>>) {
         let Some(shared) = &self.0 else { return };
         let limit = shared.table.max_bytes();
         if field.len() > limit || value.as_ref().is_some_and(|value| value.len() > limit) {
-            TOO_LARGE.log(|count| tracing::warn!(count, "{}", shared.table.words().too_large));
+            let (table, loss) = (shared.table, shared.table.loss());
+            TOO_LARGE.log(|count| tracing::warn!(count, "too large to be stored, of the {table}: {loss}"));
             return;
         }
-        let touched = shared.hasher.hash_one(field.as_bytes());
+        let hash = shared.hasher.hash_one(field.as_bytes());
         let change = Change {
             field: field.into(),
             value: value.map(Into::into),
         };
-        shared.lock().push(change, touched, waiter);
+        shared.lock().push(change, hash, waiter);
         shared.wake.notify_one();
     }
 }
 
-/// What is said of a table.
-struct Words {
-    read: &'static str,
-    unread: &'static str,
-    written: &'static str,
-    unwritten: &'static str,
-    left: &'static str,
-    too_large: &'static str,
-    given_up: &'static str,
+impl Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Jobs | Self::Tokens => self.name(),
+            Self::Homeservers => "verified homeservers",
+        })
+    }
 }
 
 impl Table {
-    const fn words(self) -> Words {
+    fn unwritten(self) -> String {
+        format!("{self} cannot be stored; they go on, and are stored when the store takes them")
+    }
+
+    /// What it means that a record of this table is not stored.
+    const fn loss(self) -> &'static str {
         match self {
-            Self::Jobs => Words {
-                read: "the jobs in the store have been read",
-                unread: "the jobs in the store cannot be read; trying again",
-                written: "the store takes jobs again",
-                unwritten: "jobs cannot be stored; they go on, and are stored when the store is back",
-                left: "the store did not take everything before the end: the next start restores those jobs as they were before",
-                too_large: "a job is too large to be stored: it will not survive a restart of this service",
-                given_up: "jobs are not stored: they will not survive a restart of this service",
-            },
-            Self::Tokens => Words {
-                read: "the tokens in the store have been read",
-                unread: "the tokens in the store cannot be read; trying again",
-                written: "the store takes tokens again",
-                unwritten: "tokens cannot be stored; their holders are watched all the same, and they are stored when the store is back",
-                left: "the store did not take all tokens before the end: the next start restores those as they were before",
-                too_large: "a token's record is too large to be stored: after a restart its holder is not watched",
-                given_up: "tokens are not stored: after a restart of this service their holders are not watched",
-            },
-            Self::Homeservers => Words {
-                read: "the verified homeservers in the store have been read",
-                unread: "the verified homeservers in the store cannot be read; trying again",
-                written: "the store takes verified homeservers again",
-                unwritten: "verified homeservers cannot be stored; they are when the store is back",
-                left: "the store did not take all verified homeservers before the end: after the next start those count as strangers at first",
-                too_large: "the name of a verified homeserver is too long to be stored",
-                given_up: "verified homeservers are not stored: after a restart of this service they count as strangers until they verify again",
-            },
+            Self::Jobs => "after a restart of this service they are not watched any more",
+            Self::Tokens => "after a restart of this service their holders are not watched any more",
+            Self::Homeservers => "after a restart of this service they count as strangers until they verify again",
         }
     }
 
@@ -246,10 +272,7 @@ impl Table {
 
     /// Whether operators need not hear of passing trouble: that the store is away is told of the other tables.
     const fn is_optional(self) -> bool {
-        match self {
-            Self::Jobs | Self::Tokens => false,
-            Self::Homeservers => true,
-        }
+        matches!(self, Self::Homeservers)
     }
 
     /// The longest field and the longest value.
@@ -264,63 +287,90 @@ impl Table {
 
 impl Written {
     /// Nothing is stored, so nothing is waited for.
-    pub(super) const DONE: Self = Self(Way::Done);
+    pub(super) const DONE: Self = Self(None);
 
     /// Whether the change, or a later one of the same field, is in the store within that time.
     pub async fn within(self, limit: Duration) -> bool {
         match self.0 {
-            Way::Done => true,
-            Way::Waiting(receiver) => matches!(timeout(limit, receiver).await, Ok(Ok(()))),
+            None => true,
+            Some(receiver) => matches!(timeout(limit, receiver).await, Ok(Ok(()))),
         }
     }
 }
 
 impl Entries {
-    /// The next record; none when all were read, which waits for a store that is away. A record may come twice; one whose
-    /// field was changed since the start does not come any more.
-    pub async fn next(&mut self) -> Option<Entry> {
-        let shared = self.shared.clone()?;
+    /// The next record or the end of a reading; `None` when nothing will be read any more. A record may come twice; one whose
+    /// field was changed since its reading began does not come.
+    pub(super) async fn found(&mut self) -> Option<Found> {
         loop {
-            if let Some(entry) = self.portion.find(|entry| !shared.is_touched(&entry.field)) {
-                return Some(entry);
-            }
-            match self.portions.recv().await {
-                Some(portion) if !shared.has_forgotten() => self.portion = portion.into_iter(),
-                Some(_) => {
-                    tracing::error!("so much has changed while the store could not be read that its records are left alone");
-                    self.end();
-                    return None;
+            if let Some(entry) = self.portion.next() {
+                if !self.is_touched(&entry.field) {
+                    return Some(Found::Entry(entry));
                 }
-                None => {
-                    self.end();
-                    return None;
+                continue;
+            }
+            match self.parts.recv().await? {
+                Part::Records(_) if self.has_forgotten() => {}
+                Part::Records(entries) => self.portion = entries.into_iter(),
+                Part::End { skipped, again } => {
+                    if self.has_forgotten() {
+                        tracing::error!("so much has changed while the store could not be read that its records are left alone");
+                    }
+                    let records = skipped + std::mem::take(&mut self.unreadable);
+                    if records > 0 {
+                        tracing::warn!(
+                            records,
+                            "records in the store cannot be read and are left there; if no other service uses them, remove them"
+                        );
+                    }
+                    if let Some(shared) = &self.shared {
+                        shared.lock().end_reading();
+                    }
+                    return Some(Found::End { again });
                 }
             }
         }
     }
 
-    /// What could not be read stays where it is.
-    pub fn tell_unreadable(records: usize) {
-        if records > 0 {
-            tracing::warn!(
-                records,
-                "records in the store cannot be read and are left there; if no other service uses them, remove them"
-            );
+    /// The next record that can be read, until the end of the first reading, which waits for a store that is away.
+    pub(super) async fn next<T, E: Display>(&mut self, read: impl Fn(&[u8], &[u8]) -> Result<T, E>) -> Option<T> {
+        while let Found::Entry(entry) = self.found().await? {
+            match read(&entry.field, &entry.value) {
+                Ok(record) => return Some(record),
+                Err(error) => self.leave(error),
+            }
         }
+        self.parts.close();
+        None
     }
 
-    fn end(&mut self) {
-        if let Some(shared) = self.shared.take() {
-            shared.lock().touched = None;
-        }
-        self.portions.close();
+    /// Counts a record that cannot be read and stays where it is.
+    pub(super) fn leave(&mut self, error: impl Display) {
+        self.unreadable += 1;
+        tracing::debug!(error = error.to_string(), "a record cannot be read");
+    }
+
+    /// Whether the field was changed since this reading began.
+    pub(super) fn is_touched(&self, field: &[u8]) -> bool {
+        self.shared.as_ref().is_some_and(|shared| {
+            let hash = shared.hasher.hash_one(field);
+            shared.lock().touched.contains(&hash)
+        })
+    }
+
+    /// Whether so many fields were changed that not all are remembered.
+    fn has_forgotten(&self) -> bool {
+        self.shared
+            .as_ref()
+            .is_some_and(|shared| shared.lock().touched.len() >= MAX_TOUCHED)
     }
 }
 
 impl Drop for Entries {
     fn drop(&mut self) {
         if let Some(shared) = &self.shared {
-            shared.lock().touched = None;
+            let mut state = shared.lock();
+            (state.unread, state.readings, state.touched) = (true, 0, HashSet::new());
         }
     }
 }
@@ -330,156 +380,279 @@ impl Shared {
         lock(&self.state)
     }
 
+    /// Those who wait for what was written are told, and what stands at `refused` places goes back. Whether nothing is refused
+    /// any more.
+    fn settle(&self, batch: Vec<(u64, Waiting)>, refused: &[usize]) -> bool {
+        let mut refused = refused.iter().peekable();
+        let mut back = Vec::new();
+        for (place, change) in batch.into_iter().enumerate() {
+            if refused.next_if_eq(&&place).is_some() {
+                back.push(change);
+            } else {
+                for waiter in change.1.waiters {
+                    let _ = waiter.send(());
+                }
+            }
+        }
+        let mut state = self.lock();
+        state.under_way.clear();
+        state.give_back(back, true);
+        !state.has_refused()
+    }
+
     /// Whether `error` is for good, so that these records live in memory from now on.
     fn gives_up(&self, error: &StoreError) -> bool {
         if !self.table.gives_up(error) {
             return false;
         }
         let mut state = self.lock();
-        let first = !std::mem::replace(&mut state.given_up, true);
-        state.waiting = BTreeMap::new();
-        state.places = HashMap::new();
-        (state.removals, state.under_way) = (0, 0);
+        let first = !state.given_up;
+        *state = State {
+            given_up: true,
+            unread: true,
+            ..State::default()
+        };
         drop(state);
-        if first {
-            let (reason, remedy) = (error.to_string(), error.remedy());
-            match self.table {
-                Table::Jobs | Table::Tokens => tracing::warn!(reason, remedy, "{}", self.table.words().given_up),
-                Table::Homeservers => tracing::info!(reason, remedy, "{}", self.table.words().given_up),
-            }
+        let (reason, remedy, table, loss) = (error.to_string(), error.remedy(), self.table, self.table.loss());
+        if first && table.is_optional() {
+            tracing::info!(reason, remedy, "{table} are not stored: {loss}");
+        } else if first {
+            tracing::warn!(reason, remedy, "{table} are not stored: {loss}");
         }
         true
-    }
-
-    fn is_touched(&self, field: &[u8]) -> bool {
-        let hash = self.hasher.hash_one(field);
-        self.lock().touched.as_ref().is_some_and(|touched| touched.contains(&hash))
-    }
-
-    /// Whether so many fields were changed that not all are remembered.
-    fn has_forgotten(&self) -> bool {
-        self.lock().touched.as_ref().is_some_and(|touched| touched.len() >= MAX_TOUCHED)
     }
 }
 
 impl State {
     fn unwritten(&self) -> usize {
-        self.waiting.len() + self.under_way
+        self.waiting.len() + self.under_way.len()
     }
 
-    fn push(&mut self, change: Change, touched: u64, waiter: Option<oneshot::Sender<()>>) {
+    /// What is read from now on is older than what waits to be written.
+    fn begin_reading(&mut self) {
+        if self.unread {
+            return;
+        }
+        self.readings += 1;
+        let waiting = self.waiting.values().map(|waiting| waiting.hash);
+        self.touched.extend(waiting.chain(self.under_way.iter().copied()).take(MAX_TOUCHED));
+    }
+
+    fn end_reading(&mut self) {
+        self.readings = self.readings.saturating_sub(1);
+        if self.readings == 0 {
+            self.touched = HashSet::new();
+        }
+    }
+
+    fn push(&mut self, change: Change, hash: u64, waiter: Option<oneshot::Sender<()>>) {
         if self.given_up {
             return;
         }
-        if let Some(fields) = self.touched.as_mut().filter(|fields| fields.len() < MAX_TOUCHED) {
-            fields.insert(touched);
+        if self.readings > 0 && self.touched.len() < MAX_TOUCHED {
+            self.touched.insert(hash);
         }
-        match self.places.entry(change.field.clone()) {
-            Slot::Occupied(place) => {
-                if let Some(waiting) = self.waiting.get_mut(place.get()) {
-                    self.removals += removal_bytes(&change);
-                    self.removals -= removal_bytes(&waiting.change);
-                    waiting.change.value = change.value;
-                    // Those who have stopped waiting must not pile up while the store is away.
-                    waiting.waiters.retain(|waiter| !waiter.is_closed());
-                    waiting.waiters.extend(waiter);
-                }
+        let mut waiting = Waiting {
+            change,
+            hash,
+            waiters: waiter.into_iter().collect(),
+        };
+        let number = match self.remove(&waiting.change.field) {
+            Some((number, mut old)) => {
+                // Those who have stopped waiting must not pile up while the store is away.
+                old.waiters.retain(|waiter| !waiter.is_closed());
+                waiting.waiters.append(&mut old.waiters);
+                number
             }
-            Slot::Vacant(_) if change.value.is_none() && self.removals >= MAX_REMOVAL_BYTES => {}
-            Slot::Vacant(place) => {
-                self.removals += removal_bytes(&change);
-                place.insert(self.next_place);
-                let waiters = waiter.into_iter().collect();
-                self.waiting.insert(self.next_place, Waiting { change, waiters });
-                self.next_place += 1;
-            }
-        }
+            None if waiting.change.value.is_none() && self.removals >= MAX_REMOVAL_BYTES => return,
+            None => self.new_number(),
+        };
+        self.insert(number, waiting, false);
     }
 
-    /// The first changes, in their order.
-    fn take(&mut self) -> Vec<(u64, Waiting)> {
+    fn new_number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    fn insert(&mut self, number: u64, waiting: Waiting, refused: bool) {
+        let place = Place {
+            refused,
+            is_record: waiting.change.value.is_some(),
+            number,
+        };
+        self.removals += waiting.removal_bytes();
+        self.places.insert(waiting.change.field.clone(), place);
+        self.waiting.insert(place, waiting);
+    }
+
+    fn remove(&mut self, field: &str) -> Option<(u64, Waiting)> {
+        let place = self.places.remove(field)?;
+        let waiting = self.waiting.remove(&place)?;
+        self.removals -= waiting.removal_bytes();
+        Some((place.number, waiting))
+    }
+
+    fn has_refused(&self) -> bool {
+        self.waiting.last_key_value().is_some_and(|(place, _)| place.refused)
+    }
+
+    /// The first changes, in their order; those that were refused before only where it is time for them.
+    fn take(&mut self, most: usize, refused: bool) -> Vec<(u64, Waiting)> {
         let mut batch = Vec::new();
         let mut bytes = 0;
-        while batch.len() < BATCH
+        while batch.len() < most
             && bytes < BATCH_BYTES
-            && let Some((place, waiting)) = self.waiting.pop_first()
+            && let Some(first) = self.waiting.first_entry()
+            && (refused || !first.key().refused)
         {
+            let (place, waiting) = first.remove_entry();
             bytes += waiting.change.field.len() + waiting.change.value.as_ref().map_or(0, |value| value.len());
-            self.removals -= removal_bytes(&waiting.change);
+            self.removals -= waiting.removal_bytes();
             self.places.remove(&waiting.change.field);
-            batch.push((place, waiting));
+            self.under_way.push(waiting.hash);
+            batch.push((place.number, waiting));
         }
-        self.under_way = batch.len();
         batch
     }
 
-    /// What was taken and not written goes back to its place, but where a newer change has come.
-    fn give_back(&mut self, batch: Vec<(u64, Waiting)>) {
-        self.under_way = 0;
-        for (old_place, mut old) in batch {
+    /// What was taken and not written goes back, but where a newer change has come: to its place, or behind all others where it
+    /// was refused.
+    fn give_back(&mut self, batch: impl IntoIterator<Item = (u64, Waiting)>, refused: bool) {
+        for (number, mut old) in batch {
             old.waiters.retain(|waiter| !waiter.is_closed());
-            match self.places.entry(old.change.field.clone()) {
-                Slot::Occupied(place) => {
-                    if let Some(newer) = self.waiting.get_mut(place.get()) {
+            match self.places.get(&old.change.field) {
+                Some(place) => {
+                    if let Some(newer) = self.waiting.get_mut(place) {
                         newer.waiters.append(&mut old.waiters);
                     }
                 }
-                Slot::Vacant(place) => {
-                    self.removals += removal_bytes(&old.change);
-                    place.insert(old_place);
-                    self.waiting.insert(old_place, old);
+                None => {
+                    let number = if refused { self.new_number() } else { number };
+                    self.insert(number, old, refused);
                 }
             }
         }
     }
 }
 
-/// Reads all records, until that has worked once or nobody wants them any more.
-async fn read(store: Arc<Store>, shared: Arc<Shared>, portions: mpsc::Sender<Vec<Entry>>) {
-    let words = shared.table.words();
-    let mut trouble = Trouble::of(shared.table);
+/// Reads all records, again and again where that is worth it, as long as anybody wants them.
+async fn read(store: Arc<Store>, shared: Arc<Shared>, parts: mpsc::Sender<Part>) {
+    let table = shared.table;
+    let mut trouble = Trouble::of(table);
+    let (mut since, mut step, mut is_first) = (Instant::now(), 0, true);
+    let mut again = false;
+    let mut last_again: Option<Instant> = None;
     loop {
-        match store.load(&portions).await {
-            Ok(()) => return trouble.over(words.read),
-            Err(error) if shared.gives_up(&error) => return,
-            Err(error) => trouble.warn(&error, words.unread),
+        loop {
+            let due = READINGS.get(step).map(|after| since + *after);
+            select! {
+                () = sleep_until(due.unwrap_or(since)), if due.is_some() => break,
+                () = shared.reconnected.notified() => {
+                    let is_calm = last_again.is_none_or(|at| at.elapsed() >= CALM);
+                    (since, step, again) = (Instant::now(), usize::from(!is_calm), true);
+                }
+                () = parts.closed() => return,
+            }
         }
-        select! {
-            () = sleep(trouble.pause()) => {}
-            () = portions.closed() => return,
+        step += 1;
+        if !std::mem::take(&mut is_first) {
+            shared.lock().begin_reading();
+        }
+        let skipped = loop {
+            match store.load(&parts).await {
+                Ok(skipped) => break skipped,
+                Err(error) if shared.gives_up(&error) => return,
+                Err(error) => {
+                    trouble.warn(&error, format!("the {table} in the store cannot be read; trying again"));
+                    if error.is_too_large() {
+                        break 0;
+                    }
+                }
+            }
+            again = true;
+            select! {
+                () = sleep(trouble.pause()) => {}
+                () = parts.closed() => return,
+            }
+        };
+        if trouble.over(format!("the {table} in the store have been read")) {
+            (since, step) = (Instant::now(), 1);
+        }
+        if again {
+            last_again = Some(Instant::now());
+        }
+        let end = Part::End {
+            skipped,
+            again: std::mem::take(&mut again),
+        };
+        if parts.send(end).await.is_err() || !store.is_read_again() {
+            return;
         }
     }
 }
 
 /// Writes batch after batch, until it is told to stop and nothing is left.
 async fn write(store: Arc<Store>, shared: Arc<Shared>) {
-    let words = shared.table.words();
-    let mut trouble = Trouble::of(shared.table);
+    let table = shared.table;
+    let mut trouble = Trouble::of(table);
+    let (mut most, mut connections) = (BATCH, 0);
+    // When something was refused last, and how long it is left alone.
+    let (mut refused_at, mut patience) = (Instant::now(), Duration::ZERO);
     loop {
-        let (batch, stopping) = {
+        let (batch, retry_at, is_time) = {
             let mut state = shared.lock();
-            (state.take(), state.stopping)
-        };
-        if batch.is_empty() {
-            if stopping {
+            let retry_at = refused_at + if state.stopping { HURRIED_PAUSE } else { patience };
+            let is_time = Instant::now() >= retry_at;
+            let batch = state.take(most, is_time);
+            if state.stopping && state.unwritten() == 0 {
                 return;
             }
-            shared.wake.notified().await;
-            continue;
+            (batch, retry_at, is_time)
+        };
+        if batch.is_empty() {
+            select! {
+                () = shared.wake.notified() => continue,
+                () = sleep_until(retry_at), if !is_time => continue,
+                () = store.closed(), if store.is_read_again() => {}
+            }
         }
         let changes: Vec<_> = batch.iter().map(|(_, waiting)| waiting.change.clone()).collect();
         match store.write(&changes).await {
-            Ok(()) => {
-                trouble.over(words.written);
-                shared.lock().under_way = 0;
-                for waiter in batch.into_iter().flat_map(|(_, waiting)| waiting.waiters) {
-                    let _ = waiter.send(());
+            Ok(refused) => {
+                most = (most * BATCH_STEP).min(BATCH);
+                let places = refused.as_ref().map_or(&[][..], |refused| &refused.places);
+                let is_calm = shared.settle(batch, places);
+                let now = store.connections();
+                if now > 1 && now != connections {
+                    shared.reconnected.notify_one();
+                }
+                connections = now;
+                match refused {
+                    Some(refused) if shared.gives_up(&refused.error) => return,
+                    Some(refused) => {
+                        trouble.warn(&refused.error, table.unwritten());
+                        (refused_at, patience) = (Instant::now(), trouble.pause());
+                    }
+                    None if is_calm => {
+                        trouble.over(format!("the store takes {table} again"));
+                    }
+                    None => {}
                 }
             }
             Err(error) if shared.gives_up(&error) => return,
             Err(error) => {
-                shared.lock().give_back(batch);
-                trouble.warn(&error, words.unwritten);
+                most = (most / BATCH_STEP).max(1);
+                let is_culprit = changes.len() == 1 && error.broke_off();
+                if is_culprit {
+                    (refused_at, patience) = (Instant::now(), LONG_PAUSE);
+                }
+                {
+                    let mut state = shared.lock();
+                    state.under_way.clear();
+                    state.give_back(batch, is_culprit);
+                }
+                trouble.warn(&error, table.unwritten());
                 let end_of_pause = Instant::now() + trouble.pause();
                 while !shared.lock().stopping && timeout_at(end_of_pause, shared.wake.notified()).await.is_ok() {}
                 if shared.lock().stopping {
@@ -510,7 +683,7 @@ impl Trouble {
         }
     }
 
-    fn warn(&mut self, error: &StoreError, what: &'static str) {
+    fn warn(&mut self, error: &StoreError, what: impl Display) {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
         let (reason, remedy) = (error.to_string(), error.remedy());
@@ -523,24 +696,23 @@ impl Trouble {
         }
     }
 
-    /// Trouble that comes and goes is told of no more often than trouble that stays.
-    fn over(&mut self, what: &'static str) {
-        if let Some(since) = self.since.take() {
-            let after_seconds = since.elapsed().as_secs();
-            if std::mem::take(&mut self.told) {
-                tracing::info!(after_seconds, failures = self.failures, "{what}");
-            } else {
-                tracing::debug!(after_seconds, failures = self.failures, "{what}");
-            }
-            self.failures = 0;
+    /// Whether there was any. Trouble that comes and goes is told of no more often than trouble that stays.
+    fn over(&mut self, what: impl Display) -> bool {
+        let Some(since) = self.since.take() else { return false };
+        let (after_seconds, failures) = (since.elapsed().as_secs(), std::mem::take(&mut self.failures));
+        if std::mem::take(&mut self.told) {
+            tracing::info!(after_seconds, failures, "{what}");
+        } else {
+            tracing::debug!(after_seconds, failures, "{what}");
         }
+        true
     }
 
-    /// 0.1 s, doubled up to 5 s.
+    /// 0.1 s, doubled up to two seconds.
     fn pause(&self) -> Duration {
         Duration::from_millis(100)
             .saturating_mul(1 << self.failures.saturating_sub(1).min(8))
-            .min(Duration::from_secs(5))
+            .min(MAX_PAUSE)
     }
 }
 

@@ -1,81 +1,143 @@
 //! A job as it is stored: one field of a hash and its value, in the form that the Go service reads and writes too. Pure.
 //!
-//! What that service knows stands under its names. What it does not know stands under one key of ours, `OURS`, which
-//! it ignores, and no key of which is required, so that owner and generation of a job can be added there. Keys that
-//! nobody here knows are written back as they were read.
+//! What that service knows stands under its names. What only this service stores stands under one key, [`OURS`], which the Go
+//! service ignores and no key of which is required. Unknown keys, at every level, are written back as they were read.
 
 use std::borrow::Cow;
 use std::io;
 use std::str::FromStr as _;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde::ser::{Serialize, SerializeMap as _, Serializer};
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 pub mod time;
 
 /// The longest field and the longest value that are read or written.
 pub const MAX_BYTES: usize = 16 * 1024;
+/// The longest record, field and value together, that a delegation may lead to (decision L8).
+pub const MAX_DELEGATED_BYTES: usize = 2 * 1024;
+/// The replaced events that a record names.
+pub const MAX_REPLACED: usize = 8;
+/// What is not known of a new delegation yet and will be stored: sids, times, and that the participant was seen.
+const SIGHTING_BYTES: usize = 160;
 
-/// The key below which everything stands that only we store.
+/// The key of everything that only this service stores.
 const OURS: &str = "LkJwtServiceWatch";
 
-/// A job: what the Go service stores of it, and what we store beside.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredJob<'a> {
+/// A job: what the Go service stores of it, and, from `user` on, what is absent from that service's records. All times are in
+/// milliseconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobRecord<'a> {
     /// The room's name on the SFU.
     pub room: Cow<'a, str>,
     /// The participant's identity there.
     pub identity: Cow<'a, str>,
     /// The delayed event.
     pub delay_id: Cow<'a, str>,
-    /// Its delay in milliseconds; what was read may be any number.
+    /// The event's delay in milliseconds; what was read may be any number.
     pub delay_ms: i64,
     /// The homeserver.
     pub homeserver: Cow<'a, str>,
-    /// When the event last began to run, in milliseconds since 1970.
+    /// When the event last began to run.
     pub restarted_at_ms: i64,
-    /// What only we store.
-    pub watch: Watch<'a>,
-}
-
-/// What only we store of a job; all of it is absent from a record of the Go service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Watch<'a> {
-    /// The Matrix user.
-    pub user: Option<Cow<'a, str>>,
-    /// When the delegation arrived, in milliseconds since 1970.
+    /// The Matrix user; empty where it is not known.
+    pub user: Cow<'a, str>,
+    /// When the delegation arrived.
     pub delegated_at_ms: Option<i64>,
-    /// Whether the room may be created for this user's sake.
-    pub creates_room: Option<bool>,
     /// Whether calls carry the as_token and the user.
-    pub as_user: Option<bool>,
+    pub as_user: bool,
     /// The participant's sid.
     pub sid: Option<Cow<'a, str>>,
     /// When that session joined, by the SFU's clock; 0 where it is not known.
     pub joined_at_ms: u64,
     /// The room's sid at the last sighting.
     pub room_sid: Option<Cow<'a, str>>,
-    /// The last sighting, in milliseconds since 1970.
+    /// The last sighting.
     pub last_sighted_ms: Option<i64>,
     /// Whether the participant was seen.
     pub seen: bool,
+    /// Events that this delegation replaced and that are still to be cancelled, the oldest first (decision L10). Only the last
+    /// [`MAX_REPLACED`] are written.
+    pub replaces: Vec<Replaced<'a>>,
 }
 
-/// What has to be known of a record that was read in order to write or delete it again without loss.
+/// A delayed event of the same user and homeserver that has to be cancelled until its deadline has passed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Replaced<'a> {
+    /// The delayed event.
+    pub delay_id: Cow<'a, str>,
+    /// When the homeserver will have sent it, in milliseconds since 1970.
+    #[serde(rename = "until")]
+    pub until_ms: i64,
+}
+
+/// What a record that was read has beside its job: needed to write or delete the record without loss.
 #[derive(Clone, Debug, Default)]
-pub struct Origin {
+pub(super) struct Origin {
     /// The field, where it is not spelled as [`field`] spells it.
-    field: Option<Box<str>>,
+    pub(super) field: Option<Box<str>>,
     /// A time with more digits or another offset than ours, and the milliseconds that it stands for.
     restarted_at: Option<(i64, Box<str>)>,
     /// A delay in nanoseconds that is no whole number of milliseconds.
     delay_ns: Option<i64>,
     unknown: Unknown,
     unknown_params: Unknown,
-    unknown_watch: Unknown,
+    unknown_ours: Unknown,
 }
 
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Stored<'a> {
+    params: Params<'a>,
+    restarted_at: Cow<'a, str>,
+    #[serde(rename = "LkJwtServiceWatch", skip_serializing_if = "Option::is_none")]
+    ours: Option<Box<RawValue>>,
+    #[serde(flatten, serialize_with = "members")]
+    unknown: &'a Unknown,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Params<'a> {
+    delay_id: &'a str,
+    delay_timeout: i64,
+    server_name: &'a str,
+    #[serde(rename = "LiveKitRoom")]
+    room: &'a str,
+    #[serde(rename = "LiveKitIdentity")]
+    identity: &'a str,
+    #[serde(flatten, serialize_with = "members")]
+    unknown: &'a Unknown,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Ours<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    user: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delegated_at: Option<i64>,
+    #[serde(skip_serializing_if = "is_default")]
+    as_user: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sid: Option<&'a str>,
+    #[serde(skip_serializing_if = "is_default")]
+    joined_at_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    room_sid: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_sighted: Option<i64>,
+    #[serde(skip_serializing_if = "is_default")]
+    seen: bool,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    replaces: &'a [Replaced<'a>],
+    #[serde(flatten, serialize_with = "members")]
+    unknown: &'a Unknown,
+}
+
+/// Members of an object that nobody here knows.
 type Unknown = Vec<(Box<str>, Box<RawValue>)>;
 
 /// Why a record cannot be read.
@@ -99,6 +161,9 @@ pub enum Unreadable {
     /// Neither the field nor the value names a room and a participant.
     #[error("it names no room or no participant")]
     Nameless,
+    /// The delayed event's id is missing, or cannot be a segment of a path (decision L7).
+    #[error("DelayId is not the id of an event")]
+    NotEvent,
 }
 
 /// The field of a job.
@@ -107,28 +172,69 @@ pub fn field(room: &str, identity: &str) -> String {
     go_json(&[room, identity])
 }
 
-/// The field under which a job is to be stored: the one that it was read from, if any.
-#[must_use]
-pub fn field_of(room: &str, identity: &str, origin: Option<&Origin>) -> String {
-    match origin.and_then(|origin| origin.field.as_deref()) {
-        Some(field) => field.to_owned(),
-        None => field(room, identity),
-    }
-}
-
-impl StoredJob<'_> {
-    /// The value.
+impl JobRecord<'_> {
+    /// The job's field.
     #[must_use]
-    pub fn value(&self, origin: Option<&Origin>) -> String {
-        let empty = Origin::default();
-        let value = go_json(&Value {
-            job: self,
-            origin: origin.unwrap_or(&empty),
-        });
-        if value.len() > MAX_BYTES && origin.is_some() {
-            return self.value(None);
+    pub fn field(&self) -> String {
+        field(&self.room, &self.identity)
+    }
+
+    /// The value of a job that was never read.
+    #[must_use]
+    pub fn value(&self) -> String {
+        self.value_with(&Origin::default())
+    }
+
+    /// The value. Where it would be too long to be read again, unknown keys go first, then the oldest replaced events.
+    pub(super) fn value_with(&self, origin: &Origin) -> String {
+        let kept = self.replaces.len().saturating_sub(MAX_REPLACED);
+        let mut replaces = self.replaces.get(kept..).unwrap_or_default();
+        let value = self.write(origin, replaces);
+        if value.len() <= MAX_BYTES {
+            return value;
+        }
+        let mut value = self.write(&Origin::default(), replaces);
+        while value.len() > MAX_BYTES && !replaces.is_empty() {
+            replaces = &replaces[1..];
+            value = self.write(&Origin::default(), replaces);
         }
         value
+    }
+
+    fn write(&self, origin: &Origin, replaces: &[Replaced<'_>]) -> String {
+        let ours = go_json(&Ours {
+            user: &self.user,
+            delegated_at: self.delegated_at_ms,
+            as_user: self.as_user,
+            sid: self.sid.as_deref(),
+            joined_at_ms: self.joined_at_ms,
+            room_sid: self.room_sid.as_deref(),
+            last_sighted: self.last_sighted_ms,
+            seen: self.seen,
+            replaces,
+            unknown: &origin.unknown_ours,
+        });
+        let exact_delay = origin.delay_ns.filter(|ns| ns.div_euclid(1_000_000) == self.delay_ms);
+        let exact_time = origin.restarted_at.as_ref().filter(|(ms, _)| *ms == self.restarted_at_ms);
+        go_json(&Stored {
+            params: Params {
+                delay_id: &self.delay_id,
+                delay_timeout: exact_delay.unwrap_or_else(|| self.delay_ms.saturating_mul(1_000_000)),
+                server_name: &self.homeserver,
+                room: &self.room,
+                identity: &self.identity,
+                unknown: &origin.unknown_params,
+            },
+            restarted_at: exact_time.map_or_else(|| time::format(self.restarted_at_ms).into(), |(_, text)| (&**text).into()),
+            ours: (ours != "{}").then(|| RawValue::from_string(ours).ok()).flatten(),
+            unknown: &origin.unknown,
+        })
+    }
+
+    /// Whether the record of a new delegation is short enough (decision L8), with what a sighting will add to it.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        self.field().len() + self.value().len() + SIGHTING_BYTES <= MAX_DELEGATED_BYTES
     }
 
     /// When the homeserver sends the event unless it is restarted, in milliseconds since 1970.
@@ -138,12 +244,17 @@ impl StoredJob<'_> {
     }
 }
 
-impl StoredJob<'static> {
-    /// Reads a record. There is no [`Origin`] where it is written as we would write it.
+impl JobRecord<'static> {
+    /// Reads a record.
     ///
     /// # Errors
     /// When it is not one.
-    pub fn read(field: &[u8], value: &[u8]) -> Result<(Self, Option<Box<Origin>>), Unreadable> {
+    pub fn read(field: &[u8], value: &[u8]) -> Result<Self, Unreadable> {
+        Self::read_with(field, value).map(|(job, _)| job)
+    }
+
+    /// The same, with its origin, which is empty where the record is written as [`Self::value`] writes it.
+    pub(super) fn read_with(field: &[u8], value: &[u8]) -> Result<(Self, Origin), Unreadable> {
         if field.len() > MAX_BYTES || value.len() > MAX_BYTES {
             return Err(Unreadable::TooLong);
         }
@@ -152,148 +263,164 @@ impl StoredJob<'static> {
     }
 }
 
-fn read(stored_field: &str, value: &str) -> Result<(StoredJob<'static>, Option<Box<Origin>>), Unreadable> {
-    let mut origin = Origin::default();
-    let (mut room, mut identity, mut delay_id, mut homeserver) = Default::default();
-    let (mut delay_ms, mut restarted_at_ms) = (0, time::ZERO_MS);
-    let mut watch = Watch::default();
+impl Origin {
+    /// Forgets what the job as it is written now has overwritten. `false` where nothing is left to remember.
+    pub(super) fn keep_for(&mut self, job: &JobRecord<'_>) -> bool {
+        self.restarted_at.take_if(|(ms, _)| *ms != job.restarted_at_ms);
+        !self.is_plain()
+    }
 
+    pub(super) fn is_plain(&self) -> bool {
+        self.field.is_none() && self.restarted_at.is_none() && self.delay_ns.is_none() && self.lists().all(Vec::is_empty)
+    }
+
+    /// About how much memory it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let texts = [self.field.as_deref(), self.restarted_at.as_ref().map(|(_, text)| &**text)];
+        let members = self.lists().flatten().map(|(key, raw)| 48 + key.len() + raw.get().len());
+        size_of::<Self>() + texts.into_iter().flatten().map(str::len).sum::<usize>() + members.sum::<usize>()
+    }
+
+    fn lists(&self) -> impl Iterator<Item = &Unknown> {
+        [&self.unknown, &self.unknown_params, &self.unknown_ours].into_iter()
+    }
+}
+
+fn read(stored_field: &str, value: &str) -> Result<(JobRecord<'static>, Origin), Unreadable> {
+    let mut origin = Origin::default();
+    let mut job = JobRecord {
+        restarted_at_ms: time::ZERO_MS,
+        ..JobRecord::default()
+    };
     for (key, raw) in entries(value)? {
         if key.eq_ignore_ascii_case("Params") {
-            if is_null(raw) {
-                continue;
-            }
-            for (key, raw) in entries(raw.get())? {
-                match key.to_ascii_lowercase().as_str() {
-                    "delayid" => set(&mut delay_id, raw)?,
-                    "servername" => set(&mut homeserver, raw)?,
-                    "livekitroom" => set(&mut room, raw)?,
-                    "livekitidentity" => set(&mut identity, raw)?,
-                    "delaytimeout" if is_null(raw) => {}
-                    "delaytimeout" => {
-                        let ns = integer(raw).ok_or(Unreadable::WrongType)?;
-                        delay_ms = ns.div_euclid(1_000_000);
-                        origin.delay_ns = (ns % 1_000_000 != 0).then_some(ns);
-                    }
-                    _ => origin.unknown_params.push((key, raw.to_owned())),
-                }
+            if !is_null(raw) {
+                read_params(&mut job, &mut origin, entries(raw.get())?)?;
             }
         } else if key.eq_ignore_ascii_case("RestartedAt") {
             if is_null(raw) {
                 continue;
             }
             let text: String = serde_json::from_str(raw.get()).map_err(|_| Unreadable::WrongType)?;
-            restarted_at_ms = time::parse(&text).ok_or(Unreadable::NotTime)?;
-            origin.restarted_at = (time::format(restarted_at_ms) != text).then(|| (restarted_at_ms, text.into()));
+            job.restarted_at_ms = time::parse(&text).ok_or(Unreadable::NotTime)?;
+            origin.restarted_at = (time::format(job.restarted_at_ms) != text).then(|| (job.restarted_at_ms, text.into()));
         } else if &*key == OURS {
             // Ours is an extra: what is wrong in it is as good as absent.
-            for (key, raw) in entries(raw.get()).unwrap_or_default() {
-                let known = match &*key {
-                    "user" => put(&mut watch.user, string(raw)),
-                    "delegatedAt" => put(&mut watch.delegated_at_ms, integer(raw)),
-                    "createsRoom" => put(&mut watch.creates_room, boolean(raw)),
-                    "asUser" => put(&mut watch.as_user, boolean(raw)),
-                    "sid" => put(&mut watch.sid, string(raw)),
-                    "joinedAtMs" => {
-                        watch.joined_at_ms = integer(raw).and_then(|ms| ms.try_into().ok()).unwrap_or(0);
-                        true
-                    }
-                    "roomSid" => put(&mut watch.room_sid, string(raw)),
-                    "lastSighted" => put(&mut watch.last_sighted_ms, integer(raw)),
-                    "seen" => {
-                        watch.seen = boolean(raw).unwrap_or(false);
-                        true
-                    }
-                    _ => false,
-                };
-                if !known {
-                    origin.unknown_watch.push((key, raw.to_owned()));
-                }
-            }
+            read_ours(&mut job, &mut origin, entries(raw.get()).unwrap_or_default());
         } else {
             origin.unknown.push((key, raw.to_owned()));
         }
     }
+    if job.room.is_empty() || job.identity.is_empty() {
+        let (room, identity): (String, String) = serde_json::from_str(stored_field).map_err(|_| Unreadable::Nameless)?;
+        (job.room, job.identity) = (room.into(), identity.into());
+    }
+    if job.room.is_empty() || job.identity.is_empty() {
+        return Err(Unreadable::Nameless);
+    }
+    if !is_event(&job.delay_id) {
+        return Err(Unreadable::NotEvent);
+    }
+    origin.field = (job.field() != stored_field).then(|| stored_field.into());
+    Ok((job, origin))
+}
 
-    if room.is_empty() || identity.is_empty() {
-        (room, identity) = serde_json::from_str(stored_field).map_err(|_| Unreadable::Nameless)?;
-        if room.is_empty() || identity.is_empty() {
-            return Err(Unreadable::Nameless);
+fn read_params(job: &mut JobRecord<'_>, origin: &mut Origin, params: Vec<(Box<str>, &RawValue)>) -> Result<(), Unreadable> {
+    for (key, raw) in params {
+        let text = match key.to_ascii_lowercase().as_str() {
+            "delayid" => &mut job.delay_id,
+            "servername" => &mut job.homeserver,
+            "livekitroom" => &mut job.room,
+            "livekitidentity" => &mut job.identity,
+            "delaytimeout" => {
+                if !is_null(raw) {
+                    let ns = integer(raw).ok_or(Unreadable::WrongType)?;
+                    job.delay_ms = ns.div_euclid(1_000_000);
+                    origin.delay_ns = (ns % 1_000_000 != 0).then_some(ns);
+                }
+                continue;
+            }
+            _ => {
+                origin.unknown_params.push((key, raw.to_owned()));
+                continue;
+            }
+        };
+        if !is_null(raw) {
+            *text = string(raw).ok_or(Unreadable::WrongType)?;
         }
     }
-    if field(&room, &identity) != stored_field {
-        origin.field = Some(stored_field.into());
+    Ok(())
+}
+
+fn read_ours(job: &mut JobRecord<'_>, origin: &mut Origin, ours: Vec<(Box<str>, &RawValue)>) {
+    for (key, raw) in ours {
+        match &*key {
+            "user" => job.user = string(raw).unwrap_or_default(),
+            "delegatedAt" => job.delegated_at_ms = integer(raw),
+            "asUser" => job.as_user = boolean(raw),
+            "sid" => job.sid = string(raw),
+            "joinedAtMs" => job.joined_at_ms = integer(raw).and_then(|ms| ms.try_into().ok()).unwrap_or(0),
+            "roomSid" => job.room_sid = string(raw),
+            "lastSighted" => job.last_sighted_ms = integer(raw),
+            "seen" => job.seen = boolean(raw),
+            "replaces" => {
+                let read: Vec<Replaced<'static>> = serde_json::from_str(raw.get()).unwrap_or_default();
+                job.replaces = read.into_iter().filter(|replaced| is_event(&replaced.delay_id)).collect();
+                job.replaces.drain(..job.replaces.len().saturating_sub(MAX_REPLACED));
+            }
+            // Always true where former versions wrote it.
+            "createsRoom" => {}
+            _ => origin.unknown_ours.push((key, raw.to_owned())),
+        }
     }
-    let job = StoredJob {
-        room: room.into(),
-        identity: identity.into(),
-        delay_id: delay_id.into(),
-        delay_ms,
-        homeserver: homeserver.into(),
-        restarted_at_ms,
-        watch,
-    };
-    let plain = origin.field.is_none()
-        && origin.restarted_at.is_none()
-        && origin.delay_ns.is_none()
-        && [&origin.unknown, &origin.unknown_params, &origin.unknown_watch]
-            .iter()
-            .all(|list| list.is_empty());
-    Ok((job, (!plain).then(|| Box::new(origin))))
+}
+
+fn is_event(delay_id: &str) -> bool {
+    !matches!(delay_id, "" | "." | "..")
 }
 
 /// The members of an object, in their order.
 fn entries(json: &str) -> Result<Vec<(Box<str>, &RawValue)>, Unreadable> {
-    let Entries(entries) = serde_json::from_str(json).map_err(|_| Unreadable::NotJson)?;
+    struct Members;
+    impl<'de> Visitor<'de> for Members {
+        type Value = Vec<(Box<str>, &'de RawValue)>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut entries = Vec::new();
+            while let Some(entry) = map.next_entry()? {
+                entries.push(entry);
+            }
+            Ok(entries)
+        }
+    }
+    let mut json = serde_json::Deserializer::from_str(json);
+    let entries = json.deserialize_map(Members).map_err(|_| Unreadable::NotJson)?;
+    json.end().map_err(|_| Unreadable::NotJson)?;
     Ok(entries)
 }
 
-struct Entries<'a>(Vec<(Box<str>, &'a RawValue)>);
+fn members<S: Serializer>(unknown: &&Unknown, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(unknown.iter().map(|(key, raw)| (key, raw)))
+}
 
-impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
-        impl<'de> Visitor<'de> for Members {
-            type Value = Entries<'de>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(Members)
-    }
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn is_null(raw: &RawValue) -> bool {
     raw.get() == "null"
 }
 
-fn set(text: &mut String, raw: &RawValue) -> Result<(), Unreadable> {
-    if !is_null(raw) {
-        *text = serde_json::from_str(raw.get()).map_err(|_| Unreadable::WrongType)?;
-    }
-    Ok(())
-}
-
-fn put<T>(slot: &mut Option<T>, value: Option<T>) -> bool {
-    *slot = value;
-    true
-}
-
 fn string(raw: &RawValue) -> Option<Cow<'static, str>> {
     serde_json::from_str(raw.get()).ok().map(Cow::Owned)
 }
 
-fn boolean(raw: &RawValue) -> Option<bool> {
-    bool::from_str(raw.get()).ok()
+fn boolean(raw: &RawValue) -> bool {
+    bool::from_str(raw.get()).unwrap_or(false)
 }
 
 /// A whole number, also when it is written with a fraction of zero.
@@ -305,75 +432,6 @@ fn integer(raw: &RawValue) -> Option<i64> {
         #[expect(clippy::cast_possible_truncation, reason = "checked")]
         whole.then_some(number as i64)
     })
-}
-
-struct Value<'a> {
-    job: &'a StoredJob<'a>,
-    origin: &'a Origin,
-}
-
-impl Serialize for Value<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { job, origin } = self;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("Params", &Params(self))?;
-        match &origin.restarted_at {
-            Some((ms, text)) if *ms == job.restarted_at_ms => map.serialize_entry("RestartedAt", text)?,
-            Some(_) | None => map.serialize_entry("RestartedAt", &time::format(job.restarted_at_ms))?,
-        }
-        if job.watch != Watch::default() || !origin.unknown_watch.is_empty() {
-            map.serialize_entry(OURS, &Ours(self))?;
-        }
-        for (key, raw) in &origin.unknown {
-            map.serialize_entry(key, raw)?;
-        }
-        map.end()
-    }
-}
-
-struct Params<'a>(&'a Value<'a>);
-
-impl Serialize for Params<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Value { job, origin } = self.0;
-        let exact = origin.delay_ns.filter(|ns| ns.div_euclid(1_000_000) == job.delay_ms);
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("DelayId", &job.delay_id)?;
-        map.serialize_entry("DelayTimeout", &exact.unwrap_or_else(|| job.delay_ms.saturating_mul(1_000_000)))?;
-        map.serialize_entry("ServerName", &job.homeserver)?;
-        map.serialize_entry("LiveKitRoom", &job.room)?;
-        map.serialize_entry("LiveKitIdentity", &job.identity)?;
-        for (key, raw) in &origin.unknown_params {
-            map.serialize_entry(key, raw)?;
-        }
-        map.end()
-    }
-}
-
-struct Ours<'a>(&'a Value<'a>);
-
-impl Serialize for Ours<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        fn entry<M: serde::ser::SerializeMap, T: Serialize>(map: &mut M, key: &str, value: Option<T>) -> Result<(), M::Error> {
-            value.map_or(Ok(()), |value| map.serialize_entry(key, &value))
-        }
-        let Value { job, origin } = self.0;
-        let watch = &job.watch;
-        let mut map = serializer.serialize_map(None)?;
-        entry(&mut map, "user", watch.user.as_ref())?;
-        entry(&mut map, "delegatedAt", watch.delegated_at_ms)?;
-        entry(&mut map, "createsRoom", watch.creates_room)?;
-        entry(&mut map, "asUser", watch.as_user)?;
-        entry(&mut map, "sid", watch.sid.as_ref())?;
-        entry(&mut map, "joinedAtMs", Some(watch.joined_at_ms).filter(|ms| *ms != 0))?;
-        entry(&mut map, "roomSid", watch.room_sid.as_ref())?;
-        entry(&mut map, "lastSighted", watch.last_sighted_ms)?;
-        entry(&mut map, "seen", Some(watch.seen).filter(|seen| *seen))?;
-        for (key, raw) in &origin.unknown_watch {
-            map.serialize_entry(key, raw)?;
-        }
-        map.end()
-    }
 }
 
 fn go_json(value: &impl Serialize) -> String {

@@ -1,4 +1,5 @@
-//! Redis: the hash that the Go service uses and two of our own, spoken to in RESP2 with `PING`, `HSET`, `HDEL` and `HGETALL`.
+//! Redis: the hash that the Go service uses and two of our own, spoken to in RESP2 with `PING`, `HSET`, `HDEL` and `HSCAN` or
+//! `HGETALL`.
 //!
 //! Written here rather than taken from the `redis` crate (1.8), for three things that it does not do: it builds the whole
 //! answer to an `HGETALL` in memory, with lengths as the server says them, where this one hands over portions within a
@@ -13,6 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
@@ -22,32 +24,35 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::{Change, Entry, Portion, StoreError, Table};
+use super::{Change, Part, Portion, Refused, StoreError, Table};
 use crate::config::{self, RedisAddress, RedisTls};
 use crate::dns::Dns;
 use crate::tls::Tls;
 use resp::Connection;
 pub use resp::RedisError;
 
-/// The hash of delegated leaves, which the Go service has too, and those that only this service has.
-const JOBS: &str = "lk-jwt:jobs";
-const TOKENS: &str = "lk-jwt:tokens";
-const HOMESERVERS: &str = "lk-jwt:homeservers";
 /// Time for a connection to stand, for the handshake of TLS, and for the answer to a command or a batch of them.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Time for one of several addresses of a name.
 const PATIENCE_PER_ADDRESS: Duration = Duration::from_secs(1);
-/// Time for all records.
-const LOAD_PATIENCE: Duration = Duration::from_secs(60);
+/// Time for all records to be read, and to be taken by those who wanted them.
+const LOAD_PATIENCE: Duration = Duration::from_secs(600);
+/// About how many records come in one portion of a hash.
+const SCAN_COUNT: &[u8] = b"512";
+/// How long an idle connection is left alone: shorter than servers and proxies let one be idle.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// A Redis server.
 pub(super) struct Redis {
     settings: config::Redis,
     address: RedisAddress,
-    hash: &'static str,
+    hash: String,
     tls: Arc<Tls>,
     dns: Arc<Dns>,
     writer: Mutex<Option<Connection>>,
+    connections: AtomicU64,
+    /// `HSCAN` was refused.
+    no_scan: AtomicBool,
 }
 
 /// TCP, TLS or a Unix socket.
@@ -56,37 +61,31 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 impl Redis {
     pub(super) fn new(settings: config::Redis, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
-        let address = settings.address();
-        let tls = match &address {
+        let tls = match settings.address() {
             RedisAddress::Tcp {
                 tls: Some(RedisTls { skip_verify: true }),
                 ..
             } => Arc::new(Tls::new(true)),
             RedisAddress::Tcp { .. } | RedisAddress::Unix(_) => tls,
         };
-        Self {
-            settings,
-            address,
-            hash: JOBS,
-            tls,
-            dns,
-            writer: Mutex::new(None),
-        }
+        Self::of(settings, tls, dns, Table::Jobs)
     }
 
     /// Another hash of the same server, by connections of its own.
     pub(super) fn with(&self, table: Table) -> Self {
+        Self::of(self.settings.clone(), self.tls.clone(), self.dns.clone(), table)
+    }
+
+    fn of(settings: config::Redis, tls: Arc<Tls>, dns: Arc<Dns>, table: Table) -> Self {
         Self {
-            settings: self.settings.clone(),
-            address: self.address.clone(),
-            hash: match table {
-                Table::Jobs => JOBS,
-                Table::Tokens => TOKENS,
-                Table::Homeservers => HOMESERVERS,
-            },
-            tls: self.tls.clone(),
-            dns: self.dns.clone(),
+            address: settings.address(),
+            settings,
+            hash: format!("lk-jwt:{}", table.name()),
+            tls,
+            dns,
             writer: Mutex::new(None),
+            connections: AtomicU64::new(0),
+            no_scan: AtomicBool::new(false),
         }
     }
 
@@ -95,51 +94,73 @@ impl Redis {
         self.connect().await.map(drop).map_err(|error| self.failed(error))
     }
 
-    pub(super) async fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock().await;
-        // Only a connection that is known to be in order is put back.
-        if let Some(mut connection) = writer.take() {
-            match in_time(write(&mut connection, self.hash, changes)).await {
-                Ok(()) => {
-                    *writer = Some(connection);
-                    return Ok(());
-                }
-                // Servers and proxies close idle connections: that is no trouble, and a new one is made at once.
-                Err(RedisError::Closed | RedisError::Broken(_)) => {}
-                Err(error) => return Err(self.failed(error)),
-            }
-        }
-        let mut connection = self.connect().await.map_err(|error| self.failed(error))?;
-        in_time(write(&mut connection, self.hash, changes))
-            .await
-            .map_err(|error| self.failed(error))?;
-        *writer = Some(connection);
-        Ok(())
+    pub(super) fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
     }
 
-    pub(super) async fn load(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), StoreError> {
-        timeout(LOAD_PATIENCE, self.load_all(portions))
+    /// Waits until the writer's connection has closed, or was idle for so long that it has to be used.
+    pub(super) async fn closed(&self) {
+        if let Some(connection) = &mut *self.writer.lock().await {
+            let _ = timeout(KEEP_ALIVE, connection.closed()).await;
+        }
+    }
+
+    pub(super) async fn write(&self, changes: &[Change]) -> Result<Option<Refused>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        // Only a connection that is known to be in order is put back.
+        let mut connection = match writer.take() {
+            Some(mut connection) => match in_time(write(&mut connection, &self.hash, changes)).await {
+                // Servers and proxies close idle connections: that is no trouble, and a new one is made at once.
+                Err(RedisError::Closed | RedisError::Broken(_)) => None,
+                done => Some((connection, done)),
+            },
+            None => None,
+        };
+        if connection.is_none() {
+            let mut new = self.connect().await.map_err(|error| self.failed(error))?;
+            self.connections.fetch_add(1, Ordering::Relaxed);
+            let done = in_time(write(&mut new, &self.hash, changes)).await;
+            connection = Some((new, done));
+        }
+        let Some((connection, done)) = connection else { return Ok(None) };
+        let refused = done.map_err(|error| self.failed(error))?;
+        *writer = Some(connection);
+        Ok(refused.map(|(places, error)| Refused {
+            places,
+            error: self.told(error),
+        }))
+    }
+
+    pub(super) async fn load(&self, parts: &mpsc::Sender<Part>) -> Result<usize, StoreError> {
+        timeout(LOAD_PATIENCE, self.load_all(parts))
             .await
             .unwrap_or(Err(RedisError::Timeout))
             .map_err(|error| self.failed(error))
     }
 
-    async fn load_all(&self, portions: &mpsc::Sender<Vec<Entry>>) -> Result<(), RedisError> {
+    /// `HSCAN` asks a server for a portion at a time; `HGETALL`, where the other is refused, keeps everybody else waiting.
+    async fn load_all(&self, parts: &mpsc::Sender<Part>) -> Result<usize, RedisError> {
         let mut connection = self.connect().await?;
-        connection.command(&[b"HGETALL", self.hash.as_bytes()]);
-        connection.send().await?;
-        let mut expected = connection.pairs("HGETALL").await?;
-        let mut portion = Portion::default();
-        while expected > 0 {
-            expected -= 1;
-            if let Some(entry) = connection.pair().await? {
-                portion.push(entry);
+        let (mut cursor, mut skipped) = (Box::from(*b"0"), 0);
+        while !self.no_scan.load(Ordering::Relaxed) {
+            connection.command(&[b"HSCAN", self.hash.as_bytes(), &cursor, b"COUNT", SCAN_COUNT]);
+            connection.send().await?;
+            match connection.cursor().await {
+                Ok(next) => cursor = next,
+                Err(RedisError::Refused { code, .. }) if matches!(&*code, "ERR" | "NOPERM") => {
+                    self.no_scan.store(true, Ordering::Relaxed);
+                    break;
+                }
+                Err(error) => return Err(error),
             }
-            if (portion.is_full() || expected == 0) && portions.send(portion.take()).await.is_err() {
-                return Ok(());
+            skipped += take(&mut connection, "HSCAN", parts).await?;
+            if *cursor == *b"0" || parts.is_closed() {
+                return Ok(skipped);
             }
         }
-        Ok(())
+        connection.command(&[b"HGETALL", self.hash.as_bytes()]);
+        connection.send().await?;
+        take(&mut connection, "HGETALL", parts).await
     }
 
     async fn connect(&self) -> Result<Connection, RedisError> {
@@ -226,8 +247,28 @@ impl Redis {
             let (dns, host) = (self.dns.clone(), host.clone());
             tokio::spawn(async move { dns.addresses(&host, Some(Instant::now())).await });
         }
+        self.told(error)
+    }
+
+    fn told(&self, error: RedisError) -> StoreError {
         StoreError::Redis(self.address.to_string().into(), error)
     }
+}
+
+/// Hands over the fields and values of an answer, and says how many were too long for it.
+async fn take(connection: &mut Connection, command: &'static str, parts: &mpsc::Sender<Part>) -> Result<usize, RedisError> {
+    let (mut portion, mut skipped) = (Portion::default(), 0);
+    for _ in 0..connection.pairs(command).await? {
+        match connection.pair().await? {
+            Some(entry) => portion.push(entry),
+            None => skipped += 1,
+        }
+        if portion.is_full() && parts.send(portion.take()).await.is_err() {
+            return Ok(skipped);
+        }
+    }
+    let _ = parts.send(portion.take()).await;
+    Ok(skipped)
 }
 
 async fn in_time<T>(work: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
@@ -239,7 +280,8 @@ async fn unix(path: &Path) -> Result<UnixStream, RedisError> {
     stream.map_err(|error: io::Error| RedisError::Unreachable(error.to_string()))
 }
 
-async fn write(connection: &mut Connection, hash: &str, changes: &[Change]) -> Result<(), RedisError> {
+/// Which changes were refused for their own sake, or for want of room, and why the first of them.
+async fn write(connection: &mut Connection, hash: &str, changes: &[Change]) -> Result<Option<(Vec<usize>, RedisError)>, RedisError> {
     for Change { field, value } in changes {
         match value {
             // One field at a time: more of them in one command is what not every server and proxy understands.
@@ -247,15 +289,26 @@ async fn write(connection: &mut Connection, hash: &str, changes: &[Change]) -> R
             None => connection.command(&[b"HDEL", hash.as_bytes(), field.as_bytes()]),
         }
     }
+    if changes.is_empty() {
+        connection.command(&[b"PING"]);
+    }
     connection.send().await?;
-    let mut refused = None;
-    for Change { value, .. } in changes {
+    if changes.is_empty() {
+        return connection.done("PING").await.map(|()| None);
+    }
+    let (mut places, mut first) = (Vec::new(), None);
+    let mut failure = Ok(());
+    for (place, Change { value, .. }) in changes.iter().enumerate() {
         let command = if value.is_some() { "HSET" } else { "HDEL" };
         match connection.done(command).await {
             Ok(()) => {}
-            Err(error @ RedisError::Refused { .. }) => refused = refused.or(Some(error)),
+            Err(error) if error.concerns_one_change() => {
+                places.push(place);
+                first = first.or(Some(error));
+            }
+            Err(error @ RedisError::Refused { .. }) => failure = failure.and(Err(error)),
             Err(error) => return Err(error),
         }
     }
-    refused.map_or(Ok(()), Err)
+    failure.map(|()| first.map(|error| (places, error)))
 }

@@ -204,7 +204,9 @@ fn a_goodbye_without_an_arrival_is_a_question() {
     let session = scene.sfu.join(&scene.alias, &scene.identity);
     let asked = scene.sfu.lookups(&scene.alias, &scene.identity).len();
     scene.leave(&session, "CLIENT_INITIATED");
-    wait_until("a question", SOON, || scene.sfu.lookups(&scene.alias, &scene.identity).len() > asked);
+    wait_until("a question", SOON, || {
+        scene.sfu.lookups(&scene.alias, &scene.identity).len() > asked
+    });
     let sent = scene.wait_sent(SOON);
     assert!(sent - began > Duration::from_millis(3_500), "{:?}", sent - began);
 }

@@ -292,6 +292,27 @@ fn a_delay_id_reaches_no_other_path() {
     assert_eq!(scene.api.strays(), [""; 0]);
 }
 
+/// Decision L8: a record takes at most 2 KiB as it is stored, where one character may be six.
+#[test]
+fn names_that_are_too_long_together_are_refused_on_every_route() {
+    let scene = Scene::new();
+    let long = "<".repeat(255);
+    let delegation = delegate_of(&scene.home, "alice", &unique_room(), &long, HOUR);
+    let mut legacy = sfu_get_of(&scene.home, "alice", &unique_room());
+    legacy["device_id"] = json!(long);
+    legacy["delay_id"] = json!("syd_1");
+    legacy["delay_timeout"] = json!(HOUR);
+    for (route, body) in [(ROUTE, &delegation), ("/get_token", &delegation), ("/sfu/get", &legacy)] {
+        let answer = scene.service.post(route, body);
+        answer.assert_error(400, "M_BAD_JSON", "The request body has a field that is too long");
+    }
+    assert_eq!(scene.sfu.creations(), 0, "nothing was done before");
+    // Without the delay the call goes on.
+    legacy.as_object_mut().unwrap().remove("delay_id");
+    legacy.as_object_mut().unwrap().remove("delay_timeout");
+    assert_eq!(scene.service.post("/sfu/get", &legacy).status, 200);
+}
+
 /// Element Call then asks again without the delay; others hear that there are too many.
 #[test]
 fn a_user_may_have_a_hundred() {

@@ -8,6 +8,11 @@ fn change(field: &str, value: Option<&str>) -> Change {
     }
 }
 
+fn give_back(state: &mut State, batch: Vec<(u64, Waiting)>) {
+    state.under_way.clear();
+    state.give_back(batch, false);
+}
+
 fn fields(batch: &[(u64, Waiting)]) -> Vec<(&str, Option<&str>)> {
     batch
         .iter()
@@ -22,17 +27,17 @@ fn the_latest_change_of_a_field_takes_the_place_of_the_first() {
         state.push(change(field, value), 0, None);
     }
     assert_eq!((state.unwritten(), state.removals), (3, 2 * (REMOVAL + 1)));
-    let batch = state.take();
-    assert_eq!(fields(&batch), [("a", Some("2")), ("b", None), ("c", None)]);
+    let batch = state.take(BATCH, false);
+    assert_eq!(fields(&batch), [("b", None), ("c", None), ("a", Some("2"))], "removals first");
     assert_eq!((state.unwritten(), state.removals), (3, 0));
     // Meanwhile `b` is put again; then the batch fails.
     state.push(change("b", Some("3")), 0, None);
     state.push(change("d", Some("1")), 0, None);
-    state.give_back(batch);
+    give_back(&mut state, batch);
     assert_eq!((state.unwritten(), state.removals), (4, REMOVAL + 1));
     assert_eq!(
-        fields(&state.take()),
-        [("a", Some("2")), ("c", None), ("b", Some("3")), ("d", Some("1"))]
+        fields(&state.take(BATCH, false)),
+        [("c", None), ("a", Some("2")), ("b", Some("3")), ("d", Some("1"))]
     );
 }
 
@@ -42,10 +47,10 @@ fn those_who_wait_for_an_old_value_are_told_of_the_new_one() {
     let (first, mut first_told) = oneshot::channel();
     let (second, mut second_told) = oneshot::channel();
     state.push(change("a", Some("1")), 0, Some(first));
-    let batch = state.take();
+    let batch = state.take(BATCH, false);
     state.push(change("a", Some("2")), 0, Some(second));
-    state.give_back(batch);
-    let batch = state.take();
+    give_back(&mut state, batch);
+    let batch = state.take(BATCH, false);
     assert_eq!(fields(&batch), [("a", Some("2"))]);
     for waiter in batch.into_iter().flat_map(|(_, waiting)| waiting.waiters) {
         waiter.send(()).unwrap();
@@ -55,17 +60,15 @@ fn those_who_wait_for_an_old_value_are_told_of_the_new_one() {
 
 #[test]
 fn nothing_grows_without_bound_while_the_store_is_away() {
-    let mut state = State {
-        touched: Some(HashSet::new()),
-        ..State::default()
-    };
+    let mut state = State::default();
+    state.begin_reading();
     for n in 0..1000 {
         let (waiter, gone) = oneshot::channel();
         drop(gone);
         state.push(change("a", Some("x")), n % 7, Some(waiter));
     }
     assert_eq!(state.waiting.values().next().unwrap().waiters.len(), 1);
-    assert_eq!(state.touched.as_ref().unwrap().len(), 7);
+    assert_eq!(state.touched.len(), 7);
     let (long, bytes) = ("x".repeat(1000), REMOVAL + 1000 + 6);
     let most = MAX_REMOVAL_BYTES.div_ceil(bytes);
     for n in 0..most + 10 {
@@ -77,7 +80,7 @@ fn nothing_grows_without_bound_while_the_store_is_away() {
     assert_eq!(state.waiting.len(), most + 1);
     state.push(change("a", Some("x")), 0, None);
     assert_eq!(state.removals, most * bytes);
-    while !state.take().is_empty() {}
+    while !state.take(BATCH, false).is_empty() {}
     assert_eq!(state.removals, 0);
 }
 
@@ -88,17 +91,17 @@ fn batches_are_bounded() {
     for n in 0..100 {
         state.push(change(&n.to_string(), Some(&large)), 0, None);
     }
-    assert_eq!(state.take().len(), 16);
+    assert_eq!(state.take(BATCH, false).len(), 16);
     for n in 0..5000 {
         state.push(change(&format!("s{n}"), Some("x")), 0, None);
     }
     while !state.waiting.is_empty() {
-        assert!(state.take().len() <= BATCH);
+        assert!(state.take(BATCH, false).len() <= BATCH);
     }
 }
 
 #[test]
-fn pauses_grow_to_five_seconds() {
+fn pauses_grow_to_two_seconds() {
     let pauses: Vec<_> = [1, 2, 3, 6, 7, 99, u32::MAX]
         .map(|failures| {
             let trouble = Trouble {
@@ -108,13 +111,14 @@ fn pauses_grow_to_five_seconds() {
             trouble.pause().as_millis()
         })
         .into();
-    assert_eq!(pauses, [100, 200, 400, 3200, 5000, 5000, 5000]);
+    assert_eq!(pauses, [100, 200, 400, 2000, 2000, 2000, 2000]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_a_store_everything_is_written_at_once() {
     let (changes, mut entries) = Changes::start(Store::memory());
-    assert!(entries.next().await.is_none() && !changes.are_kept());
+    let read = |_: &[u8], _: &[u8]| Ok::<(), &str>(());
+    assert!(entries.next(read).await.is_none() && !changes.are_kept());
     changes.make("a".into(), Some("1".into()));
     assert!(changes.make_and_tell("a".into(), Some("2".into())).within(Duration::ZERO).await);
     changes.make("a".into(), None);
@@ -142,6 +146,7 @@ fn what_can_do_without_a_store_does_when_it_is_denied() {
             table,
             state: Mutex::default(),
             wake: Notify::new(),
+            reconnected: Notify::new(),
             hasher: RandomState::new(),
             task: Mutex::default(),
         };
@@ -179,20 +184,71 @@ proptest! {
             match (under_way.take(), fails_after) {
                 (Some(batch), Some(done)) => {
                     apply(&mut stored, &batch[..done.min(batch.len())]);
-                    state.give_back(batch);
+                    give_back(&mut state, batch);
                 }
                 (Some(batch), None) => {
                     apply(&mut stored, &batch);
-                    state.under_way = 0;
+                    state.under_way.clear();
                 }
-                (None, _) => under_way = Some(state.take()),
+                (None, _) => under_way = Some(state.take(BATCH, false)),
             }
         }
         if let Some(batch) = under_way {
-            state.give_back(batch);
+            give_back(&mut state, batch);
         }
-        apply(&mut stored, &state.take());
+        apply(&mut stored, &state.take(BATCH, false));
         prop_assert_eq!(stored, latest);
         prop_assert_eq!((state.waiting.len(), state.places.len(), state.removals), (0, 0, 0));
     }
+}
+
+#[test]
+fn what_is_refused_keeps_nothing_else_back() {
+    let shared = Shared {
+        table: Table::Jobs,
+        state: Mutex::default(),
+        wake: Notify::new(),
+        reconnected: Notify::new(),
+        hasher: RandomState::new(),
+        task: Mutex::default(),
+    };
+    for field in ["a", "b", "c"] {
+        shared.lock().push(change(field, Some("1")), 0, None);
+    }
+    let batch = shared.lock().take(BATCH, false);
+    assert!(!shared.settle(batch, &[0, 2]), "two are refused");
+    shared.lock().push(change("d", None), 0, None);
+    shared.lock().push(change("e", Some("1")), 0, None);
+    let batch = shared.lock().take(BATCH, false);
+    assert_eq!(fields(&batch), [("d", None), ("e", Some("1"))], "they wait for their time");
+    assert!(!shared.settle(batch, &[]));
+    // A newer change of the same field is tried at once.
+    shared.lock().push(change("c", None), 0, None);
+    let batch = shared.lock().take(BATCH, false);
+    assert_eq!(fields(&batch), [("c", None)]);
+    assert!(!shared.settle(batch, &[]));
+    let batch = shared.lock().take(BATCH, true);
+    assert_eq!(fields(&batch), [("a", Some("1"))]);
+    assert!(shared.settle(batch, &[]));
+    assert_eq!(shared.lock().unwritten(), 0);
+}
+
+#[test]
+fn what_waits_or_is_being_written_when_a_reading_begins_is_newer_than_what_it_reads() {
+    let mut state = State::default();
+    state.push(change("a", None), 1, None);
+    let batch = state.take(BATCH, false);
+    state.push(change("b", None), 2, None);
+    state.begin_reading();
+    state.under_way.clear();
+    drop(batch);
+    while !state.take(BATCH, false).is_empty() {}
+    state.push(change("c", None), 3, None);
+    assert_eq!(state.touched, HashSet::from([1, 2, 3]));
+    // A second one begins before the end of the first was taken.
+    state.begin_reading();
+    state.end_reading();
+    assert_eq!(state.touched, HashSet::from([1, 2, 3]));
+    state.end_reading();
+    assert_eq!(state.touched, HashSet::new());
 }

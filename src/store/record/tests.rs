@@ -5,14 +5,17 @@ use serde_json::json;
 const GO: &str = r#"{"Params":{"DelayId":"syd_1","DelayTimeout":8000000000,"ServerName":"example.com","LiveKitRoom":"krj2dgxw2K6EOm9he4GfQJ6JsSVWfJ8a7BkyjZcSmxs","LiveKitIdentity":"@a:x:DEV"},"RestartedAt":"2026-07-23T09:28:51.123456789Z"}"#;
 const GO_FIELD: &str = r#"["krj2dgxw2K6EOm9he4GfQJ6JsSVWfJ8a7BkyjZcSmxs","@a:x:DEV"]"#;
 
-fn read_ok(field: &str, value: &str) -> (StoredJob<'static>, Option<Box<Origin>>) {
-    StoredJob::read(field.as_bytes(), value.as_bytes()).unwrap()
+fn read_ok(field: &str, value: &str) -> (JobRecord<'static>, Origin) {
+    JobRecord::read_with(field.as_bytes(), value.as_bytes()).unwrap()
 }
 
 /// Reads and writes again.
 fn rewritten(field: &str, value: &str) -> (String, String) {
     let (job, origin) = read_ok(field, value);
-    (field_of(&job.room, &job.identity, origin.as_deref()), job.value(origin.as_deref()))
+    (
+        origin.field.as_deref().map_or_else(|| job.field(), str::to_owned),
+        job.value_with(&origin),
+    )
 }
 
 #[test]
@@ -21,15 +24,23 @@ fn a_record_of_the_go_service_survives_to_the_byte() {
     assert_eq!((&*job.delay_id, &*job.homeserver, job.delay_ms), ("syd_1", "example.com", 8000));
     assert_eq!(job.restarted_at_ms, 1_784_798_931_123);
     assert_eq!(job.expires_at_ms(), 1_784_798_939_123);
-    assert_eq!(job.watch, Watch::default());
-    assert_eq!(job.value(origin.as_deref()), GO);
+    let ours = (
+        &*job.user,
+        job.delegated_at_ms,
+        job.as_user,
+        &job.sid,
+        job.joined_at_ms,
+        &job.replaces,
+    );
+    assert_eq!(ours, ("", None, false, &None, 0, &Vec::new()));
+    assert_eq!(job.value_with(&origin), GO);
     assert_eq!(rewritten(GO_FIELD, GO).0, GO_FIELD);
 
     let mut restarted = job;
     restarted.restarted_at_ms += 4000;
     restarted.delay_ms = 9000;
     assert_eq!(
-        restarted.value(origin.as_deref()),
+        restarted.value_with(&origin),
         GO.replace("51.123456789", "55.123").replace("8000000000", "9000000000")
     );
 }
@@ -42,29 +53,33 @@ fn fields_and_values_are_escaped_as_go_does() {
     );
     let (mut job, _) = read_ok(GO_FIELD, GO);
     job.delay_id = "<&>".into();
-    assert!(job.value(None).contains(r#""DelayId":"\u003c\u0026\u003e""#));
+    assert!(job.value().contains(r#""DelayId":"\u003c\u0026\u003e""#));
 }
 
 #[test]
 fn what_only_we_store_stands_under_one_key_and_survives() {
     let (mut job, _) = read_ok(GO_FIELD, GO);
-    job.watch = Watch {
-        user: Some("@a:x".into()),
+    job = JobRecord {
+        user: "@a:x".into(),
         delegated_at_ms: Some(1_784_798_900_000),
-        creates_room: Some(true),
-        as_user: Some(false),
+        as_user: true,
         sid: Some("PA_1".into()),
         joined_at_ms: 1_784_798_931_000,
         room_sid: Some("RM_1".into()),
         last_sighted_ms: Some(1_784_798_931_001),
         seen: true,
+        replaces: vec![Replaced {
+            delay_id: "syd_0".into(),
+            until_ms: 1_784_798_940_000,
+        }],
+        ..job
     };
-    let value = job.value(None);
+    let value = job.value();
     let members: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&value).unwrap();
     assert_eq!(members.keys().collect::<Vec<_>>(), [OURS, "Params", "RestartedAt"]);
     let (back, origin) = read_ok(GO_FIELD, &value);
     assert_eq!(back, job);
-    assert!(origin.is_none(), "{origin:?}");
+    assert!(origin.is_plain(), "{origin:?}");
 }
 
 #[test]
@@ -101,36 +116,28 @@ fn reads_as_leniently_as_go() {
         8000
     );
     for nothing in [
-        r#"{}"#,
-        r#"{"Params":null,"RestartedAt":null}"#,
-        r#"{"Params":{"DelayId":null,"DelayTimeout":null}}"#,
+        r#"{"Params":{"DelayId":"d"}}"#,
+        r#"{"Params":{"DelayId":"d","LiveKitRoom":null},"RestartedAt":null}"#,
+        r#"{"Params":{"DelayId":"d","DelayTimeout":null}}"#,
     ] {
         let (job, _) = read_ok(GO_FIELD, nothing);
-        assert_eq!(
-            (job.delay_ms, job.restarted_at_ms, &*job.delay_id),
-            (0, time::ZERO_MS, ""),
-            "{nothing}"
-        );
+        assert_eq!((job.delay_ms, job.restarted_at_ms), (0, time::ZERO_MS), "{nothing}");
         assert_eq!(&*job.identity, "@a:x:DEV", "the field says who it is");
         assert!(job.expires_at_ms() < 0);
     }
     // What is wrong in our own part is as good as absent.
     let odd = GO.replace(
         "\"RestartedAt\"",
-        r#""LkJwtServiceWatch":{"sid":5,"seen":"x","joinedAtMs":-1},"RestartedAt""#,
+        r#""LkJwtServiceWatch":{"sid":5,"seen":"x","joinedAtMs":-1,"replaces":[{"delayId":"d"}]},"RestartedAt""#,
     );
-    assert_eq!(read_ok(GO_FIELD, &odd).0.watch, Watch::default());
-    assert_eq!(
-        read_ok(GO_FIELD, &GO.replace("\"RestartedAt\"", r#""LkJwtServiceWatch":7,"RestartedAt""#))
-            .0
-            .watch,
-        Watch::default()
-    );
+    assert_eq!(read_ok(GO_FIELD, &odd).0, read_ok(GO_FIELD, GO).0);
+    let number = GO.replace("\"RestartedAt\"", r#""LkJwtServiceWatch":7,"RestartedAt""#);
+    assert_eq!(read_ok(GO_FIELD, &number).0, read_ok(GO_FIELD, GO).0);
 }
 
 #[test]
 fn what_is_no_record_is_told_apart() {
-    let read = |value: &str| StoredJob::read(GO_FIELD.as_bytes(), value.as_bytes()).map(|_| ()).unwrap_err();
+    let read = |value: &str| JobRecord::read_with(GO_FIELD.as_bytes(), value.as_bytes()).map(|_| ()).unwrap_err();
     for (value, why) in [
         ("", Unreadable::NotJson),
         ("null", Unreadable::NotJson),
@@ -143,10 +150,15 @@ fn what_is_no_record_is_told_apart() {
         (r#"{"Params":{"DelayTimeout":9223372036854775808}}"#, Unreadable::WrongType),
         (r#"{"RestartedAt":5}"#, Unreadable::WrongType),
         (r#"{"RestartedAt":"2026-07-23t09:28:51z"}"#, Unreadable::NotTime),
+        ("{}", Unreadable::NotEvent),
+        (r#"{"Params":null}"#, Unreadable::NotEvent),
+        (r#"{"Params":{"DelayId":""}}"#, Unreadable::NotEvent),
+        (r#"{"Params":{"DelayId":"."}}"#, Unreadable::NotEvent),
+        (r#"{"Params":{"DelayId":".."}}"#, Unreadable::NotEvent),
     ] {
         assert_eq!(read(value), why, "{value}");
     }
-    let nameless = |field: &[u8]| StoredJob::read(field, b"{}").map(|_| ()).unwrap_err();
+    let nameless = |field: &[u8]| JobRecord::read_with(field, b"{}").map(|_| ()).unwrap_err();
     assert_eq!(nameless(b"x"), Unreadable::Nameless);
     assert_eq!(nameless(br#"["","i"]"#), Unreadable::Nameless);
     assert_eq!(nameless(br#"["a","b","c"]"#), Unreadable::Nameless);
@@ -160,8 +172,8 @@ fn a_rewritten_record_stays_readable_whatever_was_kept() {
     let filler = "x".repeat(MAX_BYTES - GO.len() - 10);
     let value = GO.replacen('{', &format!(r#"{{"k":"{filler}","#), 1);
     let (mut job, origin) = read_ok(GO_FIELD, &value);
-    job.watch.user = Some("@somebody-with-a-long-name:example.org".into());
-    let written = job.value(origin.as_deref());
+    job.user = "@somebody-with-a-long-name:example.org".into();
+    let written = job.value_with(&origin);
     assert_eq!(read_ok(GO_FIELD, &written).0, job);
 }
 
@@ -217,31 +229,109 @@ proptest! {
     #[test]
     fn reading_never_panics_and_rewriting_changes_nothing(value in almost_a_record(), room in "\\PC{1,9}", identity in "\\PC{1,9}") {
         let stored_field = field(&room, &identity);
-        if let Ok((job, origin)) = StoredJob::read(stored_field.as_bytes(), &value) {
-            let written = job.value(origin.as_deref());
-            let (again, second_origin) = StoredJob::read(stored_field.as_bytes(), written.as_bytes()).unwrap();
+        if let Ok((job, origin)) = JobRecord::read_with(stored_field.as_bytes(), &value) {
+            let written = job.value_with(&origin);
+            let (again, second_origin) = JobRecord::read_with(stored_field.as_bytes(), written.as_bytes()).unwrap();
             prop_assert_eq!(&again, &job);
-            prop_assert_eq!(again.value(second_origin.as_deref()), written);
+            prop_assert_eq!(again.value_with(&second_origin), written);
         }
     }
 
     #[test]
     fn every_job_survives(
         texts in prop::array::uniform4("\\PC{1,12}"), delay_ms in 0..86_400_000i64, restarted_at_ms in 0..4_000_000_000_000i64,
-        user in prop::option::of("\\PC{0,9}"), joined_at_ms in 0..4_000_000_000_000u64, last_sighted_ms: Option<i64>, seen: bool,
-        creates_room: Option<bool>,
+        user in "\\PC{0,9}", joined_at_ms in 0..4_000_000_000_000u64, last_sighted_ms: Option<i64>, seen: bool,
+        replaced in prop::collection::vec(("\\PC{1,9}", any::<i64>()), 0..8),
     ) {
         let [room, identity, delay_id, homeserver] = texts.map(Cow::Owned);
-        let watch = Watch { user: user.map(Cow::Owned), joined_at_ms, last_sighted_ms, seen, creates_room, ..Watch::default() };
-        let job = StoredJob { room, identity, delay_id, delay_ms, homeserver, restarted_at_ms, watch };
+        let replaces = replaced.into_iter().map(|(delay_id, until_ms)| Replaced { delay_id: delay_id.into(), until_ms });
+        let replaces = replaces.filter(|replaced| is_event(&replaced.delay_id)).collect();
+        let job = JobRecord {
+            room, identity, delay_id, delay_ms, homeserver, restarted_at_ms, user: user.into(), joined_at_ms, last_sighted_ms, seen,
+            replaces, ..JobRecord::default()
+        };
+        prop_assume!(is_event(&job.delay_id));
         let field = field(&job.room, &job.identity);
-        let (back, origin) = StoredJob::read(field.as_bytes(), job.value(None).as_bytes()).unwrap();
+        let (back, origin) = JobRecord::read_with(field.as_bytes(), job.value().as_bytes()).unwrap();
         prop_assert_eq!(back, job);
-        prop_assert!(origin.is_none());
+        prop_assert!(origin.is_plain());
     }
 
     #[test]
     fn any_bytes_are_survived(field in prop::collection::vec(any::<u8>(), 0..64), value in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = StoredJob::read(&field, &value);
+        let _ = JobRecord::read_with(&field, &value);
     }
+}
+
+#[test]
+fn records_of_former_versions_are_read_and_lose_nothing_but_what_was_always_true() {
+    let former = GO.replace(
+        "\"RestartedAt\"",
+        r#""LkJwtServiceWatch":{"user":"@a:x","delegatedAt":7,"createsRoom":true,"asUser":false,"seen":true},"RestartedAt""#,
+    );
+    let (job, origin) = read_ok(GO_FIELD, &former);
+    assert_eq!(
+        (&*job.user, job.delegated_at_ms, job.as_user, job.seen),
+        ("@a:x", Some(7), false, true)
+    );
+    assert!(
+        job.value_with(&origin)
+            .contains(r#""LkJwtServiceWatch":{"user":"@a:x","delegatedAt":7,"seen":true}"#)
+    );
+}
+
+#[test]
+fn eight_replaced_events_are_written_and_read_the_oldest_goes() {
+    let replaced = |n: i64, id: &str| Replaced {
+        delay_id: format!("{id}{n}").into(),
+        until_ms: n,
+    };
+    let (mut job, _) = read_ok(GO_FIELD, GO);
+    job.replaces = (0..10).map(|n| replaced(n, "d")).collect();
+    let value = job.value();
+    assert_eq!(read_ok(GO_FIELD, &value).0.replaces, job.replaces[2..]);
+    // What somebody else wrote is not believed to be bounded, nor to name events.
+    let many: Vec<_> = (0..20)
+        .map(|n| json!({"delayId": if n % 2 == 0 { ".." } else { "x" }, "until": n, "more": 1}))
+        .collect();
+    let ours = format!(r#""LkJwtServiceWatch":{{"replaces":{}}},"RestartedAt""#, json!(many));
+    let read = read_ok(GO_FIELD, &GO.replace("\"RestartedAt\"", &ours)).0.replaces;
+    assert_eq!(
+        read.iter().map(|replaced| replaced.until_ms).collect::<Vec<_>>(),
+        [5, 7, 9, 11, 13, 15, 17, 19]
+    );
+    // Where the record would be too long to be read, the oldest go.
+    let long = "x".repeat(3000);
+    job.replaces = (0..8).map(|n| replaced(n, &long)).collect();
+    let value = job.value();
+    assert!(value.len() <= MAX_BYTES);
+    assert_eq!(read_ok(GO_FIELD, &value).0.replaces, job.replaces[3..]);
+}
+
+#[test]
+fn a_record_of_a_delegation_is_bounded_as_it_is_stored() {
+    let delegation = |delay_id: String| JobRecord {
+        room: "krj2dgxw2K6EOm9he4GfQJ6JsSVWfJ8a7BkyjZcSmxs".into(),
+        identity: "krj2dgxw2K6EOm9he4GfQJ6JsSVWfJ8a7BkyjZcSmxs".into(),
+        delay_id: delay_id.into(),
+        delay_ms: 8000,
+        homeserver: "example.org".into(),
+        user: "@a:example.org".into(),
+        as_user: true,
+        ..JobRecord::default()
+    };
+    let most = (0..3000).take_while(|n| delegation("x".repeat(*n)).fits()).last().unwrap();
+    assert!((1300..1600).contains(&most), "{most}");
+    assert!(!delegation("<".repeat(most / 2)).fits(), "it counts what is stored");
+    let sighted = JobRecord {
+        restarted_at_ms: 1_784_798_931_123,
+        delegated_at_ms: Some(1_784_798_931_123),
+        sid: Some("PA_Pt7njTzCJd84".into()),
+        joined_at_ms: 1_784_798_931_123,
+        room_sid: Some("RM_fVRDLoGhLVAK".into()),
+        last_sighted_ms: Some(1_784_798_931_123),
+        seen: true,
+        ..delegation("x".repeat(most))
+    };
+    assert!(sighted.field().len() + sighted.value().len() <= MAX_DELEGATED_BYTES);
 }

@@ -13,8 +13,8 @@ use crate::store::record::MAX_BYTES;
 
 /// Longest line; the lines that matter are short.
 const MAX_LINE: usize = 8 * 1024;
-/// Most bytes of all fields and values.
-const MAX_TOTAL: u64 = 256 * 1024 * 1024;
+/// Most bytes of all fields and values: more than the longest records of as many jobs as there may be.
+const MAX_TOTAL: u64 = 8 * 1024 * 1024 * 1024;
 /// Counted for each, so that empty ones do not go on for ever.
 const OVERHEAD: u64 = 16;
 /// Read at once.
@@ -50,11 +50,17 @@ pub enum RedisError {
     #[error("the answer is not Redis's")]
     Protocol,
     /// The hash is larger than we read.
-    #[error("the hash is larger than 256 MiB")]
+    #[error("the hash is larger than 8 GiB")]
     TooLarge,
 }
 
 impl RedisError {
+    /// Whether a change was refused by a server that may take others: for want of memory, for its size, or since its key is
+    /// another program's.
+    pub(super) fn concerns_one_change(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if matches!(&**code, "OOM" | "ERR" | "NOPERM" | "WRONGTYPE"))
+    }
+
     /// What the operator can do.
     pub(crate) fn remedy(&self) -> &'static str {
         match self {
@@ -157,6 +163,19 @@ impl Connection {
             Some((b'-', error)) => Err(refused(command, error)),
             Some(_) | None => Err(RedisError::Protocol),
         }
+    }
+
+    /// The head of an answer to `HSCAN`: the next cursor; fields and values follow.
+    pub(super) async fn cursor(&mut self) -> Result<Box<[u8]>, RedisError> {
+        match self.pairs("HSCAN").await? {
+            1 => self.bulk().await?.ok_or(RedisError::Protocol),
+            _ => Err(RedisError::Protocol),
+        }
+    }
+
+    /// Waits until the connection is closed, or brings what nobody has asked for.
+    pub(super) async fn closed(&mut self) {
+        let _ = self.wire.read_buf(&mut self.read).await;
     }
 
     /// A field and its value; `None` where one of them is so long that it is no record.
@@ -268,108 +287,4 @@ fn broken(error: io::Error) -> RedisError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use tokio::runtime::Builder;
-
-    const PATIENCE: Duration = Duration::from_secs(3);
-
-    /// Runs on a connection to a server that says this and closes.
-    fn hearing<T>(said: &[u8], then: impl AsyncFnOnce(&mut Connection) -> T) -> T {
-        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(async { then(&mut Connection::new(wire_of(said), PATIENCE)).await })
-    }
-
-    fn wire_of(said: &[u8]) -> Box<dyn Wire> {
-        let said = io::Cursor::new(said.to_vec());
-        Box::new(tokio::io::join(said, tokio::io::sink()))
-    }
-
-    async fn all(connection: &mut Connection) -> Result<Vec<(String, String)>, RedisError> {
-        let mut found = Vec::new();
-        for _ in 0..connection.pairs("HGETALL").await? {
-            if let Some(entry) = connection.pair().await? {
-                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-                found.push((text(&entry.field), text(&entry.value)));
-            }
-        }
-        Ok(found)
-    }
-
-    #[test]
-    fn reads_answers() {
-        let long = format!("*4\r\n$1\r\na\r\n${}\r\n{}\r\n$1\r\nb\r\n$0\r\n\r\n", 100_000, "x".repeat(100_000));
-        for (said, found) in [
-            ("*0\r\n", vec![]),
-            ("*-1\r\n", vec![]),
-            ("*2\r\n$1\r\na\r\n$4\r\n1\r\n2\r\n", vec![("a", "1\r\n2")]),
-            (&long, vec![("b", "")]),
-        ] {
-            let found: Vec<_> = found.into_iter().map(|(f, v)| (f.to_owned(), v.to_owned())).collect();
-            assert_eq!(hearing(said.as_bytes(), all).unwrap(), found);
-        }
-        hearing(b"+PONG\r\n:1\r\n-NOPERM no\r\n+OK\r\n", async |connection| {
-            connection.done("PING").await.unwrap();
-            connection.done("HSET").await.unwrap();
-            let refused = connection.done("HSET").await.unwrap_err();
-            assert_eq!(refused.to_string(), "HSET was refused (NOPERM)");
-            connection.done("HSET").await.unwrap();
-            assert!(matches!(connection.done("HSET").await.unwrap_err(), RedisError::Closed));
-        });
-    }
-
-    #[test]
-    fn believes_no_length_and_repeats_nothing() {
-        for said in [
-            "*3\r\n",
-            "*999999999999999999999\r\n",
-            "*-2\r\n",
-            "%1\r\n",
-            "*2\r\n$-1\r\n",
-            "*2\r\n$1\r\nab\r\n",
-            "*2\r\n+OK\r\n",
-            "HTTP/1.1 400 Bad Request\r\n",
-            "*2\n",
-        ] {
-            assert!(matches!(hearing(said.as_bytes(), all).unwrap_err(), RedisError::Protocol), "{said}");
-        }
-        assert!(matches!(
-            hearing(b"*2\r\n$999999999999\r\n", all).unwrap_err(),
-            RedisError::TooLarge
-        ));
-        assert!(matches!(hearing(b"*999999999998\r\n", all).unwrap_err(), RedisError::Closed));
-        assert!(matches!(hearing(&[b'+'; 20_000], all).unwrap_err(), RedisError::Protocol));
-        let error = hearing(
-            b"-ERR unknown command 'AUTH', with args beginning with: 'hunter2'\r\n",
-            async |connection| connection.done("AUTH").await.unwrap_err(),
-        );
-        assert!(!format!("{error} {error:?} {}", error.remedy()).contains("hunter2"));
-        assert_eq!(error.to_string(), "AUTH was refused (ERR)");
-    }
-
-    #[test]
-    fn waits_no_longer_than_it_should() {
-        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(async {
-            let (ours, _theirs) = tokio::io::duplex(16);
-            let mut connection = Connection::new(Box::new(ours), PATIENCE);
-            let began = tokio::time::Instant::now();
-            assert!(matches!(connection.done("PING").await.unwrap_err(), RedisError::Timeout));
-            connection.command(&[&[b'x'; 100]]);
-            assert!(matches!(connection.send().await.unwrap_err(), RedisError::Timeout));
-            assert_eq!(began.elapsed(), PATIENCE * 2);
-        });
-    }
-
-    proptest! {
-        // A million cases: PROPTEST_CASES=1000000 cargo test --lib store::redis
-        #[test]
-        fn no_answer_is_a_panic(said in prop_oneof![
-            prop::collection::vec(any::<u8>(), 0..64),
-            "([*$+:-]-?[0-9]{0,3}(\r\n)?[a-z]{0,3}(\r\n)?){0,9}".prop_map(String::into_bytes),
-        ]) {
-            let _ = hearing(&said, all);
-        }
-    }
-}
+mod tests;

@@ -125,6 +125,18 @@ fn questions() -> Vec<Row> {
         )
         .says("Not joined")
         .after(EVENT_AND_USER),
+        Row::new(
+            "an event whose record would be too long",
+            |stage, ask| {
+                let long = "\u{1}".repeat(255);
+                stage.own.schedule_as(&long, &stage.own.user("alice"), &ask.room(), 600_000);
+                ask.body["delay_id"] = long.into();
+            },
+            400,
+            "M_BAD_JSON",
+        )
+        .says("too long")
+        .after(EVENT_AND_USER),
     ]
 }
 

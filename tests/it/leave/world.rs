@@ -8,7 +8,7 @@ use lk_jwt_service::delayed_leave::{CapacityError, Delegated, FinishReason, Hand
 use lk_jwt_service::driver::core::{Action, Core, Delegation, Fact, Settings};
 use lk_jwt_service::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};
 use lk_jwt_service::presence::{EventKind, ParticipantId, Question, RoomId, SfuEvent};
-use lk_jwt_service::store::record::StoredJob;
+use lk_jwt_service::store::JobRecord;
 use lk_jwt_service::time::{Delay, Time, WallClock};
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -92,7 +92,7 @@ enum Pending {
 
 pub(super) struct World {
     settings: Settings,
-    store: BTreeMap<(String, String), StoredJob<'static>>,
+    store: BTreeMap<(String, String), JobRecord<'static>>,
     pub(super) now: Time,
     pub(super) core: Core,
     pending: BTreeMap<(Time, u64), Pending>,
@@ -286,12 +286,9 @@ impl World {
                 }
                 Action::Store(leave) => {
                     if let Some(record) = self.core.record(leave, &self.clocks()) {
-                        let (field, value) = (
-                            lk_jwt_service::store::record::field(&record.room, &record.identity),
-                            record.value(None),
-                        );
+                        let (field, value) = (record.field(), record.value());
                         let key = (record.room.to_string(), record.identity.to_string());
-                        let (stored, _) = StoredJob::read(field.as_bytes(), value.as_bytes()).unwrap();
+                        let stored = JobRecord::read(field.as_bytes(), value.as_bytes()).unwrap();
                         self.store.insert(key, stored);
                     }
                 }
@@ -525,8 +522,8 @@ impl World {
         }
     }
 
-    pub(super) fn restore(&mut self, stored: &StoredJob<'_>) {
-        let actions = self.core.restore(stored, true, &self.clocks(), self.now);
+    pub(super) fn restore(&mut self, stored: &JobRecord<'_>) {
+        let actions = self.core.restore(stored, false, true, &self.clocks(), self.now);
         self.run(actions);
     }
 

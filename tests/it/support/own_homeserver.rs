@@ -214,14 +214,19 @@ impl OwnHomeserver {
     /// A delayed event of this user; returns its id.
     pub(crate) fn schedule(&self, user: &str, room: &str, delay_ms: u64) -> String {
         let delay_id = format!("syd_{}", unique());
+        self.schedule_as(&delay_id, user, room, delay_ms);
+        delay_id
+    }
+
+    /// The same with this id.
+    pub(crate) fn schedule_as(&self, delay_id: &str, user: &str, room: &str, delay_ms: u64) {
         let event = Event {
             user: user.into(),
             room: room.into(),
             delay_ms,
         };
         self.state.users.lock().unwrap().insert(user.into());
-        self.state.events.lock().unwrap().insert(delay_id.clone(), event);
-        delay_id
+        self.state.events.lock().unwrap().insert(delay_id.to_owned(), event);
     }
 
     /// The service of another homeserver: gets the body, gives status and content.
