@@ -17,7 +17,7 @@ use url::Url;
 use crate::access::Access;
 use crate::exchange::{Admitted, Exchange, Refusal, RemoteRefusal, must_be_joined};
 use crate::hold::HOLD;
-use crate::homeserver::{OwnHomeserver, Relayed, Whose};
+use crate::homeserver::{OwnHomeserver, Relayed, Subject};
 use crate::members::Members;
 use crate::openid::VerifiedUser;
 use crate::server_name::ServerName;
@@ -67,7 +67,8 @@ impl AppService {
         let user = self.own_user(user_id, wanted)?;
         let other = other.map(ServerName::parse).transpose().map_err(|_| Refusal::BadDestination)?;
         self.must_be_reachable(received).await?;
-        self.must_be_joined(wanted.seat.room_id(), Whose::User(&user.id), received).await?;
+        self.must_be_joined(wanted.seat.room_id(), Subject::User(&user.id), received)
+            .await?;
         match other {
             None => {
                 let admitted = Admitted {
@@ -78,7 +79,8 @@ impl AppService {
                 self.exchange.issue(&admitted, &wanted.seat, None, received).await
             }
             Some(other) => {
-                self.must_be_joined(wanted.seat.room_id(), Whose::Server(&other), received).await?;
+                self.must_be_joined(wanted.seat.room_id(), Subject::Server(&other), received)
+                    .await?;
                 self.relay(&user, &other, wanted, received).await
             }
         }
@@ -101,8 +103,8 @@ impl AppService {
         must_be_claimed(wanted, &user)?;
         self.must_be_reachable(received).await?;
         let room_id = wanted.seat.room_id();
-        self.must_be_joined(room_id, Whose::Server(self.own.name()), received).await?;
-        self.must_be_joined(room_id, Whose::User(&user.id), received).await?;
+        self.must_be_joined(room_id, Subject::Server(self.own.name()), received).await?;
+        self.must_be_joined(room_id, Subject::User(&user.id), received).await?;
         self.must_be_ours(&wanted.url)?;
         let admitted = Admitted {
             user: &user,
@@ -133,7 +135,7 @@ impl AppService {
             .map_err(Refusal::Event)?
             .filter(|event| event.room_id == room_id)
             .ok_or(Refusal::NoSuchEvent)?;
-        self.must_be_joined(room_id, Whose::User(&user.id), received).await?;
+        self.must_be_joined(room_id, Subject::User(&user.id), received).await?;
         let event = DelayedEvent {
             id: delay_id,
             delay: event.delay,
@@ -164,8 +166,8 @@ impl AppService {
         self.own.resolve(received + HOLD).await.map_err(Refusal::OwnClientApi)
     }
 
-    async fn must_be_joined(&self, room_id: &str, whose: Whose<'_>, received: Instant) -> Result<(), Refusal> {
-        must_be_joined(&self.members, room_id, whose, received).await
+    async fn must_be_joined(&self, room_id: &str, subject: Subject<'_>, received: Instant) -> Result<(), Refusal> {
+        must_be_joined(&self.members, room_id, subject, received).await
     }
 
     /// Asks the other homeserver's service, in the words of the newer generation; where it does not understand them and the

@@ -16,9 +16,9 @@ use crate::delayed_leave::Delegation;
 use crate::delayed_leave::Leaves;
 use crate::federation::Failure;
 use crate::hold::HOLD;
-use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Whose};
+use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Subject};
 use crate::identity::Seat;
-use crate::kick::{Issued, Removals};
+use crate::kick::{Issued, KickOnLeave};
 use crate::members::Members;
 use crate::openid::{OpenId, Unverified, VerifiedUser};
 use crate::server_name::ServerName;
@@ -152,8 +152,8 @@ pub struct Exchange {
     pub own: Option<Arc<OwnHomeserver>>,
     /// Who is in which room, where tokens are for members only (decision A7).
     pub members: Option<Arc<Members>>,
-    /// Removes who leaves a Matrix room (decision A8).
-    pub removals: Option<Removals>,
+    /// Removes from the call who leaves the Matrix room (decision A8).
+    pub kick: Option<KickOnLeave>,
 }
 
 impl Exchange {
@@ -225,7 +225,7 @@ impl Exchange {
     /// Whether it was checked that the user is in the Matrix room: where tokens are for members only.
     async fn must_be_joined(&self, user: &VerifiedUser, seat: &SeatRequest, received: Instant) -> Result<bool, Refusal> {
         let Some(members) = &self.members else { return Ok(false) };
-        must_be_joined(members, seat.room_id(), Whose::User(&user.id), received).await?;
+        must_be_joined(members, seat.room_id(), Subject::User(&user.id), received).await?;
         Ok(true)
     }
 
@@ -244,16 +244,16 @@ impl Exchange {
             Some(event) => Some(self.leave(user, &seat, event, received).await?),
             None => None,
         };
-        // Before the token leaves: whoever has it is watched. A token that only members get is not given unwatched.
-        if let Some(removals) = &self.removals {
-            let watched = removals.issued(&Issued {
+        // Before the token leaves: whoever has it is watched. Nobody gets one who could not be removed.
+        if let Some(kick) = &self.kick {
+            let is_watched = kick.on_token(&Issued {
                 room_id: request.room_id(),
                 user_id: &user.id,
                 seat: &seat,
                 ttl: self.minter.ttl(),
                 checked: is_member,
             });
-            if is_member && !watched {
+            if !is_watched {
                 return Err(Refusal::TooManyTokens);
             }
         }
@@ -312,8 +312,8 @@ impl Exchange {
 }
 
 /// Nobody who is not in the Matrix room gets any further.
-pub(crate) async fn must_be_joined(members: &Members, room_id: &str, whose: Whose<'_>, received: Instant) -> Result<(), Refusal> {
-    match members.is_joined(room_id, whose, received).await {
+pub(crate) async fn must_be_joined(members: &Members, room_id: &str, subject: Subject<'_>, received: Instant) -> Result<(), Refusal> {
+    match members.is_joined(room_id, subject, received).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Refusal::NotJoined),
         Err(error) => Err(Refusal::Membership(error)),

@@ -12,7 +12,7 @@ use lru::LruCache;
 use tokio::time::{Instant, timeout_at};
 
 use crate::hold::HOLD;
-use crate::homeserver::{OwnError, OwnHomeserver, Whose};
+use crate::homeserver::{OwnError, OwnHomeserver, Subject};
 use crate::single_flight::SingleFlight;
 
 /// How long a yes is believed (decision A8).
@@ -48,20 +48,20 @@ impl Members {
     ///
     /// # Errors
     /// When the homeserver does not say it.
-    pub async fn is_joined(&self, room_id: &str, whose: Whose<'_>, received: Instant) -> Result<bool, OwnError> {
+    pub async fn is_joined(&self, room_id: &str, subject: Subject<'_>, received: Instant) -> Result<bool, OwnError> {
         let patience = received + HOLD;
         let deadline = patience + LAST_QUESTION;
         let came = Instant::now();
         // Neither names of users nor of servers hold a NUL, whatever stands in the room's id.
-        let key = match whose {
-            Whose::User(user) => format!("{room_id}\0{user}"),
-            Whose::Server(server) => format!("{room_id}\0{server}"),
+        let key = match subject {
+            Subject::User(user) => format!("{room_id}\0{user}"),
+            Subject::Server(server) => format!("{room_id}\0{server}"),
         };
         loop {
             if self.remembers(&key) {
                 return Ok(true);
             }
-            let call = self.own.is_joined(room_id, whose, patience, deadline);
+            let call = self.own.is_joined(room_id, subject, patience, deadline);
             // Somebody else's call may have longer than we have.
             let Ok((answer, asked)) = timeout_at(deadline, self.calls.run(key.as_str().into(), call)).await else {
                 return Err(OwnError::Timeout);
