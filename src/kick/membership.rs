@@ -250,6 +250,7 @@ struct Seat {
 enum Presence {
     /// Nobody was seen coming; perhaps nobody looked.
     Issued,
+    /// Somebody is there, or may be while the SFU does not say it.
     Present,
     Gone,
 }
@@ -494,10 +495,16 @@ impl MembershipTracker {
         self.step(now, out)
     }
 
-    /// The SFU did not say who is in a LiveKit room.
+    /// The SFU did not say who is in a LiveKit room: whoever may be there is taken to be there.
     #[must_use]
     pub fn on_list_failed(&mut self, room: &Name, now: Time) -> Vec<Action> {
         self.list_is_over(room);
+        let keys: Vec<_> = seats_of(&self.seats, room).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            if let Some(seat) = self.seats.get_mut(&*key).filter(|seat| seat.presence == Presence::Issued) {
+                seat.presence = Presence::Present;
+            }
+        }
         self.step(now, Vec::new())
     }
 
