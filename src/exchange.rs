@@ -104,8 +104,8 @@ pub enum Refusal {
     /// The other homeserver's service refuses.
     #[error("{0}")]
     Remote(RemoteRefusal),
-    /// The user, or all together, hold more tokens than can be watched.
-    #[error("too many tokens are watched already, in all or of this user")]
+    /// The user, the homeserver, or all together hold more tokens than can be watched.
+    #[error("too many tokens are watched already, of this user, this homeserver or in all")]
     TooManyTokens,
     /// The time for an answer is over.
     #[error("it takes too long")]
