@@ -17,7 +17,7 @@ use url::Url;
 use crate::access::Access;
 use crate::exchange::{Admitted, Exchange, Patience, Refusal, RemoteRefusal, must_be_joined};
 use crate::hold::HOLD;
-use crate::homeserver::{OwnHomeserver, Relayed, Whose};
+use crate::homeserver::{OwnHomeserver, Relayed, Subject};
 use crate::members::Members;
 use crate::openid::VerifiedUser;
 use crate::server_name::ServerName;
@@ -62,12 +62,13 @@ impl AppService {
         let wanted = &request.wanted;
         let other = request.server_name.as_deref().filter(|name| *name != self.own.name().as_str());
         if other.is_none() {
-            self.must_be_ours(&wanted.url)?;
+            self.must_be_ours(&request.url)?;
         }
         let user = self.own_user(user_id, wanted)?;
         let other = other.map(ServerName::parse).transpose().map_err(|_| Refusal::BadDestination)?;
         self.must_be_reachable(received).await?;
-        self.must_be_joined(wanted.seat.room_id(), Whose::User(&user.id), received).await?;
+        self.must_be_joined(wanted.seat.room_id(), Subject::User(&user.id), received)
+            .await?;
         match other {
             None => {
                 let admitted = Admitted {
@@ -78,8 +79,9 @@ impl AppService {
                 self.exchange.issue(&admitted, &wanted.seat, None, Patience::since(received)).await
             }
             Some(other) => {
-                self.must_be_joined(wanted.seat.room_id(), Whose::Server(&other), received).await?;
-                self.relay(&user, &other, wanted, received).await
+                self.must_be_joined(wanted.seat.room_id(), Subject::Server(&other), received)
+                    .await?;
+                self.relay(&user, &other, request, received).await
             }
         }
     }
@@ -101,9 +103,9 @@ impl AppService {
         must_be_claimed(wanted, &user)?;
         self.must_be_reachable(received).await?;
         let room_id = wanted.seat.room_id();
-        self.must_be_joined(room_id, Whose::Server(self.own.name()), received).await?;
-        self.must_be_joined(room_id, Whose::User(&user.id), received).await?;
-        self.must_be_ours(&wanted.url)?;
+        self.must_be_joined(room_id, Subject::Server(self.own.name()), received).await?;
+        self.must_be_joined(room_id, Subject::User(&user.id), received).await?;
+        self.must_be_ours(&request.url)?;
         let admitted = Admitted {
             user: &user,
             access: Access::of_member(self.exchange.policy.of(&user.server).publishes),
@@ -122,8 +124,10 @@ impl AppService {
     }
 
     async fn take_over(&self, user_id: &str, request: ClientDelegationRequest, received: Instant) -> Result<(), Refusal> {
-        let ClientDelegationRequest { wanted, delay_id } = request;
-        self.must_be_ours(&wanted.url)?;
+        let ClientDelegationRequest { url, wanted, delay_id } = request;
+        if let Some(url) = url {
+            self.must_be_ours(&url)?;
+        }
         let user = self.own_user(user_id, &wanted)?;
         self.must_be_reachable(received).await?;
         let (patience, deadline) = (received + HOLD, received + QUESTIONS);
@@ -133,7 +137,7 @@ impl AppService {
             .map_err(Refusal::Event)?
             .filter(|event| event.room_id == room_id)
             .ok_or(Refusal::NoSuchEvent)?;
-        self.must_be_joined(room_id, Whose::User(&user.id), received).await?;
+        self.must_be_joined(room_id, Subject::User(&user.id), received).await?;
         let event = DelayedEvent {
             id: delay_id,
             delay: event.delay,
@@ -166,24 +170,30 @@ impl AppService {
         self.own.resolve(received + HOLD).await.map_err(Refusal::OwnClientApi)
     }
 
-    async fn must_be_joined(&self, room_id: &str, whose: Whose<'_>, received: Instant) -> Result<(), Refusal> {
-        must_be_joined(&self.members, room_id, whose, Patience::since(received)).await
+    async fn must_be_joined(&self, room_id: &str, subject: Subject<'_>, received: Instant) -> Result<(), Refusal> {
+        must_be_joined(&self.members, room_id, subject, Patience::since(received)).await
     }
 
     /// Asks the other homeserver's service, in the words of the newer generation; where it does not understand them and the
     /// client spoke those of the older one, once more in these.
-    async fn relay(&self, user: &VerifiedUser, other: &ServerName, wanted: &HomeserverSeat, received: Instant) -> Result<String, Refusal> {
+    async fn relay(
+        &self,
+        user: &VerifiedUser,
+        other: &ServerName,
+        request: &ClientTokenRequest,
+        received: Instant,
+    ) -> Result<String, Refusal> {
         let mut path = FEDERATION_PATH;
-        let mut relayed = self.ask(user, other, path, wanted, None, received).await?;
+        let mut relayed = self.ask(user, other, path, request, None, received).await?;
         if relayed.status == 404 && errcode(&relayed) == Some("M_UNRECOGNIZED") {
             path = STABLE_FEDERATION_PATH;
-            relayed = self.ask(user, other, path, wanted, None, received).await?;
+            relayed = self.ask(user, other, path, request, None, received).await?;
         }
-        if let Some(member) = &wanted.member
+        if let Some(member) = &request.wanted.member
             && relayed.status == 400
             && matches!(errcode(&relayed), Some("M_NOT_JSON" | "M_BAD_JSON"))
         {
-            relayed = self.ask(user, other, path, wanted, Some(member), received).await?;
+            relayed = self.ask(user, other, path, request, Some(member), received).await?;
         }
         match (relayed.status, errcode(&relayed), relayed.content.get("jwt")) {
             (200..=299, _, Some(Value::String(jwt))) if !jwt.is_empty() => Ok(jwt.clone()),
@@ -198,11 +208,11 @@ impl AppService {
         user: &VerifiedUser,
         other: &ServerName,
         path: &str,
-        wanted: &HomeserverSeat,
+        request: &ClientTokenRequest,
         in_old_words: Option<&LegacyMember>,
         received: Instant,
     ) -> Result<Relayed, Refusal> {
-        let (room_id, slot_id, member_id) = match &wanted.seat {
+        let (room_id, slot_id, member_id) = match &request.wanted.seat {
             SeatRequest::Homeserver {
                 room_id,
                 slot_id,
@@ -217,20 +227,20 @@ impl AppService {
             // No body that comes through a homeserver is parsed into it.
             SeatRequest::Legacy { .. } => return Err(Refusal::BadDestination),
         };
-        let request = RelayedTokenRequest {
+        let relayed = RelayedTokenRequest {
             user_id: &user.id,
-            url: &wanted.url,
+            url: &request.url,
             room_id,
             slot_id,
             member_id: Some(member_id.as_str()).filter(|_| in_old_words.is_none()),
             member: in_old_words.map(|member| RelayedMember {
                 id: &member.id,
-                claimed_device_id: &member.claimed_device_id,
+                claimed_device_id: member.claimed_device_id.as_deref(),
                 claimed_user_id: &user.id,
             }),
         };
         // Texts always serialise.
-        let body = serde_json::to_value(&request).unwrap_or_default();
+        let body = serde_json::to_value(&relayed).unwrap_or_default();
         self.own
             .relay(other, path, &body, received + HOLD, received + RELAY)
             .await
@@ -256,10 +266,18 @@ fn errcode(relayed: &Relayed) -> Option<&str> {
     relayed.content.get("errcode")?.as_str()
 }
 
-/// Decision A3: the case of scheme and host, the scheme's own port and a slash at the end make no difference.
+/// Decision A3: the case of scheme and host, the scheme's own port and a slash at the end make no difference; `wss` is `https`,
+/// `ws` is `http`.
 fn is_same_sfu(url: &str, ours: &str) -> bool {
     fn normal(url: &str) -> Option<Url> {
         let mut url: Url = url.parse().ok()?;
+        let scheme = match url.scheme() {
+            "wss" => "https",
+            "ws" => "http",
+            other => other,
+        };
+        let scheme = scheme.to_owned();
+        url.set_scheme(&scheme).ok()?;
         let path = url.path().trim_end_matches('/').to_owned();
         url.set_path(&path);
         Some(url)
@@ -279,12 +297,15 @@ mod tests {
             "wss://sfu.example.com/livekit/sfu/",
             "WSS://SFU.example.COM/livekit/sfu",
             "wss://sfu.example.com:443/livekit/sfu//",
+            "https://sfu.example.com/livekit/sfu",
+            "https://sfu.example.com:443/livekit/sfu/",
         ] {
             assert!(is_same_sfu(same, OURS) && is_same_sfu(OURS, same), "{same}");
         }
         for other in [
             "ws://sfu.example.com/livekit/sfu",
-            "https://sfu.example.com/livekit/sfu",
+            "http://sfu.example.com/livekit/sfu",
+            "wss://sfu.example.com:80/livekit/sfu",
             "wss://sfu.example.com:444/livekit/sfu",
             "wss://sfu.example.com/livekit",
             "wss://sfu.example.com/Livekit/sfu",
@@ -299,5 +320,6 @@ mod tests {
         }
         assert!(is_same_sfu("ws://LOCALHOST:80", "ws://localhost/"));
         assert!(is_same_sfu("wss://sfu.example.com", "wss://sfu.example.com/"));
+        assert!(is_same_sfu("http://sfu.example.com", "ws://sfu.example.com:80/"));
     }
 }

@@ -15,9 +15,9 @@ use crate::delayed_leave::CapacityError;
 use crate::driver::{Delegation, Leaves};
 use crate::federation::Failure;
 use crate::hold::{ENDS, HOLD, TOKEN_SOURCE_ENDS, TOKEN_SOURCE_HOLD};
-use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Whose};
+use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Subject};
 use crate::identity::Seat;
-use crate::kick::{Issued, Removals};
+use crate::kick::{Issued, KickOnLeave};
 use crate::members::Members;
 use crate::openid::{OpenId, Unverified, VerifiedUser};
 use crate::server_name::ServerName;
@@ -140,8 +140,8 @@ pub enum Refusal {
     /// The other homeserver's service refuses.
     #[error("{0}")]
     Remote(RemoteRefusal),
-    /// The user, or all together, hold more tokens than can be watched.
-    #[error("too many tokens are watched already, in all or of this user")]
+    /// The user, the homeserver, or all together hold more tokens than can be watched.
+    #[error("too many tokens are watched already, of this user, this homeserver or in all")]
     TooManyTokens,
     /// The time for an answer is over.
     #[error("it takes too long")]
@@ -188,8 +188,8 @@ pub struct Exchange {
     pub own: Option<Arc<OwnHomeserver>>,
     /// Who is in which room, where tokens are for members only (decision A7).
     pub members: Option<Arc<Members>>,
-    /// Removes who leaves a Matrix room (decision A8).
-    pub removals: Option<Removals>,
+    /// Removes from the call who leaves the Matrix room (decision A8).
+    pub kick: Option<KickOnLeave>,
 }
 
 impl Exchange {
@@ -261,7 +261,7 @@ impl Exchange {
     /// Whether it was checked that the user is in the Matrix room: where tokens are for members only.
     async fn must_be_joined(&self, user: &VerifiedUser, seat: &SeatRequest, patience: Patience) -> Result<bool, Refusal> {
         let Some(members) = &self.members else { return Ok(false) };
-        must_be_joined(members, seat.room_id(), Whose::User(&user.id), patience).await?;
+        must_be_joined(members, seat.room_id(), Subject::User(&user.id), patience).await?;
         Ok(true)
     }
 
@@ -280,16 +280,16 @@ impl Exchange {
             Some(event) => Some(self.leave(user, &seat, event, patience).await?),
             None => None,
         };
-        // Before the token leaves: whoever has it is watched. A token that only members get is not given unwatched.
-        if let Some(removals) = &self.removals {
-            let watched = removals.issued(&Issued {
+        // Before the token leaves: whoever has it is watched. Nobody gets one who could not be removed.
+        if let Some(kick) = &self.kick {
+            let is_watched = kick.on_token(&Issued {
                 room_id: request.room_id(),
                 user_id: &user.id,
                 seat: &seat,
                 ttl: self.minter.ttl(),
                 checked: is_member,
             });
-            if is_member && !watched {
+            if !is_watched {
                 return Err(Refusal::TooManyTokens);
             }
         }
@@ -362,8 +362,8 @@ impl Exchange {
 }
 
 /// Nobody who is not in the Matrix room gets any further.
-pub(crate) async fn must_be_joined(members: &Members, room_id: &str, whose: Whose<'_>, patience: Patience) -> Result<(), Refusal> {
-    match members.is_joined(room_id, whose, patience.held_until, patience.ends).await {
+pub(crate) async fn must_be_joined(members: &Members, room_id: &str, subject: Subject<'_>, patience: Patience) -> Result<(), Refusal> {
+    match members.is_joined(room_id, subject, patience.held_until, patience.ends).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Refusal::NotJoined),
         Err(error) => Err(Refusal::Membership(error)),

@@ -56,7 +56,7 @@
 //! adapters   openid ; sfu ; homeserver ; store ; federation
 //!            (openid and homeserver use federation; dns, tls and hold serve all)
 //! pure       admission (all of it) ; wire ; access ; identity ; token ; server_name ; secret ; federation::guard ; sfu::{room_memory, refusal, webhook} ;
-//!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, text, record} ; kick::{watch, name, record}
+//!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, text, record} ; kick::{membership, shares, name}
 //! ```
 #![forbid(unsafe_code)]
 

@@ -2,7 +2,7 @@
 //!
 //! A yes is remembered for 5 seconds, and all who ask the same at the same time share one call, so that a call that starts
 //! asks once per user. A no is never remembered: who was refused and joins is let in at once. A yes that is 5 seconds old is
-//! harmless: a token outlives it by far, and who leaves is removed from the SFU by `removal.rs`.
+//! harmless: a token outlives it by far, and who leaves is removed from the call (`kick.rs`).
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use lru::LruCache;
 use tokio::time::{Instant, timeout_at};
 
-use crate::homeserver::{OwnError, OwnHomeserver, Whose};
+use crate::homeserver::{OwnError, OwnHomeserver, Subject};
 use crate::single_flight::SingleFlight;
 
 /// How long a yes is believed (decision A8).
@@ -47,19 +47,19 @@ impl Members {
     ///
     /// # Errors
     /// When the homeserver does not say it.
-    pub async fn is_joined(&self, room_id: &str, whose: Whose<'_>, patience: Instant, ends: Instant) -> Result<bool, OwnError> {
+    pub async fn is_joined(&self, room_id: &str, subject: Subject<'_>, patience: Instant, ends: Instant) -> Result<bool, OwnError> {
         let deadline = ends.min(patience + LAST_QUESTION);
         let came = Instant::now();
         // Neither names of users nor of servers hold a NUL, whatever stands in the room's id.
-        let key = match whose {
-            Whose::User(user) => format!("{room_id}\0{user}"),
-            Whose::Server(server) => format!("{room_id}\0{server}"),
+        let key = match subject {
+            Subject::User(user) => format!("{room_id}\0{user}"),
+            Subject::Server(server) => format!("{room_id}\0{server}"),
         };
         loop {
             if self.remembers(&key) {
                 return Ok(true);
             }
-            let call = self.own.is_joined(room_id, whose, patience, deadline);
+            let call = self.own.is_joined(room_id, subject, patience, deadline);
             // Somebody else's call may have longer than we have.
             let Ok((answer, asked)) = timeout_at(deadline, self.calls.run(key.as_str().into(), call)).await else {
                 return Err(OwnError::Timeout);

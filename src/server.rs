@@ -34,7 +34,7 @@ use crate::exchange::Exchange;
 use crate::federation::{Federation, Guard, Settings};
 use crate::homeserver::{Homeservers, OwnHomeserver};
 use crate::http::{App, Appservice, Edge, in_our_form};
-use crate::kick::{self, Removals};
+use crate::kick::{self, KickOnLeave};
 use crate::limits::{Limits, Resources};
 use crate::log_throttle::LogThrottle;
 use crate::members::Members;
@@ -88,7 +88,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         own,
         leaves,
         restored,
-        removals,
+        kick,
         verified,
     } = build(config, &limits).await?;
     // Whoever comes while jobs are being restored finds an open port after that at the latest (decision L11).
@@ -106,11 +106,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     if let Some(own) = own {
         tokio::spawn(async move { own.check().await });
     }
-    let stores = Stores {
-        leaves,
-        removals,
-        verified,
-    };
+    let stores = Stores { leaves, kick, verified };
     serve(listener, Connections::new(&limits), app, stores, stop, grace).await;
     Ok(())
 }
@@ -121,7 +117,7 @@ struct Parts {
     own: Option<Arc<OwnHomeserver>>,
     leaves: Leaves,
     restored: StoredJobs,
-    removals: Option<Removals>,
+    kick: Option<KickOnLeave>,
     verified: VerifiedHomeservers,
 }
 
@@ -177,17 +173,17 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
     let own = own.map(Arc::new);
     let members = own.clone().map(|own| Arc::new(Members::new(own)));
     let own_and_interval = own.clone().zip(config.membership.check_interval);
-    let removals = own_and_interval.map(|(own, interval)| {
+    let on_leave = own_and_interval.map(|(own, interval)| {
         let (tokens, restored) = token::Queue::start(&store);
-        let removals = Removals::new(kick::Settings {
+        let on_leave = KickOnLeave::new(kick::Settings {
             own,
             sfu: sfu.clone(),
             store: tokens,
             interval,
             max_tokens: limits.tokens,
         });
-        removals.restore(restored);
-        removals
+        on_leave.restore(restored);
+        on_leave
     });
     let (store, restored) = store::Jobs::start(store);
     let leaves = Leaves::new(driver::Settings {
@@ -223,7 +219,7 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
         minter,
         own: own.clone(),
         members: members.clone().filter(|_| config.membership.required),
-        removals: removals.clone(),
+        kick: on_leave.clone(),
     });
     let appservice = own.clone().zip(members).zip(hs_token).map(|((own, members), hs_token)| {
         let service = AppService {
@@ -248,7 +244,7 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
         own,
         leaves,
         restored,
-        removals,
+        kick: on_leave,
         verified,
     })
 }
@@ -256,7 +252,7 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
 /// What has to be written before the end.
 struct Stores {
     leaves: Leaves,
-    removals: Option<Removals>,
+    kick: Option<KickOnLeave>,
     verified: VerifiedHomeservers,
 }
 
@@ -313,8 +309,8 @@ async fn serve(
     // However long the others took, what they have changed is written (decision L12).
     let deadline = deadline.max(Instant::now() + STORES);
     let tokens = async {
-        if let Some(removals) = &stores.removals {
-            removals.close_store(deadline).await;
+        if let Some(kick) = &stores.kick {
+            kick.close_store(deadline).await;
         }
     };
     tokio::join!(stores.leaves.close_store(deadline), tokens, stores.verified.stop(deadline));

@@ -788,8 +788,21 @@ mod tests {
         }
         assert_eq!(nested.seat("@a:x").identity, identity::member_identity("@a:x", "D", "old"));
         assert_eq!(flat.seat("@a:x").identity, identity::homeserver_identity("@a:x", "m"));
+        body["member"] = json!({"id": "old", "device_id": "D"});
+        assert_eq!(parse(&body).unwrap(), nested);
+        // A member that names no device has the identity of a `member_id`.
+        for member in [
+            json!({"id": "old"}),
+            json!({"id": "old", "claimed_device_id": "", "device_id": null}),
+        ] {
+            body["member"] = member;
+            assert_eq!(
+                parse(&body).unwrap().seat("@a:x").identity,
+                identity::homeserver_identity("@a:x", "old")
+            );
+        }
         for (broken, why) in [
-            (json!({"id": "old"}), BadRequest::MemberId),
+            (json!({"id": "old", "device_id": 5}), BadRequest::WrongType),
             (json!({"claimed_device_id": "D"}), BadRequest::MemberId),
             (json!({"id": "", "claimed_device_id": "D"}), BadRequest::MemberId),
             (json!(5), BadRequest::WrongType),
@@ -809,7 +822,7 @@ mod tests {
         for (parse, fields) in [
             (client, &["url", "room_id", "slot_id", "member_id"][..]),
             (federation, &["user_id", "url", "room_id", "slot_id", "member_id"]),
-            (delegation, &["url", "room_id", "slot_id", "member_id", "delay_id"]),
+            (delegation, &["room_id", "slot_id", "member_id", "delay_id"]),
         ] {
             assert_eq!(parse(homeserver_body().to_string().as_bytes()), None);
             for field in fields {
@@ -829,6 +842,10 @@ mod tests {
                 assert_eq!(parse(body), Some(BadRequest::NotJson));
             }
         }
+        for url in [json!(null), json!("")] {
+            assert_eq!(delegation(&with(homeserver_body(), "/url", url)), None, "it can only be ours");
+        }
+        assert_eq!(delegation(&with(homeserver_body(), "/url", json!(5))), Some(BadRequest::WrongType));
         for id in [".", "..", &"x".repeat(256)] {
             assert_eq!(
                 delegation(&with(homeserver_body(), "/delay_id", json!(id))),

@@ -76,9 +76,17 @@ pub(super) fn app_service(reader: &mut Reader<'_>) -> Option<AppService> {
 /// Of the file only the tokens are read: the rest of it is for the homeserver.
 fn from_registration(reader: &mut Reader<'_>, content: &str) -> Option<(Secret, Secret)> {
     // The parser's words may hold a piece of the file, and so of a token.
-    let Ok(documents) = YamlLoader::load_from_str(content) else {
-        reader.mistake(REGISTRATION, "needs a file that is valid YAML: this one is not");
-        return None;
+    let documents = match YamlLoader::load_from_str(content) {
+        Ok(documents) => documents,
+        Err(error) => {
+            let text = if error.info().ends_with("duplicated key in mapping") {
+                format!("needs a file that has every key once: line {} repeats one", error.marker().line())
+            } else {
+                "needs a file that is valid YAML: this one is not".to_owned()
+            };
+            reader.mistake(REGISTRATION, text);
+            return None;
+        }
     };
     let Some(mapping) = documents.first().and_then(Yaml::as_hash) else {
         reader.mistake(

@@ -838,6 +838,11 @@ fn a_registration_is_yaml_with_two_tokens() {
         );
         assert!(!text.contains("hunter2"), "{text}");
     }
+    let twice = load("as_token: hunter2\nhs_token: b\nas_token: hunter3\n").unwrap_err().to_string();
+    assert!(
+        twice.contains("every key once") && !twice.contains("valid YAML") && !twice.contains("hunter"),
+        "{twice}"
+    );
 }
 
 /// Decision A7.

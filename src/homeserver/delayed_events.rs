@@ -195,7 +195,7 @@ fn is_json_object(body: &[u8]) -> bool {
 }
 
 /// What the homeserver says about when to come back; it is clamped where it is used.
-fn retry_after(headers: &HeaderMap, body: &[u8], now: SystemTime) -> Option<Duration> {
+pub(super) fn retry_after(headers: &HeaderMap, body: &[u8], now: SystemTime) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
     let date = text.and_then(|text| httpdate::parse_http_date(text.trim()).ok());
     let until_date = date.map(|date| date.duration_since(now).unwrap_or_default());

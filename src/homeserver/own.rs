@@ -6,7 +6,7 @@
 //! only discovered has to be https.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::delayed_events::{self, Authority};
+use super::delayed_events::{self, Authority, retry_after};
 use super::turns::QuestionLimiter;
 use super::versions::{Offer, Offers, Paths};
 use super::{Call, Homeservers, MAX_REPLY, is_error, segment};
@@ -39,6 +39,10 @@ const JOINED_MEMBERS: Paths = Paths {
     stable: "/_matrix/client/v3/rooms/",
     unstable: "/_matrix/client/v3/rooms/",
 };
+const WHOAMI: Paths = Paths {
+    stable: "/_matrix/client/v3/account/whoami",
+    unstable: "/_matrix/client/v3/account/whoami",
+};
 /// Longest room id in bytes.
 const MAX_ROOM_ID: usize = 255;
 /// Time for one question about a membership.
@@ -58,13 +62,23 @@ pub struct OwnHomeserver {
     turns: QuestionLimiter,
 }
 
-/// Whose membership is asked about.
+/// Who is asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whose<'a> {
+pub enum Subject<'a> {
     /// A user's.
     User(&'a str),
     /// A homeserver's: whether any user of it is in the room.
     Server(&'a ServerName),
+}
+
+/// Who is joined to a room.
+pub enum MemberList {
+    /// Everybody.
+    Members(JoinedMembers),
+    /// More than is read.
+    TooLong,
+    /// The list is not for us to see: no user of this homeserver is joined any more, or the registration does not cover them.
+    NotVisible,
 }
 
 /// A delayed event that waits.
@@ -109,9 +123,25 @@ pub enum OwnError {
     /// It refuses to relay, cannot reach the other homeserver, or that has trouble.
     #[error("the other homeserver cannot be reached, or its service is out of order (status {0})")]
     Relay(u16),
+    /// The other homeserver's service wants to be asked later.
+    #[error("the other homeserver's service answers with status {status} and asks for a pause of {} s", retry_after.as_secs())]
+    RelayBusy {
+        /// The status.
+        status: u16,
+        /// The pause.
+        retry_after: Duration,
+    },
     /// Another status.
     #[error("it answers with status {0}")]
     Status(u16),
+    /// The homeserver wants to be asked later.
+    #[error("it answers with status {status} and asks for a pause of {} s", retry_after.as_secs())]
+    Busy {
+        /// The status.
+        status: u16,
+        /// The pause.
+        retry_after: Duration,
+    },
     /// An answer that means nothing.
     #[error("its answer cannot be read")]
     Unreadable,
@@ -127,8 +157,44 @@ impl OwnError {
         match self {
             Self::NoApi(failure) | Self::Unreachable(failure) => failure.may_pass(),
             Self::Timeout => true,
-            Self::Relay(status) | Self::Status(status) => *status == 429 || *status >= 500,
+            Self::Relay(status) | Self::Status(status) | Self::RelayBusy { status, .. } | Self::Busy { status, .. } => {
+                *status == 429 || *status >= 500
+            }
             Self::NoEndpoint(_) | Self::Token | Self::Forbidden(_) | Self::Unreadable | Self::NoId => false,
+        }
+    }
+
+    /// The pause that was asked for.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RelayBusy { retry_after, .. } | Self::Busy { retry_after, .. } => Some(*retry_after),
+            Self::NoApi(_)
+            | Self::Unreachable(_)
+            | Self::Timeout
+            | Self::NoEndpoint(_)
+            | Self::Token
+            | Self::Forbidden(_)
+            | Self::Relay(_)
+            | Self::Status(_)
+            | Self::Unreadable
+            | Self::NoId => None,
+        }
+    }
+
+    /// How long a rate limit still holds, where that is the reason.
+    #[must_use]
+    pub fn limited_for(&self) -> Option<Duration> {
+        let is_limit = matches!(self, Self::RelayBusy { status: 429, .. } | Self::Busy { status: 429, .. });
+        self.retry_after().filter(|_| is_limit)
+    }
+
+    /// How often what led to it is tried in all: the homeserver has tried a relayed call three times itself (A9).
+    const fn max_tries(&self) -> u32 {
+        if matches!(self, Self::Relay(500..) | Self::RelayBusy { status: 500.., .. }) {
+            2
+        } else {
+            u32::MAX
         }
     }
 
@@ -137,7 +203,11 @@ impl OwnError {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::NoApi(failure) => failure.remedy(),
-            Self::Unreachable(_) | Self::Timeout | Self::Status(_) | Self::Unreadable => {
+            Self::Busy { status: 429, .. } => {
+                "the homeserver limits its application service: set `rate_limited: false` in the registration, as `lk-jwt-service \
+                 generate-registration` does, and raise rc_message"
+            }
+            Self::Unreachable(_) | Self::Timeout | Self::Status(_) | Self::Busy { .. } | Self::Unreadable => {
                 "check that the homeserver runs, and that its client-server API is reached from here; \
                  LIVEKIT_CS_API_URL_OVERRIDES can name an internal address"
             }
@@ -154,7 +224,9 @@ impl OwnError {
                  `lk-jwt-service generate-registration` prints one that has all"
             }
             Self::NoId => "this is a client's mistake",
-            Self::Relay(_) => "check that the homeservers federate, and that the other one has MatrixRTC endpoints",
+            Self::Relay(_) | Self::RelayBusy { .. } => {
+                "check that the homeservers federate, and that the other one has MatrixRTC endpoints"
+            }
         }
     }
 }
@@ -190,7 +262,7 @@ impl OwnHomeserver {
         // No room: the answer is no whatever goes on there. The homeserver may be starting, too.
         let room = format!("!lk-jwt-service:{}", self.name);
         let now = Instant::now();
-        let asked = self.is_joined(&room, Whose::Server(&self.name), now + STARTING, now + STARTING + QUESTION);
+        let asked = self.is_joined(&room, Subject::Server(&self.name), now + STARTING, now + STARTING + QUESTION);
         match asked.await {
             Ok(_) => tracing::info!("our homeserver accepts the as_token and tells who is in a room"),
             Err(error) => {
@@ -202,6 +274,27 @@ impl OwnHomeserver {
                     "our homeserver cannot be asked; its MatrixRTC endpoints will fail until it can"
                 );
             }
+        }
+        self.check_name().await;
+    }
+
+    /// Asks the homeserver which one it is (decision A10). Where it cannot say it, the other question tells why.
+    async fn check_name(&self) {
+        let Ok(reply) = self.get(|_| Offer::Stable, WHOAMI, "", MAX_REPLY, QUESTION).await else {
+            return;
+        };
+        let answer: Option<Value> = serde_json::from_slice(&reply.body).ok().filter(|_| reply.status.is_success());
+        let user_id = answer.as_ref().and_then(|answer| answer.get("user_id")?.as_str());
+        let Some((_, its_name)) = user_id.and_then(|user_id| user_id.split_once(':')) else {
+            return;
+        };
+        if its_name != self.name.as_str() {
+            tracing::error!(
+                configured = self.name.as_str(),
+                its_name,
+                remedy = "set LIVEKIT_HS_SERVER_NAME to the server_name of that homeserver, or correct LIVEKIT_CS_API_URL_OVERRIDES",
+                "LIVEKIT_HS_SERVER_NAME is not the homeserver that has our registration: its users get no tokens"
+            );
         }
     }
 
@@ -217,19 +310,19 @@ impl OwnHomeserver {
     ///
     /// # Errors
     /// When the homeserver does not say it.
-    pub async fn is_joined(&self, room_id: &str, whose: Whose<'_>, patience: Instant, deadline: Instant) -> Result<bool, OwnError> {
+    pub async fn is_joined(&self, room_id: &str, subject: Subject<'_>, patience: Instant, deadline: Instant) -> Result<bool, OwnError> {
         if !is_room_id(room_id) {
             return Err(OwnError::NoId);
         }
-        let (query, foreign) = match whose {
-            Whose::User(user) => {
+        let (query, foreign) = match subject {
+            Subject::User(user) => {
                 let domain = user.split_once(':').map_or("", |(_, domain)| domain);
                 (
                     format!("mxid={}", segment(user)),
                     Some(domain).filter(|domain| *domain != self.name.as_str()),
                 )
             }
-            Whose::Server(server) => (format!("server_name={}", segment(server.as_str())), None),
+            Subject::Server(server) => (format!("server_name={}", segment(server.as_str())), None),
         };
         let tail = format!("{}/is_joined?{query}", segment(room_id));
         let ask = || async {
@@ -238,24 +331,25 @@ impl OwnHomeserver {
             match reply.status.as_u16() {
                 200..=299 => {
                     let answer: Map<String, Value> = serde_json::from_slice(&reply.body).map_err(|_| OwnError::Unreadable)?;
-                    // A page of something in between is no no.
+                    // A proxy's page must not count as "not joined".
                     answer.get("joined").and_then(Value::as_bool).ok_or(OwnError::Unreadable)
                 }
                 400 if is_error(&reply.body, "M_INVALID_PARAM") => Err(OwnError::NoId),
+                // Of a room that it does not know.
+                404 if is_error(&reply.body, "M_NOT_FOUND") => Ok(false),
                 _ => Err(refused(&reply, "rooms/{room_id}/is_joined (MSC4502)")),
             }
         };
         hold(ask, patience, deadline).await
     }
 
-    /// Those of `users` who are joined to a room, by one question for all; `None` where no user of this homeserver is joined
-    /// any more, or where the room has so many members that it is better to ask about each.
+    /// Everybody who is joined to a room.
     ///
     /// # Errors
     /// When the homeserver does not say it.
-    pub async fn joined_members(&self, room_id: &str, deadline: Instant) -> Result<Option<JoinedMembers>, OwnError> {
+    pub async fn joined_members(&self, room_id: &str, deadline: Instant) -> Result<MemberList, OwnError> {
         if !is_room_id(room_id) {
-            return Ok(None);
+            return Err(OwnError::NoId);
         }
         let tail = format!("{}/joined_members", segment(room_id));
         let asked = async {
@@ -264,12 +358,14 @@ impl OwnHomeserver {
         };
         let reply = match timeout_at(deadline, asked).await.unwrap_or(Err(OwnError::Timeout)) {
             Ok(reply) => reply,
-            Err(OwnError::Unreachable(Failure::TooLarge(_))) => return Ok(None),
+            Err(OwnError::Unreachable(Failure::TooLarge(_))) => return Ok(MemberList::TooLong),
             Err(error) => return Err(error),
         };
         match reply.status.as_u16() {
-            200..=299 => serde_json::from_slice(&reply.body).map(Some).map_err(|_| OwnError::Unreadable),
-            403 => Ok(None),
+            200..=299 => serde_json::from_slice(&reply.body)
+                .map(MemberList::Members)
+                .map_err(|_| OwnError::Unreadable),
+            403 => Ok(MemberList::NotVisible),
             _ => Err(refused(&reply, "rooms/{room_id}/joined_members")),
         }
     }
@@ -333,7 +429,12 @@ impl OwnHomeserver {
                     };
                     // What is wrong over there may pass, too.
                     if relayed.status == 429 || relayed.status >= 500 {
-                        return Err(OwnError::Relay(relayed.status));
+                        let status = relayed.status;
+                        let pause = relayed.content.get("retry_after_ms").and_then(Value::as_u64);
+                        return Err(pause.map_or(OwnError::Relay(status), |millis| OwnError::RelayBusy {
+                            status,
+                            retry_after: Duration::from_millis(millis),
+                        }));
                     }
                     Ok(relayed)
                 }
@@ -398,8 +499,10 @@ async fn hold<T, F: Future<Output = Result<T, OwnError>>>(
             Err(error) => {
                 // A try that the deadline cut short says less than the one before it.
                 let error = cause.take().filter(|_| matches!(error, OwnError::Timeout)).unwrap_or(error);
-                let pause = pause(tries);
-                if !error.may_pass() || Instant::now() + pause >= patience {
+                // A pause that is asked for is kept, or the answer is given now (decision A9).
+                let pause = pause(tries).max(error.retry_after().unwrap_or_default());
+                let has_time = Instant::now().checked_add(pause).is_some_and(|next| next < patience);
+                if !error.may_pass() || tries >= error.max_tries() || !has_time {
                     return Err(error);
                 }
                 tracing::debug!(reason = error.to_string(), tries, "trying our homeserver again");
@@ -419,7 +522,10 @@ fn refused(reply: &Reply, endpoint: &'static str) -> OwnError {
         404 if is_error(&reply.body, "M_UNRECOGNIZED") => OwnError::NoEndpoint(endpoint),
         // A proxy's page while the homeserver restarts.
         404 => OwnError::Status(503),
-        status => OwnError::Status(status),
+        status => match retry_after(&reply.headers, &reply.body, SystemTime::now()) {
+            Some(retry_after) if status == 429 || status >= 500 => OwnError::Busy { status, retry_after },
+            Some(_) | None => OwnError::Status(status),
+        },
     }
 }
 

@@ -65,8 +65,9 @@ impl Appservice {
     fn admit(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let token = headers
             .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
-            .map(str::trim)
+            .and_then(|value| value.to_str().ok()?.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim())
             .filter(|token| !token.is_empty())
             .ok_or(ApiError::NO_HS_TOKEN)?;
         // Of their hashes, so that the time does not tell the length either.

@@ -3,6 +3,8 @@
 //! Every text is a constant: nothing that a neighbour said, and nothing that a client sent, comes back in an answer. The
 //! causes are in the log, under the `request_id` that the answer carries.
 
+use std::time::Duration;
+
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Serialize;
@@ -13,6 +15,9 @@ use crate::federation::Failure;
 use crate::openid::Unverified;
 use crate::sfu::SfuError;
 use crate::wire::BadRequest;
+
+/// The longest wait that is handed on, in seconds.
+const MAX_WAIT_SECONDS: u32 = 24 * 60 * 60;
 
 /// A row of the error table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +180,20 @@ impl ApiError {
         }
     }
 
+    /// A homeserver limits how often it is asked: its wait is handed on (decision A9).
+    fn limited(wait: Duration) -> Self {
+        let seconds = wait.as_millis().div_ceil(1000).max(1);
+        Self {
+            reason: Some(Reason::HomeserverUnreachable),
+            retry_after: Some(u32::try_from(seconds).unwrap_or(u32::MAX).min(MAX_WAIT_SECONDS)),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "M_LIMIT_EXCEEDED",
+                "The homeserver is asked too often",
+            )
+        }
+    }
+
     const fn unauthorised(reason: Reason) -> Self {
         Self {
             reason: Some(reason),
@@ -284,6 +303,9 @@ impl ApiError {
                 Self::of_neighbour(StatusCode::BAD_GATEWAY, "The homeserver does not answer", true)
             }
             Refusal::OwnClientApi(_) => Self::bad_json("Unable to resolve client-server API"),
+            Refusal::Membership(error) | Refusal::Event(error) | Refusal::Relay(error) if error.limited_for().is_some() => {
+                Self::limited(error.limited_for().unwrap_or_default())
+            }
             Refusal::Membership(error) => Self::of_neighbour(
                 StatusCode::BAD_GATEWAY,
                 "The homeserver does not say who is in the room",

@@ -92,7 +92,7 @@ fn words(refusal: &Refusal) -> (Level, &'static str, Option<&'static str>) {
             "refused: our homeserver's client-server API cannot be found",
             Some(failure.remedy()),
         ),
-        Refusal::Relay(error @ OwnError::Relay(_)) => (
+        Refusal::Relay(error @ (OwnError::Relay(_) | OwnError::RelayBusy { .. })) => (
             Level::Info,
             "refused: the other homeserver's service gives no answer",
             Some(error.remedy()),

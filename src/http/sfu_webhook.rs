@@ -47,8 +47,8 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     match Webhook::parse(&body) {
         Ok(webhook) => {
             app.exchange.sfu.told(&webhook);
-            if let Some(removals) = &app.exchange.removals {
-                removals.told(&webhook);
+            if let Some(kick) = &app.exchange.kick {
+                kick.handle_webhook(&webhook);
             }
             app.exchange.leaves.webhook(verified, &webhook);
         }

@@ -1,7 +1,7 @@
 //! The thin driver around the pure core: reads the clocks, asks the homeserver and the SFU what the core wants to know,
 //! removes whom it wants removed, and feeds back what came of it. Nothing is decided here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,29 +9,26 @@ use livekit_protocol::participant_info::State as ParticipantState;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use super::membership::{
+    Action, Config, IssuedToken, MembershipAnswer, MembershipQuery, MembershipTracker, ParticipantKey, QueryScope, RemovalOutcome,
+    StoredState,
+};
 use super::name::Name;
-use super::watch::{About, Config, Key, Outcome, Output, Past, Person, Question, Said, Token, Watch};
 use super::{Issued, Settings};
 use crate::backoff::as_millis;
 use crate::clock::Clock;
-use crate::homeserver::{OwnError, OwnHomeserver, Whose};
+use crate::homeserver::{MemberList, OwnError, OwnHomeserver, Subject};
 use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Kind, Webhook};
 use crate::sfu::{ParticipantInfo, Sfu, SfuError};
-use crate::store::token::{Queue, Restored, StoredToken, Value};
+use crate::store::token;
 use crate::time::Time;
 
 /// No token lasts longer, whatever a record says.
-const LONGEST: u64 = 24 * 60 * 60 * 1000;
-/// Of one user: what many devices need within an hour, and not enough to crowd out the others.
-const MOST_PER_USER: u32 = 500;
-/// Up to so many users of a room are asked about one by one.
-const FEW: usize = 8;
+const MAX_TTL_MS: u64 = 24 * 60 * 60 * 1000;
 /// Time for a question about one user, and for one about all members of a room.
-const QUESTION: Duration = Duration::from_secs(5);
-const LONG_QUESTION: Duration = Duration::from_secs(10);
-/// Time for a question about one participant.
-const LOOK: Duration = Duration::from_secs(5);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The driver.
 pub(super) struct Driver {
@@ -39,18 +36,17 @@ pub(super) struct Driver {
     clock: Clock,
     own: Arc<OwnHomeserver>,
     sfu: Arc<Sfu>,
-    store: Queue,
+    store: token::Queue,
     /// The timer sleeps for another moment now.
     rearm: Notify,
     unclear: LogThrottle,
     failing: LogThrottle,
-    max_tokens: usize,
     full: LogThrottle,
-    kicked: LogThrottle,
+    removed: LogThrottle,
 }
 
 struct Core {
-    watch: Watch,
+    tracker: MembershipTracker,
     /// What the timer sleeps for.
     armed: Option<Time>,
 }
@@ -65,19 +61,17 @@ impl Driver {
             max_tokens,
         } = settings;
         let config = Config {
-            interval: as_millis(interval),
+            interval_ms: as_millis(interval),
             own: own.name().as_str().into(),
-            most: max_tokens,
-            most_per_user: MOST_PER_USER,
+            max_tokens,
         };
         let clock = Clock::start();
         Self {
             core: Mutex::new(Core {
-                watch: Watch::new(config, rand::random(), clock.now()),
+                tracker: MembershipTracker::new(config, clock.now()),
                 armed: None,
             }),
             clock,
-            max_tokens,
             own,
             sfu,
             store,
@@ -85,15 +79,15 @@ impl Driver {
             unclear: LogThrottle::once_a_minute(),
             failing: LogThrottle::once_a_minute(),
             full: LogThrottle::once_a_minute(),
-            kicked: LogThrottle::ten_a_second(),
+            removed: LogThrottle::ten_a_second(),
         }
     }
 
     // --- from outside ---
 
-    pub(super) fn issued(self: &Arc<Self>, issued: &Issued<'_>) -> bool {
+    pub(super) fn on_token(self: &Arc<Self>, issued: &Issued<'_>) -> bool {
         let now = self.clock.now();
-        let token = Token {
+        let token = IssuedToken {
             room_id: issued.room_id,
             user_id: issued.user_id,
             room: &issued.seat.room,
@@ -101,41 +95,40 @@ impl Driver {
             end: now.after(as_millis(issued.ttl)),
             checked: issued.checked,
         };
-        let mut tracked = true;
-        self.feed(|watch| {
-            watch.issued(&token, now).unwrap_or_else(|| {
-                tracked = false;
+        let mut refused = None;
+        self.feed(|tracker| {
+            tracker.on_token(&token, now).unwrap_or_else(|error| {
+                refused = Some(error);
                 Vec::new()
             })
         });
-        if !tracked {
-            tracing::debug!(user = issued.user_id, room = &*issued.seat.room, "a token is not kept in mind");
-            self.full.log(|count| {
-                tracing::warn!(
-                    count,
-                    most = self.max_tokens,
-                    most_per_user = MOST_PER_USER,
-                    remedy = "a shorter LIVEKIT_JWT_TTL_SECONDS lets tokens be forgotten sooner",
-                    "too many tokens, in all or of one user: members are refused more, and others are not removed when they leave"
-                );
-            });
-        }
-        tracked
+        let Some(error) = refused else { return true };
+        tracing::debug!(user = issued.user_id, room = &*issued.seat.room, "a token cannot be watched");
+        self.full.log(|count| {
+            let reason = error.to_string();
+            let remedy = "a shorter LIVEKIT_JWT_TTL_SECONDS lets tokens be forgotten sooner";
+            tracing::warn!(reason, count, remedy, "tokens are refused: who holds too many could not be removed");
+        });
+        false
     }
 
-    pub(super) fn told(self: &Arc<Self>, webhook: &Webhook) {
+    pub(super) fn handle_webhook(self: &Arc<Self>, webhook: &Webhook) {
         let Some(room) = webhook.room.as_ref().map(|room| &*room.name) else {
             return;
         };
         let identity = webhook.participant.as_ref().map(|participant| &*participant.identity);
         let now = self.clock.now();
-        match (webhook.kind, identity) {
-            (Kind::ParticipantJoined, Some(identity)) => self.feed(|watch| watch.came(room, identity, now)),
-            (Kind::ParticipantLeft | Kind::ParticipantConnectionAborted, Some(identity)) => self.lock().watch.went(room, identity, now),
-            (Kind::RoomFinished, _) => self.lock().watch.ended(room, now),
-            (Kind::ParticipantJoined | Kind::ParticipantLeft | Kind::ParticipantConnectionAborted, None)
-            | (Kind::RoomStarted | Kind::TrackPublished | Kind::TrackUnpublished | Kind::Other, _) => {}
-        }
+        self.feed(|tracker| {
+            tracker.on_webhook(room);
+            match (webhook.kind, identity) {
+                (Kind::ParticipantJoined | Kind::TrackPublished, Some(identity)) => return tracker.on_present(room, identity, now),
+                (Kind::ParticipantLeft | Kind::ParticipantConnectionAborted, Some(identity)) => tracker.on_gone(room, identity, now),
+                (Kind::RoomFinished, _) => tracker.on_room_finished(room, now),
+                (Kind::ParticipantJoined | Kind::ParticipantLeft | Kind::ParticipantConnectionAborted | Kind::TrackPublished, None)
+                | (Kind::RoomStarted | Kind::TrackUnpublished | Kind::Other, _) => {}
+            }
+            Vec::new()
+        });
     }
 
     /// Writes what is not written yet, until `deadline`. Nothing is stored after it.
@@ -146,10 +139,10 @@ impl Driver {
     // --- tasks ---
 
     /// Takes in what the store has, which waits for one that is away.
-    pub(super) async fn restore(self: Arc<Self>, mut restored: Restored) {
+    pub(super) async fn restore(self: Arc<Self>, mut restored: token::Restored) {
         let mut count = 0_usize;
         while let Some(stored) = restored.next().await {
-            self.take(&stored);
+            self.take_in(&stored);
             count += 1;
         }
         if count > 0 {
@@ -157,24 +150,24 @@ impl Driver {
         }
     }
 
-    fn take(self: &Arc<Self>, StoredToken { room, identity, value }: &StoredToken<'_>) {
+    fn take_in(self: &Arc<Self>, token::StoredToken { room, identity, value }: &token::StoredToken<'_>) {
         let wall = self.clock.wall();
         let now = self.clock.now();
-        let token = Token {
+        let token = IssuedToken {
             room_id: &value.room_id,
             user_id: &value.user_id,
             room,
             identity,
-            end: wall.time(value.expires_at).min(now.after(LONGEST)),
+            end: wall.time(value.expires_at).min(now.after(MAX_TTL_MS)),
             checked: value.member,
         };
-        let past = Past {
+        let state = StoredState {
             member: value.member,
             left: value.left,
             seen: value.last_seen.map(|at| wall.time(at)),
         };
-        self.feed(|watch| {
-            watch.restore(&token, past, now);
+        self.feed(|tracker| {
+            tracker.restore(&token, state, now);
             Vec::new()
         });
     }
@@ -185,7 +178,7 @@ impl Driver {
             let rearm = self.rearm.notified();
             let next = {
                 let mut core = self.lock();
-                core.armed = core.watch.next_deadline();
+                core.armed = core.tracker.next_deadline();
                 core.armed
             };
             let Some(at) = next else {
@@ -199,153 +192,89 @@ impl Driver {
                 }
             }
             let now = self.clock.now();
-            self.feed(|watch| watch.time(now));
+            self.feed(|tracker| tracker.on_time(now));
             // A core with much to do must not keep the others from running.
             tokio::task::yield_now().await;
         }
     }
 
-    // --- the loop: facts in, calls out ---
+    // --- the loop: facts in, actions out ---
 
-    fn feed(self: &Arc<Self>, fact: impl FnOnce(&mut Watch) -> Vec<Output>) {
+    fn feed(self: &Arc<Self>, fact: impl FnOnce(&mut MembershipTracker) -> Vec<Action>) {
         let mut core = self.lock();
-        let outputs = fact(&mut core.watch);
-        for output in outputs {
-            match output {
-                Output::Persist(key) => self.persist(&core.watch, &key),
-                Output::Forget(key) if self.store.keeps() => self.store.remove(&key.room.to_string(), &key.identity.to_string()),
-                Output::Forget(_) => {}
-                Output::Ask(_) | Output::List(_) | Output::Get(_) | Output::Remove(_) => {
-                    tokio::spawn(self.clone().carry_out(output));
+        for action in fact(&mut core.tracker) {
+            match action {
+                Action::Persist(key) => self.persist(&core.tracker, &key),
+                Action::Forget(key) if self.store.keeps() => self.store.remove(&key.room.to_string(), &key.identity.to_string()),
+                Action::Forget(_) => {}
+                Action::EndDelegatedLeave(key) => {
+                    tracing::debug!(room = %key.room, identity = %key.identity, "removed from the Matrix room: no leave is left to send");
                 }
+                Action::Ask(query) => drop(tokio::spawn(self.clone().ask(query))),
+                Action::List(room) => drop(tokio::spawn(self.clone().list(room))),
+                Action::Remove(key) => drop(tokio::spawn(self.clone().remove(key))),
             }
         }
-        let next = core.watch.next_deadline();
+        let next = core.tracker.next_deadline();
         if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
             self.rearm.notify_one();
         }
     }
 
-    fn persist(&self, watch: &Watch, key: &Key) {
-        let Some(row) = watch.row(key).filter(|_| self.store.keeps()) else {
+    fn persist(&self, tracker: &MembershipTracker, key: &ParticipantKey) {
+        let Some(stored) = tracker.stored(key).filter(|_| self.store.keeps()) else {
             return;
         };
         let wall = self.clock.wall();
-        self.store.put(&StoredToken {
+        self.store.put(&token::StoredToken {
             room: key.room.to_string().into(),
             identity: key.identity.to_string().into(),
-            value: Value {
-                room_id: (&*row.room_id).into(),
-                user_id: (&*row.user_id).into(),
-                expires_at: wall.unix_millis(row.end),
-                last_seen: row.past.seen.map(|seen| wall.unix_millis(seen)),
-                member: row.past.member,
-                left: row.past.left,
+            value: token::Value {
+                room_id: (&*stored.room_id).into(),
+                user_id: (&*stored.user_id).into(),
+                expires_at: wall.unix_millis(stored.end),
+                last_seen: stored.state.seen.map(|seen| wall.unix_millis(seen)),
+                member: stored.state.member,
+                left: stored.state.left,
             },
         });
     }
 
-    async fn carry_out(self: Arc<Self>, output: Output) {
-        match output {
-            Output::Ask(question) => {
-                self.ask(&question).await;
-                let now = self.clock.now();
-                self.feed(|watch| watch.over(&question.about, now));
-            }
-            Output::List(room) => self.list(&room).await,
-            Output::Get(key) => self.get(&key).await,
-            Output::Remove(key) => self.remove(&key).await,
-            Output::Persist(_) | Output::Forget(_) => {}
-        }
-    }
-
-    // --- the homeserver ---
-
-    async fn ask(self: &Arc<Self>, question: &Question) {
-        if question.people.len() > FEW {
-            match self.ask_about_all(question).await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => return self.unclear(&error),
-            }
-        }
-        self.ask_one_by_one(question).await;
-    }
-
-    /// By one question for all; `false` where that does not tell, and each has to be asked about.
-    async fn ask_about_all(self: &Arc<Self>, question: &Question) -> Result<bool, OwnError> {
-        let asked = self.clock.now();
-        let members = self.own.joined_members(&question.room_id, Instant::now() + LONG_QUESTION).await?;
-        if let Some(members) = members {
-            let said = |user: &str| {
-                let joined = members.contains(user);
-                Some(Said { joined, asked })
-            };
-            self.answered(&question.about, &said, Some(true));
-            return Ok(true);
-        }
-        // The list is too long, or not for us to see, or nobody of ours is there any more.
-        let asked = self.clock.now();
-        if self.own_is_in(&question.room_id).await? {
-            return Ok(false);
-        }
-        self.answered(&question.about, &|_| Some(Said { joined: false, asked }), Some(false));
-        Ok(true)
-    }
-
-    async fn ask_one_by_one(self: &Arc<Self>, question: &Question) {
-        for people in question.people.chunks(FEW) {
-            let mut answers = BTreeMap::new();
-            let (mut doubtful, mut failed) = (false, false);
-            for Person { user_id, doubtful: doubt } in people {
-                let asked = self.clock.now();
-                match self.is_joined(&question.room_id, Whose::User(user_id)).await {
-                    Ok(joined) => {
-                        doubtful |= *doubt && !joined;
-                        answers.insert(&**user_id, Said { joined, asked });
-                    }
-                    // The others would fare no better, and would have to wait for it.
-                    Err(error) => {
-                        self.unclear(&error);
-                        failed = true;
-                        break;
-                    }
+    /// Asked once: the core knows when to ask again.
+    async fn ask(self: Arc<Self>, query: MembershipQuery) {
+        let (asked, begun) = (self.clock.now(), Instant::now());
+        let (room_id, own) = (&*query.room_id, &self.own);
+        let members;
+        let contains;
+        let answer = match &query.scope {
+            QueryScope::Members => match own.joined_members(room_id, begun + LIST_TIMEOUT).await {
+                Ok(MemberList::Members(list)) => {
+                    members = list;
+                    contains = |user: &str| members.contains(user);
+                    MembershipAnswer::Members(&contains)
                 }
+                Ok(MemberList::TooLong) => MembershipAnswer::TooLong,
+                Ok(MemberList::NotVisible) => MembershipAnswer::NotVisible,
+                Err(error) => self.unclear(&error),
+            },
+            QueryScope::User(user) => self.joined(own.is_joined(room_id, Subject::User(user), begun, begun + QUERY_TIMEOUT).await),
+            QueryScope::OwnServer => {
+                let subject = Subject::Server(own.name());
+                self.joined(own.is_joined(room_id, subject, begun, begun + QUERY_TIMEOUT).await)
             }
-            let own_is_in = if doubtful {
-                match self.own_is_in(&question.room_id).await {
-                    Ok(is_in) => Some(is_in),
-                    Err(error) => {
-                        self.unclear(&error);
-                        None
-                    }
-                }
-            } else {
-                None
-            };
-            self.answered(&question.about, &|user| answers.get(user).copied(), own_is_in);
-            if failed {
-                return;
-            }
-        }
-    }
-
-    async fn own_is_in(&self, room_id: &str) -> Result<bool, OwnError> {
-        self.is_joined(room_id, Whose::Server(self.own.name())).await
-    }
-
-    /// Asked once: the next sweep asks again.
-    async fn is_joined(&self, room_id: &str, whose: Whose<'_>) -> Result<bool, OwnError> {
-        let now = Instant::now();
-        self.own.is_joined(room_id, whose, now, now + QUESTION).await
-    }
-
-    fn answered(self: &Arc<Self>, about: &About, said: &dyn Fn(&str) -> Option<Said>, own_is_in: Option<bool>) {
+        };
         let now = self.clock.now();
-        self.feed(|watch| watch.answered(about, said, own_is_in, now));
+        self.feed(|tracker| tracker.on_membership(&query, answer, asked, now));
     }
 
-    fn unclear(&self, error: &OwnError) {
+    fn joined(&self, answer: Result<bool, OwnError>) -> MembershipAnswer<'static> {
+        match answer {
+            Ok(joined) => MembershipAnswer::Joined(joined),
+            Err(error) => self.unclear(&error),
+        }
+    }
+
+    fn unclear(&self, error: &OwnError) -> MembershipAnswer<'static> {
         self.unclear.log(|count| {
             let (reason, remedy) = (error.to_string(), error.remedy());
             tracing::warn!(
@@ -355,65 +284,56 @@ impl Driver {
                 "our homeserver does not say who is in a Matrix room: nobody is removed from the LiveKit room until it does"
             );
         });
+        if matches!(error, OwnError::Timeout) {
+            MembershipAnswer::TimedOut
+        } else if error.may_pass() {
+            let retry_after_ms = error.retry_after().map(as_millis);
+            MembershipAnswer::Unavailable { retry_after_ms }
+        } else {
+            MembershipAnswer::Refused
+        }
     }
 
-    // --- the SFU ---
-
-    async fn list(self: &Arc<Self>, room: &Name) {
+    async fn list(self: Arc<Self>, room: Name) {
         let asked = self.clock.now();
-        let listed = self.sfu.participants(&room.to_string(), LOOK).await;
+        let listed = self.sfu.participants(&room.to_string(), LIST_TIMEOUT).await;
         let now = self.clock.now();
         match listed {
             Ok(participants) => {
-                let there: BTreeSet<Name> = participants.iter().filter_map(present).map(Name::from).collect();
-                self.feed(|watch| watch.listed(room, Some(&|identity| there.contains(identity)), asked, now));
+                let present: BTreeSet<Name> = participants.iter().filter_map(present).map(Name::from).collect();
+                self.feed(|tracker| tracker.on_list(&room, &|identity| present.contains(identity), asked, now));
             }
             Err(error) => {
                 self.failing(&error);
-                self.feed(|watch| watch.listed(room, None, asked, now));
+                self.feed(|tracker| tracker.on_list_failed(&room, now));
             }
         }
     }
 
-    async fn get(self: &Arc<Self>, key: &Key) {
-        let asked = self.clock.now();
-        let (room, identity) = (key.room.to_string(), key.identity.to_string());
-        let is_there = match self.sfu.participant(&room, &identity, LOOK).await {
-            Ok(participant) => Some(present(&participant).is_some()),
-            Err(SfuError::NotFound) => Some(false),
-            Err(error) => {
-                self.failing(&error);
-                None
-            }
-        };
-        let now = self.clock.now();
-        self.feed(|watch| watch.got(key, is_there, asked, now));
-    }
-
-    async fn remove(self: &Arc<Self>, key: &Key) {
+    async fn remove(self: Arc<Self>, key: Arc<ParticipantKey>) {
         let asked = self.clock.now();
         let (room, identity) = (key.room.to_string(), key.identity.to_string());
         let outcome = match self.sfu.remove(&room, &identity).await {
             Ok(()) => {
                 // The identity of `/sfu/get` is the user's id and device.
-                self.kicked.log(|count| {
-                    tracing::info!(room, count, "somebody was removed from the LiveKit room: they left the Matrix room");
+                self.removed.log(|count| {
+                    tracing::info!(room, count, "removed participant from LiveKit: user left the Matrix room");
                 });
                 tracing::debug!(room, identity, "removed");
-                Outcome::Removed
+                RemovalOutcome::Removed
             }
-            Err(SfuError::NotFound) => Outcome::NotThere,
+            Err(SfuError::NotFound) => RemovalOutcome::NotThere,
             Err(error) => {
                 self.failing(&error);
                 if error.may_pass() || error.is_elsewhere() {
-                    Outcome::Failed
+                    RemovalOutcome::Failed
                 } else {
-                    Outcome::Refused
+                    RemovalOutcome::Refused
                 }
             }
         };
         let now = self.clock.now();
-        self.feed(|watch| watch.removed(key, outcome, asked, now));
+        self.feed(|tracker| tracker.on_removed(&key, outcome, asked, now));
     }
 
     fn failing(&self, error: &SfuError) {

@@ -15,6 +15,11 @@ enum Kind {
     Text(Box<str>),
 }
 
+impl Name {
+    /// The least of all names.
+    pub const FIRST: Self = Self(Kind::Hash([0; 32]));
+}
+
 impl From<&str> for Name {
     fn from(name: &str) -> Self {
         let mut hash = [0; 32];

@@ -123,12 +123,14 @@ impl Api {
         Ok(participant)
     }
 
-    /// Ends a participant's session; [`SfuError::NotFound`] where there is no such room or participant.
+    /// Ends a participant's session; [`SfuError::NotFound`] where there is no such room or participant. LiveKit Cloud then refuses
+    /// the tokens of before; livekit-server does not look at that field (1.13.5).
     pub(super) async fn remove_participant(&self, room: &str, identity: &str) -> Result<(), SfuError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let request = RoomParticipantIdentity {
             room: room.to_owned(),
             identity: identity.to_owned(),
-            ..RoomParticipantIdentity::default()
+            revoke_token_ts: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
         };
         self.call::<RemoveParticipantResponse>(&self.methods.remove_participant, self.admin(room)?, &request, CALL_TIMEOUT)
             .await?;

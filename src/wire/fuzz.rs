@@ -210,13 +210,13 @@ proptest! {
             is_sound(Some(&request.event));
         }
         if let Ok(request) = ClientTokenRequest::parse(&body) {
-            all_is_there(vec![&request.wanted.url], &request.wanted.seat, &body);
+            all_is_there(vec![&request.url], &request.wanted.seat, &body);
         }
         if let Ok(request) = FederationTokenRequest::parse(&body) {
-            all_is_there(vec![&request.wanted.url, &request.unverified_user_id], &request.wanted.seat, &body);
+            all_is_there(vec![&request.url, &request.unverified_user_id], &request.wanted.seat, &body);
         }
         if let Ok(request) = ClientDelegationRequest::parse(&body) {
-            all_is_there(vec![&request.wanted.url], &request.wanted.seat, &body);
+            all_is_there(request.url.iter().map(String::as_str).collect(), &request.wanted.seat, &body);
             is_an_id(&request.delay_id);
         }
     }

@@ -5,51 +5,52 @@ use serde_json::{Map, Value};
 
 use super::{BadRequest, MAX_ID, MAX_MEMBER_ID, MAX_URL, SeatRequest, is_delay_id, nested, object, optional, required};
 
-/// A seat that is asked for through a homeserver, in the words of either generation of the proposal: `member_id`, or
-/// `member` with the device in it. Where both are there, `member_id` counts.
+/// A seat that is asked for through a homeserver, in the words of any generation of the proposal: `member_id`, or
+/// `member` with or without the device in it. Where both are there, `member_id` counts.
 #[derive(Debug, PartialEq, Eq)]
 pub struct HomeserverSeat {
-    /// The SFU that the client means.
-    pub url: String,
-    /// The seat there.
+    /// The seat on the SFU.
     pub seat: SeatRequest,
     /// `member` of the older generation.
     pub member: Option<LegacyMember>,
 }
 
-/// `member` as the older generation of the proposal has it.
+/// `member` as older generations of the proposal have it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LegacyMember {
     /// Random id of the session.
     pub id: String,
-    /// Device that the client says it is.
-    pub claimed_device_id: String,
+    /// Device that the client says it is. Without it, the identity has two elements, as that of a `member_id`.
+    pub claimed_device_id: Option<String>,
     /// The user it says it is.
     pub claimed_user_id: Option<String>,
 }
 
 impl HomeserverSeat {
     fn read(body: &Map<String, Value>) -> Result<Self, BadRequest> {
-        let url = required(body, "url", MAX_URL, BadRequest::Url)?;
         let room_id = required(body, "room_id", MAX_ID, BadRequest::RoomOrSlot)?;
         let slot_id = required(body, "slot_id", MAX_ID, BadRequest::RoomOrSlot)?;
         let member_id = optional(body, "member_id", MAX_MEMBER_ID)?;
         let member = LegacyMember::read(body)?;
-        let seat = match (member_id, &member) {
-            (Some(member_id), _) => SeatRequest::Homeserver {
+        let (member_id, device) = match (member_id, &member) {
+            (Some(member_id), _) => (member_id, None),
+            (None, Some(member)) => (member.id.clone(), member.claimed_device_id.clone()),
+            (None, None) => return Err(BadRequest::MemberId),
+        };
+        let seat = match device {
+            None => SeatRequest::Homeserver {
                 room_id,
                 slot_id,
                 member_id,
             },
-            (None, Some(member)) => SeatRequest::Member {
+            Some(claimed_device_id) => SeatRequest::Member {
                 room_id,
                 slot_id,
-                claimed_device_id: member.claimed_device_id.clone(),
-                member_id: member.id.clone(),
+                claimed_device_id,
+                member_id,
             },
-            (None, None) => return Err(BadRequest::MemberId),
         };
-        Ok(Self { url, seat, member })
+        Ok(Self { seat, member })
     }
 }
 
@@ -61,7 +62,10 @@ impl LegacyMember {
         let member = nested(body, "member", BadRequest::MemberId)?;
         Ok(Some(Self {
             id: required(member, "id", MAX_MEMBER_ID, BadRequest::MemberId)?,
-            claimed_device_id: required(member, "claimed_device_id", MAX_ID, BadRequest::MemberId)?,
+            claimed_device_id: match optional(member, "claimed_device_id", MAX_ID)? {
+                None => optional(member, "device_id", MAX_ID)?,
+                claimed => claimed,
+            },
             claimed_user_id: optional(member, "claimed_user_id", MAX_ID)?,
         }))
     }
@@ -70,6 +74,8 @@ impl LegacyMember {
 /// A token request of one of our homeserver's users.
 #[derive(Debug)]
 pub struct ClientTokenRequest {
+    /// The SFU that the client means.
+    pub url: String,
     /// The seat.
     pub wanted: HomeserverSeat,
     /// Whose SFU it is on, where it is said.
@@ -84,6 +90,7 @@ impl ClientTokenRequest {
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let body = object(body)?;
         Ok(Self {
+            url: required(&body, "url", MAX_URL, BadRequest::Url)?,
             wanted: HomeserverSeat::read(&body)?,
             // The grammar of server names has a bound, and an answer of its own; so have users' and delayed events' ids below.
             server_name: optional(&body, "server_name", usize::MAX)?,
@@ -96,6 +103,8 @@ impl ClientTokenRequest {
 pub struct FederationTokenRequest {
     /// The user, as that homeserver says.
     pub unverified_user_id: String,
+    /// The SFU that the client means.
+    pub url: String,
     /// The seat.
     pub wanted: HomeserverSeat,
 }
@@ -109,6 +118,7 @@ impl FederationTokenRequest {
         let body = object(body)?;
         Ok(Self {
             unverified_user_id: required(&body, "user_id", usize::MAX, BadRequest::UserId)?,
+            url: required(&body, "url", MAX_URL, BadRequest::Url)?,
             wanted: HomeserverSeat::read(&body)?,
         })
     }
@@ -117,6 +127,8 @@ impl FederationTokenRequest {
 /// A delegation of one of our homeserver's users; how long the delay is, the homeserver says.
 #[derive(Debug)]
 pub struct ClientDelegationRequest {
+    /// The SFU that the client means, where it says it: it can only be ours (decision A3).
+    pub url: Option<String>,
     /// The seat that is watched.
     pub wanted: HomeserverSeat,
     /// The delayed event.
@@ -130,12 +142,13 @@ impl ClientDelegationRequest {
     /// The first thing that is wrong, in the order of the contract.
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let body = object(body)?;
+        let url = optional(&body, "url", MAX_URL)?;
         let wanted = HomeserverSeat::read(&body)?;
         let delay_id = required(&body, "delay_id", usize::MAX, BadRequest::NoDelayId)?;
         if !is_delay_id(&delay_id) {
             return Err(BadRequest::DelayId);
         }
-        Ok(Self { wanted, delay_id })
+        Ok(Self { url, wanted, delay_id })
     }
 }
 
@@ -164,7 +177,8 @@ pub struct RelayedMember<'a> {
     /// Random id of the session.
     pub id: &'a str,
     /// Its device, as the client says.
-    pub claimed_device_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claimed_device_id: Option<&'a str>,
     /// Our user.
     pub claimed_user_id: &'a str,
 }

@@ -19,6 +19,8 @@ use crate::support::{bodies, unique, unique_loopback, unique_room, wait_until, w
 const AS_TOKEN: &str = "as-token-of-these-tests";
 const HS_TOKEN: &str = "hs-token-of-these-tests";
 const TOKEN_PATH: &str = "/_matrix/client/unstable/io.element.msc4195/rtc/livekit/get_token";
+/// From one sweep to the next.
+const INTERVAL: Duration = Duration::from_secs(1);
 /// Longer than anything takes here: sweeps are a second apart.
 const SOON: Duration = Duration::from_secs(30);
 
@@ -39,7 +41,7 @@ fn who_leaves_is_removed_and_again_with_the_old_token() {
     scene.wait_removed(&alice, 2);
     scene.join(&alice);
     scene.wait_removed(&alice, 3);
-    scene.service.wait_log(&["info", "removed from the LiveKit room", &scene.alias]);
+    scene.service.wait_log(&["info", "removed participant from LiveKit", &scene.alias]);
 
     // Back in the Matrix room, they may stay.
     scene.matrix.join(&alice.user);
@@ -52,6 +54,12 @@ fn who_leaves_is_removed_and_again_with_the_old_token() {
     assert!(scene.is_there(&alice) && scene.is_there(&bob));
     assert!(scene.removals(&bob).is_empty());
     assert_eq!(scene.calls("DeleteRoom"), 0);
+    // LiveKit Cloud refuses the tokens of before this moment.
+    let revoked = scene.sfu.revocations(&scene.alias, &alice.identity);
+    assert!(
+        revoked.len() >= 3 && revoked.iter().all(|at| webhook::now().abs_diff(*at) < 60),
+        "{revoked:?}"
+    );
     assert_eq!(scene.sfu.complaints(), [""; 0]);
 }
 
@@ -75,6 +83,124 @@ fn many_are_asked_about_at_once_and_only_those_who_are_there_are_removed() {
         assert_eq!(gone, expected, "{}", guest.user);
     }
     assert!(scene.calls("ListParticipants") >= 1);
+}
+
+/// C1: Synapse cannot be asked about a user id that is not ASCII.
+#[test]
+fn who_cannot_be_asked_about_keeps_nobody_from_being_removed() {
+    for people in [0, 12] {
+        let scene = Scene::new();
+        let odd = scene.token("odd");
+        let others: Vec<_> = (0..people).map(|n| scene.token(&format!("user{n}"))).collect();
+        let banned = scene.token("banned");
+        for guest in others.iter().chain([&odd, &banned]) {
+            let session = scene.join(guest);
+            scene.tell(&webhook::joined(&session));
+        }
+        let invalid = Reply::json(400, &json!({"errcode": "M_INVALID_PARAM", "error": "Invalid MXID"}));
+        scene.matrix.fail_about(&odd.user, invalid);
+        scene.matrix.leave(&banned.user);
+        let banned_at = Instant::now();
+        wait_until("the banned user to be gone", SOON, || !scene.is_there(&banned));
+        let took = scene.removals(&banned)[0] - banned_at;
+        eprintln!("{} people: banned user out after {took:?}", people + 2);
+        assert!(took < INTERVAL + Duration::from_secs(2), "{took:?}");
+        assert!(scene.is_there(&odd) && others.iter().all(|guest| scene.is_there(guest)));
+    }
+}
+
+/// C4: who is in the call is asked about, and nobody else.
+#[test]
+fn a_token_that_nobody_uses_costs_no_question() {
+    let scene = Scene::new();
+    let all: Vec<_> = (0..12).map(|n| scene.token(&format!("user{n}"))).collect();
+    let session = scene.join(&all[0]);
+    let asked = scene.matrix.count("");
+    scene.tell(&webhook::joined(&session));
+    let begun = Instant::now();
+    wait_until("ten questions", SOON, || scene.matrix.count("") >= asked + 10);
+    // One a sweep and none for the eleven others, or the list.
+    assert!(begun.elapsed() > Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert_eq!(scene.matrix.count("/joined_members"), 0);
+    for guest in &all[1..3] {
+        let session = scene.join(guest);
+        scene.tell(&webhook::joined(&session));
+    }
+    let asked = scene.matrix.count("/is_joined");
+    wait_until("the lists", SOON, || scene.matrix.count("/joined_members") >= 3);
+    assert!(scene.matrix.count("/is_joined") <= asked + 3, "a join costs one question at most");
+}
+
+/// C4: eight MiB are fetched once, and not at every sweep.
+#[test]
+fn a_list_that_is_too_long_is_not_fetched_again() {
+    let scene = Scene::new();
+    let all: Vec<_> = (0..3).map(|n| scene.token(&format!("user{n}"))).collect();
+    scene.matrix.pad_lists(9 * 1024 * 1024);
+    for guest in &all {
+        let session = scene.join(guest);
+        scene.tell(&webhook::joined(&session));
+    }
+    scene.sweeps(12);
+    assert_eq!(scene.matrix.count("/joined_members"), 1);
+    scene.matrix.leave(&all[1].user);
+    scene.wait_removed(&all[1], 1);
+    assert!(scene.is_there(&all[0]) && scene.is_there(&all[2]));
+}
+
+/// A9: the wait that the homeserver asks for is kept, and nobody else is asked about meanwhile.
+#[test]
+fn a_homeserver_that_asks_for_a_pause_gets_it() {
+    let scene = Scene::new();
+    let alice = scene.token("alice");
+    let session = scene.join(&alice);
+    scene.tell(&webhook::joined(&session));
+    scene.sweeps(1);
+    let limited = json!({"errcode": "M_LIMIT_EXCEEDED", "error": "Too Many Requests", "retry_after_ms": 5000});
+    scene.matrix.fail(Some(Reply::json(429, &limited)));
+    scene.matrix.leave(&alice.user);
+    let asked = scene.matrix.count("");
+    wait_until("a 429", SOON, || scene.matrix.count("") > asked);
+    let limited_at = Instant::now();
+    scene.matrix.fail(None);
+    scene.wait_removed(&alice, 1);
+    let waited = scene.removals(&alice)[0] - limited_at;
+    assert!(
+        (Duration::from_millis(4_500)..Duration::from_secs(8)).contains(&waited),
+        "{waited:?}"
+    );
+    assert_eq!(scene.matrix.count(""), asked + 2);
+}
+
+/// A13: one homeserver's users cannot take the places of others, and a full room is as quick as an empty one.
+#[test]
+fn tokens_of_one_homeserver_do_not_keep_others_from_theirs() {
+    let scene = Scene::with(|setup| {
+        setup
+            .env("LIVEKIT_REQUIRE_MEMBERSHIP", "false")
+            .env("LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS", "3600")
+            .env("LIVEKIT_LOG_LEVEL", "info")
+    });
+    let call = |user: usize, member: usize| {
+        let body = bodies::get_token_of(&scene.away, &format!("user{user}"), &scene.room);
+        Call::json("/get_token", &bodies::with(&body, "/member/id", Some(json!(format!("m{member}")))))
+    };
+    let calls: Vec<_> = (0..130)
+        .flat_map(|user| (0..25).map(move |member| (user, member)))
+        .map(|(user, member)| call(user, member))
+        .collect();
+    let mut taken = 0;
+    for answer in scene.service.flood(&calls, 20) {
+        match answer.status {
+            200 => taken += 1,
+            _ => answer.assert_error(429, "M_LIMIT_EXCEEDED", "Too many tokens are in use"),
+        }
+    }
+    assert_eq!(taken, 2_000, "20 of a user, 2,000 of a homeserver in a room");
+    scene.service.wait_log(&["warn", "tokens are refused", "reason=", "remedy="]);
+    // Our own user, and the one who has a token already.
+    scene.token("alice");
+    assert_eq!(scene.service.call(&call(0, 0)).status, 200);
 }
 
 #[test]
@@ -198,7 +324,7 @@ fn nobody_is_named_in_the_log() {
     scene.matrix.fail(None);
     scene.matrix.leave(&alice.user);
     scene.wait_removed(&alice, 1);
-    scene.service.wait_log(&["removed from the LiveKit room"]);
+    scene.service.wait_log(&["removed participant from LiveKit"]);
     let log = scene.service.log();
     assert!(!log.contains(&alice.user) && !log.contains(&scene.room), "{log}");
 }
@@ -256,7 +382,7 @@ fn long_ids_of_strangers_do_not_fill_the_memory() {
         (0..TOKENS)
             .map(|n| {
                 let room = format!("!{n:x<width$}", width = room_bytes - 1);
-                let user = format!("user{}", n % 10);
+                let user = format!("user{}", n % 200);
                 Call::json("/get_token", &bodies::get_token_of(&scene.away, &user, &room))
             })
             .collect()
@@ -423,6 +549,9 @@ struct MatrixState {
     name: String,
     joined: Mutex<BTreeSet<String>>,
     fault: Mutex<Option<Reply>>,
+    /// About this user, and about all where he is in the list.
+    odd: Mutex<Option<(String, Reply)>>,
+    padding: Mutex<usize>,
 }
 
 impl Matrix {
@@ -431,6 +560,8 @@ impl Matrix {
             name: name.into(),
             joined: Mutex::default(),
             fault: Mutex::default(),
+            odd: Mutex::default(),
+            padding: Mutex::default(),
         });
         let answering = state.clone();
         Self {
@@ -456,6 +587,16 @@ impl Matrix {
         *self.state.fault.lock().unwrap() = reply;
     }
 
+    /// Answers this to questions about this user, and knows no lists.
+    fn fail_about(&self, user: &str, reply: Reply) {
+        *self.state.odd.lock().unwrap() = Some((user.into(), reply));
+    }
+
+    /// Makes lists of members that much longer.
+    fn pad_lists(&self, bytes: usize) {
+        *self.state.padding.lock().unwrap() = bytes;
+    }
+
     /// How many questions about memberships there were, with that end of the path.
     fn count(&self, end: &str) -> usize {
         self.http.count(|r| is_membership(r) && r.path.ends_with(end))
@@ -477,6 +618,11 @@ impl MatrixState {
         if let Some(reply) = self.fault.lock().unwrap().clone() {
             return reply;
         }
+        if let Some((user, reply)) = self.odd.lock().unwrap().clone()
+            && request.query("mxid").is_none_or(|mxid| mxid == user)
+        {
+            return reply;
+        }
         let joined = self.joined.lock().unwrap();
         let is_ours = |user: &str| user.ends_with(&format!(":{}", self.name));
         let is_in = joined.iter().any(|user| is_ours(user));
@@ -488,7 +634,8 @@ impl MatrixState {
                 );
             }
             let members: serde_json::Map<_, _> = joined.iter().map(|user| (user.clone(), json!({"display_name": user}))).collect();
-            return Reply::json(200, &json!({"joined": members}));
+            let padding = "x".repeat(*self.padding.lock().unwrap());
+            return Reply::json(200, &json!({"joined": members, "padding": padding}));
         }
         // Of a room in which none of its users is any more, it knows nothing.
         let answer = match (request.query("mxid"), request.query("server_name")) {

@@ -24,7 +24,7 @@ pub(super) async fn post(
     let (received, user, request) = heard(&app, &appservice, request, &USER, ClientTokenRequest::parse).await?;
     match appservice.service.client_token(&user, &request, received.at).await {
         Ok(jwt) => json_reply(&TokenReply {
-            url: Some(&request.wanted.url),
+            url: Some(&request.url),
             jwt,
         }),
         Err(refusal) => {

@@ -230,11 +230,36 @@ fn the_older_words_are_understood_and_may_not_lie() {
         stage.call(&older(&somebody)).assert_errcode(400, "M_INVALID_PARAM");
         assert_eq!(stage.done() - before, Done::NOTHING);
     }
-    for field in ["id", "claimed_device_id"] {
-        for value in [json!(""), json!(null), json!(7)] {
-            let mut ask = older(&stage.own.user("alice"));
-            ask.body["member"][field] = value;
-            stage.call(&ask).assert_errcode(400, "M_BAD_JSON");
-        }
+    for (field, value) in [
+        ("id", json!("")),
+        ("id", json!(null)),
+        ("id", json!(7)),
+        ("claimed_device_id", json!(7)),
+    ] {
+        let mut ask = older(&stage.own.user("alice"));
+        ask.body["member"][field] = value;
+        stage.call(&ask).assert_errcode(400, "M_BAD_JSON");
+    }
+}
+
+/// C7: the names of schemes have no case.
+#[test]
+fn the_scheme_may_be_written_in_any_case() {
+    let stage = Stage::new();
+    for scheme in ["Bearer", "bearer", "BEARER", "bEaReR "] {
+        assert!(stage.takes(stage.client(), format!("{scheme} {}", stage.own.hs_token)), "{scheme}");
+    }
+    assert!(!stage.takes(stage.client(), format!("bearer{}", stage.own.hs_token)));
+}
+
+/// Synapse's list of transports may say `https` where we say `wss`, and the other way round (decision A3).
+#[test]
+fn the_schemes_of_websockets_and_of_http_are_the_same() {
+    let stage = Stage::new();
+    let url = stage.sfu.url().replacen("ws", "http", 1);
+    for mut ask in [stage.client(), stage.federated(), stage.delegation()] {
+        ask.body["url"] = url.as_str().into();
+        let answer = stage.call(&ask);
+        assert_eq!(answer.status, 200, "{}", answer.text());
     }
 }

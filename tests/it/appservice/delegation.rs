@@ -27,6 +27,8 @@ const EVENT_AND_USER: Done = Done { users: 1, ..EVENT };
 
 fn before_any_question() -> Vec<Row> {
     let mut rows = common();
+    // It can only be ours.
+    rows.retain(|row| row.what != "no url");
     rows.extend([
         Row::new("no event", |_, ask| ask.body["delay_id"] = "".into(), 400, "M_BAD_JSON").says("missing `delay_id`"),
         Row::new(
@@ -158,11 +160,26 @@ fn every_row_of_the_table_in_its_order() {
 
 #[test]
 fn every_field_may_be_missing_in_every_way() {
-    fields(
-        &Stage::new(),
-        Stage::delegation,
-        &["url", "room_id", "slot_id", "member_id", "delay_id"],
-    );
+    fields(&Stage::new(), Stage::delegation, &["room_id", "slot_id", "member_id", "delay_id"]);
+}
+
+/// As the proposal has it, the body names no SFU: it can only be ours.
+#[test]
+fn a_delegation_without_a_url_is_taken() {
+    let stage = Stage::new();
+    for absent in [None, Some(json!(null)), Some(json!(""))] {
+        let mut ask = stage.delegation();
+        match absent {
+            Some(absent) => ask.body["url"] = absent,
+            None => drop(ask.body.as_object_mut().expect("an object").remove("url")),
+        }
+        let answer = stage.call(&ask);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let session = joins(&stage, &ask);
+        let delay_id = ask.body["delay_id"].as_str().expect("an id");
+        wait_until("a restart", SOON, || !stage.own.managed(delay_id, "restart").is_empty());
+        leaves(&stage, &session);
+    }
 }
 
 #[test]

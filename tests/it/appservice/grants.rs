@@ -56,6 +56,18 @@ fn our_users_publish_under_a_name_of_two_parts() {
     let member = json!({"id": "older", "claimed_device_id": "DEVICE", "claimed_user_id": user});
     let both = stage.client().set("member", member.clone());
     assert_grants(&stage, &both, &homeserver_identity(&user, "member1"), true);
+    // A member that names no device is one of two elements, whatever it is called; with one, of three.
+    for (member, expected) in [
+        (json!({"id": "member1"}), homeserver_identity(&user, "member1")),
+        (
+            json!({"id": "member1", "claimed_user_id": user}),
+            homeserver_identity(&user, "member1"),
+        ),
+        (json!({"id": "older", "device_id": "DEVICE"}), identity(&user, "DEVICE", "older")),
+    ] {
+        let ask = stage.client().set("member_id", serde_json::Value::Null).set("member", member);
+        assert_grants(&stage, &ask, &expected, true);
+    }
     let mut older = stage.client().set("member", member);
     older.body["member_id"] = serde_json::Value::Null;
     assert_grants(&stage, &older, &identity(&user, "DEVICE", "older"), true);

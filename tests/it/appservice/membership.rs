@@ -269,3 +269,28 @@ fn the_address_of_the_homeserver_may_end_in_a_slash() {
     let stage = Stage::of(own, |setup| setup.env("LIVEKIT_CS_API_URL_OVERRIDES", &address));
     assert_eq!(stage.call(&stage.client()).status, 200);
 }
+
+/// A10: the address leads to another homeserver than the one that is named.
+#[test]
+fn a_homeserver_of_another_name_is_told_at_once() {
+    let stage = Stage::new();
+    stage.service.wait_log(&["our homeserver accepts the as_token"]);
+    wait_until("the question", Duration::from_secs(20), || {
+        stage.own.http.count(|r| r.path.ends_with("/account/whoami")) == 1
+    });
+    assert!(!stage.service.log().contains("ERROR"), "it is the right one");
+    let other = Stage::prepared(|own| {
+        own.script(|_, asked| {
+            let user = serde_json::json!({"user_id": "@lk-jwt-service:other.example.org", "is_guest": false});
+            (*asked == Asked::Whoami).then(|| Reply::json(200, &user))
+        });
+    });
+    let expected = [
+        "ERROR",
+        "LIVEKIT_HS_SERVER_NAME is not the homeserver",
+        "its_name=\"other.example.org\"",
+        "remedy=",
+    ];
+    other.service.wait_log(&expected);
+    assert!(other.own.http.count(|r| r.path.ends_with("/account/whoami")) == 1);
+}

@@ -147,6 +147,13 @@ impl Stage {
     }
 
     /// Neither token is in any answer, whatever its status.
+    /// Whether a request as this one is taken when its token comes so.
+    #[track_caller]
+    fn takes(&self, mut ask: Ask, authorization: String) -> bool {
+        ask.authorization = Some(authorization);
+        self.call(&ask).status == 200
+    }
+
     #[track_caller]
     fn checked(&self, answer: Answer) -> Answer {
         let whole = format!("{:?} {}", answer.headers, answer.text());

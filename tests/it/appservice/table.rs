@@ -74,7 +74,7 @@ pub(super) fn refused(stage: &Stage, mut ask: Ask, row: &Row, later: Option<&Row
 /// The rows that all endpoints have in common.
 pub(super) fn common() -> Vec<Row> {
     type Authorization = (&'static str, fn(&Stage, &mut Ask), &'static str);
-    let authorization: [Authorization; 8] = [
+    let authorization: [Authorization; 7] = [
         ("no token", |_, ask| ask.authorization = None, "M_MISSING_TOKEN"),
         (
             "an empty token",
@@ -89,11 +89,6 @@ pub(super) fn common() -> Vec<Row> {
         (
             "no scheme",
             |stage, ask| ask.authorization = Some(stage.own.hs_token.clone()),
-            "M_MISSING_TOKEN",
-        ),
-        (
-            "the scheme in small letters",
-            |stage, ask| ask.authorization = Some(format!("bearer {}", stage.own.hs_token)),
             "M_MISSING_TOKEN",
         ),
         (

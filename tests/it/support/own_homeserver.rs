@@ -39,6 +39,8 @@ impl Proposal {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Asked {
     Versions,
+    /// Which user the `as_token` is.
+    Whoami,
     IsJoined {
         stable: bool,
         room: String,
@@ -71,7 +73,7 @@ impl Asked {
     /// The proposal that it belongs to, and whether it came on its stable path.
     pub(crate) fn proposal(&self) -> Option<(Proposal, bool)> {
         match self {
-            Self::Versions | Self::JoinedMembers { .. } | Self::Unknown => None,
+            Self::Versions | Self::Whoami | Self::JoinedMembers { .. } | Self::Unknown => None,
             Self::IsJoined { stable, .. } => Some((Proposal::IsJoined, *stable)),
             Self::Event { stable, .. } | Self::Manage { stable, .. } => Some((Proposal::DelayedEvents, *stable)),
             Self::Relay { stable, .. } => Some((Proposal::FedProxy, *stable)),
@@ -264,7 +266,8 @@ impl OwnHomeserver {
             (request, asked)
         });
         let of_the_start = |asked: &Asked| matches!(asked, Asked::IsJoined { room, .. } if room.starts_with("!lk-jwt-service:"));
-        all.filter(|(_, asked)| *asked != Asked::Versions && !of_the_start(asked)).collect()
+        all.filter(|(_, asked)| !matches!(asked, Asked::Versions | Asked::Whoami) && !of_the_start(asked))
+            .collect()
     }
 
     pub(crate) fn count(&self, wanted: impl Fn(&Asked) -> bool) -> usize {
@@ -313,6 +316,10 @@ impl State {
         }
         match asked {
             Asked::Versions | Asked::Unknown => unrecognized(),
+            Asked::Whoami => Reply::json(
+                200,
+                &json!({"user_id": format!("@lk-jwt-service:{}", self.name), "is_guest": false}),
+            ),
             Asked::IsJoined { room, mxid, server, .. } => self.is_joined(&room, mxid.as_deref(), server.as_deref()),
             Asked::JoinedMembers { room } => self.joined_members(&room),
             Asked::Event { delay_id, .. } => self.event(&delay_id, request.query("user_id").unwrap_or_default()),
@@ -435,6 +442,9 @@ fn understood(request: &Request) -> Option<Asked> {
     let path = request.path.as_str();
     if (request.method.as_str(), path) == ("GET", "/_matrix/client/versions") {
         return Some(Asked::Versions);
+    }
+    if (request.method.as_str(), path) == ("GET", "/_matrix/client/v3/account/whoami") {
+        return Some(Asked::Whoami);
     }
     let version = path.strip_prefix("/_matrix/client/")?;
     let rest = |stable: &str, unstable: &str| {

@@ -238,6 +238,14 @@ impl Sfu {
         self.http.requests().iter().filter(|r| about(r)).map(|r| r.at).collect()
     }
 
+    /// The moments in seconds since 1970 before which tokens were to be refused when this one was removed.
+    pub(crate) fn revocations(&self, room: &str, identity: &str) -> Vec<u64> {
+        let removals = self.http.requests().into_iter().filter(|r| r.path.ends_with("/RemoveParticipant"));
+        let asked = removals.filter_map(|r| proto::RoomParticipantIdentity::decode(r.body.as_slice()).ok());
+        let of_it = asked.filter(|a| a.room == room && a.identity == identity);
+        of_it.filter_map(|a| u64::try_from(a.revoke_token_ts).ok()).collect()
+    }
+
     /// Whether somebody is there.
     pub(crate) fn has(&self, room: &str, identity: &str) -> bool {
         self.state.present.lock().unwrap().contains_key(&(room.into(), identity.into()))

@@ -1,0 +1,1154 @@
+//! Who holds a LiveKit token and has left the Matrix room, and what is to be done about it (decisions A8, L5a). Pure.
+//!
+//! ```text
+//!            a yes, or a checked token             a clear no, asked some seconds after it
+//!  Unknown ----------------------------> Member ----------------------------------------> Left
+//!                                           ^                                               |
+//!                                           +---------- a yes, or a checked token ----------+
+//!
+//!  Unknown   never removed: the homeserver never named this user as joined
+//!  Left      removed as long as they are in the call, and whenever they come back
+//! ```
+//!
+//! * Presence first: the homeserver is asked about users who are in the call, at every sweep, and about whoever comes in. Where two
+//!   or more are there, one list of the Matrix room's members answers for all of them.
+//! * An answer that is neither a clear yes nor a clear no changes nothing.
+//! * A participant is removed only on a no that was asked for less than [`EVIDENCE_MS`] ago. An older one is asked for again, also
+//!   before a removal that failed is tried again.
+//! * Where our own homeserver is no longer in the Matrix room, it knows nothing about remote users any more: its no counts for local
+//!   users only.
+//! * A question that fails for one user concerns that user. A homeserver that cannot be reached ends the sweep; the next one begins
+//!   with the room where that happened, or behind it if it was the same one twice.
+//! * There are two sweeps with places of their own, about local and about remote users: the answers about the latter may have to wait
+//!   for other homeservers, and a hostile one must not keep local users from being removed.
+//! * The SFU is asked who is in a LiveKit room where webhooks say nothing about it, where somebody who left could come back, and every
+//!   ten minutes where tokens are out that nobody seems to use; once per room and sweep at most.
+//! * A token is forgotten when it has expired, ten minutes have passed since somebody was last seen on it (the SFU renews the tokens of
+//!   those inside), and the SFU does not list them. Somebody who was not seen leaving may have left just before that list: it only
+//!   starts the ten minutes.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use super::name::Name;
+use super::shares::{CapacityError, Origin, Shares, interned};
+use crate::time::Time;
+
+/// Questions to the homeserver at a time in each sweep, and calls to the SFU.
+pub const LANES: usize = 8;
+/// How long a no may be acted upon.
+pub const EVIDENCE_MS: u64 = 10_000;
+/// For how long a no does not count after a yes, at most: the processes of a homeserver may disagree for a moment.
+const SETTLE_MS: u64 = 5_000;
+/// A departure that is reported so soon after an arrival may be that of the session before.
+const OLD_SESSION_MS: u64 = 10_000;
+/// The SFU takes a token for this long after its end.
+const LEEWAY_MS: u64 = 60_000;
+/// For how long the SFU renews the token of somebody inside.
+const RENEWED_MS: u64 = 10 * 60_000;
+/// How long a token is kept that might be forgotten, while the SFU does not say whether somebody is there.
+const UNCLEAR_MS: u64 = 6 * 60 * 60_000;
+/// How often a LiveKit room is listed that webhooks tell about.
+const LIST_AGAIN_MS: u64 = 10 * 60_000;
+/// Up to so many users of a Matrix room are asked about by name.
+const BULK_QUERY_ABOVE: usize = 1;
+/// How long a member list is not asked for that was longer than is read.
+const TOO_LONG_MS: u64 = 24 * 60 * 60_000;
+/// How long a member list is not asked for that did not come.
+const NO_LIST_MS: u64 = 10 * 60_000;
+/// The longest pause that the homeserver can ask for.
+const MAX_PAUSE_MS: u64 = 60 * 60_000;
+/// The longest pause before a removal is tried again.
+const MAX_RETRY_MS: u64 = 30_000;
+/// Between two sweeps at least.
+const MIN_SWEEP_GAP_MS: u64 = 1_000;
+/// Matrix rooms looked at in one go.
+const MAX_ROOMS_PER_STEP: usize = 1_000;
+/// Bytes of all names of a token.
+const MAX_NAMES: usize = 2 * 1024;
+
+/// Bounds and intervals.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Milliseconds from one sweep to the next.
+    pub interval_ms: u64,
+    /// The homeserver that we belong to.
+    pub own: Box<str>,
+    /// Tokens in all.
+    pub max_tokens: usize,
+}
+
+/// A LiveKit token that was issued.
+#[derive(Clone, Copy, Debug)]
+pub struct IssuedToken<'a> {
+    /// The Matrix room.
+    pub room_id: &'a str,
+    /// The Matrix user.
+    pub user_id: &'a str,
+    /// The LiveKit room.
+    pub room: &'a str,
+    /// The participant's identity.
+    pub identity: &'a str,
+    /// When the token expires.
+    pub end: Time,
+    /// Whether the homeserver had said, just before, that the user is joined.
+    pub checked: bool,
+}
+
+/// What is stored of a token beside its names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoredState {
+    /// Whether the homeserver ever said that the user is joined.
+    pub member: bool,
+    /// Whether the user has left.
+    pub left: bool,
+    /// When somebody was last known to be there.
+    pub seen: Option<Time>,
+}
+
+/// A token as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredToken {
+    /// The Matrix room.
+    pub room_id: Arc<str>,
+    /// The Matrix user.
+    pub user_id: Arc<str>,
+    /// When the token expires.
+    pub end: Time,
+    /// The rest.
+    pub state: StoredState,
+}
+
+/// A participant of a LiveKit room.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ParticipantKey {
+    /// The LiveKit room.
+    pub room: Name,
+    /// The participant's identity.
+    pub identity: Name,
+}
+
+/// What is to be done. The method that is named takes the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Ask the homeserver, once: [`MembershipTracker::on_membership`].
+    Ask(MembershipQuery),
+    /// Ask the SFU who is in a LiveKit room: [`MembershipTracker::on_list`] or [`MembershipTracker::on_list_failed`].
+    List(Name),
+    /// Remove a participant, at once or not at all: [`MembershipTracker::on_removed`].
+    Remove(Arc<ParticipantKey>),
+    /// The participant was removed from the Matrix room: a delegated leave has nothing left to send, its job ends without a call (L6).
+    EndDelegatedLeave(Arc<ParticipantKey>),
+    /// Store the token as [`MembershipTracker::stored`] has it.
+    Persist(Arc<ParticipantKey>),
+    /// Remove the token from the store.
+    Forget(Arc<ParticipantKey>),
+}
+
+/// One question to the homeserver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembershipQuery {
+    /// The Matrix room.
+    pub room_id: Arc<str>,
+    /// What is asked about it.
+    pub scope: QueryScope,
+    /// Whose place the question takes.
+    pub origin: Origin,
+    /// Whether a sweep asks.
+    pub is_sweep: bool,
+}
+
+/// What a question is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QueryScope {
+    /// Everybody who is joined: one list.
+    Members,
+    /// Whether this user is joined.
+    User(Arc<str>),
+    /// Whether our homeserver has a user in the room.
+    OwnServer,
+}
+
+/// What the homeserver said.
+#[derive(Clone, Copy)]
+pub enum MembershipAnswer<'a> {
+    /// The list of those who are joined.
+    Members(&'a dyn Fn(&str) -> bool),
+    /// Whether the user is joined, or our homeserver in the room.
+    Joined(bool),
+    /// The list is not for us to see: 403.
+    NotVisible,
+    /// The list is longer than is read.
+    TooLong,
+    /// No answer to this question, while others may well be answered: any other 4xx, or something unreadable.
+    Refused,
+    /// No answer in time.
+    TimedOut,
+    /// Unreachable, 5xx or 429, with the pause that the homeserver asks for.
+    Unavailable {
+        /// Milliseconds.
+        retry_after_ms: Option<u64>,
+    },
+}
+
+/// What became of a removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemovalOutcome {
+    /// The participant was there and is not any more.
+    Removed,
+    /// The participant was not there.
+    NotThere,
+    /// It may work soon.
+    Failed,
+    /// It will not work soon.
+    Refused,
+}
+
+/// All watched tokens, and what is known of their holders.
+#[derive(Debug)]
+pub struct MembershipTracker {
+    config: Config,
+    began: Time,
+    /// Whatever was asked before is no evidence: the process stood still since.
+    awake_since: Time,
+    /// The homeserver wants no question before.
+    paused_until: Time,
+    seats: BTreeMap<Arc<ParticipantKey>, Seat>,
+    calls: BTreeMap<Name, Call>,
+    rooms: BTreeMap<Arc<str>, MatrixRoom>,
+    users: BTreeMap<UserKey, User>,
+    shares: Shares,
+    /// By [`Origin`].
+    sweeps: [Sweep; 2],
+    /// Matrix rooms in which somebody is to be asked about apart from sweeps.
+    due: BTreeSet<(Time, Arc<str>)>,
+    /// The first sweep was brought forward, for those who were restored.
+    is_hurried: bool,
+    /// Calls to the SFU under way, and those that wait.
+    removing: usize,
+    listing: BTreeSet<Name>,
+    removals: VecDeque<Arc<ParticipantKey>>,
+    lists: VecDeque<Name>,
+}
+
+/// A token: who may be in a LiveKit room under one identity.
+#[derive(Debug)]
+struct Seat {
+    user: Arc<str>,
+    end: Time,
+    /// When somebody was last known to be there, or may have been.
+    seen: Option<Time>,
+    presence: Presence,
+    /// Somebody was seen there.
+    is_used: bool,
+    /// Being removed, or about to be.
+    is_removing: bool,
+    failures: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Presence {
+    /// Nobody was seen coming; perhaps nobody looked.
+    Issued,
+    /// Somebody is there, or may be while the SFU does not say it.
+    Present,
+    Gone,
+}
+
+/// A LiveKit room.
+#[derive(Debug)]
+struct Call {
+    room_id: Arc<str>,
+    seats: u32,
+    /// When it was last asked for who is there, with an answer.
+    listed: Option<Time>,
+    /// Being asked for that, or about to be.
+    is_listing: bool,
+    /// A webhook has named it.
+    has_webhooks: bool,
+    /// A departure was reported that may be an old one.
+    is_unsure: bool,
+}
+
+#[derive(Debug, Default)]
+struct MatrixRoom {
+    users: u32,
+    due: Option<Time>,
+    no_list_until: Option<Time>,
+    /// Questions under way or waiting.
+    asks_members: bool,
+    asks_own_server: bool,
+    /// The member list is hidden; why, the question about our homeserver tells.
+    is_hidden: bool,
+}
+
+/// A Matrix room and one of its users.
+type UserKey = (Arc<str>, Arc<str>);
+
+/// A user of one Matrix room.
+#[derive(Debug)]
+struct User {
+    membership: Membership,
+    /// When a no was asked for that counts only if our homeserver is in the room.
+    no: Option<Time>,
+    keys: Vec<Arc<ParticipantKey>>,
+    /// A question is under way or waits.
+    is_asked: bool,
+    /// To be asked about when the room is due.
+    is_due: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Membership {
+    Unknown,
+    /// When the last yes was asked for.
+    Member(Time),
+    /// When the last no was asked for.
+    Left(Time),
+}
+
+#[derive(Debug, Default)]
+struct Sweep {
+    /// When it began, or the next one will; none where there is nobody to ask about.
+    at: Option<Time>,
+    is_running: bool,
+    /// The rooms of this sweep that it has not come to, the next one last.
+    rooms: Vec<Arc<str>>,
+    /// The room that it began with because the homeserver could not be asked there in the sweep before.
+    first: Option<Arc<str>>,
+    /// The room in which the homeserver could not be asked, and whether the next sweep begins behind it.
+    failed: Option<(Arc<str>, bool)>,
+    asking: usize,
+    queue: VecDeque<MembershipQuery>,
+}
+
+impl ParticipantKey {
+    /// The participant of that identity in that LiveKit room.
+    #[must_use]
+    pub fn new(room: &str, identity: &str) -> Self {
+        Self {
+            room: room.into(),
+            identity: identity.into(),
+        }
+    }
+}
+
+impl Seat {
+    /// When it may be forgotten.
+    fn end_of_use(&self) -> Time {
+        let end = self.end.after(LEEWAY_MS);
+        self.seen.map_or(end, |seen| end.max(seen.after(RENEWED_MS)))
+    }
+}
+
+impl MatrixRoom {
+    fn has_list(&self, now: Time) -> bool {
+        self.no_list_until.is_none_or(|until| until <= now)
+    }
+}
+
+impl Membership {
+    /// What is known after an answer.
+    fn after(self, joined: bool, asked: Time, settle_ms: u64) -> Self {
+        match (self, joined) {
+            (Self::Left(no), true) if asked < no => self,
+            (Self::Member(yes), true) => Self::Member(yes.max(asked)),
+            (Self::Unknown | Self::Left(_), true) => Self::Member(asked),
+            (Self::Unknown, false) => self,
+            (Self::Member(yes), false) if asked < yes.after(settle_ms) => self,
+            (Self::Member(_), false) => Self::Left(asked),
+            (Self::Left(no), false) => Self::Left(no.max(asked)),
+        }
+    }
+
+    fn is_same_kind(self, other: Self) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+    }
+}
+
+impl MembershipTracker {
+    /// Nobody yet.
+    #[must_use]
+    pub fn new(config: Config, now: Time) -> Self {
+        Self {
+            shares: Shares::new(config.own.clone(), config.max_tokens),
+            config,
+            began: now,
+            awake_since: Time::EARLIEST,
+            paused_until: Time::EARLIEST,
+            seats: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            rooms: BTreeMap::new(),
+            users: BTreeMap::new(),
+            sweeps: <[Sweep; 2]>::default(),
+            due: BTreeSet::new(),
+            is_hurried: false,
+            removing: 0,
+            listing: BTreeSet::new(),
+            removals: VecDeque::new(),
+            lists: VecDeque::new(),
+        }
+    }
+
+    /// How many tokens are watched.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.shares.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    // --- facts ---
+
+    /// A token is about to be issued.
+    ///
+    /// # Errors
+    /// When it cannot be watched: whoever held it could not be removed.
+    pub fn on_token(&mut self, token: &IssuedToken<'_>, now: Time) -> Result<Vec<Action>, CapacityError> {
+        let (key, user_key) = self.enter(token, false)?;
+        self.plan(now.after(self.config.interval_ms));
+        let mut out = vec![Action::Persist(key)];
+        if token.checked {
+            self.hear(&user_key, true, now, &mut out);
+        }
+        Ok(self.step(now, out))
+    }
+
+    /// A record from before the start. A token that is known by now is newer.
+    pub fn restore(&mut self, token: &IssuedToken<'_>, state: StoredState, now: Time) {
+        if self.seats.contains_key(&ParticipantKey::new(token.room, token.identity)) {
+            return;
+        }
+        let Ok((key, user_key)) = self.enter(token, true) else { return };
+        if let Some(seat) = self.seats.get_mut(&*key) {
+            seat.seen = state.seen.map(|seen| seen.min(now));
+        }
+        // What was known then is older than any question from now on.
+        if let Some(user) = self.users.get_mut(&user_key) {
+            let is_restored = matches!(user.membership, Membership::Member(yes) if yes == Time::EARLIEST);
+            let is_unknown = user.membership == Membership::Unknown;
+            if state.left && (is_unknown || is_restored) {
+                user.membership = Membership::Left(Time::EARLIEST);
+            } else if state.member && is_unknown {
+                user.membership = Membership::Member(Time::EARLIEST);
+            }
+        }
+        // Who left while nobody watched has been inside for long enough.
+        if !std::mem::replace(&mut self.is_hurried, true) {
+            for sweep in self.sweeps.iter_mut().filter(|sweep| !sweep.is_running) {
+                sweep.at = Some(now.after(MIN_SWEEP_GAP_MS));
+            }
+        }
+        self.plan(now.after(self.config.interval_ms));
+    }
+
+    /// A verified webhook named a LiveKit room: webhooks tell who is in it.
+    pub fn on_webhook(&mut self, room: &str) {
+        if let Some(call) = self.calls.get_mut(&Name::from(room)) {
+            call.has_webhooks = true;
+        }
+    }
+
+    /// A participant is there.
+    #[must_use]
+    pub fn on_present(&mut self, room: &str, identity: &str, now: Time) -> Vec<Action> {
+        self.is_there(&ParticipantKey::new(room, identity), now, now);
+        self.step(now, Vec::new())
+    }
+
+    /// A participant is not there any more.
+    pub fn on_gone(&mut self, room: &str, identity: &str, now: Time) {
+        self.went(&ParticipantKey::new(room, identity), now);
+    }
+
+    /// A LiveKit room has ended.
+    pub fn on_room_finished(&mut self, room: &str, now: Time) {
+        let room = room.into();
+        let here = seats_of(&self.seats, &room).filter(|(_, seat)| seat.presence != Presence::Gone);
+        let keys: Vec<_> = here.map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            self.went(&key, now);
+        }
+    }
+
+    /// Who is in a LiveKit room, as the SFU said when it was asked, by whomever.
+    #[must_use]
+    pub fn on_list(&mut self, room: &Name, is_present: &dyn Fn(&Name) -> bool, asked: Time, now: Time) -> Vec<Action> {
+        self.list_is_over(room);
+        let mut out = Vec::new();
+        if let Some(call) = self.calls.get_mut(room) {
+            call.listed = call.listed.max(Some(asked));
+            call.is_unsure = false;
+        }
+        let keys: Vec<_> = seats_of(&self.seats, room).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            if is_present(&key.identity) {
+                self.is_there(&key, asked, now);
+            } else {
+                self.is_absent(&key, asked, &mut out);
+            }
+        }
+        self.step(now, out)
+    }
+
+    /// The SFU did not say who is in a LiveKit room: whoever may be there is taken to be there.
+    #[must_use]
+    pub fn on_list_failed(&mut self, room: &Name, now: Time) -> Vec<Action> {
+        self.list_is_over(room);
+        let keys: Vec<_> = seats_of(&self.seats, room).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            if let Some(seat) = self.seats.get_mut(&*key).filter(|seat| seat.presence == Presence::Issued) {
+                seat.presence = Presence::Present;
+            }
+        }
+        self.step(now, Vec::new())
+    }
+
+    /// What the homeserver said to a question that was asked at `asked`.
+    #[must_use]
+    pub fn on_membership(&mut self, query: &MembershipQuery, answer: MembershipAnswer<'_>, asked: Time, now: Time) -> Vec<Action> {
+        let mut out = Vec::new();
+        let sweep = self.sweep(query.origin);
+        sweep.asking = sweep.asking.saturating_sub(1);
+        self.is_answered(query);
+        match (&query.scope, answer) {
+            (_, MembershipAnswer::Unavailable { retry_after_ms }) => self.is_away(query, retry_after_ms, now),
+            (QueryScope::Members, MembershipAnswer::Members(is_joined)) => {
+                for user_key in self.users_of(&query.room_id) {
+                    self.hear(&user_key, is_joined(&user_key.1), asked, &mut out);
+                }
+            }
+            (QueryScope::Members, MembershipAnswer::NotVisible) => {
+                if let Some(room) = self.rooms.get_mut(&query.room_id) {
+                    room.is_hidden = true;
+                }
+                self.enqueue(query.with(QueryScope::OwnServer));
+            }
+            (QueryScope::Members, MembershipAnswer::TooLong) => self.ask_each(query, now.after(TOO_LONG_MS)),
+            (QueryScope::Members, MembershipAnswer::Joined(_) | MembershipAnswer::Refused | MembershipAnswer::TimedOut) => {
+                self.ask_each(query, now.after(NO_LIST_MS));
+            }
+            (QueryScope::User(_) | QueryScope::OwnServer, MembershipAnswer::TimedOut) => self.is_away(query, None, now),
+            (QueryScope::User(user), MembershipAnswer::Joined(joined)) => {
+                let user_key = (query.room_id.clone(), user.clone());
+                if joined || query.origin == Origin::Local {
+                    self.hear(&user_key, joined, asked, &mut out);
+                } else if let Some(user) = self.users.get_mut(&user_key).filter(|user| user.membership != Membership::Unknown) {
+                    user.no = Some(asked);
+                    self.enqueue(query.with(QueryScope::OwnServer));
+                }
+            }
+            (QueryScope::OwnServer, MembershipAnswer::Joined(is_in)) => self.own_server_is(is_in, query, asked, now, &mut out),
+            (
+                QueryScope::User(_) | QueryScope::OwnServer,
+                MembershipAnswer::Members(_) | MembershipAnswer::NotVisible | MembershipAnswer::TooLong | MembershipAnswer::Refused,
+            ) => {}
+        }
+        self.step(now, out)
+    }
+
+    /// What became of a removal that was asked for at `asked`.
+    #[must_use]
+    pub fn on_removed(&mut self, key: &ParticipantKey, outcome: RemovalOutcome, asked: Time, now: Time) -> Vec<Action> {
+        self.removing = self.removing.saturating_sub(1);
+        let mut out = Vec::new();
+        let (Some((kept, seat)), Some(user_key)) = (self.seats.get_key_value(key), self.user_key(key)) else {
+            return self.step(now, out);
+        };
+        let kept = kept.clone();
+        let failures = match outcome {
+            RemovalOutcome::Removed | RemovalOutcome::NotThere => 0,
+            RemovalOutcome::Failed | RemovalOutcome::Refused => seat.failures.saturating_add(1),
+        };
+        // Somebody who came back meanwhile may be there again.
+        let came_back = seat.presence == Presence::Present && seat.seen.is_some_and(|seen| seen > asked);
+        if let Some(seat) = self.seats.get_mut(key) {
+            (seat.is_removing, seat.failures) = (false, failures);
+        }
+        match outcome {
+            RemovalOutcome::Removed | RemovalOutcome::NotThere if came_back => self.ask_at(&user_key, now),
+            RemovalOutcome::Removed | RemovalOutcome::NotThere => {
+                out.push(Action::EndDelegatedLeave(kept));
+                self.is_absent(key, if outcome == RemovalOutcome::Removed { now } else { asked }, &mut out);
+            }
+            RemovalOutcome::Failed => {
+                let pause = (500_u64 << failures.min(6)).min(MAX_RETRY_MS);
+                self.ask_at(&user_key, now.after(pause));
+            }
+            // The next sweep asks and tries.
+            RemovalOutcome::Refused => {}
+        }
+        self.step(now, out)
+    }
+
+    /// The process stood still: whatever was asked before is no evidence any more (L5a).
+    pub const fn on_woke(&mut self, now: Time) {
+        self.awake_since = now;
+    }
+
+    /// The moment of [`Self::next_deadline`] has come.
+    #[must_use]
+    pub fn on_time(&mut self, now: Time) -> Vec<Action> {
+        self.step(now, Vec::new())
+    }
+
+    /// When there is something to be done next.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        // While all places are taken, answers keep a sweep going.
+        let free = self.sweeps.iter().filter(|sweep| sweep.asking < LANES);
+        let next = free.filter_map(|sweep| {
+            let has_work = sweep.is_running || !sweep.queue.is_empty();
+            let at = if has_work { Some(Time::EARLIEST) } else { sweep.at };
+            at.map(|at| at.max(self.paused_until))
+        });
+        next.chain(self.due.first().map(|(at, _)| *at)).min()
+    }
+
+    /// What is to be stored of a token.
+    #[must_use]
+    pub fn stored(&self, key: &ParticipantKey) -> Option<StoredToken> {
+        let (seat, call) = (self.seats.get(key)?, self.calls.get(&key.room)?);
+        let user = self.users.get(&self.user_key(key)?)?;
+        Some(StoredToken {
+            room_id: call.room_id.clone(),
+            user_id: seat.user.clone(),
+            end: seat.end,
+            state: StoredState {
+                member: user.membership != Membership::Unknown,
+                left: matches!(user.membership, Membership::Left(_)),
+                seen: seat.seen,
+            },
+        })
+    }
+
+    // --- tokens come and go ---
+
+    /// The seat of a token, and its user.
+    fn enter(&mut self, token: &IssuedToken<'_>, restored: bool) -> Result<(Arc<ParticipantKey>, UserKey), CapacityError> {
+        if token.room_id.len() + token.user_id.len() + token.room.len() + token.identity.len() > MAX_NAMES {
+            return Err(CapacityError::NameTooLong);
+        }
+        let key = ParticipantKey::new(token.room, token.identity);
+        let known = self.seats.get_key_value(&key).map(|(key, seat)| (key.clone(), seat.user.clone()));
+        let room_id = self.calls.get(&key.room).map(|call| call.room_id.clone());
+        let room_id = room_id.unwrap_or_else(|| interned(&self.rooms, token.room_id));
+        if let Some((key, user)) = known.as_ref().filter(|(_, user)| **user == *token.user_id) {
+            if let Some(seat) = self.seats.get_mut(&**key) {
+                seat.end = seat.end.max(token.end);
+                if seat.presence == Presence::Gone {
+                    seat.presence = Presence::Issued;
+                }
+            }
+            return Ok((key.clone(), (room_id, user.clone())));
+        }
+        self.shares.admit(&room_id, token.user_id, restored)?;
+        // Two users can be named so that they share a plain identity: what is known of the one is not known of the other.
+        let before = known.as_ref().and_then(|(key, _)| self.leave(key));
+        let user = self.shares.take(&room_id, token.user_id);
+        let seat = Seat {
+            user: user.clone(),
+            end: before.as_ref().map_or(token.end, |seat| seat.end.max(token.end)),
+            seen: before.as_ref().and_then(|seat| seat.seen),
+            presence: before.as_ref().map_or(Presence::Issued, |seat| seat.presence),
+            is_used: false,
+            is_removing: before.as_ref().is_some_and(|seat| seat.is_removing),
+            failures: 0,
+        };
+        let key = Arc::new(key);
+        let call = self.calls.entry(key.room.clone()).or_insert_with(|| Call {
+            room_id: room_id.clone(),
+            seats: 0,
+            listed: None,
+            is_listing: false,
+            has_webhooks: false,
+            is_unsure: false,
+        });
+        call.seats += 1;
+        let room = self.rooms.entry(room_id.clone()).or_default();
+        let user_key = (room_id, user);
+        let user = self.users.entry(user_key.clone()).or_insert_with(|| {
+            room.users += 1;
+            User {
+                membership: Membership::Unknown,
+                no: None,
+                keys: Vec::new(),
+                is_asked: false,
+                is_due: false,
+            }
+        });
+        user.keys.reserve_exact(1);
+        user.keys.push(key.clone());
+        self.seats.insert(key.clone(), seat);
+        Ok((key, user_key))
+    }
+
+    fn leave(&mut self, key: &ParticipantKey) -> Option<Seat> {
+        let seat = self.seats.remove(key)?;
+        let call = self.calls.get_mut(&key.room)?;
+        let user_key = (call.room_id.clone(), seat.user.clone());
+        call.seats -= 1;
+        if call.seats == 0 {
+            self.calls.remove(&key.room);
+        }
+        self.shares.give_back(&user_key.0, &user_key.1, seat.is_used);
+        let user = self.users.get_mut(&user_key)?;
+        user.keys.retain(|other| **other != *key);
+        if user.keys.is_empty() {
+            self.users.remove(&user_key);
+            let room = self.rooms.get_mut(&user_key.0)?;
+            room.users -= 1;
+            if room.users == 0 {
+                if let Some(due) = room.due {
+                    self.due.remove(&(due, user_key.0.clone()));
+                }
+                self.rooms.remove(&user_key.0);
+            }
+        }
+        Some(seat)
+    }
+
+    // --- who is in the call ---
+
+    /// Somebody was there at `seen`. Whoever came in just now is asked about.
+    fn is_there(&mut self, key: &ParticipantKey, seen: Time, now: Time) {
+        let Some(seat) = self.seats.get_mut(key) else { return };
+        // They left after that.
+        if seat.presence == Presence::Gone && seat.seen.is_some_and(|last| last > seen) {
+            return;
+        }
+        seat.seen = seat.seen.max(Some(seen));
+        if !std::mem::replace(&mut seat.is_used, true) {
+            self.shares.seen(&seat.user);
+        }
+        let was_there = std::mem::replace(&mut seat.presence, Presence::Present) == Presence::Present;
+        // A removal that is under way or failed has its own pace.
+        let is_handled = seat.is_removing || seat.failures > 0;
+        let Some(user_key) = self.user_key(key) else { return };
+        let ask = match self.users.get(&user_key).map(|user| user.membership) {
+            Some(Membership::Unknown) => !was_there,
+            Some(Membership::Member(yes)) => !was_there && !self.is_fresh(yes, now),
+            Some(Membership::Left(_)) => !is_handled,
+            None => false,
+        };
+        if ask {
+            self.ask_at(&user_key, now);
+        }
+    }
+
+    /// A departure is reported.
+    fn went(&mut self, key: &ParticipantKey, now: Time) {
+        let Some(seat) = self.seats.get_mut(key) else { return };
+        if seat.presence == Presence::Present && seat.seen.is_some_and(|seen| now.since(seen) < OLD_SESSION_MS) {
+            if let Some(call) = self.calls.get_mut(&key.room) {
+                call.is_unsure = true;
+            }
+            return;
+        }
+        (seat.presence, seat.seen) = (Presence::Gone, Some(now));
+    }
+
+    /// Nobody was there at that time, says the SFU.
+    fn is_absent(&mut self, key: &ParticipantKey, asked: Time, out: &mut Vec<Action>) {
+        let Some(seat) = self.seats.get_mut(key) else { return };
+        // They came after the question.
+        if seat.seen.is_some_and(|seen| seen > asked) {
+            return;
+        }
+        if seat.presence != Presence::Gone {
+            (seat.presence, seat.seen) = (Presence::Gone, Some(asked));
+        } else if seat.end_of_use() <= asked && !seat.is_removing {
+            self.forget(key, out);
+        }
+    }
+
+    fn forget(&mut self, key: &ParticipantKey, out: &mut Vec<Action>) {
+        if self.leave(key).is_some() {
+            out.push(Action::Forget(Arc::new(key.clone())));
+        }
+    }
+
+    fn list_is_over(&mut self, room: &Name) {
+        self.listing.remove(room);
+        if let Some(call) = self.calls.get_mut(room) {
+            call.is_listing = false;
+        }
+    }
+
+    // --- who is in the Matrix room ---
+
+    /// The homeserver said something about a user that counts.
+    fn hear(&mut self, user_key: &UserKey, joined: bool, asked: Time, out: &mut Vec<Action>) {
+        let settle = SETTLE_MS.min(self.config.interval_ms);
+        let Some(user) = self.users.get_mut(user_key) else { return };
+        let before = user.membership;
+        user.membership = before.after(joined, asked, settle);
+        if joined {
+            user.no = None;
+        }
+        if !before.is_same_kind(user.membership) {
+            out.extend(user.keys.iter().cloned().map(Action::Persist));
+        }
+        if joined || !matches!(user.membership, Membership::Left(_)) {
+            return;
+        }
+        for key in &user.keys {
+            let Some(seat) = self.seats.get_mut(&**key) else { continue };
+            if seat.presence == Presence::Present && !std::mem::replace(&mut seat.is_removing, true) {
+                self.removals.push_back(key.clone());
+            }
+        }
+    }
+
+    /// Whether our homeserver is in the room: on that depends what its other answers are worth.
+    fn own_server_is(&mut self, is_in: bool, query: &MembershipQuery, asked: Time, now: Time, out: &mut Vec<Action>) {
+        let is_hidden = self
+            .rooms
+            .get_mut(&query.room_id)
+            .is_some_and(|room| std::mem::take(&mut room.is_hidden));
+        for user_key in self.users_of(&query.room_id) {
+            let no = self.users.get_mut(&user_key).and_then(|user| user.no.take());
+            match (self.shares.origin(&user_key.1), is_in) {
+                (Origin::Local, false) => self.hear(&user_key, false, asked, out),
+                (Origin::Remote, true) => {
+                    if let Some(no) = no.filter(|no| self.is_fresh(*no, now)) {
+                        self.hear(&user_key, false, no, out);
+                    }
+                }
+                (Origin::Local, true) | (Origin::Remote, false) => {}
+            }
+        }
+        // The list is not for us to see, although our users are there.
+        if is_hidden && is_in {
+            self.ask_each(query, now.after(NO_LIST_MS));
+        }
+    }
+
+    /// The homeserver could not be asked.
+    fn is_away(&mut self, query: &MembershipQuery, retry_after_ms: Option<u64>, now: Time) {
+        if let Some(pause) = retry_after_ms {
+            self.paused_until = self.paused_until.max(now.after(pause.min(MAX_PAUSE_MS)));
+        }
+        let sweep = self.sweep(query.origin);
+        if !query.is_sweep || !sweep.is_running {
+            return;
+        }
+        sweep.failed = Some((query.room_id.clone(), sweep.first.as_ref() == Some(&query.room_id)));
+        sweep.rooms.clear();
+        let (left_out, queue): (VecDeque<_>, _) = std::mem::take(&mut sweep.queue).into_iter().partition(|query| query.is_sweep);
+        sweep.queue = queue;
+        for query in &left_out {
+            self.is_answered(query);
+        }
+    }
+
+    fn is_fresh(&self, asked: Time, now: Time) -> bool {
+        asked >= self.awake_since && now.since(asked) < EVIDENCE_MS
+    }
+
+    fn user_key(&self, key: &ParticipantKey) -> Option<UserKey> {
+        let (seat, call) = (self.seats.get(key)?, self.calls.get(&key.room)?);
+        Some((call.room_id.clone(), seat.user.clone()))
+    }
+
+    fn users_of(&self, room_id: &Arc<str>) -> Vec<UserKey> {
+        users_of(&self.users, room_id).map(|(user_key, _)| user_key.clone()).collect()
+    }
+
+    /// The users of a Matrix room who are in the call.
+    fn present_in(&self, room_id: &Arc<str>) -> Vec<Arc<str>> {
+        let is_present = |key: &Arc<ParticipantKey>| self.seats.get(&**key).is_some_and(|seat| seat.presence == Presence::Present);
+        let users = users_of(&self.users, room_id).filter(|(_, user)| user.keys.iter().any(is_present));
+        users.map(|((_, user_id), _)| user_id.clone()).collect()
+    }
+
+    // --- questions ---
+
+    fn sweep(&mut self, origin: Origin) -> &mut Sweep {
+        &mut self.sweeps[origin as usize]
+    }
+
+    /// Where nothing is planned yet.
+    fn plan(&mut self, at: Time) {
+        for sweep in &mut self.sweeps {
+            sweep.at.get_or_insert(at);
+        }
+    }
+
+    /// The user is to be asked about then.
+    fn ask_at(&mut self, user_key: &UserKey, at: Time) {
+        let (Some(user), Some(room)) = (self.users.get_mut(user_key), self.rooms.get_mut(&user_key.0)) else {
+            return;
+        };
+        user.is_due = true;
+        if room.due.is_none_or(|due| at < due) {
+            if let Some(due) = room.due.replace(at) {
+                self.due.remove(&(due, user_key.0.clone()));
+            }
+            self.due.insert((at, user_key.0.clone()));
+        }
+    }
+
+    /// The question waits for a place, unless it is being asked already.
+    fn enqueue(&mut self, query: MembershipQuery) {
+        let Some(room) = self.rooms.get_mut(&query.room_id) else { return };
+        let asked = match &query.scope {
+            QueryScope::Members => &mut room.asks_members,
+            QueryScope::OwnServer => &mut room.asks_own_server,
+            QueryScope::User(user) => match self.users.get_mut(&(query.room_id.clone(), user.clone())) {
+                Some(user) => &mut user.is_asked,
+                None => return,
+            },
+        };
+        if std::mem::replace(asked, true) {
+            return;
+        }
+        let queue = &mut self.sweep(query.origin).queue;
+        // What a sweep asks can wait.
+        if query.is_sweep {
+            queue.push_back(query)
+        } else {
+            queue.push_front(query)
+        }
+    }
+
+    fn is_answered(&mut self, query: &MembershipQuery) {
+        let Some(room) = self.rooms.get_mut(&query.room_id) else { return };
+        match &query.scope {
+            QueryScope::Members => room.asks_members = false,
+            QueryScope::OwnServer => room.asks_own_server = false,
+            QueryScope::User(user) => {
+                if let Some(user) = self.users.get_mut(&(query.room_id.clone(), user.clone())) {
+                    user.is_asked = false;
+                }
+            }
+        }
+    }
+
+    /// Asks by name about these users of a Matrix room.
+    fn ask_by_name(&mut self, room_id: &Arc<str>, users: Vec<Arc<str>>, is_sweep: bool) {
+        for user in users {
+            let origin = self.shares.origin(&user);
+            self.enqueue(MembershipQuery {
+                room_id: room_id.clone(),
+                scope: QueryScope::User(user),
+                origin,
+                is_sweep,
+            });
+        }
+    }
+
+    /// The list of members does not help, and will not until then.
+    fn ask_each(&mut self, query: &MembershipQuery, no_list_until: Time) {
+        if let Some(room) = self.rooms.get_mut(&query.room_id) {
+            room.no_list_until = Some(no_list_until);
+        }
+        let users = self.present_in(&query.room_id);
+        self.ask_by_name(&query.room_id, users, query.is_sweep);
+    }
+
+    /// Asks about `users`, by one list where that is possible. In a sweep of one origin, about the users of that only.
+    fn ask_about(&mut self, room_id: &Arc<str>, mut users: Vec<Arc<str>>, swept: Option<Origin>, now: Time) {
+        let Some(room) = self.rooms.get(room_id) else { return };
+        let is_bulk = users.len() > BULK_QUERY_ABOVE && room.has_list(now);
+        // A list that was asked for before somebody came says nothing about them.
+        if is_bulk && (swept.is_some() || !room.asks_members) {
+            let has_local = users.iter().any(|user| self.shares.origin(user) == Origin::Local);
+            let origin = if has_local { Origin::Local } else { Origin::Remote };
+            // The list is for all: the sweep about local users asks for it where there are any.
+            if swept.is_none_or(|swept| swept == origin) {
+                self.enqueue(MembershipQuery {
+                    room_id: room_id.clone(),
+                    scope: QueryScope::Members,
+                    origin,
+                    is_sweep: swept.is_some(),
+                });
+            }
+            return;
+        }
+        users.retain(|user| swept.is_none_or(|swept| swept == self.shares.origin(user)));
+        self.ask_by_name(room_id, users, swept.is_some());
+    }
+
+    // --- what comes next ---
+
+    /// Does whatever is possible now.
+    fn step(&mut self, now: Time, mut out: Vec<Action>) -> Vec<Action> {
+        self.call_sfu(now, &mut out);
+        while let Some((_, room_id)) = self.due.first().filter(|(at, _)| *at <= now).cloned() {
+            self.room_is_due(&room_id, now);
+        }
+        for origin in Origin::BOTH {
+            self.ask_next(origin, now, &mut out);
+        }
+        self.call_sfu(now, &mut out);
+        out
+    }
+
+    fn room_is_due(&mut self, room_id: &Arc<str>, now: Time) {
+        let Some(room) = self.rooms.get_mut(room_id) else { return };
+        if let Some(due) = room.due.take() {
+            self.due.remove(&(due, room_id.clone()));
+        }
+        let mut users = self.present_in(room_id);
+        users.retain(|user| self.users.get(&(room_id.clone(), user.clone())).is_some_and(|user| user.is_due));
+        for user_key in self.users_of(room_id) {
+            if let Some(user) = self.users.get_mut(&user_key) {
+                user.is_due = false;
+            }
+        }
+        self.ask_about(room_id, users, None, now);
+    }
+
+    /// Fills the free places of a sweep.
+    fn ask_next(&mut self, origin: Origin, now: Time, out: &mut Vec<Action>) {
+        let mut rooms_left = MAX_ROOMS_PER_STEP;
+        while now >= self.paused_until && self.sweep(origin).asking < LANES {
+            let sweep = self.sweep(origin);
+            if let Some(query) = sweep.queue.pop_front() {
+                sweep.asking += 1;
+                out.push(Action::Ask(query));
+            } else if !sweep.is_running {
+                if sweep.at.is_none_or(|at| at > now) {
+                    return;
+                }
+                self.begin_sweep(origin, now);
+            } else if let Some(room_id) = sweep.rooms.pop() {
+                self.visit(&room_id, origin, now, out);
+                rooms_left -= 1;
+                if rooms_left == 0 {
+                    return;
+                }
+            } else {
+                sweep.is_running = false;
+                let next = sweep
+                    .at
+                    .map(|began| began.after(self.config.interval_ms).max(now.after(MIN_SWEEP_GAP_MS)));
+                self.sweep(origin).at = next.filter(|_| !self.is_empty());
+                return;
+            }
+        }
+    }
+
+    fn begin_sweep(&mut self, origin: Origin, now: Time) {
+        let mut rooms: Vec<_> = self.rooms.keys().rev().cloned().collect();
+        let sweep = self.sweep(origin);
+        sweep.first = None;
+        if let Some((room_id, is_behind)) = sweep.failed.take() {
+            // The next one is the last one: the room, or the one behind it.
+            let before = rooms.partition_point(|room| if is_behind { *room > room_id } else { *room >= room_id });
+            rooms.rotate_left(before);
+            sweep.first = Some(room_id).filter(|_| !is_behind);
+        }
+        (sweep.at, sweep.is_running, sweep.rooms) = (Some(now), true, rooms);
+    }
+
+    fn visit(&mut self, room_id: &Arc<str>, origin: Origin, now: Time, out: &mut Vec<Action>) {
+        if origin == Origin::Local {
+            self.look_after(room_id, now, out);
+        }
+        let users = self.present_in(room_id);
+        self.ask_about(room_id, users, Some(origin), now);
+    }
+
+    /// Has the LiveKit rooms of a Matrix room listed where that is necessary, and forgets what nobody will ever tell anything about.
+    fn look_after(&mut self, room_id: &Arc<str>, now: Time, out: &mut Vec<Action>) {
+        let mut unclear = Vec::new();
+        for (_, user) in users_of(&self.users, room_id) {
+            for key in &user.keys {
+                let (Some(seat), Some(call)) = (self.seats.get(&**key), self.calls.get_mut(&key.room)) else {
+                    continue;
+                };
+                let end_of_use = seat.end_of_use();
+                let is_over = end_of_use <= now;
+                if is_over && !seat.is_removing && now.since(end_of_use.max(self.began)) >= UNCLEAR_MS {
+                    unclear.push(key.clone());
+                    continue;
+                }
+                let is_away = seat.presence != Presence::Present;
+                let could_come_back = is_away && !is_over && matches!(user.membership, Membership::Left(_));
+                let gap = if call.is_unsure || !call.has_webhooks || could_come_back {
+                    self.config.interval_ms / 2
+                } else if is_away || is_over {
+                    LIST_AGAIN_MS.max(self.config.interval_ms / 2)
+                } else {
+                    continue;
+                };
+                let is_time = call.listed.is_none_or(|listed| now.since(listed) >= gap);
+                if is_time && !std::mem::replace(&mut call.is_listing, true) {
+                    self.lists.push_back(key.room.clone());
+                }
+            }
+        }
+        for key in unclear {
+            self.forget(&key, out);
+        }
+    }
+
+    /// Fills the free places for calls to the SFU.
+    fn call_sfu(&mut self, now: Time, out: &mut Vec<Action>) {
+        while self.removing + self.listing.len() < LANES {
+            if let Some(key) = self.removals.pop_front() {
+                if self.is_to_be_removed(&key, now) {
+                    self.removing += 1;
+                    out.push(Action::Remove(key));
+                }
+            } else if let Some(room) = self.lists.pop_front() {
+                // Somebody else may have asked for it meanwhile.
+                if self.calls.get(&room).is_some_and(|call| call.is_listing) && self.listing.insert(room.clone()) {
+                    out.push(Action::List(room));
+                }
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Whether the no still counts; one that waited for too long is asked for again.
+    fn is_to_be_removed(&mut self, key: &ParticipantKey, now: Time) -> bool {
+        let Some(user_key) = self.user_key(key) else { return false };
+        let left = match self.users.get(&user_key).map(|user| user.membership) {
+            Some(Membership::Left(asked)) => Some(asked),
+            Some(Membership::Unknown | Membership::Member(_)) | None => None,
+        };
+        if left.is_some_and(|asked| self.is_fresh(asked, now)) {
+            return true;
+        }
+        if let Some(seat) = self.seats.get_mut(key) {
+            seat.is_removing = false;
+        }
+        if left.is_some() {
+            self.ask_at(&user_key, now);
+        }
+        false
+    }
+}
+
+impl MembershipQuery {
+    /// Another question about the same room, in the same place.
+    fn with(&self, scope: QueryScope) -> Self {
+        Self { scope, ..self.clone() }
+    }
+}
+
+fn seats_of<'a>(seats: &'a BTreeMap<Arc<ParticipantKey>, Seat>, room: &Name) -> impl Iterator<Item = (&'a Arc<ParticipantKey>, &'a Seat)> {
+    let first = ParticipantKey {
+        room: room.clone(),
+        identity: Name::FIRST,
+    };
+    let from = seats.range::<ParticipantKey, _>(&first..);
+    from.take_while(move |(key, _)| key.room == first.room)
+}
+
+fn users_of<'a>(users: &'a BTreeMap<UserKey, User>, room_id: &Arc<str>) -> impl Iterator<Item = (&'a UserKey, &'a User)> {
+    let first = (room_id.clone(), Arc::from(""));
+    let room_id = room_id.clone();
+    users.range(first..).take_while(move |((room, _), _)| *room == room_id)
+}
+
+#[cfg(test)]
+mod tests;
