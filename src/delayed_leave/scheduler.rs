@@ -35,6 +35,8 @@ const MAX_PAUSE_MS: u64 = 60_000;
 /// [`PROBE_INTERVAL_MS`] left.
 const LONG_PAUSE_MS: u64 = 4_000;
 const PROBE_INTERVAL_MS: u64 = 1_000;
+/// What a refusal may take: room for one is kept before a restart that was set aside is taken back.
+const REFUSAL_MS: u64 = 500;
 /// How far ahead the queue of a limiting homeserver is looked at: it bounds the work of a step.
 const MAX_LOOKAHEAD: usize = 256;
 /// How many users with a recent call wait for the others while a homeserver limits.
@@ -111,8 +113,8 @@ pub fn patience_ms(left_ms: u64, usual_ms: u64) -> u64 {
 /// The parts of a homeserver's queue.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Class {
+    /// Sends and cancellations.
     Send,
-    /// Restarts and cancellations.
     Restart,
     /// Restarts that the homeserver's limit does not let through in time, and those that were late when they came.
     Uncarried,
@@ -144,10 +146,11 @@ struct Limit {
     next_at: Time,
     probe_at: Time,
     pause_until: Time,
-    /// The last refusal, how many calls were let through since, and how many refusals came without one in between.
     refused_at: Time,
+    /// Since when calls came as fast as they were let through, and how many were: together the rate that is granted.
     counted_from: Time,
     let_through: u32,
+    /// Refusals in a row.
     refusals: u8,
     recent_users: VecDeque<u64>,
 }
@@ -216,22 +219,26 @@ impl CallScheduler {
             self.by_name.insert(name, id);
             id
         });
-        if let Some(homeserver) = self.homeservers.get_mut(id) {
-            homeserver.jobs += 1;
-            if homeserver.listed != listed {
-                for call in &homeserver.calls {
-                    let never_seen = call.class == Class::NeverSeen;
-                    self.in_flight[pool(!listed, never_seen)] -= 1;
-                    self.in_flight[pool(listed, never_seen)] += 1;
+        let Some(homeserver) = self.homeservers.get_mut(id) else {
+            return id;
+        };
+        homeserver.jobs += 1;
+        if homeserver.listed != listed {
+            for never_seen in [false, true] {
+                let (old, new) = (pool(!listed, never_seen), pool(listed, never_seen));
+                let calls = homeserver
+                    .calls
+                    .iter()
+                    .filter(|call| (call.class == Class::NeverSeen) == never_seen);
+                let calls = u32::try_from(calls.count()).unwrap_or(0);
+                self.in_flight[old] -= calls;
+                self.in_flight[new] += calls;
+                if let Some(turn) = homeserver.agenda[usize::from(never_seen)] {
+                    self.agendas[old].remove(&(turn, id));
+                    self.agendas[new].insert((turn, id));
                 }
-                for (never_seen, turn) in [false, true].into_iter().zip(homeserver.agenda) {
-                    if let Some(turn) = turn {
-                        self.agendas[pool(!listed, never_seen)].remove(&(turn, id));
-                        self.agendas[pool(listed, never_seen)].insert((turn, id));
-                    }
-                }
-                homeserver.listed = listed;
             }
+            homeserver.listed = listed;
         }
         id
     }
@@ -337,17 +344,26 @@ impl CallScheduler {
             .is_some_and(|homeserver| homeserver.limit(self.now).is_some())
     }
 
-    /// A homeserver that limits more than its leaves can bear, at most once a minute for each.
+    /// A homeserver that limits more than its leaves can bear: told at most once a minute for each, when the first of them is about
+    /// to be lost.
     pub fn overload(&mut self, now: Time) -> Option<Overload> {
         while let Some(&(at, id)) = self.overloaded.first().filter(|&&(at, _)| at <= now) {
             self.overloaded.remove(&(at, id));
             let Some(homeserver) = self.homeservers.get_mut(id) else { continue };
-            let mut uncarried = homeserver.part(Class::Uncarried, now).map(|(&(_, _, leave), _)| leave);
-            if let Some(example) = uncarried.next() {
-                let leaves = 1 + uncarried.count();
-                let next = now.after(OVERLOAD_WARNING_INTERVAL_MS);
-                homeserver.warn_at = Some(next);
-                self.overloaded.insert((next, id));
+            let mut uncarried = homeserver.part(Class::Uncarried, now);
+            let Some((&(_, deadline, example), _)) = uncarried.next() else {
+                continue;
+            };
+            let leaves = 1 + uncarried.count();
+            let is_near = deadline.since(now) <= PROBE_INTERVAL_MS;
+            let next = if is_near {
+                now.after(OVERLOAD_WARNING_INTERVAL_MS)
+            } else {
+                deadline.before(PROBE_INTERVAL_MS)
+            };
+            homeserver.warn_at = Some(next);
+            self.overloaded.insert((next, id));
+            if is_near {
                 return Some(Overload {
                     homeserver: id,
                     leaves,
@@ -438,12 +454,6 @@ impl CallScheduler {
     }
 }
 
-/// When the restarts in a queue must begin so that none is urgent, and so that none waits for longer than it may.
-struct Outlook {
-    urgent_at: Time,
-    needed_at: Time,
-}
-
 impl Limit {
     fn is_paused(&self, now: Time) -> bool {
         now < self.pause_until
@@ -506,16 +516,12 @@ impl Homeserver {
     fn enqueue(&mut self, leave: LeaveId, call: PendingCall, now: Time) {
         let class = match (call.seen, call.action) {
             (false, _) => Class::NeverSeen,
-            (true, DelayedEventAction::Send) => Class::Send,
+            (true, DelayedEventAction::Send | DelayedEventAction::Cancel) => Class::Send,
             (true, DelayedEventAction::Restart) if call.deadline <= now => Class::Uncarried,
-            (true, DelayedEventAction::Restart | DelayedEventAction::Cancel) => Class::Restart,
+            (true, DelayedEventAction::Restart) => Class::Restart,
         };
         let queued = Queued {
-            relaxed: if call.action == DelayedEventAction::Restart {
-                call.relaxed
-            } else {
-                now
-            },
+            relaxed: call.relaxed,
             user: call.user,
             delay_ms: call.delay_ms.max(1),
         };
@@ -558,9 +564,8 @@ impl Homeserver {
         self.limit.as_deref().filter(|limit| now < limit.until())
     }
 
-    const fn slow_after(&self) -> u64 {
-        let four_times = self.usual_ms.saturating_mul(4);
-        if four_times > SLOW_MS { four_times } else { SLOW_MS }
+    fn slow_after(&self) -> u64 {
+        self.usual_ms.saturating_mul(4).max(SLOW_MS)
     }
 
     /// How many calls have given their place back: the oldest.
@@ -586,18 +591,16 @@ impl Homeserver {
         }
     }
 
-    fn outlook(&self, now: Time) -> Outlook {
+    /// When the restarts must begin so that none becomes urgent, and so that none waits for longer than it may.
+    fn outlook(&self, now: Time) -> (Time, Time) {
         let (gap, ahead) = self.limit(now).map_or((0, 1), |limit| (limit.gap_ms, MAX_LOOKAHEAD));
         let urgent = URGENT_MS.max(self.usual_ms * 2);
-        let mut outlook = Outlook {
-            urgent_at: Time::LATEST,
-            needed_at: Time::LATEST,
-        };
+        let (mut urgent_at, mut needed_at) = (Time::LATEST, Time::LATEST);
         for (before, ((_, deadline, _), queued)) in (0..).zip(self.part(Class::Restart, Time::EARLIEST).take(ahead)) {
-            outlook.urgent_at = outlook.urgent_at.min(deadline.before(urgent + before * gap));
-            outlook.needed_at = outlook.needed_at.min(queued.relaxed.before(before * gap));
+            urgent_at = urgent_at.min(deadline.before(urgent + before * gap));
+            needed_at = needed_at.min(queued.relaxed.before(before * gap));
         }
-        outlook
+        (urgent_at, needed_at)
     }
 
     /// The next call, and when it may be made; it is the next one only if that is now.
@@ -631,22 +634,19 @@ impl Homeserver {
             let Some(nearest) = nearest else {
                 return Some((limit.pause_until, self.first(Class::Uncarried, None)?));
             };
-            let long = limit.pause_until.since(limit.refused_at) > LONG_PAUSE_MS;
-            let probe_at = nearest
-                .1
-                .before(if long { LONG_PAUSE_MS } else { PROBE_INTERVAL_MS })
-                .max(limit.probe_at);
-            return Some((probe_at.min(limit.pause_until).max(now), nearest));
+            let is_long = limit.pause_until.since(limit.refused_at) > LONG_PAUSE_MS;
+            let probe_at = nearest.1.before(if is_long { LONG_PAUSE_MS } else { PROBE_INTERVAL_MS });
+            return Some((probe_at.max(limit.probe_at).min(limit.pause_until).max(now), nearest));
         }
-        let outlook = self.outlook(now);
+        let (urgent_at, needed_at) = self.outlook(now);
         let spaced = limit.map_or(now, |limit| limit.next_at.max(now));
         // A few restarts always go early: those that began together must not all be due together.
         let early = limit.map_or(now, |limit| limit.next_at.after(limit.gap_ms).max(now));
         let send_place = self.place_at(places - places / 4, now, |class| class == Class::Send);
         let candidates = [
-            restart.filter(|_| send.is_some()).map(|key| (outlook.urgent_at.max(spaced), key)),
+            restart.filter(|_| send.is_some()).map(|key| (urgent_at.max(spaced), key)),
             send.zip(send_place).map(|(key, at)| (at.max(spaced), key)),
-            restart.map(|key| (outlook.needed_at.clamp(spaced, early), key)),
+            restart.map(|key| (needed_at.clamp(spaced, early), key)),
             self.first(Class::Uncarried, None).map(|key| (spaced, key)),
         ];
         candidates.into_iter().flatten().min_by_key(|&(at, _)| at)
@@ -673,16 +673,25 @@ impl Homeserver {
         Some(leave)
     }
 
-    /// Sets restarts aside that the limit does not let through in time.
+    /// Sets restarts aside that the limit does not let through in time, and takes one back where there is room for it.
     fn shed(&mut self, now: Time) -> bool {
         let mut shed = false;
-        while let Some(key) = self.too_much(now)
-            && let Some(queued) = self.queue.remove(&key)
-        {
-            self.queue.insert((Class::Uncarried, key.1, key.2), queued);
+        while let Some(key) = self.too_much(now) {
+            self.reclass(key, Class::Uncarried);
             shed = true;
         }
+        let gap = self.limit(now).map_or(0, |limit| limit.gap_ms);
+        let back = self.part(Class::Uncarried, now.after(gap.max(1))).next().map(|(key, _)| *key);
+        if let Some(key) = back.filter(|_| self.too_much(now.after(gap + REFUSAL_MS)).is_none()) {
+            self.reclass(key, Class::Restart);
+        }
         shed
+    }
+
+    fn reclass(&mut self, key: Key, class: Class) {
+        if let Some(queued) = self.queue.remove(&key) {
+            self.queue.insert((class, key.1, key.2), queued);
+        }
     }
 
     /// Where one of the next restarts would come too late, with those before it each made again at 80 % of its delay: of the user

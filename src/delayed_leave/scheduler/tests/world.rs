@@ -301,7 +301,9 @@ impl World {
         let pause = match outcome {
             Outcome::Limited(_) => 250,
             Outcome::Transient(Some(hint)) => backoff::as_millis(hint).min(left / 3).clamp(250, 60_000),
-            _ => Schedule::RESTART.pause(running.failures, &mut self.jitter).min(left / 3).max(250),
+            Outcome::Done | Outcome::NotFound | Outcome::Conflict | Outcome::Forbidden | Outcome::Transient(None) => {
+                Schedule::RESTART.pause(running.failures, &mut self.jitter).min(left / 3).max(250)
+            }
         };
         running.due = now.after(pause);
         let due = running.due;
