@@ -63,6 +63,8 @@ pub struct Config {
     pub can_update_own_metadata: bool,
     /// Whether no certificate is checked.
     pub skip_tls_verification: bool,
+    /// Where the operator says that CA certificates are.
+    pub certificates: tls::Given,
     /// Where to reach the federation API of these homeservers.
     pub federation_overrides: BTreeMap<ServerName, Url>,
     /// Where to reach the client-server API of these homeservers.
@@ -145,7 +147,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         reader.warn("--dev fills unset variables with the values of `livekit-server --dev`, which everybody knows: not for production");
     }
     outgoing::proxies(reader);
-    outgoing::certificates(reader);
+    let certificates = outgoing::certificates(reader);
     unknown::warn(reader);
     let livekit = livekit::livekit(reader);
     let app_service = app_service::app_service(reader);
@@ -160,6 +162,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         path_prefix: listen::path_prefix(reader),
         shutdown_grace: reader.seconds("LIVEKIT_SHUTDOWN_GRACE_SECONDS", 10, 0..=3600, Above::Refuse),
         skip_tls_verification: skip_tls_verification(reader),
+        certificates,
         federation_overrides: lists::overrides(reader, "LIVEKIT_FEDERATION_URL_OVERRIDES"),
         cs_api_overrides: lists::overrides(reader, "LIVEKIT_CS_API_URL_OVERRIDES"),
         allowed_networks: lists::networks(reader, "LIVEKIT_FEDERATION_ALLOWED_NETWORKS"),

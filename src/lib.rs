@@ -39,7 +39,10 @@
 //! homeserver.rs + homeserver/
 //!                         the C-S API: base URL, delayed events; our own homeserver, with the as_token
 //! registration.rs         generate-registration
-//! delayed_leave.rs        front door: what delegation is, the handle; below it the pure core, the driver, the stores
+//! presence.rs + presence/ the SFU as it is known, pure: who is there, which rooms stand, who must be asked next
+//! delayed_leave.rs + delayed_leave/
+//!                         delegated leaves, pure: one event, the table of all, whose call to a homeserver is next
+//! driver.rs + driver/     the one driver of both: facts in, calls out, the only clock; the handle to all leaves
 //! kick.rs + kick/         who left the Matrix room leaves the call: the handle; below it the pure core, the driver
 //! store.rs + store/       jobs, tokens and verified homeservers in Redis, in a file or nowhere: records, one ordered queue
 //! time.rs backoff.rs slab.rs text.rs livekit.rs delayed_event.rs
@@ -48,15 +51,16 @@
 //!                         time, names, certificates, patience, how often something is logged, shared calls
 //! ```
 //!
-//! A module uses only what is below it:
+//! A module uses only what is below it (`tests/it/layers.rs` reads all imports):
 //!
 //! ```text
-//! delivery   main -> server -> http/* ; config and telemetry are used by main and server only
-//! use cases  app_service ; exchange ; members ; delayed_leave (front door, driver) ; kick (front door, driver)
+//! delivery   main -> server -> http/*
+//! use cases  app_service ; exchange ; driver ; kick ; members
 //! adapters   openid ; sfu ; homeserver ; store ; federation
-//!            (openid and homeserver use federation; dns, tls and hold serve all)
-//! pure       admission (all of it) ; wire ; access ; identity ; token ; server_name ; secret ; federation::guard ; sfu::{room_memory, refusal, webhook} ;
-//!            delayed_leave::{machine, jobs, rooms, watch, pace, backoff, time, text, record} ; kick::{membership, shares, name}
+//! pure       presence ; delayed_leave ; driver::core ; kick::{membership, shares, name} ; store::record ; sfu::{room_memory, refusal, webhook} ;
+//!            federation::guard ; admission (but its waiting)
+//! tools      config ; dns ; tls ; hold ; clock ; telemetry ; connections ; limits ; log_throttle ; single_flight
+//! values     wire ; token ; access ; identity ; server_name ; secret ; livekit ; delayed_event ; time ; backoff ; slab ; text
 //! ```
 #![forbid(unsafe_code)]
 

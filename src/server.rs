@@ -123,7 +123,7 @@ struct Parts {
 
 /// Values, not the configuration, go below this function.
 async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
-    let tls = Arc::new(Tls::new(config.skip_tls_verification));
+    let tls = Arc::new(Tls::new(config.skip_tls_verification, config.certificates));
     let dns = Arc::new(Dns::new(&config.dns_servers));
     let own_name = config.app_service.as_ref().map(|own| own.server_name.clone());
     let store = match (config.delegated_leave.redis, config.delegated_leave.state_path) {

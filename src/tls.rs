@@ -13,8 +13,6 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_native_certs::CertificateResult;
 
-use crate::config;
-
 /// The variable that names a file of CA certificates.
 pub const CERT_FILE: &str = "SSL_CERT_FILE";
 /// The variable that names directories of them, separated by colons.
@@ -27,15 +25,17 @@ const SESSIONS: usize = 64;
 /// rest of the start.
 pub struct Tls {
     skip_verification: bool,
+    certificates: Given,
     config: OnceLock<Arc<ClientConfig>>,
 }
 
 impl Tls {
     /// With `skip_verification` (`LIVEKIT_INSECURE_SKIP_VERIFY_TLS`) any certificate is accepted.
     #[must_use]
-    pub fn new(skip_verification: bool) -> Self {
+    pub const fn new(skip_verification: bool, certificates: Given) -> Self {
         Self {
             skip_verification,
+            certificates,
             config: OnceLock::new(),
         }
     }
@@ -48,7 +48,7 @@ impl Tls {
         if let Some(config) = self.config.get() {
             return Ok(config.clone());
         }
-        let made = Arc::new(client_config(self.skip_verification)?);
+        let made = Arc::new(client_config(self.skip_verification, &self.certificates)?);
         Ok(self.config.get_or_init(|| made).clone())
     }
 }
@@ -157,7 +157,7 @@ fn file_holds_certificates(path: &Path) -> io::Result<bool> {
 
 /// The client configuration: the system's roots (`SSL_CERT_FILE`, `SSL_CERT_DIR` included), Mozilla's where the system
 /// has none, or no verification at all when `skip_verification`.
-fn client_config(skip_verification: bool) -> Result<ClientConfig, TlsError> {
+fn client_config(skip_verification: bool, certificates: &Given) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let mut config = if skip_verification {
@@ -166,15 +166,14 @@ fn client_config(skip_verification: bool) -> Result<ClientConfig, TlsError> {
             .with_custom_certificate_verifier(Arc::new(AcceptAnything(provider)))
             .with_no_client_auth()
     } else {
-        builder.with_root_certificates(roots()).with_no_client_auth()
+        builder.with_root_certificates(roots(certificates)).with_no_client_auth()
     };
     config.resumption = Resumption::in_memory_sessions(SESSIONS);
     Ok(config)
 }
 
-fn roots() -> RootCertStore {
+fn roots(given: &Given) -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    let given = Given::new(config::environment(CERT_FILE), config::environment(CERT_DIR));
     let found = given.load();
     for error in &found.errors {
         tracing::warn!(

@@ -70,7 +70,7 @@ const SOCKS: &str = "names a SOCKS proxy, which is not supported: set it to the 
                      too), or unset it";
 
 /// CA certificates that somebody names must be there: to go on with others would trust whom nobody chose.
-pub(super) fn certificates(reader: &mut Reader<'_>) {
+pub(super) fn certificates(reader: &mut Reader<'_>) -> Given {
     let (file, dirs) = (reader.value(CERT_FILE), reader.value(CERT_DIR));
     let given = Given::new(file, dirs);
     let holds_any = reader.sources.has_certificates;
@@ -93,7 +93,7 @@ pub(super) fn certificates(reader: &mut Reader<'_>) {
     // Of several directories one with certificates is enough.
     let answers: Vec<_> = given.dirs.iter().map(|dir| (dir, holds_any(dir))).collect();
     if answers.iter().any(|(_, answer)| matches!(answer, Ok(true))) {
-        return;
+        return given;
     }
     for (dir, answer) in answers {
         let problem = answer.map_or_else(|error| format!("gives \"{error}\""), |_| "has none".to_owned());
@@ -102,6 +102,7 @@ pub(super) fn certificates(reader: &mut Reader<'_>) {
             format!("needs a directory with CA certificates in PEM form: {} {problem}", shown(dir)),
         );
     }
+    given
 }
 
 fn shown(path: &Path) -> String {

@@ -203,11 +203,15 @@ mod tests {
 
     use super::*;
     use crate::dns::Dns;
-    use crate::tls::Tls;
+    use crate::tls::{Given, Tls};
 
     fn probe_of(address: SocketAddr) -> Probe {
         let base = Url::parse(&format!("http://{address}")).expect("an address");
-        Probe::new(Arc::new(Endpoint::new(&base, Arc::new(Tls::new(false)), Arc::new(Dns::new(&[])))))
+        Probe::new(Arc::new(Endpoint::new(
+            &base,
+            Arc::new(Tls::new(false, Given::default())),
+            Arc::new(Dns::new(&[])),
+        )))
     }
 
     fn answer_once(listener: &TcpListener) {

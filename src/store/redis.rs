@@ -27,7 +27,7 @@ use tokio_rustls::TlsConnector;
 use super::{Change, Part, Portion, Refused, StoreError, Table};
 use crate::config::{self, RedisAddress, RedisTls};
 use crate::dns::Dns;
-use crate::tls::Tls;
+use crate::tls::{Given, Tls};
 use resp::Connection;
 pub use resp::RedisError;
 
@@ -65,7 +65,7 @@ impl Redis {
             RedisAddress::Tcp {
                 tls: Some(RedisTls { skip_verify: true }),
                 ..
-            } => Arc::new(Tls::new(true)),
+            } => Arc::new(Tls::new(true, Given::default())),
             RedisAddress::Tcp { .. } | RedisAddress::Unix(_) => tls,
         };
         Self::of(settings, tls, dns, Table::Jobs)

@@ -25,6 +25,7 @@ mod healthz;
 mod hold;
 mod homeservers;
 mod kick;
+mod layers;
 mod leave;
 mod leave_real;
 mod limits;

@@ -17,7 +17,7 @@ use lk_jwt_service::secret::Secret;
 use lk_jwt_service::store::record::field;
 use lk_jwt_service::store::token::{self, StoredToken, Value};
 use lk_jwt_service::store::{JobRecord, Jobs, Part, Replaced, Seen, Store, StoreError, Stored, StoredJobs, VerifiedHomeservers};
-use lk_jwt_service::tls::Tls;
+use lk_jwt_service::tls::{Given, Tls};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::ca::Ca;
@@ -912,7 +912,7 @@ fn redis_as(url: &str, database: u32, username: Option<&str>, password: Option<&
         username: username.map(str::to_owned),
         password: password.map(Secret::new),
     };
-    Store::redis(settings, Arc::new(Tls::new(false)), Arc::new(Dns::new(&[])))
+    Store::redis(settings, Arc::new(Tls::new(false, Given::default())), Arc::new(Dns::new(&[])))
 }
 
 /// Starts and reads everything.
