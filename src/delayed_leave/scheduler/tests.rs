@@ -697,7 +697,7 @@ proptest! {
             };
             for (delay, begins, until) in people {
                 // Two tries that meet silence, and a third, fit in half of that.
-                let delay = if limit.is_none() { delay.max(12_000) } else { delay };
+                let delay = if limit.is_none() { delay.max(15_000) } else { delay };
                 room -= 1_000.0 / delay as f64;
                 if room > 0.0 {
                     let until = until.map(|until| at(begins + until));
