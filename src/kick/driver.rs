@@ -17,7 +17,7 @@ use super::name::Name;
 use super::{Issued, Settings};
 use crate::backoff::as_millis;
 use crate::clock::Clock;
-use crate::homeserver::{MemberList, OwnError, OwnHomeserver, Subject};
+use crate::homeserver::{OwnError, OwnHomeserver, Subject};
 use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Kind, Webhook};
 use crate::sfu::{ParticipantInfo, Sfu, SfuError};
@@ -248,13 +248,12 @@ impl Driver {
         let contains;
         let answer = match &query.scope {
             QueryScope::Members => match own.joined_members(room_id, begun + LIST_TIMEOUT).await {
-                Ok(MemberList::Members(list)) => {
+                Ok(Some(list)) => {
                     members = list;
                     contains = |user: &str| members.contains(user);
                     MembershipAnswer::Members(&contains)
                 }
-                Ok(MemberList::TooLong) => MembershipAnswer::TooLong,
-                Ok(MemberList::NotVisible) => MembershipAnswer::NotVisible,
+                Ok(None) => MembershipAnswer::NoList,
                 Err(error) => self.unclear(&error),
             },
             QueryScope::User(user) => self.joined(own.is_joined(room_id, Subject::User(user), begun, begun + QUERY_TIMEOUT).await),
@@ -301,11 +300,11 @@ impl Driver {
         match listed {
             Ok(participants) => {
                 let present: BTreeSet<Name> = participants.iter().filter_map(present).map(Name::from).collect();
-                self.feed(|tracker| tracker.on_list(&room, &|identity| present.contains(identity), asked, now));
+                self.feed(|tracker| tracker.on_list(&room, Some(&|identity| present.contains(identity)), asked, now));
             }
             Err(error) => {
                 self.failing(&error);
-                self.feed(|tracker| tracker.on_list_failed(&room, now));
+                self.feed(|tracker| tracker.on_list(&room, None, asked, now));
             }
         }
     }
@@ -325,11 +324,7 @@ impl Driver {
             Err(SfuError::NotFound) => RemovalOutcome::NotThere,
             Err(error) => {
                 self.failing(&error);
-                if error.may_pass() || error.is_elsewhere() {
-                    RemovalOutcome::Failed
-                } else {
-                    RemovalOutcome::Refused
-                }
+                RemovalOutcome::Failed
             }
         };
         let now = self.clock.now();

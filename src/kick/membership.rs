@@ -52,10 +52,9 @@ const UNCLEAR_MS: u64 = 6 * 60 * 60_000;
 const LIST_AGAIN_MS: u64 = 10 * 60_000;
 /// Up to so many users of a Matrix room are asked about by name.
 const BULK_QUERY_ABOVE: usize = 1;
-/// How long a member list is not asked for that was longer than is read.
-const TOO_LONG_MS: u64 = 24 * 60 * 60_000;
-/// How long a member list is not asked for that did not come.
-const NO_LIST_MS: u64 = 10 * 60_000;
+/// How long a member list is not asked for that was too long or not for us to see, or did not come.
+const NO_LIST_MS: u64 = 60 * 60_000;
+const FAILED_LIST_MS: u64 = 10 * 60_000;
 /// The longest pause that the homeserver can ask for.
 const MAX_PAUSE_MS: u64 = 60 * 60_000;
 /// The longest pause before a removal is tried again.
@@ -159,7 +158,7 @@ pub struct MembershipQuery {
 }
 
 /// What a question is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum QueryScope {
     /// Everybody who is joined: one list.
     Members,
@@ -176,10 +175,8 @@ pub enum MembershipAnswer<'a> {
     Members(&'a dyn Fn(&str) -> bool),
     /// Whether the user is joined, or our homeserver in the room.
     Joined(bool),
-    /// The list is not for us to see: 403.
-    NotVisible,
-    /// The list is longer than is read.
-    TooLong,
+    /// The list is longer than is read, or not for us to see.
+    NoList,
     /// No answer to this question, while others may well be answered: any other 4xx, or something unreadable.
     Refused,
     /// No answer in time.
@@ -198,10 +195,8 @@ pub enum RemovalOutcome {
     Removed,
     /// The participant was not there.
     NotThere,
-    /// It may work soon.
+    /// The participant may still be there.
     Failed,
-    /// It will not work soon.
-    Refused,
 }
 
 /// All watched tokens, and what is known of their holders.
@@ -215,13 +210,16 @@ pub struct MembershipTracker {
     paused_until: Time,
     seats: BTreeMap<Arc<ParticipantKey>, Seat>,
     calls: BTreeMap<Name, Call>,
-    rooms: BTreeMap<Arc<str>, MatrixRoom>,
+    /// Matrix rooms, and until when their member lists are not asked for.
+    rooms: BTreeMap<Arc<str>, Option<Time>>,
     users: BTreeMap<UserKey, User>,
     shares: Shares,
     /// By [`Origin`].
     sweeps: [Sweep; 2],
-    /// Matrix rooms in which somebody is to be asked about apart from sweeps.
-    due: BTreeSet<(Time, Arc<str>)>,
+    /// Questions that are under way or wait.
+    open: BTreeSet<(Arc<str>, QueryScope)>,
+    /// Who is to be asked about apart from sweeps.
+    due: BTreeSet<(Time, UserKey)>,
     /// The first sweep was brought forward, for those who were restored.
     is_hurried: bool,
     /// Calls to the SFU under way, and those that wait.
@@ -259,7 +257,6 @@ enum Presence {
 #[derive(Debug)]
 struct Call {
     room_id: Arc<str>,
-    seats: u32,
     /// When it was last asked for who is there, with an answer.
     listed: Option<Time>,
     /// Being asked for that, or about to be.
@@ -268,18 +265,6 @@ struct Call {
     has_webhooks: bool,
     /// A departure was reported that may be an old one.
     is_unsure: bool,
-}
-
-#[derive(Debug, Default)]
-struct MatrixRoom {
-    users: u32,
-    due: Option<Time>,
-    no_list_until: Option<Time>,
-    /// Questions under way or waiting.
-    asks_members: bool,
-    asks_own_server: bool,
-    /// The member list is hidden; why, the question about our homeserver tells.
-    is_hidden: bool,
 }
 
 /// A Matrix room and one of its users.
@@ -292,10 +277,8 @@ struct User {
     /// When a no was asked for that counts only if our homeserver is in the room.
     no: Option<Time>,
     keys: Vec<Arc<ParticipantKey>>,
-    /// A question is under way or waits.
-    is_asked: bool,
-    /// To be asked about when the room is due.
-    is_due: bool,
+    /// When the user is to be asked about apart from sweeps.
+    due: Option<Time>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -341,12 +324,6 @@ impl Seat {
     }
 }
 
-impl MatrixRoom {
-    fn has_list(&self, now: Time) -> bool {
-        self.no_list_until.is_none_or(|until| until <= now)
-    }
-}
-
 impl Membership {
     /// What is known after an answer.
     fn after(self, joined: bool, asked: Time, settle_ms: u64) -> Self {
@@ -359,10 +336,6 @@ impl Membership {
             (Self::Member(_), false) => Self::Left(asked),
             (Self::Left(no), false) => Self::Left(no.max(asked)),
         }
-    }
-
-    fn is_same_kind(self, other: Self) -> bool {
-        std::mem::discriminant(&self) == std::mem::discriminant(&other)
     }
 }
 
@@ -381,6 +354,7 @@ impl MembershipTracker {
             rooms: BTreeMap::new(),
             users: BTreeMap::new(),
             sweeps: <[Sweep; 2]>::default(),
+            open: BTreeSet::new(),
             due: BTreeSet::new(),
             is_hurried: false,
             removing: 0,
@@ -475,37 +449,28 @@ impl MembershipTracker {
         }
     }
 
-    /// Who is in a LiveKit room, as the SFU said when it was asked, by whomever.
+    /// Who is in a LiveKit room, as the SFU said when it was asked, by whomever. Where it did not say it, whoever may be there is taken
+    /// to be there.
     #[must_use]
-    pub fn on_list(&mut self, room: &Name, is_present: &dyn Fn(&Name) -> bool, asked: Time, now: Time) -> Vec<Action> {
-        self.list_is_over(room);
+    pub fn on_list(&mut self, room: &Name, is_present: Option<&dyn Fn(&Name) -> bool>, asked: Time, now: Time) -> Vec<Action> {
+        self.listing.remove(room);
         let mut out = Vec::new();
         if let Some(call) = self.calls.get_mut(room) {
-            call.listed = call.listed.max(Some(asked));
-            call.is_unsure = false;
+            call.is_listing = false;
+            if is_present.is_some() {
+                (call.listed, call.is_unsure) = (call.listed.max(Some(asked)), false);
+            }
         }
         let keys: Vec<_> = seats_of(&self.seats, room).map(|(key, _)| key.clone()).collect();
         for key in keys {
-            if is_present(&key.identity) {
-                self.is_there(&key, asked, now);
-            } else {
-                self.is_absent(&key, asked, &mut out);
+            match (is_present.map(|is_present| is_present(&key.identity)), self.seats.get_mut(&*key)) {
+                (Some(true), _) => self.is_there(&key, asked, now),
+                (Some(false), _) => self.is_absent(&key, asked, &mut out),
+                (None, Some(seat)) if seat.presence == Presence::Issued => seat.presence = Presence::Present,
+                (None, _) => {}
             }
         }
         self.step(now, out)
-    }
-
-    /// The SFU did not say who is in a LiveKit room: whoever may be there is taken to be there.
-    #[must_use]
-    pub fn on_list_failed(&mut self, room: &Name, now: Time) -> Vec<Action> {
-        self.list_is_over(room);
-        let keys: Vec<_> = seats_of(&self.seats, room).map(|(key, _)| key.clone()).collect();
-        for key in keys {
-            if let Some(seat) = self.seats.get_mut(&*key).filter(|seat| seat.presence == Presence::Issued) {
-                seat.presence = Presence::Present;
-            }
-        }
-        self.step(now, Vec::new())
     }
 
     /// What the homeserver said to a question that was asked at `asked`.
@@ -514,38 +479,41 @@ impl MembershipTracker {
         let mut out = Vec::new();
         let sweep = self.sweep(query.origin);
         sweep.asking = sweep.asking.saturating_sub(1);
-        self.is_answered(query);
+        self.open.remove(&(query.room_id.clone(), query.scope.clone()));
         match (&query.scope, answer) {
             (_, MembershipAnswer::Unavailable { retry_after_ms }) => self.is_away(query, retry_after_ms, now),
+            (QueryScope::User(_) | QueryScope::OwnServer, MembershipAnswer::TimedOut) => self.is_away(query, None, now),
             (QueryScope::Members, MembershipAnswer::Members(is_joined)) => {
                 for user_key in self.users_of(&query.room_id) {
                     self.hear(&user_key, is_joined(&user_key.1), asked, &mut out);
                 }
             }
-            (QueryScope::Members, MembershipAnswer::NotVisible) => {
-                if let Some(room) = self.rooms.get_mut(&query.room_id) {
-                    room.is_hidden = true;
-                }
-                self.enqueue(query.with(QueryScope::OwnServer));
-            }
-            (QueryScope::Members, MembershipAnswer::TooLong) => self.ask_each(query, now.after(TOO_LONG_MS)),
             (QueryScope::Members, MembershipAnswer::Joined(_) | MembershipAnswer::Refused | MembershipAnswer::TimedOut) => {
-                self.ask_each(query, now.after(NO_LIST_MS));
+                self.ask_each(query, now.after(FAILED_LIST_MS));
             }
-            (QueryScope::User(_) | QueryScope::OwnServer, MembershipAnswer::TimedOut) => self.is_away(query, None, now),
-            (QueryScope::User(user), MembershipAnswer::Joined(joined)) => {
-                let user_key = (query.room_id.clone(), user.clone());
+            (QueryScope::Members, MembershipAnswer::NoList) => self.ask_each(query, now.after(NO_LIST_MS)),
+            (QueryScope::User(user_id), MembershipAnswer::Joined(joined)) => {
+                let user_key = (query.room_id.clone(), user_id.clone());
                 if joined || query.origin == Origin::Local {
                     self.hear(&user_key, joined, asked, &mut out);
                 } else if let Some(user) = self.users.get_mut(&user_key).filter(|user| user.membership != Membership::Unknown) {
+                    // It counts only if our homeserver is in the room, and so knows who else is.
                     user.no = Some(asked);
-                    self.enqueue(query.with(QueryScope::OwnServer));
+                    let scope = QueryScope::OwnServer;
+                    self.enqueue(MembershipQuery { scope, ..query.clone() });
                 }
             }
-            (QueryScope::OwnServer, MembershipAnswer::Joined(is_in)) => self.own_server_is(is_in, query, asked, now, &mut out),
+            (QueryScope::OwnServer, MembershipAnswer::Joined(is_in)) => {
+                for user_key in self.users_of(&query.room_id) {
+                    let no = self.users.get_mut(&user_key).and_then(|user| user.no.take());
+                    if let Some(no) = no.filter(|no| is_in && self.is_fresh(*no, now)) {
+                        self.hear(&user_key, false, no, &mut out);
+                    }
+                }
+            }
             (
                 QueryScope::User(_) | QueryScope::OwnServer,
-                MembershipAnswer::Members(_) | MembershipAnswer::NotVisible | MembershipAnswer::TooLong | MembershipAnswer::Refused,
+                MembershipAnswer::Members(_) | MembershipAnswer::NoList | MembershipAnswer::Refused,
             ) => {}
         }
         self.step(now, out)
@@ -560,27 +528,23 @@ impl MembershipTracker {
             return self.step(now, out);
         };
         let kept = kept.clone();
-        let failures = match outcome {
-            RemovalOutcome::Removed | RemovalOutcome::NotThere => 0,
-            RemovalOutcome::Failed | RemovalOutcome::Refused => seat.failures.saturating_add(1),
-        };
         // Somebody who came back meanwhile may be there again.
         let came_back = seat.presence == Presence::Present && seat.seen.is_some_and(|seen| seen > asked);
+        let failures = if outcome == RemovalOutcome::Failed {
+            seat.failures.saturating_add(1)
+        } else {
+            0
+        };
         if let Some(seat) = self.seats.get_mut(key) {
             (seat.is_removing, seat.failures) = (false, failures);
         }
         match outcome {
+            RemovalOutcome::Failed => self.ask_at(&user_key, now.after((500_u64 << failures.min(6)).min(MAX_RETRY_MS))),
             RemovalOutcome::Removed | RemovalOutcome::NotThere if came_back => self.ask_at(&user_key, now),
             RemovalOutcome::Removed | RemovalOutcome::NotThere => {
                 out.push(Action::EndDelegatedLeave(kept));
                 self.is_absent(key, if outcome == RemovalOutcome::Removed { now } else { asked }, &mut out);
             }
-            RemovalOutcome::Failed => {
-                let pause = (500_u64 << failures.min(6)).min(MAX_RETRY_MS);
-                self.ask_at(&user_key, now.after(pause));
-            }
-            // The next sweep asks and tries.
-            RemovalOutcome::Refused => {}
         }
         self.step(now, out)
     }
@@ -660,26 +624,20 @@ impl MembershipTracker {
             failures: 0,
         };
         let key = Arc::new(key);
-        let call = self.calls.entry(key.room.clone()).or_insert_with(|| Call {
+        self.calls.entry(key.room.clone()).or_insert_with(|| Call {
             room_id: room_id.clone(),
-            seats: 0,
             listed: None,
             is_listing: false,
             has_webhooks: false,
             is_unsure: false,
         });
-        call.seats += 1;
-        let room = self.rooms.entry(room_id.clone()).or_default();
+        self.rooms.entry(room_id.clone()).or_default();
         let user_key = (room_id, user);
-        let user = self.users.entry(user_key.clone()).or_insert_with(|| {
-            room.users += 1;
-            User {
-                membership: Membership::Unknown,
-                no: None,
-                keys: Vec::new(),
-                is_asked: false,
-                is_due: false,
-            }
+        let user = self.users.entry(user_key.clone()).or_insert(User {
+            membership: Membership::Unknown,
+            no: None,
+            keys: Vec::new(),
+            due: None,
         });
         user.keys.reserve_exact(1);
         user.keys.push(key.clone());
@@ -689,23 +647,19 @@ impl MembershipTracker {
 
     fn leave(&mut self, key: &ParticipantKey) -> Option<Seat> {
         let seat = self.seats.remove(key)?;
-        let call = self.calls.get_mut(&key.room)?;
-        let user_key = (call.room_id.clone(), seat.user.clone());
-        call.seats -= 1;
-        if call.seats == 0 {
+        let user_key = (self.calls.get(&key.room)?.room_id.clone(), seat.user.clone());
+        if seats_of(&self.seats, &key.room).next().is_none() {
             self.calls.remove(&key.room);
         }
         self.shares.give_back(&user_key.0, &user_key.1, seat.is_used);
         let user = self.users.get_mut(&user_key)?;
         user.keys.retain(|other| **other != *key);
         if user.keys.is_empty() {
+            if let Some(due) = user.due {
+                self.due.remove(&(due, user_key.clone()));
+            }
             self.users.remove(&user_key);
-            let room = self.rooms.get_mut(&user_key.0)?;
-            room.users -= 1;
-            if room.users == 0 {
-                if let Some(due) = room.due {
-                    self.due.remove(&(due, user_key.0.clone()));
-                }
+            if users_of(&self.users, &user_key.0).next().is_none() {
                 self.rooms.remove(&user_key.0);
             }
         }
@@ -772,13 +726,6 @@ impl MembershipTracker {
         }
     }
 
-    fn list_is_over(&mut self, room: &Name) {
-        self.listing.remove(room);
-        if let Some(call) = self.calls.get_mut(room) {
-            call.is_listing = false;
-        }
-    }
-
     // --- who is in the Matrix room ---
 
     /// The homeserver said something about a user that counts.
@@ -790,7 +737,7 @@ impl MembershipTracker {
         if joined {
             user.no = None;
         }
-        if !before.is_same_kind(user.membership) {
+        if std::mem::discriminant(&before) != std::mem::discriminant(&user.membership) {
             out.extend(user.keys.iter().cloned().map(Action::Persist));
         }
         if joined || !matches!(user.membership, Membership::Left(_)) {
@@ -801,30 +748,6 @@ impl MembershipTracker {
             if seat.presence == Presence::Present && !std::mem::replace(&mut seat.is_removing, true) {
                 self.removals.push_back(key.clone());
             }
-        }
-    }
-
-    /// Whether our homeserver is in the room: on that depends what its other answers are worth.
-    fn own_server_is(&mut self, is_in: bool, query: &MembershipQuery, asked: Time, now: Time, out: &mut Vec<Action>) {
-        let is_hidden = self
-            .rooms
-            .get_mut(&query.room_id)
-            .is_some_and(|room| std::mem::take(&mut room.is_hidden));
-        for user_key in self.users_of(&query.room_id) {
-            let no = self.users.get_mut(&user_key).and_then(|user| user.no.take());
-            match (self.shares.origin(&user_key.1), is_in) {
-                (Origin::Local, false) => self.hear(&user_key, false, asked, out),
-                (Origin::Remote, true) => {
-                    if let Some(no) = no.filter(|no| self.is_fresh(*no, now)) {
-                        self.hear(&user_key, false, no, out);
-                    }
-                }
-                (Origin::Local, true) | (Origin::Remote, false) => {}
-            }
-        }
-        // The list is not for us to see, although our users are there.
-        if is_hidden && is_in {
-            self.ask_each(query, now.after(NO_LIST_MS));
         }
     }
 
@@ -841,8 +764,8 @@ impl MembershipTracker {
         sweep.rooms.clear();
         let (left_out, queue): (VecDeque<_>, _) = std::mem::take(&mut sweep.queue).into_iter().partition(|query| query.is_sweep);
         sweep.queue = queue;
-        for query in &left_out {
-            self.is_answered(query);
+        for query in left_out {
+            self.open.remove(&(query.room_id, query.scope));
         }
     }
 
@@ -881,30 +804,19 @@ impl MembershipTracker {
 
     /// The user is to be asked about then.
     fn ask_at(&mut self, user_key: &UserKey, at: Time) {
-        let (Some(user), Some(room)) = (self.users.get_mut(user_key), self.rooms.get_mut(&user_key.0)) else {
+        let Some(user) = self.users.get_mut(user_key) else { return };
+        if user.due.is_some_and(|due| due <= at) {
             return;
-        };
-        user.is_due = true;
-        if room.due.is_none_or(|due| at < due) {
-            if let Some(due) = room.due.replace(at) {
-                self.due.remove(&(due, user_key.0.clone()));
-            }
-            self.due.insert((at, user_key.0.clone()));
         }
+        if let Some(due) = user.due.replace(at) {
+            self.due.remove(&(due, user_key.clone()));
+        }
+        self.due.insert((at, user_key.clone()));
     }
 
     /// The question waits for a place, unless it is being asked already.
     fn enqueue(&mut self, query: MembershipQuery) {
-        let Some(room) = self.rooms.get_mut(&query.room_id) else { return };
-        let asked = match &query.scope {
-            QueryScope::Members => &mut room.asks_members,
-            QueryScope::OwnServer => &mut room.asks_own_server,
-            QueryScope::User(user) => match self.users.get_mut(&(query.room_id.clone(), user.clone())) {
-                Some(user) => &mut user.is_asked,
-                None => return,
-            },
-        };
-        if std::mem::replace(asked, true) {
+        if !self.open.insert((query.room_id.clone(), query.scope.clone())) {
             return;
         }
         let queue = &mut self.sweep(query.origin).queue;
@@ -913,19 +825,6 @@ impl MembershipTracker {
             queue.push_back(query)
         } else {
             queue.push_front(query)
-        }
-    }
-
-    fn is_answered(&mut self, query: &MembershipQuery) {
-        let Some(room) = self.rooms.get_mut(&query.room_id) else { return };
-        match &query.scope {
-            QueryScope::Members => room.asks_members = false,
-            QueryScope::OwnServer => room.asks_own_server = false,
-            QueryScope::User(user) => {
-                if let Some(user) = self.users.get_mut(&(query.room_id.clone(), user.clone())) {
-                    user.is_asked = false;
-                }
-            }
         }
     }
 
@@ -944,8 +843,8 @@ impl MembershipTracker {
 
     /// The list of members does not help, and will not until then.
     fn ask_each(&mut self, query: &MembershipQuery, no_list_until: Time) {
-        if let Some(room) = self.rooms.get_mut(&query.room_id) {
-            room.no_list_until = Some(no_list_until);
+        if let Some(until) = self.rooms.get_mut(&query.room_id) {
+            *until = Some(no_list_until);
         }
         let users = self.present_in(&query.room_id);
         self.ask_by_name(&query.room_id, users, query.is_sweep);
@@ -953,10 +852,10 @@ impl MembershipTracker {
 
     /// Asks about `users`, by one list where that is possible. In a sweep of one origin, about the users of that only.
     fn ask_about(&mut self, room_id: &Arc<str>, mut users: Vec<Arc<str>>, swept: Option<Origin>, now: Time) {
-        let Some(room) = self.rooms.get(room_id) else { return };
-        let is_bulk = users.len() > BULK_QUERY_ABOVE && room.has_list(now);
+        let has_list = self.rooms.get(room_id).is_some_and(|until| until.is_none_or(|until| until <= now));
         // A list that was asked for before somebody came says nothing about them.
-        if is_bulk && (swept.is_some() || !room.asks_members) {
+        let is_asked = swept.is_none() && self.open.contains(&(room_id.clone(), QueryScope::Members));
+        if users.len() > BULK_QUERY_ABOVE && has_list && !is_asked {
             let has_local = users.iter().any(|user| self.shares.origin(user) == Origin::Local);
             let origin = if has_local { Origin::Local } else { Origin::Remote };
             // The list is for all: the sweep about local users asks for it where there are any.
@@ -979,29 +878,24 @@ impl MembershipTracker {
     /// Does whatever is possible now.
     fn step(&mut self, now: Time, mut out: Vec<Action>) -> Vec<Action> {
         self.call_sfu(now, &mut out);
-        while let Some((_, room_id)) = self.due.first().filter(|(at, _)| *at <= now).cloned() {
-            self.room_is_due(&room_id, now);
+        let mut due = BTreeMap::<_, Vec<_>>::new();
+        while let Some((_, user_key)) = self.due.first().filter(|(at, _)| *at <= now).cloned() {
+            self.due.pop_first();
+            if let Some(user) = self.users.get_mut(&user_key) {
+                user.due = None;
+            }
+            due.entry(user_key.0).or_default().push(user_key.1);
+        }
+        for (room_id, mut users) in due {
+            let present = self.present_in(&room_id);
+            users.retain(|user| present.contains(user));
+            self.ask_about(&room_id, users, None, now);
         }
         for origin in Origin::BOTH {
             self.ask_next(origin, now, &mut out);
         }
         self.call_sfu(now, &mut out);
         out
-    }
-
-    fn room_is_due(&mut self, room_id: &Arc<str>, now: Time) {
-        let Some(room) = self.rooms.get_mut(room_id) else { return };
-        if let Some(due) = room.due.take() {
-            self.due.remove(&(due, room_id.clone()));
-        }
-        let mut users = self.present_in(room_id);
-        users.retain(|user| self.users.get(&(room_id.clone(), user.clone())).is_some_and(|user| user.is_due));
-        for user_key in self.users_of(room_id) {
-            if let Some(user) = self.users.get_mut(&user_key) {
-                user.is_due = false;
-            }
-        }
-        self.ask_about(room_id, users, None, now);
     }
 
     /// Fills the free places of a sweep.
@@ -1125,13 +1019,6 @@ impl MembershipTracker {
             self.ask_at(&user_key, now);
         }
         false
-    }
-}
-
-impl MembershipQuery {
-    /// Another question about the same room, in the same place.
-    fn with(&self, scope: QueryScope) -> Self {
-        Self { scope, ..self.clone() }
     }
 }
 

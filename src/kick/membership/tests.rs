@@ -115,7 +115,7 @@ fn removed(tracker: &mut MembershipTracker, identity: &str, outcome: RemovalOutc
 
 fn listed(tracker: &mut MembershipTracker, present: &[&str], asked: u64, now: u64) -> Vec<Action> {
     let present: Vec<_> = present.iter().map(|identity| Name::from(*identity)).collect();
-    tracker.on_list(&ROOM.into(), &|identity| present.contains(identity), at(asked), at(now))
+    tracker.on_list(&ROOM.into(), Some(&|identity| present.contains(identity)), at(asked), at(now))
 }
 
 fn state(tracker: &MembershipTracker, identity: &str) -> StoredState {
@@ -197,8 +197,7 @@ fn nobody_is_asked_about_who_is_not_in_the_call() {
 
 #[test]
 fn without_our_homeserver_in_the_room_only_its_own_users_count() {
-    // By a list, and by name.
-    for by_name in [false, true] {
+    {
         for own_is_in in [Some(false), None, Some(true)] {
             let mut tracker = tracker();
             inside(&mut tracker, "@checked:else.example", "checked", 0);
@@ -209,12 +208,8 @@ fn without_our_homeserver_in_the_room_only_its_own_users_count() {
             }
             let now = INTERVAL;
             assert_eq!(asked(&tracker.on_time(at(now))), [members(true)]);
-            let refusal = if by_name {
-                MembershipAnswer::TooLong
-            } else {
-                MembershipAnswer::NotVisible
-            };
-            let mut waiting = asked(&tracker.on_membership(&members(true), refusal, at(now), at(now)));
+            // The list is not for us to see, since nobody of ours is in it, or for another reason.
+            let mut waiting = asked(&tracker.on_membership(&members(true), MembershipAnswer::NoList, at(now), at(now)));
             let mut gone = Vec::new();
             while let Some(query) = waiting.pop() {
                 let answer = match (&query.scope, own_is_in) {
@@ -231,13 +226,11 @@ fn without_our_homeserver_in_the_room_only_its_own_users_count() {
                 }));
             }
             gone.sort();
-            let expected: &[&str] = match (own_is_in, by_name) {
-                // Whether we may see the list or our homeserver is gone, nobody said.
-                (None, false) => &[],
-                (Some(false), _) | (None, true) => &["ours"],
-                (Some(true), _) => &["checked", "ours"],
+            let expected: &[&str] = match own_is_in {
+                Some(false) | None => &["ours"],
+                Some(true) => &["checked", "ours"],
             };
-            assert_eq!(gone, expected, "{own_is_in:?}, by name: {by_name}");
+            assert_eq!(gone, expected, "{own_is_in:?}");
         }
     }
 }
@@ -266,8 +259,7 @@ fn what_is_not_a_clear_answer_changes_nothing() {
         MembershipAnswer::Refused,
         MembershipAnswer::TimedOut,
         MembershipAnswer::Unavailable { retry_after_ms: None },
-        MembershipAnswer::NotVisible,
-        MembershipAnswer::TooLong,
+        MembershipAnswer::NoList,
     ];
     for n in 1..10 {
         let now = at(n * INTERVAL);
@@ -488,7 +480,7 @@ fn a_list_that_was_too_long_is_not_asked_for_again() {
             let answer = match query.scope {
                 QueryScope::Members => {
                     lists += 1;
-                    MembershipAnswer::TooLong
+                    MembershipAnswer::NoList
                 }
                 QueryScope::User(_) | QueryScope::OwnServer => {
                     names += 1;
@@ -573,7 +565,7 @@ fn settle(tracker: &mut MembershipTracker, actions: Vec<Action>, present: &BTree
             }
             Action::List(room) => {
                 *lists += 1;
-                tracker.on_list(&room, &|identity| present.contains(identity), at(now), at(now))
+                tracker.on_list(&room, Some(&|identity| present.contains(identity)), at(now), at(now))
             }
             Action::Remove(_) | Action::EndDelegatedLeave(_) => panic!("nobody left"),
             Action::Persist(_) | Action::Forget(_) => Vec::new(),
@@ -600,16 +592,6 @@ fn a_removal_that_fails_is_tried_again_ever_more_rarely_and_asked_about_each_tim
     assert_eq!(tries, [0, 1_000, 3_000, 7_000, 15_000, 30_000, 31_000]);
     assert_eq!(removed(&mut tracker, "a", RemovalOutcome::Removed, now).len(), 1);
     assert_eq!(tracker.seats[&key("a")].failures, 0);
-}
-
-#[test]
-fn what_will_not_work_soon_is_left_to_the_next_sweep() {
-    let mut tracker = tracker();
-    inside(&mut tracker, ALICE, "a", 0);
-    assert_eq!(sweep(&mut tracker, &[], INTERVAL), [Action::Remove(key("a"))]);
-    assert!(removed(&mut tracker, "a", RemovalOutcome::Refused, INTERVAL).is_empty());
-    assert_eq!(tracker.next_deadline(), Some(at(2 * INTERVAL)));
-    assert_eq!(sweep(&mut tracker, &[], 2 * INTERVAL), [Action::Remove(key("a"))]);
 }
 
 #[test]
@@ -753,7 +735,7 @@ fn without_webhooks_the_rooms_are_listed() {
     issue(&mut tracker, &token(ALICE, "a", 0, true), 0);
     issue(&mut tracker, &token("@b:own.example", "b", 0, true), 0);
     assert_eq!(tracker.on_time(at(INTERVAL)), [Action::List(ROOM.into())]);
-    assert!(tracker.on_list_failed(&ROOM.into(), at(INTERVAL)).is_empty());
+    assert!(tracker.on_list(&ROOM.into(), None, at(INTERVAL), at(INTERVAL)).is_empty());
     // Nor does the SFU say who is there: perhaps everybody is.
     let out = tracker.on_time(at(2 * INTERVAL));
     assert_eq!(out, [Action::Ask(members(true)), Action::List(ROOM.into())]);
@@ -799,7 +781,7 @@ fn a_token_is_forgotten_when_it_and_ten_minutes_are_over_and_nobody_is_there() {
     }
     // No answer: asked again; somebody is there: for ten minutes not.
     assert!(looks(&mut tracker, now));
-    assert!(tracker.on_list_failed(&ROOM.into(), at(now)).is_empty());
+    assert!(tracker.on_list(&ROOM.into(), None, at(now), at(now)).is_empty());
     now += INTERVAL;
     assert!(looks(&mut tracker, now));
     assert!(listed(&mut tracker, &["a"], now, now).is_empty());
@@ -823,6 +805,7 @@ fn is_clean(tracker: &MembershipTracker) -> bool {
         && tracker.calls.is_empty()
         && tracker.rooms.is_empty()
         && tracker.users.is_empty()
+        && tracker.open.is_empty()
         && tracker.due.is_empty()
         && tracker.removals.is_empty()
         && tracker.lists.is_empty()
@@ -840,7 +823,7 @@ fn an_sfu_that_never_says_anything_does_not_keep_tokens_for_ever() {
         now += INTERVAL;
         for action in tracker.on_time(at(now)) {
             match action {
-                Action::List(room) => assert!(tracker.on_list_failed(&room, at(now)).is_empty()),
+                Action::List(room) => assert!(tracker.on_list(&room, None, at(now), at(now)).is_empty()),
                 Action::Ask(query) => assert!(answer(&mut tracker, &query, &[], now).is_empty()),
                 Action::Remove(_) | Action::EndDelegatedLeave(_) => panic!("{action:?}"),
                 Action::Persist(_) | Action::Forget(_) => {}
@@ -1248,10 +1231,10 @@ impl World {
                 }
                 self.tracker.on_membership(&query, answer, asked, now)
             }
-            Action::List(room) if fails => self.tracker.on_list_failed(&room, now),
+            Action::List(room) if fails => self.tracker.on_list(&room, None, asked, now),
             Action::List(room) => self
                 .tracker
-                .on_list(&room, &|identity| truth.contains(&identity.to_string()), asked, now),
+                .on_list(&room, Some(&|identity| truth.contains(&identity.to_string())), asked, now),
             Action::Remove(key) => {
                 let seat = self.seat(&key);
                 let outcome = if fails {
