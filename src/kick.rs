@@ -44,20 +44,6 @@ pub struct Settings {
     pub max_tokens: usize,
 }
 
-/// A token that is about to be issued.
-pub struct Issued<'a> {
-    /// The Matrix room.
-    pub room_id: &'a str,
-    /// The Matrix user.
-    pub user_id: &'a str,
-    /// The LiveKit room and the identity in it.
-    pub seat: &'a Seat,
-    /// How long the token lasts.
-    pub ttl: Duration,
-    /// Our homeserver had said, just before, that the user is joined.
-    pub checked: bool,
-}
-
 /// The handle to all tokens that are watched.
 #[derive(Clone)]
 pub struct KickOnLeave(Arc<Driver>);
@@ -76,10 +62,11 @@ impl KickOnLeave {
         tokio::spawn(self.0.clone().restore(restored));
     }
 
-    /// A token is about to be issued. `false` where it cannot be watched, so that its holder could not be removed.
+    /// A token for `seat` is about to be issued; `checked` where our homeserver had said, just before, that the user is joined. `false`
+    /// where it cannot be watched, so that its holder could not be removed.
     #[must_use]
-    pub fn on_token(&self, issued: &Issued<'_>) -> bool {
-        self.0.on_token(issued)
+    pub fn on_token(&self, room_id: &str, user_id: &str, seat: &Seat, ttl: Duration, checked: bool) -> bool {
+        self.0.on_token(room_id, user_id, seat, ttl, checked)
     }
 
     /// Takes in a verified webhook of the SFU.

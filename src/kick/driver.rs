@@ -9,15 +9,15 @@ use livekit_protocol::participant_info::State as ParticipantState;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use super::Settings;
 use super::membership::{
-    Action, Config, IssuedToken, MembershipAnswer, MembershipQuery, MembershipTracker, ParticipantKey, QueryScope, RemovalOutcome,
-    StoredState,
+    Action, IssuedToken, MembershipAnswer, MembershipQuery, MembershipTracker, ParticipantKey, QueryScope, RemovalOutcome, StoredState,
 };
 use super::name::Name;
-use super::{Issued, Settings};
 use crate::backoff::as_millis;
 use crate::clock::Clock;
 use crate::homeserver::{OwnError, OwnHomeserver, Subject};
+use crate::identity::Seat;
 use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Kind, Webhook};
 use crate::sfu::{ParticipantInfo, Sfu, SfuError};
@@ -53,28 +53,15 @@ struct Core {
 
 impl Driver {
     pub(super) fn new(settings: Settings) -> Self {
-        let Settings {
-            own,
-            sfu,
-            store,
-            interval,
-            max_tokens,
-        } = settings;
-        let config = Config {
-            interval_ms: as_millis(interval),
-            own: own.name().as_str().into(),
-            max_tokens,
-        };
         let clock = Clock::start();
+        let own = settings.own.name().as_str().into();
+        let tracker = MembershipTracker::new(as_millis(settings.interval), own, settings.max_tokens, clock.now());
         Self {
-            core: Mutex::new(Core {
-                tracker: MembershipTracker::new(config, clock.now()),
-                armed: None,
-            }),
+            core: Mutex::new(Core { tracker, armed: None }),
             clock,
-            own,
-            sfu,
-            store,
+            own: settings.own,
+            sfu: settings.sfu,
+            store: settings.store,
             rearm: Notify::new(),
             unclear: LogThrottle::once_a_minute(),
             failing: LogThrottle::once_a_minute(),
@@ -85,15 +72,15 @@ impl Driver {
 
     // --- from outside ---
 
-    pub(super) fn on_token(self: &Arc<Self>, issued: &Issued<'_>) -> bool {
+    pub(super) fn on_token(self: &Arc<Self>, room_id: &str, user_id: &str, seat: &Seat, ttl: Duration, checked: bool) -> bool {
         let now = self.clock.now();
         let token = IssuedToken {
-            room_id: issued.room_id,
-            user_id: issued.user_id,
-            room: &issued.seat.room,
-            identity: &issued.seat.identity,
-            end: now.after(as_millis(issued.ttl)),
-            checked: issued.checked,
+            room_id,
+            user_id,
+            room: &seat.room,
+            identity: &seat.identity,
+            end: now.after(as_millis(ttl)),
+            checked,
         };
         let mut refused = None;
         self.feed(|tracker| {
@@ -103,7 +90,7 @@ impl Driver {
             })
         });
         let Some(error) = refused else { return true };
-        tracing::debug!(user = issued.user_id, room = &*issued.seat.room, "a token cannot be watched");
+        tracing::debug!(user = user_id, room = &*seat.room, "a token cannot be watched");
         self.full.log(|count| {
             let reason = error.to_string();
             let remedy = "a shorter LIVEKIT_JWT_TTL_SECONDS lets tokens be forgotten sooner";

@@ -66,17 +66,6 @@ const MAX_ROOMS_PER_STEP: usize = 1_000;
 /// Bytes of all names of a token.
 const MAX_NAMES: usize = 2 * 1024;
 
-/// Bounds and intervals.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Milliseconds from one sweep to the next.
-    pub interval_ms: u64,
-    /// The homeserver that we belong to.
-    pub own: Box<str>,
-    /// Tokens in all.
-    pub max_tokens: usize,
-}
-
 /// A LiveKit token that was issued.
 #[derive(Clone, Copy, Debug)]
 pub struct IssuedToken<'a> {
@@ -132,7 +121,7 @@ pub struct ParticipantKey {
 pub enum Action {
     /// Ask the homeserver, once: [`MembershipTracker::on_membership`].
     Ask(MembershipQuery),
-    /// Ask the SFU who is in a LiveKit room: [`MembershipTracker::on_list`] or [`MembershipTracker::on_list_failed`].
+    /// Ask the SFU who is in a LiveKit room: [`MembershipTracker::on_list`].
     List(Name),
     /// Remove a participant, at once or not at all: [`MembershipTracker::on_removed`].
     Remove(Arc<ParticipantKey>),
@@ -202,7 +191,7 @@ pub enum RemovalOutcome {
 /// All watched tokens, and what is known of their holders.
 #[derive(Debug)]
 pub struct MembershipTracker {
-    config: Config,
+    interval_ms: u64,
     began: Time,
     /// Whatever was asked before is no evidence: the process stood still since.
     awake_since: Time,
@@ -340,12 +329,12 @@ impl Membership {
 }
 
 impl MembershipTracker {
-    /// Nobody yet.
+    /// Nobody yet; sweeps are `interval_ms` apart, `own` is the homeserver that we belong to, `max_tokens` are watched in all.
     #[must_use]
-    pub fn new(config: Config, now: Time) -> Self {
+    pub fn new(interval_ms: u64, own: Box<str>, max_tokens: usize, now: Time) -> Self {
         Self {
-            shares: Shares::new(config.own.clone(), config.max_tokens),
-            config,
+            shares: Shares::new(own, max_tokens),
+            interval_ms,
             began: now,
             awake_since: Time::EARLIEST,
             paused_until: Time::EARLIEST,
@@ -364,18 +353,6 @@ impl MembershipTracker {
         }
     }
 
-    /// How many tokens are watched.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.shares.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     // --- facts ---
 
     /// A token is about to be issued.
@@ -384,7 +361,7 @@ impl MembershipTracker {
     /// When it cannot be watched: whoever held it could not be removed.
     pub fn on_token(&mut self, token: &IssuedToken<'_>, now: Time) -> Result<Vec<Action>, CapacityError> {
         let (key, user_key) = self.enter(token, false)?;
-        self.plan(now.after(self.config.interval_ms));
+        self.plan(now.after(self.interval_ms));
         let mut out = vec![Action::Persist(key)];
         if token.checked {
             self.hear(&user_key, true, now, &mut out);
@@ -417,7 +394,7 @@ impl MembershipTracker {
                 sweep.at = Some(now.after(MIN_SWEEP_GAP_MS));
             }
         }
-        self.plan(now.after(self.config.interval_ms));
+        self.plan(now.after(self.interval_ms));
     }
 
     /// A verified webhook named a LiveKit room: webhooks tell who is in it.
@@ -530,16 +507,12 @@ impl MembershipTracker {
         let kept = kept.clone();
         // Somebody who came back meanwhile may be there again.
         let came_back = seat.presence == Presence::Present && seat.seen.is_some_and(|seen| seen > asked);
-        let failures = if outcome == RemovalOutcome::Failed {
-            seat.failures.saturating_add(1)
-        } else {
-            0
-        };
+        let failures = seat.failures;
         if let Some(seat) = self.seats.get_mut(key) {
-            (seat.is_removing, seat.failures) = (false, failures);
+            (seat.is_removing, seat.failures) = (false, u8::from(outcome == RemovalOutcome::Failed) * failures.saturating_add(1));
         }
         match outcome {
-            RemovalOutcome::Failed => self.ask_at(&user_key, now.after((500_u64 << failures.min(6)).min(MAX_RETRY_MS))),
+            RemovalOutcome::Failed => self.ask_at(&user_key, now.after((1_000_u64 << failures.min(6)).min(MAX_RETRY_MS))),
             RemovalOutcome::Removed | RemovalOutcome::NotThere if came_back => self.ask_at(&user_key, now),
             RemovalOutcome::Removed | RemovalOutcome::NotThere => {
                 out.push(Action::EndDelegatedLeave(kept));
@@ -730,7 +703,7 @@ impl MembershipTracker {
 
     /// The homeserver said something about a user that counts.
     fn hear(&mut self, user_key: &UserKey, joined: bool, asked: Time, out: &mut Vec<Action>) {
-        let settle = SETTLE_MS.min(self.config.interval_ms);
+        let settle = SETTLE_MS.min(self.interval_ms);
         let Some(user) = self.users.get_mut(user_key) else { return };
         let before = user.membership;
         user.membership = before.after(joined, asked, settle);
@@ -782,10 +755,14 @@ impl MembershipTracker {
         users_of(&self.users, room_id).map(|(user_key, _)| user_key.clone()).collect()
     }
 
+    fn is_present(&self, user: &User) -> bool {
+        let mut seats = user.keys.iter().filter_map(|key| self.seats.get(&**key));
+        seats.any(|seat| seat.presence == Presence::Present)
+    }
+
     /// The users of a Matrix room who are in the call.
     fn present_in(&self, room_id: &Arc<str>) -> Vec<Arc<str>> {
-        let is_present = |key: &Arc<ParticipantKey>| self.seats.get(&**key).is_some_and(|seat| seat.presence == Presence::Present);
-        let users = users_of(&self.users, room_id).filter(|(_, user)| user.keys.iter().any(is_present));
+        let users = users_of(&self.users, room_id).filter(|(_, user)| self.is_present(user));
         users.map(|((_, user_id), _)| user_id.clone()).collect()
     }
 
@@ -884,11 +861,11 @@ impl MembershipTracker {
             if let Some(user) = self.users.get_mut(&user_key) {
                 user.due = None;
             }
-            due.entry(user_key.0).or_default().push(user_key.1);
+            if self.users.get(&user_key).is_some_and(|user| self.is_present(user)) {
+                due.entry(user_key.0).or_default().push(user_key.1);
+            }
         }
-        for (room_id, mut users) in due {
-            let present = self.present_in(&room_id);
-            users.retain(|user| present.contains(user));
+        for (room_id, users) in due {
             self.ask_about(&room_id, users, None, now);
         }
         for origin in Origin::BOTH {
@@ -912,17 +889,19 @@ impl MembershipTracker {
                 }
                 self.begin_sweep(origin, now);
             } else if let Some(room_id) = sweep.rooms.pop() {
-                self.visit(&room_id, origin, now, out);
+                if origin == Origin::Local {
+                    self.look_after(&room_id, now, out);
+                }
+                let users = self.present_in(&room_id);
+                self.ask_about(&room_id, users, Some(origin), now);
                 rooms_left -= 1;
                 if rooms_left == 0 {
                     return;
                 }
             } else {
                 sweep.is_running = false;
-                let next = sweep
-                    .at
-                    .map(|began| began.after(self.config.interval_ms).max(now.after(MIN_SWEEP_GAP_MS)));
-                self.sweep(origin).at = next.filter(|_| !self.is_empty());
+                let next = sweep.at.map(|began| began.after(self.interval_ms).max(now.after(MIN_SWEEP_GAP_MS)));
+                self.sweep(origin).at = next.filter(|_| !self.seats.is_empty());
                 return;
             }
         }
@@ -939,14 +918,6 @@ impl MembershipTracker {
             sweep.first = Some(room_id).filter(|_| !is_behind);
         }
         (sweep.at, sweep.is_running, sweep.rooms) = (Some(now), true, rooms);
-    }
-
-    fn visit(&mut self, room_id: &Arc<str>, origin: Origin, now: Time, out: &mut Vec<Action>) {
-        if origin == Origin::Local {
-            self.look_after(room_id, now, out);
-        }
-        let users = self.present_in(room_id);
-        self.ask_about(room_id, users, Some(origin), now);
     }
 
     /// Has the LiveKit rooms of a Matrix room listed where that is necessary, and forgets what nobody will ever tell anything about.
@@ -966,9 +937,9 @@ impl MembershipTracker {
                 let is_away = seat.presence != Presence::Present;
                 let could_come_back = is_away && !is_over && matches!(user.membership, Membership::Left(_));
                 let gap = if call.is_unsure || !call.has_webhooks || could_come_back {
-                    self.config.interval_ms / 2
+                    self.interval_ms / 2
                 } else if is_away || is_over {
-                    LIST_AGAIN_MS.max(self.config.interval_ms / 2)
+                    LIST_AGAIN_MS.max(self.interval_ms / 2)
                 } else {
                     continue;
                 };
