@@ -31,7 +31,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::name::Name;
-use super::shares::{CapacityError, Origin, Shares, interned};
+use super::shares::{CapacityError, Origin, Shares};
 use crate::time::Time;
 
 /// Questions to the homeserver at a time in each sweep, and calls to the SFU.
@@ -571,31 +571,42 @@ impl MembershipTracker {
             return Err(CapacityError::NameTooLong);
         }
         let key = ParticipantKey::new(token.room, token.identity);
-        let known = self.seats.get_key_value(&key).map(|(key, seat)| (key.clone(), seat.user.clone()));
-        let room_id = self.calls.get(&key.room).map(|call| call.room_id.clone());
-        let room_id = room_id.unwrap_or_else(|| interned(&self.rooms, token.room_id));
-        if let Some((key, user)) = known.as_ref().filter(|(_, user)| **user == *token.user_id) {
-            if let Some(seat) = self.seats.get_mut(&**key) {
+        // Names are kept once.
+        let room_id = self.rooms.get_key_value(token.room_id).map(|(room_id, _)| room_id.clone());
+        let room_id = self.calls.get(&key.room).map(|call| call.room_id.clone()).or(room_id);
+        let room_id = room_id.unwrap_or_else(|| token.room_id.into());
+        let user_key = (room_id.clone(), token.user_id.into());
+        let user_key = self
+            .users
+            .get_key_value(&user_key)
+            .map_or(user_key, |(user_key, _)| user_key.clone());
+        if let Some((known, seat)) = self.seats.get_key_value(&key)
+            && seat.user == user_key.1
+        {
+            let known = known.clone();
+            if let Some(seat) = self.seats.get_mut(&key) {
                 seat.end = seat.end.max(token.end);
                 if seat.presence == Presence::Gone {
                     seat.presence = Presence::Issued;
                 }
             }
-            return Ok((key.clone(), (room_id, user.clone())));
+            return Ok((known, user_key));
         }
-        self.shares.admit(&room_id, token.user_id, restored)?;
-        // Two users can be named so that they share a plain identity: what is known of the one is not known of the other.
-        let before = known.as_ref().and_then(|(key, _)| self.leave(key));
-        let user = self.shares.take(&room_id, token.user_id);
-        let seat = Seat {
-            user: user.clone(),
-            end: before.as_ref().map_or(token.end, |seat| seat.end.max(token.end)),
-            seen: before.as_ref().and_then(|seat| seat.seen),
-            presence: before.as_ref().map_or(Presence::Issued, |seat| seat.presence),
+        self.shares.take(&room_id, &user_key.1, restored)?;
+        let mut seat = Seat {
+            user: user_key.1.clone(),
+            end: token.end,
+            seen: None,
+            presence: Presence::Issued,
             is_used: false,
-            is_removing: before.as_ref().is_some_and(|seat| seat.is_removing),
+            is_removing: false,
             failures: 0,
         };
+        // Two users can be named so that they share a plain identity: what is known of the one is not known of the other.
+        if let Some(before) = self.leave(&key) {
+            (seat.end, seat.seen) = (seat.end.max(before.end), before.seen);
+            (seat.presence, seat.is_removing) = (before.presence, before.is_removing);
+        }
         let key = Arc::new(key);
         self.calls.entry(key.room.clone()).or_insert_with(|| Call {
             room_id: room_id.clone(),
@@ -604,8 +615,7 @@ impl MembershipTracker {
             has_webhooks: false,
             is_unsure: false,
         });
-        self.rooms.entry(room_id.clone()).or_default();
-        let user_key = (room_id, user);
+        self.rooms.entry(room_id).or_default();
         let user = self.users.entry(user_key.clone()).or_insert(User {
             membership: Membership::Unknown,
             no: None,

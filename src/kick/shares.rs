@@ -1,9 +1,9 @@
 //! How many tokens are watched, and who may have how many of them (decision A8). Pure.
 //!
 //! ```text
-//!  local users     half of all places; 500 each
+//!  local users     half of all places
 //!  remote users    the other half; a homeserver has 10,000 of them at most and never more than a quarter, 2,000 in one Matrix room
-//!  every user      20 tokens on which nobody was seen yet
+//!  every user      500, and 20 on which nobody was seen yet
 //! ```
 //!
 //! A homeserver is known by its name here: a token says nothing about the address that was dialled for it (H7a).
@@ -11,14 +11,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Tokens of the users of one remote homeserver.
-const MAX_PER_HOMESERVER: u32 = 10_000;
-/// Tokens of the users of one remote homeserver for one Matrix room.
-const MAX_PER_ROOM_AND_HOMESERVER: u32 = 2_000;
-/// Tokens of one user: what many devices need within an hour.
-const MAX_PER_USER: u32 = 500;
+const MAX_PER_HOMESERVER: usize = 10_000;
+const MAX_PER_ROOM_AND_HOMESERVER: usize = 2_000;
+const MAX_PER_USER: usize = 500;
 /// Tokens of one user on which nobody was seen on the SFU.
-pub const MAX_UNSEEN_PER_USER: u32 = 20;
+pub const MAX_UNSEEN_PER_USER: usize = 20;
 
 /// Whose users.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -37,19 +34,19 @@ impl Origin {
 /// Why a token cannot be watched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CapacityError {
-    /// Local or remote users have all the places they may have together.
-    #[error("all of these users together hold too many tokens")]
+    /// Too many tokens of local users, or of remote ones.
+    #[error("there are too many tokens in all")]
     Total,
-    /// The users of one homeserver hold too many.
+    /// Too many tokens of the users of one homeserver.
     #[error("the users of this homeserver hold too many tokens")]
     Homeserver,
-    /// The users of one homeserver hold too many for one Matrix room.
+    /// Too many tokens of the users of one homeserver for one Matrix room.
     #[error("the users of this homeserver hold too many tokens for this Matrix room")]
     Room,
-    /// The user holds too many.
+    /// Too many tokens of one user.
     #[error("this user holds too many tokens")]
     User,
-    /// The user holds too many on which nobody was seen on the SFU.
+    /// Too many tokens of one user on which nobody was seen on the SFU.
     #[error("this user holds too many tokens that were never used")]
     Unseen,
     /// The names are longer than Matrix allows.
@@ -61,30 +58,27 @@ pub enum CapacityError {
 #[derive(Debug)]
 pub(super) struct Shares {
     own: Box<str>,
-    /// Places for local and for remote users.
-    max: [usize; 2],
-    taken: [usize; 2],
-    users: BTreeMap<Arc<str>, UserShare>,
-    homeservers: BTreeMap<Arc<str>, u32>,
-    rooms: BTreeMap<(Arc<str>, Arc<str>), u32>,
+    /// Places for local users, and as many for remote ones.
+    half: usize,
+    taken: BTreeMap<Share, usize>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct UserShare {
-    tokens: u32,
-    unseen: u32,
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Share {
+    Total(Origin),
+    Homeserver(Arc<str>),
+    Room(Arc<str>, Arc<str>),
+    User(Arc<str>),
+    Unseen(Arc<str>),
 }
 
 impl Shares {
     /// Shares in `max` places, where `own` is our homeserver.
-    pub(super) fn new(own: Box<str>, max: usize) -> Self {
+    pub(super) const fn new(own: Box<str>, max: usize) -> Self {
         Self {
             own,
-            max: [max - max / 2, max / 2],
-            taken: [0, 0],
-            users: BTreeMap::new(),
-            homeservers: BTreeMap::new(),
-            rooms: BTreeMap::new(),
+            half: max / 2,
+            taken: BTreeMap::new(),
         }
     }
 
@@ -96,107 +90,80 @@ impl Shares {
         }
     }
 
-    pub(super) const fn len(&self) -> usize {
-        self.taken[0] + self.taken[1]
+    /// The shares that a token takes a place in, with how many each has.
+    fn of(&self, room_id: &Arc<str>, user_id: &Arc<str>) -> Vec<(Share, usize, CapacityError)> {
+        let origin = self.origin(user_id);
+        let mut shares = vec![
+            (Share::Total(origin), self.half, CapacityError::Total),
+            (Share::User(user_id.clone()), MAX_PER_USER, CapacityError::User),
+        ];
+        if origin == Origin::Remote {
+            let server: Arc<str> = server(user_id).into();
+            let max = MAX_PER_HOMESERVER.min(self.half / 4).max(1);
+            shares.push((Share::Homeserver(server.clone()), max, CapacityError::Homeserver));
+            shares.push((
+                Share::Room(room_id.clone(), server),
+                MAX_PER_ROOM_AND_HOMESERVER,
+                CapacityError::Room,
+            ));
+        }
+        shares
     }
 
-    /// Whether there is a place for one more token. One that was `restored` had its place before.
-    pub(super) fn admit(&self, room_id: &str, user_id: &str, restored: bool) -> Result<(), CapacityError> {
-        let origin = self.origin(user_id);
-        if self.taken[origin as usize] >= self.max[origin as usize] {
-            return Err(CapacityError::Total);
+    /// Takes a place for a token on which nobody was seen yet, if there is one. One that was `restored` had its place before.
+    pub(super) fn take(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, restored: bool) -> Result<(), CapacityError> {
+        let mut shares = self.of(room_id, user_id);
+        let max_unseen = if restored { usize::MAX } else { MAX_UNSEEN_PER_USER };
+        shares.push((Share::Unseen(user_id.clone()), max_unseen, CapacityError::Unseen));
+        for (share, max, error) in &shares {
+            if self.taken.get(share).is_some_and(|taken| taken >= max) {
+                return Err(*error);
+            }
         }
-        let user = self.users.get(user_id).copied().unwrap_or_default();
-        if user.tokens >= MAX_PER_USER {
-            return Err(CapacityError::User);
-        }
-        if !restored && user.unseen >= MAX_UNSEEN_PER_USER {
-            return Err(CapacityError::Unseen);
-        }
-        if origin == Origin::Local {
-            return Ok(());
-        }
-        let Some((homeserver, tokens)) = self.homeservers.get_key_value(server(user_id)) else {
-            return Ok(());
-        };
-        if *tokens >= self.max_per_homeserver() {
-            return Err(CapacityError::Homeserver);
-        }
-        let here = self.rooms.get(&(room_id.into(), homeserver.clone()));
-        if here.is_some_and(|tokens| *tokens >= MAX_PER_ROOM_AND_HOMESERVER) {
-            return Err(CapacityError::Room);
+        for (share, ..) in shares {
+            *self.taken.entry(share).or_insert(0) += 1;
         }
         Ok(())
     }
 
-    fn max_per_homeserver(&self) -> u32 {
-        let quarter = self.max[Origin::Remote as usize] / 4;
-        u32::try_from(quarter).unwrap_or(u32::MAX).clamp(1, MAX_PER_HOMESERVER)
-    }
-
-    /// Takes a place for a token on which nobody was seen, and gives the user's name as it is kept.
-    pub(super) fn take(&mut self, room_id: &Arc<str>, user_id: &str) -> Arc<str> {
-        let origin = self.origin(user_id);
-        self.taken[origin as usize] += 1;
-        if origin == Origin::Remote {
-            let homeserver = interned(&self.homeservers, server(user_id));
-            *self.rooms.entry((room_id.clone(), homeserver.clone())).or_insert(0) += 1;
-            *self.homeservers.entry(homeserver).or_insert(0) += 1;
-        }
-        let user = interned(&self.users, user_id);
-        let share = self.users.entry(user.clone()).or_default();
-        share.tokens += 1;
-        share.unseen += 1;
-        user
-    }
-
     /// Somebody was seen on a token of `user_id` for the first time.
-    pub(super) fn seen(&mut self, user_id: &str) {
-        if let Some(share) = self.users.get_mut(user_id) {
-            share.unseen -= 1;
-        }
+    pub(super) fn seen(&mut self, user_id: &Arc<str>) {
+        self.count_down(&Share::Unseen(user_id.clone()));
     }
 
     /// Gives a token's place back.
-    pub(super) fn give_back(&mut self, room_id: &Arc<str>, user_id: &str, was_seen: bool) {
-        let origin = self.origin(user_id);
-        self.taken[origin as usize] -= 1;
-        if let Some(share) = self.users.get_mut(user_id) {
-            share.tokens -= 1;
-            share.unseen -= u32::from(!was_seen);
-            if share.tokens == 0 {
-                self.users.remove(user_id);
-            }
+    pub(super) fn give_back(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, was_seen: bool) {
+        for (share, ..) in self.of(room_id, user_id) {
+            self.count_down(&share);
         }
-        if origin == Origin::Remote {
-            let homeserver = interned(&self.homeservers, server(user_id));
-            count_down(&mut self.rooms, &(room_id.clone(), homeserver.clone()));
-            count_down(&mut self.homeservers, &homeserver);
+        if !was_seen {
+            self.seen(user_id);
+        }
+    }
+
+    fn count_down(&mut self, share: &Share) {
+        if let Some(taken) = self.taken.get_mut(share) {
+            *taken -= 1;
+            if *taken == 0 {
+                self.taken.remove(share);
+            }
         }
     }
 
     #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        let taken = |origin| self.taken.get(&Share::Total(origin)).copied().unwrap_or(0);
+        Origin::BOTH.into_iter().map(taken).sum()
+    }
+
+    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.len() == 0 && self.users.is_empty() && self.homeservers.is_empty() && self.rooms.is_empty()
+        self.taken.is_empty()
     }
 }
 
 fn server(user_id: &str) -> &str {
     user_id.split_once(':').map_or("", |(_, server)| server)
-}
-
-/// The key as the map has it, so that a name is kept once.
-pub(super) fn interned<V>(map: &BTreeMap<Arc<str>, V>, name: &str) -> Arc<str> {
-    map.get_key_value(name).map_or_else(|| name.into(), |(name, _)| name.clone())
-}
-
-fn count_down<K: Ord>(map: &mut BTreeMap<K, u32>, key: &K) {
-    if let Some(count) = map.get_mut(key) {
-        *count -= 1;
-        if *count == 0 {
-            map.remove(key);
-        }
-    }
 }
 
 #[cfg(test)]
