@@ -26,6 +26,8 @@ use crate::time::Time;
 
 /// No token lasts longer, whatever a record says.
 const MAX_TTL_MS: u64 = 24 * 60 * 60 * 1000;
+/// A timer that is later than this: the process stood still.
+const WOKE_MS: u64 = 3_000;
 /// Time for a question about one user, and for one about all members of a room.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -176,6 +178,10 @@ impl Driver {
                 tokio::select! {
                     () = sleep_until(self.clock.instant(at)) => {}
                     () = rearm => continue,
+                }
+                let now = self.clock.now();
+                if now.since(at) > WOKE_MS {
+                    self.lock().tracker.on_woke(now);
                 }
             }
             let now = self.clock.now();

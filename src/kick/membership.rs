@@ -197,7 +197,7 @@ pub struct MembershipTracker {
     awake_since: Time,
     /// The homeserver wants no question before.
     paused_until: Time,
-    seats: BTreeMap<Arc<ParticipantKey>, Seat>,
+    tokens: BTreeMap<Arc<ParticipantKey>, Token>,
     calls: BTreeMap<Name, Call>,
     /// Matrix rooms, and until when their member lists are not asked for.
     rooms: BTreeMap<Arc<str>, Option<Time>>,
@@ -220,7 +220,7 @@ pub struct MembershipTracker {
 
 /// A token: who may be in a LiveKit room under one identity.
 #[derive(Debug)]
-struct Seat {
+struct Token {
     user: Arc<str>,
     end: Time,
     /// When somebody was last known to be there, or may have been.
@@ -305,7 +305,7 @@ impl ParticipantKey {
     }
 }
 
-impl Seat {
+impl Token {
     /// When it may be forgotten.
     fn end_of_use(&self) -> Time {
         let end = self.end.after(LEEWAY_MS);
@@ -338,7 +338,7 @@ impl MembershipTracker {
             began: now,
             awake_since: Time::EARLIEST,
             paused_until: Time::EARLIEST,
-            seats: BTreeMap::new(),
+            tokens: BTreeMap::new(),
             calls: BTreeMap::new(),
             rooms: BTreeMap::new(),
             users: BTreeMap::new(),
@@ -359,24 +359,24 @@ impl MembershipTracker {
     ///
     /// # Errors
     /// When it cannot be watched: whoever held it could not be removed.
-    pub fn on_token(&mut self, token: &IssuedToken<'_>, now: Time) -> Result<Vec<Action>, CapacityError> {
-        let (key, user_key) = self.enter(token, false)?;
+    pub fn on_token(&mut self, issued: &IssuedToken<'_>, now: Time) -> Result<Vec<Action>, CapacityError> {
+        let (key, user_key) = self.enter(issued, false)?;
         self.plan(now.after(self.interval_ms));
         let mut out = vec![Action::Persist(key)];
-        if token.checked {
+        if issued.checked {
             self.hear(&user_key, true, now, &mut out);
         }
         Ok(self.step(now, out))
     }
 
     /// A record from before the start. A token that is known by now is newer.
-    pub fn restore(&mut self, token: &IssuedToken<'_>, state: StoredState, now: Time) {
-        if self.seats.contains_key(&ParticipantKey::new(token.room, token.identity)) {
+    pub fn restore(&mut self, issued: &IssuedToken<'_>, state: StoredState, now: Time) {
+        if self.tokens.contains_key(&ParticipantKey::new(issued.room, issued.identity)) {
             return;
         }
-        let Ok((key, user_key)) = self.enter(token, true) else { return };
-        if let Some(seat) = self.seats.get_mut(&*key) {
-            seat.seen = state.seen.map(|seen| seen.min(now));
+        let Ok((key, user_key)) = self.enter(issued, true) else { return };
+        if let Some(token) = self.tokens.get_mut(&*key) {
+            token.seen = state.seen.map(|seen| seen.min(now));
         }
         // What was known then is older than any question from now on.
         if let Some(user) = self.users.get_mut(&user_key) {
@@ -419,7 +419,7 @@ impl MembershipTracker {
     /// A LiveKit room has ended.
     pub fn on_room_finished(&mut self, room: &str, now: Time) {
         let room = room.into();
-        let here = seats_of(&self.seats, &room).filter(|(_, seat)| seat.presence != Presence::Gone);
+        let here = tokens_of(&self.tokens, &room).filter(|(_, token)| token.presence != Presence::Gone);
         let keys: Vec<_> = here.map(|(key, _)| key.clone()).collect();
         for key in keys {
             self.went(&key, now);
@@ -438,12 +438,12 @@ impl MembershipTracker {
                 (call.listed, call.is_unsure) = (call.listed.max(Some(asked)), false);
             }
         }
-        let keys: Vec<_> = seats_of(&self.seats, room).map(|(key, _)| key.clone()).collect();
+        let keys: Vec<_> = tokens_of(&self.tokens, room).map(|(key, _)| key.clone()).collect();
         for key in keys {
-            match (is_present.map(|is_present| is_present(&key.identity)), self.seats.get_mut(&*key)) {
+            match (is_present.map(|is_present| is_present(&key.identity)), self.tokens.get_mut(&*key)) {
                 (Some(true), _) => self.is_there(&key, asked, now),
                 (Some(false), _) => self.is_absent(&key, asked, &mut out),
-                (None, Some(seat)) if seat.presence == Presence::Issued => seat.presence = Presence::Present,
+                (None, Some(token)) if token.presence == Presence::Issued => token.presence = Presence::Present,
                 (None, _) => {}
             }
         }
@@ -501,15 +501,15 @@ impl MembershipTracker {
     pub fn on_removed(&mut self, key: &ParticipantKey, outcome: RemovalOutcome, asked: Time, now: Time) -> Vec<Action> {
         self.removing = self.removing.saturating_sub(1);
         let mut out = Vec::new();
-        let (Some((kept, seat)), Some(user_key)) = (self.seats.get_key_value(key), self.user_key(key)) else {
+        let (Some((kept, token)), Some(user_key)) = (self.tokens.get_key_value(key), self.user_key(key)) else {
             return self.step(now, out);
         };
         let kept = kept.clone();
         // Somebody who came back meanwhile may be there again.
-        let came_back = seat.presence == Presence::Present && seat.seen.is_some_and(|seen| seen > asked);
-        let failures = seat.failures;
-        if let Some(seat) = self.seats.get_mut(key) {
-            (seat.is_removing, seat.failures) = (false, u8::from(outcome == RemovalOutcome::Failed) * failures.saturating_add(1));
+        let came_back = token.presence == Presence::Present && token.seen.is_some_and(|seen| seen > asked);
+        let failures = token.failures;
+        if let Some(token) = self.tokens.get_mut(key) {
+            (token.is_removing, token.failures) = (false, u8::from(outcome == RemovalOutcome::Failed) * failures.saturating_add(1));
         }
         match outcome {
             RemovalOutcome::Failed => self.ask_at(&user_key, now.after((1_000_u64 << failures.min(6)).min(MAX_RETRY_MS))),
@@ -549,53 +549,53 @@ impl MembershipTracker {
     /// What is to be stored of a token.
     #[must_use]
     pub fn stored(&self, key: &ParticipantKey) -> Option<StoredToken> {
-        let (seat, call) = (self.seats.get(key)?, self.calls.get(&key.room)?);
+        let (token, call) = (self.tokens.get(key)?, self.calls.get(&key.room)?);
         let user = self.users.get(&self.user_key(key)?)?;
         Some(StoredToken {
             room_id: call.room_id.clone(),
-            user_id: seat.user.clone(),
-            end: seat.end,
+            user_id: token.user.clone(),
+            end: token.end,
             state: StoredState {
                 member: user.membership != Membership::Unknown,
                 left: matches!(user.membership, Membership::Left(_)),
-                seen: seat.seen,
+                seen: token.seen,
             },
         })
     }
 
     // --- tokens come and go ---
 
-    /// The seat of a token, and its user.
-    fn enter(&mut self, token: &IssuedToken<'_>, restored: bool) -> Result<(Arc<ParticipantKey>, UserKey), CapacityError> {
-        if token.room_id.len() + token.user_id.len() + token.room.len() + token.identity.len() > MAX_NAMES {
+    /// The token of a token, and its user.
+    fn enter(&mut self, issued: &IssuedToken<'_>, restored: bool) -> Result<(Arc<ParticipantKey>, UserKey), CapacityError> {
+        if issued.room_id.len() + issued.user_id.len() + issued.room.len() + issued.identity.len() > MAX_NAMES {
             return Err(CapacityError::NameTooLong);
         }
-        let key = ParticipantKey::new(token.room, token.identity);
+        let key = ParticipantKey::new(issued.room, issued.identity);
         // Names are kept once.
-        let room_id = self.rooms.get_key_value(token.room_id).map(|(room_id, _)| room_id.clone());
+        let room_id = self.rooms.get_key_value(issued.room_id).map(|(room_id, _)| room_id.clone());
         let room_id = self.calls.get(&key.room).map(|call| call.room_id.clone()).or(room_id);
-        let room_id = room_id.unwrap_or_else(|| token.room_id.into());
-        let user_key = (room_id.clone(), token.user_id.into());
+        let room_id = room_id.unwrap_or_else(|| issued.room_id.into());
+        let user_key = (room_id.clone(), issued.user_id.into());
         let user_key = self
             .users
             .get_key_value(&user_key)
             .map_or(user_key, |(user_key, _)| user_key.clone());
-        if let Some((known, seat)) = self.seats.get_key_value(&key)
-            && seat.user == user_key.1
+        if let Some((known, token)) = self.tokens.get_key_value(&key)
+            && token.user == user_key.1
         {
             let known = known.clone();
-            if let Some(seat) = self.seats.get_mut(&key) {
-                seat.end = seat.end.max(token.end);
-                if seat.presence == Presence::Gone {
-                    seat.presence = Presence::Issued;
+            if let Some(token) = self.tokens.get_mut(&key) {
+                token.end = token.end.max(issued.end);
+                if token.presence == Presence::Gone {
+                    token.presence = Presence::Issued;
                 }
             }
             return Ok((known, user_key));
         }
         self.shares.take(&room_id, &user_key.1, restored)?;
-        let mut seat = Seat {
+        let mut token = Token {
             user: user_key.1.clone(),
-            end: token.end,
+            end: issued.end,
             seen: None,
             presence: Presence::Issued,
             is_used: false,
@@ -604,8 +604,8 @@ impl MembershipTracker {
         };
         // Two users can be named so that they share a plain identity: what is known of the one is not known of the other.
         if let Some(before) = self.leave(&key) {
-            (seat.end, seat.seen) = (seat.end.max(before.end), before.seen);
-            (seat.presence, seat.is_removing) = (before.presence, before.is_removing);
+            (token.end, token.seen) = (token.end.max(before.end), before.seen);
+            (token.presence, token.is_removing) = (before.presence, before.is_removing);
         }
         let key = Arc::new(key);
         self.calls.entry(key.room.clone()).or_insert_with(|| Call {
@@ -624,17 +624,17 @@ impl MembershipTracker {
         });
         user.keys.reserve_exact(1);
         user.keys.push(key.clone());
-        self.seats.insert(key.clone(), seat);
+        self.tokens.insert(key.clone(), token);
         Ok((key, user_key))
     }
 
-    fn leave(&mut self, key: &ParticipantKey) -> Option<Seat> {
-        let seat = self.seats.remove(key)?;
-        let user_key = (self.calls.get(&key.room)?.room_id.clone(), seat.user.clone());
-        if seats_of(&self.seats, &key.room).next().is_none() {
+    fn leave(&mut self, key: &ParticipantKey) -> Option<Token> {
+        let token = self.tokens.remove(key)?;
+        let user_key = (self.calls.get(&key.room)?.room_id.clone(), token.user.clone());
+        if tokens_of(&self.tokens, &key.room).next().is_none() {
             self.calls.remove(&key.room);
         }
-        self.shares.give_back(&user_key.0, &user_key.1, seat.is_used);
+        self.shares.give_back(&user_key.0, &user_key.1, token.is_used);
         let user = self.users.get_mut(&user_key)?;
         user.keys.retain(|other| **other != *key);
         if user.keys.is_empty() {
@@ -646,25 +646,25 @@ impl MembershipTracker {
                 self.rooms.remove(&user_key.0);
             }
         }
-        Some(seat)
+        Some(token)
     }
 
     // --- who is in the call ---
 
     /// Somebody was there at `seen`. Whoever came in just now is asked about.
     fn is_there(&mut self, key: &ParticipantKey, seen: Time, now: Time) {
-        let Some(seat) = self.seats.get_mut(key) else { return };
+        let Some(token) = self.tokens.get_mut(key) else { return };
         // They left after that.
-        if seat.presence == Presence::Gone && seat.seen.is_some_and(|last| last > seen) {
+        if token.presence == Presence::Gone && token.seen.is_some_and(|last| last > seen) {
             return;
         }
-        seat.seen = seat.seen.max(Some(seen));
-        if !std::mem::replace(&mut seat.is_used, true) {
-            self.shares.seen(&seat.user);
+        token.seen = token.seen.max(Some(seen));
+        if !std::mem::replace(&mut token.is_used, true) {
+            self.shares.seen(&token.user);
         }
-        let was_there = std::mem::replace(&mut seat.presence, Presence::Present) == Presence::Present;
+        let was_there = std::mem::replace(&mut token.presence, Presence::Present) == Presence::Present;
         // A removal that is under way or failed has its own pace.
-        let is_handled = seat.is_removing || seat.failures > 0;
+        let is_handled = token.is_removing || token.failures > 0;
         let Some(user_key) = self.user_key(key) else { return };
         let ask = match self.users.get(&user_key).map(|user| user.membership) {
             Some(Membership::Unknown) => !was_there,
@@ -679,26 +679,26 @@ impl MembershipTracker {
 
     /// A departure is reported.
     fn went(&mut self, key: &ParticipantKey, now: Time) {
-        let Some(seat) = self.seats.get_mut(key) else { return };
-        if seat.presence == Presence::Present && seat.seen.is_some_and(|seen| now.since(seen) < OLD_SESSION_MS) {
+        let Some(token) = self.tokens.get_mut(key) else { return };
+        if token.presence == Presence::Present && token.seen.is_some_and(|seen| now.since(seen) < OLD_SESSION_MS) {
             if let Some(call) = self.calls.get_mut(&key.room) {
                 call.is_unsure = true;
             }
             return;
         }
-        (seat.presence, seat.seen) = (Presence::Gone, Some(now));
+        (token.presence, token.seen) = (Presence::Gone, Some(now));
     }
 
     /// Nobody was there at that time, says the SFU.
     fn is_absent(&mut self, key: &ParticipantKey, asked: Time, out: &mut Vec<Action>) {
-        let Some(seat) = self.seats.get_mut(key) else { return };
+        let Some(token) = self.tokens.get_mut(key) else { return };
         // They came after the question.
-        if seat.seen.is_some_and(|seen| seen > asked) {
+        if token.seen.is_some_and(|seen| seen > asked) {
             return;
         }
-        if seat.presence != Presence::Gone {
-            (seat.presence, seat.seen) = (Presence::Gone, Some(asked));
-        } else if seat.end_of_use() <= asked && !seat.is_removing {
+        if token.presence != Presence::Gone {
+            (token.presence, token.seen) = (Presence::Gone, Some(asked));
+        } else if token.end_of_use() <= asked && !token.is_removing {
             self.forget(key, out);
         }
     }
@@ -727,8 +727,8 @@ impl MembershipTracker {
             return;
         }
         for key in &user.keys {
-            let Some(seat) = self.seats.get_mut(&**key) else { continue };
-            if seat.presence == Presence::Present && !std::mem::replace(&mut seat.is_removing, true) {
+            let Some(token) = self.tokens.get_mut(&**key) else { continue };
+            if token.presence == Presence::Present && !std::mem::replace(&mut token.is_removing, true) {
                 self.removals.push_back(key.clone());
             }
         }
@@ -757,8 +757,8 @@ impl MembershipTracker {
     }
 
     fn user_key(&self, key: &ParticipantKey) -> Option<UserKey> {
-        let (seat, call) = (self.seats.get(key)?, self.calls.get(&key.room)?);
-        Some((call.room_id.clone(), seat.user.clone()))
+        let (token, call) = (self.tokens.get(key)?, self.calls.get(&key.room)?);
+        Some((call.room_id.clone(), token.user.clone()))
     }
 
     fn users_of(&self, room_id: &Arc<str>) -> Vec<UserKey> {
@@ -766,8 +766,8 @@ impl MembershipTracker {
     }
 
     fn is_present(&self, user: &User) -> bool {
-        let mut seats = user.keys.iter().filter_map(|key| self.seats.get(&**key));
-        seats.any(|seat| seat.presence == Presence::Present)
+        let mut tokens = user.keys.iter().filter_map(|key| self.tokens.get(&**key));
+        tokens.any(|token| token.presence == Presence::Present)
     }
 
     /// The users of a Matrix room who are in the call.
@@ -809,9 +809,9 @@ impl MembershipTracker {
         let queue = &mut self.sweep(query.origin).queue;
         // What a sweep asks can wait.
         if query.is_sweep {
-            queue.push_back(query)
+            queue.push_back(query);
         } else {
-            queue.push_front(query)
+            queue.push_front(query);
         }
     }
 
@@ -911,7 +911,7 @@ impl MembershipTracker {
             } else {
                 sweep.is_running = false;
                 let next = sweep.at.map(|began| began.after(self.interval_ms).max(now.after(MIN_SWEEP_GAP_MS)));
-                self.sweep(origin).at = next.filter(|_| !self.seats.is_empty());
+                self.sweep(origin).at = next.filter(|_| !self.tokens.is_empty());
                 return;
             }
         }
@@ -935,16 +935,16 @@ impl MembershipTracker {
         let mut unclear = Vec::new();
         for (_, user) in users_of(&self.users, room_id) {
             for key in &user.keys {
-                let (Some(seat), Some(call)) = (self.seats.get(&**key), self.calls.get_mut(&key.room)) else {
+                let (Some(token), Some(call)) = (self.tokens.get(&**key), self.calls.get_mut(&key.room)) else {
                     continue;
                 };
-                let end_of_use = seat.end_of_use();
+                let end_of_use = token.end_of_use();
                 let is_over = end_of_use <= now;
-                if is_over && !seat.is_removing && now.since(end_of_use.max(self.began)) >= UNCLEAR_MS {
+                if is_over && !token.is_removing && now.since(end_of_use.max(self.began)) >= UNCLEAR_MS {
                     unclear.push(key.clone());
                     continue;
                 }
-                let is_away = seat.presence != Presence::Present;
+                let is_away = token.presence != Presence::Present;
                 let could_come_back = is_away && !is_over && matches!(user.membership, Membership::Left(_));
                 let gap = if call.is_unsure || !call.has_webhooks || could_come_back {
                     self.interval_ms / 2
@@ -993,8 +993,8 @@ impl MembershipTracker {
         if left.is_some_and(|asked| self.is_fresh(asked, now)) {
             return true;
         }
-        if let Some(seat) = self.seats.get_mut(key) {
-            seat.is_removing = false;
+        if let Some(token) = self.tokens.get_mut(key) {
+            token.is_removing = false;
         }
         if left.is_some() {
             self.ask_at(&user_key, now);
@@ -1003,12 +1003,15 @@ impl MembershipTracker {
     }
 }
 
-fn seats_of<'a>(seats: &'a BTreeMap<Arc<ParticipantKey>, Seat>, room: &Name) -> impl Iterator<Item = (&'a Arc<ParticipantKey>, &'a Seat)> {
+fn tokens_of<'a>(
+    tokens: &'a BTreeMap<Arc<ParticipantKey>, Token>,
+    room: &Name,
+) -> impl Iterator<Item = (&'a Arc<ParticipantKey>, &'a Token)> {
     let first = ParticipantKey {
         room: room.clone(),
         identity: Name::FIRST,
     };
-    let from = seats.range::<ParticipantKey, _>(&first..);
+    let from = tokens.range::<ParticipantKey, _>(&first..);
     from.take_while(move |(key, _)| key.room == first.room)
 }
 

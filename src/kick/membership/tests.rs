@@ -586,7 +586,7 @@ fn a_removal_that_fails_is_tried_again_ever_more_rarely_and_asked_about_each_tim
     // The sweep after thirty seconds tries, too.
     assert_eq!(tries, [0, 1_000, 3_000, 7_000, 15_000, 30_000, 31_000]);
     assert_eq!(removed(&mut tracker, "a", RemovalOutcome::Removed, now).len(), 1);
-    assert_eq!(tracker.seats[&key("a")].failures, 0);
+    assert_eq!(tracker.tokens[&key("a")].failures, 0);
 }
 
 #[test]
@@ -675,7 +675,7 @@ fn a_token_that_is_issued_while_somebody_is_about_to_be_removed_stops_that() {
     };
     let out = tracker.on_removed(&first, RemovalOutcome::Removed, at(INTERVAL), at(INTERVAL + 2));
     assert_eq!(calls(out), [Action::EndDelegatedLeave(first)], "they are members again");
-    assert!(!tracker.seats[&last].is_removing);
+    assert!(!tracker.tokens[&last].is_removing);
 }
 
 /// L5a: ten seconds.
@@ -796,7 +796,7 @@ fn a_token_is_forgotten_when_it_and_ten_minutes_are_over_and_nobody_is_there() {
 
 fn is_clean(tracker: &MembershipTracker) -> bool {
     tracker.shares.is_empty()
-        && tracker.seats.is_empty()
+        && tracker.tokens.is_empty()
         && tracker.calls.is_empty()
         && tracker.rooms.is_empty()
         && tracker.users.is_empty()
@@ -814,7 +814,7 @@ fn an_sfu_that_never_says_anything_does_not_keep_tokens_for_ever() {
     let mut tracker = tracker();
     issue(&mut tracker, &token(ALICE, "a", 0, false), 0);
     let mut now = 0;
-    while !tracker.seats.is_empty() {
+    while !tracker.tokens.is_empty() {
         now += INTERVAL;
         for action in tracker.on_time(at(now)) {
             match action {
@@ -923,7 +923,7 @@ fn a_token_costs_the_same_in_a_room_of_one_and_of_ten_thousand() {
             tracker.on_gone(token.room, &new, at(OLD_SESSION_MS));
             // A yes of ten seconds ago does not count.
             let now = at(EVIDENCE_MS);
-            assert_eq!(asked(&tracker.on_present(token.room, &new, now)), [query.clone()]);
+            assert_eq!(asked(&tracker.on_present(token.room, &new, now)), std::slice::from_ref(&query));
             let out = tracker.on_membership(&query, MembershipAnswer::Joined(true), now, now);
             assert!(out.is_empty());
         }
@@ -984,7 +984,7 @@ fn two_users_of_one_name_on_the_sfu_are_two() {
 
 #[test]
 fn a_token_is_small() {
-    assert!(size_of::<Seat>() <= 48, "{}", size_of::<Seat>());
+    assert!(size_of::<Token>() <= 48, "{}", size_of::<Token>());
     assert!(size_of::<ParticipantKey>() <= 80, "{}", size_of::<ParticipantKey>());
     assert!(size_of::<Call>() <= 40, "{}", size_of::<Call>());
     assert!(size_of::<User>() <= 56, "{}", size_of::<User>());
