@@ -11,11 +11,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-const MAX_PER_HOMESERVER: usize = 10_000;
-const MAX_PER_ROOM_AND_HOMESERVER: usize = 2_000;
-const MAX_PER_USER: usize = 500;
+const MAX_PER_HOMESERVER: u32 = 10_000;
+const MAX_PER_ROOM_AND_HOMESERVER: u32 = 2_000;
+const MAX_PER_USER: u32 = 500;
 /// Tokens of one user on which nobody was seen on the SFU.
-pub const MAX_UNSEEN_PER_USER: usize = 20;
+pub const MAX_UNSEEN_PER_USER: u32 = 20;
 
 /// Whose users.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -59,8 +59,8 @@ pub enum CapacityError {
 pub(super) struct Shares {
     own: Box<str>,
     /// Places for local users, and as many for remote ones.
-    half: usize,
-    taken: BTreeMap<Share, usize>,
+    half: u32,
+    taken: BTreeMap<Share, Taken>,
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -69,15 +69,21 @@ enum Share {
     Homeserver(Arc<str>),
     Room(Arc<str>, Arc<str>),
     User(Arc<str>),
-    Unseen(Arc<str>),
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Taken {
+    tokens: u32,
+    /// Counted for users only.
+    unseen: u32,
 }
 
 impl Shares {
     /// Shares in `max` places, where `own` is our homeserver.
-    pub(super) const fn new(own: Box<str>, max: usize) -> Self {
+    pub(super) fn new(own: Box<str>, max: usize) -> Self {
         Self {
             own,
-            half: max / 2,
+            half: u32::try_from(max / 2).unwrap_or(u32::MAX),
             taken: BTreeMap::new(),
         }
     }
@@ -91,7 +97,7 @@ impl Shares {
     }
 
     /// The shares that a token takes a place in, with how many each has.
-    fn of(&self, room_id: &Arc<str>, user_id: &Arc<str>) -> Vec<(Share, usize, CapacityError)> {
+    fn of(&self, room_id: &Arc<str>, user_id: &Arc<str>) -> Vec<(Share, u32, CapacityError)> {
         let origin = self.origin(user_id);
         let mut shares = vec![
             (Share::Total(origin), self.half, CapacityError::Total),
@@ -112,47 +118,46 @@ impl Shares {
 
     /// Takes a place for a token on which nobody was seen yet, if there is one. One that was `restored` had its place before.
     pub(super) fn take(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, restored: bool) -> Result<(), CapacityError> {
-        let mut shares = self.of(room_id, user_id);
-        let max_unseen = if restored { usize::MAX } else { MAX_UNSEEN_PER_USER };
-        shares.push((Share::Unseen(user_id.clone()), max_unseen, CapacityError::Unseen));
-        for (share, max, error) in &shares {
-            if self.taken.get(share).is_some_and(|taken| taken >= max) {
-                return Err(*error);
-            }
+        let shares = self.of(room_id, user_id);
+        let taken = |share: &Share| self.taken.get(share).copied().unwrap_or_default();
+        if let Some((_, _, error)) = shares.iter().find(|(share, max, _)| taken(share).tokens >= *max) {
+            return Err(*error);
+        }
+        if !restored && taken(&Share::User(user_id.clone())).unseen >= MAX_UNSEEN_PER_USER {
+            return Err(CapacityError::Unseen);
         }
         for (share, ..) in shares {
-            *self.taken.entry(share).or_insert(0) += 1;
+            self.taken.entry(share).or_default().tokens += 1;
         }
+        self.taken.entry(Share::User(user_id.clone())).or_default().unseen += 1;
         Ok(())
     }
 
     /// Somebody was seen on a token of `user_id` for the first time.
     pub(super) fn seen(&mut self, user_id: &Arc<str>) {
-        self.count_down(&Share::Unseen(user_id.clone()));
+        if let Some(taken) = self.taken.get_mut(&Share::User(user_id.clone())) {
+            taken.unseen -= 1;
+        }
     }
 
     /// Gives a token's place back.
     pub(super) fn give_back(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, was_seen: bool) {
-        for (share, ..) in self.of(room_id, user_id) {
-            self.count_down(&share);
-        }
         if !was_seen {
             self.seen(user_id);
         }
-    }
-
-    fn count_down(&mut self, share: &Share) {
-        if let Some(taken) = self.taken.get_mut(share) {
-            *taken -= 1;
-            if *taken == 0 {
-                self.taken.remove(share);
+        for (share, ..) in self.of(room_id, user_id) {
+            if let Some(taken) = self.taken.get_mut(&share) {
+                taken.tokens -= 1;
+                if taken.tokens == 0 {
+                    self.taken.remove(&share);
+                }
             }
         }
     }
 
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        let taken = |origin| self.taken.get(&Share::Total(origin)).copied().unwrap_or(0);
+    pub(super) fn len(&self) -> u32 {
+        let taken = |origin| self.taken.get(&Share::Total(origin)).map_or(0, |taken| taken.tokens);
         Origin::BOTH.into_iter().map(taken).sum()
     }
 

@@ -8,7 +8,7 @@ fn admit(shares: &mut Shares, room_id: &str, user_id: &str, restored: bool) -> R
     Ok(())
 }
 
-fn fill(shares: &mut Shares, room_id: &str, user_id: &str, tokens: usize, seen: bool) {
+fn fill(shares: &mut Shares, room_id: &str, user_id: &str, tokens: u32, seen: bool) {
     for _ in 0..tokens {
         assert_eq!(shares.take(&room_id.into(), &user_id.into(), false), Ok(()), "{room_id} {user_id}");
         if seen {
