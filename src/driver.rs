@@ -6,7 +6,7 @@
 pub mod core;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use livekit_protocol::participant_info::State as ParticipantState;
@@ -83,6 +83,9 @@ pub struct Delegation<'a> {
     pub as_user: bool,
 }
 
+/// Told of a room, the identities in it, and when the SFU was asked.
+pub type OnList = Box<dyn Fn(&str, &[&str], Instant) + Send + Sync>;
+
 /// The handle to all delegated leaves.
 #[derive(Clone)]
 pub struct Leaves(Arc<Driver>);
@@ -95,6 +98,12 @@ impl Leaves {
         tokio::spawn(driver.clone().keep_time());
         tokio::spawn(driver.clone().notice_closing());
         Self(driver)
+    }
+
+    /// Shares each list of a room's participants that comes, once.
+    pub fn share_lists(&self, on_list: OnList) {
+        // Set once, by the wiring.
+        let _ = self.0.on_list.set(on_list);
     }
 
     /// Takes in what the store has; from then on, but after five seconds in any case, webhooks and delegations are taken.
@@ -170,6 +179,8 @@ struct Driver {
     own: Option<Arc<OwnHomeserver>>,
     store: store::Jobs,
     listed: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    /// Who else wants to know who is in a room.
+    on_list: OnceLock<OnList>,
     probe: AsyncMutex<Probe>,
     closed: Arc<Notify>,
     /// The timer sleeps for another moment now.
@@ -226,6 +237,7 @@ impl Driver {
             own: settings.own,
             store: settings.store,
             listed: settings.listed,
+            on_list: OnceLock::new(),
             rearm: Notify::new(),
             progress: Notify::new(),
             gate: watch::Sender::new(Gate::Restoring),
@@ -592,6 +604,10 @@ impl Driver {
         };
         let answer = self.sfu.participants(&name, within).await;
         let rows: Vec<_> = answer.iter().flatten().filter_map(participant_row).collect();
+        if let (Some(on_list), false) = (self.on_list.get(), rows.is_empty()) {
+            let identities: Vec<_> = rows.iter().map(|row| row.identity).collect();
+            on_list(&name, &identities, self.clock.instant(asked));
+        }
         self.feed(Fact::Participants(room, asked, read(&answer, |_| Some(rows.as_slice()))));
     }
 

@@ -17,7 +17,7 @@ use crate::federation::Failure;
 use crate::hold::{ENDS, HOLD, TOKEN_SOURCE_ENDS, TOKEN_SOURCE_HOLD};
 use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Subject};
 use crate::identity::Seat;
-use crate::kick::{Issued, KickOnLeave};
+use crate::kick::KickOnLeave;
 use crate::members::Members;
 use crate::openid::{OpenId, Unverified, VerifiedUser};
 use crate::server_name::ServerName;
@@ -281,17 +281,10 @@ impl Exchange {
             None => None,
         };
         // Before the token leaves: whoever has it is watched. Nobody gets one who could not be removed.
-        if let Some(kick) = &self.kick {
-            let is_watched = kick.on_token(&Issued {
-                room_id: request.room_id(),
-                user_id: &user.id,
-                seat: &seat,
-                ttl: self.minter.ttl(),
-                checked: is_member,
-            });
-            if !is_watched {
-                return Err(Refusal::TooManyTokens);
-            }
+        if let Some(kick) = &self.kick
+            && !kick.on_token(request.room_id(), &user.id, &seat, self.minter.ttl(), is_member)
+        {
+            return Err(Refusal::TooManyTokens);
         }
         if access.creates_rooms {
             let room = self.sfu.ensure_room(&seat.room, patience.held_until);

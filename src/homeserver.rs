@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use url::Url;
 
 pub use delayed_events::Authority;
-pub use own::{JoinedMembers, MemberList, OwnError, OwnHomeserver, Relayed, Scheduled, Subject};
+pub use own::{JoinedMembers, OwnError, OwnHomeserver, Relayed, Scheduled, Subject};
 
 use crate::admission::Class;
 use crate::federation::{BaseUrl, ClientApi, Failure, Federation, Next, Rediscovery, Reply};

@@ -42,20 +42,8 @@ pub struct Settings {
     pub interval: Duration,
     /// Tokens that are watched at most.
     pub max_tokens: usize,
-}
-
-/// A token that is about to be issued.
-pub struct Issued<'a> {
-    /// The Matrix room.
-    pub room_id: &'a str,
-    /// The Matrix user.
-    pub user_id: &'a str,
-    /// The LiveKit room and the identity in it.
-    pub seat: &'a Seat,
-    /// How long the token lasts.
-    pub ttl: Duration,
-    /// Our homeserver had said, just before, that the user is joined.
-    pub checked: bool,
+    /// Told of a LiveKit room and an identity in it whose user left the Matrix room: there is no leave to send for them (decision L6).
+    pub end_delegated_leave: Box<dyn Fn(&str, &str) + Send + Sync>,
 }
 
 /// The handle to all tokens that are watched.
@@ -76,15 +64,21 @@ impl KickOnLeave {
         tokio::spawn(self.0.clone().restore(restored));
     }
 
-    /// A token is about to be issued. `false` where it cannot be watched, so that its holder could not be removed.
+    /// A token for `seat` is about to be issued; `checked` where our homeserver had said, just before, that the user is joined. `false`
+    /// where it cannot be watched, so that its holder could not be removed.
     #[must_use]
-    pub fn on_token(&self, issued: &Issued<'_>) -> bool {
-        self.0.on_token(issued)
+    pub fn on_token(&self, room_id: &str, user_id: &str, seat: &Seat, ttl: Duration, checked: bool) -> bool {
+        self.0.on_token(room_id, user_id, seat, ttl, checked)
     }
 
     /// Takes in a verified webhook of the SFU.
     pub fn handle_webhook(&self, webhook: &Webhook) {
         self.0.handle_webhook(webhook);
+    }
+
+    /// Takes in who is in a LiveKit room, as the SFU said when somebody else asked it then.
+    pub fn handle_list(&self, room: &str, identities: &[&str], asked: Instant) {
+        self.0.handle_list(room, identities, asked);
     }
 
     /// Writes what is not written yet, until `deadline`; the last thing to be done.

@@ -69,15 +69,17 @@ impl Members {
                 Err(OwnError::NoId) => Ok(false),
                 answer => answer,
             };
+            let is_fresh = asked >= came || Instant::now() >= deadline;
             match answer {
                 Ok(true) => {
                     self.remember(&key, asked);
                     return Ok(true);
                 }
+                // A pause that the homeserver asks for is for all.
+                Err(error) if is_fresh || error.retry_after().is_some() => return Err(error),
+                Ok(false) if is_fresh => return Ok(false),
                 // What was asked before we came says nothing about us: somebody may have joined since.
-                Ok(false) | Err(_) if asked < came && Instant::now() < deadline => {}
-                Ok(false) => return Ok(false),
-                Err(error) => return Err(error),
+                Ok(false) | Err(_) => {}
             }
         }
     }

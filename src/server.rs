@@ -173,18 +173,7 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
     let own = own.map(Arc::new);
     let members = own.clone().map(|own| Arc::new(Members::new(own)));
     let own_and_interval = own.clone().zip(config.membership.check_interval);
-    let on_leave = own_and_interval.map(|(own, interval)| {
-        let (tokens, restored) = token::Queue::start(&store);
-        let on_leave = KickOnLeave::new(kick::Settings {
-            own,
-            sfu: sfu.clone(),
-            store: tokens,
-            interval,
-            max_tokens: limits.tokens,
-        });
-        on_leave.restore(restored);
-        on_leave
-    });
+    let tokens = own_and_interval.map(|(own, interval)| (own, interval, token::Queue::start(&store)));
     let (store, restored) = store::Jobs::start(store);
     let leaves = Leaves::new(driver::Settings {
         core: driver::core::Settings {
@@ -205,6 +194,25 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
             let homeservers = homeservers.clone();
             move |server| homeservers.class(server) == Class::Listed
         }),
+    });
+    let on_leave = tokens.map(|(own, interval, (tokens, restored))| {
+        let on_leave = KickOnLeave::new(kick::Settings {
+            own,
+            sfu: sfu.clone(),
+            store: tokens,
+            interval,
+            max_tokens: limits.tokens,
+            end_delegated_leave: Box::new({
+                let leaves = leaves.clone();
+                move |room, identity| leaves.kicked(room, identity)
+            }),
+        });
+        on_leave.restore(restored);
+        leaves.share_lists(Box::new({
+            let on_leave = on_leave.clone();
+            move |room, identities, asked| on_leave.handle_list(room, identities, asked)
+        }));
+        on_leave
     });
     let exchange = Arc::new(Exchange {
         openid: OpenId::new(federation),

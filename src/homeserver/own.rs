@@ -71,16 +71,6 @@ pub enum Subject<'a> {
     Server(&'a ServerName),
 }
 
-/// Who is joined to a room.
-pub enum MemberList {
-    /// Everybody.
-    Members(JoinedMembers),
-    /// More than is read.
-    TooLong,
-    /// The list is not for us to see: no user of this homeserver is joined any more, or the registration does not cover them.
-    NotVisible,
-}
-
 /// A delayed event that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scheduled {
@@ -343,11 +333,12 @@ impl OwnHomeserver {
         hold(ask, patience, deadline).await
     }
 
-    /// Everybody who is joined to a room.
+    /// Everybody who is joined to a room; `None` where the list is longer than is read, or not for us to see: no user of this homeserver
+    /// is joined any more, or the registration does not cover them.
     ///
     /// # Errors
     /// When the homeserver does not say it.
-    pub async fn joined_members(&self, room_id: &str, deadline: Instant) -> Result<MemberList, OwnError> {
+    pub async fn joined_members(&self, room_id: &str, deadline: Instant) -> Result<Option<JoinedMembers>, OwnError> {
         if !is_room_id(room_id) {
             return Err(OwnError::NoId);
         }
@@ -358,14 +349,12 @@ impl OwnHomeserver {
         };
         let reply = match timeout_at(deadline, asked).await.unwrap_or(Err(OwnError::Timeout)) {
             Ok(reply) => reply,
-            Err(OwnError::Unreachable(Failure::TooLarge(_))) => return Ok(MemberList::TooLong),
+            Err(OwnError::Unreachable(Failure::TooLarge(_))) => return Ok(None),
             Err(error) => return Err(error),
         };
         match reply.status.as_u16() {
-            200..=299 => serde_json::from_slice(&reply.body)
-                .map(MemberList::Members)
-                .map_err(|_| OwnError::Unreadable),
-            403 => Ok(MemberList::NotVisible),
+            200..=299 => serde_json::from_slice(&reply.body).map(Some).map_err(|_| OwnError::Unreadable),
+            403 => Ok(None),
             _ => Err(refused(&reply, "rooms/{room_id}/joined_members")),
         }
     }

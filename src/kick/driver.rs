@@ -9,15 +9,15 @@ use livekit_protocol::participant_info::State as ParticipantState;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use super::Settings;
 use super::membership::{
-    Action, Config, IssuedToken, MembershipAnswer, MembershipQuery, MembershipTracker, ParticipantKey, QueryScope, RemovalOutcome,
-    StoredState,
+    Action, IssuedToken, MembershipAnswer, MembershipQuery, MembershipTracker, ParticipantKey, QueryScope, RemovalOutcome, StoredState,
 };
 use super::name::Name;
-use super::{Issued, Settings};
 use crate::backoff::as_millis;
 use crate::clock::Clock;
-use crate::homeserver::{MemberList, OwnError, OwnHomeserver, Subject};
+use crate::homeserver::{OwnError, OwnHomeserver, Subject};
+use crate::identity::Seat;
 use crate::log_throttle::LogThrottle;
 use crate::sfu::webhook::{Kind, Webhook};
 use crate::sfu::{ParticipantInfo, Sfu, SfuError};
@@ -26,6 +26,8 @@ use crate::time::Time;
 
 /// No token lasts longer, whatever a record says.
 const MAX_TTL_MS: u64 = 24 * 60 * 60 * 1000;
+/// A timer that is later than this: the process stood still.
+const WOKE_MS: u64 = 3_000;
 /// Time for a question about one user, and for one about all members of a room.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,6 +39,7 @@ pub(super) struct Driver {
     own: Arc<OwnHomeserver>,
     sfu: Arc<Sfu>,
     store: token::Queue,
+    end_delegated_leave: Box<dyn Fn(&str, &str) + Send + Sync>,
     /// The timer sleeps for another moment now.
     rearm: Notify,
     unclear: LogThrottle,
@@ -53,28 +56,16 @@ struct Core {
 
 impl Driver {
     pub(super) fn new(settings: Settings) -> Self {
-        let Settings {
-            own,
-            sfu,
-            store,
-            interval,
-            max_tokens,
-        } = settings;
-        let config = Config {
-            interval_ms: as_millis(interval),
-            own: own.name().as_str().into(),
-            max_tokens,
-        };
         let clock = Clock::start();
+        let own = settings.own.name().as_str().into();
+        let tracker = MembershipTracker::new(as_millis(settings.interval), own, settings.max_tokens, clock.now());
         Self {
-            core: Mutex::new(Core {
-                tracker: MembershipTracker::new(config, clock.now()),
-                armed: None,
-            }),
+            core: Mutex::new(Core { tracker, armed: None }),
             clock,
-            own,
-            sfu,
-            store,
+            own: settings.own,
+            sfu: settings.sfu,
+            store: settings.store,
+            end_delegated_leave: settings.end_delegated_leave,
             rearm: Notify::new(),
             unclear: LogThrottle::once_a_minute(),
             failing: LogThrottle::once_a_minute(),
@@ -85,15 +76,15 @@ impl Driver {
 
     // --- from outside ---
 
-    pub(super) fn on_token(self: &Arc<Self>, issued: &Issued<'_>) -> bool {
+    pub(super) fn on_token(self: &Arc<Self>, room_id: &str, user_id: &str, seat: &Seat, ttl: Duration, checked: bool) -> bool {
         let now = self.clock.now();
         let token = IssuedToken {
-            room_id: issued.room_id,
-            user_id: issued.user_id,
-            room: &issued.seat.room,
-            identity: &issued.seat.identity,
-            end: now.after(as_millis(issued.ttl)),
-            checked: issued.checked,
+            room_id,
+            user_id,
+            room: &seat.room,
+            identity: &seat.identity,
+            end: now.after(as_millis(ttl)),
+            checked,
         };
         let mut refused = None;
         self.feed(|tracker| {
@@ -103,7 +94,7 @@ impl Driver {
             })
         });
         let Some(error) = refused else { return true };
-        tracing::debug!(user = issued.user_id, room = &*issued.seat.room, "a token cannot be watched");
+        tracing::debug!(user = user_id, room = &*seat.room, "a token cannot be watched");
         self.full.log(|count| {
             let reason = error.to_string();
             let remedy = "a shorter LIVEKIT_JWT_TTL_SECONDS lets tokens be forgotten sooner";
@@ -129,6 +120,12 @@ impl Driver {
             }
             Vec::new()
         });
+    }
+
+    pub(super) fn handle_list(self: &Arc<Self>, room: &str, identities: &[&str], asked: Instant) {
+        let present: BTreeSet<Name> = identities.iter().map(|&identity| Name::from(identity)).collect();
+        let (asked, now) = (self.clock.at(asked), self.clock.now());
+        self.feed(|tracker| tracker.on_list(&Name::from(room), Some(&|identity| present.contains(identity)), asked, now));
     }
 
     /// Writes what is not written yet, until `deadline`. Nothing is stored after it.
@@ -190,6 +187,10 @@ impl Driver {
                     () = sleep_until(self.clock.instant(at)) => {}
                     () = rearm => continue,
                 }
+                let now = self.clock.now();
+                if now.since(at) > WOKE_MS {
+                    self.lock().tracker.on_woke(now);
+                }
             }
             let now = self.clock.now();
             self.feed(|tracker| tracker.on_time(now));
@@ -208,7 +209,7 @@ impl Driver {
                 Action::Forget(key) if self.store.keeps() => self.store.remove(&key.room.to_string(), &key.identity.to_string()),
                 Action::Forget(_) => {}
                 Action::EndDelegatedLeave(key) => {
-                    tracing::debug!(room = %key.room, identity = %key.identity, "removed from the Matrix room: no leave is left to send");
+                    (self.end_delegated_leave)(&key.room.to_string(), &key.identity.to_string());
                 }
                 Action::Ask(query) => drop(tokio::spawn(self.clone().ask(query))),
                 Action::List(room) => drop(tokio::spawn(self.clone().list(room))),
@@ -248,13 +249,12 @@ impl Driver {
         let contains;
         let answer = match &query.scope {
             QueryScope::Members => match own.joined_members(room_id, begun + LIST_TIMEOUT).await {
-                Ok(MemberList::Members(list)) => {
+                Ok(Some(list)) => {
                     members = list;
                     contains = |user: &str| members.contains(user);
                     MembershipAnswer::Members(&contains)
                 }
-                Ok(MemberList::TooLong) => MembershipAnswer::TooLong,
-                Ok(MemberList::NotVisible) => MembershipAnswer::NotVisible,
+                Ok(None) => MembershipAnswer::NoList,
                 Err(error) => self.unclear(&error),
             },
             QueryScope::User(user) => self.joined(own.is_joined(room_id, Subject::User(user), begun, begun + QUERY_TIMEOUT).await),
@@ -301,11 +301,11 @@ impl Driver {
         match listed {
             Ok(participants) => {
                 let present: BTreeSet<Name> = participants.iter().filter_map(present).map(Name::from).collect();
-                self.feed(|tracker| tracker.on_list(&room, &|identity| present.contains(identity), asked, now));
+                self.feed(|tracker| tracker.on_list(&room, Some(&|identity| present.contains(identity)), asked, now));
             }
             Err(error) => {
                 self.failing(&error);
-                self.feed(|tracker| tracker.on_list_failed(&room, now));
+                self.feed(|tracker| tracker.on_list(&room, None, asked, now));
             }
         }
     }
@@ -325,11 +325,7 @@ impl Driver {
             Err(SfuError::NotFound) => RemovalOutcome::NotThere,
             Err(error) => {
                 self.failing(&error);
-                if error.may_pass() || error.is_elsewhere() {
-                    RemovalOutcome::Failed
-                } else {
-                    RemovalOutcome::Refused
-                }
+                RemovalOutcome::Failed
             }
         };
         let now = self.clock.now();

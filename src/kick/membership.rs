@@ -31,7 +31,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::name::Name;
-use super::shares::{CapacityError, Origin, Shares, interned};
+use super::shares::{CapacityError, Origin, Shares};
 use crate::time::Time;
 
 /// Questions to the homeserver at a time in each sweep, and calls to the SFU.
@@ -52,10 +52,9 @@ const UNCLEAR_MS: u64 = 6 * 60 * 60_000;
 const LIST_AGAIN_MS: u64 = 10 * 60_000;
 /// Up to so many users of a Matrix room are asked about by name.
 const BULK_QUERY_ABOVE: usize = 1;
-/// How long a member list is not asked for that was longer than is read.
-const TOO_LONG_MS: u64 = 24 * 60 * 60_000;
-/// How long a member list is not asked for that did not come.
-const NO_LIST_MS: u64 = 10 * 60_000;
+/// How long a member list is not asked for that was too long or not for us to see, or did not come.
+const NO_LIST_MS: u64 = 60 * 60_000;
+const FAILED_LIST_MS: u64 = 10 * 60_000;
 /// The longest pause that the homeserver can ask for.
 const MAX_PAUSE_MS: u64 = 60 * 60_000;
 /// The longest pause before a removal is tried again.
@@ -66,17 +65,6 @@ const MIN_SWEEP_GAP_MS: u64 = 1_000;
 const MAX_ROOMS_PER_STEP: usize = 1_000;
 /// Bytes of all names of a token.
 const MAX_NAMES: usize = 2 * 1024;
-
-/// Bounds and intervals.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Milliseconds from one sweep to the next.
-    pub interval_ms: u64,
-    /// The homeserver that we belong to.
-    pub own: Box<str>,
-    /// Tokens in all.
-    pub max_tokens: usize,
-}
 
 /// A LiveKit token that was issued.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +121,7 @@ pub struct ParticipantKey {
 pub enum Action {
     /// Ask the homeserver, once: [`MembershipTracker::on_membership`].
     Ask(MembershipQuery),
-    /// Ask the SFU who is in a LiveKit room: [`MembershipTracker::on_list`] or [`MembershipTracker::on_list_failed`].
+    /// Ask the SFU who is in a LiveKit room: [`MembershipTracker::on_list`].
     List(Name),
     /// Remove a participant, at once or not at all: [`MembershipTracker::on_removed`].
     Remove(Arc<ParticipantKey>),
@@ -159,7 +147,7 @@ pub struct MembershipQuery {
 }
 
 /// What a question is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum QueryScope {
     /// Everybody who is joined: one list.
     Members,
@@ -176,10 +164,8 @@ pub enum MembershipAnswer<'a> {
     Members(&'a dyn Fn(&str) -> bool),
     /// Whether the user is joined, or our homeserver in the room.
     Joined(bool),
-    /// The list is not for us to see: 403.
-    NotVisible,
-    /// The list is longer than is read.
-    TooLong,
+    /// The list is longer than is read, or not for us to see.
+    NoList,
     /// No answer to this question, while others may well be answered: any other 4xx, or something unreadable.
     Refused,
     /// No answer in time.
@@ -198,30 +184,31 @@ pub enum RemovalOutcome {
     Removed,
     /// The participant was not there.
     NotThere,
-    /// It may work soon.
+    /// The participant may still be there.
     Failed,
-    /// It will not work soon.
-    Refused,
 }
 
 /// All watched tokens, and what is known of their holders.
 #[derive(Debug)]
 pub struct MembershipTracker {
-    config: Config,
+    interval_ms: u64,
     began: Time,
     /// Whatever was asked before is no evidence: the process stood still since.
     awake_since: Time,
     /// The homeserver wants no question before.
     paused_until: Time,
-    seats: BTreeMap<Arc<ParticipantKey>, Seat>,
+    tokens: BTreeMap<Arc<ParticipantKey>, Token>,
     calls: BTreeMap<Name, Call>,
-    rooms: BTreeMap<Arc<str>, MatrixRoom>,
+    /// Matrix rooms, and until when their member lists are not asked for.
+    rooms: BTreeMap<Arc<str>, Option<Time>>,
     users: BTreeMap<UserKey, User>,
     shares: Shares,
     /// By [`Origin`].
     sweeps: [Sweep; 2],
-    /// Matrix rooms in which somebody is to be asked about apart from sweeps.
-    due: BTreeSet<(Time, Arc<str>)>,
+    /// Questions that are under way or wait.
+    open: BTreeSet<(Arc<str>, QueryScope)>,
+    /// Who is to be asked about apart from sweeps.
+    due: BTreeSet<(Time, UserKey)>,
     /// The first sweep was brought forward, for those who were restored.
     is_hurried: bool,
     /// Calls to the SFU under way, and those that wait.
@@ -233,7 +220,7 @@ pub struct MembershipTracker {
 
 /// A token: who may be in a LiveKit room under one identity.
 #[derive(Debug)]
-struct Seat {
+struct Token {
     user: Arc<str>,
     end: Time,
     /// When somebody was last known to be there, or may have been.
@@ -259,7 +246,6 @@ enum Presence {
 #[derive(Debug)]
 struct Call {
     room_id: Arc<str>,
-    seats: u32,
     /// When it was last asked for who is there, with an answer.
     listed: Option<Time>,
     /// Being asked for that, or about to be.
@@ -268,18 +254,6 @@ struct Call {
     has_webhooks: bool,
     /// A departure was reported that may be an old one.
     is_unsure: bool,
-}
-
-#[derive(Debug, Default)]
-struct MatrixRoom {
-    users: u32,
-    due: Option<Time>,
-    no_list_until: Option<Time>,
-    /// Questions under way or waiting.
-    asks_members: bool,
-    asks_own_server: bool,
-    /// The member list is hidden; why, the question about our homeserver tells.
-    is_hidden: bool,
 }
 
 /// A Matrix room and one of its users.
@@ -292,10 +266,8 @@ struct User {
     /// When a no was asked for that counts only if our homeserver is in the room.
     no: Option<Time>,
     keys: Vec<Arc<ParticipantKey>>,
-    /// A question is under way or waits.
-    is_asked: bool,
-    /// To be asked about when the room is due.
-    is_due: bool,
+    /// When the user is to be asked about apart from sweeps.
+    due: Option<Time>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -333,17 +305,11 @@ impl ParticipantKey {
     }
 }
 
-impl Seat {
+impl Token {
     /// When it may be forgotten.
     fn end_of_use(&self) -> Time {
         let end = self.end.after(LEEWAY_MS);
         self.seen.map_or(end, |seen| end.max(seen.after(RENEWED_MS)))
-    }
-}
-
-impl MatrixRoom {
-    fn has_list(&self, now: Time) -> bool {
-        self.no_list_until.is_none_or(|until| until <= now)
     }
 }
 
@@ -360,27 +326,24 @@ impl Membership {
             (Self::Left(no), false) => Self::Left(no.max(asked)),
         }
     }
-
-    fn is_same_kind(self, other: Self) -> bool {
-        std::mem::discriminant(&self) == std::mem::discriminant(&other)
-    }
 }
 
 impl MembershipTracker {
-    /// Nobody yet.
+    /// Nobody yet; sweeps are `interval_ms` apart, `own` is the homeserver that we belong to, `max_tokens` are watched in all.
     #[must_use]
-    pub fn new(config: Config, now: Time) -> Self {
+    pub fn new(interval_ms: u64, own: Box<str>, max_tokens: usize, now: Time) -> Self {
         Self {
-            shares: Shares::new(config.own.clone(), config.max_tokens),
-            config,
+            shares: Shares::new(own, max_tokens),
+            interval_ms,
             began: now,
             awake_since: Time::EARLIEST,
             paused_until: Time::EARLIEST,
-            seats: BTreeMap::new(),
+            tokens: BTreeMap::new(),
             calls: BTreeMap::new(),
             rooms: BTreeMap::new(),
             users: BTreeMap::new(),
             sweeps: <[Sweep; 2]>::default(),
+            open: BTreeSet::new(),
             due: BTreeSet::new(),
             is_hurried: false,
             removing: 0,
@@ -390,42 +353,30 @@ impl MembershipTracker {
         }
     }
 
-    /// How many tokens are watched.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.shares.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     // --- facts ---
 
     /// A token is about to be issued.
     ///
     /// # Errors
     /// When it cannot be watched: whoever held it could not be removed.
-    pub fn on_token(&mut self, token: &IssuedToken<'_>, now: Time) -> Result<Vec<Action>, CapacityError> {
-        let (key, user_key) = self.enter(token, false)?;
-        self.plan(now.after(self.config.interval_ms));
+    pub fn on_token(&mut self, issued: &IssuedToken<'_>, now: Time) -> Result<Vec<Action>, CapacityError> {
+        let (key, user_key) = self.enter(issued, false)?;
+        self.plan(now.after(self.interval_ms));
         let mut out = vec![Action::Persist(key)];
-        if token.checked {
+        if issued.checked {
             self.hear(&user_key, true, now, &mut out);
         }
         Ok(self.step(now, out))
     }
 
     /// A record from before the start. A token that is known by now is newer.
-    pub fn restore(&mut self, token: &IssuedToken<'_>, state: StoredState, now: Time) {
-        if self.seats.contains_key(&ParticipantKey::new(token.room, token.identity)) {
+    pub fn restore(&mut self, issued: &IssuedToken<'_>, state: StoredState, now: Time) {
+        if self.tokens.contains_key(&ParticipantKey::new(issued.room, issued.identity)) {
             return;
         }
-        let Ok((key, user_key)) = self.enter(token, true) else { return };
-        if let Some(seat) = self.seats.get_mut(&*key) {
-            seat.seen = state.seen.map(|seen| seen.min(now));
+        let Ok((key, user_key)) = self.enter(issued, true) else { return };
+        if let Some(token) = self.tokens.get_mut(&*key) {
+            token.seen = state.seen.map(|seen| seen.min(now));
         }
         // What was known then is older than any question from now on.
         if let Some(user) = self.users.get_mut(&user_key) {
@@ -443,7 +394,7 @@ impl MembershipTracker {
                 sweep.at = Some(now.after(MIN_SWEEP_GAP_MS));
             }
         }
-        self.plan(now.after(self.config.interval_ms));
+        self.plan(now.after(self.interval_ms));
     }
 
     /// A verified webhook named a LiveKit room: webhooks tell who is in it.
@@ -468,44 +419,35 @@ impl MembershipTracker {
     /// A LiveKit room has ended.
     pub fn on_room_finished(&mut self, room: &str, now: Time) {
         let room = room.into();
-        let here = seats_of(&self.seats, &room).filter(|(_, seat)| seat.presence != Presence::Gone);
+        let here = tokens_of(&self.tokens, &room).filter(|(_, token)| token.presence != Presence::Gone);
         let keys: Vec<_> = here.map(|(key, _)| key.clone()).collect();
         for key in keys {
             self.went(&key, now);
         }
     }
 
-    /// Who is in a LiveKit room, as the SFU said when it was asked, by whomever.
+    /// Who is in a LiveKit room, as the SFU said when it was asked, by whomever. Where it did not say it, whoever may be there is taken
+    /// to be there.
     #[must_use]
-    pub fn on_list(&mut self, room: &Name, is_present: &dyn Fn(&Name) -> bool, asked: Time, now: Time) -> Vec<Action> {
-        self.list_is_over(room);
+    pub fn on_list(&mut self, room: &Name, is_present: Option<&dyn Fn(&Name) -> bool>, asked: Time, now: Time) -> Vec<Action> {
+        self.listing.remove(room);
         let mut out = Vec::new();
         if let Some(call) = self.calls.get_mut(room) {
-            call.listed = call.listed.max(Some(asked));
-            call.is_unsure = false;
+            call.is_listing = false;
+            if is_present.is_some() {
+                (call.listed, call.is_unsure) = (call.listed.max(Some(asked)), false);
+            }
         }
-        let keys: Vec<_> = seats_of(&self.seats, room).map(|(key, _)| key.clone()).collect();
+        let keys: Vec<_> = tokens_of(&self.tokens, room).map(|(key, _)| key.clone()).collect();
         for key in keys {
-            if is_present(&key.identity) {
-                self.is_there(&key, asked, now);
-            } else {
-                self.is_absent(&key, asked, &mut out);
+            match (is_present.map(|is_present| is_present(&key.identity)), self.tokens.get_mut(&*key)) {
+                (Some(true), _) => self.is_there(&key, asked, now),
+                (Some(false), _) => self.is_absent(&key, asked, &mut out),
+                (None, Some(token)) if token.presence == Presence::Issued => token.presence = Presence::Present,
+                (None, _) => {}
             }
         }
         self.step(now, out)
-    }
-
-    /// The SFU did not say who is in a LiveKit room: whoever may be there is taken to be there.
-    #[must_use]
-    pub fn on_list_failed(&mut self, room: &Name, now: Time) -> Vec<Action> {
-        self.list_is_over(room);
-        let keys: Vec<_> = seats_of(&self.seats, room).map(|(key, _)| key.clone()).collect();
-        for key in keys {
-            if let Some(seat) = self.seats.get_mut(&*key).filter(|seat| seat.presence == Presence::Issued) {
-                seat.presence = Presence::Present;
-            }
-        }
-        self.step(now, Vec::new())
     }
 
     /// What the homeserver said to a question that was asked at `asked`.
@@ -514,38 +456,41 @@ impl MembershipTracker {
         let mut out = Vec::new();
         let sweep = self.sweep(query.origin);
         sweep.asking = sweep.asking.saturating_sub(1);
-        self.is_answered(query);
+        self.open.remove(&(query.room_id.clone(), query.scope.clone()));
         match (&query.scope, answer) {
             (_, MembershipAnswer::Unavailable { retry_after_ms }) => self.is_away(query, retry_after_ms, now),
+            (QueryScope::User(_) | QueryScope::OwnServer, MembershipAnswer::TimedOut) => self.is_away(query, None, now),
             (QueryScope::Members, MembershipAnswer::Members(is_joined)) => {
                 for user_key in self.users_of(&query.room_id) {
                     self.hear(&user_key, is_joined(&user_key.1), asked, &mut out);
                 }
             }
-            (QueryScope::Members, MembershipAnswer::NotVisible) => {
-                if let Some(room) = self.rooms.get_mut(&query.room_id) {
-                    room.is_hidden = true;
-                }
-                self.enqueue(query.with(QueryScope::OwnServer));
-            }
-            (QueryScope::Members, MembershipAnswer::TooLong) => self.ask_each(query, now.after(TOO_LONG_MS)),
             (QueryScope::Members, MembershipAnswer::Joined(_) | MembershipAnswer::Refused | MembershipAnswer::TimedOut) => {
-                self.ask_each(query, now.after(NO_LIST_MS));
+                self.ask_each(query, now.after(FAILED_LIST_MS));
             }
-            (QueryScope::User(_) | QueryScope::OwnServer, MembershipAnswer::TimedOut) => self.is_away(query, None, now),
-            (QueryScope::User(user), MembershipAnswer::Joined(joined)) => {
-                let user_key = (query.room_id.clone(), user.clone());
+            (QueryScope::Members, MembershipAnswer::NoList) => self.ask_each(query, now.after(NO_LIST_MS)),
+            (QueryScope::User(user_id), MembershipAnswer::Joined(joined)) => {
+                let user_key = (query.room_id.clone(), user_id.clone());
                 if joined || query.origin == Origin::Local {
                     self.hear(&user_key, joined, asked, &mut out);
                 } else if let Some(user) = self.users.get_mut(&user_key).filter(|user| user.membership != Membership::Unknown) {
+                    // It counts only if our homeserver is in the room, and so knows who else is.
                     user.no = Some(asked);
-                    self.enqueue(query.with(QueryScope::OwnServer));
+                    let scope = QueryScope::OwnServer;
+                    self.enqueue(MembershipQuery { scope, ..query.clone() });
                 }
             }
-            (QueryScope::OwnServer, MembershipAnswer::Joined(is_in)) => self.own_server_is(is_in, query, asked, now, &mut out),
+            (QueryScope::OwnServer, MembershipAnswer::Joined(is_in)) => {
+                for user_key in self.users_of(&query.room_id) {
+                    let no = self.users.get_mut(&user_key).and_then(|user| user.no.take());
+                    if let Some(no) = no.filter(|no| is_in && self.is_fresh(*no, now)) {
+                        self.hear(&user_key, false, no, &mut out);
+                    }
+                }
+            }
             (
                 QueryScope::User(_) | QueryScope::OwnServer,
-                MembershipAnswer::Members(_) | MembershipAnswer::NotVisible | MembershipAnswer::TooLong | MembershipAnswer::Refused,
+                MembershipAnswer::Members(_) | MembershipAnswer::NoList | MembershipAnswer::Refused,
             ) => {}
         }
         self.step(now, out)
@@ -556,31 +501,23 @@ impl MembershipTracker {
     pub fn on_removed(&mut self, key: &ParticipantKey, outcome: RemovalOutcome, asked: Time, now: Time) -> Vec<Action> {
         self.removing = self.removing.saturating_sub(1);
         let mut out = Vec::new();
-        let (Some((kept, seat)), Some(user_key)) = (self.seats.get_key_value(key), self.user_key(key)) else {
+        let (Some((kept, token)), Some(user_key)) = (self.tokens.get_key_value(key), self.user_key(key)) else {
             return self.step(now, out);
         };
         let kept = kept.clone();
-        let failures = match outcome {
-            RemovalOutcome::Removed | RemovalOutcome::NotThere => 0,
-            RemovalOutcome::Failed | RemovalOutcome::Refused => seat.failures.saturating_add(1),
-        };
         // Somebody who came back meanwhile may be there again.
-        let came_back = seat.presence == Presence::Present && seat.seen.is_some_and(|seen| seen > asked);
-        if let Some(seat) = self.seats.get_mut(key) {
-            (seat.is_removing, seat.failures) = (false, failures);
+        let came_back = token.presence == Presence::Present && token.seen.is_some_and(|seen| seen > asked);
+        let failures = token.failures;
+        if let Some(token) = self.tokens.get_mut(key) {
+            (token.is_removing, token.failures) = (false, u8::from(outcome == RemovalOutcome::Failed) * failures.saturating_add(1));
         }
         match outcome {
+            RemovalOutcome::Failed => self.ask_at(&user_key, now.after((1_000_u64 << failures.min(6)).min(MAX_RETRY_MS))),
             RemovalOutcome::Removed | RemovalOutcome::NotThere if came_back => self.ask_at(&user_key, now),
             RemovalOutcome::Removed | RemovalOutcome::NotThere => {
                 out.push(Action::EndDelegatedLeave(kept));
                 self.is_absent(key, if outcome == RemovalOutcome::Removed { now } else { asked }, &mut out);
             }
-            RemovalOutcome::Failed => {
-                let pause = (500_u64 << failures.min(6)).min(MAX_RETRY_MS);
-                self.ask_at(&user_key, now.after(pause));
-            }
-            // The next sweep asks and tries.
-            RemovalOutcome::Refused => {}
         }
         self.step(now, out)
     }
@@ -612,122 +549,122 @@ impl MembershipTracker {
     /// What is to be stored of a token.
     #[must_use]
     pub fn stored(&self, key: &ParticipantKey) -> Option<StoredToken> {
-        let (seat, call) = (self.seats.get(key)?, self.calls.get(&key.room)?);
+        let (token, call) = (self.tokens.get(key)?, self.calls.get(&key.room)?);
         let user = self.users.get(&self.user_key(key)?)?;
         Some(StoredToken {
             room_id: call.room_id.clone(),
-            user_id: seat.user.clone(),
-            end: seat.end,
+            user_id: token.user.clone(),
+            end: token.end,
             state: StoredState {
                 member: user.membership != Membership::Unknown,
                 left: matches!(user.membership, Membership::Left(_)),
-                seen: seat.seen,
+                seen: token.seen,
             },
         })
     }
 
     // --- tokens come and go ---
 
-    /// The seat of a token, and its user.
-    fn enter(&mut self, token: &IssuedToken<'_>, restored: bool) -> Result<(Arc<ParticipantKey>, UserKey), CapacityError> {
-        if token.room_id.len() + token.user_id.len() + token.room.len() + token.identity.len() > MAX_NAMES {
+    /// The token of a token, and its user.
+    fn enter(&mut self, issued: &IssuedToken<'_>, restored: bool) -> Result<(Arc<ParticipantKey>, UserKey), CapacityError> {
+        if issued.room_id.len() + issued.user_id.len() + issued.room.len() + issued.identity.len() > MAX_NAMES {
             return Err(CapacityError::NameTooLong);
         }
-        let key = ParticipantKey::new(token.room, token.identity);
-        let known = self.seats.get_key_value(&key).map(|(key, seat)| (key.clone(), seat.user.clone()));
-        let room_id = self.calls.get(&key.room).map(|call| call.room_id.clone());
-        let room_id = room_id.unwrap_or_else(|| interned(&self.rooms, token.room_id));
-        if let Some((key, user)) = known.as_ref().filter(|(_, user)| **user == *token.user_id) {
-            if let Some(seat) = self.seats.get_mut(&**key) {
-                seat.end = seat.end.max(token.end);
-                if seat.presence == Presence::Gone {
-                    seat.presence = Presence::Issued;
+        let key = ParticipantKey::new(issued.room, issued.identity);
+        // Names are kept once.
+        let room_id = self.rooms.get_key_value(issued.room_id).map(|(room_id, _)| room_id.clone());
+        let room_id = self.calls.get(&key.room).map(|call| call.room_id.clone()).or(room_id);
+        let room_id = room_id.unwrap_or_else(|| issued.room_id.into());
+        let user_key = (room_id.clone(), issued.user_id.into());
+        let user_key = self
+            .users
+            .get_key_value(&user_key)
+            .map_or(user_key, |(user_key, _)| user_key.clone());
+        if let Some((known, token)) = self.tokens.get_key_value(&key)
+            && token.user == user_key.1
+        {
+            let known = known.clone();
+            if let Some(token) = self.tokens.get_mut(&key) {
+                token.end = token.end.max(issued.end);
+                if token.presence == Presence::Gone {
+                    token.presence = Presence::Issued;
                 }
             }
-            return Ok((key.clone(), (room_id, user.clone())));
+            return Ok((known, user_key));
         }
-        self.shares.admit(&room_id, token.user_id, restored)?;
-        // Two users can be named so that they share a plain identity: what is known of the one is not known of the other.
-        let before = known.as_ref().and_then(|(key, _)| self.leave(key));
-        let user = self.shares.take(&room_id, token.user_id);
-        let seat = Seat {
-            user: user.clone(),
-            end: before.as_ref().map_or(token.end, |seat| seat.end.max(token.end)),
-            seen: before.as_ref().and_then(|seat| seat.seen),
-            presence: before.as_ref().map_or(Presence::Issued, |seat| seat.presence),
+        self.shares.take(&room_id, &user_key.1, restored)?;
+        let mut token = Token {
+            user: user_key.1.clone(),
+            end: issued.end,
+            seen: None,
+            presence: Presence::Issued,
             is_used: false,
-            is_removing: before.as_ref().is_some_and(|seat| seat.is_removing),
+            is_removing: false,
             failures: 0,
         };
+        // Two users can be named so that they share a plain identity: what is known of the one is not known of the other.
+        if let Some(before) = self.leave(&key) {
+            (token.end, token.seen) = (token.end.max(before.end), before.seen);
+            (token.presence, token.is_removing) = (before.presence, before.is_removing);
+        }
         let key = Arc::new(key);
-        let call = self.calls.entry(key.room.clone()).or_insert_with(|| Call {
+        self.calls.entry(key.room.clone()).or_insert_with(|| Call {
             room_id: room_id.clone(),
-            seats: 0,
             listed: None,
             is_listing: false,
             has_webhooks: false,
             is_unsure: false,
         });
-        call.seats += 1;
-        let room = self.rooms.entry(room_id.clone()).or_default();
-        let user_key = (room_id, user);
-        let user = self.users.entry(user_key.clone()).or_insert_with(|| {
-            room.users += 1;
-            User {
-                membership: Membership::Unknown,
-                no: None,
-                keys: Vec::new(),
-                is_asked: false,
-                is_due: false,
-            }
+        self.rooms.entry(room_id).or_default();
+        let user = self.users.entry(user_key.clone()).or_insert(User {
+            membership: Membership::Unknown,
+            no: None,
+            keys: Vec::new(),
+            due: None,
         });
         user.keys.reserve_exact(1);
         user.keys.push(key.clone());
-        self.seats.insert(key.clone(), seat);
+        self.tokens.insert(key.clone(), token);
         Ok((key, user_key))
     }
 
-    fn leave(&mut self, key: &ParticipantKey) -> Option<Seat> {
-        let seat = self.seats.remove(key)?;
-        let call = self.calls.get_mut(&key.room)?;
-        let user_key = (call.room_id.clone(), seat.user.clone());
-        call.seats -= 1;
-        if call.seats == 0 {
+    fn leave(&mut self, key: &ParticipantKey) -> Option<Token> {
+        let token = self.tokens.remove(key)?;
+        let user_key = (self.calls.get(&key.room)?.room_id.clone(), token.user.clone());
+        if tokens_of(&self.tokens, &key.room).next().is_none() {
             self.calls.remove(&key.room);
         }
-        self.shares.give_back(&user_key.0, &user_key.1, seat.is_used);
+        self.shares.give_back(&user_key.0, &user_key.1, token.is_used);
         let user = self.users.get_mut(&user_key)?;
         user.keys.retain(|other| **other != *key);
         if user.keys.is_empty() {
+            if let Some(due) = user.due {
+                self.due.remove(&(due, user_key.clone()));
+            }
             self.users.remove(&user_key);
-            let room = self.rooms.get_mut(&user_key.0)?;
-            room.users -= 1;
-            if room.users == 0 {
-                if let Some(due) = room.due {
-                    self.due.remove(&(due, user_key.0.clone()));
-                }
+            if users_of(&self.users, &user_key.0).next().is_none() {
                 self.rooms.remove(&user_key.0);
             }
         }
-        Some(seat)
+        Some(token)
     }
 
     // --- who is in the call ---
 
     /// Somebody was there at `seen`. Whoever came in just now is asked about.
     fn is_there(&mut self, key: &ParticipantKey, seen: Time, now: Time) {
-        let Some(seat) = self.seats.get_mut(key) else { return };
+        let Some(token) = self.tokens.get_mut(key) else { return };
         // They left after that.
-        if seat.presence == Presence::Gone && seat.seen.is_some_and(|last| last > seen) {
+        if token.presence == Presence::Gone && token.seen.is_some_and(|last| last > seen) {
             return;
         }
-        seat.seen = seat.seen.max(Some(seen));
-        if !std::mem::replace(&mut seat.is_used, true) {
-            self.shares.seen(&seat.user);
+        token.seen = token.seen.max(Some(seen));
+        if !std::mem::replace(&mut token.is_used, true) {
+            self.shares.seen(&token.user);
         }
-        let was_there = std::mem::replace(&mut seat.presence, Presence::Present) == Presence::Present;
+        let was_there = std::mem::replace(&mut token.presence, Presence::Present) == Presence::Present;
         // A removal that is under way or failed has its own pace.
-        let is_handled = seat.is_removing || seat.failures > 0;
+        let is_handled = token.is_removing || token.failures > 0;
         let Some(user_key) = self.user_key(key) else { return };
         let ask = match self.users.get(&user_key).map(|user| user.membership) {
             Some(Membership::Unknown) => !was_there,
@@ -742,26 +679,26 @@ impl MembershipTracker {
 
     /// A departure is reported.
     fn went(&mut self, key: &ParticipantKey, now: Time) {
-        let Some(seat) = self.seats.get_mut(key) else { return };
-        if seat.presence == Presence::Present && seat.seen.is_some_and(|seen| now.since(seen) < OLD_SESSION_MS) {
+        let Some(token) = self.tokens.get_mut(key) else { return };
+        if token.presence == Presence::Present && token.seen.is_some_and(|seen| now.since(seen) < OLD_SESSION_MS) {
             if let Some(call) = self.calls.get_mut(&key.room) {
                 call.is_unsure = true;
             }
             return;
         }
-        (seat.presence, seat.seen) = (Presence::Gone, Some(now));
+        (token.presence, token.seen) = (Presence::Gone, Some(now));
     }
 
     /// Nobody was there at that time, says the SFU.
     fn is_absent(&mut self, key: &ParticipantKey, asked: Time, out: &mut Vec<Action>) {
-        let Some(seat) = self.seats.get_mut(key) else { return };
+        let Some(token) = self.tokens.get_mut(key) else { return };
         // They came after the question.
-        if seat.seen.is_some_and(|seen| seen > asked) {
+        if token.seen.is_some_and(|seen| seen > asked) {
             return;
         }
-        if seat.presence != Presence::Gone {
-            (seat.presence, seat.seen) = (Presence::Gone, Some(asked));
-        } else if seat.end_of_use() <= asked && !seat.is_removing {
+        if token.presence != Presence::Gone {
+            (token.presence, token.seen) = (Presence::Gone, Some(asked));
+        } else if token.end_of_use() <= asked && !token.is_removing {
             self.forget(key, out);
         }
     }
@@ -772,59 +709,28 @@ impl MembershipTracker {
         }
     }
 
-    fn list_is_over(&mut self, room: &Name) {
-        self.listing.remove(room);
-        if let Some(call) = self.calls.get_mut(room) {
-            call.is_listing = false;
-        }
-    }
-
     // --- who is in the Matrix room ---
 
     /// The homeserver said something about a user that counts.
     fn hear(&mut self, user_key: &UserKey, joined: bool, asked: Time, out: &mut Vec<Action>) {
-        let settle = SETTLE_MS.min(self.config.interval_ms);
+        let settle = SETTLE_MS.min(self.interval_ms);
         let Some(user) = self.users.get_mut(user_key) else { return };
         let before = user.membership;
         user.membership = before.after(joined, asked, settle);
         if joined {
             user.no = None;
         }
-        if !before.is_same_kind(user.membership) {
+        if std::mem::discriminant(&before) != std::mem::discriminant(&user.membership) {
             out.extend(user.keys.iter().cloned().map(Action::Persist));
         }
         if joined || !matches!(user.membership, Membership::Left(_)) {
             return;
         }
         for key in &user.keys {
-            let Some(seat) = self.seats.get_mut(&**key) else { continue };
-            if seat.presence == Presence::Present && !std::mem::replace(&mut seat.is_removing, true) {
+            let Some(token) = self.tokens.get_mut(&**key) else { continue };
+            if token.presence == Presence::Present && !std::mem::replace(&mut token.is_removing, true) {
                 self.removals.push_back(key.clone());
             }
-        }
-    }
-
-    /// Whether our homeserver is in the room: on that depends what its other answers are worth.
-    fn own_server_is(&mut self, is_in: bool, query: &MembershipQuery, asked: Time, now: Time, out: &mut Vec<Action>) {
-        let is_hidden = self
-            .rooms
-            .get_mut(&query.room_id)
-            .is_some_and(|room| std::mem::take(&mut room.is_hidden));
-        for user_key in self.users_of(&query.room_id) {
-            let no = self.users.get_mut(&user_key).and_then(|user| user.no.take());
-            match (self.shares.origin(&user_key.1), is_in) {
-                (Origin::Local, false) => self.hear(&user_key, false, asked, out),
-                (Origin::Remote, true) => {
-                    if let Some(no) = no.filter(|no| self.is_fresh(*no, now)) {
-                        self.hear(&user_key, false, no, out);
-                    }
-                }
-                (Origin::Local, true) | (Origin::Remote, false) => {}
-            }
-        }
-        // The list is not for us to see, although our users are there.
-        if is_hidden && is_in {
-            self.ask_each(query, now.after(NO_LIST_MS));
         }
     }
 
@@ -841,8 +747,8 @@ impl MembershipTracker {
         sweep.rooms.clear();
         let (left_out, queue): (VecDeque<_>, _) = std::mem::take(&mut sweep.queue).into_iter().partition(|query| query.is_sweep);
         sweep.queue = queue;
-        for query in &left_out {
-            self.is_answered(query);
+        for query in left_out {
+            self.open.remove(&(query.room_id, query.scope));
         }
     }
 
@@ -851,18 +757,22 @@ impl MembershipTracker {
     }
 
     fn user_key(&self, key: &ParticipantKey) -> Option<UserKey> {
-        let (seat, call) = (self.seats.get(key)?, self.calls.get(&key.room)?);
-        Some((call.room_id.clone(), seat.user.clone()))
+        let (token, call) = (self.tokens.get(key)?, self.calls.get(&key.room)?);
+        Some((call.room_id.clone(), token.user.clone()))
     }
 
     fn users_of(&self, room_id: &Arc<str>) -> Vec<UserKey> {
         users_of(&self.users, room_id).map(|(user_key, _)| user_key.clone()).collect()
     }
 
+    fn is_present(&self, user: &User) -> bool {
+        let mut tokens = user.keys.iter().filter_map(|key| self.tokens.get(&**key));
+        tokens.any(|token| token.presence == Presence::Present)
+    }
+
     /// The users of a Matrix room who are in the call.
     fn present_in(&self, room_id: &Arc<str>) -> Vec<Arc<str>> {
-        let is_present = |key: &Arc<ParticipantKey>| self.seats.get(&**key).is_some_and(|seat| seat.presence == Presence::Present);
-        let users = users_of(&self.users, room_id).filter(|(_, user)| user.keys.iter().any(is_present));
+        let users = users_of(&self.users, room_id).filter(|(_, user)| self.is_present(user));
         users.map(|((_, user_id), _)| user_id.clone()).collect()
     }
 
@@ -881,51 +791,27 @@ impl MembershipTracker {
 
     /// The user is to be asked about then.
     fn ask_at(&mut self, user_key: &UserKey, at: Time) {
-        let (Some(user), Some(room)) = (self.users.get_mut(user_key), self.rooms.get_mut(&user_key.0)) else {
+        let Some(user) = self.users.get_mut(user_key) else { return };
+        if user.due.is_some_and(|due| due <= at) {
             return;
-        };
-        user.is_due = true;
-        if room.due.is_none_or(|due| at < due) {
-            if let Some(due) = room.due.replace(at) {
-                self.due.remove(&(due, user_key.0.clone()));
-            }
-            self.due.insert((at, user_key.0.clone()));
         }
+        if let Some(due) = user.due.replace(at) {
+            self.due.remove(&(due, user_key.clone()));
+        }
+        self.due.insert((at, user_key.clone()));
     }
 
     /// The question waits for a place, unless it is being asked already.
     fn enqueue(&mut self, query: MembershipQuery) {
-        let Some(room) = self.rooms.get_mut(&query.room_id) else { return };
-        let asked = match &query.scope {
-            QueryScope::Members => &mut room.asks_members,
-            QueryScope::OwnServer => &mut room.asks_own_server,
-            QueryScope::User(user) => match self.users.get_mut(&(query.room_id.clone(), user.clone())) {
-                Some(user) => &mut user.is_asked,
-                None => return,
-            },
-        };
-        if std::mem::replace(asked, true) {
+        if !self.open.insert((query.room_id.clone(), query.scope.clone())) {
             return;
         }
         let queue = &mut self.sweep(query.origin).queue;
         // What a sweep asks can wait.
         if query.is_sweep {
-            queue.push_back(query)
+            queue.push_back(query);
         } else {
-            queue.push_front(query)
-        }
-    }
-
-    fn is_answered(&mut self, query: &MembershipQuery) {
-        let Some(room) = self.rooms.get_mut(&query.room_id) else { return };
-        match &query.scope {
-            QueryScope::Members => room.asks_members = false,
-            QueryScope::OwnServer => room.asks_own_server = false,
-            QueryScope::User(user) => {
-                if let Some(user) = self.users.get_mut(&(query.room_id.clone(), user.clone())) {
-                    user.is_asked = false;
-                }
-            }
+            queue.push_front(query);
         }
     }
 
@@ -944,8 +830,8 @@ impl MembershipTracker {
 
     /// The list of members does not help, and will not until then.
     fn ask_each(&mut self, query: &MembershipQuery, no_list_until: Time) {
-        if let Some(room) = self.rooms.get_mut(&query.room_id) {
-            room.no_list_until = Some(no_list_until);
+        if let Some(until) = self.rooms.get_mut(&query.room_id) {
+            *until = Some(no_list_until);
         }
         let users = self.present_in(&query.room_id);
         self.ask_by_name(&query.room_id, users, query.is_sweep);
@@ -953,10 +839,10 @@ impl MembershipTracker {
 
     /// Asks about `users`, by one list where that is possible. In a sweep of one origin, about the users of that only.
     fn ask_about(&mut self, room_id: &Arc<str>, mut users: Vec<Arc<str>>, swept: Option<Origin>, now: Time) {
-        let Some(room) = self.rooms.get(room_id) else { return };
-        let is_bulk = users.len() > BULK_QUERY_ABOVE && room.has_list(now);
+        let has_list = self.rooms.get(room_id).is_some_and(|until| until.is_none_or(|until| until <= now));
         // A list that was asked for before somebody came says nothing about them.
-        if is_bulk && (swept.is_some() || !room.asks_members) {
+        let is_asked = swept.is_none() && self.open.contains(&(room_id.clone(), QueryScope::Members));
+        if users.len() > BULK_QUERY_ABOVE && has_list && !is_asked {
             let has_local = users.iter().any(|user| self.shares.origin(user) == Origin::Local);
             let origin = if has_local { Origin::Local } else { Origin::Remote };
             // The list is for all: the sweep about local users asks for it where there are any.
@@ -979,29 +865,24 @@ impl MembershipTracker {
     /// Does whatever is possible now.
     fn step(&mut self, now: Time, mut out: Vec<Action>) -> Vec<Action> {
         self.call_sfu(now, &mut out);
-        while let Some((_, room_id)) = self.due.first().filter(|(at, _)| *at <= now).cloned() {
-            self.room_is_due(&room_id, now);
+        let mut due = BTreeMap::<_, Vec<_>>::new();
+        while let Some((_, user_key)) = self.due.first().filter(|(at, _)| *at <= now).cloned() {
+            self.due.pop_first();
+            if let Some(user) = self.users.get_mut(&user_key) {
+                user.due = None;
+            }
+            if self.users.get(&user_key).is_some_and(|user| self.is_present(user)) {
+                due.entry(user_key.0).or_default().push(user_key.1);
+            }
+        }
+        for (room_id, users) in due {
+            self.ask_about(&room_id, users, None, now);
         }
         for origin in Origin::BOTH {
             self.ask_next(origin, now, &mut out);
         }
         self.call_sfu(now, &mut out);
         out
-    }
-
-    fn room_is_due(&mut self, room_id: &Arc<str>, now: Time) {
-        let Some(room) = self.rooms.get_mut(room_id) else { return };
-        if let Some(due) = room.due.take() {
-            self.due.remove(&(due, room_id.clone()));
-        }
-        let mut users = self.present_in(room_id);
-        users.retain(|user| self.users.get(&(room_id.clone(), user.clone())).is_some_and(|user| user.is_due));
-        for user_key in self.users_of(room_id) {
-            if let Some(user) = self.users.get_mut(&user_key) {
-                user.is_due = false;
-            }
-        }
-        self.ask_about(room_id, users, None, now);
     }
 
     /// Fills the free places of a sweep.
@@ -1018,17 +899,19 @@ impl MembershipTracker {
                 }
                 self.begin_sweep(origin, now);
             } else if let Some(room_id) = sweep.rooms.pop() {
-                self.visit(&room_id, origin, now, out);
+                if origin == Origin::Local {
+                    self.look_after(&room_id, now, out);
+                }
+                let users = self.present_in(&room_id);
+                self.ask_about(&room_id, users, Some(origin), now);
                 rooms_left -= 1;
                 if rooms_left == 0 {
                     return;
                 }
             } else {
                 sweep.is_running = false;
-                let next = sweep
-                    .at
-                    .map(|began| began.after(self.config.interval_ms).max(now.after(MIN_SWEEP_GAP_MS)));
-                self.sweep(origin).at = next.filter(|_| !self.is_empty());
+                let next = sweep.at.map(|began| began.after(self.interval_ms).max(now.after(MIN_SWEEP_GAP_MS)));
+                self.sweep(origin).at = next.filter(|_| !self.tokens.is_empty());
                 return;
             }
         }
@@ -1047,34 +930,26 @@ impl MembershipTracker {
         (sweep.at, sweep.is_running, sweep.rooms) = (Some(now), true, rooms);
     }
 
-    fn visit(&mut self, room_id: &Arc<str>, origin: Origin, now: Time, out: &mut Vec<Action>) {
-        if origin == Origin::Local {
-            self.look_after(room_id, now, out);
-        }
-        let users = self.present_in(room_id);
-        self.ask_about(room_id, users, Some(origin), now);
-    }
-
     /// Has the LiveKit rooms of a Matrix room listed where that is necessary, and forgets what nobody will ever tell anything about.
     fn look_after(&mut self, room_id: &Arc<str>, now: Time, out: &mut Vec<Action>) {
         let mut unclear = Vec::new();
         for (_, user) in users_of(&self.users, room_id) {
             for key in &user.keys {
-                let (Some(seat), Some(call)) = (self.seats.get(&**key), self.calls.get_mut(&key.room)) else {
+                let (Some(token), Some(call)) = (self.tokens.get(&**key), self.calls.get_mut(&key.room)) else {
                     continue;
                 };
-                let end_of_use = seat.end_of_use();
+                let end_of_use = token.end_of_use();
                 let is_over = end_of_use <= now;
-                if is_over && !seat.is_removing && now.since(end_of_use.max(self.began)) >= UNCLEAR_MS {
+                if is_over && !token.is_removing && now.since(end_of_use.max(self.began)) >= UNCLEAR_MS {
                     unclear.push(key.clone());
                     continue;
                 }
-                let is_away = seat.presence != Presence::Present;
+                let is_away = token.presence != Presence::Present;
                 let could_come_back = is_away && !is_over && matches!(user.membership, Membership::Left(_));
                 let gap = if call.is_unsure || !call.has_webhooks || could_come_back {
-                    self.config.interval_ms / 2
+                    self.interval_ms / 2
                 } else if is_away || is_over {
-                    LIST_AGAIN_MS.max(self.config.interval_ms / 2)
+                    LIST_AGAIN_MS.max(self.interval_ms / 2)
                 } else {
                     continue;
                 };
@@ -1118,8 +993,8 @@ impl MembershipTracker {
         if left.is_some_and(|asked| self.is_fresh(asked, now)) {
             return true;
         }
-        if let Some(seat) = self.seats.get_mut(key) {
-            seat.is_removing = false;
+        if let Some(token) = self.tokens.get_mut(key) {
+            token.is_removing = false;
         }
         if left.is_some() {
             self.ask_at(&user_key, now);
@@ -1128,19 +1003,15 @@ impl MembershipTracker {
     }
 }
 
-impl MembershipQuery {
-    /// Another question about the same room, in the same place.
-    fn with(&self, scope: QueryScope) -> Self {
-        Self { scope, ..self.clone() }
-    }
-}
-
-fn seats_of<'a>(seats: &'a BTreeMap<Arc<ParticipantKey>, Seat>, room: &Name) -> impl Iterator<Item = (&'a Arc<ParticipantKey>, &'a Seat)> {
+fn tokens_of<'a>(
+    tokens: &'a BTreeMap<Arc<ParticipantKey>, Token>,
+    room: &Name,
+) -> impl Iterator<Item = (&'a Arc<ParticipantKey>, &'a Token)> {
     let first = ParticipantKey {
         room: room.clone(),
         identity: Name::FIRST,
     };
-    let from = seats.range::<ParticipantKey, _>(&first..);
+    let from = tokens.range::<ParticipantKey, _>(&first..);
     from.take_while(move |(key, _)| key.room == first.room)
 }
 

@@ -1,9 +1,9 @@
 //! How many tokens are watched, and who may have how many of them (decision A8). Pure.
 //!
 //! ```text
-//!  local users     half of all places; 500 each
+//!  local users     half of all places
 //!  remote users    the other half; a homeserver has 10,000 of them at most and never more than a quarter, 2,000 in one Matrix room
-//!  every user      20 tokens on which nobody was seen yet
+//!  every user      500, and 20 on which nobody was seen yet
 //! ```
 //!
 //! A homeserver is known by its name here: a token says nothing about the address that was dialled for it (H7a).
@@ -11,11 +11,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Tokens of the users of one remote homeserver.
 const MAX_PER_HOMESERVER: u32 = 10_000;
-/// Tokens of the users of one remote homeserver for one Matrix room.
 const MAX_PER_ROOM_AND_HOMESERVER: u32 = 2_000;
-/// Tokens of one user: what many devices need within an hour.
 const MAX_PER_USER: u32 = 500;
 /// Tokens of one user on which nobody was seen on the SFU.
 pub const MAX_UNSEEN_PER_USER: u32 = 20;
@@ -37,19 +34,19 @@ impl Origin {
 /// Why a token cannot be watched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CapacityError {
-    /// Local or remote users have all the places they may have together.
-    #[error("all of these users together hold too many tokens")]
+    /// Too many tokens of local users, or of remote ones.
+    #[error("there are too many tokens in all")]
     Total,
-    /// The users of one homeserver hold too many.
+    /// Too many tokens of the users of one homeserver.
     #[error("the users of this homeserver hold too many tokens")]
     Homeserver,
-    /// The users of one homeserver hold too many for one Matrix room.
+    /// Too many tokens of the users of one homeserver for one Matrix room.
     #[error("the users of this homeserver hold too many tokens for this Matrix room")]
     Room,
-    /// The user holds too many.
+    /// Too many tokens of one user.
     #[error("this user holds too many tokens")]
     User,
-    /// The user holds too many on which nobody was seen on the SFU.
+    /// Too many tokens of one user on which nobody was seen on the SFU.
     #[error("this user holds too many tokens that were never used")]
     Unseen,
     /// The names are longer than Matrix allows.
@@ -61,17 +58,23 @@ pub enum CapacityError {
 #[derive(Debug)]
 pub(super) struct Shares {
     own: Box<str>,
-    /// Places for local and for remote users.
-    max: [usize; 2],
-    taken: [usize; 2],
-    users: BTreeMap<Arc<str>, UserShare>,
-    homeservers: BTreeMap<Arc<str>, u32>,
-    rooms: BTreeMap<(Arc<str>, Arc<str>), u32>,
+    /// Places for local users, and as many for remote ones.
+    half: u32,
+    taken: BTreeMap<Share, Taken>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct UserShare {
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Share {
+    Total(Origin),
+    Homeserver(Arc<str>),
+    Room(Arc<str>, Arc<str>),
+    User(Arc<str>),
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Taken {
     tokens: u32,
+    /// Counted for users only.
     unseen: u32,
 }
 
@@ -80,11 +83,8 @@ impl Shares {
     pub(super) fn new(own: Box<str>, max: usize) -> Self {
         Self {
             own,
-            max: [max - max / 2, max / 2],
-            taken: [0, 0],
-            users: BTreeMap::new(),
-            homeservers: BTreeMap::new(),
-            rooms: BTreeMap::new(),
+            half: u32::try_from(max / 2).unwrap_or(u32::MAX),
+            taken: BTreeMap::new(),
         }
     }
 
@@ -96,88 +96,74 @@ impl Shares {
         }
     }
 
-    pub(super) const fn len(&self) -> usize {
-        self.taken[0] + self.taken[1]
+    /// The shares that a token takes a place in, with how many each has.
+    fn of(&self, room_id: &Arc<str>, user_id: &Arc<str>) -> Vec<(Share, u32, CapacityError)> {
+        let origin = self.origin(user_id);
+        let mut shares = vec![
+            (Share::Total(origin), self.half, CapacityError::Total),
+            (Share::User(user_id.clone()), MAX_PER_USER, CapacityError::User),
+        ];
+        if origin == Origin::Remote {
+            let server: Arc<str> = server(user_id).into();
+            let max = MAX_PER_HOMESERVER.min(self.half / 4).max(1);
+            shares.push((Share::Homeserver(server.clone()), max, CapacityError::Homeserver));
+            shares.push((
+                Share::Room(room_id.clone(), server),
+                MAX_PER_ROOM_AND_HOMESERVER,
+                CapacityError::Room,
+            ));
+        }
+        shares
     }
 
-    /// Whether there is a place for one more token. One that was `restored` had its place before.
-    pub(super) fn admit(&self, room_id: &str, user_id: &str, restored: bool) -> Result<(), CapacityError> {
-        let origin = self.origin(user_id);
-        if self.taken[origin as usize] >= self.max[origin as usize] {
-            return Err(CapacityError::Total);
+    /// Takes a place for a token on which nobody was seen yet, if there is one. One that was `restored` had its place before.
+    pub(super) fn take(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, restored: bool) -> Result<(), CapacityError> {
+        let shares = self.of(room_id, user_id);
+        let taken = |share: &Share| self.taken.get(share).copied().unwrap_or_default();
+        if let Some((_, _, error)) = shares.iter().find(|(share, max, _)| taken(share).tokens >= *max) {
+            return Err(*error);
         }
-        let user = self.users.get(user_id).copied().unwrap_or_default();
-        if user.tokens >= MAX_PER_USER {
-            return Err(CapacityError::User);
-        }
-        if !restored && user.unseen >= MAX_UNSEEN_PER_USER {
+        if !restored && taken(&Share::User(user_id.clone())).unseen >= MAX_UNSEEN_PER_USER {
             return Err(CapacityError::Unseen);
         }
-        if origin == Origin::Local {
-            return Ok(());
+        for (share, ..) in shares {
+            self.taken.entry(share).or_default().tokens += 1;
         }
-        let Some((homeserver, tokens)) = self.homeservers.get_key_value(server(user_id)) else {
-            return Ok(());
-        };
-        if *tokens >= self.max_per_homeserver() {
-            return Err(CapacityError::Homeserver);
-        }
-        let here = self.rooms.get(&(room_id.into(), homeserver.clone()));
-        if here.is_some_and(|tokens| *tokens >= MAX_PER_ROOM_AND_HOMESERVER) {
-            return Err(CapacityError::Room);
-        }
+        self.taken.entry(Share::User(user_id.clone())).or_default().unseen += 1;
         Ok(())
     }
 
-    fn max_per_homeserver(&self) -> u32 {
-        let quarter = self.max[Origin::Remote as usize] / 4;
-        u32::try_from(quarter).unwrap_or(u32::MAX).clamp(1, MAX_PER_HOMESERVER)
-    }
-
-    /// Takes a place for a token on which nobody was seen, and gives the user's name as it is kept.
-    pub(super) fn take(&mut self, room_id: &Arc<str>, user_id: &str) -> Arc<str> {
-        let origin = self.origin(user_id);
-        self.taken[origin as usize] += 1;
-        if origin == Origin::Remote {
-            let homeserver = interned(&self.homeservers, server(user_id));
-            *self.rooms.entry((room_id.clone(), homeserver.clone())).or_insert(0) += 1;
-            *self.homeservers.entry(homeserver).or_insert(0) += 1;
-        }
-        let user = interned(&self.users, user_id);
-        let share = self.users.entry(user.clone()).or_default();
-        share.tokens += 1;
-        share.unseen += 1;
-        user
-    }
-
     /// Somebody was seen on a token of `user_id` for the first time.
-    pub(super) fn seen(&mut self, user_id: &str) {
-        if let Some(share) = self.users.get_mut(user_id) {
-            share.unseen -= 1;
+    pub(super) fn seen(&mut self, user_id: &Arc<str>) {
+        if let Some(taken) = self.taken.get_mut(&Share::User(user_id.clone())) {
+            taken.unseen -= 1;
         }
     }
 
     /// Gives a token's place back.
-    pub(super) fn give_back(&mut self, room_id: &Arc<str>, user_id: &str, was_seen: bool) {
-        let origin = self.origin(user_id);
-        self.taken[origin as usize] -= 1;
-        if let Some(share) = self.users.get_mut(user_id) {
-            share.tokens -= 1;
-            share.unseen -= u32::from(!was_seen);
-            if share.tokens == 0 {
-                self.users.remove(user_id);
-            }
+    pub(super) fn give_back(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, was_seen: bool) {
+        if !was_seen {
+            self.seen(user_id);
         }
-        if origin == Origin::Remote {
-            let homeserver = interned(&self.homeservers, server(user_id));
-            count_down(&mut self.rooms, &(room_id.clone(), homeserver.clone()));
-            count_down(&mut self.homeservers, &homeserver);
+        for (share, ..) in self.of(room_id, user_id) {
+            if let Some(taken) = self.taken.get_mut(&share) {
+                taken.tokens -= 1;
+                if taken.tokens == 0 {
+                    self.taken.remove(&share);
+                }
+            }
         }
     }
 
     #[cfg(test)]
+    pub(super) fn len(&self) -> u32 {
+        let taken = |origin| self.taken.get(&Share::Total(origin)).map_or(0, |taken| taken.tokens);
+        Origin::BOTH.into_iter().map(taken).sum()
+    }
+
+    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.len() == 0 && self.users.is_empty() && self.homeservers.is_empty() && self.rooms.is_empty()
+        self.taken.is_empty()
     }
 }
 
@@ -185,84 +171,5 @@ fn server(user_id: &str) -> &str {
     user_id.split_once(':').map_or("", |(_, server)| server)
 }
 
-/// The key as the map has it, so that a name is kept once.
-pub(super) fn interned<V>(map: &BTreeMap<Arc<str>, V>, name: &str) -> Arc<str> {
-    map.get_key_value(name).map_or_else(|| name.into(), |(name, _)| name.clone())
-}
-
-fn count_down<K: Ord>(map: &mut BTreeMap<K, u32>, key: &K) {
-    if let Some(count) = map.get_mut(key) {
-        *count -= 1;
-        if *count == 0 {
-            map.remove(key);
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn fill(shares: &mut Shares, room_id: &str, user_id: &str, tokens: u32, seen: bool) {
-        for _ in 0..tokens {
-            assert_eq!(shares.admit(room_id, user_id, false), Ok(()), "{room_id} {user_id}");
-            shares.take(&room_id.into(), user_id);
-            if seen {
-                shares.seen(user_id);
-            }
-        }
-    }
-
-    #[test]
-    fn a_full_share_refuses_its_own_newcomers_only() {
-        let mut shares = Shares::new("own.example".into(), 200_000);
-        // 20 unused ones of a user; a used one makes room for another.
-        fill(&mut shares, "!r", "@a:evil.example", MAX_UNSEEN_PER_USER, false);
-        assert_eq!(shares.admit("!r", "@a:evil.example", false), Err(CapacityError::Unseen));
-        assert_eq!(shares.admit("!r", "@a:evil.example", true), Ok(()), "restored");
-        shares.seen("@a:evil.example");
-        assert_eq!(shares.admit("!r", "@a:evil.example", false), Ok(()));
-        // 2,000 of a homeserver in a room, 10,000 of it in all.
-        for n in 1..100 {
-            fill(&mut shares, "!r", &format!("@u{n}:evil.example"), 20, false);
-        }
-        assert_eq!(shares.admit("!r", "@x:evil.example", false), Err(CapacityError::Room));
-        for n in 0..400 {
-            fill(&mut shares, &format!("!r{}", n / 100), &format!("@v{n}:evil.example"), 20, false);
-        }
-        assert_eq!(shares.admit("!new", "@x:evil.example", false), Err(CapacityError::Homeserver));
-        // Nobody else notices.
-        assert_eq!(shares.admit("!r", "@x:good.example", false), Ok(()));
-        assert_eq!(shares.admit("!r", "@x:own.example", false), Ok(()));
-        fill(&mut shares, "!r", "@x:own.example", MAX_PER_USER, true);
-        assert_eq!(shares.admit("!r", "@x:own.example", false), Err(CapacityError::User));
-    }
-
-    #[test]
-    fn remote_users_leave_half_to_our_own_and_three_quarters_to_each_other() {
-        let mut shares = Shares::new("own.example".into(), 800);
-        for server in 0..4 {
-            for user in 0..5 {
-                fill(&mut shares, "!r", &format!("@u{user}:s{server}.example"), 20, false);
-            }
-            let full = if server == 3 {
-                CapacityError::Total
-            } else {
-                CapacityError::Homeserver
-            };
-            assert_eq!(shares.admit("!r", &format!("@x:s{server}.example"), false), Err(full));
-        }
-        for user in 0..20 {
-            fill(&mut shares, "!r", &format!("@u{user}:own.example"), 20, false);
-        }
-        assert_eq!(shares.admit("!r", "@x:own.example", false), Err(CapacityError::Total));
-        let room: Arc<str> = "!r".into();
-        for user in 0..20 {
-            for _ in 0..20 {
-                shares.give_back(&room, &format!("@u{user}:own.example"), false);
-                shares.give_back(&room, &format!("@u{}:s{}.example", user % 5, user / 5), false);
-            }
-        }
-        assert!(shares.is_empty());
-    }
-}
+mod tests;

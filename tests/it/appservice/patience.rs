@@ -250,7 +250,8 @@ fn what_stays_away_is_given_up_after_ten_seconds() {
 /// The homeserver has tried three times before it says so (decision A9).
 #[test]
 fn a_homeserver_behind_ours_that_is_down_is_asked_twice() {
-    let faults: [(&str, fn(&Stage), u16); 4] = [
+    type Fault = (&'static str, fn(&Stage), usize);
+    let faults: [Fault; 4] = [
         (
             "its service is out of order",
             |stage| stage.own.peer(OTHER, |_| (500, json!({"errcode": "M_UNKNOWN"}))),
@@ -263,7 +264,7 @@ fn a_homeserver_behind_ours_that_is_down_is_asked_twice() {
             |stage| {
                 stage
                     .own
-                    .peer(OTHER, |_| (503, json!({"errcode": "M_UNKNOWN", "retry_after_ms": 1500})))
+                    .peer(OTHER, |_| (503, json!({"errcode": "M_UNKNOWN", "retry_after_ms": 1500})));
             },
             2,
         ),
@@ -272,7 +273,7 @@ fn a_homeserver_behind_ours_that_is_down_is_asked_twice() {
             |stage| {
                 stage
                     .own
-                    .peer(OTHER, |_| (503, json!({"errcode": "M_UNKNOWN", "retry_after_ms": 60_000})))
+                    .peer(OTHER, |_| (503, json!({"errcode": "M_UNKNOWN", "retry_after_ms": 60_000})));
             },
             1,
         ),
@@ -283,7 +284,7 @@ fn a_homeserver_behind_ours_that_is_down_is_asked_twice() {
         let answer = stage.call(&stage.client_of_other());
         answer.assert_errcode(502, "M_UNKNOWN");
         assert!(answer.took < Duration::from_secs(5), "{what}: {:?}", answer.took);
-        assert_eq!(stage.own.relayed().len(), usize::from(relays), "{what}");
+        assert_eq!(stage.own.relayed().len(), relays, "{what}");
         assert!(
             relays == 1 || what != "a short wait" || answer.took > Duration::from_millis(1_400),
             "{what}: {:?}",
@@ -324,7 +325,7 @@ fn a_rate_limit_is_answered_with_its_wait() {
             |stage| {
                 stage
                     .own
-                    .peer(OTHER, |_| (429, json!({"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 29_500})))
+                    .peer(OTHER, |_| (429, json!({"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 29_500})));
             },
             |stage| stage.client_of_other(),
         ),
