@@ -30,6 +30,9 @@ use crate::sfu::webhook::Webhook;
 use crate::store::token;
 use driver::Driver;
 
+/// Told of a LiveKit room and an identity in it.
+pub type EndDelegatedLeave = Box<dyn Fn(&str, &str) + Send + Sync>;
+
 /// What kick on leave works with.
 pub struct Settings {
     /// Our homeserver, which knows who is joined.
@@ -42,8 +45,8 @@ pub struct Settings {
     pub interval: Duration,
     /// Tokens that are watched at most.
     pub max_tokens: usize,
-    /// Told of a LiveKit room and an identity in it whose user left the Matrix room: there is no leave to send for them (decision L6).
-    pub end_delegated_leave: Box<dyn Fn(&str, &str) + Send + Sync>,
+    /// Told of who left the Matrix room: there is no leave to send for them (decision L6).
+    pub end_delegated_leave: EndDelegatedLeave,
 }
 
 /// The handle to all tokens that are watched.

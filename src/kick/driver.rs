@@ -9,7 +9,7 @@ use livekit_protocol::participant_info::State as ParticipantState;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::Settings;
+use super::{EndDelegatedLeave, Settings};
 use super::membership::{
     Action, IssuedToken, MembershipAnswer, MembershipQuery, MembershipTracker, ParticipantKey, QueryScope, RemovalOutcome, StoredState,
 };
@@ -39,7 +39,7 @@ pub(super) struct Driver {
     own: Arc<OwnHomeserver>,
     sfu: Arc<Sfu>,
     store: token::Queue,
-    end_delegated_leave: Box<dyn Fn(&str, &str) + Send + Sync>,
+    end_delegated_leave: EndDelegatedLeave,
     /// The timer sleeps for another moment now.
     rearm: Notify,
     unclear: LogThrottle,
