@@ -12,7 +12,10 @@ fn read_ok(field: &str, value: &str) -> (JobRecord<'static>, Origin) {
 /// Reads and writes again.
 fn rewritten(field: &str, value: &str) -> (String, String) {
     let (job, origin) = read_ok(field, value);
-    (origin.field.as_deref().map_or_else(|| job.field(), str::to_owned), job.value_with(&origin))
+    (
+        origin.field.as_deref().map_or_else(|| job.field(), str::to_owned),
+        job.value_with(&origin),
+    )
 }
 
 #[test]
@@ -21,7 +24,14 @@ fn a_record_of_the_go_service_survives_to_the_byte() {
     assert_eq!((&*job.delay_id, &*job.homeserver, job.delay_ms), ("syd_1", "example.com", 8000));
     assert_eq!(job.restarted_at_ms, 1_784_798_931_123);
     assert_eq!(job.expires_at_ms(), 1_784_798_939_123);
-    let ours = (&*job.user, job.delegated_at_ms, job.as_user, &job.sid, job.joined_at_ms, &job.replaces);
+    let ours = (
+        &*job.user,
+        job.delegated_at_ms,
+        job.as_user,
+        &job.sid,
+        job.joined_at_ms,
+        &job.replaces,
+    );
     assert_eq!(ours, ("", None, false, &None, 0, &Vec::new()));
     assert_eq!(job.value_with(&origin), GO);
     assert_eq!(rewritten(GO_FIELD, GO).0, GO_FIELD);
@@ -129,31 +139,34 @@ fn reads_as_leniently_as_go() {
 fn what_is_no_record_is_told_apart() {
     let read = |value: &str| JobRecord::read_with(GO_FIELD.as_bytes(), value.as_bytes()).map(|_| ()).unwrap_err();
     for (value, why) in [
-        ("", Unreadable::NotJson),
-        ("null", Unreadable::NotJson),
-        ("[]", Unreadable::NotJson),
-        ("{} x", Unreadable::NotJson),
-        (r#"{"Params":[]}"#, Unreadable::NotJson),
-        (r#"{"Params":{"DelayId":5}}"#, Unreadable::WrongType),
-        (r#"{"Params":{"DelayTimeout":"8"}}"#, Unreadable::WrongType),
-        (r#"{"Params":{"DelayTimeout":1.5}}"#, Unreadable::WrongType),
-        (r#"{"Params":{"DelayTimeout":9223372036854775808}}"#, Unreadable::WrongType),
-        (r#"{"RestartedAt":5}"#, Unreadable::WrongType),
-        (r#"{"RestartedAt":"2026-07-23t09:28:51z"}"#, Unreadable::NotTime),
-        ("{}", Unreadable::NotEvent),
-        (r#"{"Params":null}"#, Unreadable::NotEvent),
-        (r#"{"Params":{"DelayId":""}}"#, Unreadable::NotEvent),
-        (r#"{"Params":{"DelayId":"."}}"#, Unreadable::NotEvent),
-        (r#"{"Params":{"DelayId":".."}}"#, Unreadable::NotEvent),
+        ("", Unreadable("it is no JSON object")),
+        ("null", Unreadable("it is no JSON object")),
+        ("[]", Unreadable("it is no JSON object")),
+        ("{} x", Unreadable("it is no JSON object")),
+        (r#"{"Params":[]}"#, Unreadable("it is no JSON object")),
+        (r#"{"Params":{"DelayId":5}}"#, Unreadable("a value has the wrong type")),
+        (r#"{"Params":{"DelayTimeout":"8"}}"#, Unreadable("a value has the wrong type")),
+        (r#"{"Params":{"DelayTimeout":1.5}}"#, Unreadable("a value has the wrong type")),
+        (
+            r#"{"Params":{"DelayTimeout":9223372036854775808}}"#,
+            Unreadable("a value has the wrong type"),
+        ),
+        (r#"{"RestartedAt":5}"#, Unreadable("a value has the wrong type")),
+        (r#"{"RestartedAt":"2026-07-23t09:28:51z"}"#, Unreadable("RestartedAt is no time")),
+        ("{}", Unreadable("DelayId is not the id of an event")),
+        (r#"{"Params":null}"#, Unreadable("DelayId is not the id of an event")),
+        (r#"{"Params":{"DelayId":""}}"#, Unreadable("DelayId is not the id of an event")),
+        (r#"{"Params":{"DelayId":"."}}"#, Unreadable("DelayId is not the id of an event")),
+        (r#"{"Params":{"DelayId":".."}}"#, Unreadable("DelayId is not the id of an event")),
     ] {
         assert_eq!(read(value), why, "{value}");
     }
     let nameless = |field: &[u8]| JobRecord::read_with(field, b"{}").map(|_| ()).unwrap_err();
-    assert_eq!(nameless(b"x"), Unreadable::Nameless);
-    assert_eq!(nameless(br#"["","i"]"#), Unreadable::Nameless);
-    assert_eq!(nameless(br#"["a","b","c"]"#), Unreadable::Nameless);
-    assert_eq!(nameless(b"\xff"), Unreadable::NotText);
-    assert_eq!(nameless(&vec![b'x'; MAX_BYTES + 1]), Unreadable::TooLong);
+    assert_eq!(nameless(b"x"), Unreadable("it names no room or no participant"));
+    assert_eq!(nameless(br#"["","i"]"#), Unreadable("it names no room or no participant"));
+    assert_eq!(nameless(br#"["a","b","c"]"#), Unreadable("it names no room or no participant"));
+    assert_eq!(nameless(b"\xff"), Unreadable("it is not UTF-8"));
+    assert_eq!(nameless(&vec![b'x'; MAX_BYTES + 1]), Unreadable("it is too long"));
 }
 
 #[test]
@@ -260,8 +273,14 @@ fn records_of_former_versions_are_read_and_lose_nothing_but_what_was_always_true
         r#""LkJwtServiceWatch":{"user":"@a:x","delegatedAt":7,"createsRoom":true,"asUser":false,"seen":true},"RestartedAt""#,
     );
     let (job, origin) = read_ok(GO_FIELD, &former);
-    assert_eq!((&*job.user, job.delegated_at_ms, job.as_user, job.seen), ("@a:x", Some(7), false, true));
-    assert!(job.value_with(&origin).contains(r#""LkJwtServiceWatch":{"user":"@a:x","delegatedAt":7,"seen":true}"#));
+    assert_eq!(
+        (&*job.user, job.delegated_at_ms, job.as_user, job.seen),
+        ("@a:x", Some(7), false, true)
+    );
+    assert!(
+        job.value_with(&origin)
+            .contains(r#""LkJwtServiceWatch":{"user":"@a:x","delegatedAt":7,"seen":true}"#)
+    );
 }
 
 #[test]
@@ -275,10 +294,15 @@ fn eight_replaced_events_are_written_and_read_the_oldest_goes() {
     let value = job.value();
     assert_eq!(read_ok(GO_FIELD, &value).0.replaces, job.replaces[2..]);
     // What somebody else wrote is not believed to be bounded, nor to name events.
-    let many: Vec<_> = (0..20).map(|n| json!({"delayId": if n % 2 == 0 { ".." } else { "x" }, "until": n, "more": 1})).collect();
+    let many: Vec<_> = (0..20)
+        .map(|n| json!({"delayId": if n % 2 == 0 { ".." } else { "x" }, "until": n, "more": 1}))
+        .collect();
     let ours = format!(r#""LkJwtServiceWatch":{{"replaces":{}}},"RestartedAt""#, json!(many));
     let read = read_ok(GO_FIELD, &GO.replace("\"RestartedAt\"", &ours)).0.replaces;
-    assert_eq!(read.iter().map(|replaced| replaced.until_ms).collect::<Vec<_>>(), [5, 7, 9, 11, 13, 15, 17, 19]);
+    assert_eq!(
+        read.iter().map(|replaced| replaced.until_ms).collect::<Vec<_>>(),
+        [5, 7, 9, 11, 13, 15, 17, 19]
+    );
     // Where the record would be too long to be read, the oldest go.
     let long = "x".repeat(3000);
     job.replaces = (0..8).map(|n| replaced(n, &long)).collect();

@@ -19,7 +19,10 @@ fn store(server: &RedisServer) -> Store {
 /// How often the hash was asked for.
 fn scans(server: &RedisServer) -> usize {
     let statistics = server.ask(&["INFO", "commandstats"]);
-    let calls = statistics.split("cmdstat_hscan:calls=").nth(1).and_then(|rest| rest.split(',').next());
+    let calls = statistics
+        .split("cmdstat_hscan:calls=")
+        .nth(1)
+        .and_then(|rest| rest.split(',').next());
     calls.map_or(0, |calls| calls.parse().expect("a number"))
 }
 
@@ -154,7 +157,9 @@ fn a_hash_of_large_records_is_read_once_and_to_its_end() {
     let Some(server) = RedisServer::start(&["--appendonly", "no"]) else {
         return;
     };
-    let value = job("room", "NAME").value().replacen('{', &format!("{{\"filler\":\"{}\",", "x".repeat(9300)), 1);
+    let value = job("room", "NAME")
+        .value()
+        .replacen('{', &format!("{{\"filler\":\"{}\",", "x".repeat(9300)), 1);
     let field = job("room", "NAME").field();
     let fill = "for n = 1, tonumber(ARGV[3]) do \
                 redis.call('HSET', KEYS[1], (ARGV[1]:gsub('NAME', n)), (ARGV[2]:gsub('NAME', n))) end";

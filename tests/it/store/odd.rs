@@ -64,7 +64,11 @@ fn what_looks_expired_is_handed_over_and_what_is_over_for_a_day_is_removed() {
         assert_eq!(jobs.stop(Instant::now() + SOON).await, 0);
         assert_eq!(server.hget(&records[2].field()), None, "what is over is removed");
         let left = records.len() - 1 + unreadable.len();
-        assert_eq!(server.ask(&["HLEN", "lk-jwt:jobs"]), format!(":{left}\r\n"), "what cannot be read is left");
+        assert_eq!(
+            server.ask(&["HLEN", "lk-jwt:jobs"]),
+            format!(":{left}\r\n"),
+            "what cannot be read is left"
+        );
     });
 }
 
