@@ -205,7 +205,7 @@ impl Store {
         }
     }
 
-    /// Hands over all records in portions, and says how many were left out, since they are too long. When it fails, what was
+    /// Hands over all records, and says how many were left out, since they are too long. When it fails, what was
     /// handed over is a part of them.
     ///
     /// # Errors
@@ -235,8 +235,8 @@ impl Store {
 /// A part of what a reading brings.
 #[derive(Debug)]
 pub enum Part {
-    /// Records.
-    Records(Vec<Entry>),
+    /// A record.
+    Record(Entry),
     /// That were all.
     End {
         /// Those that were too long to be handed over.
@@ -253,30 +253,4 @@ pub struct Refused {
     pub places: Vec<usize>,
     /// Why the first of them was refused.
     pub error: StoreError,
-}
-
-/// Collects records until there are enough to be handed over.
-#[derive(Default)]
-struct Portion {
-    entries: Vec<Entry>,
-    bytes: usize,
-}
-
-impl Portion {
-    const ENTRIES: usize = 256;
-    const BYTES: usize = 256 * 1024;
-
-    fn push(&mut self, entry: Entry) {
-        self.bytes += entry.field.len() + entry.value.len();
-        self.entries.push(entry);
-    }
-
-    fn is_full(&self) -> bool {
-        self.entries.len() >= Self::ENTRIES || self.bytes >= Self::BYTES
-    }
-
-    fn take(&mut self) -> Part {
-        self.bytes = 0;
-        Part::Records(std::mem::take(&mut self.entries))
-    }
 }

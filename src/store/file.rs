@@ -13,7 +13,7 @@ use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDe
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::{Change, Entry, Part, Portion, StoreError, Table};
+use super::{Change, Entry, Part, StoreError, Table};
 use crate::clock::unix_seconds;
 use crate::store::record::MAX_BYTES;
 
@@ -173,22 +173,21 @@ impl Opened {
     fn load(&self, table: Definition, parts: &mpsc::Sender<Part>) -> Result<usize, FileError> {
         let database = self.database(&mut self.lock())?;
         let table = database.begin_read().map_err(failure)?.open_table(table).map_err(failure)?;
-        let (mut portion, mut skipped) = (Portion::default(), 0);
+        let mut skipped = 0;
         for entry in table.iter().map_err(failure)? {
             let (field, value) = entry.map_err(failure)?;
             if field.value().len() > MAX_BYTES || value.value().len() > MAX_BYTES {
                 skipped += 1;
                 continue;
             }
-            portion.push(Entry {
+            let entry = Entry {
                 field: field.value().into(),
                 value: value.value().into(),
-            });
-            if portion.is_full() && parts.blocking_send(portion.take()).is_err() {
-                return Ok(skipped);
+            };
+            if parts.blocking_send(Part::Record(entry)).is_err() {
+                break;
             }
         }
-        let _ = parts.blocking_send(portion.take());
         Ok(skipped)
     }
 

@@ -19,9 +19,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::Store;
-use super::queue::{Changes, Entries, Found, Written};
+use super::queue::{Changes, Entries, Written};
 use super::record::{JobRecord, MAX_REPLACED, Origin, field};
+use super::{Part, Store};
 use crate::clock::unix_millis;
 use crate::log_throttle::LogThrottle;
 
@@ -183,8 +183,8 @@ impl StoredJobs {
     pub async fn next(&mut self) -> Option<Stored> {
         loop {
             let entry = match self.entries.found().await? {
-                Found::Entry(entry) => entry,
-                Found::End { again } => {
+                Part::Record(entry) => entry,
+                Part::End { again, .. } => {
                     let seen = std::mem::take(&mut self.seen);
                     return Some(Stored::End(again.then_some(seen)));
                 }

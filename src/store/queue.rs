@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use super::{Change, Entry, MAX_TOKEN_BYTES, Part, Store, StoreError, Table, homeservers};
+use super::{Change, MAX_TOKEN_BYTES, Part, Store, StoreError, Table, homeservers};
 use crate::log_throttle::LogThrottle;
 use crate::store::record::MAX_BYTES;
 
@@ -33,10 +33,8 @@ const MAX_REMOVAL_BYTES: usize = 40 * 1024 * 1024;
 const REMOVAL: usize = 160;
 /// Fields that are remembered as changed until all records are read.
 const MAX_TOUCHED: usize = 1_000_000;
-/// Parts of a reading that wait to be taken.
-const PARTS: usize = 4;
-/// Between two warnings about the same trouble.
-const WARN_EVERY: Duration = Duration::from_secs(60);
+/// Records that wait to be taken.
+const PARTS: usize = 64;
 /// Between two tries, at most: what is missing in a store that is back has to be found soon.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// Before a change is tried again that seems to end the connection.
@@ -63,15 +61,8 @@ pub struct Changes(Option<Arc<Shared>>);
 /// What is read from the store. Dropping it ends the reading.
 pub struct Entries {
     parts: mpsc::Receiver<Part>,
-    portion: std::vec::IntoIter<Entry>,
     shared: Option<Arc<Shared>>,
     unreadable: usize,
-}
-
-/// A record, or the end of a reading.
-pub(super) enum Found {
-    Entry(Entry),
-    End { again: bool },
 }
 
 /// A change on its way to the store.
@@ -142,7 +133,6 @@ impl Changes {
         let (sender, parts) = mpsc::channel(PARTS);
         let mut entries = Entries {
             parts,
-            portion: Vec::new().into_iter(),
             shared: None,
             unreadable: 0,
         };
@@ -301,40 +291,37 @@ impl Written {
 impl Entries {
     /// The next record or the end of a reading; `None` when nothing will be read any more. A record may come twice; one whose
     /// field was changed since its reading began does not come.
-    pub(super) async fn found(&mut self) -> Option<Found> {
+    pub(super) async fn found(&mut self) -> Option<Part> {
         loop {
-            if let Some(entry) = self.portion.next() {
-                if !self.is_touched(&entry.field) {
-                    return Some(Found::Entry(entry));
-                }
-                continue;
+            let part = self.parts.recv().await?;
+            match &part {
+                Part::Record(entry) if self.is_touched(&entry.field) || self.has_forgotten() => continue,
+                Part::Record(_) => {}
+                Part::End { skipped, .. } => self.end(*skipped),
             }
-            match self.parts.recv().await? {
-                Part::Records(_) if self.has_forgotten() => {}
-                Part::Records(entries) => self.portion = entries.into_iter(),
-                Part::End { skipped, again } => {
-                    if self.has_forgotten() {
-                        tracing::error!("so much has changed while the store could not be read that its records are left alone");
-                    }
-                    let records = skipped + std::mem::take(&mut self.unreadable);
-                    if records > 0 {
-                        tracing::warn!(
-                            records,
-                            "records in the store cannot be read and are left there; if no other service uses them, remove them"
-                        );
-                    }
-                    if let Some(shared) = &self.shared {
-                        shared.lock().end_reading();
-                    }
-                    return Some(Found::End { again });
-                }
-            }
+            return Some(part);
+        }
+    }
+
+    fn end(&mut self, skipped: usize) {
+        if self.has_forgotten() {
+            tracing::error!("so much has changed while the store could not be read that its records are left alone");
+        }
+        let records = skipped + std::mem::take(&mut self.unreadable);
+        if records > 0 {
+            tracing::warn!(
+                records,
+                "records in the store cannot be read and are left there; if no other service uses them, remove them"
+            );
+        }
+        if let Some(shared) = &self.shared {
+            shared.lock().end_reading();
         }
     }
 
     /// The next record that can be read, until the end of the first reading, which waits for a store that is away.
     pub(super) async fn next<T, E: Display>(&mut self, read: impl Fn(&[u8], &[u8]) -> Result<T, E>) -> Option<T> {
-        while let Found::Entry(entry) = self.found().await? {
+        while let Part::Record(entry) = self.found().await? {
             match read(&entry.field, &entry.value) {
                 Ok(record) => return Some(record),
                 Err(error) => self.leave(error),
@@ -664,48 +651,41 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
 }
 
 /// Failures in a row, and what was said about them.
-#[derive(Default)]
 struct Trouble {
     failures: u32,
-    since: Option<Instant>,
-    warned: Option<Instant>,
-    /// Whether this row was warned about.
+    /// Nobody is warned where there is none.
+    log: Option<LogThrottle>,
     told: bool,
-    /// Nobody is warned.
-    quiet: bool,
 }
 
 impl Trouble {
     fn of(table: Table) -> Self {
         Self {
-            quiet: table.is_optional(),
-            ..Self::default()
+            failures: 0,
+            log: (!table.is_optional()).then(LogThrottle::once_a_minute),
+            told: false,
         }
     }
 
     fn warn(&mut self, error: &StoreError, what: impl Display) {
         self.failures = self.failures.saturating_add(1);
-        self.since.get_or_insert_with(Instant::now);
         let (reason, remedy) = (error.to_string(), error.remedy());
-        if !self.quiet && self.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
-            self.warned = Some(Instant::now());
-            self.told = true;
-            tracing::warn!(reason, remedy, failures = self.failures, "{what}");
-        } else {
-            tracing::debug!(reason, failures = self.failures, "{what}");
+        tracing::debug!(reason, failures = self.failures, "{what}");
+        if let Some(log) = &self.log {
+            log.log(|count| {
+                self.told = true;
+                tracing::warn!(reason, remedy, count, "{what}");
+            });
         }
     }
 
     /// Whether there was any. Trouble that comes and goes is told of no more often than trouble that stays.
     fn over(&mut self, what: impl Display) -> bool {
-        let Some(since) = self.since.take() else { return false };
-        let (after_seconds, failures) = (since.elapsed().as_secs(), std::mem::take(&mut self.failures));
+        let failures = std::mem::take(&mut self.failures);
         if std::mem::take(&mut self.told) {
-            tracing::info!(after_seconds, failures, "{what}");
-        } else {
-            tracing::debug!(after_seconds, failures, "{what}");
+            tracing::info!(failures, "{what}");
         }
-        true
+        failures > 0
     }
 
     /// 0.1 s, doubled up to two seconds.

@@ -27,38 +27,54 @@ const OURS: &str = "LkJwtServiceWatch";
 
 /// A job: what the Go service stores of it, and, from `user` on, what is absent from that service's records. All times are in
 /// milliseconds since 1970.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct JobRecord<'a> {
     /// The room's name on the SFU.
+    #[serde(skip)]
     pub room: Cow<'a, str>,
     /// The participant's identity there.
+    #[serde(skip)]
     pub identity: Cow<'a, str>,
     /// The delayed event.
+    #[serde(skip)]
     pub delay_id: Cow<'a, str>,
     /// The event's delay in milliseconds; what was read may be any number.
+    #[serde(skip)]
     pub delay_ms: i64,
     /// The homeserver.
+    #[serde(skip)]
     pub homeserver: Cow<'a, str>,
     /// When the event last began to run.
+    #[serde(skip)]
     pub restarted_at_ms: i64,
     /// The Matrix user; empty where it is not known.
+    #[serde(skip_serializing_if = "str::is_empty")]
     pub user: Cow<'a, str>,
     /// When the delegation arrived.
+    #[serde(rename = "delegatedAt", skip_serializing_if = "Option::is_none")]
     pub delegated_at_ms: Option<i64>,
     /// Whether calls carry the as_token and the user.
+    #[serde(skip_serializing_if = "is_default")]
     pub as_user: bool,
     /// The participant's sid.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub sid: Option<Cow<'a, str>>,
     /// When that session joined, by the SFU's clock; 0 where it is not known.
+    #[serde(skip_serializing_if = "is_default")]
     pub joined_at_ms: u64,
     /// The room's sid at the last sighting.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub room_sid: Option<Cow<'a, str>>,
     /// The last sighting.
+    #[serde(rename = "lastSighted", skip_serializing_if = "Option::is_none")]
     pub last_sighted_ms: Option<i64>,
     /// Whether the participant was seen.
+    #[serde(skip_serializing_if = "is_default")]
     pub seen: bool,
     /// Events that this delegation replaced and that are still to be cancelled, the oldest first (decision L10). Only the last
     /// [`MAX_REPLACED`] are written.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub replaces: Vec<Replaced<'a>>,
 }
 
@@ -113,26 +129,9 @@ struct Params<'a> {
 }
 
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
 struct Ours<'a> {
-    #[serde(skip_serializing_if = "str::is_empty")]
-    user: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    delegated_at: Option<i64>,
-    #[serde(skip_serializing_if = "is_default")]
-    as_user: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sid: Option<&'a str>,
-    #[serde(skip_serializing_if = "is_default")]
-    joined_at_ms: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    room_sid: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_sighted: Option<i64>,
-    #[serde(skip_serializing_if = "is_default")]
-    seen: bool,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    replaces: &'a [Replaced<'a>],
+    #[serde(flatten)]
+    job: &'a JobRecord<'a>,
     #[serde(flatten, serialize_with = "members")]
     unknown: &'a Unknown,
 }
@@ -142,28 +141,13 @@ type Unknown = Vec<(Box<str>, Box<RawValue>)>;
 
 /// Why a record cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unreadable {
-    /// Longer than [`MAX_BYTES`].
-    #[error("it is too long")]
-    TooLong,
-    /// Not UTF-8.
-    #[error("it is not UTF-8")]
-    NotText,
-    /// Not a JSON object.
-    #[error("it is no JSON object")]
-    NotJson,
-    /// A known key holds another type than it should.
-    #[error("a value has the wrong type")]
-    WrongType,
-    /// The time is none.
-    #[error("RestartedAt is no time")]
-    NotTime,
-    /// Neither the field nor the value names a room and a participant.
-    #[error("it names no room or no participant")]
-    Nameless,
-    /// The delayed event's id is missing, or cannot be a segment of a path (decision L7).
-    #[error("DelayId is not the id of an event")]
-    NotEvent,
+#[error("{0}")]
+pub struct Unreadable(pub(super) &'static str);
+
+impl Unreadable {
+    const WRONG_TYPE: Self = Self("a value has the wrong type");
+    const NOT_JSON: Self = Self("it is no JSON object");
+    const NAMELESS: Self = Self("it names no room or no participant");
 }
 
 /// The field of a job.
@@ -187,31 +171,23 @@ impl JobRecord<'_> {
 
     /// The value. Where it would be too long to be read again, unknown keys go first, then the oldest replaced events.
     pub(super) fn value_with(&self, origin: &Origin) -> String {
-        let kept = self.replaces.len().saturating_sub(MAX_REPLACED);
-        let mut replaces = self.replaces.get(kept..).unwrap_or_default();
-        let value = self.write(origin, replaces);
-        if value.len() <= MAX_BYTES {
-            return value;
-        }
-        let mut value = self.write(&Origin::default(), replaces);
-        while value.len() > MAX_BYTES && !replaces.is_empty() {
-            replaces = &replaces[1..];
-            value = self.write(&Origin::default(), replaces);
+        let mut job = self.clone();
+        job.replaces.drain(..self.replaces.len().saturating_sub(MAX_REPLACED));
+        let mut value = job.write(origin);
+        while value.len() > MAX_BYTES {
+            let written = job.write(&Origin::default());
+            if written.len() <= MAX_BYTES || job.replaces.is_empty() {
+                return written;
+            }
+            value = written;
+            job.replaces.remove(0);
         }
         value
     }
 
-    fn write(&self, origin: &Origin, replaces: &[Replaced<'_>]) -> String {
+    fn write(&self, origin: &Origin) -> String {
         let ours = go_json(&Ours {
-            user: &self.user,
-            delegated_at: self.delegated_at_ms,
-            as_user: self.as_user,
-            sid: self.sid.as_deref(),
-            joined_at_ms: self.joined_at_ms,
-            room_sid: self.room_sid.as_deref(),
-            last_sighted: self.last_sighted_ms,
-            seen: self.seen,
-            replaces,
+            job: self,
             unknown: &origin.unknown_ours,
         });
         let exact_delay = origin.delay_ns.filter(|ns| ns.div_euclid(1_000_000) == self.delay_ms);
@@ -256,9 +232,9 @@ impl JobRecord<'static> {
     /// The same, with its origin, which is empty where the record is written as [`Self::value`] writes it.
     pub(super) fn read_with(field: &[u8], value: &[u8]) -> Result<(Self, Origin), Unreadable> {
         if field.len() > MAX_BYTES || value.len() > MAX_BYTES {
-            return Err(Unreadable::TooLong);
+            return Err(Unreadable("it is too long"));
         }
-        let text = |bytes| std::str::from_utf8(bytes).map_err(|_| Unreadable::NotText);
+        let text = |bytes| std::str::from_utf8(bytes).map_err(|_| Unreadable("it is not UTF-8"));
         read(text(field)?, text(value)?)
     }
 }
@@ -301,8 +277,8 @@ fn read(stored_field: &str, value: &str) -> Result<(JobRecord<'static>, Origin),
             if is_null(raw) {
                 continue;
             }
-            let text: String = serde_json::from_str(raw.get()).map_err(|_| Unreadable::WrongType)?;
-            job.restarted_at_ms = time::parse(&text).ok_or(Unreadable::NotTime)?;
+            let text: String = serde_json::from_str(raw.get()).map_err(|_| Unreadable::WRONG_TYPE)?;
+            job.restarted_at_ms = time::parse(&text).ok_or(Unreadable("RestartedAt is no time"))?;
             origin.restarted_at = (time::format(job.restarted_at_ms) != text).then(|| (job.restarted_at_ms, text.into()));
         } else if &*key == OURS {
             // Ours is an extra: what is wrong in it is as good as absent.
@@ -312,14 +288,14 @@ fn read(stored_field: &str, value: &str) -> Result<(JobRecord<'static>, Origin),
         }
     }
     if job.room.is_empty() || job.identity.is_empty() {
-        let (room, identity): (String, String) = serde_json::from_str(stored_field).map_err(|_| Unreadable::Nameless)?;
+        let (room, identity): (String, String) = serde_json::from_str(stored_field).map_err(|_| Unreadable::NAMELESS)?;
         (job.room, job.identity) = (room.into(), identity.into());
     }
     if job.room.is_empty() || job.identity.is_empty() {
-        return Err(Unreadable::Nameless);
+        return Err(Unreadable::NAMELESS);
     }
     if !is_event(&job.delay_id) {
-        return Err(Unreadable::NotEvent);
+        return Err(Unreadable("DelayId is not the id of an event"));
     }
     origin.field = (job.field() != stored_field).then(|| stored_field.into());
     Ok((job, origin))
@@ -334,7 +310,7 @@ fn read_params(job: &mut JobRecord<'_>, origin: &mut Origin, params: Vec<(Box<st
             "livekitidentity" => &mut job.identity,
             "delaytimeout" => {
                 if !is_null(raw) {
-                    let ns = integer(raw).ok_or(Unreadable::WrongType)?;
+                    let ns = integer(raw).ok_or(Unreadable::WRONG_TYPE)?;
                     job.delay_ms = ns.div_euclid(1_000_000);
                     origin.delay_ns = (ns % 1_000_000 != 0).then_some(ns);
                 }
@@ -346,7 +322,7 @@ fn read_params(job: &mut JobRecord<'_>, origin: &mut Origin, params: Vec<(Box<st
             }
         };
         if !is_null(raw) {
-            *text = string(raw).ok_or(Unreadable::WrongType)?;
+            *text = string(raw).ok_or(Unreadable::WRONG_TYPE)?;
         }
     }
     Ok(())
@@ -398,8 +374,8 @@ fn entries(json: &str) -> Result<Vec<(Box<str>, &RawValue)>, Unreadable> {
         }
     }
     let mut json = serde_json::Deserializer::from_str(json);
-    let entries = json.deserialize_map(Members).map_err(|_| Unreadable::NotJson)?;
-    json.end().map_err(|_| Unreadable::NotJson)?;
+    let entries = json.deserialize_map(Members).map_err(|_| Unreadable::NOT_JSON)?;
+    json.end().map_err(|_| Unreadable::NOT_JSON)?;
     Ok(entries)
 }
 

@@ -24,7 +24,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::{Change, Part, Portion, Refused, StoreError, Table};
+use super::{Change, Part, Refused, StoreError, Table};
 use crate::config::{self, RedisAddress, RedisTls};
 use crate::dns::Dns;
 use crate::tls::{Given, Tls};
@@ -257,17 +257,16 @@ impl Redis {
 
 /// Hands over the fields and values of an answer, and says how many were too long for it.
 async fn take(connection: &mut Connection, command: &'static str, parts: &mpsc::Sender<Part>) -> Result<usize, RedisError> {
-    let (mut portion, mut skipped) = (Portion::default(), 0);
+    let mut skipped = 0;
     for _ in 0..connection.pairs(command).await? {
-        match connection.pair().await? {
-            Some(entry) => portion.push(entry),
-            None => skipped += 1,
-        }
-        if portion.is_full() && parts.send(portion.take()).await.is_err() {
-            return Ok(skipped);
+        let Some(entry) = connection.pair().await? else {
+            skipped += 1;
+            continue;
+        };
+        if parts.send(Part::Record(entry)).await.is_err() {
+            break;
         }
     }
-    let _ = parts.send(portion.take()).await;
     Ok(skipped)
 }
 

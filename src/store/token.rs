@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::store::record::field;
+use crate::store::record::{Unreadable, field};
 use crate::store::{Changes, Entries, MAX_TOKEN_BYTES, Store, Table};
 
 /// A token that was issued.
@@ -43,24 +43,20 @@ pub struct Value<'a> {
     pub left: bool,
 }
 
-/// A record that is none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is no record of a token")]
-pub struct Unreadable;
-
 impl StoredToken<'static> {
     /// Reads a record.
     ///
     /// # Errors
     /// When it is not one.
     pub fn read(field: &[u8], value: &[u8]) -> Result<Self, Unreadable> {
+        const NONE: Unreadable = Unreadable("it is no record of a token");
         if field.len() > MAX_TOKEN_BYTES || value.len() > MAX_TOKEN_BYTES {
-            return Err(Unreadable);
+            return Err(NONE);
         }
-        let (room, identity): (String, String) = serde_json::from_slice(field).map_err(|_| Unreadable)?;
-        let value: Value<'static> = serde_json::from_slice(value).map_err(|_| Unreadable)?;
+        let (room, identity): (String, String) = serde_json::from_slice(field).map_err(|_| NONE)?;
+        let value: Value<'static> = serde_json::from_slice(value).map_err(|_| NONE)?;
         if [&*room, &*identity, &*value.room_id, &*value.user_id].contains(&"") {
-            return Err(Unreadable);
+            return Err(NONE);
         }
         Ok(Self {
             room: room.into(),

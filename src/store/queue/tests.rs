@@ -106,7 +106,7 @@ fn pauses_grow_to_two_seconds() {
         .map(|failures| {
             let trouble = Trouble {
                 failures,
-                ..Trouble::default()
+                ..Trouble::of(Table::Jobs)
             };
             trouble.pause().as_millis()
         })

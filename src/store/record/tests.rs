@@ -139,31 +139,34 @@ fn reads_as_leniently_as_go() {
 fn what_is_no_record_is_told_apart() {
     let read = |value: &str| JobRecord::read_with(GO_FIELD.as_bytes(), value.as_bytes()).map(|_| ()).unwrap_err();
     for (value, why) in [
-        ("", Unreadable::NotJson),
-        ("null", Unreadable::NotJson),
-        ("[]", Unreadable::NotJson),
-        ("{} x", Unreadable::NotJson),
-        (r#"{"Params":[]}"#, Unreadable::NotJson),
-        (r#"{"Params":{"DelayId":5}}"#, Unreadable::WrongType),
-        (r#"{"Params":{"DelayTimeout":"8"}}"#, Unreadable::WrongType),
-        (r#"{"Params":{"DelayTimeout":1.5}}"#, Unreadable::WrongType),
-        (r#"{"Params":{"DelayTimeout":9223372036854775808}}"#, Unreadable::WrongType),
-        (r#"{"RestartedAt":5}"#, Unreadable::WrongType),
-        (r#"{"RestartedAt":"2026-07-23t09:28:51z"}"#, Unreadable::NotTime),
-        ("{}", Unreadable::NotEvent),
-        (r#"{"Params":null}"#, Unreadable::NotEvent),
-        (r#"{"Params":{"DelayId":""}}"#, Unreadable::NotEvent),
-        (r#"{"Params":{"DelayId":"."}}"#, Unreadable::NotEvent),
-        (r#"{"Params":{"DelayId":".."}}"#, Unreadable::NotEvent),
+        ("", Unreadable("it is no JSON object")),
+        ("null", Unreadable("it is no JSON object")),
+        ("[]", Unreadable("it is no JSON object")),
+        ("{} x", Unreadable("it is no JSON object")),
+        (r#"{"Params":[]}"#, Unreadable("it is no JSON object")),
+        (r#"{"Params":{"DelayId":5}}"#, Unreadable("a value has the wrong type")),
+        (r#"{"Params":{"DelayTimeout":"8"}}"#, Unreadable("a value has the wrong type")),
+        (r#"{"Params":{"DelayTimeout":1.5}}"#, Unreadable("a value has the wrong type")),
+        (
+            r#"{"Params":{"DelayTimeout":9223372036854775808}}"#,
+            Unreadable("a value has the wrong type"),
+        ),
+        (r#"{"RestartedAt":5}"#, Unreadable("a value has the wrong type")),
+        (r#"{"RestartedAt":"2026-07-23t09:28:51z"}"#, Unreadable("RestartedAt is no time")),
+        ("{}", Unreadable("DelayId is not the id of an event")),
+        (r#"{"Params":null}"#, Unreadable("DelayId is not the id of an event")),
+        (r#"{"Params":{"DelayId":""}}"#, Unreadable("DelayId is not the id of an event")),
+        (r#"{"Params":{"DelayId":"."}}"#, Unreadable("DelayId is not the id of an event")),
+        (r#"{"Params":{"DelayId":".."}}"#, Unreadable("DelayId is not the id of an event")),
     ] {
         assert_eq!(read(value), why, "{value}");
     }
     let nameless = |field: &[u8]| JobRecord::read_with(field, b"{}").map(|_| ()).unwrap_err();
-    assert_eq!(nameless(b"x"), Unreadable::Nameless);
-    assert_eq!(nameless(br#"["","i"]"#), Unreadable::Nameless);
-    assert_eq!(nameless(br#"["a","b","c"]"#), Unreadable::Nameless);
-    assert_eq!(nameless(b"\xff"), Unreadable::NotText);
-    assert_eq!(nameless(&vec![b'x'; MAX_BYTES + 1]), Unreadable::TooLong);
+    assert_eq!(nameless(b"x"), Unreadable("it names no room or no participant"));
+    assert_eq!(nameless(br#"["","i"]"#), Unreadable("it names no room or no participant"));
+    assert_eq!(nameless(br#"["a","b","c"]"#), Unreadable("it names no room or no participant"));
+    assert_eq!(nameless(b"\xff"), Unreadable("it is not UTF-8"));
+    assert_eq!(nameless(&vec![b'x'; MAX_BYTES + 1]), Unreadable("it is too long"));
 }
 
 #[test]
