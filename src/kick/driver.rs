@@ -9,11 +9,11 @@ use livekit_protocol::participant_info::State as ParticipantState;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::{EndDelegatedLeave, Settings};
 use super::membership::{
     Action, IssuedToken, MembershipAnswer, MembershipQuery, MembershipTracker, ParticipantKey, QueryScope, RemovalOutcome, StoredState,
 };
 use super::name::Name;
+use super::{EndDelegatedLeave, Settings};
 use crate::backoff::as_millis;
 use crate::clock::Clock;
 use crate::homeserver::{OwnError, OwnHomeserver, Subject};

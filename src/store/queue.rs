@@ -56,12 +56,12 @@ static TOO_LARGE: LogThrottle = LogThrottle::once_a_minute();
 
 /// The handle. All clones write to one table.
 #[derive(Clone)]
-pub struct Changes(Option<Arc<Shared>>);
+pub struct Changes(Arc<Shared>);
 
 /// What is read from the store. Dropping it ends the reading.
 pub struct Entries {
     parts: mpsc::Receiver<Part>,
-    shared: Option<Arc<Shared>>,
+    shared: Arc<Shared>,
     unreadable: usize,
 }
 
@@ -97,7 +97,7 @@ struct State {
     /// Nobody wants to know what is read.
     unread: bool,
     stopping: bool,
-    /// The store does not let us, and these records can do without it.
+    /// There is no store, or it does not let us, and these records can do without it.
     given_up: bool,
 }
 
@@ -131,37 +131,30 @@ impl Changes {
     #[must_use]
     pub fn start(store: Store) -> (Self, Entries) {
         let (sender, parts) = mpsc::channel(PARTS);
-        let mut entries = Entries {
-            parts,
-            shared: None,
-            unreadable: 0,
-        };
-        if !store.keeps() {
+        let shared = Arc::new(Shared::of(store.table));
+        if store.keeps() {
+            // Before anything can be changed.
+            shared.lock().begin_reading();
+            let store = Arc::new(store);
+            tokio::spawn(read(store.clone(), shared.clone(), sender));
+            *lock(&shared.task) = Some(tokio::spawn(write(store, shared.clone())));
+        } else {
+            shared.lock().given_up = true;
             // There is room for it.
             let _ = sender.try_send(Part::End { skipped: 0, again: false });
-            return (Self(None), entries);
         }
-        let shared = Arc::new(Shared {
-            table: store.table,
-            state: Mutex::default(),
-            wake: Notify::new(),
-            reconnected: Notify::new(),
-            hasher: RandomState::new(),
-            task: Mutex::new(None),
-        });
-        // Before anything can be changed.
-        shared.lock().begin_reading();
-        let store = Arc::new(store);
-        tokio::spawn(read(store.clone(), shared.clone(), sender));
-        *lock(&shared.task) = Some(tokio::spawn(write(store, shared.clone())));
-        entries.shared = Some(shared.clone());
-        (Self(Some(shared)), entries)
+        let entries = Entries {
+            parts,
+            shared: shared.clone(),
+            unreadable: 0,
+        };
+        (Self(shared), entries)
     }
 
     /// Whether anything is stored at all. If not, changes need not be made.
     #[must_use]
     pub fn are_kept(&self) -> bool {
-        self.0.as_ref().is_some_and(|shared| !shared.lock().given_up)
+        !self.0.lock().given_up
     }
 
     /// Gives a field a value, or removes it, which need not be there.
@@ -182,12 +175,12 @@ impl Changes {
     /// How many changes are not known to be in the store.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.0.as_ref().map_or(0, |shared| shared.lock().unwritten())
+        self.0.lock().unwritten()
     }
 
     /// Writes what is waiting, until `deadline`. Says how many changes were not written.
     pub async fn stop(&self, deadline: Instant) -> usize {
-        let Some(shared) = &self.0 else { return 0 };
+        let shared = &self.0;
         shared.lock().stopping = true;
         shared.wake.notify_one();
         let task = lock(&shared.task).take();
@@ -210,7 +203,7 @@ impl Changes {
     }
 
     fn change(&self, field: String, value: Option<String>, waiter: Option<oneshot::Sender<()>>) {
-        let Some(shared) = &self.0 else { return };
+        let shared = &self.0;
         let limit = shared.table.max_bytes();
         if field.len() > limit || value.as_ref().is_some_and(|value| value.len() > limit) {
             let (table, loss) = (shared.table, shared.table.loss());
@@ -295,7 +288,7 @@ impl Entries {
         loop {
             let part = self.parts.recv().await?;
             match &part {
-                Part::Record(entry) if self.is_touched(&entry.field) || self.has_forgotten() => continue,
+                Part::Record(entry) if self.is_touched(&entry.field) => continue,
                 Part::Record(_) => {}
                 Part::End { skipped, .. } => self.end(*skipped),
             }
@@ -304,7 +297,7 @@ impl Entries {
     }
 
     fn end(&mut self, skipped: usize) {
-        if self.has_forgotten() {
+        if self.shared.lock().has_forgotten() {
             tracing::error!("so much has changed while the store could not be read that its records are left alone");
         }
         let records = skipped + std::mem::take(&mut self.unreadable);
@@ -314,9 +307,7 @@ impl Entries {
                 "records in the store cannot be read and are left there; if no other service uses them, remove them"
             );
         }
-        if let Some(shared) = &self.shared {
-            shared.lock().end_reading();
-        }
+        self.shared.lock().end_reading();
     }
 
     /// The next record that can be read, until the end of the first reading, which waits for a store that is away.
@@ -339,30 +330,31 @@ impl Entries {
 
     /// Whether the field was changed since this reading began.
     pub(super) fn is_touched(&self, field: &[u8]) -> bool {
-        self.shared.as_ref().is_some_and(|shared| {
-            let hash = shared.hasher.hash_one(field);
-            shared.lock().touched.contains(&hash)
-        })
-    }
-
-    /// Whether so many fields were changed that not all are remembered.
-    fn has_forgotten(&self) -> bool {
-        self.shared
-            .as_ref()
-            .is_some_and(|shared| shared.lock().touched.len() >= MAX_TOUCHED)
+        let hash = self.shared.hasher.hash_one(field);
+        let state = self.shared.lock();
+        state.touched.contains(&hash) || state.has_forgotten()
     }
 }
 
 impl Drop for Entries {
     fn drop(&mut self) {
-        if let Some(shared) = &self.shared {
-            let mut state = shared.lock();
-            (state.unread, state.readings, state.touched) = (true, 0, HashSet::new());
-        }
+        let mut state = self.shared.lock();
+        (state.unread, state.readings, state.touched) = (true, 0, HashSet::new());
     }
 }
 
 impl Shared {
+    fn of(table: Table) -> Self {
+        Self {
+            table,
+            state: Mutex::default(),
+            wake: Notify::new(),
+            reconnected: Notify::new(),
+            hasher: RandomState::new(),
+            task: Mutex::default(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
@@ -425,6 +417,11 @@ impl State {
         self.touched.extend(waiting.chain(self.under_way.iter().copied()).take(MAX_TOUCHED));
     }
 
+    /// Whether so many fields were changed that not all are remembered.
+    fn has_forgotten(&self) -> bool {
+        self.touched.len() >= MAX_TOUCHED
+    }
+
     fn end_reading(&mut self) {
         self.readings = self.readings.saturating_sub(1);
         if self.readings == 0 {
@@ -436,7 +433,7 @@ impl State {
         if self.given_up {
             return;
         }
-        if self.readings > 0 && self.touched.len() < MAX_TOUCHED {
+        if self.readings > 0 && !self.has_forgotten() {
             self.touched.insert(hash);
         }
         let mut waiting = Waiting {

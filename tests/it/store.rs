@@ -945,9 +945,7 @@ async fn load(store: &Store) -> Result<usize, StoreError> {
     let counting = async {
         let mut found = 0;
         while let Some(part) = parts.recv().await {
-            if let Part::Records(records) = part {
-                found += records.len();
-            }
+            found += usize::from(matches!(part, Part::Record(_)));
         }
         found
     };

@@ -142,14 +142,7 @@ fn what_can_do_without_a_store_does_when_it_is_denied() {
         (Table::Tokens, away, false),
         (Table::Tokens, denied(), true),
     ] {
-        let shared = Shared {
-            table,
-            state: Mutex::default(),
-            wake: Notify::new(),
-            reconnected: Notify::new(),
-            hasher: RandomState::new(),
-            task: Mutex::default(),
-        };
+        let shared = Shared::of(table);
         shared.lock().push(change("a", Some("1")), 0, None);
         assert_eq!(shared.gives_up(&error), given_up);
         shared.lock().push(change("b", Some("1")), 0, None);
@@ -204,14 +197,7 @@ proptest! {
 
 #[test]
 fn what_is_refused_keeps_nothing_else_back() {
-    let shared = Shared {
-        table: Table::Jobs,
-        state: Mutex::default(),
-        wake: Notify::new(),
-        reconnected: Notify::new(),
-        hasher: RandomState::new(),
-        task: Mutex::default(),
-    };
+    let shared = Shared::of(Table::Jobs);
     for field in ["a", "b", "c"] {
         shared.lock().push(change(field, Some("1")), 0, None);
     }
