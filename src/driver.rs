@@ -324,7 +324,11 @@ impl Driver {
                             clocks = self.clock.wall();
                             let jumped = former.drift_ms(&clocks);
                             if late > STOOD_STILL_MS || jumped.unsigned_abs() > STOOD_STILL_MS {
-                                tracing::warn!(late_ms = late, clock_jumped_ms = jumped, "this process stood still, or the clock was set");
+                                tracing::warn!(
+                                    late_ms = late,
+                                    clock_jumped_ms = jumped,
+                                    "this process stood still, or the clock was set: the SFU is asked before anything is concluded"
+                                );
                                 self.feed(Fact::Woke(u64::try_from(jumped).unwrap_or(0)));
                             } else if next.is_some_and(|next| next <= self.clock.now()) {
                                 self.feed(Fact::Time);
@@ -462,20 +466,7 @@ impl Driver {
                 Action::Forget(room, identity) => {
                     self.store.remove(&room, &identity);
                 }
-                Action::Overloaded(overload) => {
-                    let leave = state.cores.leaves().get(overload.example);
-                    let room = leave.and_then(|leave| state.cores.presence().room_of(leave.participant()).cloned());
-                    let server = state.cores.leaves().homeserver(overload.homeserver).cloned();
-                    tracing::warn!(
-                        server = server.as_deref(),
-                        leaves = overload.leaves,
-                        room = room.as_deref(),
-                        remedy =
-                            "raise Synapse's rc_delayed_event_mgmt in homeserver.yaml: per_second at least one for every ten participants",
-                        "a homeserver limits so much that these delayed events cannot be restarted in time: participants will seem to leave"
-                    );
-                }
-                Action::Finished { .. } | Action::SfuSilent(_) | Action::NoWebhooks => news.push(action),
+                Action::Finished { .. } | Action::SfuSilent(_) | Action::NoWebhooks | Action::Overloaded { .. } => news.push(action),
             }
         }
         for lane in [URGENT, ORDINARY] {
@@ -523,7 +514,16 @@ impl Driver {
                     "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS is 0, but no webhook of the SFU has been verified: rooms are asked every 30 s until one is"
                 );
             }
-            Action::Ask(_) | Action::Call { .. } | Action::Store(_) | Action::Forget(..) | Action::Overloaded(_) => {}
+            Action::Overloaded { server, room, leaves } => {
+                tracing::warn!(
+                    server = &**server,
+                    room = &**room,
+                    leaves,
+                    remedy = "raise rc_delayed_event_mgmt in Synapse's homeserver.yaml: per_second at least one for every ten participants",
+                    "a homeserver limits so much that these delayed events cannot be restarted in time: participants will seem to leave"
+                );
+            }
+            Action::Ask(_) | Action::Call { .. } | Action::Store(_) | Action::Forget(..) => {}
         }
     }
 

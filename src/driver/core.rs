@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::delayed_event::{DelayedEventAction, Outcome};
-use crate::delayed_leave::{self, Bounds, CapacityError, Delegated, FinishReason, Handover, HomeserverId, LeaveId, Leaves, Overload};
+use crate::delayed_leave::{self, Bounds, CapacityError, Delegated, FinishReason, Handover, HomeserverId, LeaveId, Leaves};
 use crate::livekit::{Answer, ParticipantRow, Reach, RoomRow};
 use crate::presence::{self, ParticipantId, Presence, Question, RoomId, SessionRecord, SfuEvent, State, Suspicion};
 use crate::store::JobRecord;
@@ -98,7 +98,14 @@ pub enum Action {
     /// A warning, once: no webhook came, so rooms are asked although that is switched off (L9a).
     NoWebhooks,
     /// A warning: the limit of a homeserver does not let all restarts through (L4a).
-    Overloaded(Overload),
+    Overloaded {
+        /// The homeserver.
+        server: Arc<str>,
+        /// The LiveKit room of one of the participants.
+        room: Arc<str>,
+        /// How many leaves cannot be restarted in time.
+        leaves: usize,
+    },
 }
 
 /// Bounds and intervals.
@@ -355,7 +362,14 @@ impl Core {
             }
             delayed_leave::Output::Confirm(participant) => self.presence.confirm(participant, now),
             delayed_leave::Output::Awaits(participant, ends, delay_ms) => self.presence.waits_until(participant, ends, delay_ms),
-            delayed_leave::Output::Overloaded(overload) => actions.push(Action::Overloaded(overload)),
+            delayed_leave::Output::Overloaded(overload) => {
+                let example = self.leaves.get(overload.example);
+                let room = example.and_then(|job| self.presence.room_of(job.participant()).cloned());
+                if let (Some(server), Some(room)) = (self.leaves.homeserver(overload.homeserver).cloned(), room) {
+                    let leaves = overload.leaves;
+                    actions.push(Action::Overloaded { server, room, leaves });
+                }
+            }
             delayed_leave::Output::Finished {
                 participant,
                 delay_id,

@@ -297,7 +297,7 @@ impl World {
                 }
                 Action::Finished { delay_id, reason, .. } => self.finished.push((self.now, delay_id.into(), reason)),
                 Action::SfuSilent(_) => self.warnings += 1,
-                Action::NoWebhooks | Action::Overloaded(_) => {}
+                Action::NoWebhooks | Action::Overloaded { .. } => {}
             }
         }
     }
