@@ -637,6 +637,13 @@ impl Leave {
             // Not waited for any longer; it is still taken when it comes.
             self.failures = self.failures.saturating_add(1);
             self.call = CallState::Scheduled(self.spaced(now));
+            if let Phase::Ending {
+                ending: Ending::Send { returned: true, .. },
+                ..
+            } = self.phase
+            {
+                self.resume(now);
+            }
         }
         match self.phase {
             Phase::Done(_) => return,
