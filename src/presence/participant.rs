@@ -472,8 +472,9 @@ impl Participant {
         // `createdAt` is cut to whole seconds: counted from it alone, the questions would come up to a second early.
         let base = happened.after(1_000).min(now);
         if reason.is_usually_final() {
-            let second = base.after(SECOND_QUESTION_MS).max(now);
-            let first = base.after(FIRST_QUESTION_MS).clamp(now, second);
+            // However late it seems: where nodes' clocks differ, it may have happened just now.
+            let first = base.after(FIRST_QUESTION_MS).max(now);
+            let second = first.after(SECOND_QUESTION_MS - FIRST_QUESTION_MS);
             self.suspect(Suspicion::Reported { second, denied: None }, now, first);
         } else if matches!(self.state, Presence::Present | Presence::Unknown { .. }) {
             let was_unknown = matches!(self.state, Presence::Unknown { .. });

@@ -332,6 +332,26 @@ fn b5_nodes_whose_clocks_differ_neither_end_nor_keep_anybody() {
 }
 
 #[test]
+fn b5_a_node_whose_clock_is_behind_reports_nobody_who_is_back_at_once() {
+    for (first, second) in [(5_000, 0), (0, 5_000), (3_600_000, 0)] {
+        for back_after in [50, 100, 300, 500] {
+            let mut world = world();
+            world.now = World::at(10_000_000);
+            world.sfu_ahead = first;
+            call(&mut world, "room", 1, 18_000);
+            world.advance(20_000);
+            world.sfu_ahead = second;
+            world.part("room", "room-0", DisconnectReason::ClientInitiated, true);
+            world.advance(back_after);
+            world.webhook_delay = 4_000;
+            world.join("room", "room-0", true);
+            world.advance(60_000);
+            assert_eq!(running(&world, "room", 1), 1, "{first} {second} {back_after}: {:?}", world.finished);
+        }
+    }
+}
+
+#[test]
 fn b6_3_000_leaves_that_take_a_second_each_report_none_of_20_who_stay() {
     let mut world = world();
     call(&mut world, "stay", 20, 15_000);
