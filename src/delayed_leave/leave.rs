@@ -765,3 +765,6 @@ impl Ending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -415,3 +415,6 @@ impl Room {
         self.restored = false;
     }
 }
+
+#[cfg(test)]
+mod tests;
