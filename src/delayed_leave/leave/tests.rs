@@ -204,7 +204,7 @@ fn l5a_on_old_evidence_nothing_is_sent() {
     // The process stood still while the next try was pending.
     assert_eq!(leave.called(Outcome::Transient(None)), []);
     assert_eq!(leave.step(Input::Woke(0)), [Confirm]);
-    assert_eq!(leave.until(20_000), [], "not before an answer");
+    assert_eq!(leave.until(5_000), [], "not before an answer");
     assert_eq!(leave.step(Input::Present), [Call(Restart)]);
     assert_eq!(leave.leave.phase(), Phase::Active);
 }
