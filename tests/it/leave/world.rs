@@ -93,6 +93,7 @@ enum Pending {
 pub(super) struct World {
     settings: Settings,
     store: BTreeMap<(String, String), JobRecord<'static>>,
+    pub(super) has_store: bool,
     pub(super) now: Time,
     pub(super) core: Core,
     pending: BTreeMap<(Time, u64), Pending>,
@@ -145,6 +146,7 @@ impl World {
         Self {
             settings,
             store: BTreeMap::new(),
+            has_store: true,
             now: Time::START,
             core: Core::new(settings, seed, Time::START),
             pending: BTreeMap::new(),
@@ -347,7 +349,7 @@ impl World {
                     }
                 }
                 Action::Store(leave) => {
-                    if let Some(record) = self.core.record(leave, &self.clocks()) {
+                    if let Some(record) = self.core.record(leave, &self.clocks()).filter(|_| self.has_store) {
                         let (field, value) = (record.field(), record.value());
                         let key = (record.room.to_string(), record.identity.to_string());
                         let stored = JobRecord::read(field.as_bytes(), value.as_bytes()).unwrap();
