@@ -772,3 +772,6 @@ impl Ending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -146,3 +146,6 @@ impl SfuClock {
 fn signed(time: Time) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -266,3 +266,6 @@ impl SfuHealth {
         self.unanswered.then_some(at)
     }
 }
+
+#[cfg(test)]
+mod tests;

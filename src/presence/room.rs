@@ -288,7 +288,10 @@ impl Room {
         self.check = Check::InFlight;
     }
 
+    /// A sweep out of turn; the next one is anywhere in the interval again, or rooms that were restored together would be swept
+    /// together for ever.
     pub(super) fn sweep_soon(&mut self, at: Time) {
+        self.placed = false;
         if !self.sweeping {
             self.sweep_at = Some(self.sweep_at.map_or(at, |planned| planned.min(at)));
         }
@@ -412,3 +415,6 @@ impl Room {
         self.restored = false;
     }
 }
+
+#[cfg(test)]
+mod tests;

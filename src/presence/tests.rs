@@ -1,1 +1,492 @@
+//! The rules of presence, row by row: facts in, questions and findings out, time moved by hand.
 
+use super::*;
+use crate::livekit::DisconnectReason as Reason;
+use Output::{Changed, Gone, JoinFailed, Present};
+
+/// What the SFU's clock shows when ours begins, in seconds.
+const SFU: i64 = 1_000;
+const QUICK: u64 = 400;
+
+/// One participant in one room, its answers given by hand.
+struct Bench {
+    presence: Presence,
+    id: ParticipantId,
+    now: Time,
+    asked: Time,
+    digest: u64,
+    ahead: i64,
+}
+
+/// Outputs that are about the participant: a question by the time it may take, or what was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Seen {
+    Ask(u64),
+    Check,
+    Create,
+    Changed,
+    Present,
+    Gone(DepartureCause),
+    JoinFailed,
+}
+
+const ASK: Seen = Seen::Ask(5_000);
+
+impl Bench {
+    fn new() -> Self {
+        let now = Time::START;
+        let settings = Settings {
+            sweep_ms: None,
+            ..Settings::default()
+        };
+        let mut presence = Presence::new(settings, 3, now);
+        presence.on_date(SFU, now);
+        let id = presence.track("room", "al", now, now);
+        presence.waits_until(id, now.after(3_600_000), 3_600_000);
+        let mut bench = Self {
+            presence,
+            id,
+            now,
+            asked: now,
+            digest: 0,
+            ahead: 0,
+        };
+        // A first webhook, about somebody else.
+        let _ = bench.tell(EventKind::Track, "", 0, 0);
+        bench
+    }
+
+    /// Somebody is there whom the SFU told of.
+    fn present() -> Self {
+        let mut bench = Self::new();
+        bench.wait(300);
+        assert_eq!(bench.joined("a", 1_000), [Seen::Changed, Seen::Present]);
+        bench.wait(700);
+        bench
+    }
+
+    fn state(&self) -> &State {
+        self.presence.get(self.id).unwrap().presence()
+    }
+
+    fn wait(&mut self, millis: u64) {
+        self.now = self.now.after(millis);
+        let _ = self.settle();
+    }
+
+    fn settle(&mut self) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        for output in self.presence.settle(self.now) {
+            match output {
+                Output::Ask(Question::Participant { asked, within, .. }) => {
+                    self.asked = asked;
+                    seen.push(Seen::Ask(u64::try_from(within.as_millis()).unwrap()));
+                }
+                Output::Ask(Question::Rooms { .. }) => seen.push(Seen::Check),
+                Output::Ask(Question::Probe) => self.presence.on_probed(Reach::Answered, self.now),
+                Output::Ask(Question::CreateRoom { .. }) => seen.push(Seen::Create),
+                Output::Ask(question @ Question::Participants { .. }) => panic!("{question:?}"),
+                Changed(_) => seen.push(Seen::Changed),
+                Present(_) => seen.push(Seen::Present),
+                Gone(_, evidence) => seen.push(Seen::Gone(evidence.cause)),
+                JoinFailed(_) => seen.push(Seen::JoinFailed),
+                Output::Silent(_) | Output::SfuSilent(_) | Output::NoWebhooks => {}
+            }
+        }
+        seen
+    }
+
+    /// Lets so many milliseconds go by; what was asked and found, and how many milliseconds in.
+    fn until(&mut self, millis: u64) -> Vec<(u64, Seen)> {
+        let (start, end) = (self.now, self.now.after(millis));
+        let mut all = Vec::new();
+        while let Some(at) = self.presence.next_deadline().filter(|&at| at <= end) {
+            self.now = self.now.max(at);
+            let passed = self.now.since(start);
+            // The question for all rooms that comes every thirty seconds is not about the participant.
+            let is_own = |seen: &Seen| *seen != Seen::Check;
+            all.extend(self.settle().into_iter().filter(is_own).map(|seen| (passed, seen)));
+        }
+        self.now = end;
+        all
+    }
+
+    fn tell(&mut self, kind: EventKind, sid: &str, joined_at_ms: u64, ago: u64) -> Vec<Seen> {
+        self.digest += 1;
+        let seconds = SFU + i64::try_from(self.now.before(ago).since(Time::START) / 1_000).unwrap() + self.ahead;
+        self.presence.on_event(
+            &SfuEvent {
+                kind,
+                digest: self.digest,
+                issued_at: seconds,
+                id: "",
+                created_at: seconds,
+                room: "room",
+                room_sid: "RM",
+                identity: if kind == EventKind::Track { "" } else { "al" },
+                sid,
+                joined_at_ms,
+            },
+            self.now,
+        );
+        self.settle()
+    }
+
+    fn joined(&mut self, sid: &str, joined_at_ms: u64) -> Vec<Seen> {
+        self.tell(EventKind::Joined, sid, joined_at_ms, 0)
+    }
+
+    fn left(&mut self, reason: Reason) -> Vec<Seen> {
+        self.tell(EventKind::Left(reason), "a", 1_000, 0)
+    }
+
+    fn answer(&mut self, answer: Answer<ParticipantRow<'_>>) -> Vec<Seen> {
+        self.now = self.now.after(1);
+        self.presence.on_participant(self.id, self.asked, &answer, self.now);
+        self.settle()
+    }
+
+    fn listed(&mut self, sid: Option<&str>) -> Vec<Seen> {
+        let asked = self.now;
+        self.now = self.now.after(1);
+        let row = sid.map(|sid| RoomRow {
+            name: "room",
+            sid,
+            num_participants: 1,
+            departure_timeout: 20,
+        });
+        let room = self.presence.by_name["room"];
+        let rows: Vec<_> = row.into_iter().collect();
+        self.presence.on_rooms(&[room], asked, &Answer::Yes(&rows), self.now);
+        self.settle()
+    }
+}
+
+fn yes(sid: &str, joined_at_ms: u64, active: bool) -> Answer<ParticipantRow<'_>> {
+    Answer::Yes(ParticipantRow {
+        identity: "",
+        sid,
+        joined_at_ms,
+        active,
+    })
+}
+
+fn reported(bench: &Bench) -> bool {
+    matches!(
+        bench.state(),
+        State::Suspected {
+            why: Suspicion::Reported { .. },
+            ..
+        }
+    )
+}
+
+#[test]
+fn l2_a_repeat_and_a_late_event_of_an_older_session_change_nothing() {
+    let mut al = Bench::present();
+    assert_eq!(al.joined("b", 2_000), [Seen::Changed, Seen::Present]);
+    assert_eq!(al.left(Reason::ClientInitiated), []);
+    assert_eq!(al.joined("a", 1_000), []);
+    assert_eq!(*al.state(), State::Present);
+}
+
+#[test]
+fn l2_a_departure_of_a_newer_session_counts_though_its_join_was_never_told() {
+    let mut al = Bench::present();
+    let kind = EventKind::Left(Reason::ClientInitiated);
+    assert_eq!(al.tell(kind, "b", 2_000, 0), [Seen::Changed]);
+    assert_eq!(al.until(800), [(800, Seen::Ask(QUICK))]);
+}
+
+#[test]
+fn l2_reports_from_more_than_two_seconds_before_the_delegation_change_nothing() {
+    let mut al = Bench::present();
+    al.wait(5_000);
+    al.presence.track("room", "al", al.now, al.now);
+    let kind = EventKind::Left(Reason::ClientInitiated);
+    assert_eq!(al.tell(kind, "a", 1_000, 3_000), []);
+    assert_eq!(*al.state(), State::Present);
+    assert_eq!(al.tell(kind, "a", 1_000, 1_000), []);
+    assert!(reported(&al));
+}
+
+#[test]
+fn l2a_usually_final_reasons_take_two_quick_questions() {
+    for reason in [
+        Reason::ClientInitiated,
+        Reason::ConnectionTimeout,
+        Reason::ParticipantRemoved,
+        Reason::RoomDeleted,
+        Reason::RoomClosed,
+        Reason::SignalClose,
+        Reason::UserRejected,
+        Reason::UserUnavailable,
+    ] {
+        let mut al = Bench::present();
+        assert_eq!(al.left(reason), []);
+        assert_eq!(al.until(800), [(800, Seen::Ask(QUICK))]);
+        assert_eq!(al.answer(Answer::No), [], "the first no is not believed");
+        assert_eq!(al.until(699), [(699, Seen::Ask(QUICK))]);
+        assert_eq!(al.answer(Answer::No), [Seen::Gone(DepartureCause::Reported)], "{reason:?}");
+    }
+}
+
+/// Without a clear answer to either question it is judged as an absence that was found by asking.
+#[test]
+fn l2a_no_answer_and_the_same_sid_are_no_evidence() {
+    for answer in [yes("a", 1_000, true), yes("", 0, true), Answer::Unclear, Answer::TimedOut] {
+        let mut al = Bench::present();
+        let _ = al.left(Reason::ClientInitiated);
+        let _ = al.until(800);
+        assert_eq!(al.answer(answer), []);
+        assert_eq!(al.until(699), [(699, Seen::Ask(QUICK))]);
+        assert_eq!(al.answer(answer), []);
+        assert_eq!(al.until(3_000), [(3_000, ASK)], "{answer:?}");
+        let mut al = Bench::present();
+        let _ = al.left(Reason::ClientInitiated);
+        let _ = al.until(800);
+        let _ = al.answer(Answer::No);
+        let _ = al.until(699);
+        assert_eq!(al.answer(answer), [Seen::Gone(DepartureCause::Reported)], "one clear no");
+    }
+}
+
+#[test]
+fn l2a_another_sid_is_a_continuation_joining_counts() {
+    let mut al = Bench::present();
+    let _ = al.left(Reason::ClientInitiated);
+    let _ = al.until(800);
+    assert_eq!(al.answer(yes("b", 2_000, false)), [Seen::Changed, Seen::Present]);
+    let mut al = Bench::present();
+    let _ = al.left(Reason::ClientInitiated);
+    assert_eq!(al.joined("b", 2_000), [Seen::Changed, Seen::Present]);
+    assert_eq!(al.until(5_000), []);
+}
+
+#[test]
+fn l2a_a_report_that_comes_late_is_checked_at_once_and_once_more() {
+    let mut al = Bench::present();
+    al.wait(7_000);
+    let kind = EventKind::Left(Reason::ClientInitiated);
+    assert_eq!(al.tell(kind, "a", 1_000, 6_000), [Seen::Ask(QUICK)]);
+    assert_eq!(al.answer(Answer::No), []);
+    assert_eq!(al.until(499), [(499, Seen::Ask(QUICK))]);
+    assert_eq!(al.answer(Answer::No), [Seen::Gone(DepartureCause::Reported)]);
+}
+
+#[test]
+fn l2a_other_reasons_are_judged_by_asking_after_three_seconds() {
+    for reason in [
+        Reason::DuplicateIdentity,
+        Reason::Migration,
+        Reason::StateMismatch,
+        Reason::ServerShutdown,
+        Reason::JoinFailure,
+        Reason::Unknown,
+    ] {
+        let mut al = Bench::present();
+        assert_eq!(al.left(reason), []);
+        assert_eq!(al.until(3_000), [(3_000, ASK)]);
+        assert_eq!(al.answer(Answer::No), []);
+        assert_eq!(al.until(3_000), [(3_000, ASK)]);
+        assert_eq!(al.answer(Answer::No), [Seen::Check]);
+        assert_eq!(al.listed(Some("RM")), [Seen::Gone(DepartureCause::Missing)], "{reason:?}");
+        let mut al = Bench::present();
+        let _ = al.left(reason);
+        let _ = al.until(3_000);
+        assert_eq!(al.answer(yes("a", 1_000, true)), [Seen::Present], "{reason:?}");
+    }
+}
+
+#[test]
+fn l2a_an_aborted_connection_of_the_session_that_was_seen_is_a_report() {
+    let mut al = Bench::present();
+    let kind = EventKind::Aborted(Reason::SignalClose);
+    assert_eq!(al.tell(kind, "z", 9_000, 0), []);
+    assert_eq!(*al.state(), State::Present);
+    assert_eq!(al.tell(kind, "a", 1_000, 0), []);
+    assert!(reported(&al));
+}
+
+#[test]
+fn l2b_aborts_change_nothing_but_a_failed_join_is_told() {
+    let mut al = Bench::new();
+    assert_eq!(al.tell(EventKind::Aborted(Reason::SignalClose), "a", 1_000, 0), []);
+    assert!(matches!(al.state(), State::Unknown { .. }));
+    assert_eq!(al.tell(EventKind::Aborted(Reason::JoinFailure), "a", 1_000, 0), [Seen::JoinFailed]);
+    let mut al = Bench::present();
+    assert_eq!(al.tell(EventKind::Aborted(Reason::JoinFailure), "z", 9_000, 0), []);
+    assert_eq!(*al.state(), State::Present);
+}
+
+#[test]
+fn l2b_questions_about_who_never_came_grow_apart_and_come_before_the_end() {
+    let mut al = Bench::new();
+    let mut asked = Vec::new();
+    while al.now < Time::START.after(3_600_000) {
+        let _ = al.answer(Answer::No);
+        let start = al.now.since(Time::START);
+        asked.extend(al.until(100).into_iter().map(|(at, _)| start + at));
+    }
+    assert!(asked[0] <= 1_000, "{asked:?}");
+    assert!(asked.windows(2).all(|pair| pair[1] - pair[0] <= 900_000), "{asked:?}");
+    assert!(asked.len() < 30, "{asked:?}");
+    assert!(asked.iter().any(|at| (3_585_000..3_586_000).contains(at)), "{asked:?}");
+    assert!(al.presence.get(al.id).unwrap().last_no().is_some());
+}
+
+#[test]
+fn l3_a_no_to_a_question_from_before_a_sighting_is_stale() {
+    let mut al = Bench::present();
+    let asked = al.now;
+    al.wait(10);
+    let _ = al.joined("b", 2_000);
+    al.asked = asked;
+    assert_eq!(al.answer(Answer::No), []);
+    assert_eq!(*al.state(), State::Present);
+}
+
+#[test]
+fn l3_what_is_neither_a_clear_yes_nor_a_clear_no_changes_nothing() {
+    for answer in [Answer::Refused, Answer::TooLarge, Answer::Unclear, Answer::TimedOut] {
+        let mut al = Bench::present();
+        al.asked = al.now;
+        assert_eq!(al.answer(answer), []);
+        assert_eq!(*al.state(), State::Present, "{answer:?}");
+        al.asked = al.now;
+        let _ = al.answer(Answer::No);
+        let _ = al.until(3_000);
+        for _ in 0..3 {
+            assert_eq!(al.answer(answer), []);
+            assert!(al.until(20_000).iter().any(|(_, seen)| *seen == ASK), "it is asked again");
+            assert!(matches!(al.state(), State::Suspected { .. }));
+        }
+        assert_eq!(al.answer(yes("a", 1_000, true)), [Seen::Present]);
+    }
+}
+
+#[test]
+fn l5a_whoever_is_gone_is_asked_for_again_when_that_is_old() {
+    let mut al = Bench::present();
+    let _ = al.left(Reason::ClientInitiated);
+    let _ = (al.until(800), al.answer(Answer::No), al.until(699), al.answer(Answer::No));
+    assert!(matches!(al.state(), State::Gone(_)));
+    al.presence.confirm(al.id, al.now);
+    assert_eq!(al.settle(), [ASK]);
+    assert_eq!(
+        al.answer(Answer::No),
+        [Seen::Gone(DepartureCause::Missing)],
+        "one clear no is enough"
+    );
+    al.presence.confirm(al.id, al.now);
+    let _ = al.settle();
+    assert_eq!(
+        al.answer(yes("b", 2_000, true)),
+        [Seen::Changed, Seen::Present],
+        "a clear yes ends it"
+    );
+}
+
+#[test]
+fn l13_the_participants_of_a_lost_room_have_a_minute_to_come_back() {
+    let mut al = Bench::present();
+    assert_eq!(al.listed(None), [Seen::Create], "creating is eager, judging is careful");
+    assert_eq!(al.until(60_000), [(60_000, ASK)]);
+    assert_eq!(al.answer(Answer::Unclear), []);
+    assert!(!al.until(2_000).is_empty());
+    assert_eq!(al.answer(Answer::No), [Seen::Gone(DepartureCause::RoomLost)]);
+    let mut twin = Bench::present();
+    let _ = twin.listed(None);
+    twin.asked = twin.now;
+    assert_eq!(twin.answer(yes("b", 9_000_000, true)), [Seen::Changed, Seen::Present]);
+}
+
+#[test]
+fn l14_delegated_anew_after_a_report_somebody_is_waited_for() {
+    let mut al = Bench::present();
+    let _ = al.left(Reason::ClientInitiated);
+    al.wait(500);
+    assert_eq!(al.presence.track("room", "al", al.now, al.now), al.id);
+    assert!(matches!(al.state(), State::Unknown { .. }), "a page was reloaded");
+    let _ = al.settle();
+    assert_eq!(al.left(Reason::ClientInitiated), [], "that session's departure is known");
+    assert_eq!(al.joined("b", 9_000), [Seen::Changed, Seen::Present]);
+}
+
+#[test]
+fn a_participant_that_is_forgotten_takes_its_room_along_and_leaves_nothing() {
+    let mut presence = Presence::new(Settings::default(), 1, Time::START);
+    let mut last = Vec::new();
+    for round in 0..3 {
+        let ids: Vec<_> = (0..2_000)
+            .map(|n| presence.track("room", &n.to_string(), Time::START, Time::START))
+            .collect();
+        assert!(ids.iter().all(|id| !last.contains(id)), "round {round}");
+        assert_eq!((presence.participants.len(), presence.rooms.len()), (2_000, 1));
+        for &id in &ids {
+            presence.forget(id, Time::START);
+        }
+        assert_eq!(
+            (presence.participants.len(), presence.rooms.len(), presence.by_name.len()),
+            (0, 0, 0)
+        );
+        assert!(presence.find("room", "1").is_none());
+        last = ids;
+    }
+    let _ = presence.settle(Time::START);
+    assert!(presence.timers.len() <= 64 + 6_000);
+}
+
+#[test]
+fn l3_a_list_is_read_in_any_order_and_with_strangers_in_it() {
+    let mut presence = Presence::new(Settings::default(), 1, Time::START);
+    let identities: Vec<_> = (0..50).map(|n| format!("i{n}")).collect();
+    for identity in &identities {
+        presence.track("room", identity, Time::START, Time::START);
+    }
+    let known = identities.iter().filter(|identity| *identity != "i7").map(String::as_str);
+    let mut rows: Vec<_> = known
+        .chain(["", "i", "i500", "z"])
+        .map(|identity| ParticipantRow {
+            identity,
+            sid: identity,
+            joined_at_ms: 1,
+            active: true,
+        })
+        .collect();
+    let (room, asked) = (presence.by_name["room"], Time::START.after(1_000));
+    for turn in [0, 17] {
+        rows.rotate_left(turn);
+        presence.on_participants(room, asked, &Answer::Yes(&rows), asked);
+        for identity in &identities {
+            let found = presence.get(presence.find("room", identity).unwrap()).unwrap();
+            let expected = (identity != "i7").then_some(identity.as_str());
+            assert_eq!(found.session().sid, expected);
+        }
+    }
+}
+
+#[test]
+fn l3_where_a_list_is_too_long_to_be_read_each_who_is_there_is_asked_for() {
+    let now = Time::START;
+    for (answer, expected) in [(Answer::Unclear, 0), (Answer::TooLarge, 2), (Answer::Refused, 2)] {
+        let mut presence = Presence::new(Settings::default(), 1, now);
+        for identity in ["a", "b", "c"] {
+            let id = presence.track("room", identity, now, now);
+            // One of them has not come yet.
+            if identity != "b" {
+                presence.on_participant(id, now, &yes(identity, 1, true), now);
+            }
+        }
+        let _ = presence.settle(now);
+        let room = presence.by_name["room"];
+        presence.on_participants(room, now, &answer, now);
+        let awaited = presence.find("room", "b");
+        let asked = presence.settle(now).into_iter().filter(|output| match output {
+            Output::Ask(Question::Participant { participant, .. }) => Some(*participant) != awaited,
+            Output::Ask(_) | Changed(_) | Present(_) | Gone(..) | JoinFailed(_) => false,
+            Output::Silent(_) | Output::SfuSilent(_) | Output::NoWebhooks => false,
+        });
+        assert_eq!(asked.count(), expected, "{answer:?}");
+    }
+}

@@ -3,5 +3,6 @@
 
 mod properties;
 mod replay;
+mod rows;
 mod rules;
 mod world;

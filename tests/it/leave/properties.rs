@@ -85,11 +85,8 @@ impl Story {
                 let again = events.last().filter(|_| event == 0).cloned();
                 let delay_id = again.unwrap_or_else(|| format!("{who}-{}", events.len()));
                 // A homeserver does not give out an id twice.
-                if self
-                    .world
-                    .events
-                    .get(&delay_id)
-                    .is_none_or(|(fate, _)| matches!(fate, Fate::Scheduled { .. }))
+                let is_new = !self.world.events.contains_key(&delay_id);
+                if (is_new || matches!(self.world.fate(&delay_id), Fate::Scheduled { .. }))
                     && self.world.delegate("room", &name(who), &delay_id, DELAY).is_ok()
                 {
                     self.events[usize::from(who)].push(delay_id);

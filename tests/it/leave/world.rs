@@ -93,6 +93,7 @@ enum Pending {
 pub(super) struct World {
     settings: Settings,
     store: BTreeMap<(String, String), JobRecord<'static>>,
+    pub(super) has_store: bool,
     pub(super) now: Time,
     pub(super) core: Core,
     pending: BTreeMap<(Time, u64), Pending>,
@@ -100,8 +101,12 @@ pub(super) struct World {
     pub(super) sfu_up: bool,
     pub(super) sfu_hangs: bool,
     pub(super) sfu_errors: bool,
-    /// `ListRooms` is refused, as by a proxy.
-    pub(super) rooms_refused: bool,
+    /// What calls of that name bring instead of the SFU's answer: a proxy's page, a refusal.
+    pub(super) instead: BTreeMap<&'static str, Answer<()>>,
+    /// Every second call reaches a backend that is dead.
+    pub(super) half_dead: bool,
+    /// How far ahead the clock of the SFU's node is that tells of things, in milliseconds.
+    pub(super) sfu_ahead: i64,
     pub(super) latency: u64,
     pub(super) rooms: BTreeMap<String, SimRoom>,
     pub(super) next_sid: VecDeque<String>,
@@ -109,15 +114,28 @@ pub(super) struct World {
     pub(super) events: BTreeMap<String, (Fate, Delay)>,
     pub(super) homeserver_latency: u64,
     pub(super) homeserver_down: bool,
+    /// What every call brings instead of the homeserver's answer: a page, a 503 with a hint.
+    pub(super) homeserver_instead: Option<Outcome>,
+    /// So many of the next calls get lost: they end after ten seconds.
+    pub(super) silent_calls: u32,
+    /// Homeservers that hold each call for so long.
+    pub(super) holds: BTreeMap<String, u64>,
+    pub(super) send_latency: Option<u64>,
     /// Tokens left, tokens per second: Synapse's limiter.
     pub(super) limiter: Option<(f64, f64, f64, Time)>,
     pub(super) calls: Vec<(Time, LeaveId, String, DelayedEventAction, Outcome)>,
     pub(super) finished: Vec<(Time, String, FinishReason)>,
     pub(super) created: Vec<(Time, String)>,
     pub(super) sfu_calls: BTreeMap<&'static str, u32>,
+    /// When `GetParticipant` was called.
+    pub(super) looked_up: Vec<Time>,
+    /// The last `ListParticipants`.
+    pub(super) last_list: Option<(RoomId, Time)>,
     pub(super) warnings: u32,
     pub(super) webhook_delay: u64,
     pub(super) webhooks_twice: bool,
+    /// Webhooks leave out what other programs leave out: `createdAt`, both sids, ids of their own.
+    pub(super) webhooks_bare: bool,
     pub(super) chance: Jitter,
     /// One answer in so many is lost.
     pub(super) lossy: Option<u64>,
@@ -128,6 +146,7 @@ impl World {
         Self {
             settings,
             store: BTreeMap::new(),
+            has_store: true,
             now: Time::START,
             core: Core::new(settings, seed, Time::START),
             pending: BTreeMap::new(),
@@ -135,7 +154,9 @@ impl World {
             sfu_up: true,
             sfu_hangs: false,
             sfu_errors: false,
-            rooms_refused: false,
+            instead: BTreeMap::new(),
+            half_dead: false,
+            sfu_ahead: 0,
             latency: 5,
             rooms: BTreeMap::new(),
             next_sid: VecDeque::new(),
@@ -143,14 +164,21 @@ impl World {
             events: BTreeMap::new(),
             homeserver_latency: 20,
             homeserver_down: false,
+            homeserver_instead: None,
+            silent_calls: 0,
+            holds: BTreeMap::new(),
+            send_latency: None,
             limiter: None,
             calls: Vec::new(),
             finished: Vec::new(),
             created: Vec::new(),
             sfu_calls: BTreeMap::new(),
+            looked_up: Vec::new(),
+            last_list: None,
             warnings: 0,
             webhook_delay: 0,
             webhooks_twice: false,
+            webhooks_bare: false,
             chance: Jitter::new(seed ^ 0x5eed),
             lossy: None,
         }
@@ -172,22 +200,37 @@ impl World {
         delay_ms: u64,
         arrived: Time,
     ) -> Result<Delegated, CapacityError> {
+        let user = format!("@{identity}");
+        self.delegate_of(&user, "hs.example", room, identity, delay_id, delay_ms, arrived)
+    }
+
+    /// Of any user and homeserver; the operator listed hs.example and nobody else.
+    #[expect(clippy::too_many_arguments, reason = "as many as a delegation has")]
+    pub(super) fn delegate_of(
+        &mut self,
+        user: &str,
+        homeserver: &str,
+        room: &str,
+        identity: &str,
+        delay_id: &str,
+        delay_ms: u64,
+        arrived: Time,
+    ) -> Result<Delegated, CapacityError> {
         let delay = Delay::from_millis(delay_ms).unwrap();
         self.events.entry(delay_id.into()).or_insert_with(|| {
             let fires = self.now.after(delay_ms);
             (Fate::Scheduled { fires }, delay)
         });
-        let user = format!("@{identity}");
         let delegation = Delegation {
             room,
             identity,
             handover: Handover {
-                user: &user,
-                homeserver: "hs.example",
+                user,
+                homeserver,
                 delay_id,
                 delay,
                 arrived,
-                listed: true,
+                listed: homeserver == "hs.example",
                 as_user: false,
             },
         };
@@ -203,7 +246,7 @@ impl World {
 
     /// What the SFU's clock shows, in whole seconds.
     pub(super) fn seconds(&self, at: Time) -> i64 {
-        self.clocks().unix_millis(at).div_euclid(1_000)
+        (self.clocks().unix_millis(at) + self.sfu_ahead).div_euclid(1_000)
     }
 
     pub(super) fn fact(&mut self, fact: Fact<'_>) {
@@ -223,7 +266,6 @@ impl World {
             spins = if next == self.now { spins + 1 } else { 0 };
             assert!(spins < 100_000, "no progress at {:?}: {timer:?}", self.now);
             self.now = next;
-            self.fire();
             if result.is_some_and(|at| at <= next) {
                 let (_, pending) = self.pending.pop_first().unwrap();
                 self.resolve(pending);
@@ -232,25 +274,31 @@ impl World {
             }
         }
         self.now = self.now.max(until);
-        self.fire();
     }
 
     pub(super) fn advance(&mut self, millis: u64) {
         self.advance_to(self.now.after(millis));
     }
 
-    fn fire(&mut self) {
-        for (fate, _) in self.events.values_mut() {
-            if let Fate::Scheduled { fires } = fate
-                && *fires <= self.now
-            {
-                *fate = Fate::Fired(*fires);
+    /// This process stands still for so long. Its clock goes on, or it stops as it does on a suspended host.
+    pub(super) fn stand_still(&mut self, millis: u64, clock_stops: bool) {
+        if clock_stops {
+            for (fate, _) in self.events.values_mut() {
+                if let Fate::Scheduled { fires } = fate {
+                    *fires = fires.before(millis);
+                }
             }
+        } else {
+            self.now = self.now.after(millis);
         }
+        self.fact(Fact::Woke(if clock_stops { millis } else { 0 }));
     }
 
     pub(super) fn fate(&self, delay_id: &str) -> Fate {
-        self.events[delay_id].0
+        match self.events[delay_id].0 {
+            Fate::Scheduled { fires } if fires <= self.now => Fate::Fired(fires),
+            fate @ (Fate::Scheduled { .. } | Fate::Fired(_) | Fate::Sent(_) | Fate::Cancelled(_)) => fate,
+        }
     }
 
     pub(super) fn count(&self, call: DelayedEventAction, delay_id: &str) -> usize {
@@ -282,10 +330,26 @@ impl World {
                         action,
                         sent,
                     };
-                    self.later(self.homeserver_latency / 2, arrive);
+                    let latency = self.latency_of(homeserver, action);
+                    if self.silent_calls > 0 {
+                        self.silent_calls -= 1;
+                        let outcome = Outcome::Transient(None);
+                        self.later(
+                            10_000,
+                            Pending::Answer {
+                                leave,
+                                homeserver,
+                                action,
+                                sent,
+                                outcome,
+                            },
+                        );
+                    } else {
+                        self.later(latency / 2, arrive);
+                    }
                 }
                 Action::Store(leave) => {
-                    if let Some(record) = self.core.record(leave, &self.clocks()) {
+                    if let Some(record) = self.core.record(leave, &self.clocks()).filter(|_| self.has_store) {
                         let (field, value) = (record.field(), record.value());
                         let key = (record.room.to_string(), record.identity.to_string());
                         let stored = JobRecord::read(field.as_bytes(), value.as_bytes()).unwrap();
@@ -300,6 +364,16 @@ impl World {
                 Action::NoWebhooks | Action::Overloaded { .. } => {}
             }
         }
+    }
+
+    fn latency_of(&self, homeserver: HomeserverId, action: DelayedEventAction) -> u64 {
+        let held = self
+            .core
+            .leaves()
+            .homeserver(homeserver)
+            .and_then(|name| self.holds.get(&**name).copied());
+        let send = self.send_latency.filter(|_| action == DelayedEventAction::Send);
+        held.or(send).unwrap_or(self.homeserver_latency)
     }
 
     fn ask(&mut self, question: Question) {
@@ -317,6 +391,7 @@ impl World {
                 asked,
                 within,
             } => {
+                self.looked_up.push(self.now);
                 let lost = self.sfu_hangs || self.lossy.is_some_and(|one_in| self.chance.up_to(one_in) == 0);
                 let after = if lost {
                     u64::try_from(within.as_millis()).unwrap()
@@ -325,7 +400,10 @@ impl World {
                 };
                 self.later(after, Pending::Participant { participant, asked, lost });
             }
-            Question::Participants { room, asked, .. } => self.later(self.latency, Pending::Participants { room, asked }),
+            Question::Participants { room, asked, .. } => {
+                self.last_list = Some((room, asked));
+                self.later(self.latency, Pending::Participants { room, asked });
+            }
             Question::Rooms { rooms, asked } => self.later(self.latency, Pending::Rooms { rooms, asked }),
             Question::CreateRoom { room } => self.later(self.latency, Pending::Create { room }),
             Question::Probe => {
@@ -344,15 +422,24 @@ impl World {
                 });
                 let answer = match &guest {
                     _ if lost => Answer::TimedOut,
-                    _ if !self.sfu_up => Answer::Unreachable,
-                    _ if self.sfu_errors => Answer::Unclear,
-                    Some(guest) => Answer::Yes(ParticipantRow {
-                        identity: "",
-                        sid: &guest.sid,
-                        joined_at_ms: guest.joined_at_ms,
-                        active: guest.active,
-                    }),
-                    None => Answer::No,
+                    Some(guest) => self.answered(
+                        "GetParticipant",
+                        ParticipantRow {
+                            identity: "",
+                            sid: &guest.sid,
+                            joined_at_ms: guest.joined_at_ms,
+                            active: guest.active,
+                        },
+                    ),
+                    None => match self.answered("GetParticipant", ()) {
+                        Answer::Yes(()) => Answer::No,
+                        Answer::No => Answer::No,
+                        Answer::Refused => Answer::Refused,
+                        Answer::TooLarge => Answer::TooLarge,
+                        Answer::Unclear => Answer::Unclear,
+                        Answer::TimedOut => Answer::TimedOut,
+                        Answer::Unreachable => Answer::Unreachable,
+                    },
                 };
                 self.fact(Fact::Participant(participant, asked, answer));
             }
@@ -371,7 +458,7 @@ impl World {
                         active: guest.active,
                     })
                     .collect();
-                let answer = self.answered(&rows[..]);
+                let answer = self.answered("ListParticipants", &rows[..]);
                 self.fact(Fact::Participants(room, asked, answer));
             }
             Pending::Rooms { rooms: ids, asked } => {
@@ -382,30 +469,26 @@ impl World {
                     .filter_map(|name| rooms.get_key_value(&**name))
                     .map(|(name, room)| row(name, room))
                     .collect();
-                let answer = if self.rooms_refused {
-                    Answer::Refused
-                } else {
-                    self.answered(&rows[..])
-                };
+                let answer = self.answered("ListRooms", &rows[..]);
                 self.fact(Fact::Rooms(&ids, asked, answer));
             }
             Pending::Create { room } => {
                 let Some(name) = self.core.presence().room_name(room).map(ToString::to_string) else {
                     return;
                 };
-                if self.sfu_up && !self.sfu_errors {
+                if matches!(self.answered("CreateRoom", ()), Answer::Yes(())) {
                     self.open(&name);
                 }
                 let shown = self.rooms.get(&name).cloned().unwrap_or_default();
                 self.created.push((self.now, name.clone()));
-                let answer = self.answered(row(&name, &shown));
+                let answer = self.answered("CreateRoom", row(&name, &shown));
                 self.fact(Fact::Created(room, answer));
             }
             Pending::Webhook(told) => self.deliver(&told),
             Pending::Probe => {
                 let reach = if self.sfu_hangs {
                     Reach::TimedOut
-                } else if self.sfu_up {
+                } else if self.sfu_up && !self.reaches_the_dead_backend() {
                     Reach::Answered
                 } else {
                     Reach::Unreachable
@@ -427,8 +510,9 @@ impl World {
                     }
                     None => Outcome::Transient(None),
                 };
+                let latency = self.latency_of(homeserver, action);
                 self.later(
-                    self.homeserver_latency - self.homeserver_latency / 2,
+                    latency - latency / 2,
                     Pending::Answer {
                         leave,
                         homeserver,
@@ -470,21 +554,37 @@ impl World {
         }));
     }
 
-    fn answered<T>(&self, yes: T) -> Answer<T> {
+    fn answered<T>(&self, name: &str, yes: T) -> Answer<T> {
         if self.sfu_hangs {
-            Answer::TimedOut
-        } else if !self.sfu_up {
-            Answer::Unreachable
-        } else if self.sfu_errors {
-            Answer::Unclear
-        } else {
-            Answer::Yes(yes)
+            return Answer::TimedOut;
         }
+        if !self.sfu_up || self.reaches_the_dead_backend() {
+            return Answer::Unreachable;
+        }
+        if self.sfu_errors {
+            return Answer::Unclear;
+        }
+        match self.instead.get(name) {
+            None | Some(Answer::Yes(())) => Answer::Yes(yes),
+            Some(Answer::No) => Answer::No,
+            Some(Answer::Refused) => Answer::Refused,
+            Some(Answer::TooLarge) => Answer::TooLarge,
+            Some(Answer::Unclear) => Answer::Unclear,
+            Some(Answer::TimedOut) => Answer::TimedOut,
+            Some(Answer::Unreachable) => Answer::Unreachable,
+        }
+    }
+
+    fn reaches_the_dead_backend(&self) -> bool {
+        self.half_dead && self.serial.is_multiple_of(2)
     }
 
     fn serve(&mut self, delay_id: &str, call: DelayedEventAction) -> Outcome {
         if self.homeserver_down {
             return Outcome::Transient(None);
+        }
+        if let Some(outcome) = self.homeserver_instead {
+            return outcome;
         }
         if let Some((tokens, burst, per_second, last)) = &mut self.limiter {
             *tokens = (*tokens + self.now.since(*last) as f64 / 1000.0 * *per_second).min(*burst);
@@ -499,6 +599,10 @@ impl World {
             return Outcome::NotFound;
         };
         match (*fate, call) {
+            (Fate::Scheduled { fires }, _) if fires <= now => {
+                *fate = Fate::Fired(fires);
+                return Outcome::NotFound;
+            }
             (Fate::Scheduled { .. }, DelayedEventAction::Restart) => {
                 *fate = Fate::Scheduled {
                     fires: now.after(delay.as_millis()),
@@ -515,7 +619,6 @@ impl World {
     pub(super) fn crash(&mut self, down_for: u64) {
         self.pending.clear();
         self.now = self.now.after(down_for);
-        self.fire();
         self.core = Core::new(self.settings, self.serial, self.now);
         for stored in self.store.clone().into_values() {
             self.restore(&stored);
@@ -523,7 +626,9 @@ impl World {
     }
 
     pub(super) fn restore(&mut self, stored: &JobRecord<'_>) {
-        let actions = self.core.restore(stored, false, true, &self.clocks(), self.now);
+        let actions = self
+            .core
+            .restore(stored, false, stored.homeserver == "hs.example", &self.clocks(), self.now);
         self.run(actions);
     }
 
@@ -557,7 +662,7 @@ impl World {
         }
         self.sids += 1;
         let sid = format!("PA_{}", self.sids);
-        let joined_at_ms = self.now.as_millis();
+        let joined_at_ms = self.now.as_millis().saturating_add_signed(self.sfu_ahead);
         let old = self.rooms.get_mut(room)?.guests.insert(
             identity.into(),
             Guest {
@@ -607,6 +712,17 @@ impl World {
             identity: identity.into(),
             sid: sid.into(),
             joined_at_ms,
+        };
+        let told = if self.webhooks_bare {
+            Told {
+                id: "EV".into(),
+                created_at: 0,
+                room_sid: String::new(),
+                sid: String::new(),
+                ..told
+            }
+        } else {
+            told
         };
         for delivery in 0..if self.webhooks_twice { 2 } else { 1 } {
             if self.webhook_delay == 0 && delivery == 0 {
