@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{Timers, guests, join, leaves, pass, seconds, told};
 use crate::support::bodies::delegate_of;
-use crate::support::client_api::done;
+use crate::support::client_api::{Managed, done};
 use crate::support::lateness;
 use crate::support::neighbour::Reply;
 use crate::support::scene::{SOON, Scene};
@@ -67,6 +67,36 @@ fn a_leave_that_was_due_before_the_freeze_is_asked_about_first() {
     );
     assert_eq!(scene.sends().len(), tries, "somebody who is there was reported gone");
     assert!(restarts.iter().any(|at| *at > awake), "the event was not restarted");
+}
+
+/// A leave that cannot be sent for ten seconds rests on evidence that is too old by then: who came back unnoticed meanwhile stays.
+#[test]
+fn a_leave_that_could_not_be_sent_for_long_is_asked_about_again() {
+    let scene = Scene::new();
+    let refuse_sends = |call: &Managed, _| match call.what.as_str() {
+        "send" => Reply::json(503, &json!({})),
+        _ => done(),
+    };
+    scene.api.answer(refuse_sends);
+    scene.delegate(seconds(60));
+    let session = scene.joined();
+    scene.leave(&session, "CLIENT_INITIATED");
+    let sent = scene.wait_sent(SOON);
+    scene.sfu.join(&scene.alias, &scene.identity);
+    // The no is older than the first try.
+    pass(sent, seconds(10));
+    let tries = scene.sends().len();
+    scene.api.answer(|_, _| done());
+    pass(sent, seconds(18));
+    let asked = scene.sfu.lookups(&scene.alias, &scene.identity);
+    eprintln!(
+        "{tries} tries within 10 s, {} after it; asked again after {:.1?}",
+        scene.sends().len() - tries,
+        asked.iter().find(|at| **at > sent).map(|at| *at - sent).unwrap_or_default()
+    );
+    assert_eq!(scene.sends().len(), tries, "somebody who is there was reported gone");
+    let restarts = scene.restarts();
+    assert!(restarts.iter().any(|at| *at > sent), "the event was not restarted");
 }
 
 /// Five of an event's eight seconds: it is restarted at once.
