@@ -69,6 +69,50 @@ fn a_leave_that_was_due_before_the_freeze_is_asked_about_first() {
     assert!(restarts.iter().any(|at| *at > awake), "the event was not restarted");
 }
 
+/// What was told while it stood still is heard first when it goes on: that is no reason to act on what was known before.
+#[test]
+fn webhooks_that_came_during_the_freeze_do_not_hide_it() {
+    for _ in 0..3 {
+        let scene = Scene::new();
+        let guests = guests(&scene, 8, 1, seconds(60));
+        let others = guests
+            .iter()
+            .map(|guest| scene.sfu.join(&guest.alias, &guest.identity))
+            .collect::<Vec<_>>();
+        scene.api.answer(|call, _| match call.what.as_str() {
+            "send" => Reply::json(503, &json!({})),
+            _ => done(),
+        });
+        scene.delegate(seconds(60));
+        let session = scene.joined();
+        scene.leave(&session, "CLIENT_INITIATED");
+        scene.wait_sent(SOON);
+        scene.service.signal("STOP");
+        let frozen = Instant::now();
+        pass(frozen, Duration::from_millis(500));
+        let tries = scene.sends().len();
+        scene.sfu.join(&scene.alias, &scene.identity);
+        scene.api.answer(|_, _| done());
+        let told: Vec<_> = others
+            .iter()
+            .map(|other| {
+                scene
+                    .service
+                    .begin(&webhook::signed(&scene.sfu, &webhook::joined(other).to_string()))
+            })
+            .collect();
+        pass(frozen, seconds(5));
+        scene.service.signal("CONT");
+        let awake = Instant::now();
+        for answer in told {
+            assert_eq!(answer.join().expect("a thread").expect("an answer").status, 200);
+        }
+        pass(awake, seconds(2));
+        assert_eq!(scene.sends().len(), tries, "somebody who is there was reported gone");
+        scene.service.wait_log(&["this process stood still"]);
+    }
+}
+
 /// A leave that cannot be sent for ten seconds rests on evidence that is too old by then: who came back unnoticed meanwhile stays.
 #[test]
 fn a_leave_that_could_not_be_sent_for_long_is_asked_about_again() {
