@@ -26,7 +26,7 @@ use crate::server_name::ServerName;
 use crate::sfu::webhook::{Kind, Verified, Webhook};
 use crate::sfu::{Probe, Sfu, SfuError};
 use crate::store::{self, JobRecord, Seen, Stored, StoredJobs, Written};
-use crate::time::{Delay, Time};
+use crate::time::{Delay, Time, WallClock};
 use core::{Action, Core, Fact};
 
 /// How long jobs may take to be restored before webhooks and delegations are taken all the same (decision L11).
@@ -205,6 +205,8 @@ struct Driven {
     lanes: [Lane; 2],
     /// What the timer sleeps for.
     armed: Option<Time>,
+    /// Both clocks when the core was last told of anything.
+    clocks: WallClock,
 }
 
 #[derive(Default)]
@@ -228,6 +230,7 @@ impl Driver {
                 cores: Core::new(settings.core, rand::random(), clock.now()),
                 lanes: [Lane::default(), Lane::default()],
                 armed: None,
+                clocks: clock.wall(),
             }),
             clock,
             closed: probe.closed(),
@@ -260,6 +263,8 @@ impl Driver {
     /// Takes the delegation, and says when it is written.
     fn delegate(self: &Arc<Self>, delegation: &Delegation<'_>) -> Result<Option<Written>, CapacityError> {
         let pure = self.pure(delegation);
+        // Another fact like any other; one that may be refused.
+        self.feed(Fact::Time);
         let mut state = self.lock();
         let (delegated, actions) = state.cores.delegate(&pure, self.clock.now())?;
         let (told, outcome) = match delegated {
@@ -299,50 +304,50 @@ impl Driver {
 
     // --- tasks ---
 
-    /// Tells the core that its next moment has come, and that the process stood still.
+    /// Tells the core that its next moment has come.
     async fn keep_time(self: Arc<Self>) {
-        let mut clocks = self.clock.wall();
         loop {
             let rearm = self.rearm.notified();
-            let (next, is_idle) = {
+            let armed = {
                 let mut state = self.lock();
-                state.armed = state.cores.next_deadline();
-                (state.armed, state.cores.leaves().is_empty())
+                let now = self.clock.now();
+                let look = (!state.cores.leaves().is_empty()).then(|| now.after(LOOK_AT_CLOCKS_MS));
+                let next = state.cores.next_deadline();
+                // Not in the past: how late the timer is counts from here.
+                state.armed = [next, look].into_iter().flatten().min().map(|at| at.max(now));
+                state.armed
             };
-            let now = self.clock.now();
-            let look = (!is_idle).then(|| now.after(LOOK_AT_CLOCKS_MS));
-            match [next, look].into_iter().flatten().min() {
-                Some(at) if at <= now => {
+            let Some(at) = armed else {
+                rearm.await;
+                continue;
+            };
+            tokio::select! {
+                () = sleep_until(self.clock.instant(at)) => {
                     self.feed(Fact::Time);
                     // A core that asks for the past again and again must not keep the others from running.
                     tokio::task::yield_now().await;
                 }
-                Some(at) => {
-                    tokio::select! {
-                        () = sleep_until(self.clock.instant(at)) => {
-                            let (former, late) = (clocks, self.clock.now().since(at));
-                            clocks = self.clock.wall();
-                            let jumped = former.drift_ms(&clocks);
-                            if late > STOOD_STILL_MS || jumped.unsigned_abs() > STOOD_STILL_MS {
-                                tracing::warn!(
-                                    late_ms = late,
-                                    clock_jumped_ms = jumped,
-                                    "this process stood still, or the clock was set: the SFU is asked before anything is concluded"
-                                );
-                                self.feed(Fact::Woke(u64::try_from(jumped).unwrap_or(0)));
-                            } else if next.is_some_and(|next| next <= self.clock.now()) {
-                                self.feed(Fact::Time);
-                            }
-                        }
-                        () = rearm => {}
-                    }
-                }
-                None => {
-                    rearm.await;
-                    clocks = self.clock.wall();
-                }
+                () = rearm => {}
             }
         }
+    }
+
+    /// Compares the clocks, under the lock and before every fact: what comes first after the process stood still must not be acted
+    /// upon with what was known before (decision L5a).
+    fn look_at_clocks(&self, state: &mut Driven) -> Vec<Action> {
+        let clocks = self.clock.wall();
+        let jumped = std::mem::replace(&mut state.clocks, clocks).drift_ms(&clocks);
+        let late = state.armed.map_or(0, |at| self.clock.now().since(at));
+        if late <= STOOD_STILL_MS && jumped.unsigned_abs() <= STOOD_STILL_MS {
+            return Vec::new();
+        }
+        state.armed = None;
+        tracing::warn!(
+            late_ms = late,
+            clock_jumped_ms = jumped,
+            "this process stood still, or the clock was set"
+        );
+        state.cores.handle(Fact::Woke(u64::try_from(jumped).unwrap_or(0)), self.clock.now())
     }
 
     /// Tells the core that the probe's own connection to the SFU was closed.
@@ -432,8 +437,9 @@ impl Driver {
 
     fn feed(self: &Arc<Self>, fact: Fact<'_>) {
         let mut state = self.lock();
+        let mut actions = self.look_at_clocks(&mut state);
         // Read under the lock, so that the core never sees time run backwards.
-        let actions = state.cores.handle(fact, self.clock.now());
+        actions.extend(state.cores.handle(fact, self.clock.now()));
         let _ = self.act(state, actions, None);
     }
 

@@ -30,6 +30,7 @@ mod leave;
 mod leave_real;
 mod limits;
 mod logs;
+mod pressure;
 mod real;
 mod recorded_webhooks;
 mod routes;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -390,4 +390,31 @@ fn the_delay_may_be_called_delay() {
             .then(|| Reply::json(200, &json!({"delay_id": "x", "room_id": room, "delay": 600_000})))
     });
     assert_eq!(stage.call(&ask).status, 200);
+}
+
+/// C2: who left the Matrix room and was removed from the call is no member any more: there is nothing to call about.
+#[test]
+fn who_was_removed_from_the_call_has_no_leave_left_to_send() {
+    let stage = Stage::with(|setup| setup.env("LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS", "1"));
+    let (user, ask) = (stage.own.user("alice"), stage.delegation());
+    let room = ask.room();
+    assert_eq!(stage.call(&stage.client_in(&room)).status, 200);
+    // Restarted about once a second while it is watched.
+    let delay_id = stage.own.schedule(&user, &room, 2_000);
+    assert_eq!(stage.call(&ask.set("delay_id", delay_id.as_str())).status, 200);
+    let identity = homeserver_identity(&user, "member1");
+    let session = stage.sfu.join(&alias(&room, SLOT), &identity);
+    assert_eq!(webhook::tell(&stage.service, &stage.sfu, &webhook::joined(&session)).status, 200);
+    let calls = || ["restart", "send", "cancel"].map(|what| stage.own.managed(&delay_id, what).len());
+    wait_until("restarts", SOON, || calls()[0] >= 2);
+    stage.own.part(&room, &user);
+    wait_until("the removal", SOON, || !stage.sfu.has(&session.room, &session.identity));
+    let left = webhook::left(&session, "PARTICIPANT_REMOVED");
+    assert_eq!(webhook::tell(&stage.service, &stage.sfu, &left).status, 200);
+    stage.service.wait_log(&["delegated leave is over", "Kicked"]);
+    let (removed, before) = (Instant::now(), calls());
+    wait_until("four seconds to pass", SOON, || removed.elapsed() > Duration::from_secs(4));
+    eprintln!("removed: {:?} calls before, {:?} after four seconds", before, calls());
+    assert_eq!(calls(), before, "a call about an event of somebody who was removed");
+    assert_eq!(before[1..], [0, 0]);
 }

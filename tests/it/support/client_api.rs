@@ -98,6 +98,11 @@ impl ClientApi {
         self.state.calls.lock().unwrap().iter().filter(|c| c.what == "restart").count()
     }
 
+    /// How many sends of any event there were.
+    pub(crate) fn sends(&self) -> usize {
+        self.state.calls.lock().unwrap().iter().filter(|c| c.what == "send").count()
+    }
+
     /// How often `/versions` was asked.
     pub(crate) fn versions_asked(&self) -> usize {
         self.http.count(|r| r.path == VERSIONS)
