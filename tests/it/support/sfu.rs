@@ -33,6 +33,10 @@ pub(crate) enum Fault {
     NoRoomList(u16),
     /// 200 with a body that is no protobuf.
     Garbage,
+    /// Nothing but CreateRoom and GetParticipant is known; anything else is 404 without a body.
+    TwoCalls,
+    /// A gateway's or proxy's answer to these calls (ends of their paths), and to no other.
+    InsteadOf(&'static [&'static str], Reply),
 }
 
 /// What a room looks like in answers.
@@ -292,6 +296,16 @@ impl State {
                     "<html>\r\n<head><title>{status}</title></head>\r\n<body><center><h1>{status}</h1></center><hr><center>nginx</center></body>\r\n</html>\r\n"
                 ),
             ),
+            Some(Fault::TwoCalls) if ["/CreateRoom", "/GetParticipant"].iter().any(|call| request.path.ends_with(call)) => {
+                self.answer(request)
+            }
+            Some(Fault::TwoCalls) => Reply::Answer {
+                status: 404,
+                headers: Vec::new(),
+                body: Vec::new(),
+            },
+            Some(Fault::InsteadOf(calls, reply)) if calls.iter().any(|call| request.path.ends_with(call)) => reply,
+            Some(Fault::InsteadOf(..)) => self.answer(request),
             Some(Fault::Garbage) => Reply::text(200, "application/protobuf", "\u{7f}garbage that is no protobuf"),
         }
     }
