@@ -17,18 +17,12 @@ const DELAY: Duration = seconds(20);
 /// From the absence to the leave.
 const LIMIT: Duration = seconds(6);
 
-/// What the homeserver says to restarts.
-#[derive(Clone, Copy, Debug)]
-enum Restarts {
-    Granted,
-    Unknown,
-}
-
-fn scene(restarts: Restarts) -> Scene {
+/// Restarts are granted; nobody knows the event any more when it is to be sent.
+fn scene() -> Scene {
     let scene = Scene::with(watchful);
     scene.sfu.fail(Some(Fault::TwoCalls));
-    scene.api.answer(move |call, _| match (call.what.as_str(), restarts) {
-        ("restart", Restarts::Granted) => done(),
+    scene.api.answer(|call, _| match call.what.as_str() {
+        "restart" => done(),
         _ => Reply::json(404, &json!({})),
     });
     scene
@@ -120,7 +114,7 @@ fn joined_and_left_are_told() {
     ];
     at_once(&cases, |&(reason, nameless)| {
         let what = format!("told, {reason:?}, nameless {nameless}");
-        let scene = scene(Restarts::Granted);
+        let scene = scene();
         scene.delegate(DELAY);
         let session = enter(&scene, &scene.identity, nameless);
         scene.told(&bare("participant_joined", &session, None));
@@ -146,7 +140,7 @@ fn a_departure_that_is_not_told_is_found() {
     ];
     at_once(&cases, |&(told, nameless)| {
         let what = format!("not told, {told:?}, nameless {nameless}");
-        let scene = scene(Restarts::Granted);
+        let scene = scene();
         if told == Told::Before {
             let session = enter(&scene, &scene.identity, nameless);
             scene.told(&bare("participant_joined", &session, None));
@@ -171,7 +165,7 @@ fn who_is_back_stays_until_the_last_departure() {
     let cases = [(0, false), (0, true), (500, false), (500, true)];
     at_once(&cases, |&(pause, nameless)| {
         let what = format!("back after {pause} ms, nameless {nameless}");
-        let scene = scene(Restarts::Granted);
+        let scene = scene();
         scene.delegate(DELAY);
         let first = enter(&scene, &scene.identity, nameless);
         scene.told(&bare("participant_joined", &first, None));
@@ -192,7 +186,7 @@ fn who_is_back_stays_until_the_last_departure() {
 /// The same person hands over another event after the first leave; all webhooks are as those of the first stay.
 #[test]
 fn a_second_stay_is_a_stay_of_its_own() {
-    let scene = scene(Restarts::Granted);
+    let scene = scene();
     for (stay, told) in [("first", true), ("second", true), ("third", false)] {
         let delay_id = format!("{}_{stay}", scene.delay_id);
         scene.delegate_as(&delay_id, DELAY);
@@ -215,7 +209,7 @@ fn of_two_in_a_room_who_stays_is_never_sent() {
     let cases = [(true, false), (true, true), (false, false), (false, true)];
     at_once(&cases, |&(told, nameless)| {
         let what = format!("of two, told {told}, nameless {nameless}");
-        let scene = scene(Restarts::Granted);
+        let scene = scene();
         let both = people(&scene, 2);
         delegate_all(&scene, &both, DELAY);
         let sessions: Vec<_> = both.iter().map(|p| enter(&scene, &p.identity, nameless)).collect();
@@ -246,7 +240,7 @@ fn of_two_in_a_room_who_stays_is_never_sent() {
 /// Somebody is there for longer than a delay, with everybody else's webhooks about.
 #[test]
 fn one_who_stays_is_never_sent() {
-    let scene = scene(Restarts::Granted);
+    let scene = scene();
     scene.delegate(seconds(6));
     let session = enter(&scene, &scene.identity, true);
     scene.told(&bare("participant_joined", &session, None));
@@ -263,18 +257,4 @@ fn one_who_stays_is_never_sent() {
         stays_for(&scene, &scene.delay_id, seconds(1), "one who stays");
     }
     scene.stays_until(began + seconds(12), seconds(6));
-}
-
-/// The homeserver says of every delayed event that it knows none: an event that is gone needs no leave (decision L6), and a
-/// departure told while that is being found out is sent once.
-#[test]
-fn events_that_nobody_knows() {
-    let scene = scene(Restarts::Unknown);
-    scene.delegate(DELAY);
-    let session = enter(&scene, &scene.identity, true);
-    scene.told(&bare("participant_joined", &session, None));
-    scene.wait_restarts(1);
-    let absent = leave(&scene, &session);
-    scene.told(&bare("participant_left", &session, Some("CLIENT_INITIATED")));
-    sent_in_time(&scene, &scene.delay_id, absent, "unknown");
 }
