@@ -30,6 +30,8 @@ use crate::time::Time;
 /// When a reported departure is asked about, after the event (L2a).
 const FIRST_QUESTION_MS: u64 = 800;
 const SECOND_QUESTION_MS: u64 = 1_500;
+/// Between the two, however late the event came.
+const LEAST_GAP_MS: u64 = 500;
 /// Time for the answer to such a question.
 const QUICK_ANSWER: Duration = Duration::from_millis(400);
 /// Time for any other answer (T6).
@@ -472,8 +474,9 @@ impl Participant {
         // `createdAt` is cut to whole seconds: counted from it alone, the questions would come up to a second early.
         let base = happened.after(1_000).min(now);
         if reason.is_usually_final() {
-            let second = base.after(SECOND_QUESTION_MS).max(now);
-            let first = base.after(FIRST_QUESTION_MS).clamp(now, second);
+            let first = base.after(FIRST_QUESTION_MS).max(now);
+            // What looks old may be new, from a node whose clock is behind: whoever is back within half a second is seen.
+            let second = base.after(SECOND_QUESTION_MS).max(first.after(LEAST_GAP_MS));
             self.suspect(Suspicion::Reported { second, denied: None }, now, first);
         } else if matches!(self.state, Presence::Present | Presence::Unknown { .. }) {
             let was_unknown = matches!(self.state, Presence::Unknown { .. });
