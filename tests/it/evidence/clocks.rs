@@ -105,6 +105,8 @@ fn who_is_back_on_a_node_that_is_behind_stays() {
                 let scene = Scene::with(watchful);
                 scene.delegate(DELAY);
                 let first = scene.joined();
+                // Until the goodbye does not look older than the delegation.
+                wait(seconds(6));
                 let mut goodbye = webhook::left(&first, reason);
                 goodbye["createdAt"] = (webhook::now() - 5).to_string().into();
                 scene.sfu.leave(&scene.alias, &scene.identity);
