@@ -4,10 +4,12 @@
 //! - [`habits`]: webhooks and an SFU as test suites and older servers have them
 //! - [`pages`]: answers of somebody else: a firewall, a gateway, a proxy
 //! - [`rooms`]: an SFU that is very quick, or half dead
+//! - [`names`]: legacy names that read alike
 //! - [`clocks`]: events that come late, and SFUs whose clocks differ
 
 mod clocks;
 mod habits;
+mod names;
 mod pages;
 mod rooms;
 
