@@ -14,6 +14,7 @@ mod delegate_delayed_leave;
 mod discovery;
 mod element_call;
 mod environments;
+mod evidence;
 mod fairness;
 mod floods;
 mod get_token;

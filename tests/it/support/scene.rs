@@ -89,10 +89,10 @@ impl Scene {
         session
     }
 
-    /// The participant is gone, and the SFU says why.
+    /// Who had this session is gone, and the SFU says why.
     #[track_caller]
     pub(crate) fn leave(&self, session: &Session, reason: &str) -> Instant {
-        self.sfu.leave(&self.alias, &self.identity);
+        self.sfu.leave(&session.room, &session.identity);
         let at = Instant::now();
         self.told(&webhook::left(session, reason));
         at

@@ -1,6 +1,7 @@
 //! LiveKit's RoomService as a real livekit-server 1.13.5 answers (`Twirp`, protobuf), with faults on request.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +34,12 @@ pub(crate) enum Fault {
     NoRoomList(u16),
     /// 200 with a body that is no protobuf.
     Garbage,
+    /// Nothing but CreateRoom and GetParticipant is known; anything else is 404 without a body.
+    TwoCalls,
+    /// Every second request is answered by the front, with a 502: one of two backends is dead.
+    HalfDead,
+    /// A gateway's or proxy's answer to these calls (ends of their paths), and to no other.
+    InsteadOf(&'static [&'static str], Reply),
 }
 
 /// What a room looks like in answers.
@@ -68,6 +75,8 @@ struct State {
     present: Mutex<HashMap<(String, String), proto::ParticipantInfo>>,
     /// What was wrong with requests that a real server would have taken.
     complaints: Mutex<Vec<String>>,
+    /// Requests of [`Fault::HalfDead`].
+    turns: AtomicUsize,
 }
 
 /// One participant's stay in a room.
@@ -111,6 +120,7 @@ impl Sfu {
             rooms: Mutex::default(),
             present: Mutex::default(),
             complaints: Mutex::default(),
+            turns: AtomicUsize::new(0),
         });
         let answering = state.clone();
         let address = (unique_loopback(), 0).into();
@@ -292,6 +302,20 @@ impl State {
                     "<html>\r\n<head><title>{status}</title></head>\r\n<body><center><h1>{status}</h1></center><hr><center>nginx</center></body>\r\n</html>\r\n"
                 ),
             ),
+            Some(Fault::TwoCalls) if ["/CreateRoom", "/GetParticipant"].iter().any(|call| request.path.ends_with(call)) => {
+                self.answer(request)
+            }
+            Some(Fault::TwoCalls) => Reply::Answer {
+                status: 404,
+                headers: Vec::new(),
+                body: Vec::new(),
+            },
+            Some(Fault::HalfDead) if self.turns.fetch_add(1, Relaxed).is_multiple_of(2) => {
+                Reply::text(502, "text/html", "<h1>Bad Gateway</h1>")
+            }
+            Some(Fault::HalfDead) => self.answer(request),
+            Some(Fault::InsteadOf(calls, reply)) if calls.iter().any(|call| request.path.ends_with(call)) => reply,
+            Some(Fault::InsteadOf(..)) => self.answer(request),
             Some(Fault::Garbage) => Reply::text(200, "application/protobuf", "\u{7f}garbage that is no protobuf"),
         }
     }
