@@ -102,7 +102,7 @@ pub enum Next {
     Asking(Time),
     /// The room is being checked. The no that led to it was asked for then.
     RoomDecides(Time),
-    /// The grace ends when the SFU has been answering for that many milliseconds ([`super::health::SfuHealth::answering_ms`]).
+    /// The grace ends when the SFU has been answering for that many milliseconds.
     Grace(u64),
 }
 

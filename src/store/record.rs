@@ -1,6 +1,6 @@
 //! A job as it is stored: one field of a hash and its value, in the form that the Go service reads and writes too. Pure.
 //!
-//! What that service knows stands under its names. What only this service stores stands under one key, [`OURS`], which the Go
+//! What that service knows stands under its names. What only this service stores stands under one key, `OURS`, which the Go
 //! service ignores and no key of which is required. Unknown keys, at every level, are written back as they were read.
 
 use std::borrow::Cow;
