@@ -32,12 +32,21 @@ fn nobody_is_reported_by_a_service_that_was_frozen_after_their_webhooks() {
     leaves(&scene, &guests[0], &back[0]);
 }
 
+/// So that no try is just being sent when the service is stopped.
+fn busy_for_three_seconds() -> Reply {
+    Reply::Answer {
+        status: 503,
+        headers: vec![("Retry-After".into(), "3".into())],
+        body: b"{}".to_vec(),
+    }
+}
+
 /// Five seconds, while a leave is being tried: who came back meanwhile is asked about first.
 #[test]
 fn a_leave_that_was_due_before_the_freeze_is_asked_about_first() {
     let scene = Scene::new();
     scene.api.answer(|call, _| match call.what.as_str() {
-        "send" => Reply::json(503, &json!({})),
+        "send" => busy_for_three_seconds(),
         _ => done(),
     });
     scene.delegate(seconds(60));
@@ -80,7 +89,7 @@ fn webhooks_that_came_during_the_freeze_do_not_hide_it() {
             .map(|guest| scene.sfu.join(&guest.alias, &guest.identity))
             .collect::<Vec<_>>();
         scene.api.answer(|call, _| match call.what.as_str() {
-            "send" => Reply::json(503, &json!({})),
+            "send" => busy_for_three_seconds(),
             _ => done(),
         });
         scene.delegate(seconds(60));

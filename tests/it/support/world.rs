@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Shared;
 use super::homeserver::Homeserver;
-use super::service::{Service, Setup};
+use super::service::{Service, Setup, beside_a_homeserver};
 use super::sfu::Sfu;
 
 pub(crate) struct World {
@@ -32,6 +32,14 @@ impl World {
     /// One for all tests that run at the moment and neither change it nor count what all do together.
     pub(crate) fn shared() -> Arc<Self> {
         static SHARED: Shared<World> = Shared::new();
-        SHARED.get(Self::new)
+        // Kick on leave allows a user twenty tokens that nobody used, and these tests all ask as one user.
+        let watches_nobody = |setup: Setup| {
+            if beside_a_homeserver() {
+                setup.env("LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS", "0")
+            } else {
+                setup
+            }
+        };
+        SHARED.get(|| Self::with(watches_nobody))
     }
 }
