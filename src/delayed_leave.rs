@@ -15,8 +15,7 @@
 pub mod leave;
 pub mod scheduler;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
@@ -29,6 +28,7 @@ use crate::presence::{DepartureEvidence, ParticipantId};
 use crate::slab::{Id, Slab};
 use crate::text::Text;
 use crate::time::{Delay, Time};
+use crate::timers::Timers;
 use leave::{Around, Input};
 use scheduler::{CallScheduler, PendingCall};
 
@@ -237,8 +237,7 @@ pub struct Leaves {
     /// Leaves of participants whom nobody ever saw, by homeserver and age; and how many each homeserver has of them.
     never_seen: BTreeSet<(HomeserverId, Time, LeaveId)>,
     never_seen_of: HashMap<HomeserverId, u32>,
-    /// What was set anew meanwhile is left where it is, and found out of date when its time comes.
-    timers: BinaryHeap<Reverse<(Time, LeaveId)>>,
+    timers: Timers<LeaveId>,
     jitter: Jitter,
     sfu_silent: bool,
     stopping: bool,
@@ -260,7 +259,7 @@ impl Leaves {
             seed,
             never_seen: BTreeSet::new(),
             never_seen_of: HashMap::new(),
-            timers: BinaryHeap::new(),
+            timers: Timers::default(),
             jitter: Jitter::new(seed),
             sfu_silent: false,
             stopping: false,
@@ -544,23 +543,8 @@ impl Leaves {
         std::mem::take(&mut self.out)
     }
 
-    /// The next timer that is still set. Those that are not are dropped.
     fn next_timer(&mut self) -> Option<(Time, LeaveId)> {
-        let Self { timers, jobs, .. } = self;
-        let is_set = |&Reverse((at, id)): &Reverse<(Time, LeaveId)>| jobs.get(id).is_some_and(|job| job.timer == Some(at));
-        while timers.peek().is_some_and(|first| !is_set(first)) {
-            timers.pop();
-        }
-        // Each leave has one at most.
-        if timers.len() > 2 * jobs.len() + 64 {
-            let mut set = std::mem::take(timers).into_vec();
-            set.retain(is_set);
-            set.sort_unstable();
-            set.dedup();
-            set.shrink_to(set.len() * 2);
-            *timers = set.into();
-        }
-        timers.peek().map(|&Reverse(timer)| timer)
+        self.timers.first(self.jobs.len(), |id| self.jobs.get(id).and_then(|job| job.timer))
     }
 
     // --- one step of one leave ---
@@ -624,12 +608,7 @@ impl Leaves {
     fn sync(&mut self, id: LeaveId, now: Time) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let next = job.leave.next_deadline(self.sfu_silent);
-        if next != job.timer {
-            job.timer = next;
-            if let Some(at) = next {
-                self.timers.push(Reverse((at, id)));
-            }
-        }
+        self.timers.set(&mut job.timer, next, id);
         let pending = job.leave.pending_call().map(|(action, deadline, relaxed)| PendingCall {
             action,
             deadline,
@@ -802,7 +781,9 @@ impl Leaves {
         }
     }
 
-    fn adopt(&mut self, id: LeaveId, replaces: Vec<LeaveId>) {
+    fn adopt(&mut self, id: LeaveId, mut replaces: Vec<LeaveId>) {
+        // One of them may have made room for others meanwhile.
+        replaces.retain(|&replaced| self.jobs.get(replaced).is_some());
         for &replaced in &replaces {
             if let Some(job) = self.jobs.get_mut(replaced) {
                 job.replaced_by = Some(id);

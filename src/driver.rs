@@ -345,7 +345,7 @@ impl Driver {
         tracing::warn!(
             late_ms = late,
             clock_jumped_ms = jumped,
-            "this process stood still, or the clock was set"
+            "this process stood still, or the clock was set: the SFU is asked before anything is concluded"
         );
         state.cores.handle(Fact::Woke(u64::try_from(jumped).unwrap_or(0)), self.clock.now())
     }
@@ -401,7 +401,8 @@ impl Driver {
         let listed = (self.listed)(&job.homeserver);
         let mut state = self.lock();
         let is_known = state.cores.find(&job.room, &job.identity).is_some();
-        let actions = state.cores.restore(job, is_newer, listed, &self.clock.wall(), self.clock.now());
+        let mut actions = self.look_at_clocks(&mut state);
+        actions.extend(state.cores.restore(job, is_newer, listed, &self.clock.wall(), self.clock.now()));
         let _ = self.act(state, actions, None);
         !is_known
     }

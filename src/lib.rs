@@ -45,7 +45,7 @@
 //! driver.rs + driver/     the one driver of both: facts in, calls out, the only clock; the handle to all leaves
 //! kick.rs + kick/         who left the Matrix room leaves the call: the handle; below it the pure core, the driver
 //! store.rs + store/       jobs, tokens and verified homeservers in Redis, in a file or nowhere: records, one ordered queue
-//! time.rs backoff.rs slab.rs text.rs livekit.rs delayed_event.rs
+//! time.rs timers.rs backoff.rs slab.rs text.rs livekit.rs delayed_event.rs
 //!                         moments, pauses, numbered values, short strings; LiveKit's and MSC4140's words
 //! clock.rs dns.rs tls.rs hold.rs log_throttle.rs single_flight.rs
 //!                         time, names, certificates, patience, how often something is logged, shared calls
@@ -102,6 +102,7 @@ pub mod store;
 pub mod telemetry;
 mod text;
 pub mod time;
+mod timers;
 pub mod tls;
 pub mod token;
 pub mod wire;

@@ -15,8 +15,7 @@ mod health;
 mod participant;
 mod room;
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +28,7 @@ use crate::backoff::Jitter;
 use crate::livekit::{Answer, ParticipantRow, Reach, RoomRow};
 use crate::slab::{Id, Slab};
 use crate::time::Time;
+use crate::timers::Timers;
 use event::{Event, RecentEvents, SfuClock};
 use health::{SfuHealth, TOGETHER_MS};
 use participant::{Around, Effect};
@@ -147,8 +147,7 @@ pub struct Presence {
     health: SfuHealth,
     clock: SfuClock,
     recent: RecentEvents,
-    /// What was set anew meanwhile is left where it is, and found out of date when its time comes.
-    timers: BinaryHeap<Reverse<(Time, Timer)>>,
+    timers: Timers<Timer>,
     jitter: Jitter,
     webhooks_work: bool,
     /// When to warn that no webhook came; `None` once that was done.
@@ -175,7 +174,7 @@ impl Presence {
             participants: Slab::default(),
             clock: SfuClock::default(),
             recent: RecentEvents::default(),
-            timers: BinaryHeap::new(),
+            timers: Timers::default(),
             jitter: Jitter::new(seed),
             webhooks_work: false,
             warn_at: Some(now.after(WEBHOOKS_WITHIN_MS)),
@@ -322,7 +321,7 @@ impl Presence {
                 Some(event.room_sid.into())
             };
             let news = room.on_finished(sid.as_deref().unwrap_or_default(), now);
-            return self.spread(id, news, now, now);
+            return self.spread(id, news, false, now, now);
         }
         if !event.room_sid.is_empty() {
             if room.is_past(event.room_sid) || (other && departs) {
@@ -330,7 +329,7 @@ impl Presence {
             }
             let somebody = !event.identity.is_empty() && !departs;
             let news = room.on_event(event.room_sid, somebody.then(|| happened.unwrap_or(now)), trouble, now);
-            self.spread(id, news, now, now);
+            self.spread(id, news, false, now, now);
         }
         let Some(participant) = self.find(event.room, event.identity) else {
             return;
@@ -433,11 +432,12 @@ impl Presence {
             match answer {
                 Answer::Yes(_) => {
                     let row = rows.get(&*room.name).copied();
+                    let is_awaited = room.is_awaited();
                     let news = room.on_listed(row, asked, trouble, now);
                     if row.is_none() && news == News::Changed {
                         self.health.rooms_were_lost();
                     }
-                    self.spread(id, news, asked, now);
+                    self.spread(id, news, is_awaited, asked, now);
                 }
                 Answer::Refused => {
                     room.on_list_refused();
@@ -467,7 +467,7 @@ impl Presence {
         let trouble = self.health.last_trouble();
         let Some(room) = self.rooms.get_mut(id) else { return };
         let news = room.on_created(row, trouble, now, &mut self.jitter);
-        self.spread(id, news, now, now);
+        self.spread(id, news, false, now, now);
     }
 
     /// The answer to [`Question::Probe`].
@@ -588,7 +588,7 @@ impl Presence {
             .iter()
             .filter(|&&id| {
                 let found = self.participants.get(id);
-                found.is_some_and(|found| found.is_reported() && found.asks_by(soon).is_some())
+                found.is_some_and(|found| found.is_reported() && found.asks_by(soon))
             })
             .copied()
             .collect();
@@ -662,9 +662,13 @@ impl Presence {
 
     // --- the parts together ---
 
-    /// Tells those in a room what an answer to a question of that moment means for each of them.
-    fn spread(&mut self, id: RoomId, news: News, asked: Time, now: Time) {
+    /// Tells those in a room what an answer to a question of that moment means for each of them; some may have waited for it.
+    fn spread(&mut self, id: RoomId, news: News, is_awaited: bool, asked: Time, now: Time) {
         let Some(room) = self.rooms.get(id) else { return };
+        // Most webhooks and most lists say what is known: a large room is not gone through for them.
+        if news == News::Same && !is_awaited {
+            return self.sync_room(id);
+        }
         for member in room.members.clone() {
             let (Some(room), Some(participant)) = (self.rooms.get(id), self.participants.get(member)) else {
                 continue;
@@ -744,12 +748,7 @@ impl Presence {
         let (answering, answering_ms) = (self.health.is_answering(), self.health.answering_ms(now));
         let Some(participant) = self.participants.get_mut(id) else { return };
         let next = participant.next_deadline(now, answering, answering_ms);
-        if next != participant.timer {
-            participant.timer = next;
-            if let Some(at) = next {
-                self.timers.push(Reverse((at, Timer::Participant(id))));
-            }
-        }
+        self.timers.set(&mut participant.timer, next, Timer::Participant(id));
         let (room, swept, reported) = (participant.room, participant.is_swept(), participant.is_reported());
         self.count(room, (was_swept, swept), (was_reported, reported), now);
         self.sync_room(room);
@@ -784,41 +783,15 @@ impl Presence {
     fn sync_room(&mut self, id: RoomId) {
         let Some(room) = self.rooms.get_mut(id) else { return };
         let next = room.next_deadline();
-        if std::mem::replace(&mut room.timer, next) != next
-            && let Some(at) = next
-        {
-            self.timers.push(Reverse((at, Timer::Room(id))));
-        }
+        self.timers.set(&mut room.timer, next, Timer::Room(id));
     }
 
-    /// The next timer that is still set. Those that are not are dropped.
     fn next_timer(&mut self) -> Option<(Time, Timer)> {
-        let Self {
-            timers,
-            participants,
-            rooms,
-            ..
-        } = self;
-        let is_set = |&Reverse((at, timer)): &Reverse<(Time, Timer)>| {
-            let set = match timer {
-                Timer::Participant(id) => participants.get(id).and_then(|participant| participant.timer),
-                Timer::Room(id) => rooms.get(id).and_then(|room| room.timer),
-            };
-            set == Some(at)
-        };
-        while timers.peek().is_some_and(|first| !is_set(first)) {
-            timers.pop();
-        }
-        // Each participant and each room has one at most.
-        if timers.len() > 2 * (participants.len() + rooms.len()) + 64 {
-            let mut set = std::mem::take(timers).into_vec();
-            set.retain(is_set);
-            set.sort_unstable();
-            set.dedup();
-            set.shrink_to(set.len() * 2);
-            *timers = set.into();
-        }
-        timers.peek().map(|&Reverse(timer)| timer)
+        let things = self.participants.len() + self.rooms.len();
+        self.timers.first(things, |timer| match timer {
+            Timer::Participant(id) => self.participants.get(id).and_then(|participant| participant.timer),
+            Timer::Room(id) => self.rooms.get(id).and_then(|room| room.timer),
+        })
     }
 
     fn enter(&mut self, name: &str, now: Time) -> RoomId {

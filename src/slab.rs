@@ -1,14 +1,16 @@
 //! Values by number, with a generation that tells a value from the next one under the same number: what comes late for a value that
 //! is gone finds nothing. Pure.
 //!
-//! Values stand side by side in chunks; a chunk without values takes no memory.
+//! Values stand side by side in chunks; a chunk without values takes no memory. Chunks of many values are large enough that the
+//! allocator maps them by themselves: values that live for hours stand between no others that are gone in a moment.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 
-/// Values that stand side by side.
-const CHUNK: usize = 64;
+/// Bytes that stand side by side, and values at most.
+const CHUNK_BYTES: usize = 256 * 1024;
+const MAX_CHUNK: usize = 1024;
 
 /// The number of a value. It is never used for another one.
 pub struct Id<T> {
@@ -89,7 +91,7 @@ pub struct Slab<T> {
 
 #[derive(Debug)]
 struct Chunk<T> {
-    /// [`CHUNK`] places, or none where all would be empty.
+    /// [`Slab::CHUNK`] places, or none where all would be empty.
     places: Box<[Option<T>]>,
     used: usize,
 }
@@ -106,6 +108,11 @@ impl<T> Default for Slab<T> {
 }
 
 impl<T> Slab<T> {
+    const CHUNK: usize = {
+        let values = CHUNK_BYTES / size_of::<Option<T>>();
+        if values < MAX_CHUNK { values } else { MAX_CHUNK }
+    };
+
     /// How many values there are.
     #[must_use]
     pub const fn len(&self) -> usize {
@@ -124,7 +131,7 @@ impl<T> Slab<T> {
             self.generations.push(0);
             u32::try_from(self.generations.len() - 1).unwrap_or(u32::MAX)
         });
-        let (chunk, place) = split(slot);
+        let (chunk, place) = Self::split(slot);
         if chunk >= self.chunks.len() {
             self.chunks.resize_with(chunk + 1, || Chunk {
                 places: Box::default(),
@@ -133,7 +140,7 @@ impl<T> Slab<T> {
         }
         let chunk = &mut self.chunks[chunk];
         if chunk.places.is_empty() {
-            chunk.places = (0..CHUNK).map(|_| None).collect();
+            chunk.places = (0..Self::CHUNK).map(|_| None).collect();
         }
         chunk.places[place] = Some(value);
         chunk.used += 1;
@@ -144,7 +151,7 @@ impl<T> Slab<T> {
     /// Gives a value back. Its id finds nothing from then on.
     pub fn remove(&mut self, id: Id<T>) -> Option<T> {
         self.get(id)?;
-        let (chunk, place) = split(id.slot);
+        let (chunk, place) = Self::split(id.slot);
         let chunk = self.chunks.get_mut(chunk)?;
         let value = chunk.places.get_mut(place)?.take()?;
         chunk.used -= 1;
@@ -164,7 +171,7 @@ impl<T> Slab<T> {
     #[must_use]
     pub fn get(&self, id: Id<T>) -> Option<&T> {
         self.generations.get(id.slot as usize).filter(|&&now| now == id.generation)?;
-        let (chunk, place) = split(id.slot);
+        let (chunk, place) = Self::split(id.slot);
         self.chunks.get(chunk)?.places.get(place)?.as_ref()
     }
 
@@ -172,7 +179,7 @@ impl<T> Slab<T> {
     #[must_use]
     pub fn get_mut(&mut self, id: Id<T>) -> Option<&mut T> {
         self.generations.get(id.slot as usize).filter(|&&now| now == id.generation)?;
-        let (chunk, place) = split(id.slot);
+        let (chunk, place) = Self::split(id.slot);
         self.chunks.get_mut(chunk)?.places.get_mut(place)?.as_mut()
     }
 
@@ -180,7 +187,7 @@ impl<T> Slab<T> {
     pub fn iter(&self) -> impl Iterator<Item = (Id<T>, &T)> {
         let places = self.chunks.iter().enumerate().flat_map(|(chunk, values)| {
             let values = values.places.iter().enumerate();
-            values.filter_map(move |(place, value)| value.as_ref().map(|value| (chunk * CHUNK + place, value)))
+            values.filter_map(move |(place, value)| value.as_ref().map(|value| (chunk * Self::CHUNK + place, value)))
         });
         places.filter_map(|(slot, value)| {
             let generation = *self.generations.get(slot)?;
@@ -188,15 +195,15 @@ impl<T> Slab<T> {
         })
     }
 
+    const fn split(slot: u32) -> (usize, usize) {
+        (slot as usize / Self::CHUNK, slot as usize % Self::CHUNK)
+    }
+
     /// How many values there is memory for.
     #[cfg(test)]
     pub(crate) fn places(&self) -> usize {
         self.chunks.iter().map(|chunk| chunk.places.len()).sum()
     }
-}
-
-const fn split(slot: u32) -> (usize, usize) {
-    (slot as usize / CHUNK, slot as usize % CHUNK)
 }
 
 #[cfg(test)]
@@ -217,16 +224,16 @@ mod tests {
 
     #[test]
     fn memory_goes_back_with_the_last_value_of_a_chunk() {
-        let mut slab = Slab::default();
-        let ids: Vec<_> = (0..3 * CHUNK).map(|value| slab.insert(value)).collect();
+        let (mut slab, chunk) = (Slab::default(), Slab::<usize>::CHUNK);
+        let ids: Vec<_> = (0..3 * chunk).map(|value| slab.insert(value)).collect();
         assert_eq!(
             slab.iter().map(|(_, value)| *value).collect::<Vec<_>>(),
-            (0..3 * CHUNK).collect::<Vec<_>>()
+            (0..3 * chunk).collect::<Vec<_>>()
         );
-        assert_eq!(slab.places(), 3 * CHUNK);
-        for id in &ids[CHUNK..] {
+        assert_eq!(slab.places(), 3 * chunk);
+        for id in &ids[chunk..] {
             slab.remove(*id);
         }
-        assert_eq!((slab.places(), slab.len(), slab.iter().count()), (CHUNK, CHUNK, CHUNK));
+        assert_eq!((slab.places(), slab.len(), slab.iter().count()), (chunk, chunk, chunk));
     }
 }

@@ -666,16 +666,6 @@ impl Leave {
             CallState::Queued if around.sfu_silent && self.is_running() => self.call = CallState::Scheduled(now),
             CallState::Scheduled(_) | CallState::Queued | CallState::Idle | CallState::InFlight(..) => {}
         }
-        if self.call == CallState::Queued
-            && let Phase::Ending {
-                ending: Ending::Send { evidence: Some(asked), .. },
-                ..
-            } = self.phase
-            && now.since(asked) >= FRESH_MS
-        {
-            // Asked before the turn comes: a queue that is long must not make it longer.
-            self.on_stale(out);
-        }
     }
 
     /// The evidence is old: the SFU is asked again before the leave is sent.

@@ -336,9 +336,8 @@ impl CallScheduler {
         self.homeservers.get(id).map_or(0, |homeserver| homeserver.usual_ms)
     }
 
-    /// Whether a homeserver answered 429 within the last two minutes.
-    #[must_use]
-    pub fn is_limited(&self, id: HomeserverId) -> bool {
+    #[cfg(test)]
+    fn is_limited(&self, id: HomeserverId) -> bool {
         self.homeservers
             .get(id)
             .is_some_and(|homeserver| homeserver.limit(self.now).is_some())

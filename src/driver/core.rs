@@ -356,7 +356,7 @@ impl Core {
                 sent: now,
             }),
             delayed_leave::Output::Store(leave) => {
-                if self.leaves.get(leave).is_some() && !actions.iter().rev().take(8).any(|action| *action == Action::Store(leave)) {
+                if self.leaves.get(leave).is_some() {
                     actions.push(Action::Store(leave));
                 }
             }

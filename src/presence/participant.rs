@@ -319,9 +319,9 @@ impl Participant {
         }
     }
 
-    /// Whether a question about this participant is due by then. Its time-out, if so.
-    pub(super) fn asks_by(&self, at: Time) -> Option<Duration> {
-        matches!(self.next(), Some(Next::AskAt(due)) if due <= at).then(|| self.patience())
+    /// Whether a question about this participant is due by then.
+    pub(super) fn asks_by(&self, at: Time) -> bool {
+        matches!(self.next(), Some(Next::AskAt(due)) if due <= at)
     }
 
     /// The question that was due is under way.

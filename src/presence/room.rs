@@ -283,6 +283,11 @@ impl Room {
         }
     }
 
+    /// Whether somebody waits to know whether the room stands.
+    pub(super) const fn is_awaited(&self) -> bool {
+        self.wanted.is_some()
+    }
+
     /// It is being asked for, together with others.
     pub(super) const fn checking(&mut self) {
         self.check = Check::InFlight;
