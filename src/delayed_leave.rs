@@ -158,6 +158,8 @@ pub struct Job {
     as_user: bool,
     /// The participant was there at some time.
     seen: bool,
+    /// The participant is there, as far as was told.
+    is_there: bool,
 }
 
 impl Job {
@@ -355,13 +357,15 @@ impl Leaves {
         let leave = Leave::new(handover.delay, handover.arrived, now);
         let Some((old, job)) = self.of(participant).and_then(|id| Some((id, self.jobs.get(id)?))) else {
             let id = self.install(participant, handover, leave, seen, Vec::new(), now);
-            self.step(id, if is_there { Input::Present } else { Input::Time }, now);
+            self.step(id, Input::Time, now);
+            self.tell(id, is_there, now);
             return Delegated::New(id);
         };
         let renewed = Input::Renewed(handover.delay, handover.arrived);
         if job.delay_id() == handover.delay_id {
             self.arrived(old, handover.arrived);
             self.step(old, renewed, now);
+            self.tell(old, is_there, now);
             return Delegated::Renewed(old);
         }
         let former = job
@@ -399,9 +403,7 @@ impl Leaves {
         };
         self.step(old, Input::Replaced, now);
         self.step(id, Input::Installed, now);
-        if is_there {
-            self.step(id, Input::Present, now);
-        }
+        self.tell(id, is_there, now);
         Delegated::New(id)
     }
 
@@ -434,7 +436,8 @@ impl Leaves {
         if !replaced.is_empty() {
             self.step(id, Input::Installed, now);
         }
-        self.step(id, if seen { Input::Present } else { Input::Time }, now);
+        self.step(id, Input::Time, now);
+        self.tell(id, seen, now);
         Some(id)
     }
 
@@ -449,12 +452,14 @@ impl Leaves {
             let (homeserver, arrived) = (job.homeserver, job.arrived);
             self.was_seen(homeserver, arrived, id);
         }
-        self.step(id, Input::Present, now);
+        self.tell(id, true, now);
     }
 
     /// Nobody is there any more.
     pub fn on_gone(&mut self, participant: ParticipantId, evidence: DepartureEvidence, now: Time) {
-        self.step_current(participant, Input::Gone(evidence), now);
+        let Some(id) = self.of(participant) else { return };
+        self.tell(id, false, now);
+        self.step(id, Input::Gone(evidence), now);
     }
 
     /// The first attempt to join failed for good.
@@ -552,6 +557,15 @@ impl Leaves {
     fn step_current(&mut self, participant: ParticipantId, input: Input, now: Time) {
         if let Some(id) = self.of(participant) {
             self.step(id, input, now);
+        }
+    }
+
+    /// Tells a leave whether somebody is there: at each delegation, and whenever that changes.
+    fn tell(&mut self, id: LeaveId, is_there: bool, now: Time) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        job.is_there = is_there;
+        if is_there {
+            self.step(id, Input::Present, now);
         }
     }
 
@@ -693,6 +707,7 @@ impl Leaves {
         self.out.push(Output::Store(heir));
         if youngest.is_some() {
             self.step(heir, Input::Installed, now);
+            self.tell(heir, over.is_there, now);
         } else {
             for id in left.into_iter().chain([heir]) {
                 self.step(id, Input::Superseded, now);
@@ -740,6 +755,7 @@ impl Leaves {
             replaced_by: None,
             as_user: handover.as_user,
             seen,
+            is_there: false,
         });
         if !seen {
             self.never_seen.insert((homeserver, handover.arrived, id));

@@ -86,11 +86,20 @@ pub enum Ending {
         cause: DepartureCause,
         /// When the question was asked that this follows from; none where it has to be asked anew (L5a).
         evidence: Option<Time>,
-        /// Somebody came back while the call was on its way.
-        returned: bool,
+        /// What became of the participant while the call was on its way.
+        returned: Option<Returned>,
     },
     /// It is cancelled.
     Cancel,
+}
+
+/// What to go on with when the homeserver did not take the leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Returned {
+    /// The event was delegated again: its participant is waited for.
+    Awaited,
+    /// Somebody is there again.
+    Present,
 }
 
 /// How far the newest call to the homeserver is.
@@ -157,7 +166,7 @@ pub enum Input {
         /// How it ended.
         outcome: Outcome,
     },
-    /// The same event was delegated again by a request that arrived then.
+    /// The same event was delegated again by a request that arrived then. [`Input::Present`] follows if somebody is there.
     Renewed(Delay, Time),
     /// Another event was delegated in this one's place.
     Replaced,
@@ -387,9 +396,9 @@ impl Leave {
                 ..
             } => {
                 if matches!(self.call, CallState::InFlight(..)) {
-                    *returned = true;
+                    *returned = Some(Returned::Present);
                 } else {
-                    self.resume(around.now);
+                    self.resume(Returned::Present, around.now);
                 }
             }
             Phase::Ending {
@@ -408,7 +417,7 @@ impl Leave {
                 ..
             } => {
                 *evidence = Some(found.asked);
-                *returned = false;
+                *returned = None;
                 if self.call == CallState::Idle {
                     self.call = CallState::Queued;
                 }
@@ -428,15 +437,18 @@ impl Leave {
             ending: Ending::Send {
                 cause,
                 evidence,
-                returned: false,
+                returned: None,
             },
             until: self.window(now),
         };
     }
 
-    /// Whoever was reported gone is back, and the leave is not on its way.
-    fn resume(&mut self, now: Time) {
-        self.phase = Phase::Active;
+    /// Whoever was reported gone is back or about to come back, and the leave is not on its way.
+    fn resume(&mut self, returned: Returned, now: Time) {
+        self.phase = match returned {
+            Returned::Awaited => Phase::AwaitingJoin,
+            Returned::Present => Phase::Active,
+        };
         self.failures = 0;
         self.call = CallState::Scheduled(self.spaced(now));
     }
@@ -547,7 +559,12 @@ impl Leave {
             }
             (Outcome::Forbidden, Ending::Send { .. }) => self.finish(FinishReason::Refused, out),
             (Outcome::Limited(_) | Outcome::Transient(_), _) if !is_newest => {}
-            (Outcome::Limited(_) | Outcome::Transient(_), Ending::Send { returned: true, .. }) => self.resume(now),
+            (
+                Outcome::Limited(_) | Outcome::Transient(_),
+                Ending::Send {
+                    returned: Some(returned), ..
+                },
+            ) => self.resume(returned, now),
             // One attempt and no more: the homeserver's own timer is at its end, too.
             (
                 Outcome::Limited(_) | Outcome::Transient(_),
@@ -577,11 +594,15 @@ impl Leave {
         match &mut self.phase {
             Phase::AwaitingJoin if matches!(self.call, CallState::InFlight(..)) => {}
             Phase::AwaitingJoin => self.call = self.restart_while_waiting(),
-            Phase::Active => self.restart_now(around.now),
+            // Whether somebody is there, presence says next.
+            Phase::Active => {
+                self.phase = Phase::AwaitingJoin;
+                self.restart_now(around.now);
+            }
             Phase::Ending {
                 ending: Ending::Send { returned, .. },
                 ..
-            } if matches!(self.call, CallState::InFlight(..)) => *returned = true,
+            } if matches!(self.call, CallState::InFlight(..)) => *returned = Some(Returned::Awaited),
             // Whoever asks is about to come, and is waited for.
             Phase::Ending { .. } | Phase::Replaced => {
                 self.phase = Phase::AwaitingJoin;
@@ -638,11 +659,13 @@ impl Leave {
             self.failures = self.failures.saturating_add(1);
             self.call = CallState::Scheduled(self.spaced(now));
             if let Phase::Ending {
-                ending: Ending::Send { returned: true, .. },
+                ending: Ending::Send {
+                    returned: Some(returned), ..
+                },
                 ..
             } = self.phase
             {
-                self.resume(now);
+                self.resume(returned, now);
             }
         }
         match self.phase {

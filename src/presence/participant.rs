@@ -47,7 +47,7 @@ const OLD_NEWS_MS: u64 = 2_000;
 /// Evidence older than this is asked for again before anything is done (L5a).
 pub const FRESH_MS: u64 = 10_000;
 /// When somebody who never came is asked for in any case, before the end of the wait (L8).
-const BEFORE_THE_END_MS: [u64; 3] = [45_000, 15_000, 7_000];
+const BEFORE_THE_END_MS: [u64; 4] = [45_000, 15_000, 4_000, 900];
 
 /// Whether somebody is there.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -602,6 +602,31 @@ fn nothing_is_left_behind() {
 }
 
 #[test]
+fn l14_who_is_reported_gone_and_delegates_the_same_event_again_is_waited_for_and_not_kept_for_ever() {
+    // The leave went on as that of somebody who is there, while nobody was asked about any more: found by a property.
+    for pause in [0, 500, 1_200, 1_900] {
+        let mut world = world();
+        call(&mut world, "room", 1, DELAY);
+        world.part("room", "room-0", DisconnectReason::ParticipantRemoved, true);
+        world.advance(pause);
+        world.delegate("room", "room-0", "room-0", DELAY).unwrap();
+        world.advance(100_000);
+        assert!(!running(&world, "room-0"), "{pause}: {:?}", world.fate("room-0"));
+    }
+}
+
+#[test]
+fn l14_an_event_that_never_was_gives_its_place_back_to_one_that_is_restarted_at_any_delay() {
+    let mut world = world();
+    call(&mut world, "room", 1, 3_000);
+    world.delegate("room", "room-0", "unknown", 3_000).unwrap();
+    world.events.remove("unknown");
+    world.advance(100_000);
+    assert!(running(&world, "room-0"), "{:?} {:?}", world.fate("room-0"), world.finished);
+    assert!(connected(&world, "room", "room-0"));
+}
+
+#[test]
 fn l14_results_of_a_job_that_is_over_never_reach_the_next_under_its_number() {
     let mut world = world();
     call(&mut world, "room", 1, DELAY);

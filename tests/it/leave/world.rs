@@ -4,10 +4,11 @@
 
 use lk_jwt_service::backoff::Jitter;
 use lk_jwt_service::delayed_event::{DelayedEventAction, Outcome};
-use lk_jwt_service::delayed_leave::{CapacityError, Delegated, FinishReason, Handover, HomeserverId, LeaveId};
+use lk_jwt_service::delayed_leave::leave::Returned;
+use lk_jwt_service::delayed_leave::{CapacityError, Delegated, Ending, FinishReason, Handover, HomeserverId, LeaveId, Phase};
 use lk_jwt_service::driver::core::{Action, Core, Delegation, Fact, Settings};
 use lk_jwt_service::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};
-use lk_jwt_service::presence::{EventKind, ParticipantId, Question, RoomId, SfuEvent};
+use lk_jwt_service::presence::{EventKind, ParticipantId, Question, RoomId, SfuEvent, State};
 use lk_jwt_service::store::JobRecord;
 use lk_jwt_service::time::{Delay, Time, WallClock};
 use std::{
@@ -313,7 +314,44 @@ impl World {
         self.pending.insert((self.now.after(after), self.serial), pending);
     }
 
+    /// Presence and the leaves agree on who is there, at every moment: where they did not, a leave was kept for ever.
+    fn agree(&self) {
+        let leaves = self.core.leaves();
+        if leaves.len() > 50 {
+            return;
+        }
+        for job in leaves.all().filter_map(|id| leaves.get(id)) {
+            let phase = job.leave().phase();
+            let found = self
+                .core
+                .presence()
+                .get(job.participant())
+                .expect("who has a leave is kept in mind");
+            let agrees = match (found.presence(), phase) {
+                (
+                    _,
+                    Phase::Ending {
+                        ending: Ending::Cancel, ..
+                    },
+                ) => true,
+                (State::Unknown { .. }, phase) => matches!(phase, Phase::AwaitingJoin | Phase::Ending { .. }),
+                (
+                    State::Present,
+                    Phase::Ending {
+                        ending: Ending::Send { returned, .. },
+                        ..
+                    },
+                ) => returned == Some(Returned::Present),
+                (State::Present, phase) => phase == Phase::Active,
+                (State::Suspected { .. }, phase) => matches!(phase, Phase::AwaitingJoin | Phase::Active | Phase::Ending { .. }),
+                (State::Gone(_), phase) => matches!(phase, Phase::Ending { .. }),
+            };
+            assert!(agrees, "{}: {phase:?} but {found:?}", job.delay_id());
+        }
+    }
+
     pub(super) fn run(&mut self, actions: Vec<Action>) {
+        self.agree();
         for action in actions {
             match action {
                 Action::Ask(question) => self.ask(question),
