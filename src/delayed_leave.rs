@@ -148,11 +148,11 @@ pub struct Job {
     participant: ParticipantId,
     homeserver: HomeserverId,
     keys: JobKeys,
-    arrived: Time,
     timer: Option<Time>,
-    queued: Option<PendingCall>,
+    /// The call that waits in the scheduler's queue, for somebody who was seen or not.
+    queued: Option<(DelayedEventAction, bool, Time)>,
     /// The leaves that this one replaces, until their events are cancelled.
-    replaces: Vec<LeaveId>,
+    replaces: Box<[LeaveId]>,
     /// The leave that replaces this one.
     replaced_by: Option<LeaveId>,
     as_user: bool,
@@ -230,8 +230,8 @@ impl JobKeys {
 pub struct Leaves {
     bounds: Bounds,
     jobs: Slab<Job>,
-    /// The current leave of each participant.
-    current: HashMap<ParticipantId, LeaveId>,
+    /// The current leave of each participant, by the slot of its id.
+    current: Vec<Option<LeaveId>>,
     /// Leaves of each user, known by a number that nobody can guess.
     users: HashMap<u64, u32>,
     seed: u64,
@@ -256,7 +256,7 @@ impl Leaves {
             scheduler: CallScheduler::new(bounds.concurrency),
             bounds,
             jobs: Slab::default(),
-            current: HashMap::new(),
+            current: Vec::new(),
             users: HashMap::new(),
             seed,
             never_seen: BTreeSet::new(),
@@ -291,12 +291,13 @@ impl Leaves {
     /// The current leave of a participant.
     #[must_use]
     pub fn of(&self, participant: ParticipantId) -> Option<LeaveId> {
-        self.current.get(&participant).copied()
+        let id = (*self.current.get(participant.slot())?)?;
+        self.jobs.get(id).is_some_and(|job| job.participant == participant).then_some(id)
     }
 
     /// All current leaves.
     pub fn all(&self) -> impl Iterator<Item = LeaveId> {
-        self.current.values().copied()
+        self.current.iter().copied().flatten()
     }
 
     /// The events that a leave replaces and that may still fire.
@@ -312,6 +313,12 @@ impl Leaves {
     #[must_use]
     pub fn homeserver(&self, id: HomeserverId) -> Option<&Arc<str>> {
         self.scheduler.name(id)
+    }
+
+    /// Whether any is an event of that homeserver.
+    #[must_use]
+    pub fn has_any_of(&self, homeserver: &str) -> bool {
+        self.scheduler.jobs(homeserver) > 0
     }
 
     /// Whether a stopping service has nothing to wait for (L12).
@@ -361,10 +368,8 @@ impl Leaves {
             self.tell(id, is_there, now);
             return Delegated::New(id);
         };
-        let renewed = Input::Renewed(handover.delay, handover.arrived);
         if job.delay_id() == handover.delay_id {
-            self.arrived(old, handover.arrived);
-            self.step(old, renewed, now);
+            self.renew(old, handover.delay, handover.arrived, now);
             self.tell(old, is_there, now);
             return Delegated::Renewed(old);
         }
@@ -373,7 +378,7 @@ impl Leaves {
             .iter()
             .copied()
             .find(|&id| self.jobs.get(id).is_some_and(|job| job.delay_id() == handover.delay_id));
-        if job.arrived > handover.arrived {
+        if job.leave.delegated() > handover.arrived {
             if former.is_none() {
                 let granted = job.leave.was_granted();
                 let id = self.insert(participant, handover, leave, seen, now);
@@ -387,16 +392,15 @@ impl Leaves {
         let mut replaces = self
             .jobs
             .get_mut(old)
-            .map(|job| std::mem::take(&mut job.replaces))
+            .map(|job| std::mem::take(&mut job.replaces).into_vec())
             .unwrap_or_default();
         replaces.retain(|&id| Some(id) != former);
         replaces.push(old);
         let id = match former {
             Some(id) => {
-                self.arrived(id, handover.arrived);
                 self.adopt(id, replaces);
-                self.current.insert(participant, id);
-                self.step(id, renewed, now);
+                self.set_current(participant, Some(id));
+                self.renew(id, handover.delay, handover.arrived, now);
                 id
             }
             None => self.install(participant, handover, leave, seen, replaces, now),
@@ -417,7 +421,7 @@ impl Leaves {
         replaced: &[Replaced<'_>],
         now: Time,
     ) -> Option<LeaveId> {
-        if self.current.contains_key(&participant) || (self.jobs.len() >= self.bounds.total as usize && self.never_seen.is_empty()) {
+        if self.of(participant).is_some() || (self.jobs.len() >= self.bounds.total as usize && self.never_seen.is_empty()) {
             return None;
         }
         let leave = Leave::restored(handover.delay, handover.arrived, restarted, seen, now);
@@ -449,8 +453,8 @@ impl Leaves {
         if let Some(job) = self.jobs.get_mut(id)
             && !std::mem::replace(&mut job.seen, true)
         {
-            let (homeserver, arrived) = (job.homeserver, job.arrived);
-            self.was_seen(homeserver, arrived, id);
+            let (homeserver, delegated) = (job.homeserver, job.leave.delegated());
+            self.was_seen(homeserver, delegated, id);
         }
         self.tell(id, true, now);
     }
@@ -631,11 +635,12 @@ impl Leaves {
             user: number_of(self.seed, job.keys.user()),
             seen: job.seen,
         });
-        if pending != job.queued {
-            let former = std::mem::replace(&mut job.queued, pending);
+        let queued = pending.map(|call| (call.action, call.seen, call.deadline));
+        let former = std::mem::replace(&mut job.queued, queued);
+        if queued != former {
             let homeserver = job.homeserver;
-            if let Some(call) = former {
-                self.scheduler.dequeue(homeserver, id, &call, now);
+            if let Some((_, _, deadline)) = former {
+                self.scheduler.dequeue(homeserver, id, deadline, now);
             }
             if let Some(call) = pending {
                 self.scheduler.enqueue(homeserver, id, call, now);
@@ -646,11 +651,11 @@ impl Leaves {
     /// Takes a leave that is over out of the table, and sees to those that it replaces.
     fn finish(&mut self, id: LeaveId, reason: FinishReason, now: Time) {
         let Some(job) = self.jobs.remove(id) else { return };
-        if let Some(call) = job.queued {
-            self.scheduler.dequeue(job.homeserver, id, &call, now);
+        if let Some((_, _, deadline)) = job.queued {
+            self.scheduler.dequeue(job.homeserver, id, deadline, now);
         }
         if !job.seen {
-            self.was_seen(job.homeserver, job.arrived, id);
+            self.was_seen(job.homeserver, job.leave.delegated(), id);
         }
         self.scheduler.leave(job.homeserver);
         let user = self.number_of(job.user());
@@ -666,14 +671,11 @@ impl Leaves {
         let participant = job.participant;
         if let Some(successor) = job.replaced_by {
             if let Some(by) = self.jobs.get_mut(successor) {
-                by.replaces.retain(|&replaced| replaced != id);
+                by.replaces = by.replaces.iter().copied().filter(|&replaced| replaced != id).collect();
                 self.out.push(Output::Store(successor));
             }
         } else {
-            self.current.remove(&participant);
-            if self.current.capacity() > 4 * self.current.len() + 1_024 {
-                self.current.shrink_to(2 * self.current.len());
-            }
+            self.set_current(participant, None);
             self.succeed(participant, &job, reason, now);
         }
         self.out.push(Output::Finished {
@@ -686,7 +688,7 @@ impl Leaves {
     /// What is left when the current leave is over: an event that never was gives its place back to the one before (L14), any other
     /// takes those that it replaces with it.
     fn succeed(&mut self, participant: ParticipantId, over: &Job, reason: FinishReason, now: Time) {
-        let mut left = over.replaces.clone();
+        let mut left = over.replaces.to_vec();
         let never_was = matches!(reason, FinishReason::EventGone | FinishReason::Refused) && !over.leave.was_granted();
         let youngest = left
             .iter()
@@ -696,14 +698,14 @@ impl Leaves {
                     .get(id)
                     .is_some_and(|job| never_was && job.leave.phase() == Phase::Replaced)
             })
-            .max_by_key(|&id| self.jobs.get(id).map(|job| job.arrived));
+            .max_by_key(|&id| self.jobs.get(id).map(|job| job.leave.delegated()));
         // Somebody has to be the current one until all are cancelled.
         let Some(heir) = youngest.or_else(|| left.last().copied()) else {
             return;
         };
         left.retain(|&id| id != heir);
         self.adopt(heir, left.clone());
-        self.current.insert(participant, heir);
+        self.set_current(participant, Some(heir));
         self.out.push(Output::Store(heir));
         if youngest.is_some() {
             self.step(heir, Input::Installed, now);
@@ -729,7 +731,7 @@ impl Leaves {
         let (ends, delay) = (leave.deadline(), leave.delay());
         let id = self.insert(participant, handover, leave, seen, now);
         self.adopt(id, replaces);
-        self.current.insert(participant, id);
+        self.set_current(participant, Some(id));
         self.out.push(Output::Awaits(participant, ends, delay.as_millis()));
         self.out.push(Output::Store(id));
         id
@@ -743,22 +745,22 @@ impl Leaves {
         *self.users.entry(self.number_of(handover.user)).or_insert(0) += 1;
         let homeserver = self.scheduler.enter(handover.homeserver, handover.listed);
         self.busy += usize::from(!leave.is_at_rest());
+        let delegated = leave.delegated();
         let id = self.jobs.insert(Job {
             leave,
             participant,
             homeserver,
             keys: JobKeys::new(handover.delay_id, handover.user),
-            arrived: handover.arrived,
             timer: None,
             queued: None,
-            replaces: Vec::new(),
+            replaces: Box::default(),
             replaced_by: None,
             as_user: handover.as_user,
             seen,
             is_there: false,
         });
         if !seen {
-            self.never_seen.insert((homeserver, handover.arrived, id));
+            self.never_seen.insert((homeserver, delegated, id));
             *self.never_seen_of.entry(homeserver).or_insert(0) += 1;
         }
         id
@@ -776,8 +778,8 @@ impl Leaves {
         }
     }
 
-    fn was_seen(&mut self, homeserver: HomeserverId, arrived: Time, id: LeaveId) {
-        if self.never_seen.remove(&(homeserver, arrived, id))
+    fn was_seen(&mut self, homeserver: HomeserverId, delegated: Time, id: LeaveId) {
+        if self.never_seen.remove(&(homeserver, delegated, id))
             && let Some(jobs) = self.never_seen_of.get_mut(&homeserver)
         {
             *jobs -= 1;
@@ -787,14 +789,22 @@ impl Leaves {
         }
     }
 
-    fn arrived(&mut self, id: LeaveId, arrived: Time) {
-        let Some(job) = self.jobs.get_mut(id) else { return };
-        let former = job.arrived;
-        job.arrived = former.max(arrived);
-        let (homeserver, now) = (job.homeserver, job.arrived);
+    /// The event of a leave was delegated again by a request that arrived then.
+    fn renew(&mut self, id: LeaveId, delay: Delay, arrived: Time, now: Time) {
+        let Some(job) = self.jobs.get(id) else { return };
+        let (homeserver, former) = (job.homeserver, job.leave.delegated());
         if self.never_seen.remove(&(homeserver, former, id)) {
-            self.never_seen.insert((homeserver, now, id));
+            self.never_seen.insert((homeserver, former.max(arrived), id));
         }
+        self.step(id, Input::Renewed(delay, arrived), now);
+    }
+
+    fn set_current(&mut self, participant: ParticipantId, leave: Option<LeaveId>) {
+        let slot = participant.slot();
+        if slot >= self.current.len() {
+            self.current.resize(slot + 1, None);
+        }
+        self.current[slot] = leave;
     }
 
     fn adopt(&mut self, id: LeaveId, mut replaces: Vec<LeaveId>) {
@@ -807,7 +817,7 @@ impl Leaves {
         }
         if let Some(job) = self.jobs.get_mut(id) {
             job.replaced_by = None;
-            job.replaces = replaces;
+            job.replaces = replaces.into();
         }
     }
 
@@ -816,7 +826,7 @@ impl Leaves {
             job.replaced_by = Some(id);
         }
         if let Some(job) = self.jobs.get_mut(id) {
-            job.replaces.push(replaced);
+            job.replaces = job.replaces.iter().copied().chain([replaced]).collect();
         }
     }
 

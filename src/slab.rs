@@ -7,23 +7,24 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
+use std::num::NonZeroU32;
 
 /// Bytes that stand side by side, and values at most.
 const CHUNK_BYTES: usize = 256 * 1024;
 const MAX_CHUNK: usize = 1024;
 
-/// The number of a value. It is never used for another one.
+/// The number of a value. It is never used for another one. `Option<Id>` is as small as `Id`.
 pub struct Id<T> {
     slot: u32,
-    generation: u32,
+    generation: NonZeroU32,
     kind: PhantomData<fn() -> T>,
 }
 
 impl<T> Id<T> {
     /// The least of all ids, for the ends of ranges.
-    pub const FIRST: Self = Self::new(0, 0);
+    pub const FIRST: Self = Self::new(0, NonZeroU32::MIN);
 
-    const fn new(slot: u32, generation: u32) -> Self {
+    const fn new(slot: u32, generation: NonZeroU32) -> Self {
         Self {
             slot,
             generation,
@@ -31,10 +32,15 @@ impl<T> Id<T> {
         }
     }
 
+    /// The place of the value among all that are kept now, for tables beside the values.
+    pub(crate) const fn slot(self) -> usize {
+        self.slot as usize
+    }
+
     /// An id as it might be given, for tests of what only carries ids.
     #[cfg(test)]
     pub(crate) const fn numbered(slot: u32) -> Self {
-        Self::new(slot, 0)
+        Self::new(slot, NonZeroU32::MIN)
     }
 }
 
@@ -83,7 +89,7 @@ impl<T> fmt::Debug for Id<T> {
 #[derive(Debug)]
 pub struct Slab<T> {
     /// Of each slot that was ever used.
-    generations: Vec<u32>,
+    generations: Vec<NonZeroU32>,
     chunks: Vec<Chunk<T>>,
     free: Vec<u32>,
     len: usize,
@@ -128,7 +134,7 @@ impl<T> Slab<T> {
     /// Keeps a value.
     pub fn insert(&mut self, value: T) -> Id<T> {
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.generations.push(0);
+            self.generations.push(NonZeroU32::MIN);
             u32::try_from(self.generations.len() - 1).unwrap_or(u32::MAX)
         });
         let (chunk, place) = Self::split(slot);

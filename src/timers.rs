@@ -34,7 +34,7 @@ impl<K: Ord + Copy> Timers<K> {
         while self.0.peek().is_some_and(|first| !is_set(first)) {
             self.0.pop();
         }
-        if self.0.len() > 2 * things + 64 {
+        if self.0.len() > things + things / 4 + 64 {
             let mut moments = std::mem::take(&mut self.0).into_vec();
             moments.retain(is_set);
             moments.sort_unstable();

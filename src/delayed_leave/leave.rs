@@ -111,8 +111,8 @@ pub enum CallState {
     Scheduled(Time),
     /// Due, and waiting for its turn.
     Queued,
-    /// Sent then; waited for until then. The answer is taken whenever it comes.
-    InFlight(Time, Time),
+    /// Sent then; waited for so many milliseconds. The answer is taken whenever it comes.
+    InFlight(Time, u32),
 }
 
 /// How a leave ended.
@@ -327,7 +327,7 @@ impl Leave {
             Phase::AwaitingJoin | Phase::Active => self.deadline(),
         };
         match self.call {
-            CallState::InFlight(_, patience) => Some(patience),
+            CallState::InFlight(sent, patience_ms) => Some(sent.after(u64::from(patience_ms))),
             CallState::Scheduled(at) if !(sfu_silent && self.is_running()) => Some(at.min(end)),
             CallState::Scheduled(_) | CallState::Idle | CallState::Queued => Some(end),
         }
@@ -480,7 +480,7 @@ impl Leave {
         if action == DelayedEventAction::Restart {
             self.last_started = Some(now);
         }
-        self.call = CallState::InFlight(now, now.after(patience_ms(until.since(now), around.usual_ms)));
+        self.call = CallState::InFlight(now, patience_ms(until.since(now), around.usual_ms));
         out.push(Output::Call(action));
     }
 
@@ -651,8 +651,8 @@ impl Leave {
 
     fn settle(&mut self, around: &mut Around<'_>, out: &mut Vec<Output>) {
         let now = around.now;
-        if let CallState::InFlight(_, patience) = self.call {
-            if now < patience {
+        if let CallState::InFlight(sent, patience_ms) = self.call {
+            if now.since(sent) < u64::from(patience_ms) {
                 return;
             }
             // Not waited for any longer; it is still taken when it comes.

@@ -106,8 +106,9 @@ pub struct Overload {
 
 /// How long to wait for the answer to a restart (L4): a quarter of what is left, at least 1 s and twice the usual time, at most 10 s.
 #[must_use]
-pub fn patience_ms(left_ms: u64, usual_ms: u64) -> u64 {
-    (left_ms / 4).max(1_000).max(usual_ms.saturating_mul(2)).min(10_000)
+pub fn patience_ms(left_ms: u64, usual_ms: u64) -> u32 {
+    let patience = (left_ms / 4).max(1_000).max(usual_ms.saturating_mul(2));
+    u32::try_from(patience).unwrap_or(u32::MAX).min(10_000)
 }
 
 /// The parts of a homeserver's queue.
@@ -272,10 +273,10 @@ impl CallScheduler {
         self.plan(id, now);
     }
 
-    /// Takes the call of a leave out of the queue. The call is the one that it was enqueued with.
-    pub fn dequeue(&mut self, id: HomeserverId, leave: LeaveId, call: &PendingCall, now: Time) {
+    /// Takes the call of a leave out of the queue, by the deadline that it was enqueued with.
+    pub fn dequeue(&mut self, id: HomeserverId, leave: LeaveId, deadline: Time, now: Time) {
         if let Some(homeserver) = self.homeservers.get_mut(id) {
-            homeserver.dequeue(leave, call);
+            homeserver.dequeue(leave, deadline);
         }
         self.plan(id, now);
     }
@@ -527,9 +528,9 @@ impl Homeserver {
         self.queue.insert((class, call.deadline, leave), queued);
     }
 
-    fn dequeue(&mut self, leave: LeaveId, call: &PendingCall) {
+    fn dequeue(&mut self, leave: LeaveId, deadline: Time) {
         for class in [Class::Send, Class::Restart, Class::Uncarried, Class::NeverSeen] {
-            self.queue.remove(&(class, call.deadline, leave));
+            self.queue.remove(&(class, deadline, leave));
         }
     }
 

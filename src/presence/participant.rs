@@ -198,8 +198,8 @@ pub struct Participant {
     /// When the wait for somebody ends, and the delay of its event.
     wait_ends: Time,
     delay_ms: u64,
-    /// When the grace of a lost room ends; counted in all since the last sighting.
-    grace: Option<u64>,
+    /// When the grace of a lost room ends, counted in all since the last sighting; 0 while no room was lost.
+    grace: u64,
     asks: u8,
     state: Presence,
     pub(super) timer: Option<Time>,
@@ -221,7 +221,7 @@ impl Participant {
             last_no: None,
             wait_ends: delegated,
             delay_ms: 0,
-            grace: None,
+            grace: 0,
             asks: 0,
             state: Presence::Unknown {
                 next: Next::AskAt(delegated),
@@ -672,12 +672,14 @@ impl Participant {
     }
 
     fn lose_room(&mut self, around: &Around<'_>) {
-        let until = *self.grace.get_or_insert_with(|| around.answering_ms.saturating_add(LOST_GRACE_MS));
+        if self.grace == 0 {
+            self.grace = around.answering_ms.saturating_add(LOST_GRACE_MS);
+        }
         self.asks = 0;
         self.state = Presence::Suspected {
             why: Suspicion::RoomLost,
             since: around.now,
-            next: Next::Grace(until),
+            next: Next::Grace(self.grace),
         };
     }
 
@@ -781,7 +783,7 @@ impl Participant {
             changed = true;
         }
         self.left = false;
-        self.grace = None;
+        self.grace = 0;
         self.last_sighted = self.last_sighted.max(Some(now));
         if room_sid.is_some() {
             // Stored with the next restart: a record that lags here is judged with care (L11).

@@ -319,7 +319,7 @@ fn what_is_not_wanted_any_more_is_not_granted_and_the_empty_are_forgotten() {
     };
     for call in [restart(9_000), restart(0), send(1), cancel, never_seen(7)] {
         scheduler.enqueue(hs[0], leave(1), call, at(0));
-        scheduler.dequeue(hs[0], leave(1), &call, at(0));
+        scheduler.dequeue(hs[0], leave(1), call.deadline, at(0));
         assert_eq!(scheduler.next_deadline(), None);
     }
     scheduler.enqueue(hs[0], leave(1), restart(9_000), at(0));
@@ -718,7 +718,7 @@ proptest! {
         ops in prop::collection::vec((0u8..4, 0u32..20, 1u64..200_000, prop::option::of(0u64..300_000)), 1..100),
     ) {
         let (mut scheduler, hs) = scheduler(&["a", "b"]);
-        let (mut now, mut waiting, mut flying) = (at(0), BTreeMap::new(), Vec::<(Permit, Time)>::new());
+        let (mut now, mut waiting, mut flying) = (at(0), BTreeMap::<LeaveId, PendingCall>::new(), Vec::<(Permit, Time)>::new());
         for (kind, n, ms, hint) in ops {
             let id = hs[(n % 2) as usize];
             match kind {
@@ -730,7 +730,7 @@ proptest! {
                     };
                     if flying.iter().any(|(permit, _)| permit.leave == leave(n)) {
                     } else if let Some(call) = waiting.remove(&leave(n)) {
-                        scheduler.dequeue(id, leave(n), &call, now);
+                        scheduler.dequeue(id, leave(n), call.deadline, now);
                     } else {
                         waiting.insert(leave(n), call);
                         scheduler.enqueue(id, leave(n), call, now);
@@ -804,7 +804,7 @@ fn two_hundred_thousand_calls_take_logarithmic_time_and_little_memory() {
                 }
             }
             for n in 0..count {
-                scheduler.dequeue(id, leave(n), &call(n), now);
+                scheduler.dequeue(id, leave(n), call(n).deadline, now);
             }
             took.push(started.elapsed().as_secs_f64() / f64::from(count) * 1e6);
             assert!(scheduler.homeservers.get(id).is_some_and(|homeserver| homeserver.queue.is_empty()));

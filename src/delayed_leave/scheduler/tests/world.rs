@@ -230,7 +230,7 @@ impl World {
     fn drop_pending(&mut self, n: usize, now: Time) {
         if let Some(call) = self.jobs[n].pending.take() {
             let id = self.homeservers[self.jobs[n].job.homeserver].1;
-            self.scheduler.dequeue(id, leave(n as u32), &call, now);
+            self.scheduler.dequeue(id, leave(n as u32), call.deadline, now);
         }
     }
 
@@ -255,7 +255,7 @@ impl World {
             outcome: answer.map(|(outcome, _)| outcome),
             waiting: true,
         });
-        self.at(now.after(patience), n, Event::GivenUp(number));
+        self.at(now.after(u64::from(patience)), n, Event::GivenUp(number));
         if let Some((_, millis)) = answer {
             self.at(now.after(millis), n, Event::Answered(number));
         }
