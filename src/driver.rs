@@ -95,6 +95,13 @@ impl Leaves {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         let driver = Arc::new(Driver::new(settings));
+        let known = Arc::downgrade(&driver);
+        let has_leaves = move |server: &str| {
+            known
+                .upgrade()
+                .is_some_and(|driver| driver.lock().cores.leaves().has_any_of(server))
+        };
+        driver.homeservers.keep_those_with_leaves(Box::new(has_leaves));
         tokio::spawn(driver.clone().keep_time());
         tokio::spawn(driver.clone().notice_closing());
         Self(driver)

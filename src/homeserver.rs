@@ -13,11 +13,11 @@ mod versions;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{StatusCode, header};
 use lru::LruCache;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -35,7 +35,12 @@ use crate::server_name::ServerName;
 use crate::wire::errcode;
 use versions::Offers;
 
+/// How many are remembered, and how many more where they have delegated leaves.
 const HOMESERVERS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+const MAX_HOMESERVERS: usize = 2 * HOMESERVERS.get();
+/// How many of those longest not used are looked through for one that may be forgotten.
+const LOOKED_THROUGH: usize = 64;
+const VERSIONS: &str = "/_matrix/client/versions";
 const MAX_REPLY: usize = 64 * 1024;
 /// The longest address in bytes: homeservers choose it, and it is kept.
 const MAX_BASE_URL: usize = 2 * 1024;
@@ -52,9 +57,13 @@ pub struct Homeservers {
     federation: Arc<Federation>,
     overrides: BTreeMap<ServerName, Url>,
     table: Mutex<LruCache<ServerName, Arc<AsyncMutex<Known>>>>,
+    has_leaves: OnceLock<HasLeaves>,
     lost: LogThrottle,
     denied: LogThrottle,
 }
+
+/// Whether a homeserver has delegated leaves.
+pub type HasLeaves = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 #[derive(Default)]
 struct Known {
@@ -83,15 +92,20 @@ impl Homeservers {
     /// `overrides` is `LIVEKIT_CS_API_URL_OVERRIDES`.
     #[must_use]
     pub fn new(federation: Arc<Federation>, overrides: BTreeMap<ServerName, Url>) -> Self {
-        let mut table = LruCache::unbounded();
-        table.resize(HOMESERVERS);
         Self {
             federation,
             overrides,
-            table: Mutex::new(table),
+            table: Mutex::new(LruCache::unbounded()),
+            has_leaves: OnceLock::new(),
             lost: LogThrottle::once_a_minute(),
             denied: LogThrottle::once_a_minute(),
         }
+    }
+
+    /// Other names do not push out a homeserver that has delegated leaves: its address must be at hand when one is due.
+    pub fn keep_those_with_leaves(&self, has_leaves: HasLeaves) {
+        // Set once, by the driver.
+        let _ = self.has_leaves.set(has_leaves);
     }
 
     /// How well the homeserver of that name is known, if it is a name.
@@ -264,7 +278,26 @@ impl Homeservers {
 
     fn known(&self, server: &ServerName) -> Arc<AsyncMutex<Known>> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if !table.contains(server) {
+            self.make_room(&mut table);
+        }
         table.get_or_insert(server.clone(), Arc::default).clone()
+    }
+
+    fn make_room(&self, table: &mut LruCache<ServerName, Arc<AsyncMutex<Known>>>) {
+        for _ in 0..LOOKED_THROUGH {
+            if table.len() < HOMESERVERS.get() {
+                return;
+            }
+            let Some((name, known)) = table.pop_lru() else { return };
+            if !self.has_leaves.get().is_some_and(|has_leaves| has_leaves(name.as_str())) {
+                return;
+            }
+            table.push(name, known);
+        }
+        if table.len() >= MAX_HOMESERVERS {
+            table.pop_lru();
+        }
     }
 }
 
@@ -278,13 +311,31 @@ impl Call<'_> {
     }
 }
 
-/// Where the well-known file says that the API of `server` is.
+/// Where the well-known file says that the API of `server` is; the https address, where the http one only leads there.
 async fn find(federation: &Federation, server: &ServerName, since: Option<Instant>) -> Result<BaseUrl, Failure> {
-    let base = federation.client_base_url(server, since).await?;
+    let mut base = federation.client_base_url(server, since).await?;
+    if base.url.scheme() == "http"
+        && let Ok(Some(https)) = timeout(VERSIONS_TIMEOUT, redirect_to_https(federation, server, &base.url)).await
+    {
+        base.url = https;
+    }
     if base.url.as_str().len() > MAX_BASE_URL {
         return Err(Failure::NoClientApi("its address is too long"));
     }
     Ok(base)
+}
+
+/// The https address on the same host to which questions below an http one are redirected. Found out before any call: a call is
+/// not sent a second time to wherever an answer says, and would meet the redirect for ever.
+async fn redirect_to_https(federation: &Federation, server: &ServerName, base: &Url) -> Option<Url> {
+    let api = federation.client_api(server, base, false).ok()?;
+    let reply = api.get(VERSIONS, None, MAX_REPLY).await.ok()?;
+    let location = reply.headers.get(header::LOCATION).filter(|_| reply.status.is_redirection())?;
+    let mut https = base.join(location.to_str().ok()?).ok()?;
+    let below = https.path().strip_suffix(VERSIONS)?.to_owned();
+    https.set_path(&below);
+    let is_same = https.host_str() == base.host_str() && https.query().is_none() && https.fragment().is_none();
+    (https.scheme() == "https" && is_same).then_some(https)
 }
 
 /// The same in the background, with what is offered there: nobody waits for either. An address that has worked is better than
@@ -331,7 +382,7 @@ async fn refresh(api: Arc<ClientApi>, entry: Arc<AsyncMutex<Known>>) {
 }
 
 async fn versions(api: &ClientApi) -> Result<(Offers, Duration), Failure> {
-    match timeout(VERSIONS_TIMEOUT, api.get("/_matrix/client/versions", None, MAX_REPLY)).await {
+    match timeout(VERSIONS_TIMEOUT, api.get(VERSIONS, None, MAX_REPLY)).await {
         Ok(Ok(reply)) if reply.status == StatusCode::OK => Ok((Offers::read(&reply.body), VERSIONS_LIFE)),
         // Nobody will ever be called there (decision O5): said now, while there is somebody to hear it.
         Ok(Err(failure @ Failure::Refused { .. })) => Err(failure),

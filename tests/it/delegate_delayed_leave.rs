@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use crate::support::bodies::{delegate_of, get_token_of, sfu_get_of, with};
 use crate::support::client::Call;
-use crate::support::client_api::{ClientApi, UNSTABLE};
+use crate::support::client_api::{ClientApi, UNSTABLE, VERSIONS};
 use crate::support::homeserver::{CLIENT_WELL_KNOWN, Homeserver, USERINFO};
-use crate::support::neighbour::Reply;
+use crate::support::neighbour::{Neighbour, Reply, Request};
 use crate::support::scene::{SOON, Scene};
 use crate::support::service::Setup;
 use crate::support::sfu::{Fault, Sfu};
@@ -183,7 +183,7 @@ fn a_token_with_a_delegation_asks_in_order() {
         let answer = world.service.post(path, &body);
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert!(!answer.field("jwt").is_empty());
-        let last = |requests: Vec<crate::support::neighbour::Request>, path: &str| {
+        let last = |requests: Vec<Request>, path: &str| {
             let mine = requests.into_iter().rev().find(|r| r.path.ends_with(path));
             mine.unwrap_or_else(|| panic!("{path} was not asked")).at
         };
@@ -437,4 +437,28 @@ fn a_client_server_api_with_an_address_without_end_is_not_kept() {
         });
     }
     world.service.wait_log(&["its address is too long"]);
+}
+
+/// B21: an http address that only leads to https on the same host is that one; nobody is followed anywhere else.
+#[test]
+fn an_http_address_that_leads_to_https_is_followed_once() {
+    let (sfu, api, other) = (Sfu::start(), ClientApi::start_with_tls(), ClientApi::start_with_tls());
+    let service = Setup::new(&sfu).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", "*").start();
+    for (to, followed) in [(&api, true), (&other, false)] {
+        let to = format!("https://{}", to.http.address());
+        let redirect = move |request: &Request| Reply::redirect(308, &format!("{to}{}", request.target));
+        let plain = Neighbour::start((api.http.address().ip(), 0).into(), None, redirect);
+        let base = format!("http://{}", plain.address());
+        let home = Homeserver::start();
+        home.answer_client_well_known(Reply::json(200, &json!({"m.homeserver": {"base_url": base}})));
+        let id = format!("syd_{}", unique());
+        let answer = service.post(ROUTE, &delegate_of(&home, "alice", &unique_room(), &id, 5_000));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let asked = || plain.count(|r| r.path != VERSIONS);
+        wait_until("the event to be restarted", Duration::from_secs(10), || {
+            asked() + api.count("restart", &id) > 0
+        });
+        assert_eq!((asked() == 0, api.count("restart", &id) > 0), (followed, followed));
+    }
+    assert_eq!(other.http.connections().len(), 0);
 }

@@ -6,6 +6,9 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use rustls::ServerConfig;
+
+use super::ca::Ca;
 use super::homeserver::Homeserver;
 use super::neighbour::{Neighbour, Reply, Request};
 use super::unique_loopback;
@@ -48,6 +51,16 @@ impl ClientApi {
 
     /// The same at this address.
     pub(crate) fn at(address: SocketAddr) -> Self {
+        Self::with(address, None)
+    }
+
+    /// The same over TLS.
+    pub(crate) fn start_with_tls() -> Self {
+        let at = unique_loopback();
+        Self::with((at, 0).into(), Some(Ca::trusted().server(&[at.to_string()])))
+    }
+
+    fn with(address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Self {
         let state = Arc::new(State {
             script: Mutex::new(Arc::new(|_, _| done())),
             versions: Mutex::new(versions(true, false)),
@@ -55,7 +68,7 @@ impl ClientApi {
         });
         let answering = state.clone();
         Self {
-            http: Neighbour::start(address, None, move |request| answering.reply(request)),
+            http: Neighbour::start(address, tls, move |request| answering.reply(request)),
             state,
         }
     }
