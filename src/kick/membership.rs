@@ -32,16 +32,19 @@ use std::sync::Arc;
 
 use super::name::Name;
 use super::shares::{CapacityError, Origin, Shares};
-use crate::time::Time;
+use crate::store::token::StoredToken;
+use crate::time::{Time, WallClock};
 
 /// Questions to the homeserver at a time in each sweep, and calls to the SFU.
-pub const LANES: usize = 8;
+pub(super) const LANES: usize = 8;
 /// How long a no may be acted upon.
-pub const EVIDENCE_MS: u64 = 10_000;
+pub(super) const EVIDENCE_MS: u64 = 10_000;
 /// For how long a no does not count after a yes, at most: the processes of a homeserver may disagree for a moment.
 const SETTLE_MS: u64 = 5_000;
 /// A departure that is reported so soon after an arrival may be that of the session before.
 const OLD_SESSION_MS: u64 = 10_000;
+/// No token lasts longer, whatever a record says.
+const MAX_TTL_MS: u64 = 24 * 60 * 60_000;
 /// The SFU takes a token for this long after its end.
 const LEEWAY_MS: u64 = 60_000;
 /// For how long the SFU renews the token of somebody inside.
@@ -68,57 +71,33 @@ const MAX_NAMES: usize = 2 * 1024;
 
 /// A LiveKit token that was issued.
 #[derive(Clone, Copy, Debug)]
-pub struct IssuedToken<'a> {
+pub(super) struct IssuedToken<'a> {
     /// The Matrix room.
-    pub room_id: &'a str,
+    pub(super) room_id: &'a str,
     /// The Matrix user.
-    pub user_id: &'a str,
+    pub(super) user_id: &'a str,
     /// The LiveKit room.
-    pub room: &'a str,
+    pub(super) room: &'a str,
     /// The participant's identity.
-    pub identity: &'a str,
+    pub(super) identity: &'a str,
     /// When the token expires.
-    pub end: Time,
+    pub(super) end: Time,
     /// Whether the homeserver had said, just before, that the user is joined.
-    pub checked: bool,
-}
-
-/// What is stored of a token beside its names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StoredState {
-    /// Whether the homeserver ever said that the user is joined.
-    pub member: bool,
-    /// Whether the user has left.
-    pub left: bool,
-    /// When somebody was last known to be there.
-    pub seen: Option<Time>,
-}
-
-/// A token as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredToken {
-    /// The Matrix room.
-    pub room_id: Arc<str>,
-    /// The Matrix user.
-    pub user_id: Arc<str>,
-    /// When the token expires.
-    pub end: Time,
-    /// The rest.
-    pub state: StoredState,
+    pub(super) checked: bool,
 }
 
 /// A participant of a LiveKit room.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct ParticipantKey {
+pub(super) struct ParticipantKey {
     /// The LiveKit room.
-    pub room: Name,
+    pub(super) room: Name,
     /// The participant's identity.
-    pub identity: Name,
+    pub(super) identity: Name,
 }
 
 /// What is to be done. The method that is named takes the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(super) enum Action {
     /// Ask the homeserver, once: [`MembershipTracker::on_membership`].
     Ask(MembershipQuery),
     /// Ask the SFU who is in a LiveKit room: [`MembershipTracker::on_list`].
@@ -127,7 +106,7 @@ pub enum Action {
     Remove(Arc<ParticipantKey>),
     /// The participant was removed from the Matrix room: a delegated leave has nothing left to send, its job ends without a call (L6).
     EndDelegatedLeave(Arc<ParticipantKey>),
-    /// Store the token as [`MembershipTracker::stored`] has it.
+    /// Store the token as [`MembershipTracker::record`] has it.
     Persist(Arc<ParticipantKey>),
     /// Remove the token from the store.
     Forget(Arc<ParticipantKey>),
@@ -135,20 +114,20 @@ pub enum Action {
 
 /// One question to the homeserver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MembershipQuery {
+pub(super) struct MembershipQuery {
     /// The Matrix room.
-    pub room_id: Arc<str>,
+    pub(super) room_id: Arc<str>,
     /// What is asked about it.
-    pub scope: QueryScope,
+    pub(super) scope: QueryScope,
     /// Whose place the question takes.
-    pub origin: Origin,
+    pub(super) origin: Origin,
     /// Whether a sweep asks.
-    pub is_sweep: bool,
+    pub(super) is_sweep: bool,
 }
 
 /// What a question is about.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum QueryScope {
+pub(super) enum QueryScope {
     /// Everybody who is joined: one list.
     Members,
     /// Whether this user is joined.
@@ -159,7 +138,7 @@ pub enum QueryScope {
 
 /// What the homeserver said.
 #[derive(Clone, Copy)]
-pub enum MembershipAnswer<'a> {
+pub(super) enum MembershipAnswer<'a> {
     /// The list of those who are joined.
     Members(&'a dyn Fn(&str) -> bool),
     /// Whether the user is joined, or our homeserver in the room.
@@ -179,7 +158,7 @@ pub enum MembershipAnswer<'a> {
 
 /// What became of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RemovalOutcome {
+pub(super) enum RemovalOutcome {
     /// The participant was there and is not any more.
     Removed,
     /// The participant was not there.
@@ -190,7 +169,7 @@ pub enum RemovalOutcome {
 
 /// All watched tokens, and what is known of their holders.
 #[derive(Debug)]
-pub struct MembershipTracker {
+pub(super) struct MembershipTracker {
     interval_ms: u64,
     began: Time,
     /// Whatever was asked before is no evidence: the process stood still since.
@@ -297,7 +276,7 @@ struct Sweep {
 impl ParticipantKey {
     /// The participant of that identity in that LiveKit room.
     #[must_use]
-    pub fn new(room: &str, identity: &str) -> Self {
+    pub(super) fn new(room: &str, identity: &str) -> Self {
         Self {
             room: room.into(),
             identity: identity.into(),
@@ -331,7 +310,7 @@ impl Membership {
 impl MembershipTracker {
     /// Nobody yet; sweeps are `interval_ms` apart, `own` is the homeserver that we belong to, `max_tokens` are watched in all.
     #[must_use]
-    pub fn new(interval_ms: u64, own: Box<str>, max_tokens: usize, now: Time) -> Self {
+    pub(super) fn new(interval_ms: u64, own: Box<str>, max_tokens: usize, now: Time) -> Self {
         Self {
             shares: Shares::new(own, max_tokens),
             interval_ms,
@@ -359,7 +338,7 @@ impl MembershipTracker {
     ///
     /// # Errors
     /// When it cannot be watched: whoever held it could not be removed.
-    pub fn on_token(&mut self, issued: &IssuedToken<'_>, now: Time) -> Result<Vec<Action>, CapacityError> {
+    pub(super) fn on_token(&mut self, issued: &IssuedToken<'_>, now: Time) -> Result<Vec<Action>, CapacityError> {
         let (key, user_key) = self.enter(issued, false)?;
         self.plan(now.after(self.interval_ms));
         let mut out = vec![Action::Persist(key)];
@@ -370,21 +349,29 @@ impl MembershipTracker {
     }
 
     /// A record from before the start. A token that is known by now is newer.
-    pub fn restore(&mut self, issued: &IssuedToken<'_>, state: StoredState, now: Time) {
+    pub(super) fn restore(&mut self, stored: &StoredToken<'_>, clocks: &WallClock, now: Time) {
+        let issued = IssuedToken {
+            room_id: &stored.room_id,
+            user_id: &stored.user_id,
+            room: &stored.room,
+            identity: &stored.identity,
+            end: clocks.time(stored.expires_at).min(now.after(MAX_TTL_MS)),
+            checked: stored.member,
+        };
         if self.tokens.contains_key(&ParticipantKey::new(issued.room, issued.identity)) {
             return;
         }
-        let Ok((key, user_key)) = self.enter(issued, true) else { return };
+        let Ok((key, user_key)) = self.enter(&issued, true) else { return };
         if let Some(token) = self.tokens.get_mut(&*key) {
-            token.seen = state.seen.map(|seen| seen.min(now));
+            token.seen = stored.last_seen.map(|seen| clocks.time(seen).min(now));
         }
         // What was known then is older than any question from now on.
         if let Some(user) = self.users.get_mut(&user_key) {
             let is_restored = matches!(user.membership, Membership::Member(yes) if yes == Time::EARLIEST);
             let is_unknown = user.membership == Membership::Unknown;
-            if state.left && (is_unknown || is_restored) {
+            if stored.left && (is_unknown || is_restored) {
                 user.membership = Membership::Left(Time::EARLIEST);
-            } else if state.member && is_unknown {
+            } else if stored.member && is_unknown {
                 user.membership = Membership::Member(Time::EARLIEST);
             }
         }
@@ -398,7 +385,7 @@ impl MembershipTracker {
     }
 
     /// A verified webhook named a LiveKit room: webhooks tell who is in it.
-    pub fn on_webhook(&mut self, room: &str) {
+    pub(super) fn on_webhook(&mut self, room: &str) {
         if let Some(call) = self.calls.get_mut(&Name::from(room)) {
             call.has_webhooks = true;
         }
@@ -406,18 +393,18 @@ impl MembershipTracker {
 
     /// A participant is there.
     #[must_use]
-    pub fn on_present(&mut self, room: &str, identity: &str, now: Time) -> Vec<Action> {
+    pub(super) fn on_present(&mut self, room: &str, identity: &str, now: Time) -> Vec<Action> {
         self.is_there(&ParticipantKey::new(room, identity), now, now);
         self.step(now, Vec::new())
     }
 
     /// A participant is not there any more.
-    pub fn on_gone(&mut self, room: &str, identity: &str, now: Time) {
+    pub(super) fn on_gone(&mut self, room: &str, identity: &str, now: Time) {
         self.went(&ParticipantKey::new(room, identity), now);
     }
 
     /// A LiveKit room has ended.
-    pub fn on_room_finished(&mut self, room: &str, now: Time) {
+    pub(super) fn on_room_finished(&mut self, room: &str, now: Time) {
         let room = room.into();
         let here = tokens_of(&self.tokens, &room).filter(|(_, token)| token.presence != Presence::Gone);
         let keys: Vec<_> = here.map(|(key, _)| key.clone()).collect();
@@ -429,18 +416,18 @@ impl MembershipTracker {
     /// Who is in a LiveKit room, as the SFU said when it was asked, by whomever. Where it did not say it, whoever may be there is taken
     /// to be there.
     #[must_use]
-    pub fn on_list(&mut self, room: &Name, is_present: Option<&dyn Fn(&Name) -> bool>, asked: Time, now: Time) -> Vec<Action> {
+    pub(super) fn on_list(&mut self, room: &Name, present: Option<&BTreeSet<Name>>, asked: Time, now: Time) -> Vec<Action> {
         self.listing.remove(room);
         let mut out = Vec::new();
         if let Some(call) = self.calls.get_mut(room) {
             call.is_listing = false;
-            if is_present.is_some() {
+            if present.is_some() {
                 (call.listed, call.is_unsure) = (call.listed.max(Some(asked)), false);
             }
         }
         let keys: Vec<_> = tokens_of(&self.tokens, room).map(|(key, _)| key.clone()).collect();
         for key in keys {
-            match (is_present.map(|is_present| is_present(&key.identity)), self.tokens.get_mut(&*key)) {
+            match (present.map(|present| present.contains(&key.identity)), self.tokens.get_mut(&*key)) {
                 (Some(true), _) => self.is_there(&key, asked, now),
                 (Some(false), _) => self.is_absent(&key, asked, &mut out),
                 (None, Some(token)) if token.presence == Presence::Issued => token.presence = Presence::Present,
@@ -452,7 +439,7 @@ impl MembershipTracker {
 
     /// What the homeserver said to a question that was asked at `asked`.
     #[must_use]
-    pub fn on_membership(&mut self, query: &MembershipQuery, answer: MembershipAnswer<'_>, asked: Time, now: Time) -> Vec<Action> {
+    pub(super) fn on_membership(&mut self, query: &MembershipQuery, answer: MembershipAnswer<'_>, asked: Time, now: Time) -> Vec<Action> {
         let mut out = Vec::new();
         let sweep = self.sweep(query.origin);
         sweep.asking = sweep.asking.saturating_sub(1);
@@ -498,7 +485,7 @@ impl MembershipTracker {
 
     /// What became of a removal that was asked for at `asked`.
     #[must_use]
-    pub fn on_removed(&mut self, key: &ParticipantKey, outcome: RemovalOutcome, asked: Time, now: Time) -> Vec<Action> {
+    pub(super) fn on_removed(&mut self, key: &ParticipantKey, outcome: RemovalOutcome, asked: Time, now: Time) -> Vec<Action> {
         self.removing = self.removing.saturating_sub(1);
         let mut out = Vec::new();
         let (Some((kept, token)), Some(user_key)) = (self.tokens.get_key_value(key), self.user_key(key)) else {
@@ -523,19 +510,19 @@ impl MembershipTracker {
     }
 
     /// The process stood still: whatever was asked before is no evidence any more (L5a).
-    pub const fn on_woke(&mut self, now: Time) {
+    pub(super) const fn on_woke(&mut self, now: Time) {
         self.awake_since = now;
     }
 
     /// The moment of [`Self::next_deadline`] has come.
     #[must_use]
-    pub fn on_time(&mut self, now: Time) -> Vec<Action> {
+    pub(super) fn on_time(&mut self, now: Time) -> Vec<Action> {
         self.step(now, Vec::new())
     }
 
     /// When there is something to be done next.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<Time> {
+    pub(super) fn next_deadline(&self) -> Option<Time> {
         // While all places are taken, answers keep a sweep going.
         let free = self.sweeps.iter().filter(|sweep| sweep.asking < LANES);
         let next = free.filter_map(|sweep| {
@@ -546,20 +533,19 @@ impl MembershipTracker {
         next.chain(self.due.first().map(|(at, _)| *at)).min()
     }
 
-    /// What is to be stored of a token.
-    #[must_use]
-    pub fn stored(&self, key: &ParticipantKey) -> Option<StoredToken> {
+    /// A token as it is to be stored.
+    pub(super) fn record(&self, key: &ParticipantKey, clocks: &WallClock) -> Option<StoredToken<'_>> {
         let (token, call) = (self.tokens.get(key)?, self.calls.get(&key.room)?);
         let user = self.users.get(&self.user_key(key)?)?;
         Some(StoredToken {
-            room_id: call.room_id.clone(),
-            user_id: token.user.clone(),
-            end: token.end,
-            state: StoredState {
-                member: user.membership != Membership::Unknown,
-                left: matches!(user.membership, Membership::Left(_)),
-                seen: token.seen,
-            },
+            room: key.room.to_string().into(),
+            identity: key.identity.to_string().into(),
+            room_id: (&*call.room_id).into(),
+            user_id: (&*token.user).into(),
+            expires_at: clocks.unix_millis(token.end),
+            last_seen: token.seen.map(|seen| clocks.unix_millis(seen)),
+            member: user.membership != Membership::Unknown,
+            left: matches!(user.membership, Membership::Left(_)),
         })
     }
 

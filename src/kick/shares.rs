@@ -15,11 +15,11 @@ const MAX_PER_HOMESERVER: u32 = 10_000;
 const MAX_PER_ROOM_AND_HOMESERVER: u32 = 2_000;
 const MAX_PER_USER: u32 = 500;
 /// Tokens of one user on which nobody was seen on the SFU.
-pub const MAX_UNSEEN_PER_USER: u32 = 20;
+pub(super) const MAX_UNSEEN_PER_USER: u32 = 20;
 
 /// Whose users.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Origin {
+pub(super) enum Origin {
     /// Our homeserver's.
     Local,
     /// Another one's.
@@ -28,12 +28,12 @@ pub enum Origin {
 
 impl Origin {
     /// Both, local users first.
-    pub const BOTH: [Self; 2] = [Self::Local, Self::Remote];
+    pub(super) const BOTH: [Self; 2] = [Self::Local, Self::Remote];
 }
 
 /// Why a token cannot be watched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum CapacityError {
+pub(super) enum CapacityError {
     /// Too many tokens of local users, or of remote ones.
     #[error("there are too many tokens in all")]
     Total,

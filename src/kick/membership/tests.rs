@@ -9,6 +9,7 @@ const TEN_MINUTES: u64 = 600_000;
 const ROOM: &str = "call";
 const ROOM_ID: &str = "!r:own.example";
 const ALICE: &str = "@a:own.example";
+const CLOCKS: WallClock = WallClock::new(Time::START, 0);
 
 fn at(millis: u64) -> Time {
     Time::START.after(millis)
@@ -109,12 +110,26 @@ fn removed(tracker: &mut MembershipTracker, identity: &str, outcome: RemovalOutc
 }
 
 fn listed(tracker: &mut MembershipTracker, present: &[&str], asked: u64, now: u64) -> Vec<Action> {
-    let present: Vec<_> = present.iter().map(|identity| Name::from(*identity)).collect();
-    tracker.on_list(&ROOM.into(), Some(&|identity| present.contains(identity)), at(asked), at(now))
+    let present = present.iter().map(|identity| Name::from(*identity)).collect();
+    tracker.on_list(&ROOM.into(), Some(&present), at(asked), at(now))
 }
 
-fn state(tracker: &MembershipTracker, identity: &str) -> StoredState {
-    tracker.stored(&key(identity)).expect("a token").state
+fn state<'a>(tracker: &'a MembershipTracker, identity: &str) -> StoredToken<'a> {
+    tracker.record(&key(identity), &CLOCKS).expect("a token")
+}
+
+fn restore(tracker: &mut MembershipTracker, issued: &IssuedToken<'_>, (member, left): (bool, bool), now: u64) {
+    let stored = StoredToken {
+        room: issued.room.into(),
+        identity: issued.identity.into(),
+        room_id: issued.room_id.into(),
+        user_id: issued.user_id.into(),
+        expires_at: CLOCKS.unix_millis(issued.end),
+        last_seen: None,
+        member,
+        left,
+    };
+    tracker.restore(&stored, &CLOCKS, at(now));
 }
 
 #[test]
@@ -560,7 +575,7 @@ fn settle(tracker: &mut MembershipTracker, actions: Vec<Action>, present: &BTree
             }
             Action::List(room) => {
                 *lists += 1;
-                tracker.on_list(&room, Some(&|identity| present.contains(identity)), at(now), at(now))
+                tracker.on_list(&room, Some(present), at(now), at(now))
             }
             Action::Remove(_) | Action::EndDelegatedLeave(_) => panic!("nobody left"),
             Action::Persist(_) | Action::Forget(_) => Vec::new(),
@@ -643,7 +658,7 @@ fn a_checked_token_clears_the_mark_and_another_one_does_not() {
         assert_eq!(removed(&mut tracker, "a", RemovalOutcome::Removed, INTERVAL).len(), 1);
         issue(&mut tracker, &token(ALICE, "a", INTERVAL + 1, checked), INTERVAL + 1);
         assert_eq!(state(&tracker, "a").left, left);
-        assert_eq!(tracker.stored(&key("a")).unwrap().end, at(INTERVAL + 1 + HOUR));
+        assert_eq!(at(state(&tracker, "a").expires_at.try_into().unwrap()), at(INTERVAL + 1 + HOUR));
         assert_eq!(asked(&tracker.on_present(ROOM, "a", at(INTERVAL + 2))).len(), usize::from(left));
     }
 }
@@ -662,12 +677,13 @@ fn a_token_that_is_issued_while_somebody_is_about_to_be_removed_stops_that() {
     }
     assert_eq!((removals.len(), tracker.removals.len()), (LANES, 1));
     let last = tracker.removals.front().cloned().expect("a removal waits");
-    let stored = tracker.stored(&last).unwrap();
+    let stored = tracker.record(&last, &CLOCKS).unwrap();
+    let [room_id, user_id] = [stored.room_id, stored.user_id].map(String::from);
     let (room, identity) = (last.room.to_string(), last.identity.to_string());
     let again = IssuedToken {
         room: &room,
-        room_id: &stored.room_id,
-        ..token(&stored.user_id, &identity, INTERVAL, true)
+        room_id: &room_id,
+        ..token(&user_id, &identity, INTERVAL, true)
     };
     issue(&mut tracker, &again, INTERVAL + 1);
     let Some(Action::Remove(first)) = removals.pop() else {
@@ -842,7 +858,7 @@ fn names_longer_than_matrix_allows_are_not_kept() {
     ];
     for bad in bad {
         assert_eq!(tracker.on_token(&bad, at(1)), Err(CapacityError::NameTooLong));
-        tracker.restore(&bad, StoredState::default(), at(1));
+        restore(&mut tracker, &bad, (false, false), 1);
     }
     assert!(is_clean(&tracker));
     let [room_id, user_id, identity] = [255, 255, 511].map(|bytes| "x".repeat(bytes));
@@ -938,17 +954,12 @@ fn a_token_costs_the_same_in_a_room_of_one_and_of_ten_thousand() {
 #[test]
 fn what_is_restored_is_looked_for_soon_and_older_than_what_is_known() {
     let mut tracker = tracker();
-    let member = StoredState {
-        member: true,
-        left: false,
-        seen: None,
-    };
-    let marked = StoredState { left: true, ..member };
-    tracker.restore(&token(ALICE, "a", 0, false), member, at(0));
-    tracker.restore(&token("@b:own.example", "b", 0, false), StoredState::default(), at(0));
-    tracker.restore(&token("@c:own.example", "c", 0, true), marked, at(0));
+    let (member, marked) = ((true, false), (true, true));
+    restore(&mut tracker, &token(ALICE, "a", 0, false), member, 0);
+    restore(&mut tracker, &token("@b:own.example", "b", 0, false), (false, false), 0);
+    restore(&mut tracker, &token("@c:own.example", "c", 0, true), marked, 0);
     issue(&mut tracker, &token("@d:own.example", "d", 0, true), 0);
-    tracker.restore(&token("@d:own.example", "d", 0, true), marked, at(0));
+    restore(&mut tracker, &token("@d:own.example", "d", 0, true), marked, 0);
     assert!(!state(&tracker, "d").left);
     assert!(state(&tracker, "c").left);
     // Who left before is asked about first, too.
@@ -968,7 +979,7 @@ fn what_is_restored_is_looked_for_soon_and_older_than_what_is_known() {
         "b was never known as a member"
     );
     // A late store does not make us sweep all the time.
-    tracker.restore(&token("@e:own.example", "e", 0, true), member, at(5000));
+    restore(&mut tracker, &token("@e:own.example", "e", 0, true), member, 5000);
     assert!(answer(&mut tracker, &about("@c:own.example", true), &[], now).is_empty());
     assert_eq!(tracker.next_deadline(), Some(at(MIN_SWEEP_GAP_MS + INTERVAL)));
 }
@@ -1101,7 +1112,7 @@ impl World {
                 }
                 if self.webhooks {
                     assert!(
-                        self.tracker.stored(&ParticipantKey::new(room, identity)).is_some(),
+                        self.tracker.record(&ParticipantKey::new(room, identity), &CLOCKS).is_some(),
                         "who can come in is kept in mind"
                     );
                 }
@@ -1167,9 +1178,9 @@ impl World {
                         truth.insert("removed".into());
                     }
                 }
-                Action::Persist(key) => assert!(self.tracker.stored(key).is_some()),
+                Action::Persist(key) => assert!(self.tracker.record(key, &CLOCKS).is_some()),
                 Action::Forget(key) => {
-                    assert!(self.tracker.stored(key).is_none());
+                    assert!(self.tracker.record(key, &CLOCKS).is_none());
                     // Who comes in unseen with a token that was renewed unseen may be missed.
                     let inside = self.present.contains(&self.seat(key));
                     assert!(!(self.webhooks && inside), "who is inside is kept in mind");
@@ -1232,9 +1243,10 @@ impl World {
                 self.tracker.on_membership(&query, answer, asked, now)
             }
             Action::List(room) if fails => self.tracker.on_list(&room, None, asked, now),
-            Action::List(room) => self
-                .tracker
-                .on_list(&room, Some(&|identity| truth.contains(&identity.to_string())), asked, now),
+            Action::List(room) => {
+                let present = truth.iter().map(|identity| Name::from(identity.as_str())).collect();
+                self.tracker.on_list(&room, Some(&present), asked, now)
+            }
             Action::Remove(key) => {
                 let seat = self.seat(&key);
                 let outcome = if fails {
@@ -1285,8 +1297,8 @@ proptest! {
         world.calm(2 * INTERVAL + MIN_SWEEP_GAP_MS);
         for seat in world.present.clone() {
             let (room, user, identity) = SEATS[seat];
-            if let Some(row) = world.tracker.stored(&ParticipantKey::new(room, identity)) {
-                prop_assert!(!row.state.member || world.joined.contains(user), "{user} is still in {room}");
+            if let Some(row) = world.tracker.record(&ParticipantKey::new(room, identity), &CLOCKS) {
+                prop_assert!(!row.member || world.joined.contains(user), "{user} is still in {room}");
             }
         }
         // When nobody comes any more, nothing is left.
