@@ -69,18 +69,13 @@ const MAX_ROOMS_PER_STEP: usize = 1_000;
 /// Bytes of all names of a token.
 const MAX_NAMES: usize = 2 * 1024;
 
-/// A LiveKit token that was issued.
+/// A LiveKit token that was issued, for the LiveKit room that belongs to the Matrix room `room_id`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct IssuedToken<'a> {
-    /// The Matrix room.
     pub(super) room_id: &'a str,
-    /// The Matrix user.
     pub(super) user_id: &'a str,
-    /// The LiveKit room.
     pub(super) room: &'a str,
-    /// The participant's identity.
     pub(super) identity: &'a str,
-    /// When the token expires.
     pub(super) end: Time,
     /// Whether the homeserver had said, just before, that the user is joined.
     pub(super) checked: bool,
@@ -89,9 +84,7 @@ pub(super) struct IssuedToken<'a> {
 /// A participant of a LiveKit room.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct ParticipantKey {
-    /// The LiveKit room.
     pub(super) room: Name,
-    /// The participant's identity.
     pub(super) identity: Name,
 }
 
@@ -115,9 +108,7 @@ pub(super) enum Action {
 /// One question to the homeserver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MembershipQuery {
-    /// The Matrix room.
     pub(super) room_id: Arc<str>,
-    /// What is asked about it.
     pub(super) scope: QueryScope,
     /// Whose place the question takes.
     pub(super) origin: Origin,
@@ -150,18 +141,13 @@ pub(super) enum MembershipAnswer<'a> {
     /// No answer in time.
     TimedOut,
     /// Unreachable, 5xx or 429, with the pause that the homeserver asks for.
-    Unavailable {
-        /// Milliseconds.
-        retry_after_ms: Option<u64>,
-    },
+    Unavailable { retry_after_ms: Option<u64> },
 }
 
 /// What became of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RemovalOutcome {
-    /// The participant was there and is not any more.
     Removed,
-    /// The participant was not there.
     NotThere,
     /// The participant may still be there.
     Failed,
@@ -239,7 +225,7 @@ struct Call {
 type UserKey = (Arc<str>, Arc<str>);
 
 /// A user of one Matrix room.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct User {
     membership: Membership,
     /// When a no was asked for that counts only if our homeserver is in the room.
@@ -249,8 +235,9 @@ struct User {
     due: Option<Time>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 enum Membership {
+    #[default]
     Unknown,
     /// When the last yes was asked for.
     Member(Time),
@@ -274,8 +261,6 @@ struct Sweep {
 }
 
 impl ParticipantKey {
-    /// The participant of that identity in that LiveKit room.
-    #[must_use]
     pub(super) fn new(room: &str, identity: &str) -> Self {
         Self {
             room: room.into(),
@@ -309,7 +294,6 @@ impl Membership {
 
 impl MembershipTracker {
     /// Nobody yet; sweeps are `interval_ms` apart, `own` is the homeserver that we belong to, `max_tokens` are watched in all.
-    #[must_use]
     pub(super) fn new(interval_ms: u64, own: Box<str>, max_tokens: usize, now: Time) -> Self {
         Self {
             shares: Shares::new(own, max_tokens),
@@ -463,8 +447,7 @@ impl MembershipTracker {
                 } else if let Some(user) = self.users.get_mut(&user_key).filter(|user| user.membership != Membership::Unknown) {
                     // It counts only if our homeserver is in the room, and so knows who else is.
                     user.no = Some(asked);
-                    let scope = QueryScope::OwnServer;
-                    self.enqueue(MembershipQuery { scope, ..query.clone() });
+                    self.enqueue(&query.room_id, QueryScope::OwnServer, query.origin, query.is_sweep);
                 }
             }
             (QueryScope::OwnServer, MembershipAnswer::Joined(is_in)) => {
@@ -485,24 +468,24 @@ impl MembershipTracker {
 
     /// What became of a removal that was asked for at `asked`.
     #[must_use]
-    pub(super) fn on_removed(&mut self, key: &ParticipantKey, outcome: RemovalOutcome, asked: Time, now: Time) -> Vec<Action> {
+    pub(super) fn on_removed(&mut self, key: &Arc<ParticipantKey>, outcome: RemovalOutcome, asked: Time, now: Time) -> Vec<Action> {
         self.removing = self.removing.saturating_sub(1);
         let mut out = Vec::new();
-        let (Some((kept, token)), Some(user_key)) = (self.tokens.get_key_value(key), self.user_key(key)) else {
+        let (Some(user_key), Some(token)) = (self.user_key(key), self.tokens.get_mut(&**key)) else {
             return self.step(now, out);
         };
-        let kept = kept.clone();
         // Somebody who came back meanwhile may be there again.
         let came_back = token.presence == Presence::Present && token.seen.is_some_and(|seen| seen > asked);
-        let failures = token.failures;
-        if let Some(token) = self.tokens.get_mut(key) {
-            (token.is_removing, token.failures) = (false, u8::from(outcome == RemovalOutcome::Failed) * failures.saturating_add(1));
-        }
+        let failures = std::mem::take(&mut token.failures);
+        token.is_removing = false;
         match outcome {
-            RemovalOutcome::Failed => self.ask_at(&user_key, now.after((1_000_u64 << failures.min(6)).min(MAX_RETRY_MS))),
+            RemovalOutcome::Failed => {
+                token.failures = failures.saturating_add(1);
+                self.ask_at(&user_key, now.after((1_000_u64 << failures.min(6)).min(MAX_RETRY_MS)));
+            }
             RemovalOutcome::Removed | RemovalOutcome::NotThere if came_back => self.ask_at(&user_key, now),
             RemovalOutcome::Removed | RemovalOutcome::NotThere => {
-                out.push(Action::EndDelegatedLeave(kept));
+                out.push(Action::EndDelegatedLeave(key.clone()));
                 self.is_absent(key, if outcome == RemovalOutcome::Removed { now } else { asked }, &mut out);
             }
         }
@@ -521,7 +504,6 @@ impl MembershipTracker {
     }
 
     /// When there is something to be done next.
-    #[must_use]
     pub(super) fn next_deadline(&self) -> Option<Time> {
         // While all places are taken, answers keep a sweep going.
         let free = self.sweeps.iter().filter(|sweep| sweep.asking < LANES);
@@ -566,17 +548,12 @@ impl MembershipTracker {
             .users
             .get_key_value(&user_key)
             .map_or(user_key, |(user_key, _)| user_key.clone());
-        if let Some((known, token)) = self.tokens.get_key_value(&key)
-            && token.user == user_key.1
-        {
-            let known = known.clone();
-            if let Some(token) = self.tokens.get_mut(&key) {
-                token.end = token.end.max(issued.end);
-                if token.presence == Presence::Gone {
-                    token.presence = Presence::Issued;
-                }
+        if let Some(token) = self.tokens.get_mut(&key).filter(|token| token.user == user_key.1) {
+            token.end = token.end.max(issued.end);
+            if token.presence == Presence::Gone {
+                token.presence = Presence::Issued;
             }
-            return Ok((known, user_key));
+            return Ok((Arc::new(key), user_key));
         }
         self.shares.take(&room_id, &user_key.1, restored)?;
         let mut token = Token {
@@ -602,12 +579,7 @@ impl MembershipTracker {
             is_unsure: false,
         });
         self.rooms.entry(room_id).or_default();
-        let user = self.users.entry(user_key.clone()).or_insert(User {
-            membership: Membership::Unknown,
-            no: None,
-            keys: Vec::new(),
-            due: None,
-        });
+        let user = self.users.entry(user_key.clone()).or_default();
         user.keys.reserve_exact(1);
         user.keys.push(key.clone());
         self.tokens.insert(key.clone(), token);
@@ -788,13 +760,20 @@ impl MembershipTracker {
     }
 
     /// The question waits for a place, unless it is being asked already.
-    fn enqueue(&mut self, query: MembershipQuery) {
-        if !self.open.insert((query.room_id.clone(), query.scope.clone())) {
+    fn enqueue(&mut self, room_id: &Arc<str>, scope: QueryScope, origin: Origin, is_sweep: bool) {
+        let room_id = room_id.clone();
+        if !self.open.insert((room_id.clone(), scope.clone())) {
             return;
         }
-        let queue = &mut self.sweep(query.origin).queue;
+        let queue = &mut self.sweep(origin).queue;
+        let query = MembershipQuery {
+            room_id,
+            scope,
+            origin,
+            is_sweep,
+        };
         // What a sweep asks can wait.
-        if query.is_sweep {
+        if is_sweep {
             queue.push_back(query);
         } else {
             queue.push_front(query);
@@ -805,12 +784,7 @@ impl MembershipTracker {
     fn ask_by_name(&mut self, room_id: &Arc<str>, users: Vec<Arc<str>>, is_sweep: bool) {
         for user in users {
             let origin = self.shares.origin(&user);
-            self.enqueue(MembershipQuery {
-                room_id: room_id.clone(),
-                scope: QueryScope::User(user),
-                origin,
-                is_sweep,
-            });
+            self.enqueue(room_id, QueryScope::User(user), origin, is_sweep);
         }
     }
 
@@ -833,12 +807,7 @@ impl MembershipTracker {
             let origin = if has_local { Origin::Local } else { Origin::Remote };
             // The list is for all: the sweep about local users asks for it where there are any.
             if swept.is_none_or(|swept| swept == origin) {
-                self.enqueue(MembershipQuery {
-                    room_id: room_id.clone(),
-                    scope: QueryScope::Members,
-                    origin,
-                    is_sweep: swept.is_some(),
-                });
+                self.enqueue(room_id, QueryScope::Members, origin, swept.is_some());
             }
             return;
         }
@@ -972,18 +941,14 @@ impl MembershipTracker {
     /// Whether the no still counts; one that waited for too long is asked for again.
     fn is_to_be_removed(&mut self, key: &ParticipantKey, now: Time) -> bool {
         let Some(user_key) = self.user_key(key) else { return false };
-        let left = match self.users.get(&user_key).map(|user| user.membership) {
-            Some(Membership::Left(asked)) => Some(asked),
-            Some(Membership::Unknown | Membership::Member(_)) | None => None,
-        };
-        if left.is_some_and(|asked| self.is_fresh(asked, now)) {
-            return true;
+        if let Some(Membership::Left(asked)) = self.users.get(&user_key).map(|user| user.membership) {
+            if self.is_fresh(asked, now) {
+                return true;
+            }
+            self.ask_at(&user_key, now);
         }
         if let Some(token) = self.tokens.get_mut(key) {
             token.is_removing = false;
-        }
-        if left.is_some() {
-            self.ask_at(&user_key, now);
         }
         false
     }

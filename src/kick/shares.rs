@@ -34,22 +34,16 @@ impl Origin {
 /// Why a token cannot be watched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub(super) enum CapacityError {
-    /// Too many tokens of local users, or of remote ones.
     #[error("there are too many tokens in all")]
     Total,
-    /// Too many tokens of the users of one homeserver.
     #[error("the users of this homeserver hold too many tokens")]
     Homeserver,
-    /// Too many tokens of the users of one homeserver for one Matrix room.
     #[error("the users of this homeserver hold too many tokens for this Matrix room")]
     Room,
-    /// Too many tokens of one user.
     #[error("this user holds too many tokens")]
     User,
-    /// Too many tokens of one user on which nobody was seen on the SFU.
     #[error("this user holds too many tokens that were never used")]
     Unseen,
-    /// The names are longer than Matrix allows.
     #[error("the names are too long")]
     NameTooLong,
 }
