@@ -697,17 +697,16 @@ impl MembershipTracker {
         if let Some(pause) = retry_after_ms {
             self.paused_until = self.paused_until.max(now.after(pause.min(MAX_PAUSE_MS)));
         }
-        let sweep = self.sweep(query.origin);
+        let (sweep, open) = (&mut self.sweeps[query.origin as usize], &mut self.open);
         if !query.is_sweep || !sweep.is_running {
             return;
         }
         sweep.failed = Some((query.room_id.clone(), sweep.first.as_ref() == Some(&query.room_id)));
         sweep.rooms.clear();
-        let (left_out, queue): (VecDeque<_>, _) = std::mem::take(&mut sweep.queue).into_iter().partition(|query| query.is_sweep);
-        sweep.queue = queue;
-        for query in left_out {
-            self.open.remove(&(query.room_id, query.scope));
-        }
+        sweep.queue.retain(|query| {
+            let is_left_out = query.is_sweep && open.remove(&(query.room_id.clone(), query.scope.clone()));
+            !is_left_out
+        });
     }
 
     fn is_fresh(&self, asked: Time, now: Time) -> bool {
@@ -821,8 +820,9 @@ impl MembershipTracker {
     fn step(&mut self, now: Time, mut out: Vec<Action>) -> Vec<Action> {
         self.call_sfu(now, &mut out);
         let mut due = BTreeMap::<_, Vec<_>>::new();
-        while let Some((_, user_key)) = self.due.first().filter(|(at, _)| *at <= now).cloned() {
-            self.due.pop_first();
+        while self.due.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, user_key)) = self.due.pop_first()
+        {
             if let Some(user) = self.users.get_mut(&user_key) {
                 user.due = None;
             }

@@ -19,7 +19,6 @@ use crate::store::record::MAX_BYTES;
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-const JOBS: Definition = of(Table::Jobs);
 /// The file's name where only a directory is given.
 const NAME: &str = "lk-jwt-service.redb";
 /// Pages kept in memory. The whole process has to fit into a small container.
@@ -87,15 +86,16 @@ impl File {
             path: path.to_owned(),
             database: Mutex::new(None),
         });
-        let is_usable = |opened: &Opened| opened.database(&mut opened.lock()).map(drop);
-        match opened.run(is_usable).await {
+        let table = of(Table::Jobs);
+        let file = Self { opened, table };
+        match file.ping().await {
             Err(StoreError::File(_, FileError::Damaged)) => {
-                opened.run(Opened::set_aside).await?;
-                opened.run(is_usable).await?;
+                file.opened.run(Opened::set_aside).await?;
+                file.ping().await?;
             }
             usable => usable?,
         }
-        Ok(Self { opened, table: JOBS })
+        Ok(file)
     }
 
     /// Another table of the same file.
@@ -220,14 +220,9 @@ fn open(path: &Path) -> Result<Database, FileError> {
         .open(path)
         .map_err(FileError::Io)?;
     let database = Builder::new().set_cache_size(CACHE).create_file(file).map_err(failure)?;
-    let tables: Vec<_> = database
-        .begin_read()
-        .map_err(failure)?
-        .list_tables()
-        .map_err(failure)?
-        .map(|table| table.name().to_owned())
-        .collect();
-    let has = |table: Table| tables.iter().any(|name| name == table.name());
+    let read = database.begin_read().map_err(failure)?;
+    let tables: Vec<_> = read.list_tables().map_err(failure)?.collect();
+    let has = |table: Table| tables.iter().any(|known| known.name() == table.name());
     if Table::ALL.into_iter().all(has) {
         return Ok(database);
     }
