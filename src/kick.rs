@@ -17,7 +17,6 @@ mod membership;
 mod name;
 mod shares;
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -107,9 +106,7 @@ impl KickOnLeave {
         tokio::spawn(async move {
             let mut count = 0_usize;
             while let Some(stored) = restored.next().await {
-                let Driver { clock, .. } = &*kick.0;
-                kick.tracker().restore(&stored, &clock.wall(), clock.now());
-                kick.0.rearm.notify_one();
+                kick.feed(|tracker, now| tracker.restore(&stored, &kick.0.clock.wall(), now));
                 count += 1;
             }
             if count > 0 {
@@ -122,23 +119,18 @@ impl KickOnLeave {
     /// where it cannot be watched, so that its holder could not be removed.
     #[must_use]
     pub fn on_token(&self, room_id: &str, user_id: &str, seat: &Seat, ttl: Duration, checked: bool) -> bool {
-        let now = self.0.clock.now();
-        let token = IssuedToken {
-            room_id,
-            user_id,
-            room: &seat.room,
-            identity: &seat.identity,
-            end: now.after(as_millis(ttl)),
-            checked,
-        };
-        let mut refused = None;
-        self.feed(|tracker| {
-            tracker.on_token(&token, now).unwrap_or_else(|error| {
-                refused = Some(error);
-                Vec::new()
-            })
+        let issued = self.feed(|tracker, now| {
+            let token = IssuedToken {
+                room_id,
+                user_id,
+                room: &seat.room,
+                identity: &seat.identity,
+                end: now.after(as_millis(ttl)),
+                checked,
+            };
+            tracker.on_token(&token, now)
         });
-        let Some(error) = refused else { return true };
+        let Err(error) = issued else { return true };
         tracing::debug!(user = user_id, room = &*seat.room, "a token cannot be watched");
         self.0.full.log(|count| {
             let reason = error.to_string();
@@ -154,24 +146,23 @@ impl KickOnLeave {
             return;
         };
         let identity = webhook.participant.as_ref().map(|participant| &*participant.identity);
-        let now = self.0.clock.now();
-        self.feed(|tracker| {
+        self.feed(|tracker, now| {
             tracker.on_webhook(room);
             match (webhook.kind, identity) {
-                (Kind::ParticipantJoined | Kind::TrackPublished, Some(identity)) => return tracker.on_present(room, identity, now),
+                (Kind::ParticipantJoined | Kind::TrackPublished, Some(identity)) => tracker.on_present(room, identity, now),
                 (Kind::ParticipantLeft | Kind::ParticipantConnectionAborted, Some(identity)) => tracker.on_gone(room, identity, now),
                 (Kind::RoomFinished, _) => tracker.on_room_finished(room, now),
                 (Kind::ParticipantJoined | Kind::ParticipantLeft | Kind::ParticipantConnectionAborted | Kind::TrackPublished, None)
                 | (Kind::RoomStarted | Kind::TrackUnpublished | Kind::Other, _) => {}
             }
-            Vec::new()
         });
     }
 
     /// Takes in who is in a LiveKit room, as the SFU said when somebody else asked it then.
     pub fn handle_list(&self, room: &str, identities: &[&str], asked: Instant) {
         let present = identities.iter().map(|&identity| identity.into()).collect();
-        self.listed(&room.into(), Some(&present), self.0.clock.at(asked));
+        let asked = self.0.clock.at(asked);
+        self.feed(|tracker, now| tracker.on_list(&room.into(), Some(&present), asked, now));
     }
 
     /// Writes what is not written yet, until `deadline`; the last thing to be done.
@@ -200,16 +191,19 @@ impl KickOnLeave {
                     continue;
                 }
             }
-            self.feed(|tracker| tracker.on_time(clock.now()));
+            self.feed(|_, _| {});
             // A core with much to do must not keep the others from running.
             tokio::task::yield_now().await;
         }
     }
 
-    fn feed(&self, fact: impl FnOnce(&mut MembershipTracker) -> Vec<Action>) {
+    fn feed<T>(&self, fact: impl FnOnce(&mut MembershipTracker, Time) -> T) -> T {
         let Driver { clock, settings, .. } = &*self.0;
         let mut tracker = self.tracker();
-        for action in fact(&mut tracker) {
+        // Read under the lock, so that the core never sees time run backwards.
+        let now = clock.now();
+        let result = fact(&mut tracker, now);
+        for action in tracker.step(now) {
             match action {
                 Action::Persist(key) => {
                     if let Some(record) = tracker.record(&key, &clock.wall()) {
@@ -224,6 +218,7 @@ impl KickOnLeave {
             }
         }
         self.0.rearm.notify_one();
+        result
     }
 
     /// Asked once: the core knows when to ask again.
@@ -252,8 +247,7 @@ impl KickOnLeave {
             }
         };
         let answer = answer.unwrap_or_else(|error| self.unclear(&error));
-        let now = self.0.clock.now();
-        self.feed(|tracker| tracker.on_membership(&query, answer, asked, now));
+        self.feed(|tracker, now| tracker.on_membership(&query, answer, asked, now));
     }
 
     fn unclear(&self, error: &OwnError) -> MembershipAnswer<'static> {
@@ -284,12 +278,7 @@ impl KickOnLeave {
             let here = participants.iter().filter(|row| row.state != ParticipantState::Disconnected as i32);
             here.map(|row| row.identity.as_str().into()).collect()
         });
-        self.listed(&room, present.as_ref(), asked);
-    }
-
-    fn listed(&self, room: &Name, present: Option<&BTreeSet<Name>>, asked: Time) {
-        let now = self.0.clock.now();
-        self.feed(|tracker| tracker.on_list(room, present, asked, now));
+        self.feed(|tracker, now| tracker.on_list(&room, present.as_ref(), asked, now));
     }
 
     async fn remove(self, key: Arc<ParticipantKey>) {
@@ -310,8 +299,7 @@ impl KickOnLeave {
                 RemovalOutcome::Failed
             }
         };
-        let now = self.0.clock.now();
-        self.feed(|tracker| tracker.on_removed(&key, outcome, asked, now));
+        self.feed(|tracker, now| tracker.on_removed(&key, outcome, asked, now));
     }
 
     fn failing(&self, error: &SfuError) {

@@ -181,6 +181,8 @@ pub(super) struct MembershipTracker {
     listing: BTreeSet<Name>,
     removals: VecDeque<Arc<ParticipantKey>>,
     lists: VecDeque<Name>,
+    /// What [`Self::step`] gives beside what it finds.
+    out: Vec<Action>,
 }
 
 /// A token: who may be in a LiveKit room under one identity.
@@ -313,6 +315,7 @@ impl MembershipTracker {
             listing: BTreeSet::new(),
             removals: VecDeque::new(),
             lists: VecDeque::new(),
+            out: Vec::new(),
         }
     }
 
@@ -322,14 +325,14 @@ impl MembershipTracker {
     ///
     /// # Errors
     /// When it cannot be watched: whoever held it could not be removed.
-    pub(super) fn on_token(&mut self, issued: &IssuedToken<'_>, now: Time) -> Result<Vec<Action>, CapacityError> {
+    pub(super) fn on_token(&mut self, issued: &IssuedToken<'_>, now: Time) -> Result<(), CapacityError> {
         let (key, user_key) = self.enter(issued, false)?;
         self.plan(now.after(self.interval_ms));
-        let mut out = vec![Action::Persist(key)];
+        self.out.push(Action::Persist(key));
         if issued.checked {
-            self.hear(&user_key, true, now, &mut out);
+            self.hear(&user_key, true, now);
         }
-        Ok(self.step(now, out))
+        Ok(())
     }
 
     /// A record from before the start. A token that is known by now is newer.
@@ -376,10 +379,8 @@ impl MembershipTracker {
     }
 
     /// A participant is there.
-    #[must_use]
-    pub(super) fn on_present(&mut self, room: &str, identity: &str, now: Time) -> Vec<Action> {
+    pub(super) fn on_present(&mut self, room: &str, identity: &str, now: Time) {
         self.is_there(&ParticipantKey::new(room, identity), now, now);
-        self.step(now, Vec::new())
     }
 
     /// A participant is not there any more.
@@ -399,10 +400,8 @@ impl MembershipTracker {
 
     /// Who is in a LiveKit room, as the SFU said when it was asked, by whomever. Where it did not say it, whoever may be there is taken
     /// to be there.
-    #[must_use]
-    pub(super) fn on_list(&mut self, room: &Name, present: Option<&BTreeSet<Name>>, asked: Time, now: Time) -> Vec<Action> {
+    pub(super) fn on_list(&mut self, room: &Name, present: Option<&BTreeSet<Name>>, asked: Time, now: Time) {
         self.listing.remove(room);
-        let mut out = Vec::new();
         if let Some(call) = self.calls.get_mut(room) {
             call.is_listing = false;
             if present.is_some() {
@@ -413,18 +412,15 @@ impl MembershipTracker {
         for key in keys {
             match (present.map(|present| present.contains(&key.identity)), self.tokens.get_mut(&*key)) {
                 (Some(true), _) => self.is_there(&key, asked, now),
-                (Some(false), _) => self.is_absent(&key, asked, &mut out),
+                (Some(false), _) => self.is_absent(&key, asked),
                 (None, Some(token)) if token.presence == Presence::Issued => token.presence = Presence::Present,
                 (None, _) => {}
             }
         }
-        self.step(now, out)
     }
 
     /// What the homeserver said to a question that was asked at `asked`.
-    #[must_use]
-    pub(super) fn on_membership(&mut self, query: &MembershipQuery, answer: MembershipAnswer<'_>, asked: Time, now: Time) -> Vec<Action> {
-        let mut out = Vec::new();
+    pub(super) fn on_membership(&mut self, query: &MembershipQuery, answer: MembershipAnswer<'_>, asked: Time, now: Time) {
         let sweep = self.sweep(query.origin);
         sweep.asking = sweep.asking.saturating_sub(1);
         self.open.remove(&(query.room_id.clone(), query.scope.clone()));
@@ -433,7 +429,7 @@ impl MembershipTracker {
             (QueryScope::User(_) | QueryScope::OwnServer, MembershipAnswer::TimedOut) => self.is_away(query, None, now),
             (QueryScope::Members, MembershipAnswer::Members(is_joined)) => {
                 for user_key in self.users_of(&query.room_id) {
-                    self.hear(&user_key, is_joined(&user_key.1), asked, &mut out);
+                    self.hear(&user_key, is_joined(&user_key.1), asked);
                 }
             }
             (QueryScope::Members, MembershipAnswer::Joined(_) | MembershipAnswer::Refused | MembershipAnswer::TimedOut) => {
@@ -443,7 +439,7 @@ impl MembershipTracker {
             (QueryScope::User(user_id), MembershipAnswer::Joined(joined)) => {
                 let user_key = (query.room_id.clone(), user_id.clone());
                 if joined || query.origin == Origin::Local {
-                    self.hear(&user_key, joined, asked, &mut out);
+                    self.hear(&user_key, joined, asked);
                 } else if let Some(user) = self.users.get_mut(&user_key).filter(|user| user.membership != Membership::Unknown) {
                     // It counts only if our homeserver is in the room, and so knows who else is.
                     user.no = Some(asked);
@@ -454,7 +450,7 @@ impl MembershipTracker {
                 for user_key in self.users_of(&query.room_id) {
                     let no = self.users.get_mut(&user_key).and_then(|user| user.no.take());
                     if let Some(no) = no.filter(|no| is_in && self.is_fresh(*no, now)) {
-                        self.hear(&user_key, false, no, &mut out);
+                        self.hear(&user_key, false, no);
                     }
                 }
             }
@@ -463,16 +459,13 @@ impl MembershipTracker {
                 MembershipAnswer::Members(_) | MembershipAnswer::NoList | MembershipAnswer::Refused,
             ) => {}
         }
-        self.step(now, out)
     }
 
     /// What became of a removal that was asked for at `asked`.
-    #[must_use]
-    pub(super) fn on_removed(&mut self, key: &Arc<ParticipantKey>, outcome: RemovalOutcome, asked: Time, now: Time) -> Vec<Action> {
+    pub(super) fn on_removed(&mut self, key: &Arc<ParticipantKey>, outcome: RemovalOutcome, asked: Time, now: Time) {
         self.removing = self.removing.saturating_sub(1);
-        let mut out = Vec::new();
         let (Some(user_key), Some(token)) = (self.user_key(key), self.tokens.get_mut(&**key)) else {
-            return self.step(now, out);
+            return;
         };
         // Somebody who came back meanwhile may be there again.
         let came_back = token.presence == Presence::Present && token.seen.is_some_and(|seen| seen > asked);
@@ -485,22 +478,15 @@ impl MembershipTracker {
             }
             RemovalOutcome::Removed | RemovalOutcome::NotThere if came_back => self.ask_at(&user_key, now),
             RemovalOutcome::Removed | RemovalOutcome::NotThere => {
-                out.push(Action::EndDelegatedLeave(key.clone()));
-                self.is_absent(key, if outcome == RemovalOutcome::Removed { now } else { asked }, &mut out);
+                self.out.push(Action::EndDelegatedLeave(key.clone()));
+                self.is_absent(key, if outcome == RemovalOutcome::Removed { now } else { asked });
             }
         }
-        self.step(now, out)
     }
 
     /// The process stood still: whatever was asked before is no evidence any more (L5a).
     pub(super) const fn on_woke(&mut self, now: Time) {
         self.awake_since = now;
-    }
-
-    /// The moment of [`Self::next_deadline`] has come.
-    #[must_use]
-    pub(super) fn on_time(&mut self, now: Time) -> Vec<Action> {
-        self.step(now, Vec::new())
     }
 
     /// When there is something to be done next.
@@ -648,7 +634,7 @@ impl MembershipTracker {
     }
 
     /// Nobody was there at that time, says the SFU.
-    fn is_absent(&mut self, key: &ParticipantKey, asked: Time, out: &mut Vec<Action>) {
+    fn is_absent(&mut self, key: &ParticipantKey, asked: Time) {
         let Some(token) = self.tokens.get_mut(key) else { return };
         // They came after the question.
         if token.seen.is_some_and(|seen| seen > asked) {
@@ -657,20 +643,20 @@ impl MembershipTracker {
         if token.presence != Presence::Gone {
             (token.presence, token.seen) = (Presence::Gone, Some(asked));
         } else if token.end_of_use() <= asked && !token.is_removing {
-            self.forget(key, out);
+            self.forget(key);
         }
     }
 
-    fn forget(&mut self, key: &ParticipantKey, out: &mut Vec<Action>) {
+    fn forget(&mut self, key: &ParticipantKey) {
         if self.leave(key).is_some() {
-            out.push(Action::Forget(Arc::new(key.clone())));
+            self.out.push(Action::Forget(Arc::new(key.clone())));
         }
     }
 
     // --- who is in the Matrix room ---
 
     /// The homeserver said something about a user that counts.
-    fn hear(&mut self, user_key: &UserKey, joined: bool, asked: Time, out: &mut Vec<Action>) {
+    fn hear(&mut self, user_key: &UserKey, joined: bool, asked: Time) {
         let settle = SETTLE_MS.min(self.interval_ms);
         let Some(user) = self.users.get_mut(user_key) else { return };
         let before = user.membership;
@@ -679,7 +665,7 @@ impl MembershipTracker {
             user.no = None;
         }
         if std::mem::discriminant(&before) != std::mem::discriminant(&user.membership) {
-            out.extend(user.keys.iter().cloned().map(Action::Persist));
+            self.out.extend(user.keys.iter().cloned().map(Action::Persist));
         }
         if joined || !matches!(user.membership, Membership::Left(_)) {
             return;
@@ -816,9 +802,10 @@ impl MembershipTracker {
 
     // --- what comes next ---
 
-    /// Does whatever is possible now.
-    fn step(&mut self, now: Time, mut out: Vec<Action>) -> Vec<Action> {
-        self.call_sfu(now, &mut out);
+    /// Whatever is to be done now: to be asked for after every fact, and when the moment of [`Self::next_deadline`] has come.
+    #[must_use]
+    pub(super) fn step(&mut self, now: Time) -> Vec<Action> {
+        self.call_sfu(now);
         let mut due = BTreeMap::<_, Vec<_>>::new();
         while self.due.first().is_some_and(|(at, _)| *at <= now)
             && let Some((_, user_key)) = self.due.pop_first()
@@ -834,20 +821,20 @@ impl MembershipTracker {
             self.ask_about(&room_id, users, None, now);
         }
         for origin in Origin::BOTH {
-            self.ask_next(origin, now, &mut out);
+            self.ask_next(origin, now);
         }
-        self.call_sfu(now, &mut out);
-        out
+        self.call_sfu(now);
+        std::mem::take(&mut self.out)
     }
 
     /// Fills the free places of a sweep.
-    fn ask_next(&mut self, origin: Origin, now: Time, out: &mut Vec<Action>) {
+    fn ask_next(&mut self, origin: Origin, now: Time) {
         let mut rooms_left = MAX_ROOMS_PER_STEP;
         while now >= self.paused_until && self.sweep(origin).asking < LANES {
             let sweep = self.sweep(origin);
             if let Some(query) = sweep.queue.pop_front() {
                 sweep.asking += 1;
-                out.push(Action::Ask(query));
+                self.out.push(Action::Ask(query));
             } else if !sweep.is_running {
                 if sweep.at.is_none_or(|at| at > now) {
                     return;
@@ -855,7 +842,7 @@ impl MembershipTracker {
                 self.begin_sweep(origin, now);
             } else if let Some(room_id) = sweep.rooms.pop() {
                 if origin == Origin::Local {
-                    self.look_after(&room_id, now, out);
+                    self.look_after(&room_id, now);
                 }
                 let users = self.present_in(&room_id);
                 self.ask_about(&room_id, users, Some(origin), now);
@@ -886,7 +873,7 @@ impl MembershipTracker {
     }
 
     /// Has the LiveKit rooms of a Matrix room listed where that is necessary, and forgets what nobody will ever tell anything about.
-    fn look_after(&mut self, room_id: &Arc<str>, now: Time, out: &mut Vec<Action>) {
+    fn look_after(&mut self, room_id: &Arc<str>, now: Time) {
         let mut unclear = Vec::new();
         for (_, user) in users_of(&self.users, room_id) {
             for key in &user.keys {
@@ -915,22 +902,22 @@ impl MembershipTracker {
             }
         }
         for key in unclear {
-            self.forget(&key, out);
+            self.forget(&key);
         }
     }
 
     /// Fills the free places for calls to the SFU.
-    fn call_sfu(&mut self, now: Time, out: &mut Vec<Action>) {
+    fn call_sfu(&mut self, now: Time) {
         while self.removing + self.listing.len() < LANES {
             if let Some(key) = self.removals.pop_front() {
                 if self.is_to_be_removed(&key, now) {
                     self.removing += 1;
-                    out.push(Action::Remove(key));
+                    self.out.push(Action::Remove(key));
                 }
             } else if let Some(room) = self.lists.pop_front() {
                 // Somebody else may have asked for it meanwhile.
                 if self.calls.get(&room).is_some_and(|call| call.is_listing) && self.listing.insert(room.clone()) {
-                    out.push(Action::List(room));
+                    self.out.push(Action::List(room));
                 }
             } else {
                 return;

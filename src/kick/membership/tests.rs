@@ -1,6 +1,7 @@
 use super::*;
 use crate::kick::shares::MAX_UNSEEN_PER_USER;
 use proptest::prelude::*;
+use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
 const INTERVAL: u64 = 30_000;
@@ -15,12 +16,61 @@ fn at(millis: u64) -> Time {
     Time::START.after(millis)
 }
 
-fn bounded(max_tokens: usize) -> MembershipTracker {
-    MembershipTracker::new(INTERVAL, "own.example".into(), max_tokens, at(0))
+/// The core, asked after every fact what is to be done.
+#[derive(Debug)]
+struct Tracker(MembershipTracker);
+
+impl Tracker {
+    fn on_token(&mut self, issued: &IssuedToken<'_>, now: Time) -> Result<Vec<Action>, CapacityError> {
+        self.0.on_token(issued, now)?;
+        Ok(self.0.step(now))
+    }
+
+    fn on_present(&mut self, room: &str, identity: &str, now: Time) -> Vec<Action> {
+        self.0.on_present(room, identity, now);
+        self.0.step(now)
+    }
+
+    fn on_list(&mut self, room: &Name, present: Option<&BTreeSet<Name>>, asked: Time, now: Time) -> Vec<Action> {
+        self.0.on_list(room, present, asked, now);
+        self.0.step(now)
+    }
+
+    fn on_membership(&mut self, query: &MembershipQuery, answer: MembershipAnswer<'_>, asked: Time, now: Time) -> Vec<Action> {
+        self.0.on_membership(query, answer, asked, now);
+        self.0.step(now)
+    }
+
+    fn on_removed(&mut self, key: &Arc<ParticipantKey>, outcome: RemovalOutcome, asked: Time, now: Time) -> Vec<Action> {
+        self.0.on_removed(key, outcome, asked, now);
+        self.0.step(now)
+    }
+
+    fn on_time(&mut self, now: Time) -> Vec<Action> {
+        self.0.step(now)
+    }
+}
+
+impl Deref for Tracker {
+    type Target = MembershipTracker;
+
+    fn deref(&self) -> &MembershipTracker {
+        &self.0
+    }
+}
+
+impl DerefMut for Tracker {
+    fn deref_mut(&mut self) -> &mut MembershipTracker {
+        &mut self.0
+    }
+}
+
+fn bounded(max_tokens: usize) -> Tracker {
+    Tracker(MembershipTracker::new(INTERVAL, "own.example".into(), max_tokens, at(0)))
 }
 
 /// Of which webhooks tell.
-fn tracker() -> MembershipTracker {
+fn tracker() -> Tracker {
     bounded(1000)
 }
 
@@ -76,19 +126,19 @@ fn calls(actions: Vec<Action>) -> Vec<Action> {
     actions.into_iter().filter(|action| !is_stored(action)).collect()
 }
 
-fn issue(tracker: &mut MembershipTracker, token: &IssuedToken<'_>, now: u64) {
+fn issue(tracker: &mut Tracker, token: &IssuedToken<'_>, now: u64) {
     assert!(calls(tracker.on_token(token, at(now)).expect("a place")).is_empty());
 }
 
 /// A token of which somebody makes use; webhooks tell so.
-fn inside(tracker: &mut MembershipTracker, user_id: &str, identity: &str, now: u64) {
+fn inside(tracker: &mut Tracker, user_id: &str, identity: &str, now: u64) {
     issue(tracker, &token(user_id, identity, now, true), now);
     tracker.on_webhook(ROOM);
     assert!(tracker.on_present(ROOM, identity, at(now)).is_empty(), "they are joined");
 }
 
 /// The homeserver answers at once.
-fn answer(tracker: &mut MembershipTracker, query: &MembershipQuery, joined: &[&str], now: u64) -> Vec<Action> {
+fn answer(tracker: &mut Tracker, query: &MembershipQuery, joined: &[&str], now: u64) -> Vec<Action> {
     let is_joined = |user: &str| joined.contains(&user);
     let answer = match &query.scope {
         QueryScope::Members => MembershipAnswer::Members(&is_joined),
@@ -99,26 +149,26 @@ fn answer(tracker: &mut MembershipTracker, query: &MembershipQuery, joined: &[&s
 }
 
 /// The sweep at `now` asks one question.
-fn sweep(tracker: &mut MembershipTracker, joined: &[&str], now: u64) -> Vec<Action> {
+fn sweep(tracker: &mut Tracker, joined: &[&str], now: u64) -> Vec<Action> {
     let asked = asked(&tracker.on_time(at(now)));
     assert_eq!(asked.len(), 1, "a question at {now}");
     answer(tracker, &asked[0], joined, now)
 }
 
-fn removed(tracker: &mut MembershipTracker, identity: &str, outcome: RemovalOutcome, now: u64) -> Vec<Action> {
+fn removed(tracker: &mut Tracker, identity: &str, outcome: RemovalOutcome, now: u64) -> Vec<Action> {
     calls(tracker.on_removed(&key(identity), outcome, at(now), at(now)))
 }
 
-fn listed(tracker: &mut MembershipTracker, present: &[&str], asked: u64, now: u64) -> Vec<Action> {
+fn listed(tracker: &mut Tracker, present: &[&str], asked: u64, now: u64) -> Vec<Action> {
     let present = present.iter().map(|identity| Name::from(*identity)).collect();
     tracker.on_list(&ROOM.into(), Some(&present), at(asked), at(now))
 }
 
-fn state<'a>(tracker: &'a MembershipTracker, identity: &str) -> StoredToken<'a> {
+fn state<'a>(tracker: &'a Tracker, identity: &str) -> StoredToken<'a> {
     tracker.record(&key(identity), &CLOCKS).expect("a token")
 }
 
-fn restore(tracker: &mut MembershipTracker, issued: &IssuedToken<'_>, (member, left): (bool, bool), now: u64) {
+fn restore(tracker: &mut Tracker, issued: &IssuedToken<'_>, (member, left): (bool, bool), now: u64) {
     let stored = StoredToken {
         room: issued.room.into(),
         identity: issued.identity.into(),
@@ -296,7 +346,7 @@ fn call_of(n: usize, user: &str) -> (String, String, String) {
 }
 
 /// A call with one participant of each of these users, for each number.
-fn calls_with(tracker: &mut MembershipTracker, count: usize, users: &[&str]) {
+fn calls_with(tracker: &mut Tracker, count: usize, users: &[&str]) {
     for n in 0..count {
         for user in users {
             let (room, room_id, user) = call_of(n, user);
@@ -403,7 +453,7 @@ fn a_homeserver_that_is_away_ends_the_sweep_and_the_next_one_begins_there() {
     let mut tracker = tracker();
     calls_with(&mut tracker, 30, &[ALICE]);
     let room = |n: usize| -> Arc<str> { call_of(n, "").1.into() };
-    let first = |tracker: &mut MembershipTracker, now: u64| -> Vec<Arc<str>> {
+    let first = |tracker: &mut Tracker, now: u64| -> Vec<Arc<str>> {
         asked(&tracker.on_time(at(now))).into_iter().map(|query| query.room_id).collect()
     };
     let of = |n: usize| MembershipQuery {
@@ -561,7 +611,7 @@ fn joining_costs_at_most_three_questions_and_a_room_one_in_each_sweep() {
 }
 
 /// Everybody is joined, and everything is answered at once; gives the questions to the homeserver.
-fn settle(tracker: &mut MembershipTracker, actions: Vec<Action>, present: &BTreeSet<Name>, now: u64, lists: &mut usize) -> usize {
+fn settle(tracker: &mut Tracker, actions: Vec<Action>, present: &BTreeSet<Name>, now: u64, lists: &mut usize) -> usize {
     let (mut questions, mut waiting) = (0, VecDeque::from(actions));
     while let Some(action) = waiting.pop_front() {
         waiting.extend(match action {
@@ -764,7 +814,7 @@ fn without_webhooks_the_rooms_are_listed() {
 }
 
 /// Whatever is asked meanwhile is answered with yes.
-fn come(tracker: &mut MembershipTracker, now: u64) {
+fn come(tracker: &mut Tracker, now: u64) {
     let out = tracker.on_present(ROOM, "a", at(now));
     for query in asked(&out) {
         assert!(answer(tracker, &query, &[ALICE], now).is_empty());
@@ -776,7 +826,7 @@ fn a_token_is_forgotten_when_it_and_ten_minutes_are_over_and_nobody_is_there() {
     let mut tracker = tracker();
     issue(&mut tracker, &token(ALICE, "a", 0, true), 0);
     tracker.on_webhook(ROOM);
-    let looks = |tracker: &mut MembershipTracker, now: u64| {
+    let looks = |tracker: &mut Tracker, now: u64| {
         let out = tracker.on_time(at(now));
         for query in asked(&out) {
             assert!(answer(tracker, &query, &[ALICE], now).is_empty());
@@ -810,7 +860,7 @@ fn a_token_is_forgotten_when_it_and_ten_minutes_are_over_and_nobody_is_there() {
     assert_eq!(tracker.next_deadline(), None, "nothing goes on without anybody");
 }
 
-fn is_clean(tracker: &MembershipTracker) -> bool {
+fn is_clean(tracker: &Tracker) -> bool {
     tracker.shares.is_empty()
         && tracker.tokens.is_empty()
         && tracker.calls.is_empty()
@@ -917,7 +967,7 @@ fn a_token_costs_the_same_in_a_room_of_one_and_of_ten_thousand() {
         tracker
     };
     // Tokens of new users and renewed ones, webhooks, and answers about one.
-    let cost = |tracker: &mut MembershipTracker, is_one_room: bool| {
+    let cost = |tracker: &mut Tracker, is_one_room: bool| {
         let begun = Instant::now();
         for n in 0..500 {
             let (user, identity, room_id, room) = &names[n * 17 % PEOPLE];
@@ -1040,7 +1090,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 /// The homeserver, the SFU, and those who use them.
 struct World {
     now: u64,
-    tracker: MembershipTracker,
+    tracker: Tracker,
     webhooks: bool,
     joined: BTreeSet<&'static str>,
     /// When users were last not joined, and when a checked token was last issued.
