@@ -13,7 +13,7 @@ use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDe
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::{Change, Entry, Part, StoreError, Table};
+use super::{Change, Entry, Failure, Part, StoreError, Table};
 use crate::clock::unix_seconds;
 use crate::store::record::MAX_BYTES;
 
@@ -26,20 +26,15 @@ const CACHE: usize = 4 * 1024 * 1024;
 
 /// The file cannot do what it should.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
-    /// Another process has it.
+pub(super) enum FileError {
     #[error("another process uses this file")]
     InUse,
-    /// Not one of ours.
     #[error("this file is not one that this service made")]
     Foreign,
-    /// Made by another version.
     #[error("this file was made by another version of the database")]
     Version,
-    /// Damaged.
     #[error("this file is damaged")]
     Damaged,
-    /// The system's error.
     #[error("{0}")]
     Io(io::Error),
 }
@@ -89,7 +84,7 @@ impl File {
         let table = of(Table::Jobs);
         let file = Self { opened, table };
         match file.ping().await {
-            Err(StoreError::File(_, FileError::Damaged)) => {
+            Err(StoreError(Failure::File(_, FileError::Damaged))) => {
                 file.opened.run(Opened::set_aside).await?;
                 file.ping().await?;
             }
@@ -114,7 +109,7 @@ impl File {
         let (table, parts) = (self.table, parts.clone());
         let loaded = self.opened.run(move |opened| opened.load(table, &parts)).await;
         // What could be read has been handed over; the next reading shows that the new file lacks it.
-        if matches!(loaded, Err(StoreError::File(_, FileError::Damaged))) {
+        if matches!(loaded, Err(StoreError(Failure::File(_, FileError::Damaged)))) {
             self.opened.run(Opened::set_aside).await?;
         }
         loaded
@@ -154,7 +149,7 @@ impl Opened {
         // A file that was damaged in the right place makes the database panic.
         outcome
             .unwrap_or(Err(FileError::Damaged))
-            .map_err(|error| StoreError::File(self.path.display().to_string().into(), error))
+            .map_err(|error| Failure::File(self.path.display().to_string().into(), error).into())
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Database>>> {

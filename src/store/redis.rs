@@ -24,12 +24,12 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::{Change, Part, Refused, StoreError, Table};
+use super::{Change, Failure, Part, Refused, StoreError, Table};
 use crate::config::{self, RedisAddress, RedisTls};
 use crate::dns::Dns;
 use crate::tls::{Given, Tls};
 use resp::Connection;
-pub use resp::RedisError;
+pub(super) use resp::RedisError;
 
 /// Time for a connection to stand, for the handshake of TLS, and for the answer to a command or a batch of them.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -247,7 +247,7 @@ impl Redis {
     }
 
     fn told(&self, error: RedisError) -> StoreError {
-        StoreError::Redis(self.address.to_string().into(), error)
+        Failure::Redis(self.address.to_string().into(), error).into()
     }
 }
 

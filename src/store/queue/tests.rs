@@ -1,4 +1,5 @@
 use super::*;
+use crate::store::{Failure, RedisError};
 use proptest::prelude::*;
 
 fn change(field: &str, value: Option<&str>) -> Change {
@@ -123,15 +124,10 @@ async fn without_a_store_everything_is_written_at_once() {
 #[test]
 fn what_can_do_without_a_store_does_when_it_is_denied() {
     let denied = || {
-        StoreError::Redis(
-            "redis".into(),
-            super::super::RedisError::Refused {
-                command: "HSET",
-                code: "NOPERM".into(),
-            },
-        )
+        let (command, code) = ("HSET", "NOPERM".into());
+        StoreError(Failure::Redis("redis".into(), RedisError::Refused { command, code }))
     };
-    let away = StoreError::Redis("redis".into(), super::super::RedisError::Timeout);
+    let away = StoreError(Failure::Redis("redis".into(), RedisError::Timeout));
     for (table, error, given_up) in [
         (Table::Jobs, denied(), false),
         (Table::Tokens, away, false),

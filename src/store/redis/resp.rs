@@ -19,34 +19,21 @@ const CHUNK: usize = 64 * 1024;
 
 /// Redis cannot do what it should. Nothing that the server said is repeated, but the code of an error.
 #[derive(Debug, thiserror::Error)]
-pub enum RedisError {
-    /// No connection.
+pub(in crate::store) enum RedisError {
     #[error("cannot connect: {0}")]
     Unreachable(String),
-    /// TLS.
     #[error("cannot connect by TLS: {0}")]
     Tls(String),
-    /// Nothing in time.
     #[error("no answer in time")]
     Timeout,
-    /// It closed the connection.
     #[error("the connection was closed")]
     Closed,
-    /// The connection broke.
     #[error("the connection broke: {0}")]
     Broken(io::ErrorKind),
-    /// It refused a command.
     #[error("{command} was refused ({code})")]
-    Refused {
-        /// Which one.
-        command: &'static str,
-        /// The first word of its answer.
-        code: Box<str>,
-    },
-    /// It does not speak the protocol.
+    Refused { command: &'static str, code: Box<str> },
     #[error("the answer is not Redis's")]
     Protocol,
-    /// The hash is larger than we read.
     #[error("the hash is larger than 8 GiB")]
     TooLarge,
 }
@@ -59,7 +46,7 @@ impl RedisError {
     }
 
     /// What the operator can do.
-    pub(crate) fn remedy(&self) -> &'static str {
+    pub(in crate::store) fn remedy(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "check that Redis runs, and the host and port of LIVEKIT_REDIS_URL",
             Self::Tls(_) => {
