@@ -54,7 +54,7 @@ pub(super) struct Shares {
     own: Box<str>,
     /// Places for local users, and as many for remote ones.
     half: u32,
-    taken: BTreeMap<Share, Taken>,
+    taken: BTreeMap<Share, u32>,
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -63,13 +63,7 @@ enum Share {
     Homeserver(Arc<str>),
     Room(Arc<str>, Arc<str>),
     User(Arc<str>),
-}
-
-#[derive(Clone, Copy, Default, Debug)]
-struct Taken {
-    tokens: u32,
-    /// Counted for users only.
-    unseen: u32,
+    Unseen(Arc<str>),
 }
 
 impl Shares {
@@ -90,7 +84,7 @@ impl Shares {
         }
     }
 
-    /// The shares that a token takes a place in, with how many each has.
+    /// The shares that a token takes a place in, with how many each has, and those on which nobody was seen.
     fn of(&self, room_id: &Arc<str>, user_id: &Arc<str>) -> Vec<(Share, u32, CapacityError)> {
         let origin = self.origin(user_id);
         let mut shares = vec![
@@ -107,51 +101,52 @@ impl Shares {
                 CapacityError::Room,
             ));
         }
+        shares.push((Share::Unseen(user_id.clone()), MAX_UNSEEN_PER_USER, CapacityError::Unseen));
         shares
     }
 
     /// Takes a place for a token on which nobody was seen yet, if there is one. One that was `restored` had its place before.
     pub(super) fn take(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, restored: bool) -> Result<(), CapacityError> {
         let shares = self.of(room_id, user_id);
-        let taken = |share: &Share| self.taken.get(share).copied().unwrap_or_default();
-        if let Some((_, _, error)) = shares.iter().find(|(share, max, _)| taken(share).tokens >= *max) {
+        let is_full = |(share, max, _): &&(Share, u32, CapacityError)| {
+            let is_exempt = restored && matches!(share, Share::Unseen(_));
+            !is_exempt && self.taken.get(share).copied().unwrap_or(0) >= *max
+        };
+        if let Some((_, _, error)) = shares.iter().find(is_full) {
             return Err(*error);
         }
-        if !restored && taken(&Share::User(user_id.clone())).unseen >= MAX_UNSEEN_PER_USER {
-            return Err(CapacityError::Unseen);
-        }
         for (share, ..) in shares {
-            self.taken.entry(share).or_default().tokens += 1;
+            *self.taken.entry(share).or_default() += 1;
         }
-        self.taken.entry(Share::User(user_id.clone())).or_default().unseen += 1;
         Ok(())
     }
 
     /// Somebody was seen on a token of `user_id` for the first time.
     pub(super) fn seen(&mut self, user_id: &Arc<str>) {
-        if let Some(taken) = self.taken.get_mut(&Share::User(user_id.clone())) {
-            taken.unseen -= 1;
-        }
+        self.release(&Share::Unseen(user_id.clone()));
     }
 
     /// Gives a token's place back.
     pub(super) fn give_back(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, was_seen: bool) {
-        if !was_seen {
-            self.seen(user_id);
-        }
         for (share, ..) in self.of(room_id, user_id) {
-            if let Some(taken) = self.taken.get_mut(&share) {
-                taken.tokens -= 1;
-                if taken.tokens == 0 {
-                    self.taken.remove(&share);
-                }
+            if !(was_seen && matches!(share, Share::Unseen(_))) {
+                self.release(&share);
+            }
+        }
+    }
+
+    fn release(&mut self, share: &Share) {
+        if let Some(taken) = self.taken.get_mut(share) {
+            *taken -= 1;
+            if *taken == 0 {
+                self.taken.remove(share);
             }
         }
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> u32 {
-        let taken = |origin| self.taken.get(&Share::Total(origin)).map_or(0, |taken| taken.tokens);
+        let taken = |origin| self.taken.get(&Share::Total(origin)).copied().unwrap_or(0);
         Origin::BOTH.into_iter().map(taken).sum()
     }
 
