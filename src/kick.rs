@@ -4,31 +4,43 @@
 //! Fails open: nobody is removed without a clear no of our own homeserver about somebody of whom it had said yes.
 //!
 //! ```text
+//! kick.rs         the handle and the only clock: makes the calls and feeds back what they brought; decides nothing
 //! membership.rs   who is in the call and has left the Matrix room, pure: facts in, actions out; the rules are there
 //! shares.rs       how many tokens are watched, and whose, pure
 //! name.rs         names on the SFU, kept in little space, pure
-//! driver.rs       the only clock: makes the calls and feeds back what they brought
 //! ```
 //!
 //! * Only ever one participant is removed, never a room: users of other homeservers publish in it too.
 //! * A removal is told at `info`, with the LiveKit room. Names of Matrix users and rooms are told at `debug` only.
 
-mod driver;
-pub mod membership;
-pub mod name;
-pub mod shares;
+mod membership;
+mod name;
+mod shares;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use livekit_protocol::participant_info::State as ParticipantState;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
-use crate::homeserver::OwnHomeserver;
+use crate::backoff::as_millis;
+use crate::clock::Clock;
+use crate::homeserver::{OwnError, OwnHomeserver, Subject};
 use crate::identity::Seat;
-use crate::sfu::Sfu;
-use crate::sfu::webhook::Webhook;
+use crate::log_throttle::LogThrottle;
+use crate::sfu::webhook::{Kind, Webhook};
+use crate::sfu::{Sfu, SfuError};
 use crate::store::token;
-use driver::Driver;
+use crate::time::Time;
+use membership::{Action, IssuedToken, MembershipAnswer, MembershipQuery, MembershipTracker, ParticipantKey, QueryScope, RemovalOutcome};
+use name::Name;
+
+/// A timer that is later than this: the process stood still.
+const WOKE_MS: u64 = 3_000;
+/// Time for a question about one user, and for one about all members of a room.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Told of a LiveKit room and an identity in it.
 pub type EndDelegatedLeave = Box<dyn Fn(&str, &str) + Send + Sync>;
@@ -53,39 +65,256 @@ pub struct Settings {
 #[derive(Clone)]
 pub struct KickOnLeave(Arc<Driver>);
 
+struct Driver {
+    tracker: Mutex<MembershipTracker>,
+    clock: Clock,
+    settings: Settings,
+    /// The timer may have to sleep for another moment now.
+    rearm: Notify,
+    unclear: LogThrottle,
+    failing: LogThrottle,
+    full: LogThrottle,
+    removed: LogThrottle,
+}
+
 impl KickOnLeave {
     /// Starts with nothing; [`Self::restore`] reads the store.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let driver = Arc::new(Driver::new(settings));
-        tokio::spawn(driver.clone().keep_time());
-        Self(driver)
+        let clock = Clock::start();
+        let own = settings.own.name().as_str().into();
+        let tracker = MembershipTracker::new(as_millis(settings.interval), own, settings.max_tokens, clock.now());
+        let kick = Self(Arc::new(Driver {
+            tracker: Mutex::new(tracker),
+            clock,
+            settings,
+            rearm: Notify::new(),
+            unclear: LogThrottle::once_a_minute(),
+            failing: LogThrottle::once_a_minute(),
+            full: LogThrottle::once_a_minute(),
+            removed: LogThrottle::ten_a_second(),
+        }));
+        tokio::spawn(kick.clone().keep_time());
+        kick
     }
 
-    /// Takes in what the store has.
-    pub fn restore(&self, restored: token::Restored) {
-        tokio::spawn(self.0.clone().restore(restored));
+    // --- from outside ---
+
+    /// Takes in what the store has, which waits for one that is away.
+    pub fn restore(&self, mut restored: token::Restored) {
+        let kick = self.clone();
+        tokio::spawn(async move {
+            let mut count = 0_usize;
+            while let Some(stored) = restored.next().await {
+                kick.feed(|tracker, now| tracker.restore(&stored, &kick.0.clock.wall(), now));
+                count += 1;
+            }
+            if count > 0 {
+                tracing::info!(count, "tokens restored: those who left the Matrix room meanwhile are removed");
+            }
+        });
     }
 
     /// A token for `seat` is about to be issued; `checked` where our homeserver had said, just before, that the user is joined. `false`
     /// where it cannot be watched, so that its holder could not be removed.
     #[must_use]
     pub fn on_token(&self, room_id: &str, user_id: &str, seat: &Seat, ttl: Duration, checked: bool) -> bool {
-        self.0.on_token(room_id, user_id, seat, ttl, checked)
+        let issued = self.feed(|tracker, now| {
+            let token = IssuedToken {
+                room_id,
+                user_id,
+                room: &seat.room,
+                identity: &seat.identity,
+                end: now.after(as_millis(ttl)),
+                checked,
+            };
+            tracker.on_token(&token, now)
+        });
+        let Err(error) = issued else { return true };
+        tracing::debug!(user = user_id, room = &*seat.room, "a token cannot be watched");
+        self.0.full.log(|count| {
+            let reason = error.to_string();
+            let remedy = "a shorter LIVEKIT_JWT_TTL_SECONDS lets tokens be forgotten sooner";
+            tracing::warn!(reason, count, remedy, "tokens are refused: who holds too many could not be removed");
+        });
+        false
     }
 
     /// Takes in a verified webhook of the SFU.
     pub fn handle_webhook(&self, webhook: &Webhook) {
-        self.0.handle_webhook(webhook);
+        let Some(room) = webhook.room.as_ref().map(|room| &*room.name) else {
+            return;
+        };
+        let identity = webhook.participant.as_ref().map(|participant| &*participant.identity);
+        self.feed(|tracker, now| {
+            tracker.on_webhook(room);
+            match (webhook.kind, identity) {
+                (Kind::ParticipantJoined | Kind::TrackPublished, Some(identity)) => tracker.on_present(room, identity, now),
+                (Kind::ParticipantLeft | Kind::ParticipantConnectionAborted, Some(identity)) => tracker.on_gone(room, identity, now),
+                (Kind::RoomFinished, _) => tracker.on_room_finished(room, now),
+                (Kind::ParticipantJoined | Kind::ParticipantLeft | Kind::ParticipantConnectionAborted | Kind::TrackPublished, None)
+                | (Kind::RoomStarted | Kind::TrackUnpublished | Kind::Other, _) => {}
+            }
+        });
     }
 
     /// Takes in who is in a LiveKit room, as the SFU said when somebody else asked it then.
     pub fn handle_list(&self, room: &str, identities: &[&str], asked: Instant) {
-        self.0.handle_list(room, identities, asked);
+        let present = identities.iter().map(|&identity| identity.into()).collect();
+        let asked = self.0.clock.at(asked);
+        self.feed(|tracker, now| tracker.on_list(&room.into(), Some(&present), asked, now));
     }
 
     /// Writes what is not written yet, until `deadline`; the last thing to be done.
     pub async fn close_store(&self, deadline: Instant) {
-        self.0.close_store(deadline).await;
+        self.0.settings.store.stop(deadline).await;
+    }
+
+    // --- the loop: facts in, actions out ---
+
+    /// Tells the core that its next moment has come.
+    async fn keep_time(self) {
+        let clock = &self.0.clock;
+        loop {
+            let Some(at) = self.tracker().next_deadline() else {
+                self.0.rearm.notified().await;
+                continue;
+            };
+            if at > clock.now() {
+                let _ = timeout_at(clock.instant(at), self.0.rearm.notified()).await;
+                let now = clock.now();
+                if now.since(at) > WOKE_MS {
+                    self.tracker().on_woke(now);
+                }
+                // Another moment may come first now.
+                if now < at {
+                    continue;
+                }
+            }
+            self.feed(|_, _| {});
+            // A core with much to do must not keep the others from running.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn feed<T>(&self, fact: impl FnOnce(&mut MembershipTracker, Time) -> T) -> T {
+        let Driver { clock, settings, .. } = &*self.0;
+        let mut tracker = self.tracker();
+        // Read under the lock, so that the core never sees time run backwards.
+        let now = clock.now();
+        let result = fact(&mut tracker, now);
+        for action in tracker.step(now) {
+            match action {
+                Action::Persist(key) => {
+                    if let Some(record) = tracker.record(&key, &clock.wall()) {
+                        settings.store.put(&record);
+                    }
+                }
+                Action::Forget(key) => settings.store.remove(&key.room.to_string(), &key.identity.to_string()),
+                Action::EndDelegatedLeave(key) => (settings.end_delegated_leave)(&key.room.to_string(), &key.identity.to_string()),
+                Action::Ask(query) => drop(tokio::spawn(self.clone().ask(query))),
+                Action::List(room) => drop(tokio::spawn(self.clone().list(room))),
+                Action::Remove(key) => drop(tokio::spawn(self.clone().remove(key))),
+            }
+        }
+        self.0.rearm.notify_one();
+        result
+    }
+
+    /// Asked once: the core knows when to ask again.
+    async fn ask(self, query: MembershipQuery) {
+        let (asked, begun) = (self.0.clock.now(), Instant::now());
+        let (room_id, own) = (&*query.room_id, &self.0.settings.own);
+        let members;
+        let contains;
+        let subject = match &query.scope {
+            QueryScope::Members => None,
+            QueryScope::User(user) => Some(Subject::User(user)),
+            QueryScope::OwnServer => Some(Subject::Server(own.name())),
+        };
+        let answer = if let Some(subject) = subject {
+            let joined = own.is_joined(room_id, subject, begun, begun + QUERY_TIMEOUT).await;
+            joined.map(MembershipAnswer::Joined)
+        } else {
+            match own.joined_members(room_id, begun + LIST_TIMEOUT).await {
+                Ok(Some(list)) => {
+                    members = list;
+                    contains = |user: &str| members.contains(user);
+                    Ok(MembershipAnswer::Members(&contains))
+                }
+                Ok(None) => Ok(MembershipAnswer::NoList),
+                Err(error) => Err(error),
+            }
+        };
+        let answer = answer.unwrap_or_else(|error| self.unclear(&error));
+        self.feed(|tracker, now| tracker.on_membership(&query, answer, asked, now));
+    }
+
+    fn unclear(&self, error: &OwnError) -> MembershipAnswer<'static> {
+        self.0.unclear.log(|count| {
+            let (reason, remedy) = (error.to_string(), error.remedy());
+            tracing::warn!(
+                reason,
+                count,
+                remedy,
+                "our homeserver does not say who is in a Matrix room: nobody is removed from the LiveKit room until it does"
+            );
+        });
+        if matches!(error, OwnError::Timeout) {
+            MembershipAnswer::TimedOut
+        } else if error.may_pass() {
+            let retry_after_ms = error.retry_after().map(as_millis);
+            MembershipAnswer::Unavailable { retry_after_ms }
+        } else {
+            MembershipAnswer::Refused
+        }
+    }
+
+    async fn list(self, room: Name) {
+        let asked = self.0.clock.now();
+        let listed = self.0.settings.sfu.participants(&room.to_string(), LIST_TIMEOUT).await;
+        let listed = listed.inspect_err(|error| self.failing(error)).ok();
+        let present = listed.map(|participants| {
+            let here = participants.iter().filter(|row| row.state != ParticipantState::Disconnected as i32);
+            here.map(|row| row.identity.as_str().into()).collect()
+        });
+        self.feed(|tracker, now| tracker.on_list(&room, present.as_ref(), asked, now));
+    }
+
+    async fn remove(self, key: Arc<ParticipantKey>) {
+        let asked = self.0.clock.now();
+        let (room, identity) = (key.room.to_string(), key.identity.to_string());
+        let outcome = match self.0.settings.sfu.remove(&room, &identity).await {
+            Ok(()) => {
+                // The identity of `/sfu/get` is the user's id and device.
+                self.0.removed.log(|count| {
+                    tracing::info!(room, count, "removed participant from LiveKit: user left the Matrix room");
+                });
+                tracing::debug!(room, identity, "removed");
+                RemovalOutcome::Removed
+            }
+            Err(SfuError::NotFound) => RemovalOutcome::NotThere,
+            Err(error) => {
+                self.failing(&error);
+                RemovalOutcome::Failed
+            }
+        };
+        self.feed(|tracker, now| tracker.on_removed(&key, outcome, asked, now));
+    }
+
+    fn failing(&self, error: &SfuError) {
+        self.0.failing.log(|count| {
+            let (reason, remedy) = (error.to_string(), error.remedy());
+            tracing::warn!(
+                reason,
+                count,
+                remedy,
+                "the SFU does not remove, or does not show, those who hold tokens; it is tried again"
+            );
+        });
+    }
+
+    fn tracker(&self) -> MutexGuard<'_, MembershipTracker> {
+        self.0.tracker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -43,7 +43,7 @@
 //! delayed_leave.rs + delayed_leave/
 //!                         delegated leaves, pure: one event, the table of all, whose call to a homeserver is next
 //! driver.rs + driver/     the one driver of both: facts in, calls out, the only clock; the handle to all leaves
-//! kick.rs + kick/         who left the Matrix room leaves the call: the handle; below it the pure core, the driver
+//! kick.rs + kick/         who left the Matrix room leaves the call: the handle, its calls and clock; below it the pure core
 //! store.rs + store/       jobs, tokens and verified homeservers in Redis, in a file or nowhere: records, one ordered queue
 //! time.rs timers.rs backoff.rs slab.rs text.rs livekit.rs delayed_event.rs
 //!                         moments, pauses, numbered values, short strings; LiveKit's and MSC4140's words

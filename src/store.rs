@@ -20,13 +20,13 @@ use tokio::sync::mpsc;
 use crate::config;
 use crate::dns::Dns;
 use crate::tls::Tls;
+use file::FileError;
+use redis::RedisError;
 
-pub use file::FileError;
 pub use homeservers::{RestoredHomeservers, VerifiedHomeservers};
 pub use jobs::{Jobs, Seen, Stored, StoredJobs};
 pub use queue::{Changes, Entries, Written};
 pub use record::{JobRecord, Replaced};
-pub use redis::RedisError;
 
 /// The longest field and the longest value of a token's record.
 pub const MAX_TOKEN_BYTES: usize = 2 * 1024;
@@ -86,11 +86,13 @@ pub struct Change {
 
 /// A store cannot do what it should.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Redis.
+#[error(transparent)]
+pub struct StoreError(#[from] Failure);
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
     #[error("Redis at {0}: {1}")]
     Redis(Box<str>, RedisError),
-    /// The file.
     #[error("LIVEKIT_STATE_PATH={0}: {1}")]
     File(Box<str>, FileError),
 }
@@ -98,31 +100,31 @@ pub enum StoreError {
 impl StoreError {
     /// Whether it knows us and does not let us.
     fn is_denied(&self) -> bool {
-        matches!(self, Self::Redis(_, RedisError::Refused { code, .. }) if &**code == "NOPERM")
+        matches!(&self.0, Failure::Redis(_, RedisError::Refused { code, .. }) if &**code == "NOPERM")
     }
 
     /// Whether the connection stood and was ended: perhaps by what was just written.
     const fn broke_off(&self) -> bool {
-        matches!(self, Self::Redis(_, RedisError::Closed | RedisError::Broken(_)))
+        matches!(&self.0, Failure::Redis(_, RedisError::Closed | RedisError::Broken(_)))
     }
 
     /// Whether there is more in the table than is ever read.
     const fn is_too_large(&self) -> bool {
-        matches!(self, Self::Redis(_, RedisError::TooLarge))
+        matches!(&self.0, Failure::Redis(_, RedisError::TooLarge))
     }
 
     /// Whether the same is to be expected of the next try: this table's key is not for us, or not on this server.
     fn is_final(&self) -> bool {
-        matches!(self, Self::Redis(_, RedisError::Refused { command: "HGETALL" | "HSET" | "HDEL", code })
+        matches!(&self.0, Failure::Redis(_, RedisError::Refused { command: "HGETALL" | "HSET" | "HDEL", code })
             if matches!(&**code, "NOPERM" | "WRONGTYPE" | "ERR" | "MOVED" | "CROSSSLOT"))
     }
 
     /// What the operator can do.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
-        match self {
-            Self::Redis(_, error) => error.remedy(),
-            Self::File(_, error) => error.remedy(),
+        match &self.0 {
+            Failure::Redis(_, error) => error.remedy(),
+            Failure::File(_, error) => error.remedy(),
         }
     }
 }

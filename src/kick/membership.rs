@@ -32,16 +32,19 @@ use std::sync::Arc;
 
 use super::name::Name;
 use super::shares::{CapacityError, Origin, Shares};
-use crate::time::Time;
+use crate::store::token::StoredToken;
+use crate::time::{Time, WallClock};
 
 /// Questions to the homeserver at a time in each sweep, and calls to the SFU.
-pub const LANES: usize = 8;
+pub(super) const LANES: usize = 8;
 /// How long a no may be acted upon.
-pub const EVIDENCE_MS: u64 = 10_000;
+pub(super) const EVIDENCE_MS: u64 = 10_000;
 /// For how long a no does not count after a yes, at most: the processes of a homeserver may disagree for a moment.
 const SETTLE_MS: u64 = 5_000;
 /// A departure that is reported so soon after an arrival may be that of the session before.
 const OLD_SESSION_MS: u64 = 10_000;
+/// No token lasts longer, whatever a record says.
+const MAX_TTL_MS: u64 = 24 * 60 * 60_000;
 /// The SFU takes a token for this long after its end.
 const LEEWAY_MS: u64 = 60_000;
 /// For how long the SFU renews the token of somebody inside.
@@ -66,59 +69,28 @@ const MAX_ROOMS_PER_STEP: usize = 1_000;
 /// Bytes of all names of a token.
 const MAX_NAMES: usize = 2 * 1024;
 
-/// A LiveKit token that was issued.
+/// A LiveKit token that was issued, for the LiveKit room that belongs to the Matrix room `room_id`.
 #[derive(Clone, Copy, Debug)]
-pub struct IssuedToken<'a> {
-    /// The Matrix room.
-    pub room_id: &'a str,
-    /// The Matrix user.
-    pub user_id: &'a str,
-    /// The LiveKit room.
-    pub room: &'a str,
-    /// The participant's identity.
-    pub identity: &'a str,
-    /// When the token expires.
-    pub end: Time,
+pub(super) struct IssuedToken<'a> {
+    pub(super) room_id: &'a str,
+    pub(super) user_id: &'a str,
+    pub(super) room: &'a str,
+    pub(super) identity: &'a str,
+    pub(super) end: Time,
     /// Whether the homeserver had said, just before, that the user is joined.
-    pub checked: bool,
-}
-
-/// What is stored of a token beside its names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StoredState {
-    /// Whether the homeserver ever said that the user is joined.
-    pub member: bool,
-    /// Whether the user has left.
-    pub left: bool,
-    /// When somebody was last known to be there.
-    pub seen: Option<Time>,
-}
-
-/// A token as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredToken {
-    /// The Matrix room.
-    pub room_id: Arc<str>,
-    /// The Matrix user.
-    pub user_id: Arc<str>,
-    /// When the token expires.
-    pub end: Time,
-    /// The rest.
-    pub state: StoredState,
+    pub(super) checked: bool,
 }
 
 /// A participant of a LiveKit room.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct ParticipantKey {
-    /// The LiveKit room.
-    pub room: Name,
-    /// The participant's identity.
-    pub identity: Name,
+pub(super) struct ParticipantKey {
+    pub(super) room: Name,
+    pub(super) identity: Name,
 }
 
 /// What is to be done. The method that is named takes the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(super) enum Action {
     /// Ask the homeserver, once: [`MembershipTracker::on_membership`].
     Ask(MembershipQuery),
     /// Ask the SFU who is in a LiveKit room: [`MembershipTracker::on_list`].
@@ -127,7 +99,7 @@ pub enum Action {
     Remove(Arc<ParticipantKey>),
     /// The participant was removed from the Matrix room: a delegated leave has nothing left to send, its job ends without a call (L6).
     EndDelegatedLeave(Arc<ParticipantKey>),
-    /// Store the token as [`MembershipTracker::stored`] has it.
+    /// Store the token as [`MembershipTracker::record`] has it.
     Persist(Arc<ParticipantKey>),
     /// Remove the token from the store.
     Forget(Arc<ParticipantKey>),
@@ -135,20 +107,18 @@ pub enum Action {
 
 /// One question to the homeserver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MembershipQuery {
-    /// The Matrix room.
-    pub room_id: Arc<str>,
-    /// What is asked about it.
-    pub scope: QueryScope,
+pub(super) struct MembershipQuery {
+    pub(super) room_id: Arc<str>,
+    pub(super) scope: QueryScope,
     /// Whose place the question takes.
-    pub origin: Origin,
+    pub(super) origin: Origin,
     /// Whether a sweep asks.
-    pub is_sweep: bool,
+    pub(super) is_sweep: bool,
 }
 
 /// What a question is about.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum QueryScope {
+pub(super) enum QueryScope {
     /// Everybody who is joined: one list.
     Members,
     /// Whether this user is joined.
@@ -159,7 +129,7 @@ pub enum QueryScope {
 
 /// What the homeserver said.
 #[derive(Clone, Copy)]
-pub enum MembershipAnswer<'a> {
+pub(super) enum MembershipAnswer<'a> {
     /// The list of those who are joined.
     Members(&'a dyn Fn(&str) -> bool),
     /// Whether the user is joined, or our homeserver in the room.
@@ -171,18 +141,13 @@ pub enum MembershipAnswer<'a> {
     /// No answer in time.
     TimedOut,
     /// Unreachable, 5xx or 429, with the pause that the homeserver asks for.
-    Unavailable {
-        /// Milliseconds.
-        retry_after_ms: Option<u64>,
-    },
+    Unavailable { retry_after_ms: Option<u64> },
 }
 
 /// What became of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RemovalOutcome {
-    /// The participant was there and is not any more.
+pub(super) enum RemovalOutcome {
     Removed,
-    /// The participant was not there.
     NotThere,
     /// The participant may still be there.
     Failed,
@@ -190,7 +155,7 @@ pub enum RemovalOutcome {
 
 /// All watched tokens, and what is known of their holders.
 #[derive(Debug)]
-pub struct MembershipTracker {
+pub(super) struct MembershipTracker {
     interval_ms: u64,
     began: Time,
     /// Whatever was asked before is no evidence: the process stood still since.
@@ -216,6 +181,8 @@ pub struct MembershipTracker {
     listing: BTreeSet<Name>,
     removals: VecDeque<Arc<ParticipantKey>>,
     lists: VecDeque<Name>,
+    /// What [`Self::step`] gives beside what it finds.
+    out: Vec<Action>,
 }
 
 /// A token: who may be in a LiveKit room under one identity.
@@ -260,7 +227,7 @@ struct Call {
 type UserKey = (Arc<str>, Arc<str>);
 
 /// A user of one Matrix room.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct User {
     membership: Membership,
     /// When a no was asked for that counts only if our homeserver is in the room.
@@ -270,8 +237,9 @@ struct User {
     due: Option<Time>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 enum Membership {
+    #[default]
     Unknown,
     /// When the last yes was asked for.
     Member(Time),
@@ -295,9 +263,7 @@ struct Sweep {
 }
 
 impl ParticipantKey {
-    /// The participant of that identity in that LiveKit room.
-    #[must_use]
-    pub fn new(room: &str, identity: &str) -> Self {
+    pub(super) fn new(room: &str, identity: &str) -> Self {
         Self {
             room: room.into(),
             identity: identity.into(),
@@ -330,8 +296,7 @@ impl Membership {
 
 impl MembershipTracker {
     /// Nobody yet; sweeps are `interval_ms` apart, `own` is the homeserver that we belong to, `max_tokens` are watched in all.
-    #[must_use]
-    pub fn new(interval_ms: u64, own: Box<str>, max_tokens: usize, now: Time) -> Self {
+    pub(super) fn new(interval_ms: u64, own: Box<str>, max_tokens: usize, now: Time) -> Self {
         Self {
             shares: Shares::new(own, max_tokens),
             interval_ms,
@@ -350,6 +315,7 @@ impl MembershipTracker {
             listing: BTreeSet::new(),
             removals: VecDeque::new(),
             lists: VecDeque::new(),
+            out: Vec::new(),
         }
     }
 
@@ -359,32 +325,40 @@ impl MembershipTracker {
     ///
     /// # Errors
     /// When it cannot be watched: whoever held it could not be removed.
-    pub fn on_token(&mut self, issued: &IssuedToken<'_>, now: Time) -> Result<Vec<Action>, CapacityError> {
+    pub(super) fn on_token(&mut self, issued: &IssuedToken<'_>, now: Time) -> Result<(), CapacityError> {
         let (key, user_key) = self.enter(issued, false)?;
         self.plan(now.after(self.interval_ms));
-        let mut out = vec![Action::Persist(key)];
+        self.out.push(Action::Persist(key));
         if issued.checked {
-            self.hear(&user_key, true, now, &mut out);
+            self.hear(&user_key, true, now);
         }
-        Ok(self.step(now, out))
+        Ok(())
     }
 
     /// A record from before the start. A token that is known by now is newer.
-    pub fn restore(&mut self, issued: &IssuedToken<'_>, state: StoredState, now: Time) {
+    pub(super) fn restore(&mut self, stored: &StoredToken<'_>, clocks: &WallClock, now: Time) {
+        let issued = IssuedToken {
+            room_id: &stored.room_id,
+            user_id: &stored.user_id,
+            room: &stored.room,
+            identity: &stored.identity,
+            end: clocks.time(stored.expires_at).min(now.after(MAX_TTL_MS)),
+            checked: stored.member,
+        };
         if self.tokens.contains_key(&ParticipantKey::new(issued.room, issued.identity)) {
             return;
         }
-        let Ok((key, user_key)) = self.enter(issued, true) else { return };
+        let Ok((key, user_key)) = self.enter(&issued, true) else { return };
         if let Some(token) = self.tokens.get_mut(&*key) {
-            token.seen = state.seen.map(|seen| seen.min(now));
+            token.seen = stored.last_seen.map(|seen| clocks.time(seen).min(now));
         }
         // What was known then is older than any question from now on.
         if let Some(user) = self.users.get_mut(&user_key) {
             let is_restored = matches!(user.membership, Membership::Member(yes) if yes == Time::EARLIEST);
             let is_unknown = user.membership == Membership::Unknown;
-            if state.left && (is_unknown || is_restored) {
+            if stored.left && (is_unknown || is_restored) {
                 user.membership = Membership::Left(Time::EARLIEST);
-            } else if state.member && is_unknown {
+            } else if stored.member && is_unknown {
                 user.membership = Membership::Member(Time::EARLIEST);
             }
         }
@@ -398,26 +372,24 @@ impl MembershipTracker {
     }
 
     /// A verified webhook named a LiveKit room: webhooks tell who is in it.
-    pub fn on_webhook(&mut self, room: &str) {
+    pub(super) fn on_webhook(&mut self, room: &str) {
         if let Some(call) = self.calls.get_mut(&Name::from(room)) {
             call.has_webhooks = true;
         }
     }
 
     /// A participant is there.
-    #[must_use]
-    pub fn on_present(&mut self, room: &str, identity: &str, now: Time) -> Vec<Action> {
+    pub(super) fn on_present(&mut self, room: &str, identity: &str, now: Time) {
         self.is_there(&ParticipantKey::new(room, identity), now, now);
-        self.step(now, Vec::new())
     }
 
     /// A participant is not there any more.
-    pub fn on_gone(&mut self, room: &str, identity: &str, now: Time) {
+    pub(super) fn on_gone(&mut self, room: &str, identity: &str, now: Time) {
         self.went(&ParticipantKey::new(room, identity), now);
     }
 
     /// A LiveKit room has ended.
-    pub fn on_room_finished(&mut self, room: &str, now: Time) {
+    pub(super) fn on_room_finished(&mut self, room: &str, now: Time) {
         let room = room.into();
         let here = tokens_of(&self.tokens, &room).filter(|(_, token)| token.presence != Presence::Gone);
         let keys: Vec<_> = here.map(|(key, _)| key.clone()).collect();
@@ -428,32 +400,27 @@ impl MembershipTracker {
 
     /// Who is in a LiveKit room, as the SFU said when it was asked, by whomever. Where it did not say it, whoever may be there is taken
     /// to be there.
-    #[must_use]
-    pub fn on_list(&mut self, room: &Name, is_present: Option<&dyn Fn(&Name) -> bool>, asked: Time, now: Time) -> Vec<Action> {
+    pub(super) fn on_list(&mut self, room: &Name, present: Option<&BTreeSet<Name>>, asked: Time, now: Time) {
         self.listing.remove(room);
-        let mut out = Vec::new();
         if let Some(call) = self.calls.get_mut(room) {
             call.is_listing = false;
-            if is_present.is_some() {
+            if present.is_some() {
                 (call.listed, call.is_unsure) = (call.listed.max(Some(asked)), false);
             }
         }
         let keys: Vec<_> = tokens_of(&self.tokens, room).map(|(key, _)| key.clone()).collect();
         for key in keys {
-            match (is_present.map(|is_present| is_present(&key.identity)), self.tokens.get_mut(&*key)) {
+            match (present.map(|present| present.contains(&key.identity)), self.tokens.get_mut(&*key)) {
                 (Some(true), _) => self.is_there(&key, asked, now),
-                (Some(false), _) => self.is_absent(&key, asked, &mut out),
+                (Some(false), _) => self.is_absent(&key, asked),
                 (None, Some(token)) if token.presence == Presence::Issued => token.presence = Presence::Present,
                 (None, _) => {}
             }
         }
-        self.step(now, out)
     }
 
     /// What the homeserver said to a question that was asked at `asked`.
-    #[must_use]
-    pub fn on_membership(&mut self, query: &MembershipQuery, answer: MembershipAnswer<'_>, asked: Time, now: Time) -> Vec<Action> {
-        let mut out = Vec::new();
+    pub(super) fn on_membership(&mut self, query: &MembershipQuery, answer: MembershipAnswer<'_>, asked: Time, now: Time) {
         let sweep = self.sweep(query.origin);
         sweep.asking = sweep.asking.saturating_sub(1);
         self.open.remove(&(query.room_id.clone(), query.scope.clone()));
@@ -462,7 +429,7 @@ impl MembershipTracker {
             (QueryScope::User(_) | QueryScope::OwnServer, MembershipAnswer::TimedOut) => self.is_away(query, None, now),
             (QueryScope::Members, MembershipAnswer::Members(is_joined)) => {
                 for user_key in self.users_of(&query.room_id) {
-                    self.hear(&user_key, is_joined(&user_key.1), asked, &mut out);
+                    self.hear(&user_key, is_joined(&user_key.1), asked);
                 }
             }
             (QueryScope::Members, MembershipAnswer::Joined(_) | MembershipAnswer::Refused | MembershipAnswer::TimedOut) => {
@@ -472,19 +439,18 @@ impl MembershipTracker {
             (QueryScope::User(user_id), MembershipAnswer::Joined(joined)) => {
                 let user_key = (query.room_id.clone(), user_id.clone());
                 if joined || query.origin == Origin::Local {
-                    self.hear(&user_key, joined, asked, &mut out);
+                    self.hear(&user_key, joined, asked);
                 } else if let Some(user) = self.users.get_mut(&user_key).filter(|user| user.membership != Membership::Unknown) {
                     // It counts only if our homeserver is in the room, and so knows who else is.
                     user.no = Some(asked);
-                    let scope = QueryScope::OwnServer;
-                    self.enqueue(MembershipQuery { scope, ..query.clone() });
+                    self.enqueue(&query.room_id, QueryScope::OwnServer, query.origin, query.is_sweep);
                 }
             }
             (QueryScope::OwnServer, MembershipAnswer::Joined(is_in)) => {
                 for user_key in self.users_of(&query.room_id) {
                     let no = self.users.get_mut(&user_key).and_then(|user| user.no.take());
                     if let Some(no) = no.filter(|no| is_in && self.is_fresh(*no, now)) {
-                        self.hear(&user_key, false, no, &mut out);
+                        self.hear(&user_key, false, no);
                     }
                 }
             }
@@ -493,49 +459,38 @@ impl MembershipTracker {
                 MembershipAnswer::Members(_) | MembershipAnswer::NoList | MembershipAnswer::Refused,
             ) => {}
         }
-        self.step(now, out)
     }
 
     /// What became of a removal that was asked for at `asked`.
-    #[must_use]
-    pub fn on_removed(&mut self, key: &ParticipantKey, outcome: RemovalOutcome, asked: Time, now: Time) -> Vec<Action> {
+    pub(super) fn on_removed(&mut self, key: &Arc<ParticipantKey>, outcome: RemovalOutcome, asked: Time, now: Time) {
         self.removing = self.removing.saturating_sub(1);
-        let mut out = Vec::new();
-        let (Some((kept, token)), Some(user_key)) = (self.tokens.get_key_value(key), self.user_key(key)) else {
-            return self.step(now, out);
+        let (Some(user_key), Some(token)) = (self.user_key(key), self.tokens.get_mut(&**key)) else {
+            return;
         };
-        let kept = kept.clone();
         // Somebody who came back meanwhile may be there again.
         let came_back = token.presence == Presence::Present && token.seen.is_some_and(|seen| seen > asked);
-        let failures = token.failures;
-        if let Some(token) = self.tokens.get_mut(key) {
-            (token.is_removing, token.failures) = (false, u8::from(outcome == RemovalOutcome::Failed) * failures.saturating_add(1));
-        }
+        let failures = std::mem::take(&mut token.failures);
+        token.is_removing = false;
         match outcome {
-            RemovalOutcome::Failed => self.ask_at(&user_key, now.after((1_000_u64 << failures.min(6)).min(MAX_RETRY_MS))),
+            RemovalOutcome::Failed => {
+                token.failures = failures.saturating_add(1);
+                self.ask_at(&user_key, now.after((1_000_u64 << failures.min(6)).min(MAX_RETRY_MS)));
+            }
             RemovalOutcome::Removed | RemovalOutcome::NotThere if came_back => self.ask_at(&user_key, now),
             RemovalOutcome::Removed | RemovalOutcome::NotThere => {
-                out.push(Action::EndDelegatedLeave(kept));
-                self.is_absent(key, if outcome == RemovalOutcome::Removed { now } else { asked }, &mut out);
+                self.out.push(Action::EndDelegatedLeave(key.clone()));
+                self.is_absent(key, if outcome == RemovalOutcome::Removed { now } else { asked });
             }
         }
-        self.step(now, out)
     }
 
     /// The process stood still: whatever was asked before is no evidence any more (L5a).
-    pub const fn on_woke(&mut self, now: Time) {
+    pub(super) const fn on_woke(&mut self, now: Time) {
         self.awake_since = now;
     }
 
-    /// The moment of [`Self::next_deadline`] has come.
-    #[must_use]
-    pub fn on_time(&mut self, now: Time) -> Vec<Action> {
-        self.step(now, Vec::new())
-    }
-
     /// When there is something to be done next.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Time> {
+    pub(super) fn next_deadline(&self) -> Option<Time> {
         // While all places are taken, answers keep a sweep going.
         let free = self.sweeps.iter().filter(|sweep| sweep.asking < LANES);
         let next = free.filter_map(|sweep| {
@@ -546,20 +501,19 @@ impl MembershipTracker {
         next.chain(self.due.first().map(|(at, _)| *at)).min()
     }
 
-    /// What is to be stored of a token.
-    #[must_use]
-    pub fn stored(&self, key: &ParticipantKey) -> Option<StoredToken> {
+    /// A token as it is to be stored.
+    pub(super) fn record(&self, key: &ParticipantKey, clocks: &WallClock) -> Option<StoredToken<'_>> {
         let (token, call) = (self.tokens.get(key)?, self.calls.get(&key.room)?);
         let user = self.users.get(&self.user_key(key)?)?;
         Some(StoredToken {
-            room_id: call.room_id.clone(),
-            user_id: token.user.clone(),
-            end: token.end,
-            state: StoredState {
-                member: user.membership != Membership::Unknown,
-                left: matches!(user.membership, Membership::Left(_)),
-                seen: token.seen,
-            },
+            room: key.room.to_string().into(),
+            identity: key.identity.to_string().into(),
+            room_id: (&*call.room_id).into(),
+            user_id: (&*token.user).into(),
+            expires_at: clocks.unix_millis(token.end),
+            last_seen: token.seen.map(|seen| clocks.unix_millis(seen)),
+            member: user.membership != Membership::Unknown,
+            left: matches!(user.membership, Membership::Left(_)),
         })
     }
 
@@ -580,17 +534,12 @@ impl MembershipTracker {
             .users
             .get_key_value(&user_key)
             .map_or(user_key, |(user_key, _)| user_key.clone());
-        if let Some((known, token)) = self.tokens.get_key_value(&key)
-            && token.user == user_key.1
-        {
-            let known = known.clone();
-            if let Some(token) = self.tokens.get_mut(&key) {
-                token.end = token.end.max(issued.end);
-                if token.presence == Presence::Gone {
-                    token.presence = Presence::Issued;
-                }
+        if let Some(token) = self.tokens.get_mut(&key).filter(|token| token.user == user_key.1) {
+            token.end = token.end.max(issued.end);
+            if token.presence == Presence::Gone {
+                token.presence = Presence::Issued;
             }
-            return Ok((known, user_key));
+            return Ok((Arc::new(key), user_key));
         }
         self.shares.take(&room_id, &user_key.1, restored)?;
         let mut token = Token {
@@ -616,12 +565,7 @@ impl MembershipTracker {
             is_unsure: false,
         });
         self.rooms.entry(room_id).or_default();
-        let user = self.users.entry(user_key.clone()).or_insert(User {
-            membership: Membership::Unknown,
-            no: None,
-            keys: Vec::new(),
-            due: None,
-        });
+        let user = self.users.entry(user_key.clone()).or_default();
         user.keys.reserve_exact(1);
         user.keys.push(key.clone());
         self.tokens.insert(key.clone(), token);
@@ -690,7 +634,7 @@ impl MembershipTracker {
     }
 
     /// Nobody was there at that time, says the SFU.
-    fn is_absent(&mut self, key: &ParticipantKey, asked: Time, out: &mut Vec<Action>) {
+    fn is_absent(&mut self, key: &ParticipantKey, asked: Time) {
         let Some(token) = self.tokens.get_mut(key) else { return };
         // They came after the question.
         if token.seen.is_some_and(|seen| seen > asked) {
@@ -699,20 +643,20 @@ impl MembershipTracker {
         if token.presence != Presence::Gone {
             (token.presence, token.seen) = (Presence::Gone, Some(asked));
         } else if token.end_of_use() <= asked && !token.is_removing {
-            self.forget(key, out);
+            self.forget(key);
         }
     }
 
-    fn forget(&mut self, key: &ParticipantKey, out: &mut Vec<Action>) {
+    fn forget(&mut self, key: &ParticipantKey) {
         if self.leave(key).is_some() {
-            out.push(Action::Forget(Arc::new(key.clone())));
+            self.out.push(Action::Forget(Arc::new(key.clone())));
         }
     }
 
     // --- who is in the Matrix room ---
 
     /// The homeserver said something about a user that counts.
-    fn hear(&mut self, user_key: &UserKey, joined: bool, asked: Time, out: &mut Vec<Action>) {
+    fn hear(&mut self, user_key: &UserKey, joined: bool, asked: Time) {
         let settle = SETTLE_MS.min(self.interval_ms);
         let Some(user) = self.users.get_mut(user_key) else { return };
         let before = user.membership;
@@ -721,7 +665,7 @@ impl MembershipTracker {
             user.no = None;
         }
         if std::mem::discriminant(&before) != std::mem::discriminant(&user.membership) {
-            out.extend(user.keys.iter().cloned().map(Action::Persist));
+            self.out.extend(user.keys.iter().cloned().map(Action::Persist));
         }
         if joined || !matches!(user.membership, Membership::Left(_)) {
             return;
@@ -739,17 +683,16 @@ impl MembershipTracker {
         if let Some(pause) = retry_after_ms {
             self.paused_until = self.paused_until.max(now.after(pause.min(MAX_PAUSE_MS)));
         }
-        let sweep = self.sweep(query.origin);
+        let (sweep, open) = (&mut self.sweeps[query.origin as usize], &mut self.open);
         if !query.is_sweep || !sweep.is_running {
             return;
         }
         sweep.failed = Some((query.room_id.clone(), sweep.first.as_ref() == Some(&query.room_id)));
         sweep.rooms.clear();
-        let (left_out, queue): (VecDeque<_>, _) = std::mem::take(&mut sweep.queue).into_iter().partition(|query| query.is_sweep);
-        sweep.queue = queue;
-        for query in left_out {
-            self.open.remove(&(query.room_id, query.scope));
-        }
+        sweep.queue.retain(|query| {
+            let is_left_out = query.is_sweep && open.remove(&(query.room_id.clone(), query.scope.clone()));
+            !is_left_out
+        });
     }
 
     fn is_fresh(&self, asked: Time, now: Time) -> bool {
@@ -802,13 +745,20 @@ impl MembershipTracker {
     }
 
     /// The question waits for a place, unless it is being asked already.
-    fn enqueue(&mut self, query: MembershipQuery) {
-        if !self.open.insert((query.room_id.clone(), query.scope.clone())) {
+    fn enqueue(&mut self, room_id: &Arc<str>, scope: QueryScope, origin: Origin, is_sweep: bool) {
+        let room_id = room_id.clone();
+        if !self.open.insert((room_id.clone(), scope.clone())) {
             return;
         }
-        let queue = &mut self.sweep(query.origin).queue;
+        let queue = &mut self.sweep(origin).queue;
+        let query = MembershipQuery {
+            room_id,
+            scope,
+            origin,
+            is_sweep,
+        };
         // What a sweep asks can wait.
-        if query.is_sweep {
+        if is_sweep {
             queue.push_back(query);
         } else {
             queue.push_front(query);
@@ -819,12 +769,7 @@ impl MembershipTracker {
     fn ask_by_name(&mut self, room_id: &Arc<str>, users: Vec<Arc<str>>, is_sweep: bool) {
         for user in users {
             let origin = self.shares.origin(&user);
-            self.enqueue(MembershipQuery {
-                room_id: room_id.clone(),
-                scope: QueryScope::User(user),
-                origin,
-                is_sweep,
-            });
+            self.enqueue(room_id, QueryScope::User(user), origin, is_sweep);
         }
     }
 
@@ -847,12 +792,7 @@ impl MembershipTracker {
             let origin = if has_local { Origin::Local } else { Origin::Remote };
             // The list is for all: the sweep about local users asks for it where there are any.
             if swept.is_none_or(|swept| swept == origin) {
-                self.enqueue(MembershipQuery {
-                    room_id: room_id.clone(),
-                    scope: QueryScope::Members,
-                    origin,
-                    is_sweep: swept.is_some(),
-                });
+                self.enqueue(room_id, QueryScope::Members, origin, swept.is_some());
             }
             return;
         }
@@ -862,12 +802,14 @@ impl MembershipTracker {
 
     // --- what comes next ---
 
-    /// Does whatever is possible now.
-    fn step(&mut self, now: Time, mut out: Vec<Action>) -> Vec<Action> {
-        self.call_sfu(now, &mut out);
+    /// Whatever is to be done now: to be asked for after every fact, and when the moment of [`Self::next_deadline`] has come.
+    #[must_use]
+    pub(super) fn step(&mut self, now: Time) -> Vec<Action> {
+        self.call_sfu(now);
         let mut due = BTreeMap::<_, Vec<_>>::new();
-        while let Some((_, user_key)) = self.due.first().filter(|(at, _)| *at <= now).cloned() {
-            self.due.pop_first();
+        while self.due.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, user_key)) = self.due.pop_first()
+        {
             if let Some(user) = self.users.get_mut(&user_key) {
                 user.due = None;
             }
@@ -879,20 +821,20 @@ impl MembershipTracker {
             self.ask_about(&room_id, users, None, now);
         }
         for origin in Origin::BOTH {
-            self.ask_next(origin, now, &mut out);
+            self.ask_next(origin, now);
         }
-        self.call_sfu(now, &mut out);
-        out
+        self.call_sfu(now);
+        std::mem::take(&mut self.out)
     }
 
     /// Fills the free places of a sweep.
-    fn ask_next(&mut self, origin: Origin, now: Time, out: &mut Vec<Action>) {
+    fn ask_next(&mut self, origin: Origin, now: Time) {
         let mut rooms_left = MAX_ROOMS_PER_STEP;
         while now >= self.paused_until && self.sweep(origin).asking < LANES {
             let sweep = self.sweep(origin);
             if let Some(query) = sweep.queue.pop_front() {
                 sweep.asking += 1;
-                out.push(Action::Ask(query));
+                self.out.push(Action::Ask(query));
             } else if !sweep.is_running {
                 if sweep.at.is_none_or(|at| at > now) {
                     return;
@@ -900,7 +842,7 @@ impl MembershipTracker {
                 self.begin_sweep(origin, now);
             } else if let Some(room_id) = sweep.rooms.pop() {
                 if origin == Origin::Local {
-                    self.look_after(&room_id, now, out);
+                    self.look_after(&room_id, now);
                 }
                 let users = self.present_in(&room_id);
                 self.ask_about(&room_id, users, Some(origin), now);
@@ -931,7 +873,7 @@ impl MembershipTracker {
     }
 
     /// Has the LiveKit rooms of a Matrix room listed where that is necessary, and forgets what nobody will ever tell anything about.
-    fn look_after(&mut self, room_id: &Arc<str>, now: Time, out: &mut Vec<Action>) {
+    fn look_after(&mut self, room_id: &Arc<str>, now: Time) {
         let mut unclear = Vec::new();
         for (_, user) in users_of(&self.users, room_id) {
             for key in &user.keys {
@@ -960,22 +902,22 @@ impl MembershipTracker {
             }
         }
         for key in unclear {
-            self.forget(&key, out);
+            self.forget(&key);
         }
     }
 
     /// Fills the free places for calls to the SFU.
-    fn call_sfu(&mut self, now: Time, out: &mut Vec<Action>) {
+    fn call_sfu(&mut self, now: Time) {
         while self.removing + self.listing.len() < LANES {
             if let Some(key) = self.removals.pop_front() {
                 if self.is_to_be_removed(&key, now) {
                     self.removing += 1;
-                    out.push(Action::Remove(key));
+                    self.out.push(Action::Remove(key));
                 }
             } else if let Some(room) = self.lists.pop_front() {
                 // Somebody else may have asked for it meanwhile.
                 if self.calls.get(&room).is_some_and(|call| call.is_listing) && self.listing.insert(room.clone()) {
-                    out.push(Action::List(room));
+                    self.out.push(Action::List(room));
                 }
             } else {
                 return;
@@ -986,18 +928,14 @@ impl MembershipTracker {
     /// Whether the no still counts; one that waited for too long is asked for again.
     fn is_to_be_removed(&mut self, key: &ParticipantKey, now: Time) -> bool {
         let Some(user_key) = self.user_key(key) else { return false };
-        let left = match self.users.get(&user_key).map(|user| user.membership) {
-            Some(Membership::Left(asked)) => Some(asked),
-            Some(Membership::Unknown | Membership::Member(_)) | None => None,
-        };
-        if left.is_some_and(|asked| self.is_fresh(asked, now)) {
-            return true;
+        if let Some(Membership::Left(asked)) = self.users.get(&user_key).map(|user| user.membership) {
+            if self.is_fresh(asked, now) {
+                return true;
+            }
+            self.ask_at(&user_key, now);
         }
         if let Some(token) = self.tokens.get_mut(key) {
             token.is_removing = false;
-        }
-        if left.is_some() {
-            self.ask_at(&user_key, now);
         }
         false
     }

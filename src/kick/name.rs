@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 
 /// A room or an identity. Most are hashes (`identity.rs`), which are kept as the 32 bytes that they stand for.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Name(Kind);
+pub(super) struct Name(Kind);
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Kind {
@@ -17,7 +17,7 @@ enum Kind {
 
 impl Name {
     /// The least of all names.
-    pub const FIRST: Self = Self(Kind::Hash([0; 32]));
+    pub(super) const FIRST: Self = Self(Kind::Hash([0; 32]));
 }
 
 impl From<&str> for Name {

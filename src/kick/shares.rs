@@ -15,11 +15,11 @@ const MAX_PER_HOMESERVER: u32 = 10_000;
 const MAX_PER_ROOM_AND_HOMESERVER: u32 = 2_000;
 const MAX_PER_USER: u32 = 500;
 /// Tokens of one user on which nobody was seen on the SFU.
-pub const MAX_UNSEEN_PER_USER: u32 = 20;
+pub(super) const MAX_UNSEEN_PER_USER: u32 = 20;
 
 /// Whose users.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Origin {
+pub(super) enum Origin {
     /// Our homeserver's.
     Local,
     /// Another one's.
@@ -28,28 +28,22 @@ pub enum Origin {
 
 impl Origin {
     /// Both, local users first.
-    pub const BOTH: [Self; 2] = [Self::Local, Self::Remote];
+    pub(super) const BOTH: [Self; 2] = [Self::Local, Self::Remote];
 }
 
 /// Why a token cannot be watched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum CapacityError {
-    /// Too many tokens of local users, or of remote ones.
+pub(super) enum CapacityError {
     #[error("there are too many tokens in all")]
     Total,
-    /// Too many tokens of the users of one homeserver.
     #[error("the users of this homeserver hold too many tokens")]
     Homeserver,
-    /// Too many tokens of the users of one homeserver for one Matrix room.
     #[error("the users of this homeserver hold too many tokens for this Matrix room")]
     Room,
-    /// Too many tokens of one user.
     #[error("this user holds too many tokens")]
     User,
-    /// Too many tokens of one user on which nobody was seen on the SFU.
     #[error("this user holds too many tokens that were never used")]
     Unseen,
-    /// The names are longer than Matrix allows.
     #[error("the names are too long")]
     NameTooLong,
 }
@@ -60,7 +54,7 @@ pub(super) struct Shares {
     own: Box<str>,
     /// Places for local users, and as many for remote ones.
     half: u32,
-    taken: BTreeMap<Share, Taken>,
+    taken: BTreeMap<Share, u32>,
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -69,13 +63,7 @@ enum Share {
     Homeserver(Arc<str>),
     Room(Arc<str>, Arc<str>),
     User(Arc<str>),
-}
-
-#[derive(Clone, Copy, Default, Debug)]
-struct Taken {
-    tokens: u32,
-    /// Counted for users only.
-    unseen: u32,
+    Unseen(Arc<str>),
 }
 
 impl Shares {
@@ -96,7 +84,7 @@ impl Shares {
         }
     }
 
-    /// The shares that a token takes a place in, with how many each has.
+    /// The shares that a token takes a place in, with how many each has, and those on which nobody was seen.
     fn of(&self, room_id: &Arc<str>, user_id: &Arc<str>) -> Vec<(Share, u32, CapacityError)> {
         let origin = self.origin(user_id);
         let mut shares = vec![
@@ -113,51 +101,52 @@ impl Shares {
                 CapacityError::Room,
             ));
         }
+        shares.push((Share::Unseen(user_id.clone()), MAX_UNSEEN_PER_USER, CapacityError::Unseen));
         shares
     }
 
     /// Takes a place for a token on which nobody was seen yet, if there is one. One that was `restored` had its place before.
     pub(super) fn take(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, restored: bool) -> Result<(), CapacityError> {
         let shares = self.of(room_id, user_id);
-        let taken = |share: &Share| self.taken.get(share).copied().unwrap_or_default();
-        if let Some((_, _, error)) = shares.iter().find(|(share, max, _)| taken(share).tokens >= *max) {
+        let is_full = |(share, max, _): &&(Share, u32, CapacityError)| {
+            let is_exempt = restored && matches!(share, Share::Unseen(_));
+            !is_exempt && self.taken.get(share).copied().unwrap_or(0) >= *max
+        };
+        if let Some((_, _, error)) = shares.iter().find(is_full) {
             return Err(*error);
         }
-        if !restored && taken(&Share::User(user_id.clone())).unseen >= MAX_UNSEEN_PER_USER {
-            return Err(CapacityError::Unseen);
-        }
         for (share, ..) in shares {
-            self.taken.entry(share).or_default().tokens += 1;
+            *self.taken.entry(share).or_default() += 1;
         }
-        self.taken.entry(Share::User(user_id.clone())).or_default().unseen += 1;
         Ok(())
     }
 
     /// Somebody was seen on a token of `user_id` for the first time.
     pub(super) fn seen(&mut self, user_id: &Arc<str>) {
-        if let Some(taken) = self.taken.get_mut(&Share::User(user_id.clone())) {
-            taken.unseen -= 1;
-        }
+        self.release(&Share::Unseen(user_id.clone()));
     }
 
     /// Gives a token's place back.
     pub(super) fn give_back(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, was_seen: bool) {
-        if !was_seen {
-            self.seen(user_id);
-        }
         for (share, ..) in self.of(room_id, user_id) {
-            if let Some(taken) = self.taken.get_mut(&share) {
-                taken.tokens -= 1;
-                if taken.tokens == 0 {
-                    self.taken.remove(&share);
-                }
+            if !(was_seen && matches!(share, Share::Unseen(_))) {
+                self.release(&share);
+            }
+        }
+    }
+
+    fn release(&mut self, share: &Share) {
+        if let Some(taken) = self.taken.get_mut(share) {
+            *taken -= 1;
+            if *taken == 0 {
+                self.taken.remove(share);
             }
         }
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> u32 {
-        let taken = |origin| self.taken.get(&Share::Total(origin)).map_or(0, |taken| taken.tokens);
+        let taken = |origin| self.taken.get(&Share::Total(origin)).copied().unwrap_or(0);
         Origin::BOTH.into_iter().map(taken).sum()
     }
 

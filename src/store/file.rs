@@ -13,13 +13,12 @@ use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDe
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::{Change, Entry, Part, StoreError, Table};
+use super::{Change, Entry, Failure, Part, StoreError, Table};
 use crate::clock::unix_seconds;
 use crate::store::record::MAX_BYTES;
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-const JOBS: Definition = of(Table::Jobs);
 /// The file's name where only a directory is given.
 const NAME: &str = "lk-jwt-service.redb";
 /// Pages kept in memory. The whole process has to fit into a small container.
@@ -27,20 +26,15 @@ const CACHE: usize = 4 * 1024 * 1024;
 
 /// The file cannot do what it should.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
-    /// Another process has it.
+pub(super) enum FileError {
     #[error("another process uses this file")]
     InUse,
-    /// Not one of ours.
     #[error("this file is not one that this service made")]
     Foreign,
-    /// Made by another version.
     #[error("this file was made by another version of the database")]
     Version,
-    /// Damaged.
     #[error("this file is damaged")]
     Damaged,
-    /// The system's error.
     #[error("{0}")]
     Io(io::Error),
 }
@@ -87,15 +81,16 @@ impl File {
             path: path.to_owned(),
             database: Mutex::new(None),
         });
-        let is_usable = |opened: &Opened| opened.database(&mut opened.lock()).map(drop);
-        match opened.run(is_usable).await {
-            Err(StoreError::File(_, FileError::Damaged)) => {
-                opened.run(Opened::set_aside).await?;
-                opened.run(is_usable).await?;
+        let table = of(Table::Jobs);
+        let file = Self { opened, table };
+        match file.ping().await {
+            Err(StoreError(Failure::File(_, FileError::Damaged))) => {
+                file.opened.run(Opened::set_aside).await?;
+                file.ping().await?;
             }
             usable => usable?,
         }
-        Ok(Self { opened, table: JOBS })
+        Ok(file)
     }
 
     /// Another table of the same file.
@@ -114,7 +109,7 @@ impl File {
         let (table, parts) = (self.table, parts.clone());
         let loaded = self.opened.run(move |opened| opened.load(table, &parts)).await;
         // What could be read has been handed over; the next reading shows that the new file lacks it.
-        if matches!(loaded, Err(StoreError::File(_, FileError::Damaged))) {
+        if matches!(loaded, Err(StoreError(Failure::File(_, FileError::Damaged)))) {
             self.opened.run(Opened::set_aside).await?;
         }
         loaded
@@ -154,7 +149,7 @@ impl Opened {
         // A file that was damaged in the right place makes the database panic.
         outcome
             .unwrap_or(Err(FileError::Damaged))
-            .map_err(|error| StoreError::File(self.path.display().to_string().into(), error))
+            .map_err(|error| Failure::File(self.path.display().to_string().into(), error).into())
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Database>>> {
@@ -220,14 +215,9 @@ fn open(path: &Path) -> Result<Database, FileError> {
         .open(path)
         .map_err(FileError::Io)?;
     let database = Builder::new().set_cache_size(CACHE).create_file(file).map_err(failure)?;
-    let tables: Vec<_> = database
-        .begin_read()
-        .map_err(failure)?
-        .list_tables()
-        .map_err(failure)?
-        .map(|table| table.name().to_owned())
-        .collect();
-    let has = |table: Table| tables.iter().any(|name| name == table.name());
+    let read = database.begin_read().map_err(failure)?;
+    let tables: Vec<_> = read.list_tables().map_err(failure)?.collect();
+    let has = |table: Table| tables.iter().any(|known| known.name() == table.name());
     if Table::ALL.into_iter().all(has) {
         return Ok(database);
     }

@@ -374,7 +374,6 @@ impl Shared {
             }
         }
         let mut state = self.lock();
-        state.under_way.clear();
         state.give_back(back, true);
         !state.has_refused()
     }
@@ -500,9 +499,10 @@ impl State {
         batch
     }
 
-    /// What was taken and not written goes back, but where a newer change has come: to its place, or behind all others where it
-    /// was refused.
-    fn give_back(&mut self, batch: impl IntoIterator<Item = (u64, Waiting)>, refused: bool) {
+    /// Nothing is being written any more. What was taken and not written goes back, but where a newer change has come: to its place,
+    /// or behind all others where it was refused.
+    fn give_back(&mut self, batch: Vec<(u64, Waiting)>, refused: bool) {
+        self.under_way.clear();
         for (number, mut old) in batch {
             old.waiters.retain(|waiter| !waiter.is_closed());
             match self.places.get(&old.change.field) {
@@ -631,11 +631,7 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
                 if is_culprit {
                     (refused_at, patience) = (Instant::now(), LONG_PAUSE);
                 }
-                {
-                    let mut state = shared.lock();
-                    state.under_way.clear();
-                    state.give_back(batch, is_culprit);
-                }
+                shared.lock().give_back(batch, is_culprit);
                 trouble.warn(&error, table.unwritten());
                 let end_of_pause = Instant::now() + trouble.pause();
                 while !shared.lock().stopping && timeout_at(end_of_pause, shared.wake.notified()).await.is_ok() {}

@@ -24,12 +24,12 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::{Change, Part, Refused, StoreError, Table};
+use super::{Change, Failure, Part, Refused, StoreError, Table};
 use crate::config::{self, RedisAddress, RedisTls};
 use crate::dns::Dns;
 use crate::tls::{Given, Tls};
 use resp::Connection;
-pub use resp::RedisError;
+pub(super) use resp::RedisError;
 
 /// Time for a connection to stand, for the handshake of TLS, and for the answer to a command or a batch of them.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -178,7 +178,7 @@ impl Redis {
 
     /// Logs in and makes sure that somebody is there.
     async fn greet(&self, wire: Box<dyn Wire>) -> Result<Connection, RedisError> {
-        let mut connection = Connection::new(wire, PATIENCE);
+        let mut connection = Connection::new(wire);
         let mut sent = Vec::new();
         // As the Go service has it: a user name alone is nothing to log in with.
         if let Some(password) = &self.settings.password {
@@ -209,21 +209,17 @@ impl Redis {
         let addresses = addresses.map_err(|error| RedisError::Unreachable(error.to_string()))?;
         let mut failure = String::from("no address");
         for address in addresses {
-            let stream = match timeout(PATIENCE_PER_ADDRESS, TcpStream::connect(SocketAddr::new(address, port))).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => {
-                    failure = error.to_string();
-                    continue;
+            match timeout(PATIENCE_PER_ADDRESS, TcpStream::connect(SocketAddr::new(address, port))).await {
+                Ok(Ok(stream)) => {
+                    stream.set_nodelay(true)?;
+                    // Whatever is in flight when we give a connection up is dropped with it, and not delivered later, when a
+                    // newer connection has written something newer.
+                    stream.set_zero_linger()?;
+                    return Ok(stream);
                 }
-                Err(_) => {
-                    "no answer".clone_into(&mut failure);
-                    continue;
-                }
-            };
-            // Whatever is in flight when we give a connection up is dropped with it, and not delivered later, when a
-            // newer connection has written something newer.
-            let prepared = stream.set_nodelay(true).and_then(|()| stream.set_zero_linger());
-            return prepared.map(|()| stream).map_err(|error| RedisError::Broken(error.kind()));
+                Ok(Err(error)) => failure = error.to_string(),
+                Err(_) => failure = "no answer".to_owned(),
+            }
         }
         Err(RedisError::Unreachable(failure))
     }
@@ -251,7 +247,7 @@ impl Redis {
     }
 
     fn told(&self, error: RedisError) -> StoreError {
-        StoreError::Redis(self.address.to_string().into(), error)
+        Failure::Redis(self.address.to_string().into(), error).into()
     }
 }
 

@@ -12,20 +12,15 @@ use crate::store::record::{Unreadable, field};
 use crate::store::{Changes, Entries, MAX_TOKEN_BYTES, Store, Table};
 
 /// A token that was issued.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredToken<'a> {
-    /// The room on the SFU.
-    pub room: Cow<'a, str>,
-    /// The identity there.
-    pub identity: Cow<'a, str>,
-    /// What is known.
-    pub value: Value<'a>,
-}
-
-/// What is known of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Value<'a> {
+pub struct StoredToken<'a> {
+    /// The room on the SFU.
+    #[serde(skip)]
+    pub room: Cow<'a, str>,
+    /// The identity there.
+    #[serde(skip)]
+    pub identity: Cow<'a, str>,
     /// The Matrix room.
     pub room_id: Cow<'a, str>,
     /// The Matrix user.
@@ -54,15 +49,17 @@ impl StoredToken<'static> {
             return Err(NONE);
         }
         let (room, identity): (String, String) = serde_json::from_slice(field).map_err(|_| NONE)?;
-        let value: Value<'static> = serde_json::from_slice(value).map_err(|_| NONE)?;
-        if [&*room, &*identity, &*value.room_id, &*value.user_id].contains(&"") {
-            return Err(NONE);
-        }
-        Ok(Self {
+        let token = Self {
             room: room.into(),
             identity: identity.into(),
-            value,
-        })
+            ..serde_json::from_slice(value).map_err(|_| NONE)?
+        };
+        let names = [&token.room, &token.identity, &token.room_id, &token.user_id];
+        if names.iter().any(|name| name.is_empty()) {
+            Err(NONE)
+        } else {
+            Ok(token)
+        }
     }
 }
 
@@ -81,22 +78,20 @@ impl Queue {
         (Self(changes), Restored(entries))
     }
 
-    /// Whether anything is stored at all.
-    #[must_use]
-    pub fn keeps(&self) -> bool {
-        self.0.are_kept()
-    }
-
     /// Stores a token as it is now.
     pub fn put(&self, token: &StoredToken<'_>) {
-        // Texts, numbers and switches always serialise.
-        let value = serde_json::to_string(&token.value).unwrap_or_default();
-        self.0.make(field(&token.room, &token.identity), Some(value));
+        if self.0.are_kept() {
+            // Texts, numbers and switches always serialise.
+            let value = serde_json::to_string(token).unwrap_or_default();
+            self.0.make(field(&token.room, &token.identity), Some(value));
+        }
     }
 
     /// Removes a token's record. It need not be there.
     pub fn remove(&self, room: &str, identity: &str) {
-        self.0.make(field(room, identity), None);
+        if self.0.are_kept() {
+            self.0.make(field(room, identity), None);
+        }
     }
 
     /// Writes what is waiting, until `deadline`. Says how many changes were not written.

@@ -15,7 +15,7 @@ use lk_jwt_service::config::Redis;
 use lk_jwt_service::dns::Dns;
 use lk_jwt_service::secret::Secret;
 use lk_jwt_service::store::record::field;
-use lk_jwt_service::store::token::{self, StoredToken, Value};
+use lk_jwt_service::store::token::{self, StoredToken};
 use lk_jwt_service::store::{JobRecord, Jobs, Part, Replaced, Seen, Store, StoreError, Stored, StoredJobs, VerifiedHomeservers};
 use lk_jwt_service::tls::{Given, Tls};
 use tokio::time::{Instant, sleep, timeout};
@@ -965,14 +965,12 @@ fn token(room: &str, identity: &str, expires_at: i64) -> StoredToken<'static> {
     StoredToken {
         room: room.to_owned().into(),
         identity: identity.to_owned().into(),
-        value: Value {
-            room_id: "!r:example.org".into(),
-            user_id: "@a:example.org".into(),
-            expires_at,
-            last_seen: None,
-            member: true,
-            left: false,
-        },
+        room_id: "!r:example.org".into(),
+        user_id: "@a:example.org".into(),
+        expires_at,
+        last_seen: None,
+        member: true,
+        left: false,
     }
 }
 

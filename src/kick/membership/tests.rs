@@ -1,6 +1,7 @@
 use super::*;
 use crate::kick::shares::MAX_UNSEEN_PER_USER;
 use proptest::prelude::*;
+use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
 const INTERVAL: u64 = 30_000;
@@ -9,17 +10,67 @@ const TEN_MINUTES: u64 = 600_000;
 const ROOM: &str = "call";
 const ROOM_ID: &str = "!r:own.example";
 const ALICE: &str = "@a:own.example";
+const CLOCKS: WallClock = WallClock::new(Time::START, 0);
 
 fn at(millis: u64) -> Time {
     Time::START.after(millis)
 }
 
-fn bounded(max_tokens: usize) -> MembershipTracker {
-    MembershipTracker::new(INTERVAL, "own.example".into(), max_tokens, at(0))
+/// The core, asked after every fact what is to be done.
+#[derive(Debug)]
+struct Tracker(MembershipTracker);
+
+impl Tracker {
+    fn on_token(&mut self, issued: &IssuedToken<'_>, now: Time) -> Result<Vec<Action>, CapacityError> {
+        self.0.on_token(issued, now)?;
+        Ok(self.0.step(now))
+    }
+
+    fn on_present(&mut self, room: &str, identity: &str, now: Time) -> Vec<Action> {
+        self.0.on_present(room, identity, now);
+        self.0.step(now)
+    }
+
+    fn on_list(&mut self, room: &Name, present: Option<&BTreeSet<Name>>, asked: Time, now: Time) -> Vec<Action> {
+        self.0.on_list(room, present, asked, now);
+        self.0.step(now)
+    }
+
+    fn on_membership(&mut self, query: &MembershipQuery, answer: MembershipAnswer<'_>, asked: Time, now: Time) -> Vec<Action> {
+        self.0.on_membership(query, answer, asked, now);
+        self.0.step(now)
+    }
+
+    fn on_removed(&mut self, key: &Arc<ParticipantKey>, outcome: RemovalOutcome, asked: Time, now: Time) -> Vec<Action> {
+        self.0.on_removed(key, outcome, asked, now);
+        self.0.step(now)
+    }
+
+    fn on_time(&mut self, now: Time) -> Vec<Action> {
+        self.0.step(now)
+    }
+}
+
+impl Deref for Tracker {
+    type Target = MembershipTracker;
+
+    fn deref(&self) -> &MembershipTracker {
+        &self.0
+    }
+}
+
+impl DerefMut for Tracker {
+    fn deref_mut(&mut self) -> &mut MembershipTracker {
+        &mut self.0
+    }
+}
+
+fn bounded(max_tokens: usize) -> Tracker {
+    Tracker(MembershipTracker::new(INTERVAL, "own.example".into(), max_tokens, at(0)))
 }
 
 /// Of which webhooks tell.
-fn tracker() -> MembershipTracker {
+fn tracker() -> Tracker {
     bounded(1000)
 }
 
@@ -75,19 +126,19 @@ fn calls(actions: Vec<Action>) -> Vec<Action> {
     actions.into_iter().filter(|action| !is_stored(action)).collect()
 }
 
-fn issue(tracker: &mut MembershipTracker, token: &IssuedToken<'_>, now: u64) {
+fn issue(tracker: &mut Tracker, token: &IssuedToken<'_>, now: u64) {
     assert!(calls(tracker.on_token(token, at(now)).expect("a place")).is_empty());
 }
 
 /// A token of which somebody makes use; webhooks tell so.
-fn inside(tracker: &mut MembershipTracker, user_id: &str, identity: &str, now: u64) {
+fn inside(tracker: &mut Tracker, user_id: &str, identity: &str, now: u64) {
     issue(tracker, &token(user_id, identity, now, true), now);
     tracker.on_webhook(ROOM);
     assert!(tracker.on_present(ROOM, identity, at(now)).is_empty(), "they are joined");
 }
 
 /// The homeserver answers at once.
-fn answer(tracker: &mut MembershipTracker, query: &MembershipQuery, joined: &[&str], now: u64) -> Vec<Action> {
+fn answer(tracker: &mut Tracker, query: &MembershipQuery, joined: &[&str], now: u64) -> Vec<Action> {
     let is_joined = |user: &str| joined.contains(&user);
     let answer = match &query.scope {
         QueryScope::Members => MembershipAnswer::Members(&is_joined),
@@ -98,23 +149,37 @@ fn answer(tracker: &mut MembershipTracker, query: &MembershipQuery, joined: &[&s
 }
 
 /// The sweep at `now` asks one question.
-fn sweep(tracker: &mut MembershipTracker, joined: &[&str], now: u64) -> Vec<Action> {
+fn sweep(tracker: &mut Tracker, joined: &[&str], now: u64) -> Vec<Action> {
     let asked = asked(&tracker.on_time(at(now)));
     assert_eq!(asked.len(), 1, "a question at {now}");
     answer(tracker, &asked[0], joined, now)
 }
 
-fn removed(tracker: &mut MembershipTracker, identity: &str, outcome: RemovalOutcome, now: u64) -> Vec<Action> {
+fn removed(tracker: &mut Tracker, identity: &str, outcome: RemovalOutcome, now: u64) -> Vec<Action> {
     calls(tracker.on_removed(&key(identity), outcome, at(now), at(now)))
 }
 
-fn listed(tracker: &mut MembershipTracker, present: &[&str], asked: u64, now: u64) -> Vec<Action> {
-    let present: Vec<_> = present.iter().map(|identity| Name::from(*identity)).collect();
-    tracker.on_list(&ROOM.into(), Some(&|identity| present.contains(identity)), at(asked), at(now))
+fn listed(tracker: &mut Tracker, present: &[&str], asked: u64, now: u64) -> Vec<Action> {
+    let present = present.iter().map(|identity| Name::from(*identity)).collect();
+    tracker.on_list(&ROOM.into(), Some(&present), at(asked), at(now))
 }
 
-fn state(tracker: &MembershipTracker, identity: &str) -> StoredState {
-    tracker.stored(&key(identity)).expect("a token").state
+fn state<'a>(tracker: &'a Tracker, identity: &str) -> StoredToken<'a> {
+    tracker.record(&key(identity), &CLOCKS).expect("a token")
+}
+
+fn restore(tracker: &mut Tracker, issued: &IssuedToken<'_>, (member, left): (bool, bool), now: u64) {
+    let stored = StoredToken {
+        room: issued.room.into(),
+        identity: issued.identity.into(),
+        room_id: issued.room_id.into(),
+        user_id: issued.user_id.into(),
+        expires_at: CLOCKS.unix_millis(issued.end),
+        last_seen: None,
+        member,
+        left,
+    };
+    tracker.restore(&stored, &CLOCKS, at(now));
 }
 
 #[test]
@@ -281,7 +346,7 @@ fn call_of(n: usize, user: &str) -> (String, String, String) {
 }
 
 /// A call with one participant of each of these users, for each number.
-fn calls_with(tracker: &mut MembershipTracker, count: usize, users: &[&str]) {
+fn calls_with(tracker: &mut Tracker, count: usize, users: &[&str]) {
     for n in 0..count {
         for user in users {
             let (room, room_id, user) = call_of(n, user);
@@ -388,7 +453,7 @@ fn a_homeserver_that_is_away_ends_the_sweep_and_the_next_one_begins_there() {
     let mut tracker = tracker();
     calls_with(&mut tracker, 30, &[ALICE]);
     let room = |n: usize| -> Arc<str> { call_of(n, "").1.into() };
-    let first = |tracker: &mut MembershipTracker, now: u64| -> Vec<Arc<str>> {
+    let first = |tracker: &mut Tracker, now: u64| -> Vec<Arc<str>> {
         asked(&tracker.on_time(at(now))).into_iter().map(|query| query.room_id).collect()
     };
     let of = |n: usize| MembershipQuery {
@@ -546,7 +611,7 @@ fn joining_costs_at_most_three_questions_and_a_room_one_in_each_sweep() {
 }
 
 /// Everybody is joined, and everything is answered at once; gives the questions to the homeserver.
-fn settle(tracker: &mut MembershipTracker, actions: Vec<Action>, present: &BTreeSet<Name>, now: u64, lists: &mut usize) -> usize {
+fn settle(tracker: &mut Tracker, actions: Vec<Action>, present: &BTreeSet<Name>, now: u64, lists: &mut usize) -> usize {
     let (mut questions, mut waiting) = (0, VecDeque::from(actions));
     while let Some(action) = waiting.pop_front() {
         waiting.extend(match action {
@@ -560,7 +625,7 @@ fn settle(tracker: &mut MembershipTracker, actions: Vec<Action>, present: &BTree
             }
             Action::List(room) => {
                 *lists += 1;
-                tracker.on_list(&room, Some(&|identity| present.contains(identity)), at(now), at(now))
+                tracker.on_list(&room, Some(present), at(now), at(now))
             }
             Action::Remove(_) | Action::EndDelegatedLeave(_) => panic!("nobody left"),
             Action::Persist(_) | Action::Forget(_) => Vec::new(),
@@ -643,7 +708,7 @@ fn a_checked_token_clears_the_mark_and_another_one_does_not() {
         assert_eq!(removed(&mut tracker, "a", RemovalOutcome::Removed, INTERVAL).len(), 1);
         issue(&mut tracker, &token(ALICE, "a", INTERVAL + 1, checked), INTERVAL + 1);
         assert_eq!(state(&tracker, "a").left, left);
-        assert_eq!(tracker.stored(&key("a")).unwrap().end, at(INTERVAL + 1 + HOUR));
+        assert_eq!(at(state(&tracker, "a").expires_at.try_into().unwrap()), at(INTERVAL + 1 + HOUR));
         assert_eq!(asked(&tracker.on_present(ROOM, "a", at(INTERVAL + 2))).len(), usize::from(left));
     }
 }
@@ -662,12 +727,13 @@ fn a_token_that_is_issued_while_somebody_is_about_to_be_removed_stops_that() {
     }
     assert_eq!((removals.len(), tracker.removals.len()), (LANES, 1));
     let last = tracker.removals.front().cloned().expect("a removal waits");
-    let stored = tracker.stored(&last).unwrap();
+    let stored = tracker.record(&last, &CLOCKS).unwrap();
+    let [room_id, user_id] = [stored.room_id, stored.user_id].map(String::from);
     let (room, identity) = (last.room.to_string(), last.identity.to_string());
     let again = IssuedToken {
         room: &room,
-        room_id: &stored.room_id,
-        ..token(&stored.user_id, &identity, INTERVAL, true)
+        room_id: &room_id,
+        ..token(&user_id, &identity, INTERVAL, true)
     };
     issue(&mut tracker, &again, INTERVAL + 1);
     let Some(Action::Remove(first)) = removals.pop() else {
@@ -748,7 +814,7 @@ fn without_webhooks_the_rooms_are_listed() {
 }
 
 /// Whatever is asked meanwhile is answered with yes.
-fn come(tracker: &mut MembershipTracker, now: u64) {
+fn come(tracker: &mut Tracker, now: u64) {
     let out = tracker.on_present(ROOM, "a", at(now));
     for query in asked(&out) {
         assert!(answer(tracker, &query, &[ALICE], now).is_empty());
@@ -760,7 +826,7 @@ fn a_token_is_forgotten_when_it_and_ten_minutes_are_over_and_nobody_is_there() {
     let mut tracker = tracker();
     issue(&mut tracker, &token(ALICE, "a", 0, true), 0);
     tracker.on_webhook(ROOM);
-    let looks = |tracker: &mut MembershipTracker, now: u64| {
+    let looks = |tracker: &mut Tracker, now: u64| {
         let out = tracker.on_time(at(now));
         for query in asked(&out) {
             assert!(answer(tracker, &query, &[ALICE], now).is_empty());
@@ -794,7 +860,7 @@ fn a_token_is_forgotten_when_it_and_ten_minutes_are_over_and_nobody_is_there() {
     assert_eq!(tracker.next_deadline(), None, "nothing goes on without anybody");
 }
 
-fn is_clean(tracker: &MembershipTracker) -> bool {
+fn is_clean(tracker: &Tracker) -> bool {
     tracker.shares.is_empty()
         && tracker.tokens.is_empty()
         && tracker.calls.is_empty()
@@ -842,7 +908,7 @@ fn names_longer_than_matrix_allows_are_not_kept() {
     ];
     for bad in bad {
         assert_eq!(tracker.on_token(&bad, at(1)), Err(CapacityError::NameTooLong));
-        tracker.restore(&bad, StoredState::default(), at(1));
+        restore(&mut tracker, &bad, (false, false), 1);
     }
     assert!(is_clean(&tracker));
     let [room_id, user_id, identity] = [255, 255, 511].map(|bytes| "x".repeat(bytes));
@@ -901,7 +967,7 @@ fn a_token_costs_the_same_in_a_room_of_one_and_of_ten_thousand() {
         tracker
     };
     // Tokens of new users and renewed ones, webhooks, and answers about one.
-    let cost = |tracker: &mut MembershipTracker, is_one_room: bool| {
+    let cost = |tracker: &mut Tracker, is_one_room: bool| {
         let begun = Instant::now();
         for n in 0..500 {
             let (user, identity, room_id, room) = &names[n * 17 % PEOPLE];
@@ -938,17 +1004,12 @@ fn a_token_costs_the_same_in_a_room_of_one_and_of_ten_thousand() {
 #[test]
 fn what_is_restored_is_looked_for_soon_and_older_than_what_is_known() {
     let mut tracker = tracker();
-    let member = StoredState {
-        member: true,
-        left: false,
-        seen: None,
-    };
-    let marked = StoredState { left: true, ..member };
-    tracker.restore(&token(ALICE, "a", 0, false), member, at(0));
-    tracker.restore(&token("@b:own.example", "b", 0, false), StoredState::default(), at(0));
-    tracker.restore(&token("@c:own.example", "c", 0, true), marked, at(0));
+    let (member, marked) = ((true, false), (true, true));
+    restore(&mut tracker, &token(ALICE, "a", 0, false), member, 0);
+    restore(&mut tracker, &token("@b:own.example", "b", 0, false), (false, false), 0);
+    restore(&mut tracker, &token("@c:own.example", "c", 0, true), marked, 0);
     issue(&mut tracker, &token("@d:own.example", "d", 0, true), 0);
-    tracker.restore(&token("@d:own.example", "d", 0, true), marked, at(0));
+    restore(&mut tracker, &token("@d:own.example", "d", 0, true), marked, 0);
     assert!(!state(&tracker, "d").left);
     assert!(state(&tracker, "c").left);
     // Who left before is asked about first, too.
@@ -968,7 +1029,7 @@ fn what_is_restored_is_looked_for_soon_and_older_than_what_is_known() {
         "b was never known as a member"
     );
     // A late store does not make us sweep all the time.
-    tracker.restore(&token("@e:own.example", "e", 0, true), member, at(5000));
+    restore(&mut tracker, &token("@e:own.example", "e", 0, true), member, 5000);
     assert!(answer(&mut tracker, &about("@c:own.example", true), &[], now).is_empty());
     assert_eq!(tracker.next_deadline(), Some(at(MIN_SWEEP_GAP_MS + INTERVAL)));
 }
@@ -1029,7 +1090,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 /// The homeserver, the SFU, and those who use them.
 struct World {
     now: u64,
-    tracker: MembershipTracker,
+    tracker: Tracker,
     webhooks: bool,
     joined: BTreeSet<&'static str>,
     /// When users were last not joined, and when a checked token was last issued.
@@ -1101,7 +1162,7 @@ impl World {
                 }
                 if self.webhooks {
                     assert!(
-                        self.tracker.stored(&ParticipantKey::new(room, identity)).is_some(),
+                        self.tracker.record(&ParticipantKey::new(room, identity), &CLOCKS).is_some(),
                         "who can come in is kept in mind"
                     );
                 }
@@ -1167,9 +1228,9 @@ impl World {
                         truth.insert("removed".into());
                     }
                 }
-                Action::Persist(key) => assert!(self.tracker.stored(key).is_some()),
+                Action::Persist(key) => assert!(self.tracker.record(key, &CLOCKS).is_some()),
                 Action::Forget(key) => {
-                    assert!(self.tracker.stored(key).is_none());
+                    assert!(self.tracker.record(key, &CLOCKS).is_none());
                     // Who comes in unseen with a token that was renewed unseen may be missed.
                     let inside = self.present.contains(&self.seat(key));
                     assert!(!(self.webhooks && inside), "who is inside is kept in mind");
@@ -1232,9 +1293,10 @@ impl World {
                 self.tracker.on_membership(&query, answer, asked, now)
             }
             Action::List(room) if fails => self.tracker.on_list(&room, None, asked, now),
-            Action::List(room) => self
-                .tracker
-                .on_list(&room, Some(&|identity| truth.contains(&identity.to_string())), asked, now),
+            Action::List(room) => {
+                let present = truth.iter().map(|identity| Name::from(identity.as_str())).collect();
+                self.tracker.on_list(&room, Some(&present), asked, now)
+            }
             Action::Remove(key) => {
                 let seat = self.seat(&key);
                 let outcome = if fails {
@@ -1285,8 +1347,8 @@ proptest! {
         world.calm(2 * INTERVAL + MIN_SWEEP_GAP_MS);
         for seat in world.present.clone() {
             let (room, user, identity) = SEATS[seat];
-            if let Some(row) = world.tracker.stored(&ParticipantKey::new(room, identity)) {
-                prop_assert!(!row.state.member || world.joined.contains(user), "{user} is still in {room}");
+            if let Some(row) = world.tracker.record(&ParticipantKey::new(room, identity), &CLOCKS) {
+                prop_assert!(!row.member || world.joined.contains(user), "{user} is still in {room}");
             }
         }
         // When nobody comes any more, nothing is left.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::store::{Failure, RedisError};
 use proptest::prelude::*;
 
 fn change(field: &str, value: Option<&str>) -> Change {
@@ -6,11 +7,6 @@ fn change(field: &str, value: Option<&str>) -> Change {
         field: field.into(),
         value: value.map(Into::into),
     }
-}
-
-fn give_back(state: &mut State, batch: Vec<(u64, Waiting)>) {
-    state.under_way.clear();
-    state.give_back(batch, false);
 }
 
 fn fields(batch: &[(u64, Waiting)]) -> Vec<(&str, Option<&str>)> {
@@ -33,7 +29,7 @@ fn the_latest_change_of_a_field_takes_the_place_of_the_first() {
     // Meanwhile `b` is put again; then the batch fails.
     state.push(change("b", Some("3")), 0, None);
     state.push(change("d", Some("1")), 0, None);
-    give_back(&mut state, batch);
+    state.give_back(batch, false);
     assert_eq!((state.unwritten(), state.removals), (4, REMOVAL + 1));
     assert_eq!(
         fields(&state.take(BATCH, false)),
@@ -49,7 +45,7 @@ fn those_who_wait_for_an_old_value_are_told_of_the_new_one() {
     state.push(change("a", Some("1")), 0, Some(first));
     let batch = state.take(BATCH, false);
     state.push(change("a", Some("2")), 0, Some(second));
-    give_back(&mut state, batch);
+    state.give_back(batch, false);
     let batch = state.take(BATCH, false);
     assert_eq!(fields(&batch), [("a", Some("2"))]);
     for waiter in batch.into_iter().flat_map(|(_, waiting)| waiting.waiters) {
@@ -128,15 +124,10 @@ async fn without_a_store_everything_is_written_at_once() {
 #[test]
 fn what_can_do_without_a_store_does_when_it_is_denied() {
     let denied = || {
-        StoreError::Redis(
-            "redis".into(),
-            super::super::RedisError::Refused {
-                command: "HSET",
-                code: "NOPERM".into(),
-            },
-        )
+        let (command, code) = ("HSET", "NOPERM".into());
+        StoreError(Failure::Redis("redis".into(), RedisError::Refused { command, code }))
     };
-    let away = StoreError::Redis("redis".into(), super::super::RedisError::Timeout);
+    let away = StoreError(Failure::Redis("redis".into(), RedisError::Timeout));
     for (table, error, given_up) in [
         (Table::Jobs, denied(), false),
         (Table::Tokens, away, false),
@@ -177,7 +168,7 @@ proptest! {
             match (under_way.take(), fails_after) {
                 (Some(batch), Some(done)) => {
                     apply(&mut stored, &batch[..done.min(batch.len())]);
-                    give_back(&mut state, batch);
+                    state.give_back(batch, false);
                 }
                 (Some(batch), None) => {
                     apply(&mut stored, &batch);
@@ -187,7 +178,7 @@ proptest! {
             }
         }
         if let Some(batch) = under_way {
-            give_back(&mut state, batch);
+            state.give_back(batch, false);
         }
         apply(&mut stored, &state.take(BATCH, false));
         prop_assert_eq!(stored, latest);

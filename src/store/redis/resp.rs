@@ -1,55 +1,39 @@
 //! RESP2, as far as a hash needs it. Whatever a server says, memory and time are bounded.
 
 use std::io;
-use std::time::Duration;
 
-use bytes::{Buf as _, BytesMut};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::timeout;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
-use super::Wire;
+use super::{Wire, in_time};
 use crate::store::Entry;
 use crate::store::record::MAX_BYTES;
 
 /// Longest line; the lines that matter are short.
-const MAX_LINE: usize = 8 * 1024;
+const MAX_LINE: u64 = 8 * 1024;
 /// Most bytes of all fields and values: more than the longest records of as many jobs as there may be.
 const MAX_TOTAL: u64 = 8 * 1024 * 1024 * 1024;
 /// Counted for each, so that empty ones do not go on for ever.
 const OVERHEAD: u64 = 16;
-/// Read at once.
+/// Read at once, at most.
 const CHUNK: usize = 64 * 1024;
 
 /// Redis cannot do what it should. Nothing that the server said is repeated, but the code of an error.
 #[derive(Debug, thiserror::Error)]
-pub enum RedisError {
-    /// No connection.
+pub(in crate::store) enum RedisError {
     #[error("cannot connect: {0}")]
     Unreachable(String),
-    /// TLS.
     #[error("cannot connect by TLS: {0}")]
     Tls(String),
-    /// Nothing in time.
     #[error("no answer in time")]
     Timeout,
-    /// It closed the connection.
     #[error("the connection was closed")]
     Closed,
-    /// The connection broke.
     #[error("the connection broke: {0}")]
     Broken(io::ErrorKind),
-    /// It refused a command.
     #[error("{command} was refused ({code})")]
-    Refused {
-        /// Which one.
-        command: &'static str,
-        /// The first word of its answer.
-        code: Box<str>,
-    },
-    /// It does not speak the protocol.
+    Refused { command: &'static str, code: Box<str> },
     #[error("the answer is not Redis's")]
     Protocol,
-    /// The hash is larger than we read.
     #[error("the hash is larger than 8 GiB")]
     TooLarge,
 }
@@ -62,7 +46,7 @@ impl RedisError {
     }
 
     /// What the operator can do.
-    pub(crate) fn remedy(&self) -> &'static str {
+    pub(in crate::store) fn remedy(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "check that Redis runs, and the host and port of LIVEKIT_REDIS_URL",
             Self::Tls(_) => {
@@ -94,35 +78,25 @@ impl RedisError {
 
 /// A connection, and what was read ahead of it.
 pub(super) struct Connection {
-    wire: Box<dyn Wire>,
-    patience: Duration,
-    read: BytesMut,
-    unsent: BytesMut,
+    wire: BufReader<Box<dyn Wire>>,
+    unsent: Vec<u8>,
     total: u64,
 }
 
 impl Connection {
-    /// `patience` is for each read and each send.
-    pub(super) fn new(wire: Box<dyn Wire>, patience: Duration) -> Self {
+    pub(super) fn new(wire: Box<dyn Wire>) -> Self {
         Self {
-            wire,
-            patience,
-            read: BytesMut::new(),
-            unsent: BytesMut::new(),
+            wire: BufReader::with_capacity(CHUNK, wire),
+            unsent: Vec::new(),
             total: 0,
         }
     }
 
     /// Prepares a command.
     pub(super) fn command(&mut self, parts: &[&[u8]]) {
-        let head = |out: &mut BytesMut, kind: &[u8], number: usize| {
-            out.extend_from_slice(kind);
-            out.extend_from_slice(number.to_string().as_bytes());
-            out.extend_from_slice(b"\r\n");
-        };
-        head(&mut self.unsent, b"*", parts.len());
+        self.unsent.extend(format!("*{}\r\n", parts.len()).as_bytes());
         for part in parts {
-            head(&mut self.unsent, b"$", part.len());
+            self.unsent.extend(format!("${}\r\n", part.len()).as_bytes());
             self.unsent.extend_from_slice(part);
             self.unsent.extend_from_slice(b"\r\n");
         }
@@ -130,38 +104,31 @@ impl Connection {
 
     /// Sends what is prepared.
     pub(super) async fn send(&mut self) -> Result<(), RedisError> {
-        let unsent = self.unsent.split();
-        let sending = async {
+        let unsent = std::mem::take(&mut self.unsent);
+        in_time(async {
             self.wire.write_all(&unsent).await?;
-            self.wire.flush().await
-        };
-        timeout(self.patience, sending)
-            .await
-            .map_err(|_| RedisError::Timeout)?
-            .map_err(broken)
+            Ok(self.wire.flush().await?)
+        })
+        .await
     }
 
     /// The answer to a command that brings nothing back but its success.
     pub(super) async fn done(&mut self, command: &'static str) -> Result<(), RedisError> {
-        let line = self.line().await?;
-        match line.split_first() {
-            Some((b'+' | b':', _)) => Ok(()),
-            Some((b'-', error)) => Err(refused(command, error)),
-            Some(_) | None => Err(RedisError::Protocol),
+        match self.head(command).await? {
+            (b'+' | b':', _) => Ok(()),
+            _ => Err(RedisError::Protocol),
         }
     }
 
     /// The head of an answer of fields and values: how many pairs follow.
     pub(super) async fn pairs(&mut self, command: &'static str) -> Result<u64, RedisError> {
-        let line = self.line().await?;
-        match line.split_first() {
-            Some((b'*', b"-1")) => Ok(0),
-            Some((b'*', digits)) => {
-                let items = length(digits)?;
-                if items % 2 == 0 { Ok(items / 2) } else { Err(RedisError::Protocol) }
-            }
-            Some((b'-', error)) => Err(refused(command, error)),
-            Some(_) | None => Err(RedisError::Protocol),
+        match self.head(command).await? {
+            (b'*', digits) if digits == b"-1" => Ok(0),
+            (b'*', digits) => Some(length(&digits)?)
+                .filter(|items| items % 2 == 0)
+                .map(|items| items / 2)
+                .ok_or(RedisError::Protocol),
+            _ => Err(RedisError::Protocol),
         }
     }
 
@@ -175,7 +142,7 @@ impl Connection {
 
     /// Waits until the connection is closed, or brings what nobody has asked for.
     pub(super) async fn closed(&mut self) {
-        let _ = self.wire.read_buf(&mut self.read).await;
+        let _ = self.wire.fill_buf().await;
     }
 
     /// A field and its value; `None` where one of them is so long that it is no record.
@@ -186,74 +153,68 @@ impl Connection {
 
     async fn bulk(&mut self) -> Result<Option<Box<[u8]>>, RedisError> {
         let line = self.line().await?;
-        let Some((b'$', digits)) = line.split_first() else {
-            return Err(RedisError::Protocol);
-        };
-        let mut left = length(digits)?;
-        self.total = self.total.saturating_add(left).saturating_add(OVERHEAD);
+        let digits = line.strip_prefix(b"$").ok_or(RedisError::Protocol)?;
+        let length = length(digits)?;
+        self.total = self.total.saturating_add(length).saturating_add(OVERHEAD);
         if self.total > MAX_TOTAL {
             return Err(RedisError::TooLarge);
         }
-        let bulk = match usize::try_from(left) {
+        let bulk = match usize::try_from(length) {
             Ok(length) if length <= MAX_BYTES => {
-                self.fill(length).await?;
-                Some(self.read.split_to(length).as_ref().into())
+                let mut bulk = vec![0; length];
+                self.exactly(&mut bulk).await?;
+                Some(bulk.into())
             }
             Ok(_) | Err(_) => {
-                while left > 0 {
-                    self.fill(1).await?;
-                    let skipped = self.read.len().min(left.try_into().unwrap_or(usize::MAX));
-                    self.read.advance(skipped);
-                    left -= skipped as u64;
-                }
+                self.skip(length).await?;
                 None
             }
         };
-        self.fill(2).await?;
-        if self.read.split_to(2).as_ref() == b"\r\n" {
-            Ok(bulk)
-        } else {
-            Err(RedisError::Protocol)
+        let mut end = [0; 2];
+        self.exactly(&mut end).await?;
+        if end == *b"\r\n" { Ok(bulk) } else { Err(RedisError::Protocol) }
+    }
+
+    async fn exactly(&mut self, bytes: &mut [u8]) -> Result<(), RedisError> {
+        in_time(async { Ok(self.wire.read_exact(bytes).await.map(drop)?) }).await
+    }
+
+    async fn skip(&mut self, mut left: u64) -> Result<(), RedisError> {
+        while left > 0 {
+            let read = in_time(async { Ok(self.wire.fill_buf().await?.len()) }).await?;
+            if read == 0 {
+                return Err(RedisError::Closed);
+            }
+            let skipped = read.min(left.try_into().unwrap_or(usize::MAX));
+            self.wire.consume(skipped);
+            left -= skipped as u64;
+        }
+        Ok(())
+    }
+
+    /// The kind of an answer, and the rest of its first line.
+    async fn head(&mut self, command: &'static str) -> Result<(u8, Vec<u8>), RedisError> {
+        let line = self.line().await?;
+        match line.split_first() {
+            Some((b'-', error)) => Err(refused(command, error)),
+            Some((kind, rest)) => Ok((*kind, rest.to_vec())),
+            None => Err(RedisError::Protocol),
         }
     }
 
     /// A line without its end.
-    async fn line(&mut self) -> Result<BytesMut, RedisError> {
-        let mut seen = 0;
-        loop {
-            if let Some(at) = self.read.iter().skip(seen).position(|byte| *byte == b'\n') {
-                let mut line = self.read.split_to(seen + at + 1);
-                line.truncate(seen + at);
-                return if line.ends_with(b"\r") {
-                    line.truncate(line.len() - 1);
-                    Ok(line)
-                } else {
-                    Err(RedisError::Protocol)
-                };
-            }
-            seen = self.read.len();
-            if seen > MAX_LINE {
-                return Err(RedisError::Protocol);
-            }
-            self.fill(seen + 1).await?;
+    async fn line(&mut self) -> Result<Vec<u8>, RedisError> {
+        let mut line = Vec::new();
+        let mut bounded = (&mut self.wire).take(MAX_LINE);
+        in_time(async { Ok(bounded.read_until(b'\n', &mut line).await?) }).await?;
+        if line.ends_with(b"\r\n") {
+            line.truncate(line.len() - 2);
+            Ok(line)
+        } else if line.ends_with(b"\n") || bounded.limit() == 0 {
+            Err(RedisError::Protocol)
+        } else {
+            Err(RedisError::Closed)
         }
-    }
-
-    /// Reads until so many bytes are there.
-    async fn fill(&mut self, wanted: usize) -> Result<(), RedisError> {
-        while self.read.len() < wanted {
-            self.read.reserve(CHUNK);
-            let reading = self.wire.read_buf(&mut self.read);
-            if timeout(self.patience, reading)
-                .await
-                .map_err(|_| RedisError::Timeout)?
-                .map_err(broken)?
-                == 0
-            {
-                return Err(RedisError::Closed);
-            }
-        }
-        Ok(())
     }
 }
 
@@ -278,11 +239,13 @@ fn refused(command: &'static str, error: &[u8]) -> RedisError {
     }
 }
 
-fn broken(error: io::Error) -> RedisError {
-    if error.kind() == io::ErrorKind::UnexpectedEof {
-        RedisError::Closed
-    } else {
-        RedisError::Broken(error.kind())
+impl From<io::Error> for RedisError {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            Self::Closed
+        } else {
+            Self::Broken(error.kind())
+        }
     }
 }
 

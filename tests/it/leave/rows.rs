@@ -429,7 +429,9 @@ fn b10_a_request_held_for_longer_than_its_delay_restarts_first() {
     let mut world = world();
     world.open("room");
     world.advance(7_000);
-    world.delegate_arrived("room", "al", "al", 6_000, World::at(0)).unwrap();
+    world
+        .delegate_of("@al", "hs.example", "room", "al", "al", 6_000, World::at(0))
+        .unwrap();
     world.advance(200);
     assert_eq!(world.count(DelayedEventAction::Restart, "al"), 1);
     world.advance(2_000);

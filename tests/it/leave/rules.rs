@@ -553,10 +553,12 @@ fn l14_an_earlier_request_that_is_done_later_does_not_replace_the_later_one() {
     let first = world.now;
     world.advance(500);
     let second = world.now;
-    world.delegate_arrived("room", "al", "second", DELAY, second).unwrap();
+    world
+        .delegate_of("@al", "hs.example", "room", "al", "second", DELAY, second)
+        .unwrap();
     world.advance(500);
     assert_eq!(
-        world.delegate_arrived("room", "al", "first", DELAY, first),
+        world.delegate_of("@al", "hs.example", "room", "al", "first", DELAY, first),
         Ok(Delegated::Overtaken)
     );
     world.advance(100_000);

@@ -190,19 +190,8 @@ impl World {
     }
 
     pub(super) fn delegate(&mut self, room: &str, identity: &str, delay_id: &str, delay_ms: u64) -> Result<Delegated, CapacityError> {
-        self.delegate_arrived(room, identity, delay_id, delay_ms, self.now)
-    }
-
-    pub(super) fn delegate_arrived(
-        &mut self,
-        room: &str,
-        identity: &str,
-        delay_id: &str,
-        delay_ms: u64,
-        arrived: Time,
-    ) -> Result<Delegated, CapacityError> {
         let user = format!("@{identity}");
-        self.delegate_of(&user, "hs.example", room, identity, delay_id, delay_ms, arrived)
+        self.delegate_of(&user, "hs.example", room, identity, delay_id, delay_ms, self.now)
     }
 
     /// Of any user and homeserver; the operator listed hs.example and nobody else.

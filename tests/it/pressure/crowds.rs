@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lk_jwt_service::store::{JobRecord, Jobs, Store, Stored};
 use serde_json::json;
 
-use super::{AT_ONCE, Timers, guests, join, leaves, pass, seconds, told};
+use super::{AT_ONCE, Timers, guests, join, leaves, pass, seconds, told, told_left};
 use crate::support::bodies::delegate_of;
 use crate::support::client::Call;
 use crate::support::client_api::{ClientApi, Managed, done};
@@ -35,13 +35,7 @@ fn a_mass_reconnect_reports_nobody() {
     scene.sfu.fail(Some(Fault::Slow(Duration::from_millis(100))));
     let back: Vec<_> = guests.iter().map(|guest| scene.sfu.join(&guest.alias, &guest.identity)).collect();
     let told_at = Instant::now();
-    told(
-        &scene,
-        &sessions
-            .iter()
-            .map(|session| webhook::left(session, "CLIENT_INITIATED"))
-            .collect::<Vec<_>>(),
-    );
+    told_left(&scene, &sessions);
     eprintln!("{} webhooks took {:.1?}", guests.len(), told_at.elapsed());
     pass(told_at, seconds(4));
     told(&scene, &back.iter().map(webhook::joined).collect::<Vec<_>>());
@@ -73,13 +67,7 @@ fn the_leaves_of_a_large_call_cost_nobody_in_another_room() {
         scene.sfu.leave(&guest.alias, &guest.identity);
     }
     let left_at = Instant::now();
-    told(
-        &scene,
-        &sessions
-            .iter()
-            .map(|session| webhook::left(session, "CLIENT_INITIATED"))
-            .collect::<Vec<_>>(),
-    );
+    told_left(&scene, &sessions);
     wait_until("all leaves", seconds(60), || scene.api.sends() >= leaving.len());
     pass(left_at, delay + seconds(4));
     let gone = timers.gone(&scene.api, staying.iter().map(|guest| &guest.delay_id), began, delay);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{Timers, guests, join, leaves, pass, seconds, told};
+use super::{Timers, guests, join, leaves, pass, seconds, told_left};
 use crate::support::bodies::delegate_of;
 use crate::support::client_api::{Managed, done};
 use crate::support::lateness;
@@ -19,8 +19,7 @@ fn nobody_is_reported_by_a_service_that_was_frozen_after_their_webhooks() {
     let guests = guests(&scene, 100, 50, seconds(60));
     let sessions = join(&scene, &guests);
     let back: Vec<_> = guests.iter().map(|guest| scene.sfu.join(&guest.alias, &guest.identity)).collect();
-    let events: Vec<_> = sessions.iter().map(|session| webhook::left(session, "CLIENT_INITIATED")).collect();
-    told(&scene, &events);
+    told_left(&scene, &sessions);
     scene.service.signal("STOP");
     let frozen = Instant::now();
     pass(frozen, seconds(12));
@@ -32,21 +31,16 @@ fn nobody_is_reported_by_a_service_that_was_frozen_after_their_webhooks() {
     leaves(&scene, &guests[0], &back[0]);
 }
 
-/// So that no try is just being sent when the service is stopped.
-fn busy_for_three_seconds() -> Reply {
-    Reply::Answer {
-        status: 503,
-        headers: vec![("Retry-After".into(), "3".into())],
-        body: b"{}".to_vec(),
-    }
-}
-
-/// Five seconds, while a leave is being tried: who came back meanwhile is asked about first.
-#[test]
-fn a_leave_that_was_due_before_the_freeze_is_asked_about_first() {
-    let scene = Scene::new();
+/// A leave is being tried when the service is stopped, and the participant comes back unnoticed. Gives the moment, and the tries
+/// until then.
+fn frozen_between_two_tries(scene: &Scene) -> (Instant, usize) {
+    // So that no try is just being sent then.
     scene.api.answer(|call, _| match call.what.as_str() {
-        "send" => busy_for_three_seconds(),
+        "send" => Reply::Answer {
+            status: 503,
+            headers: vec![("Retry-After".into(), "3".into())],
+            body: b"{}".to_vec(),
+        },
         _ => done(),
     });
     scene.delegate(seconds(60));
@@ -60,6 +54,14 @@ fn a_leave_that_was_due_before_the_freeze_is_asked_about_first() {
     let tries = scene.sends().len();
     scene.sfu.join(&scene.alias, &scene.identity);
     scene.api.answer(|_, _| done());
+    (frozen, tries)
+}
+
+/// Five seconds, while a leave is being tried: who came back meanwhile is asked about first.
+#[test]
+fn a_leave_that_was_due_before_the_freeze_is_asked_about_first() {
+    let scene = Scene::new();
+    let (frozen, tries) = frozen_between_two_tries(&scene);
     pass(frozen, seconds(5));
     let asked = scene.sfu.lookups(&scene.alias, &scene.identity).len();
     scene.service.signal("CONT");
@@ -88,20 +90,7 @@ fn webhooks_that_came_during_the_freeze_do_not_hide_it() {
             .iter()
             .map(|guest| scene.sfu.join(&guest.alias, &guest.identity))
             .collect::<Vec<_>>();
-        scene.api.answer(|call, _| match call.what.as_str() {
-            "send" => busy_for_three_seconds(),
-            _ => done(),
-        });
-        scene.delegate(seconds(60));
-        let session = scene.joined();
-        scene.leave(&session, "CLIENT_INITIATED");
-        scene.wait_sent(SOON);
-        scene.service.signal("STOP");
-        let frozen = Instant::now();
-        pass(frozen, Duration::from_millis(500));
-        let tries = scene.sends().len();
-        scene.sfu.join(&scene.alias, &scene.identity);
-        scene.api.answer(|_, _| done());
+        let (frozen, tries) = frozen_between_two_tries(&scene);
         let told: Vec<_> = others
             .iter()
             .map(|other| {

@@ -93,11 +93,18 @@ fn told(scene: &Scene, events: &[serde_json::Value]) {
     }
 }
 
+/// The SFU tells that they have all left.
+#[track_caller]
+fn told_left(scene: &Scene, sessions: &[Session]) {
+    let left = |session| webhook::left(session, "CLIENT_INITIATED");
+    told(scene, &sessions.iter().map(left).collect::<Vec<_>>());
+}
+
 /// This one leaves, and is reported: the watch goes on.
 #[track_caller]
 fn leaves(scene: &Scene, guest: &Guest, session: &Session) {
     scene.sfu.leave(&guest.alias, &guest.identity);
-    told(scene, &[webhook::left(session, "CLIENT_INITIATED")]);
+    told_left(scene, std::slice::from_ref(session));
     wait_until("the leave of one who is gone", SOON * 2, || {
         scene.api.count("send", &guest.delay_id) > 0
     });

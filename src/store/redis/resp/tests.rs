@@ -1,5 +1,6 @@
 use super::*;
 use proptest::prelude::*;
+use std::time::Duration;
 use tokio::runtime::Builder;
 
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -7,7 +8,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Runs on a connection to a server that says this and closes.
 fn hearing<T>(said: &[u8], then: impl AsyncFnOnce(&mut Connection) -> T) -> T {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async { then(&mut Connection::new(wire_of(said), PATIENCE)).await })
+    runtime.block_on(async { then(&mut Connection::new(wire_of(said))).await })
 }
 
 fn wire_of(said: &[u8]) -> Box<dyn Wire> {
@@ -82,7 +83,7 @@ fn waits_no_longer_than_it_should() {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let (ours, _theirs) = tokio::io::duplex(16);
-        let mut connection = Connection::new(Box::new(ours), PATIENCE);
+        let mut connection = Connection::new(Box::new(ours));
         let began = tokio::time::Instant::now();
         assert!(matches!(connection.done("PING").await.unwrap_err(), RedisError::Timeout));
         connection.command(&[&[b'x'; 100]]);
