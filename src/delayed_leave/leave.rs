@@ -640,9 +640,15 @@ impl Leave {
                 }
             }
             Phase::Ending {
-                ending: Ending::Send { .. },
+                ending: Ending::Send { evidence, .. },
                 ..
-            } if !matches!(self.call, CallState::InFlight(..)) => self.on_stale(out),
+            } => {
+                // What is under way cannot be taken back; the next try asks first.
+                *evidence = None;
+                if !matches!(self.call, CallState::InFlight(..)) {
+                    self.on_stale(out);
+                }
+            }
             Phase::Ending { .. } | Phase::Replaced | Phase::Done(_) => {}
         }
     }

@@ -665,3 +665,30 @@ fn b23_ten_seconds_of_empty_pages_end_nobody_and_lose_nobody() {
         }
     }
 }
+
+#[test]
+fn b13_a_process_that_stood_still_while_a_send_was_under_way_asks_before_the_next_one() {
+    let mut sent = Vec::new();
+    for after in (0..6_000).step_by(10) {
+        let mut world = world();
+        world.open("room");
+        world.send_latency = Some(200);
+        world.delegate("room", "al", "al", 60_000).unwrap();
+        world.join("room", "al", true);
+        world.advance(2_000);
+        world.homeserver_instead = Some(Outcome::Transient(Some(Duration::from_secs(3))));
+        world.part("room", "al", DisconnectReason::ClientInitiated, true);
+        world.advance(after);
+        let tries = world.count(DelayedEventAction::Send, "al");
+        world.webhook_delay = 60_000;
+        world.join("room", "al", true);
+        world.stand_still(5_000, false);
+        world.advance(1_000);
+        world.homeserver_instead = None;
+        world.advance(20_000);
+        if matches!(world.fate("al"), Fate::Sent(_)) {
+            sent.push((after, tries));
+        }
+    }
+    assert_eq!(sent, []);
+}
