@@ -243,7 +243,7 @@ impl Leave {
     #[must_use]
     pub fn restored(delay: Delay, delegated: Time, restarted: Time, seen: bool, now: Time) -> Self {
         let mut leave = Self::new(delay, delegated, delegated);
-        (leave.last_ack, leave.counted_from) = (restarted, restarted);
+        (leave.last_ack, leave.counted_from) = (restarted, restarted.min(now));
         leave.phase = if seen { Phase::Active } else { Phase::AwaitingJoin };
         leave.call = if restarted > now || leave.deadline() <= now {
             // Another clock wrote it, or it looks expired: the homeserver knows.
@@ -492,7 +492,8 @@ impl Leave {
             self.counted_from = self.counted_from.max(sent);
             (self.failures, self.refused) = (0, false);
             out.push(Output::Store);
-            if !std::mem::replace(&mut self.granted, true) {
+            // A try from before the event was delegated again says nothing of it: it may have been cancelled since (L14).
+            if sent >= self.delegated && !std::mem::replace(&mut self.granted, true) {
                 out.push(Output::Granted);
             }
             let deadline = self.deadline();
@@ -627,6 +628,9 @@ impl Leave {
     fn on_woke(&mut self, lost_ms: u64, around: &Around<'_>, out: &mut Vec<Output>) {
         let now = around.now;
         (self.last_ack, self.counted_from) = (self.last_ack.before(lost_ms), self.counted_from.before(lost_ms));
+        if let CallState::InFlight(_, patience) = &mut self.call {
+            *patience = patience.before(lost_ms);
+        }
         if self.is_running() && self.deadline() <= now {
             // Over, as it seems: the homeserver knows.
             self.last_ack = now.before(self.delay.as_millis().saturating_sub(SECOND_OPINION_MS));
@@ -640,9 +644,16 @@ impl Leave {
                 }
             }
             Phase::Ending {
-                ending: Ending::Send { .. },
+                ending: Ending::Send { evidence, .. },
                 ..
-            } if !matches!(self.call, CallState::InFlight(..)) => self.on_stale(out),
+            } => {
+                // What is on its way may still get through; the next try follows from nothing that was known before.
+                if matches!(self.call, CallState::InFlight(..)) {
+                    *evidence = None;
+                } else {
+                    self.on_stale(out);
+                }
+            }
             Phase::Ending { .. } | Phase::Replaced | Phase::Done(_) => {}
         }
     }
