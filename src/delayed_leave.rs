@@ -446,13 +446,23 @@ impl Leaves {
     /// Somebody is there.
     pub fn on_present(&mut self, participant: ParticipantId, now: Time) {
         let Some(id) = self.of(participant) else { return };
+        if self.jobs.get(id).is_some_and(|job| !job.seen) {
+            // Those that it replaces, too: none of their events may be left to its timer now.
+            for id in self.replaces(id).into_iter().chain([id]) {
+                self.is_seen(id, now);
+            }
+        }
+        self.tell(id, true, now);
+    }
+
+    fn is_seen(&mut self, id: LeaveId, now: Time) {
         if let Some(job) = self.jobs.get_mut(id)
             && !std::mem::replace(&mut job.seen, true)
         {
             let (homeserver, arrived) = (job.homeserver, job.arrived);
             self.was_seen(homeserver, arrived, id);
+            self.sync(id, now);
         }
-        self.tell(id, true, now);
     }
 
     /// Nobody is there any more.
@@ -581,7 +591,7 @@ impl Leaves {
 
     fn step_knowing(&mut self, id: LeaveId, input: Input, last_no: Option<Time>, now: Time) {
         let Some(job) = self.jobs.get_mut(id) else { return };
-        let (was_at_rest, ended) = (job.leave.is_at_rest(), job.leave.deadline());
+        let (was_at_rest, ended, phase) = (job.leave.is_at_rest(), job.leave.deadline(), job.leave.phase());
         let mut around = Around {
             now,
             usual_ms: self.scheduler.usual_ms(job.homeserver),
@@ -608,11 +618,11 @@ impl Leaves {
                 leave::Output::Store => {}
                 leave::Output::Confirm => self.out.push(Output::Confirm(participant)),
                 leave::Output::Granted => {
-                    for replaced in self.jobs.get(id).map(|job| job.replaces.clone()).unwrap_or_default() {
+                    for replaced in self.replaces(id) {
                         self.step(replaced, Input::Superseded, now);
                     }
                 }
-                leave::Output::Done(reason) => return self.finish(id, reason, now),
+                leave::Output::Done(reason) => return self.finish(id, reason, phase, now),
             }
         }
         self.sync(id, now);
@@ -643,8 +653,8 @@ impl Leaves {
         }
     }
 
-    /// Takes a leave that is over out of the table, and sees to those that it replaces.
-    fn finish(&mut self, id: LeaveId, reason: FinishReason, now: Time) {
+    /// Takes a leave that is over out of the table, and sees to those that it replaces. It was in that phase before.
+    fn finish(&mut self, id: LeaveId, reason: FinishReason, was: Phase, now: Time) {
         let Some(job) = self.jobs.remove(id) else { return };
         if let Some(call) = job.queued {
             self.scheduler.dequeue(job.homeserver, id, &call, now);
@@ -674,7 +684,7 @@ impl Leaves {
             if self.current.capacity() > 4 * self.current.len() + 1_024 {
                 self.current.shrink_to(2 * self.current.len());
             }
-            self.succeed(participant, &job, reason, now);
+            self.succeed(participant, &job, reason, was, now);
         }
         self.out.push(Output::Finished {
             participant,
@@ -683,11 +693,11 @@ impl Leaves {
         });
     }
 
-    /// What is left when the current leave is over: an event that never was gives its place back to the one before (L14), any other
-    /// takes those that it replaces with it.
-    fn succeed(&mut self, participant: ParticipantId, over: &Job, reason: FinishReason, now: Time) {
+    /// What is left when the current leave is over: an event that the homeserver never granted may never have been, and gives its
+    /// place and what was to be done back to the one before (L14); any other takes those that it replaces with it.
+    fn succeed(&mut self, participant: ParticipantId, over: &Job, reason: FinishReason, was: Phase, now: Time) {
         let mut left = over.replaces.clone();
-        let never_was = matches!(reason, FinishReason::EventGone | FinishReason::Refused) && !over.leave.was_granted();
+        let never_was = !over.leave.was_granted() && !matches!(reason, FinishReason::Replaced | FinishReason::Kicked);
         let youngest = left
             .iter()
             .copied()
@@ -705,13 +715,25 @@ impl Leaves {
         self.adopt(heir, left.clone());
         self.current.insert(participant, heir);
         self.out.push(Output::Store(heir));
-        if youngest.is_some() {
-            self.step(heir, Input::Installed, now);
-            self.tell(heir, over.is_there, now);
-        } else {
+        if youngest.is_none() {
             for id in left.into_iter().chain([heir]) {
                 self.step(id, Input::Superseded, now);
             }
+            return;
+        }
+        self.step(heir, Input::Installed, now);
+        self.tell(heir, over.is_there, now);
+        if let Phase::Ending {
+            ending: Ending::Send {
+                cause,
+                evidence,
+                returned: None,
+            },
+            ..
+        } = was
+        {
+            let asked = evidence.unwrap_or(Time::EARLIEST);
+            self.step(heir, Input::Gone(DepartureEvidence { cause, asked }), now);
         }
     }
 
@@ -818,6 +840,10 @@ impl Leaves {
         if let Some(job) = self.jobs.get_mut(id) {
             job.replaces.push(replaced);
         }
+    }
+
+    fn replaces(&self, id: LeaveId) -> Vec<LeaveId> {
+        self.jobs.get(id).map(|job| job.replaces.clone()).unwrap_or_default()
     }
 
     fn number_of(&self, user: &str) -> u64 {

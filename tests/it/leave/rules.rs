@@ -627,6 +627,84 @@ fn l14_an_event_that_never_was_gives_its_place_back_to_one_that_is_restarted_at_
 }
 
 #[test]
+fn l14_an_event_that_never_was_leaves_what_was_to_be_done_to_the_one_before() {
+    // She leaves between the first 404 and the second look: the send met a 404, and the only living event was cancelled.
+    for (latency, pause) in [(20, 0), (20, 500), (500, 1_000), (1_500, 3_000)] {
+        let mut world = world();
+        call(&mut world, "room", 1, 60_000);
+        world.homeserver_latency = latency;
+        world.delegate("room", "room-0", "unknown", 60_000).unwrap();
+        world.events.remove("unknown");
+        world.advance(pause);
+        world.part("room", "room-0", DisconnectReason::ClientInitiated, true);
+        world.advance(2_000 + 3 * latency);
+        let fate = world.fate("room-0");
+        assert!(matches!(fate, Fate::Sent(_)), "{latency} {pause}: {fate:?} {:?}", world.finished);
+        world.advance(10_000);
+        assert!(world.core.leaves().is_empty());
+    }
+}
+
+#[test]
+fn l14_the_event_before_is_not_cancelled_for_one_that_was_never_restarted() {
+    // The next event is over before the homeserver takes a restart of it.
+    let mut world = world();
+    call(&mut world, "room", 1, 60_000);
+    world.homeserver_down = true;
+    world.delegate("room", "room-0", "next", 5_000).unwrap();
+    world.advance(6_000);
+    world.homeserver_down = false;
+    world.advance(100_000);
+    let fate = world.fate("room-0");
+    assert!(
+        running(&world, "room-0"),
+        "somebody who is there has a living event: {fate:?} {:?}",
+        world.finished
+    );
+}
+
+#[test]
+fn l8_the_replaced_event_of_somebody_who_is_there_makes_no_room_for_others() {
+    let bounds = Bounds {
+        never_seen: 3,
+        ..Bounds::default()
+    };
+    let settings = Settings {
+        bounds,
+        ..Settings::default()
+    };
+    let mut world = World::new(settings, 11);
+    world.open("room");
+    world.delegate("room", "al", "first", DELAY).unwrap();
+    world.advance(300);
+    world.homeserver_down = true;
+    world.delegate("room", "al", "second", DELAY).unwrap();
+    world.join("room", "al", true);
+    world.advance(300);
+    for n in 0..5 {
+        world.delegate("room", &format!("no{n}"), &format!("no{n}"), DELAY).unwrap();
+    }
+    world.homeserver_down = false;
+    world.advance(DELAY);
+    // Left to its timer it fired 18 s after the delegation, and ended the membership of somebody who is there.
+    assert!(matches!(world.fate("first"), Fate::Cancelled(_)), "{:?}", world.fate("first"));
+    assert!(running(&world, "second"));
+}
+
+#[test]
+fn l13a_nobody_is_warned_of_a_silent_sfu_that_nobody_waits_for() {
+    let mut world = world();
+    call(&mut world, "room", 1, DELAY);
+    world.part("room", "room-0", DisconnectReason::ClientInitiated, true);
+    world.advance(1_900);
+    world.kill_sfu();
+    world.advance(100_000);
+    assert!(world.core.leaves().is_empty());
+    world.advance(3_600_000);
+    assert_eq!((world.warnings, world.core.next_deadline()), (0, None));
+}
+
+#[test]
 fn l14_results_of_a_job_that_is_over_never_reach_the_next_under_its_number() {
     let mut world = world();
     call(&mut world, "room", 1, DELAY);
