@@ -489,12 +489,14 @@ impl Leave {
         let is_newest = matches!(self.call, CallState::InFlight(newest, _) if newest == sent);
         if outcome == Outcome::Done {
             self.last_ack = self.last_ack.max(now);
-            self.counted_from = self.counted_from.max(sent);
             (self.failures, self.refused) = (0, false);
             out.push(Output::Store);
-            // A try from before the event was delegated again says nothing of it: it may have been cancelled since (L14).
-            if sent >= self.delegated && !std::mem::replace(&mut self.granted, true) {
-                out.push(Output::Granted);
+            // An event that was given up and delegated again may have been cancelled since an earlier try (L14).
+            if sent >= self.counted_from {
+                self.counted_from = sent;
+                if !std::mem::replace(&mut self.granted, true) {
+                    out.push(Output::Granted);
+                }
             }
             let deadline = self.deadline();
             if let Phase::Ending { until, .. } = &mut self.phase {
@@ -609,6 +611,7 @@ impl Leave {
                 self.phase = Phase::AwaitingJoin;
                 // Its cancellation may have got through: that is for the homeserver to say.
                 (self.granted, self.refused) = (false, false);
+                self.counted_from = around.now;
                 self.call = CallState::Scheduled(self.spaced(around.now));
             }
             Phase::Done(_) => {}

@@ -416,6 +416,12 @@ fn l14_an_answer_from_before_the_event_was_delegated_again_grants_nothing() {
     };
     assert_eq!(leave.step(late), [Store]);
     assert_eq!(leave.called(Outcome::Done), [Store, Granted]);
+    // Delegated twice in a row, nothing was cancelled between.
+    let mut leave = Bench::new(DELAY);
+    assert_eq!(leave.step(Input::Present), [Call(Restart)]);
+    leave.wait(1);
+    assert_eq!(leave.renew(DELAY), [Store]);
+    assert_eq!(leave.called(Outcome::Done), [Store, Granted]);
 }
 
 #[test]
