@@ -379,6 +379,7 @@ impl Leaves {
                 let id = self.insert(participant, handover, leave, seen, now);
                 self.put_behind(old, id);
                 self.step(id, if granted { Input::Superseded } else { Input::Replaced }, now);
+                self.sync(old, now);
                 self.out.push(Output::Store(old));
             }
             return Delegated::Overtaken;
@@ -630,13 +631,14 @@ impl Leaves {
 
     /// Brings the queues in line with what the leave wants now.
     fn sync(&mut self, id: LeaveId, now: Time) {
+        let first = self.first_replaced(id);
         let Some(job) = self.jobs.get_mut(id) else { return };
         let next = job.leave.next_deadline(self.sfu_silent);
         self.timers.set(&mut job.timer, next, id);
         let pending = job.leave.pending_call().map(|(action, deadline, relaxed)| PendingCall {
             action,
-            deadline,
-            relaxed,
+            deadline: first.map_or(deadline, |(first, _)| first.min(deadline)),
+            relaxed: first.map_or(relaxed, |(_, first)| first.min(relaxed)),
             delay_ms: u32::try_from(job.leave.delay().as_millis()).unwrap_or(u32::MAX),
             user: number_of(self.seed, job.keys.user()),
             seen: job.seen,
@@ -840,6 +842,14 @@ impl Leaves {
         if let Some(job) = self.jobs.get_mut(id) {
             job.replaces.push(replaced);
         }
+    }
+
+    /// Until when a leave has to be restarted so that what it replaces does not fire before it is cancelled, and until when that may
+    /// wait while the homeserver limits (L14).
+    fn first_replaced(&self, id: LeaveId) -> Option<(Time, Time)> {
+        let replaced = self.jobs.get(id)?.replaces.iter().filter_map(|&id| self.jobs.get(id));
+        let replaced = replaced.filter(|job| job.leave.phase() == Phase::Replaced);
+        replaced.map(|job| (job.leave.deadline(), job.leave.relaxed())).min()
     }
 
     fn replaces(&self, id: LeaveId) -> Vec<LeaveId> {

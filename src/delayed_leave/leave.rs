@@ -358,6 +358,8 @@ impl Leave {
             }
             Input::Installed => {
                 self.phase = Phase::AwaitingJoin;
+                // What it replaces now was not its to cancel when it was granted before.
+                self.granted = false;
                 self.call = CallState::Scheduled(self.spaced(around.now));
             }
             Input::Superseded => {
@@ -768,7 +770,8 @@ impl Leave {
     }
 
     /// Until when a restart may wait while its homeserver limits (L4a).
-    const fn relaxed(&self) -> Time {
+    #[must_use]
+    pub const fn relaxed(&self) -> Time {
         self.counted_from.after(self.delay.as_millis() / 5 * 4)
     }
 

@@ -664,6 +664,46 @@ fn l14_the_event_before_is_not_cancelled_for_one_that_was_never_restarted() {
 }
 
 #[test]
+fn l14_an_event_that_gets_its_place_back_cancels_the_one_before_it() {
+    // It was granted while it was replaced itself, and what it had replaced was no longer its to cancel: that fired.
+    let mut world = world();
+    call(&mut world, "room", 1, DELAY);
+    world.delegate("room", "room-0", "second", DELAY).unwrap();
+    world.delegate("room", "room-0", "unknown", DELAY).unwrap();
+    world.events.remove("unknown");
+    world.advance(DELAY);
+    assert!(matches!(world.fate("room-0"), Fate::Cancelled(_)), "{:?}", world.fate("room-0"));
+    assert!(running(&world, "second"));
+}
+
+#[test]
+fn l14_an_old_event_is_cancelled_before_it_fires_though_its_homeserver_limits() {
+    // Ten with Synapse's default limits, one of whom reloads the page every 15 s: what is granted is just enough. The first restart
+    // of a new event waited until its own delay was nearly over, while the old one had half of it left: 29 of 60 fired.
+    let mut world = world();
+    world.limiter = Some((5.0, 5.0, 1.0, world.now));
+    world.open("room");
+    let mut newest: Vec<_> = (0..10).map(|n| format!("{n}")).collect();
+    for id in &newest {
+        world.join("room", id, true);
+        world.delegate("room", id, id, 15_000).unwrap();
+        world.advance(1_500);
+    }
+    world.advance(60_000);
+    let mut old = Vec::new();
+    for n in 0..60 {
+        let who = n * 7 % 10;
+        let id = format!("{who}-{n}");
+        world.delegate("room", &who.to_string(), &id, 15_000).unwrap();
+        old.push(std::mem::replace(&mut newest[who], id));
+        world.advance(15_000);
+    }
+    let fired = old.iter().filter(|id| !matches!(world.fate(id), Fate::Cancelled(_)));
+    assert_eq!(fired.count(), 0);
+    assert!(newest.iter().all(|id| running(&world, id)), "{:?}", world.finished);
+}
+
+#[test]
 fn l8_the_replaced_event_of_somebody_who_is_there_makes_no_room_for_others() {
     let bounds = Bounds {
         never_seen: 3,
