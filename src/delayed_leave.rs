@@ -591,6 +591,7 @@ impl Leaves {
     }
 
     fn step_knowing(&mut self, id: LeaveId, input: Input, last_no: Option<Time>, now: Time) {
+        let replaced_until = self.first_replaced(id).map(|(until, _)| until);
         let Some(job) = self.jobs.get_mut(id) else { return };
         let (was_at_rest, ended, phase) = (job.leave.is_at_rest(), job.leave.deadline(), job.leave.phase());
         let mut around = Around {
@@ -599,6 +600,7 @@ impl Leaves {
             sfu_silent: self.sfu_silent,
             stopping: self.stopping,
             last_no,
+            replaced_until,
             jitter: &mut self.jitter,
         };
         let outputs = job.leave.step(input, &mut around);

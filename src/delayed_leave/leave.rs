@@ -211,6 +211,8 @@ pub struct Around<'a> {
     pub stopping: bool,
     /// While nobody has come: when the last question was asked that the SFU answered with a no.
     pub last_no: Option<Time>,
+    /// When the first of the events fires that this one replaces, and that are cancelled once it was restarted (L14).
+    pub replaced_until: Option<Time>,
 }
 
 impl Leave {
@@ -482,7 +484,8 @@ impl Leave {
         if action == DelayedEventAction::Restart {
             self.last_started = Some(now);
         }
-        self.call = CallState::InFlight(now, now.after(patience_ms(until.since(now), around.usual_ms)));
+        let left = until.min(around.replaced_until.unwrap_or(until)).since(now);
+        self.call = CallState::InFlight(now, now.after(patience_ms(left, around.usual_ms)));
         out.push(Output::Call(action));
     }
 
@@ -541,9 +544,13 @@ impl Leave {
             Outcome::Transient(hint) if is_newest => {
                 self.failures = self.failures.saturating_add(1);
                 // What a server says about when to come back does not cost a living event.
-                let third = Duration::from_millis(self.deadline().since(now) / 3);
-                let hint = hint.map(|hint| hint.min(third).min(LONGEST_HINT));
-                let next = Schedule::RESTART.next_try(self.failures, hint, now, self.deadline(), around.jitter);
+                let mut next_try = |end: Time| {
+                    let third = Duration::from_millis(end.since(now) / 3);
+                    let hint = hint.map(|hint| hint.min(third).min(LONGEST_HINT));
+                    Schedule::RESTART.next_try(self.failures, hint, now, end, around.jitter)
+                };
+                let next = around.replaced_until.and_then(|end| next_try(end.min(self.deadline())));
+                let next = next.or_else(|| next_try(self.deadline()));
                 self.call = next.map_or(CallState::Idle, CallState::Scheduled);
             }
             Outcome::Limited(_) | Outcome::Transient(_) => {}

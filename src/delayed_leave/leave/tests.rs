@@ -700,6 +700,7 @@ impl Bench {
             sfu_silent: self.silent,
             stopping: self.stopping,
             last_no: self.last_no,
+            replaced_until: None,
         };
         self.leave.step(input, &mut around)
     }

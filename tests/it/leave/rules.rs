@@ -6,7 +6,7 @@ use lk_jwt_service::delayed_leave::{Bounds, CapacityError, Delegated, FinishReas
 use lk_jwt_service::driver::core::{Core, Delegation, Fact, Settings};
 use lk_jwt_service::livekit::{Answer, DisconnectReason, ParticipantRow};
 use lk_jwt_service::presence::{self, DepartureCause, EventKind, State};
-use lk_jwt_service::store::JobRecord;
+use lk_jwt_service::store::{JobRecord, Replaced};
 use lk_jwt_service::time::{Delay, Time};
 use std::time::Duration;
 
@@ -345,6 +345,28 @@ fn l11_newer_jobs_stand_and_what_looks_expired_is_tried() {
     let older = record(&world, "da", 1_000, true);
     assert!(world.core.restore(&older, false, true, &clocks, now).is_empty());
     assert_eq!(world.core.leaves().len(), 2);
+}
+
+#[test]
+fn l11_a_record_that_names_its_own_event_as_replaced_does_not_cancel_it() {
+    let mut world = world();
+    world.open("room");
+    world.join("room", "al", true);
+    let fires = world.now.after(DELAY);
+    world
+        .events
+        .insert("al".into(), (Fate::Scheduled { fires }, Delay::from_millis(DELAY).unwrap()));
+    let replaces = vec![Replaced {
+        delay_id: "al".into(),
+        until_ms: world.clocks().unix_millis(fires),
+    }];
+    let stored = JobRecord {
+        replaces,
+        ..record(&world, "al", 1_000, true)
+    };
+    world.restore(&stored);
+    world.advance(60_000);
+    assert!(running(&world, "al"), "{:?} {:?}", world.fate("al"), world.finished);
 }
 
 #[test]
@@ -701,6 +723,26 @@ fn l14_an_old_event_is_cancelled_before_it_fires_though_its_homeserver_limits() 
     let fired = old.iter().filter(|id| !matches!(world.fate(id), Fate::Cancelled(_)));
     assert_eq!(fired.count(), 0);
     assert!(newest.iter().all(|id| running(&world, id)), "{:?}", world.finished);
+}
+
+#[test]
+fn l14_an_old_event_is_cancelled_before_it_fires_though_its_homeserver_hints_or_is_silent() {
+    // The new event has an hour, the old one has nine seconds left: a hint of an hour, and a restart that is never answered.
+    let hint = Outcome::Transient(Some(Duration::from_secs(3_600)));
+    for (hinted, silent_calls) in [(Some(hint), 0), (None, 1)] {
+        let mut world = world();
+        call(&mut world, "room", 1, DELAY);
+        world.advance(DELAY / 2 - 1_500);
+        world.homeserver_instead = hinted;
+        world.silent_calls = silent_calls;
+        world.delegate("room", "room-0", "second", 3_600_000).unwrap();
+        world.advance(3_000);
+        world.homeserver_instead = None;
+        world.advance(DELAY);
+        let fate = world.fate("room-0");
+        assert!(matches!(fate, Fate::Cancelled(_)), "{hinted:?}: {fate:?} {:?}", world.calls);
+        assert!(running(&world, "second"));
+    }
 }
 
 #[test]
