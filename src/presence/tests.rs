@@ -417,7 +417,7 @@ fn l14_delegated_anew_after_a_report_somebody_is_waited_for() {
 fn l14_delegated_anew_what_was_asked_before_proves_nothing() {
     // Missed once, then delegated by a request that came after that: two noes from then on, not one.
     let mut bench = Bench::present();
-    let _ = bench.presence.on_participant(bench.id, bench.now, &Answer::No, bench.now);
+    bench.presence.on_participant(bench.id, bench.now, &Answer::No, bench.now);
     bench.wait(2_500);
     bench.presence.track("room", "al", bench.now, bench.now);
     assert_eq!(bench.until(3_000), [(3_000, ASK)]);
