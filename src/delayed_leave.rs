@@ -384,6 +384,7 @@ impl Leaves {
                 let id = self.insert(participant, handover, leave, seen, now);
                 self.put_behind(old, id);
                 self.step(id, if granted { Input::Superseded } else { Input::Replaced }, now);
+                self.sync(old, now);
                 self.out.push(Output::Store(old));
             }
             return Delegated::Overtaken;
@@ -450,13 +451,23 @@ impl Leaves {
     /// Somebody is there.
     pub fn on_present(&mut self, participant: ParticipantId, now: Time) {
         let Some(id) = self.of(participant) else { return };
+        if self.jobs.get(id).is_some_and(|job| !job.seen) {
+            // Those that it replaces, too: none of their events may be left to its timer now.
+            for id in self.replaces(id).into_iter().chain([id]) {
+                self.is_seen(id, now);
+            }
+        }
+        self.tell(id, true, now);
+    }
+
+    fn is_seen(&mut self, id: LeaveId, now: Time) {
         if let Some(job) = self.jobs.get_mut(id)
             && !std::mem::replace(&mut job.seen, true)
         {
             let (homeserver, delegated) = (job.homeserver, job.leave.delegated());
             self.was_seen(homeserver, delegated, id);
+            self.sync(id, now);
         }
-        self.tell(id, true, now);
     }
 
     /// Nobody is there any more.
@@ -584,14 +595,16 @@ impl Leaves {
     }
 
     fn step_knowing(&mut self, id: LeaveId, input: Input, last_no: Option<Time>, now: Time) {
+        let replaced_until = self.first_replaced(id).map(|(until, _)| until);
         let Some(job) = self.jobs.get_mut(id) else { return };
-        let (was_at_rest, ended) = (job.leave.is_at_rest(), job.leave.deadline());
+        let (was_at_rest, ended, phase) = (job.leave.is_at_rest(), job.leave.deadline(), job.leave.phase());
         let mut around = Around {
             now,
             usual_ms: self.scheduler.usual_ms(job.homeserver),
             sfu_silent: self.sfu_silent,
             stopping: self.stopping,
             last_no,
+            replaced_until,
             jitter: &mut self.jitter,
         };
         let outputs = job.leave.step(input, &mut around);
@@ -612,11 +625,11 @@ impl Leaves {
                 leave::Output::Store => {}
                 leave::Output::Confirm => self.out.push(Output::Confirm(participant)),
                 leave::Output::Granted => {
-                    for replaced in self.jobs.get(id).map(|job| job.replaces.clone()).unwrap_or_default() {
+                    for replaced in self.replaces(id) {
                         self.step(replaced, Input::Superseded, now);
                     }
                 }
-                leave::Output::Done(reason) => return self.finish(id, reason, now),
+                leave::Output::Done(reason) => return self.finish(id, reason, phase, now),
             }
         }
         self.sync(id, now);
@@ -624,13 +637,14 @@ impl Leaves {
 
     /// Brings the queues in line with what the leave wants now.
     fn sync(&mut self, id: LeaveId, now: Time) {
+        let first = self.first_replaced(id);
         let Some(job) = self.jobs.get_mut(id) else { return };
         let next = job.leave.next_deadline(self.sfu_silent);
         self.timers.set(&mut job.timer, next, id);
         let pending = job.leave.pending_call().map(|(action, deadline, relaxed)| PendingCall {
             action,
-            deadline,
-            relaxed,
+            deadline: first.map_or(deadline, |(first, _)| first.min(deadline)),
+            relaxed: first.map_or(relaxed, |(_, first)| first.min(relaxed)),
             delay_ms: u32::try_from(job.leave.delay().as_millis()).unwrap_or(u32::MAX),
             user: number_of(self.seed, job.keys.user()),
             seen: job.seen,
@@ -648,8 +662,8 @@ impl Leaves {
         }
     }
 
-    /// Takes a leave that is over out of the table, and sees to those that it replaces.
-    fn finish(&mut self, id: LeaveId, reason: FinishReason, now: Time) {
+    /// Takes a leave that is over out of the table, and sees to those that it replaces. It was in that phase before.
+    fn finish(&mut self, id: LeaveId, reason: FinishReason, was: Phase, now: Time) {
         let Some(job) = self.jobs.remove(id) else { return };
         if let Some((_, _, deadline)) = job.queued {
             self.scheduler.dequeue(job.homeserver, id, deadline, now);
@@ -676,7 +690,7 @@ impl Leaves {
             }
         } else {
             self.set_current(participant, None);
-            self.succeed(participant, &job, reason, now);
+            self.succeed(participant, &job, reason, was, now);
         }
         self.out.push(Output::Finished {
             participant,
@@ -685,11 +699,11 @@ impl Leaves {
         });
     }
 
-    /// What is left when the current leave is over: an event that never was gives its place back to the one before (L14), any other
-    /// takes those that it replaces with it.
-    fn succeed(&mut self, participant: ParticipantId, over: &Job, reason: FinishReason, now: Time) {
+    /// What is left when the current leave is over: an event that the homeserver never granted may never have been, and gives its
+    /// place and what was to be done back to the one before (L14); any other takes those that it replaces with it.
+    fn succeed(&mut self, participant: ParticipantId, over: &Job, reason: FinishReason, was: Phase, now: Time) {
         let mut left = over.replaces.to_vec();
-        let never_was = matches!(reason, FinishReason::EventGone | FinishReason::Refused) && !over.leave.was_granted();
+        let never_was = !over.leave.was_granted() && !matches!(reason, FinishReason::Replaced | FinishReason::Kicked);
         let youngest = left
             .iter()
             .copied()
@@ -707,13 +721,25 @@ impl Leaves {
         self.adopt(heir, left.clone());
         self.set_current(participant, Some(heir));
         self.out.push(Output::Store(heir));
-        if youngest.is_some() {
-            self.step(heir, Input::Installed, now);
-            self.tell(heir, over.is_there, now);
-        } else {
+        if youngest.is_none() {
             for id in left.into_iter().chain([heir]) {
                 self.step(id, Input::Superseded, now);
             }
+            return;
+        }
+        self.step(heir, Input::Installed, now);
+        self.tell(heir, over.is_there, now);
+        if let Phase::Ending {
+            ending: Ending::Send {
+                cause,
+                evidence,
+                returned: None,
+            },
+            ..
+        } = was
+        {
+            let asked = evidence.unwrap_or(Time::EARLIEST);
+            self.step(heir, Input::Gone(DepartureEvidence { cause, asked }), now);
         }
     }
 
@@ -828,6 +854,18 @@ impl Leaves {
         if let Some(job) = self.jobs.get_mut(id) {
             job.replaces = job.replaces.iter().copied().chain([replaced]).collect();
         }
+    }
+
+    /// Until when a leave has to be restarted so that what it replaces does not fire before it is cancelled, and until when that may
+    /// wait while the homeserver limits (L14).
+    fn first_replaced(&self, id: LeaveId) -> Option<(Time, Time)> {
+        let replaced = self.jobs.get(id)?.replaces.iter().filter_map(|&id| self.jobs.get(id));
+        let replaced = replaced.filter(|job| job.leave.phase() == Phase::Replaced);
+        replaced.map(|job| (job.leave.deadline(), job.leave.relaxed())).min()
+    }
+
+    fn replaces(&self, id: LeaveId) -> Box<[LeaveId]> {
+        self.jobs.get(id).map(|job| job.replaces.clone()).unwrap_or_default()
     }
 
     fn number_of(&self, user: &str) -> u64 {

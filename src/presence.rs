@@ -482,13 +482,7 @@ impl Presence {
 
     /// This process stood still: what was about to be concluded is asked about first (L5a).
     pub fn on_woke(&mut self, now: Time) {
-        let suspected: Vec<_> = self
-            .participants
-            .iter()
-            .filter(|(_, found)| found.is_swept())
-            .map(|(id, _)| id)
-            .collect();
-        for id in suspected {
+        for id in self.participants.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             self.with(id, now, |participant, around, _| participant.woke(around.now));
         }
     }
@@ -511,14 +505,20 @@ impl Presence {
     pub fn settle(&mut self, now: Time) -> Vec<Output> {
         self.run_timers(now);
         self.health.need(self.occupied > 0 && !self.stopping, now);
+        if self.participants.is_empty() {
+            self.health.rest();
+        }
         let mut due = Vec::new();
         self.health.settle(now, &mut due);
         for due in due {
             match due {
                 health::Due::Probe => self.out.push(Output::Ask(Question::Probe)),
                 health::Due::ListRooms => {
+                    // Beside those that are being asked for already.
                     let occupied = self.rooms.iter().filter(|(_, room)| room.swept > 0);
-                    self.checks = occupied.map(|(id, _)| id).collect();
+                    self.checks.extend(occupied.map(|(id, _)| id));
+                    self.checks.sort_unstable();
+                    self.checks.dedup();
                 }
                 health::Due::Warn(millis) => self.out.push(Output::SfuSilent(millis)),
                 health::Due::Silent(silent) => self.out.push(Output::Silent(silent)),

@@ -211,6 +211,8 @@ pub struct Around<'a> {
     pub stopping: bool,
     /// While nobody has come: when the last question was asked that the SFU answered with a no.
     pub last_no: Option<Time>,
+    /// When the first of the events fires that this one replaces, and that are cancelled once it was restarted (L14).
+    pub replaced_until: Option<Time>,
 }
 
 impl Leave {
@@ -243,7 +245,7 @@ impl Leave {
     #[must_use]
     pub fn restored(delay: Delay, delegated: Time, restarted: Time, seen: bool, now: Time) -> Self {
         let mut leave = Self::new(delay, delegated, delegated);
-        (leave.last_ack, leave.counted_from) = (restarted, restarted);
+        (leave.last_ack, leave.counted_from) = (restarted, restarted.min(now));
         leave.phase = if seen { Phase::Active } else { Phase::AwaitingJoin };
         leave.call = if restarted > now || leave.deadline() <= now {
             // Another clock wrote it, or it looks expired: the homeserver knows.
@@ -358,6 +360,8 @@ impl Leave {
             }
             Input::Installed => {
                 self.phase = Phase::AwaitingJoin;
+                // What it replaces now was not its to cancel when it was granted before.
+                self.granted = false;
                 self.call = CallState::Scheduled(self.spaced(around.now));
             }
             Input::Superseded => {
@@ -480,7 +484,8 @@ impl Leave {
         if action == DelayedEventAction::Restart {
             self.last_started = Some(now);
         }
-        self.call = CallState::InFlight(now, patience_ms(until.since(now), around.usual_ms));
+        let left = until.min(around.replaced_until.unwrap_or(until)).since(now);
+        self.call = CallState::InFlight(now, patience_ms(left, around.usual_ms));
         out.push(Output::Call(action));
     }
 
@@ -489,11 +494,14 @@ impl Leave {
         let is_newest = matches!(self.call, CallState::InFlight(newest, _) if newest == sent);
         if outcome == Outcome::Done {
             self.last_ack = self.last_ack.max(now);
-            self.counted_from = self.counted_from.max(sent);
             (self.failures, self.refused) = (0, false);
             out.push(Output::Store);
-            if !std::mem::replace(&mut self.granted, true) {
-                out.push(Output::Granted);
+            // An event that was given up and delegated again may have been cancelled since an earlier try (L14).
+            if sent >= self.counted_from {
+                self.counted_from = sent;
+                if !std::mem::replace(&mut self.granted, true) {
+                    out.push(Output::Granted);
+                }
             }
             let deadline = self.deadline();
             if let Phase::Ending { until, .. } = &mut self.phase {
@@ -536,9 +544,13 @@ impl Leave {
             Outcome::Transient(hint) if is_newest => {
                 self.failures = self.failures.saturating_add(1);
                 // What a server says about when to come back does not cost a living event.
-                let third = Duration::from_millis(self.deadline().since(now) / 3);
-                let hint = hint.map(|hint| hint.min(third).min(LONGEST_HINT));
-                let next = Schedule::RESTART.next_try(self.failures, hint, now, self.deadline(), around.jitter);
+                let mut next_try = |end: Time| {
+                    let third = Duration::from_millis(end.since(now) / 3);
+                    let hint = hint.map(|hint| hint.min(third).min(LONGEST_HINT));
+                    Schedule::RESTART.next_try(self.failures, hint, now, end, around.jitter)
+                };
+                let next = around.replaced_until.and_then(|end| next_try(end.min(self.deadline())));
+                let next = next.or_else(|| next_try(self.deadline()));
                 self.call = next.map_or(CallState::Idle, CallState::Scheduled);
             }
             Outcome::Limited(_) | Outcome::Transient(_) => {}
@@ -608,6 +620,7 @@ impl Leave {
                 self.phase = Phase::AwaitingJoin;
                 // Its cancellation may have got through: that is for the homeserver to say.
                 (self.granted, self.refused) = (false, false);
+                self.counted_from = around.now;
                 self.call = CallState::Scheduled(self.spaced(around.now));
             }
             Phase::Done(_) => {}
@@ -627,6 +640,9 @@ impl Leave {
     fn on_woke(&mut self, lost_ms: u64, around: &Around<'_>, out: &mut Vec<Output>) {
         let now = around.now;
         (self.last_ack, self.counted_from) = (self.last_ack.before(lost_ms), self.counted_from.before(lost_ms));
+        if let CallState::InFlight(_, patience_ms) = &mut self.call {
+            *patience_ms = patience_ms.saturating_sub(u32::try_from(lost_ms).unwrap_or(u32::MAX));
+        }
         if self.is_running() && self.deadline() <= now {
             // Over, as it seems: the homeserver knows.
             self.last_ack = now.before(self.delay.as_millis().saturating_sub(SECOND_OPINION_MS));
@@ -643,9 +659,10 @@ impl Leave {
                 ending: Ending::Send { evidence, .. },
                 ..
             } => {
-                // What is under way cannot be taken back; the next try asks first.
-                *evidence = None;
-                if !matches!(self.call, CallState::InFlight(..)) {
+                // What is on its way may still get through; the next try follows from nothing that was known before.
+                if matches!(self.call, CallState::InFlight(..)) {
+                    *evidence = None;
+                } else {
                     self.on_stale(out);
                 }
             }
@@ -760,7 +777,8 @@ impl Leave {
     }
 
     /// Until when a restart may wait while its homeserver limits (L4a).
-    const fn relaxed(&self) -> Time {
+    #[must_use]
+    pub const fn relaxed(&self) -> Time {
         self.counted_from.after(self.delay.as_millis() / 5 * 4)
     }
 

@@ -241,7 +241,10 @@ impl Core {
             delay_id: &replaced.delay_id,
             until: clock.time(replaced.until_ms),
         });
-        let replaced: Vec<_> = replaced.filter(|replaced| replaced.until > now).collect();
+        // A damaged record may name its own event.
+        let replaced: Vec<_> = replaced
+            .filter(|replaced| replaced.until > now && replaced.delay_id != &*job.delay_id)
+            .collect();
         let participant = self.presence.track(&job.room, &job.identity, arrived, now);
         self.presence.restore(participant, &session, now);
         if self

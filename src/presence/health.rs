@@ -180,6 +180,11 @@ impl SfuHealth {
         self.silent = false;
     }
 
+    /// Nobody is kept in mind: nobody waits for an answer.
+    pub(super) const fn rest(&mut self) {
+        (self.unanswered, self.silent) = (false, false);
+    }
+
     fn answered(&mut self, now: Time) {
         self.last_answer = Some(now);
         self.unanswered = false;

@@ -337,15 +337,26 @@ impl Participant {
 
     // --- what happens to the delegation ---
 
-    /// Delegated anew. Whoever was reported gone before that request arrived is about to come back, and is waited for.
+    /// Delegated anew. Whoever was reported gone before that request arrived is about to come back, and is waited for; whoever was
+    /// only missed is missed anew.
     pub(super) fn delegated(&mut self, arrived: Time, now: Time) {
         self.delegated = self.delegated.max(arrived);
-        let waits = match &self.state {
+        let waits = match &mut self.state {
             Presence::Suspected {
-                why: Suspicion::Reported { .. },
+                why: Suspicion::Reported { .. } | Suspicion::Stale,
                 since,
                 ..
             } => arrived >= *since,
+            Presence::Suspected {
+                why: Suspicion::Missing { denials },
+                since,
+                next,
+            } => {
+                if arrived >= *since {
+                    (*denials, *next) = (0, Next::AskAt(now.after(SECOND_THOUGHT_MS)));
+                }
+                false
+            }
             Presence::Unknown { .. } | Presence::Gone(_) => true,
             Presence::Present | Presence::Suspected { .. } => false,
         };
@@ -376,12 +387,21 @@ impl Participant {
         }
     }
 
-    /// This process stood still: what was about to be concluded is asked about first.
+    /// This process stood still: what was about to be concluded is asked about first. An answer to a question from before is old.
     pub(super) fn woke(&mut self, now: Time) {
-        if let Presence::Suspected { next, .. } = &mut self.state
-            && let Next::AskAt(at) = next
-        {
-            *at = (*at).max(now);
+        match &mut self.state {
+            Presence::Suspected { why, next, .. } => {
+                match next {
+                    Next::AskAt(at) => *at = (*at).max(now),
+                    Next::Asking(_) | Next::RoomDecides(_) => *next = Next::AskAt(now),
+                    Next::Grace(_) => {}
+                }
+                if let Suspicion::Reported { denied, .. } = why {
+                    *denied = None;
+                }
+            }
+            Presence::Unknown { .. } => self.last_no = None,
+            Presence::Present | Presence::Gone(_) => {}
         }
     }
 
@@ -509,7 +529,9 @@ impl Participant {
                 } => return self.on_unclear(asked, around, out),
                 Presence::Suspected { since, .. } if asked < *since => return,
                 Presence::Gone(evidence) if asked <= evidence.asked => return,
-                Presence::Unknown { .. } if self.left && !row.sid.is_empty() => return self.on_unclear(asked, around, out),
+                Presence::Unknown { .. } if self.left && !row.sid.is_empty() && asked < self.delegated.after(SECOND_THOUGHT_MS) => {
+                    return self.on_unclear(asked, around, out);
+                }
                 Presence::Unknown { .. } | Presence::Present | Presence::Suspected { .. } | Presence::Gone(_) => {}
             }
         }

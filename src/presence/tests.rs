@@ -414,6 +414,134 @@ fn l14_delegated_anew_after_a_report_somebody_is_waited_for() {
 }
 
 #[test]
+fn l14_delegated_anew_what_was_asked_before_proves_nothing() {
+    // Missed once, then delegated by a request that came after that: two noes from then on, not one.
+    let mut bench = Bench::present();
+    bench.presence.on_participant(bench.id, bench.now, &Answer::No, bench.now);
+    bench.wait(2_500);
+    bench.presence.track("room", "al", bench.now, bench.now);
+    assert_eq!(bench.until(3_000), [(3_000, ASK)]);
+    assert_eq!(bench.answer(Answer::No), []);
+    assert_eq!(bench.until(3_000), [(3_000, ASK)]);
+    assert_eq!(bench.answer(Answer::No), [Seen::Check]);
+    assert_eq!(bench.listed(Some("RM")), [Seen::Gone(DepartureCause::Missing)]);
+    // Gone, asked about once more since that grew old, and delegated: waited for, whatever is answered to the old question.
+    bench.presence.confirm(bench.id, bench.now);
+    assert_eq!(bench.settle(), [ASK]);
+    let asked = bench.asked;
+    bench.wait(100);
+    bench.presence.track("room", "al", bench.now, bench.now);
+    assert_eq!(bench.settle(), [ASK]);
+    bench.presence.on_participant(bench.id, asked, &Answer::No, bench.now);
+    assert_eq!(bench.settle(), []);
+    assert!(matches!(bench.state(), State::Unknown { .. }), "{:?}", bench.state());
+}
+
+#[test]
+fn l2_who_is_shown_three_seconds_after_a_report_is_there_though_delegated_meanwhile() {
+    // The report was wrong: the session goes on under its sid. It was waited for another one for ever.
+    let mut bench = Bench::present();
+    let _ = bench.left(Reason::ClientInitiated);
+    bench.wait(300);
+    bench.presence.track("room", "al", bench.now, bench.now);
+    assert_eq!(bench.settle(), [ASK]);
+    assert_eq!(bench.answer(yes("a", 1_000, true)), [], "not forgotten yet, perhaps");
+    let mut since = 1;
+    while *bench.state() != State::Present {
+        let asked = bench.until(5_000 - since);
+        since += asked.first().map_or(5_000, |(at, _)| *at) + 1;
+        assert!(since < 5_000, "{asked:?}");
+        let _ = bench.answer(yes("a", 1_000, true));
+    }
+}
+
+#[test]
+fn l5a_an_answer_from_before_the_process_stood_still_proves_nothing() {
+    let asks_again = |bench: &mut Bench| {
+        let asked = bench.asked;
+        bench.now = bench.now.after(1);
+        bench.presence.on_woke(bench.now);
+        let again = bench.settle();
+        bench.presence.on_participant(bench.id, asked, &Answer::No, bench.now);
+        assert_eq!(bench.settle(), [], "{:?}", bench.state());
+        again
+    };
+    // The second question about a report was under way.
+    let mut bench = Bench::present();
+    let _ = bench.left(Reason::ClientInitiated);
+    assert_eq!(bench.until(800), [(800, Seen::Ask(QUICK))]);
+    assert_eq!(bench.answer(Answer::No), []);
+    assert_eq!(bench.until(700), [(699, Seen::Ask(QUICK))]);
+    assert_eq!(asks_again(&mut bench), [Seen::Ask(QUICK)]);
+    // The room was being checked after two noes.
+    let mut bench = Bench::present();
+    bench.presence.on_participant(bench.id, bench.now, &Answer::No, bench.now);
+    assert_eq!(bench.until(3_000), [(3_000, ASK)]);
+    assert_eq!(bench.answer(Answer::No), [Seen::Check]);
+    assert_eq!(asks_again(&mut bench), [ASK]);
+    assert_eq!(bench.listed(Some("RM")), [], "{:?}", bench.state());
+}
+
+#[test]
+fn l3_a_check_of_a_room_that_comes_due_with_the_question_for_all_rooms_is_made() {
+    let mut bench = Bench::new();
+    let ids = ["al", "bo", "cy"].map(|identity| bench.presence.track("room", identity, bench.now, bench.now));
+    let other = bench.presence.track("other", "di", bench.now, bench.now);
+    let row = |sid| ParticipantRow {
+        identity: "",
+        sid,
+        joined_at_ms: 0,
+        active: true,
+    };
+    bench.wait(300);
+    let mut lists = Vec::new();
+    for &id in ids.iter().chain([&other]) {
+        bench.presence.on_participant(id, bench.now, &Answer::Yes(row("a")), bench.now);
+    }
+    let _ = bench.settle();
+    // All three are reported gone; a list of nobody leaves it to the room, which is not shown.
+    for identity in ["al", "bo", "cy"] {
+        bench.digest += 1;
+        let event = SfuEvent {
+            kind: EventKind::Left(Reason::ClientInitiated),
+            digest: bench.digest,
+            issued_at: SFU,
+            id: "",
+            created_at: SFU,
+            room: "room",
+            room_sid: "RM",
+            identity,
+            sid: "",
+            joined_at_ms: 0,
+        };
+        bench.presence.on_event(&event, bench.now);
+    }
+    for _ in 0..2 {
+        bench.now = bench.now.after(2_000);
+        for output in bench.presence.settle(bench.now) {
+            if let Output::Ask(Question::Participants { room, asked, .. }) = output {
+                lists.push(room);
+                bench.presence.on_participants(room, asked, &Answer::Yes(&[]), bench.now.after(1));
+            }
+        }
+    }
+    let room = lists[0];
+    bench.now = bench.now.after(1);
+    let _ = bench.presence.settle(bench.now);
+    bench.presence.on_rooms(&[room], bench.now, &Answer::Unclear, bench.now);
+    // They come again: nobody is thought to be in the room when its check and the question for all rooms come due together.
+    for identity in ["al", "bo", "cy"] {
+        bench.presence.track("room", identity, bench.now, bench.now);
+    }
+    bench.now = bench.now.after(60_000);
+    let outputs = bench.presence.settle(bench.now);
+    let asked = outputs
+        .iter()
+        .any(|output| matches!(output, Output::Ask(Question::Rooms { rooms, .. }) if rooms.contains(&room)));
+    assert!(asked, "{outputs:?}");
+}
+
+#[test]
 fn a_participant_that_is_forgotten_takes_its_room_along_and_leaves_nothing() {
     let mut presence = Presence::new(Settings::default(), 1, Time::START);
     let mut last = Vec::new();

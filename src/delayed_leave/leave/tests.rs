@@ -220,6 +220,23 @@ fn l5a_whoever_the_pause_brought_near_the_end_is_restarted_at_once() {
 }
 
 #[test]
+fn l5a_a_call_that_was_under_way_when_the_host_was_suspended_is_not_waited_for() {
+    // Of 60 s two are left, and the restart that was under way when the host was suspended is lost.
+    let mut leave = Bench::active(60_000);
+    assert_eq!(at_of(&leave.until(30_000), Call(Restart)).len(), 1);
+    let left = leave.leave.deadline().since(leave.now);
+    assert_eq!(leave.step(Input::Woke(left - 2_000)), [Call(Restart)]);
+    // A leave that was being sent is sent again on new evidence only: who was gone may be back.
+    let mut leave = Bench::active(60_000);
+    assert_eq!(leave.gone(DepartureCause::Reported), [Call(Send)]);
+    leave.wait(100);
+    let _ = leave.step(Input::Woke(3_600_000));
+    let again = leave.until(2_000);
+    assert_eq!((at_of(&again, Call(Send)).len(), at_of(&again, Confirm).len()), (0, 1), "{again:?}");
+    assert_eq!(leave.gone(DepartureCause::Missing), [Call(Send)]);
+}
+
+#[test]
 fn l6_what_each_outcome_of_a_restart_does() {
     let refusals = [
         (Outcome::NotFound, FinishReason::EventGone),
@@ -302,6 +319,19 @@ fn l11_a_restored_leave_goes_on_with_the_time_that_is_left() {
 }
 
 #[test]
+fn l11_a_record_from_the_future_is_restarted_at_half_of_its_delay_like_any_other() {
+    // The next restart was counted from the moment that the record names: never made within the delay.
+    for seen in [true, false] {
+        let restarted = Time::START.after(3_600_000);
+        let mut leave = Bench::of(Leave::restored(delay(DELAY), Time::START, restarted, seen, Time::START));
+        leave.outcome = Some(Outcome::Done);
+        let restarts = at_of(&leave.until(60_000), Call(Restart));
+        assert!(restarts.windows(2).all(|two| two[1] - two[0] <= DELAY / 2), "{seen}: {restarts:?}");
+        assert!(restarts.len() >= 6, "{seen}: {restarts:?}");
+    }
+}
+
+#[test]
 fn l12_stopping_restarts_the_active_once_more() {
     let mut leave = Bench::active(DELAY);
     leave.wait(300);
@@ -365,6 +395,33 @@ fn l14_the_same_event_again_renews_the_leave() {
     assert!(at_of(&leave.until(3_000), Call(Send)).is_empty());
     let _ = leave.step(Input::Present);
     assert_eq!(leave.leave.phase(), Phase::Active);
+}
+
+#[test]
+fn l14_an_answer_from_before_the_event_was_delegated_again_grants_nothing() {
+    // X is restarted, replaced and being cancelled, and delegated again: what comes late of that restart says nothing of the
+    // cancellation, and the one that replaced it must not be cancelled for it.
+    let mut leave = Bench::active(DELAY);
+    assert_eq!(at_of(&leave.until(DELAY / 2), Call(Restart)).len(), 1);
+    let (_, sent) = leave.newest.expect("a restart");
+    leave.wait(500);
+    assert_eq!(leave.step(Input::Replaced), []);
+    assert_eq!(leave.step(Input::Superseded), [Call(Cancel)]);
+    leave.wait(100);
+    assert_eq!(leave.renew(DELAY), [Store, Call(Restart)]);
+    let late = Input::Called {
+        action: Restart,
+        sent,
+        outcome: Outcome::Done,
+    };
+    assert_eq!(leave.step(late), [Store]);
+    assert_eq!(leave.called(Outcome::Done), [Store, Granted]);
+    // Delegated twice in a row, nothing was cancelled between.
+    let mut leave = Bench::new(DELAY);
+    assert_eq!(leave.step(Input::Present), [Call(Restart)]);
+    leave.wait(1);
+    assert_eq!(leave.renew(DELAY), [Store]);
+    assert_eq!(leave.called(Outcome::Done), [Store, Granted]);
 }
 
 #[test]
@@ -643,6 +700,7 @@ impl Bench {
             sfu_silent: self.silent,
             stopping: self.stopping,
             last_no: self.last_no,
+            replaced_until: None,
         };
         self.leave.step(input, &mut around)
     }

@@ -1,12 +1,14 @@
 //! The promises of L1, pinned over random sequences of inputs: first one machine and any facts at all, then a whole world.
 
 use super::world::{Fate, World};
-use lk_jwt_service::delayed_leave::FinishReason;
+use lk_jwt_service::delayed_event::Outcome;
+use lk_jwt_service::delayed_leave::{Delegated, FinishReason};
 use lk_jwt_service::driver::core::Settings;
-use lk_jwt_service::livekit::DisconnectReason;
+use lk_jwt_service::livekit::{Answer, DisconnectReason};
 use lk_jwt_service::presence::{DepartureCause, EventKind};
 use lk_jwt_service::time::Time;
 use proptest::prelude::*;
+use std::time::Duration;
 
 fn cases(count: u32) -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES")
@@ -41,6 +43,13 @@ enum Happening {
     SfuHangs(u64),
     Crash(u64),
     Webhooks(u64, bool),
+    /// A request that arrived so long ago is done now.
+    Held(u8, u64),
+    /// Somebody else's user has the same identity by the looks of it.
+    Stranger(u8),
+    StandStill(u64, bool),
+    HomeserverLimits(u64),
+    NoLists(Option<Answer<()>>),
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -60,6 +69,11 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::SfuDown),
         2 => Just(Happening::SfuUp),
         1 => Just(Happening::RoomForgotten),
+        2 => (0u8..3, 1u64..8_000).prop_map(|(who, ago)| Happening::Held(who, ago)),
+        1 => (0u8..3).prop_map(Happening::Stranger),
+        1 => (3_000u64..8_000, any::<bool>()).prop_map(|(millis, clock_stops)| Happening::StandStill(millis, clock_stops)),
+        1 => (500u64..6_000).prop_map(Happening::HomeserverLimits),
+        1 => prop_oneof![Just(None), Just(Some(Answer::Refused)), Just(Some(Answer::TooLarge))].prop_map(Happening::NoLists),
     ]
 }
 
@@ -91,6 +105,49 @@ impl Story {
                 {
                     self.events[usize::from(who)].push(delay_id);
                 }
+            }
+            Happening::Held(who, ago) => {
+                let arrived = self.world.now.before(ago);
+                let events = &mut self.events[usize::from(who)];
+                let delay_id = format!("{who}-{}", events.len());
+                match self.world.delegate_of(
+                    &format!("@{}", name(who)),
+                    "hs.example",
+                    "room",
+                    &name(who),
+                    &delay_id,
+                    DELAY,
+                    arrived,
+                ) {
+                    // The later request goes on to count.
+                    Ok(Delegated::Overtaken) => events.insert(events.len() - 1, delay_id),
+                    Ok(Delegated::New(_) | Delegated::Renewed(_)) => events.push(delay_id),
+                    Err(_) => {}
+                }
+            }
+            Happening::Stranger(who) => {
+                let (now, is_known) = (self.world.now, self.world.core.find("room", &name(who)).is_some());
+                if is_known {
+                    let taken = self
+                        .world
+                        .delegate_of("@stranger", "other.example", "room", &name(who), "stranger", DELAY, now);
+                    assert!(taken.is_err(), "{taken:?}");
+                }
+            }
+            Happening::StandStill(millis, clock_stops) => {
+                self.lossy = true;
+                self.world.stand_still(millis, clock_stops);
+                self.wait(DELAY / 2);
+            }
+            Happening::HomeserverLimits(millis) => {
+                self.lossy = true;
+                self.world.homeserver_instead = Some(Outcome::Limited(Some(Duration::from_millis(700))));
+                self.wait(millis);
+                self.world.homeserver_instead = None;
+                self.wait(DELAY / 2);
+            }
+            Happening::NoLists(answer) => {
+                self.world.instead = answer.map(|answer| ("ListParticipants", answer)).into_iter().collect();
             }
             Happening::Join(who, told) => {
                 if self.world.sfu_up {
@@ -266,6 +323,14 @@ proptest! {
                 }
             }
         }
+        // And nothing is left of those who go.
+        for who in 0..3 {
+            story.world.part("room", &format!("user{who}"), DisconnectReason::ClientInitiated, true);
+        }
+        story.world.advance(300_000);
+        prop_assert!(story.world.core.leaves().is_empty() && story.world.core.is_at_rest(), "{:?}", story.world.core);
+        story.world.advance(60_000);
+        prop_assert_eq!(story.world.core.next_deadline(), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use lk_jwt_service::delayed_leave::{Bounds, CapacityError, Delegated, FinishReas
 use lk_jwt_service::driver::core::{Core, Delegation, Fact, Settings};
 use lk_jwt_service::livekit::{Answer, DisconnectReason, ParticipantRow};
 use lk_jwt_service::presence::{self, DepartureCause, EventKind, State};
-use lk_jwt_service::store::JobRecord;
+use lk_jwt_service::store::{JobRecord, Replaced};
 use lk_jwt_service::time::{Delay, Time};
 use std::time::Duration;
 
@@ -348,6 +348,28 @@ fn l11_newer_jobs_stand_and_what_looks_expired_is_tried() {
 }
 
 #[test]
+fn l11_a_record_that_names_its_own_event_as_replaced_does_not_cancel_it() {
+    let mut world = world();
+    world.open("room");
+    world.join("room", "al", true);
+    let fires = world.now.after(DELAY);
+    world
+        .events
+        .insert("al".into(), (Fate::Scheduled { fires }, Delay::from_millis(DELAY).unwrap()));
+    let replaces = vec![Replaced {
+        delay_id: "al".into(),
+        until_ms: world.clocks().unix_millis(fires),
+    }];
+    let stored = JobRecord {
+        replaces,
+        ..record(&world, "al", 1_000, true)
+    };
+    world.restore(&stored);
+    world.advance(60_000);
+    assert!(running(&world, "al"), "{:?} {:?}", world.fate("al"), world.finished);
+}
+
+#[test]
 fn l12_stop_restarts_all_sends_what_is_due_and_comes_to_rest() {
     let mut world = world();
     call(&mut world, "room", 20, DELAY);
@@ -626,6 +648,144 @@ fn l14_an_event_that_never_was_gives_its_place_back_to_one_that_is_restarted_at_
     world.advance(100_000);
     assert!(running(&world, "room-0"), "{:?} {:?}", world.fate("room-0"), world.finished);
     assert!(connected(&world, "room", "room-0"));
+}
+
+#[test]
+fn l14_an_event_that_never_was_leaves_what_was_to_be_done_to_the_one_before() {
+    // She leaves between the first 404 and the second look: the send met a 404, and the only living event was cancelled.
+    for (latency, pause) in [(20, 0), (20, 500), (500, 1_000), (1_500, 3_000)] {
+        let mut world = world();
+        call(&mut world, "room", 1, 60_000);
+        world.homeserver_latency = latency;
+        world.delegate("room", "room-0", "unknown", 60_000).unwrap();
+        world.events.remove("unknown");
+        world.advance(pause);
+        world.part("room", "room-0", DisconnectReason::ClientInitiated, true);
+        world.advance(2_000 + 3 * latency);
+        let fate = world.fate("room-0");
+        assert!(matches!(fate, Fate::Sent(_)), "{latency} {pause}: {fate:?} {:?}", world.finished);
+        world.advance(10_000);
+        assert!(world.core.leaves().is_empty());
+    }
+}
+
+#[test]
+fn l14_the_event_before_is_not_cancelled_for_one_that_was_never_restarted() {
+    // The next event is over before the homeserver takes a restart of it.
+    let mut world = world();
+    call(&mut world, "room", 1, 60_000);
+    world.homeserver_down = true;
+    world.delegate("room", "room-0", "next", 5_000).unwrap();
+    world.advance(6_000);
+    world.homeserver_down = false;
+    world.advance(100_000);
+    let fate = world.fate("room-0");
+    assert!(
+        running(&world, "room-0"),
+        "somebody who is there has a living event: {fate:?} {:?}",
+        world.finished
+    );
+}
+
+#[test]
+fn l14_an_event_that_gets_its_place_back_cancels_the_one_before_it() {
+    // It was granted while it was replaced itself, and what it had replaced was no longer its to cancel: that fired.
+    let mut world = world();
+    call(&mut world, "room", 1, DELAY);
+    world.delegate("room", "room-0", "second", DELAY).unwrap();
+    world.delegate("room", "room-0", "unknown", DELAY).unwrap();
+    world.events.remove("unknown");
+    world.advance(DELAY);
+    assert!(matches!(world.fate("room-0"), Fate::Cancelled(_)), "{:?}", world.fate("room-0"));
+    assert!(running(&world, "second"));
+}
+
+#[test]
+fn l14_an_old_event_is_cancelled_before_it_fires_though_its_homeserver_limits() {
+    // Ten with Synapse's default limits, one of whom reloads the page every 15 s: what is granted is just enough. The first restart
+    // of a new event waited until its own delay was nearly over, while the old one had half of it left: 29 of 60 fired.
+    let mut world = world();
+    world.limiter = Some((5.0, 5.0, 1.0, world.now));
+    world.open("room");
+    let mut newest: Vec<_> = (0..10).map(|n| format!("{n}")).collect();
+    for id in &newest {
+        world.join("room", id, true);
+        world.delegate("room", id, id, 15_000).unwrap();
+        world.advance(1_500);
+    }
+    world.advance(60_000);
+    let mut old = Vec::new();
+    for n in 0..60 {
+        let who = n * 7 % 10;
+        let id = format!("{who}-{n}");
+        world.delegate("room", &who.to_string(), &id, 15_000).unwrap();
+        old.push(std::mem::replace(&mut newest[who], id));
+        world.advance(15_000);
+    }
+    let fired = old.iter().filter(|id| !matches!(world.fate(id), Fate::Cancelled(_)));
+    assert_eq!(fired.count(), 0);
+    assert!(newest.iter().all(|id| running(&world, id)), "{:?}", world.finished);
+}
+
+#[test]
+fn l14_an_old_event_is_cancelled_before_it_fires_though_its_homeserver_hints_or_is_silent() {
+    // The new event has an hour, the old one has nine seconds left: a hint of an hour, and a restart that is never answered.
+    let hint = Outcome::Transient(Some(Duration::from_secs(3_600)));
+    for (hinted, silent_calls) in [(Some(hint), 0), (None, 1)] {
+        let mut world = world();
+        call(&mut world, "room", 1, DELAY);
+        world.advance(DELAY / 2 - 1_500);
+        world.homeserver_instead = hinted;
+        world.silent_calls = silent_calls;
+        world.delegate("room", "room-0", "second", 3_600_000).unwrap();
+        world.advance(3_000);
+        world.homeserver_instead = None;
+        world.advance(DELAY);
+        let fate = world.fate("room-0");
+        assert!(matches!(fate, Fate::Cancelled(_)), "{hinted:?}: {fate:?} {:?}", world.calls);
+        assert!(running(&world, "second"));
+    }
+}
+
+#[test]
+fn l8_the_replaced_event_of_somebody_who_is_there_makes_no_room_for_others() {
+    let bounds = Bounds {
+        never_seen: 3,
+        ..Bounds::default()
+    };
+    let settings = Settings {
+        bounds,
+        ..Settings::default()
+    };
+    let mut world = World::new(settings, 11);
+    world.open("room");
+    world.delegate("room", "al", "first", DELAY).unwrap();
+    world.advance(300);
+    world.homeserver_down = true;
+    world.delegate("room", "al", "second", DELAY).unwrap();
+    world.join("room", "al", true);
+    world.advance(300);
+    for n in 0..5 {
+        world.delegate("room", &format!("no{n}"), &format!("no{n}"), DELAY).unwrap();
+    }
+    world.homeserver_down = false;
+    world.advance(DELAY);
+    // Left to its timer it fired 18 s after the delegation, and ended the membership of somebody who is there.
+    assert!(matches!(world.fate("first"), Fate::Cancelled(_)), "{:?}", world.fate("first"));
+    assert!(running(&world, "second"));
+}
+
+#[test]
+fn l13a_nobody_is_warned_of_a_silent_sfu_that_nobody_waits_for() {
+    let mut world = world();
+    call(&mut world, "room", 1, DELAY);
+    world.part("room", "room-0", DisconnectReason::ClientInitiated, true);
+    world.advance(1_900);
+    world.kill_sfu();
+    world.advance(100_000);
+    assert!(world.core.leaves().is_empty());
+    world.advance(3_600_000);
+    assert_eq!((world.warnings, world.core.next_deadline()), (0, None));
 }
 
 #[test]

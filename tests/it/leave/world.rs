@@ -78,6 +78,8 @@ enum Pending {
     Probe,
     Arrive {
         leave: LeaveId,
+        /// As it was when the call was made: the leave may be over when the call arrives.
+        delay_id: Option<String>,
         homeserver: HomeserverId,
         action: DelayedEventAction,
         sent: Time,
@@ -353,6 +355,7 @@ impl World {
                     assert_eq!(sent, self.now);
                     let arrive = Pending::Arrive {
                         leave,
+                        delay_id: self.core.leaves().get(leave).map(|job| job.delay_id().to_owned()),
                         homeserver,
                         action,
                         sent,
@@ -524,11 +527,11 @@ impl World {
             }
             Pending::Arrive {
                 leave,
+                delay_id,
                 homeserver,
                 action,
                 sent,
             } => {
-                let delay_id = self.core.leaves().get(leave).map(|job| job.delay_id().to_owned());
                 let outcome = match delay_id {
                     Some(delay_id) => {
                         let outcome = self.serve(&delay_id, action);
