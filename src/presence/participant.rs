@@ -8,7 +8,7 @@
 //!     └───────────────────────────────┼────▶ Suspected                                      ▼
 //!                                     └──── came back ───────────────────────────────────  Gone(evidence)
 //!
-//!  Reported   asked 0.8 s and 1.5 s after the event; without any answer: Missing
+//!  Reported   asked 0.8 s and 1.5 s after the event; where not both answers are a no: Missing
 //!  Missing    a no, a second one three seconds later, then the room: Open or Closed ▶ Gone; Lost ▶ RoomLost
 //!  RoomLost   a minute of an answering SFU to come back in, then asked until a clear yes or no
 //!  Stale      gone once, but the evidence grew old before the leave got through: asked again (L5a)
@@ -598,13 +598,10 @@ impl Participant {
             Presence::Unknown { .. } => self.wait_on(false, around),
             Presence::Suspected { why, next, .. } => match why {
                 Suspicion::Reported { second, .. } if asked < *second => *next = Next::AskAt((*second).max(now)),
-                Suspicion::Reported { denied: Some(denied), .. } => {
-                    let denied = *denied;
-                    self.gone(DepartureCause::Reported, denied, out);
-                }
-                // Neither question got an answer: judged like an absence that was found by asking.
-                Suspicion::Reported { denied: None, .. } => {
-                    self.suspect(Suspicion::Missing { denials: 0 }, now, now.after(SECOND_THOUGHT_MS));
+                // Not both were answered with a no: judged like an absence that was found by asking, of which the one no is a part.
+                Suspicion::Reported { denied, .. } => {
+                    let (denials, since) = denied.map_or((0, now), |denied| (1, denied));
+                    self.suspect(Suspicion::Missing { denials }, now, since.after(SECOND_THOUGHT_MS));
                 }
                 Suspicion::Missing { .. } | Suspicion::RoomLost | Suspicion::Stale => {
                     self.asks = self.asks.saturating_add(1);
