@@ -640,13 +640,15 @@ impl Homeserver {
         }
         let (urgent_at, needed_at) = self.outlook(now);
         let spaced = limit.map_or(now, |limit| limit.next_at.max(now));
+        // What is about to be lost does not wait for a gap that grew while all was refused.
+        let probe = limit.map_or(now, |limit| limit.next_at.min(limit.probe_at).max(now));
         // A few restarts always go early: those that began together must not all be due together.
         let early = limit.map_or(now, |limit| limit.next_at.after(limit.gap_ms).max(now));
         let send_place = self.place_at(places - places / 4, now, |class| class == Class::Send);
         let candidates = [
             restart.filter(|_| send.is_some()).map(|key| (urgent_at.max(spaced), key)),
             send.zip(send_place).map(|(key, at)| (at.max(spaced), key)),
-            restart.map(|key| (needed_at.clamp(spaced, early), key)),
+            restart.map(|key| (needed_at.clamp(probe, early), key)),
             self.first(Class::Uncarried, None).map(|key| (spaced, key)),
         ];
         candidates.into_iter().flatten().min_by_key(|&(at, _)| at)
