@@ -243,7 +243,8 @@ impl Leave {
     #[must_use]
     pub fn restored(delay: Delay, delegated: Time, restarted: Time, seen: bool, now: Time) -> Self {
         let mut leave = Self::new(delay, delegated, delegated);
-        (leave.last_ack, leave.counted_from) = (restarted, restarted);
+        // What lies in the future would put the next restart there, too.
+        (leave.last_ack, leave.counted_from) = (restarted, restarted.min(now));
         leave.phase = if seen { Phase::Active } else { Phase::AwaitingJoin };
         leave.call = if restarted > now || leave.deadline() <= now {
             // Another clock wrote it, or it looks expired: the homeserver knows.

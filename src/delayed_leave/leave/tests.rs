@@ -302,6 +302,18 @@ fn l11_a_restored_leave_goes_on_with_the_time_that_is_left() {
 }
 
 #[test]
+fn l11_a_record_from_the_future_is_restarted_at_once_and_goes_on_like_any_other() {
+    let now = Time::START;
+    for seen in [true, false] {
+        let mut leave = Bench::of(Leave::restored(delay(DELAY), now, now.after(3_600_000), seen, now));
+        assert_eq!(leave.step(Input::Time), [Call(Restart)], "{seen}");
+        let _ = leave.called(Outcome::Done);
+        let next = leave.until(DELAY / 2);
+        assert!(matches!(next[..], [(_, Call(Restart))]), "the wall clock was set back by an hour: {next:?}");
+    }
+}
+
+#[test]
 fn l12_stopping_restarts_the_active_once_more() {
     let mut leave = Bench::active(DELAY);
     leave.wait(300);
