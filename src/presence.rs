@@ -328,7 +328,8 @@ impl Presence {
                 return;
             }
             let somebody = !event.identity.is_empty() && !departs;
-            let news = room.on_event(event.room_sid, somebody.then(|| happened.unwrap_or(now)), trouble, now);
+            let sighted = somebody.then(|| happened.unwrap_or(now));
+            let news = room.on_event(event.room_sid, happened, sighted, trouble, now);
             self.spread(id, news, false, now, now);
         }
         let Some(participant) = self.find(event.room, event.identity) else {

@@ -309,7 +309,10 @@ fn l11_a_record_from_the_future_is_restarted_at_once_and_goes_on_like_any_other(
         assert_eq!(leave.step(Input::Time), [Call(Restart)], "{seen}");
         let _ = leave.called(Outcome::Done);
         let next = leave.until(DELAY / 2);
-        assert!(matches!(next[..], [(_, Call(Restart))]), "the wall clock was set back by an hour: {next:?}");
+        assert!(
+            matches!(next[..], [(_, Call(Restart))]),
+            "the wall clock was set back by an hour: {next:?}"
+        );
     }
 }
 

@@ -402,6 +402,37 @@ fn l13_the_sfu_killed_and_back_after_1_3_and_20_s() {
 }
 
 #[test]
+fn l13_what_an_sfu_told_before_it_was_killed_and_what_comes_after_that_does_not_show_a_room_that_stood() {
+    for told in [EventKind::Left(DisconnectReason::ServerShutdown), EventKind::Track] {
+        // Nobody is sighted for longer than a room takes to end by itself.
+        let presence = presence::Settings {
+            sweep_ms: None,
+            list_rooms_ms: Some(60_000),
+        };
+        let settings = Settings {
+            presence,
+            ..Settings::default()
+        };
+        let mut world = World::new(settings, 11);
+        world.open("room");
+        world.delegate("room", "room-0", "room-0", DELAY).unwrap();
+        world.join("room", "room-0", true);
+        world.advance(20_000);
+        world.webhook_delay = 50;
+        let guest = world.rooms["room"].guests["room-0"].clone();
+        world.tell(told, "room", "", &guest.sid, guest.joined_at_ms);
+        world.kill_sfu();
+        world.advance(50);
+        world.sfu_up = true;
+        world.advance(26_000);
+        world.open("room");
+        world.join("room", "room-0", true);
+        world.advance(120_000);
+        assert!(running(&world, "room-0"), "{told:?}: {:?}", world.finished);
+    }
+}
+
+#[test]
 fn l13_rooms_are_asked_for_in_portions_and_the_base_address_every_second() {
     let mut world = world();
     for n in 0..1_201 {
