@@ -627,7 +627,10 @@ impl Leave {
     /// What was known when the process stood still is old, and the homeserver's timers went on (L5a).
     fn on_woke(&mut self, lost_ms: u64, around: &Around<'_>, out: &mut Vec<Output>) {
         let now = around.now;
-        (self.last_ack, self.counted_from) = (self.last_ack.before(lost_ms), self.counted_from.before(lost_ms));
+        // One that another took the place of may only seem to be over: it is cancelled all the same.
+        if self.phase != Phase::Replaced {
+            (self.last_ack, self.counted_from) = (self.last_ack.before(lost_ms), self.counted_from.before(lost_ms));
+        }
         if self.is_running() && self.deadline() <= now {
             // Over, as it seems: the homeserver knows.
             self.last_ack = now.before(self.delay.as_millis().saturating_sub(SECOND_OPINION_MS));

@@ -317,6 +317,14 @@ fn l11_a_record_from_the_future_is_restarted_at_once_and_goes_on_like_any_other(
 }
 
 #[test]
+fn l14_a_replaced_event_that_only_seems_to_be_over_since_the_clock_was_set_is_cancelled() {
+    let mut leave = Bench::active(DELAY);
+    assert_eq!(leave.step(Input::Replaced), []);
+    assert_eq!(leave.step(Input::Woke(3_600_000)), []);
+    assert_eq!(leave.step(Input::Superseded), [Call(Cancel)]);
+}
+
+#[test]
 fn l12_stopping_restarts_the_active_once_more() {
     let mut leave = Bench::active(DELAY);
     leave.wait(300);
