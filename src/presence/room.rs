@@ -383,6 +383,8 @@ impl Room {
             Some(_) | None => News::Same,
         };
         if self.sid.is_none() {
+            // What seemed to be a former room, since an event of an older one came late, is the one that stands.
+            self.past.retain(|(past, _)| **past != *sid);
             self.sid = Some(sid.into());
             self.sid_since = now;
             self.finished = false;

@@ -152,3 +152,15 @@ fn three_former_sids_are_remembered() {
         [false, true, true, true, false]
     );
 }
+
+#[test]
+fn a_room_that_is_shown_again_is_no_former_one() {
+    let mut room = empty();
+    let _ = room.on_event("B", Some(at(0)), None, None, at(0));
+    // An event of a room before it comes late.
+    let _ = room.on_event("A", Some(at(0)), None, None, at(1_000));
+    assert!(room.is_past("B"));
+    let _ = room.on_listed(Some(&row("B", 1)), at(30_000), None, at(30_001));
+    assert!(!room.is_past("B"), "what it tells counts again");
+    assert!(room.is_past("A"));
+}
