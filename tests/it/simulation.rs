@@ -20,10 +20,12 @@
 //! * A store that is away when the process starts, or comes back empty before it has been read: nothing can be read of anybody (L11).
 //! * A homeserver that does not answer, or a process that is down, frozen or stopped, for more than a quarter of the delay since the
 //!   last restart (at all, where the delay is below 8 s): the tries of half a delay do not fit in what is left (L4).
+//! * Trouble of the homeserver just when the wall clock is set: what seems to be left is seconds (L5a).
 //! * Somebody who comes, or delegates, in the last 2.5 s of an event; where webhooks or the SFU are in trouble, the last 20 s: there is
 //!   no time to ask and restart (L2b). One whom the SFU never showed, for the same reason.
 //! * A comeback after trouble of the homeserver, of the process or of its clocks: what was found before grew old, and one clear no is
 //!   enough then (L5a).
+//! * Two departures within four seconds: each of two noes was true.
 //! * An SFU that is restarted while it refuses to list rooms: it is taken to say that they stand (L3).
 //! * A departure from a room whose end nobody told, or that somebody deleted: it seems forgotten, and the grace of a minute is given (L13).
 //! * Trouble during a departure delays the report by three times its length and the longest pauses; after that it is missing all the same.

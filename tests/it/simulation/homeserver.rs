@@ -28,7 +28,7 @@ pub(super) struct Event {
     pub(super) delegated: Option<(u64, u64)>,
     /// A restart was granted since, and told.
     pub(super) granted: bool,
-    /// When the last one was.
+    /// When the last one was granted and told.
     pub(super) restarted: u64,
     /// Another event was delegated in its place.
     pub(super) replaced: Option<u64>,
@@ -46,8 +46,9 @@ pub(super) struct Homeserver {
     limiter: Limiter,
     /// Tokens left, and since when, by user; all are one where the address is limited.
     tokens: BTreeMap<usize, (f64, u64)>,
-    /// The next restart is denied though the event is there.
-    pub(super) denies: bool,
+    /// The next restart is denied though the event is there; the one after it is not.
+    denies: bool,
+    denied: Option<u64>,
 }
 
 impl Homeserver {
@@ -56,7 +57,12 @@ impl Homeserver {
             limiter,
             tokens: BTreeMap::new(),
             denies: false,
+            denied: None,
         }
+    }
+
+    pub(super) fn deny(&mut self, now: u64) {
+        self.denies = self.denied.is_none_or(|at| at + 30_000 < now);
     }
 
     pub(super) const fn is_limited(&self) -> bool {
@@ -86,6 +92,7 @@ impl Homeserver {
             return refusal;
         }
         if action == DelayedEventAction::Restart && std::mem::take(&mut self.denies) {
+            self.denied = Some(now);
             return Outcome::NotFound;
         }
         match (event.fate, action) {
@@ -93,7 +100,6 @@ impl Homeserver {
                 event.fate = Fate::Scheduled {
                     fires: now + event.delay_ms,
                 };
-                event.restarted = now;
             }
             (Fate::Scheduled { .. }, DelayedEventAction::Send) => event.fate = Fate::Sent(now),
             (Fate::Scheduled { .. }, DelayedEventAction::Cancel) => event.fate = Fate::Cancelled(now),

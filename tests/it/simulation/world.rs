@@ -6,7 +6,7 @@ use super::judge::{Departure, Person, Sample, Stay};
 use super::sfu::{Guest, Sfu, WALL};
 use super::story::{Chance, Happening, Story, covered};
 use lk_jwt_service::delayed_event::{DelayedEventAction, Outcome};
-use lk_jwt_service::delayed_leave::{Delegated, Ending, Handover, HomeserverId, LeaveId, Phase};
+use lk_jwt_service::delayed_leave::{Delegated, Ending, FinishReason, Handover, HomeserverId, LeaveId, Phase};
 use lk_jwt_service::driver::core::{Action, Core, Delegation, Fact, Settings};
 use lk_jwt_service::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};
 use lk_jwt_service::presence::{self, EventKind, ParticipantId, Question, RoomId, SfuEvent};
@@ -157,6 +157,7 @@ enum Input {
         homeserver: HomeserverId,
         action: DelayedEventAction,
         sent: Time,
+        served: u64,
         outcome: Outcome,
     },
     Kicked(usize),
@@ -446,6 +447,7 @@ impl World {
                     homeserver,
                     action,
                     sent,
+                    served: self.now,
                     outcome,
                 };
                 self.after(after, Due::Arrives { epoch, input });
@@ -600,12 +602,14 @@ impl World {
                 );
             }
             Happening::Again { who, same_token } => {
-                let of = self.history.iter().filter(|told| told.who == Some(who));
+                let is_old =
+                    |told: &&Told| told.who == Some(who) && told.issued_at <= told.created_at + ((self.now - told.sent) / 1_000) as i64;
+                let of = self.history.iter().filter(is_old);
                 if let Some(mut told) = of.last().cloned() {
                     if !same_token {
                         self.serial += 1;
                         told.digest = self.serial;
-                        told.issued_at += 1;
+                        told.issued_at = told.created_at + i64::try_from((self.now - told.sent) / 1_000).unwrap();
                     }
                     self.after(1, Due::Webhook { told, tries: 9 });
                 }
@@ -621,6 +625,7 @@ impl World {
                 if self.process.runs && !self.process.frozen && self.process.gate == Gate::Open {
                     self.process.gate = Gate::Stopping;
                     self.process.stopped = Some(self.now);
+                    self.spell(Trouble::ProcessDown, GRACE_MS);
                     self.feed(Fact::Stopping);
                     self.ends(down);
                 }
@@ -642,14 +647,14 @@ impl World {
                 self.wall_offset += by;
                 self.spell(Trouble::ClockSet, 20_000);
             }
-            Happening::FalseNo { homeserver } => self.homeservers[homeserver].denies = true,
+            Happening::FalseNo { homeserver } => self.homeservers[homeserver].deny(self.now),
             Happening::Trouble(what, length) => {
                 self.spell(what, length);
                 if what == Trouble::StoreEmpty {
                     self.disk.clear();
                     if !self.process.runs || self.process.gate == Gate::Restoring {
                         // A double fault: nobody knows any more what was in it.
-                        self.people.iter_mut().for_each(|person| person.unwritten = true);
+                        self.nobody_is_known();
                     }
                     self.after(length + 50, Due::PutAgain);
                 }
@@ -749,6 +754,9 @@ impl World {
                 self.step(who, 1_000, Step::Delegate { same: false, held: 0 });
             }
             return;
+        }
+        if self.process.core.presence().find(&self.story.people[who].room, name(who)).is_none() {
+            self.people[who].is_not_noticed();
         }
         self.feed(Fact::Time);
         let profile = &self.story.people[who];
@@ -1008,6 +1016,21 @@ impl World {
             identity: &told.who.map(name).unwrap_or_default(),
             sid: &told.sid,
             joined_at_ms: told.joined_at_ms,
+        }));
+    }
+
+    pub(super) fn is_told_of_nobody(&mut self) {
+        self.feed(Fact::Event(&SfuEvent {
+            kind: EventKind::Other,
+            digest: 0,
+            issued_at: 0,
+            id: "",
+            created_at: 0,
+            room: "",
+            room_sid: "",
+            identity: "",
+            sid: "",
+            joined_at_ms: 0,
         }));
     }
 
@@ -1300,11 +1323,13 @@ impl World {
                 homeserver,
                 action,
                 sent,
+                served,
                 outcome,
             } => {
                 tell!(self, "answer: {action:?} e{event}: {outcome:?}");
                 if action == DelayedEventAction::Restart && outcome == Outcome::Done {
                     self.events[event].granted = true;
+                    self.events[event].restarted = served;
                 }
                 self.feed(Fact::Called {
                     leave,
@@ -1370,7 +1395,7 @@ impl World {
                         );
                         continue;
                     };
-                    let event: usize = job.delay_id()[1..].parse().unwrap();
+                    let event = event_of(job.delay_id());
                     let phase = job.leave().phase();
                     tell!(self, "calls {action:?} e{event} {phase:?}");
                     match (action, phase) {
@@ -1407,7 +1432,16 @@ impl World {
                     }
                 }
                 Action::Forget(room, identity) => self.put((room.to_string(), identity.to_string()), None),
-                Action::Finished { delay_id, reason, .. } => tell!(self, "{delay_id} is over: {reason:?}"),
+                Action::Finished { delay_id, reason, .. } => {
+                    tell!(self, "{delay_id} is over: {reason:?}");
+                    if matches!(reason, FinishReason::JoinFailed | FinishReason::NeverJoined) {
+                        // Left to the homeserver's timer, whoever comes later with another one (L2b).
+                        self.events[event_of(&delay_id)].lost = true;
+                    }
+                    if matches!(reason, FinishReason::GivenUp | FinishReason::NotSent(_) | FinishReason::SfuSilent) {
+                        self.check_given_up(event_of(&delay_id));
+                    }
+                }
                 Action::SfuSilent(for_so_long) => tell!(self, "the SFU has been silent for {for_so_long:?}"),
                 Action::Overloaded { leaves, .. } => tell!(self, "{leaves} leaves cannot be carried"),
                 Action::NoWebhooks => {}
@@ -1454,12 +1488,6 @@ impl World {
             return self.after(50, Due::Ends { epoch, down });
         }
         self.write();
-        let (from, until) = (stopped, self.now);
-        self.spells.push(Spell {
-            what: Trouble::ProcessDown,
-            from,
-            until,
-        });
         self.kill(down);
     }
 
@@ -1475,16 +1503,24 @@ impl World {
         self.after(down, Due::Starts { epoch });
     }
 
+    fn nobody_is_known(&mut self) {
+        self.people.iter_mut().for_each(|person| person.unwritten = true);
+        self.events.iter_mut().for_each(|event| event.lost = true);
+    }
+
     /// A double fault: what was not written when the process is killed is lost.
     fn is_killed(&mut self, who: usize) {
         let key = (self.story.people[who].room.clone(), name(who).to_owned());
         let record = self.disk.get(&key);
+        // A record names what it is to replace, too, until that is cancelled (L10).
+        let stored = record.map(|record| event_of(&record.delay_id));
         let is_stored = |event: usize| {
-            let id = format!("e{event}");
-            record.is_some_and(|record| *record.delay_id == id || record.replaces.iter().any(|replaced| *replaced.delay_id == id))
+            let arrived = |event: usize| self.events[event].delegated.map(|(_, arrived)| arrived);
+            stored.is_some_and(|heir| heir == event || (self.events[event].replaced.is_some() && arrived(event) <= arrived(heir)))
         };
-        for event in self.people[who].events.clone() {
-            self.events[event].lost |= !is_stored(event);
+        let lost: Vec<_> = self.people[who].events.iter().copied().filter(|&event| !is_stored(event)).collect();
+        for event in lost {
+            self.events[event].lost = true;
         }
         if self.process.unwritten.contains_key(&key) || record.is_none() {
             self.people[who].unwritten = true;
@@ -1509,7 +1545,7 @@ impl World {
         let epoch = self.process.epoch;
         if self.process.frozen || self.has(|what| matches!(what, Trouble::StoreAway | Trouble::StoreEmpty)) {
             // A double fault: nobody can be watched of whom nothing can be read.
-            self.people.iter_mut().for_each(|person| person.unwritten = true);
+            self.nobody_is_known();
             return self.after(300, Due::Restores { epoch });
         }
         for record in self.disk.clone().into_values() {
@@ -1594,6 +1630,10 @@ static NOBODY: Guest = Guest {
 
 pub(super) const fn name(who: usize) -> &'static str {
     ["u0", "u1", "u2", "u3", "u4", "u5", "u6", "u7"][who]
+}
+
+fn event_of(delay_id: &str) -> usize {
+    delay_id[1..].parse().unwrap()
 }
 
 fn who(name: &str) -> usize {
