@@ -356,6 +356,10 @@ impl Leave {
             Input::Replaced => {
                 self.phase = Phase::Replaced;
                 self.call = CallState::Idle;
+                if self.deadline() <= around.now {
+                    // Over, as it seems: the homeserver knows.
+                    self.last_ack = around.now;
+                }
             }
             Input::Installed => {
                 self.phase = Phase::AwaitingJoin;
