@@ -298,6 +298,21 @@ fn l11_whoever_left_while_the_service_was_down_is_reported_and_whoever_stayed_is
 }
 
 #[test]
+fn l10_what_was_still_to_be_cancelled_when_the_service_was_killed_is_cancelled_by_the_next_one() {
+    let mut world = world();
+    call(&mut world, "room", 1, 60_000);
+    world.delegate("room", "room-0", "newer", 60_000).unwrap();
+    world.homeserver_down = true;
+    world.advance(2_000);
+    assert!(running(&world, "room-0"));
+    world.crash(1_000);
+    world.homeserver_down = false;
+    world.advance(10_000);
+    assert!(matches!(world.fate("room-0"), Fate::Cancelled(_)), "{:?}", world.fate("room-0"));
+    assert!(running(&world, "newer"));
+}
+
+#[test]
 fn l11_service_and_sfu_down_together_lose_nobody() {
     let mut world = world();
     world.sfu_up = false;
