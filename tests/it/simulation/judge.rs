@@ -59,12 +59,6 @@ pub(super) struct Person {
     restarted: Option<(usize, u64)>,
 }
 
-impl Default for Client {
-    fn default() -> Self {
-        Self::Away
-    }
-}
-
 impl Person {
     /// Comes, or has a new session beside the one that is there.
     pub(super) fn arrives(&mut self, now: u64, continues: bool) {

@@ -133,8 +133,9 @@ enum Step {
     Retry(usize),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum Client {
+    #[default]
     Away,
     Connecting,
     Inside,
@@ -602,14 +603,15 @@ impl World {
                 );
             }
             Happening::Again { who, same_token } => {
-                let is_old =
-                    |told: &&Told| told.who == Some(who) && told.issued_at <= told.created_at + ((self.now - told.sent) / 1_000) as i64;
-                let of = self.history.iter().filter(is_old);
-                if let Some(mut told) = of.last().cloned() {
+                // One whose token has been issued.
+                let now = self.now;
+                let elapsed = |told: &Told| i64::try_from((now - told.sent) / 1_000).unwrap();
+                let of = |told: &&Told| told.who == Some(who) && told.issued_at <= told.created_at + elapsed(told);
+                if let Some(mut told) = self.history.iter().rfind(of).cloned() {
                     if !same_token {
                         self.serial += 1;
                         told.digest = self.serial;
-                        told.issued_at = told.created_at + i64::try_from((self.now - told.sent) / 1_000).unwrap();
+                        told.issued_at = told.created_at + elapsed(&told);
                     }
                     self.after(1, Due::Webhook { told, tries: 9 });
                 }
@@ -1013,7 +1015,7 @@ impl World {
             created_at: told.created_at,
             room: &told.room,
             room_sid: &told.room_sid,
-            identity: &told.who.map(name).unwrap_or_default(),
+            identity: told.who.map(name).unwrap_or_default(),
             sid: &told.sid,
             joined_at_ms: told.joined_at_ms,
         }));
