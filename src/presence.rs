@@ -331,7 +331,8 @@ impl Presence {
                 return;
             }
             let somebody = !event.identity.is_empty() && !departs;
-            let news = room.on_event(event.room_sid, somebody.then(|| happened.unwrap_or(now)), trouble, now);
+            let sighted = somebody.then(|| happened.unwrap_or(now));
+            let news = room.on_event(event.room_sid, happened, sighted, trouble, now);
             self.spread(id, news, false, now, now);
         }
         let Some(participant) = self.find(event.room, event.identity) else {
@@ -370,7 +371,7 @@ impl Presence {
             Answer::Yes(row) => participant.on_yes(row, asked, around, out),
             Answer::No => participant.on_no(asked, false, around, out),
             Answer::Refused | Answer::TooLarge | Answer::Unclear | Answer::TimedOut | Answer::Unreachable => {
-                participant.on_unclear(asked, around, out);
+                participant.on_unclear(asked, around);
             }
         });
         self.plan_sweep(room, now);

@@ -245,6 +245,7 @@ impl Leave {
     #[must_use]
     pub fn restored(delay: Delay, delegated: Time, restarted: Time, seen: bool, now: Time) -> Self {
         let mut leave = Self::new(delay, delegated, delegated);
+        // What lies in the future would put the next restart there, too.
         (leave.last_ack, leave.counted_from) = (restarted, restarted.min(now));
         leave.phase = if seen { Phase::Active } else { Phase::AwaitingJoin };
         leave.call = if restarted > now || leave.deadline() <= now {
@@ -357,6 +358,10 @@ impl Leave {
             Input::Replaced => {
                 self.phase = Phase::Replaced;
                 self.call = CallState::Idle;
+                if self.deadline() <= around.now {
+                    // Over, as it seems: the homeserver knows.
+                    self.last_ack = around.now;
+                }
             }
             Input::Installed => {
                 self.phase = Phase::AwaitingJoin;
@@ -639,7 +644,10 @@ impl Leave {
     /// What was known when the process stood still is old, and the homeserver's timers went on (L5a).
     fn on_woke(&mut self, lost_ms: u64, around: &Around<'_>, out: &mut Vec<Output>) {
         let now = around.now;
-        (self.last_ack, self.counted_from) = (self.last_ack.before(lost_ms), self.counted_from.before(lost_ms));
+        // One that another took the place of may only seem to be over: it is cancelled all the same.
+        if self.phase != Phase::Replaced {
+            (self.last_ack, self.counted_from) = (self.last_ack.before(lost_ms), self.counted_from.before(lost_ms));
+        }
         if let CallState::InFlight(_, patience_ms) = &mut self.call {
             *patience_ms = patience_ms.saturating_sub(u32::try_from(lost_ms).unwrap_or(u32::MAX));
         }

@@ -518,7 +518,7 @@ impl Participant {
         let same = row.sid.is_empty() || self.is(row.sid);
         // Asked before the last sighting, it may be of a former session; asked after it, it is the truth whatever clocks say.
         if !same && self.was_sighted_since(asked) && !self.is_older_than(row.joined_at_ms) {
-            return self.on_unclear(asked, around, out);
+            return self.on_unclear(asked, around);
         }
         if same {
             match &self.state {
@@ -526,11 +526,11 @@ impl Participant {
                 Presence::Suspected {
                     why: Suspicion::Reported { .. },
                     ..
-                } => return self.on_unclear(asked, around, out),
+                } => return self.on_unclear(asked, around),
                 Presence::Suspected { since, .. } if asked < *since => return,
                 Presence::Gone(evidence) if asked <= evidence.asked => return,
                 Presence::Unknown { .. } if self.left && !row.sid.is_empty() && asked < self.delegated.after(SECOND_THOUGHT_MS) => {
-                    return self.on_unclear(asked, around, out);
+                    return self.on_unclear(asked, around);
                 }
                 Presence::Unknown { .. } | Presence::Present | Presence::Suspected { .. } | Presence::Gone(_) => {}
             }
@@ -588,7 +588,7 @@ impl Participant {
     }
 
     /// An answer that is neither a clear yes nor a clear no, or none at all.
-    pub(super) fn on_unclear(&mut self, asked: Time, around: &mut Around<'_>, out: &mut Vec<Effect>) {
+    pub(super) fn on_unclear(&mut self, asked: Time, around: &mut Around<'_>) {
         if self.next() != Some(Next::Asking(asked)) {
             return;
         }

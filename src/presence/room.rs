@@ -163,9 +163,12 @@ impl Room {
         self.past.iter().any(|(past, _)| **past == *sid)
     }
 
-    /// An event names the room with a sid, and perhaps somebody in it.
-    pub(super) fn on_event(&mut self, sid: &str, sighted: Option<Time>, trouble: Option<Time>, now: Time) -> News {
+    /// An event that happened then, if that is known, names the room with a sid, and perhaps somebody in it.
+    pub(super) fn on_event(&mut self, sid: &str, happened: Option<Time>, sighted: Option<Time>, trouble: Option<Time>, now: Time) -> News {
+        let stood = self.stood;
         let news = self.stands_as(sid, trouble, now);
+        // The last words of an SFU that was killed come after the trouble that this makes.
+        self.stood = stood.max(happened);
         self.on_sighting(sighted);
         news
     }
@@ -380,6 +383,8 @@ impl Room {
             Some(_) | None => News::Same,
         };
         if self.sid.is_none() {
+            // What seemed to be a former room, since an event of an older one came late, is the one that stands.
+            self.past.retain(|(past, _)| **past != *sid);
             self.sid = Some(sid.into());
             self.sid_since = now;
             self.finished = false;

@@ -5,4 +5,4 @@ mod properties;
 mod replay;
 mod rows;
 mod rules;
-mod world;
+pub(crate) mod world;

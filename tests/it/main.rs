@@ -41,6 +41,7 @@ mod sfu_get;
 mod sfu_moves;
 mod sfu_webhook;
 mod shutdown;
+mod simulation;
 mod ssrf;
 mod start;
 mod store;

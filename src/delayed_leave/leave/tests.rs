@@ -332,6 +332,25 @@ fn l11_a_record_from_the_future_is_restarted_at_half_of_its_delay_like_any_other
 }
 
 #[test]
+fn l14_a_replaced_event_that_only_seems_to_be_over_since_the_clock_was_set_is_cancelled() {
+    let mut leave = Bench::active(DELAY);
+    assert_eq!(leave.step(Input::Replaced), []);
+    assert_eq!(leave.step(Input::Woke(3_600_000)), []);
+    assert_eq!(leave.step(Input::Superseded), [Call(Cancel)]);
+}
+
+#[test]
+fn l14_an_event_that_only_seems_to_be_over_when_it_is_replaced_is_cancelled() {
+    let mut leave = Bench::new(300_000);
+    leave.wait(295_000);
+    // The clock was set: five seconds are left in truth.
+    let _ = leave.step(Input::Woke(10_000));
+    leave.wait(3_000);
+    assert_eq!(leave.step(Input::Replaced), []);
+    assert_eq!(leave.step(Input::Superseded), [Call(Cancel)]);
+}
+
+#[test]
 fn l12_stopping_restarts_the_active_once_more() {
     let mut leave = Bench::active(DELAY);
     leave.wait(300);

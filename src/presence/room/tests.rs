@@ -22,7 +22,7 @@ fn empty() -> Room {
 /// A room with somebody in it, known to stand as A, somebody sighted at 0.
 fn standing() -> (Room, Arc<str>) {
     let mut room = empty();
-    assert_eq!(room.on_event("A", Some(at(0)), None, at(0)), News::Same);
+    assert_eq!(room.on_event("A", Some(at(0)), Some(at(0)), None, at(0)), News::Same);
     let sid = room.intern("A");
     (room, sid)
 }
@@ -108,7 +108,7 @@ fn a_question_from_before_the_room_or_its_sid_was_known_judges_nothing() {
     let mut room = Room::new("room".into(), at(1_000));
     room.swept = 1;
     assert_eq!(room.on_listed(None, at(999), None, at(1_005)), News::Same);
-    assert_eq!(room.on_event("A", Some(at(2_000)), None, at(2_000)), News::Same);
+    assert_eq!(room.on_event("A", Some(at(2_000)), Some(at(2_000)), None, at(2_000)), News::Same);
     assert_eq!(room.on_listed(None, at(1_500), None, at(2_005)), News::Same);
     assert_eq!(room.sid.as_deref(), Some("A"));
     // Whoever waits for an answer gets one to a later question.
@@ -145,10 +145,22 @@ fn sweeps_are_anywhere_in_the_interval_first_and_keep_their_distance_then() {
 fn three_former_sids_are_remembered() {
     let mut room = empty();
     for (n, sid) in ["A", "B", "C", "D", "E"].into_iter().enumerate() {
-        let _ = room.on_event(sid, None, None, at(n as u64));
+        let _ = room.on_event(sid, Some(at(n as u64)), None, None, at(n as u64));
     }
     assert_eq!(
         ["A", "B", "C", "D", "E"].map(|sid| room.is_past(sid)),
         [false, true, true, true, false]
     );
+}
+
+#[test]
+fn a_room_that_is_shown_again_is_no_former_one() {
+    let mut room = empty();
+    let _ = room.on_event("B", Some(at(0)), None, None, at(0));
+    // An event of a room before it comes late.
+    let _ = room.on_event("A", Some(at(0)), None, None, at(1_000));
+    assert!(room.is_past("B"));
+    let _ = room.on_listed(Some(&row("B", 1)), at(30_000), None, at(30_001));
+    assert!(!room.is_past("B"), "what it tells counts again");
+    assert!(room.is_past("A"));
 }

@@ -298,6 +298,21 @@ fn l11_whoever_left_while_the_service_was_down_is_reported_and_whoever_stayed_is
 }
 
 #[test]
+fn l10_what_was_still_to_be_cancelled_when_the_service_was_killed_is_cancelled_by_the_next_one() {
+    let mut world = world();
+    call(&mut world, "room", 1, 60_000);
+    world.delegate("room", "room-0", "newer", 60_000).unwrap();
+    world.homeserver_down = true;
+    world.advance(2_000);
+    assert!(running(&world, "room-0"));
+    world.crash(1_000);
+    world.homeserver_down = false;
+    world.advance(10_000);
+    assert!(matches!(world.fate("room-0"), Fate::Cancelled(_)), "{:?}", world.fate("room-0"));
+    assert!(running(&world, "newer"));
+}
+
+#[test]
 fn l11_service_and_sfu_down_together_lose_nobody() {
     let mut world = world();
     world.sfu_up = false;
@@ -420,6 +435,37 @@ fn l13_the_sfu_killed_and_back_after_1_3_and_20_s() {
         world.part("b", "b-0", DisconnectReason::ClientInitiated, true);
         world.advance(2_500);
         assert!(matches!((world.fate("a-0"), world.fate("b-0")), (Fate::Sent(_), Fate::Sent(_))));
+    }
+}
+
+#[test]
+fn l13_what_an_sfu_told_before_it_was_killed_and_what_comes_after_that_does_not_show_a_room_that_stood() {
+    for told in [EventKind::Left(DisconnectReason::ServerShutdown), EventKind::Track] {
+        // Nobody is sighted for longer than a room takes to end by itself.
+        let presence = presence::Settings {
+            sweep_ms: None,
+            list_rooms_ms: Some(60_000),
+        };
+        let settings = Settings {
+            presence,
+            ..Settings::default()
+        };
+        let mut world = World::new(settings, 11);
+        world.open("room");
+        world.delegate("room", "room-0", "room-0", DELAY).unwrap();
+        world.join("room", "room-0", true);
+        world.advance(20_000);
+        world.webhook_delay = 50;
+        let guest = world.rooms["room"].guests["room-0"].clone();
+        world.tell(told, "room", "", &guest.sid, guest.joined_at_ms);
+        world.kill_sfu();
+        world.advance(50);
+        world.sfu_up = true;
+        world.advance(26_000);
+        world.open("room");
+        world.join("room", "room-0", true);
+        world.advance(120_000);
+        assert!(running(&world, "room-0"), "{told:?}: {:?}", world.finished);
     }
 }
 

@@ -305,44 +305,8 @@ impl World {
         self.pending.insert((self.now.after(after), self.serial), pending);
     }
 
-    /// Presence and the leaves agree on who is there, at every moment: where they did not, a leave was kept for ever.
-    fn agree(&self) {
-        let leaves = self.core.leaves();
-        if leaves.len() > 50 {
-            return;
-        }
-        for job in leaves.all().filter_map(|id| leaves.get(id)) {
-            let phase = job.leave().phase();
-            let found = self
-                .core
-                .presence()
-                .get(job.participant())
-                .expect("who has a leave is kept in mind");
-            let agrees = match (found.presence(), phase) {
-                (
-                    _,
-                    Phase::Ending {
-                        ending: Ending::Cancel, ..
-                    },
-                ) => true,
-                (State::Unknown { .. }, phase) => matches!(phase, Phase::AwaitingJoin | Phase::Ending { .. }),
-                (
-                    State::Present,
-                    Phase::Ending {
-                        ending: Ending::Send { returned, .. },
-                        ..
-                    },
-                ) => returned == Some(Returned::Present),
-                (State::Present, phase) => phase == Phase::Active,
-                (State::Suspected { .. }, phase) => matches!(phase, Phase::AwaitingJoin | Phase::Active | Phase::Ending { .. }),
-                (State::Gone(_), phase) => matches!(phase, Phase::Ending { .. }),
-            };
-            assert!(agrees, "{}: {phase:?} but {found:?}", job.delay_id());
-        }
-    }
-
     pub(super) fn run(&mut self, actions: Vec<Action>) {
-        self.agree();
+        agree(&self.core);
         for action in actions {
             match action {
                 Action::Ask(question) => self.ask(question),
@@ -761,6 +725,38 @@ impl World {
                 self.later(self.webhook_delay + delivery * 700, Pending::Webhook(told.clone()));
             }
         }
+    }
+}
+
+/// Presence and the leaves agree on who is there, at every moment: where they did not, a leave was kept for ever.
+pub(crate) fn agree(core: &Core) {
+    let leaves = core.leaves();
+    if leaves.len() > 50 {
+        return;
+    }
+    for job in leaves.all().filter_map(|id| leaves.get(id)) {
+        let phase = job.leave().phase();
+        let found = core.presence().get(job.participant()).expect("who has a leave is kept in mind");
+        let agrees = match (found.presence(), phase) {
+            (
+                _,
+                Phase::Ending {
+                    ending: Ending::Cancel, ..
+                },
+            ) => true,
+            (State::Unknown { .. }, phase) => matches!(phase, Phase::AwaitingJoin | Phase::Ending { .. }),
+            (
+                State::Present,
+                Phase::Ending {
+                    ending: Ending::Send { returned, .. },
+                    ..
+                },
+            ) => returned == Some(Returned::Present),
+            (State::Present, phase) => phase == Phase::Active,
+            (State::Suspected { .. }, phase) => matches!(phase, Phase::AwaitingJoin | Phase::Active | Phase::Ending { .. }),
+            (State::Gone(_), phase) => matches!(phase, Phase::Ending { .. }),
+        };
+        assert!(agrees, "{}: {phase:?} but {found:?}", job.delay_id());
     }
 }
 
