@@ -12,7 +12,6 @@ mod turns;
 mod versions;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -36,8 +35,8 @@ use crate::wire::errcode;
 use versions::Offers;
 
 /// How many are remembered, and how many more where they have delegated leaves.
-const HOMESERVERS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
-const MAX_HOMESERVERS: usize = 2 * HOMESERVERS.get();
+const HOMESERVERS: usize = 2048;
+const MAX_HOMESERVERS: usize = 2 * HOMESERVERS;
 /// How many of those longest not used are looked through for one that may be forgotten.
 const LOOKED_THROUGH: usize = 64;
 const VERSIONS: &str = "/_matrix/client/versions";
@@ -279,25 +278,9 @@ impl Homeservers {
     fn known(&self, server: &ServerName) -> Arc<AsyncMutex<Known>> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if !table.contains(server) {
-            self.make_room(&mut table);
+            make_room(&mut table, |name| self.has_leaves.get().is_some_and(|has_leaves| has_leaves(name)));
         }
         table.get_or_insert(server.clone(), Arc::default).clone()
-    }
-
-    fn make_room(&self, table: &mut LruCache<ServerName, Arc<AsyncMutex<Known>>>) {
-        for _ in 0..LOOKED_THROUGH {
-            if table.len() < HOMESERVERS.get() {
-                return;
-            }
-            let Some((name, known)) = table.pop_lru() else { return };
-            if !self.has_leaves.get().is_some_and(|has_leaves| has_leaves(name.as_str())) {
-                return;
-            }
-            table.push(name, known);
-        }
-        if table.len() >= MAX_HOMESERVERS {
-            table.pop_lru();
-        }
     }
 }
 
@@ -308,6 +291,23 @@ impl Call<'_> {
             None => api.get(&path, self.token, self.limit).await,
             Some(json) => api.post(&path, self.token, json.clone(), self.limit).await,
         }
+    }
+}
+
+/// Makes room for one more in the table. Of those that were not used for longest, the first without leaves goes.
+fn make_room<V>(table: &mut LruCache<ServerName, V>, has_leaves: impl Fn(&str) -> bool) {
+    for _ in 0..LOOKED_THROUGH {
+        if table.len() < HOMESERVERS {
+            return;
+        }
+        let Some((name, value)) = table.pop_lru() else { return };
+        if !has_leaves(name.as_str()) {
+            return;
+        }
+        table.push(name, value);
+    }
+    if table.len() >= MAX_HOMESERVERS {
+        table.pop_lru();
     }
 }
 
@@ -415,4 +415,27 @@ fn segment(text: &str) -> String {
         }
     }
     segment
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn enter(table: &mut LruCache<ServerName, ()>, name: &str, has_leaves: impl Fn(&str) -> bool) {
+        make_room(table, has_leaves);
+        table.push(ServerName::parse(name).unwrap(), ());
+    }
+
+    /// B21: 2,048 other names pushed out a homeserver whose leaves were due.
+    #[test]
+    fn other_names_do_not_push_out_a_homeserver_that_has_leaves() {
+        let mut table = LruCache::unbounded();
+        let has_leaves = |name: &str| name.starts_with("call");
+        (0..100).for_each(|n| enter(&mut table, &format!("call{n}.example"), has_leaves));
+        (0..10_000).for_each(|n| enter(&mut table, &format!("other{n}.example"), has_leaves));
+        assert_eq!(table.iter().filter(|(name, ())| has_leaves(name.as_str())).count(), 100);
+        assert!(table.len() <= HOMESERVERS + LOOKED_THROUGH, "{}", table.len());
+        (0..10_000).for_each(|n| enter(&mut table, &format!("many{n}.example"), |_| true));
+        assert_eq!(table.len(), MAX_HOMESERVERS);
+    }
 }
