@@ -529,7 +529,7 @@ impl Leave {
                     };
                 }
             }
-            Outcome::NotFound | Outcome::Conflict | Outcome::Forbidden if self.refused => {
+            Outcome::NotFound | Outcome::Conflict | Outcome::Forbidden if is_newest && self.refused => {
                 let reason = if outcome == Outcome::Forbidden {
                     FinishReason::Refused
                 } else {
@@ -537,13 +537,15 @@ impl Leave {
                 };
                 self.finish(reason, out);
             }
-            Outcome::NotFound | Outcome::Conflict | Outcome::Forbidden => {
+            Outcome::NotFound | Outcome::Conflict | Outcome::Forbidden
+                if is_newest || !(self.refused || matches!(self.call, CallState::InFlight(..))) =>
+            {
                 self.refused = true;
-                if !matches!(self.call, CallState::InFlight(..)) || is_newest {
-                    let pause = SECOND_OPINION_MS.min(self.deadline().since(now) / 4).max(LEAST_PAUSE);
-                    self.call = CallState::Scheduled(now.after(pause));
-                }
+                let pause = SECOND_OPINION_MS.min(self.deadline().since(now) / 4).max(LEAST_PAUSE);
+                self.call = CallState::Scheduled(now.after(pause));
             }
+            // A no to an earlier try: the newer one tells, or the one after the pause.
+            Outcome::NotFound | Outcome::Conflict | Outcome::Forbidden => {}
             // The pause is the homeserver's, kept by the queue: the leave stays in line (L4a).
             Outcome::Limited(_) if is_newest => self.call = CallState::Scheduled(self.spaced(now)),
             Outcome::Transient(hint) if is_newest => {

@@ -265,6 +265,25 @@ fn l6_what_each_outcome_of_a_restart_does() {
 }
 
 #[test]
+fn l6_late_noes_to_tries_that_ran_side_by_side_are_one_no() {
+    let mut leave = Bench::active(DELAY);
+    let mut tries = Vec::new();
+    while tries.len() < 2 {
+        tries.extend(leave.until(1).iter().map(|_| leave.now));
+    }
+    let no = |sent| Input::Called {
+        action: Restart,
+        sent,
+        outcome: Outcome::NotFound,
+    };
+    assert_eq!(leave.step(no(tries[0])), [], "the newer one tells");
+    assert_eq!(leave.step(no(tries[1])), [], "the first no");
+    let next = leave.until(SECOND_OPINION_MS);
+    assert!(matches!(next[..], [(1_000.., Call(Restart))]), "{next:?}");
+    assert_eq!(leave.called(Outcome::NotFound), [Done(FinishReason::EventGone)]);
+}
+
+#[test]
 fn l6_what_each_outcome_of_a_send_and_of_a_cancellation_does() {
     let sent = Some(FinishReason::Sent(DepartureCause::Reported));
     for (outcome, end, cancelled) in [
