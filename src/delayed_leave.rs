@@ -529,14 +529,18 @@ impl Leaves {
 
     /// When [`Self::settle`] has something to do.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<Time> {
-        [self.timers.first(), self.scheduler.next_deadline()].into_iter().flatten().min()
+    pub fn next_deadline(&mut self) -> Option<Time> {
+        let timer = self.next_timer().map(|(at, _)| at);
+        [timer, self.scheduler.next_deadline()].into_iter().flatten().min()
     }
 
     /// Does what is due, and hands over what was asked for since the last time. `last_no` says of a participant who never came when the
     /// SFU was last asked that said no.
     pub fn settle(&mut self, last_no: &dyn Fn(ParticipantId) -> Option<Time>, now: Time) -> Vec<Output> {
-        while let Some(id) = self.timers.next_due(now) {
+        while let Some((at, id)) = self.next_timer()
+            && at <= now
+        {
+            self.timers.pop();
             let Some(job) = self.jobs.get_mut(id) else { continue };
             job.timer = None;
             let last_no = last_no(job.participant);
@@ -557,6 +561,10 @@ impl Leaves {
             self.out.push(Output::Overloaded(overload));
         }
         std::mem::take(&mut self.out)
+    }
+
+    fn next_timer(&mut self) -> Option<(Time, LeaveId)> {
+        self.timers.first(self.jobs.len(), |id| self.jobs.get(id).and_then(|job| job.timer))
     }
 
     // --- one step of one leave ---
@@ -656,8 +664,7 @@ impl Leaves {
 
     /// Takes a leave that is over out of the table, and sees to those that it replaces. It was in that phase before.
     fn finish(&mut self, id: LeaveId, reason: FinishReason, was: Phase, now: Time) {
-        let Some(mut job) = self.jobs.remove(id) else { return };
-        self.timers.set(&mut job.timer, None, id);
+        let Some(job) = self.jobs.remove(id) else { return };
         if let Some((_, _, deadline)) = job.queued {
             self.scheduler.dequeue(job.homeserver, id, deadline, now);
         }

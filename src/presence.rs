@@ -270,18 +270,15 @@ impl Presence {
             .get(room)
             .and_then(|found| self.place(found, participant.identity()).ok());
         self.count(room, (was_swept, false), (was_reported, false), now);
-        if let Some(mut gone) = self.participants.remove(id) {
-            self.timers.set(&mut gone.timer, None, Timer::Participant(id));
-        }
+        self.participants.remove(id);
         let Some(found) = self.rooms.get_mut(room) else { return };
         if let Some(place) = place {
             found.members.remove(place);
         }
         if found.members.is_empty()
-            && let Some(mut gone) = self.rooms.remove(room)
+            && let Some(room) = self.rooms.remove(room)
         {
-            self.timers.set(&mut gone.timer, None, Timer::Room(room));
-            self.by_name.remove(&gone.name);
+            self.by_name.remove(&room.name);
             if self.by_name.capacity() > 4 * self.by_name.len() + 64 {
                 self.by_name.shrink_to(2 * self.by_name.len());
             }
@@ -500,8 +497,9 @@ impl Presence {
 
     /// When [`Self::settle`] has something to do.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<Time> {
-        [self.timers.first(), self.health.next_deadline()].into_iter().flatten().min()
+    pub fn next_deadline(&mut self) -> Option<Time> {
+        let timer = self.next_timer().map(|(at, _)| at);
+        [timer, self.health.next_deadline()].into_iter().flatten().min()
     }
 
     /// Does what is due, and hands over what was asked and found since the last time.
@@ -552,7 +550,10 @@ impl Presence {
     }
 
     fn run_timers(&mut self, now: Time) {
-        while let Some(timer) = self.timers.next_due(now) {
+        while let Some((at, timer)) = self.next_timer()
+            && at <= now
+        {
+            self.timers.pop();
             match timer {
                 Timer::Participant(id) => {
                     if let Some(participant) = self.participants.get_mut(id) {
@@ -784,6 +785,14 @@ impl Presence {
         let Some(room) = self.rooms.get_mut(id) else { return };
         let next = room.next_deadline();
         self.timers.set(&mut room.timer, next, Timer::Room(id));
+    }
+
+    fn next_timer(&mut self) -> Option<(Time, Timer)> {
+        let things = self.participants.len() + self.rooms.len();
+        self.timers.first(things, |timer| match timer {
+            Timer::Participant(id) => self.participants.get(id).and_then(|participant| participant.timer),
+            Timer::Room(id) => self.rooms.get(id).and_then(|room| room.timer),
+        })
     }
 
     fn enter(&mut self, name: &str, now: Time) -> RoomId {

@@ -160,7 +160,7 @@ impl Core {
 
     /// When [`Fact::Time`] is due next.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<Time> {
+    pub fn next_deadline(&mut self) -> Option<Time> {
         [self.presence.next_deadline(), self.leaves.next_deadline()]
             .into_iter()
             .flatten()
