@@ -277,6 +277,7 @@ impl Homeservers {
 
     fn known(&self, server: &ServerName) -> Arc<AsyncMutex<Known>> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who is asked for leaves takes a lock of its own, and never comes here under it.
         if !table.contains(server) {
             make_room(&mut table, |name| self.has_leaves.get().is_some_and(|has_leaves| has_leaves(name)));
         }
@@ -314,13 +315,15 @@ fn make_room<V>(table: &mut LruCache<ServerName, V>, has_leaves: impl Fn(&str) -
 /// Where the well-known file says that the API of `server` is; the https address, where the http one only leads there.
 async fn find(federation: &Federation, server: &ServerName, since: Option<Instant>) -> Result<BaseUrl, Failure> {
     let mut base = federation.client_base_url(server, since).await?;
+    let is_short = |url: &Url| url.as_str().len() <= MAX_BASE_URL;
+    if !is_short(&base.url) {
+        return Err(Failure::NoClientApi("its address is too long"));
+    }
     if base.url.scheme() == "http"
         && let Ok(Some(https)) = timeout(VERSIONS_TIMEOUT, redirect_to_https(federation, server, &base.url)).await
+        && is_short(&https)
     {
         base.url = https;
-    }
-    if base.url.as_str().len() > MAX_BASE_URL {
-        return Err(Failure::NoClientApi("its address is too long"));
     }
     Ok(base)
 }

@@ -1,8 +1,8 @@
 //! Values by number, with a generation that tells a value from the next one under the same number: what comes late for a value that
 //! is gone finds nothing. Pure.
 //!
-//! Values stand side by side in chunks; a chunk without values takes no memory. Chunks of many values are large enough that the
-//! allocator maps them by themselves: values that live for hours stand between no others that are gone in a moment.
+//! Values stand side by side in chunks; a chunk without values takes no memory. Chunks of many values are large: what lives for hours
+//! stands in few pieces between others that are gone in a moment.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
