@@ -1,4 +1,5 @@
 //! The two clocks of this process, for the drivers of the pure cores.
+#![expect(clippy::disallowed_methods, reason = "the clock of this process")]
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -2,6 +2,7 @@
 //! that is, `admission::crowd` decides.
 //!
 //! Everything here counts what has come, never what was announced or opened: announcing costs a client nothing.
+#![expect(clippy::disallowed_methods, reason = "sockets: when something came is read here")]
 
 use std::collections::HashMap;
 use std::future::poll_fn;

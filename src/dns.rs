@@ -2,6 +2,7 @@
 //!
 //! `/etc/hosts` and the search list of `/etc/resolv.conf` are honoured, and followed when they change. `memory.rs` says how
 //! long an answer counts, `question.rs` asks. What may be dialled is not decided here but in `federation/guard.rs`.
+#![expect(clippy::disallowed_methods, reason = "an adapter: asks, waits and remembers")]
 
 mod memory;
 mod question;

@@ -2,6 +2,7 @@
 //! what they brought. Nothing is decided here.
 //!
 //! [`Leaves`] is the handle for everybody else.
+#![expect(clippy::disallowed_methods, reason = "the driver of presence and leaves")]
 
 pub mod core;
 

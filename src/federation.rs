@@ -15,6 +15,7 @@
 //! * `homeservers.rs` what is remembered of each homeserver, bounded; `rediscovery.rs` when that is asked for again
 //!
 //! Who is who on that homeserver is `openid.rs`.
+#![expect(clippy::disallowed_methods, reason = "an adapter: dials, waits and remembers")]
 
 mod client_api;
 mod dial;

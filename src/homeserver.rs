@@ -5,6 +5,7 @@
 //!   decided in `delayed_leave/`
 //! * `homeserver/own.rs` the homeserver that this service belongs to, and all that takes the `as_token`;
 //!   `homeserver/turns.rs` whose question is put to it next
+#![expect(clippy::disallowed_methods, reason = "an adapter: asks, waits and remembers")]
 
 mod delayed_events;
 mod own;

@@ -12,6 +12,7 @@
 //!
 //! * Only ever one participant is removed, never a room: users of other homeservers publish in it too.
 //! * A removal is told at `info`, with the LiveKit room. Names of Matrix users and rooms are told at `debug` only.
+#![expect(clippy::disallowed_methods, reason = "the driver of kick on leave")]
 
 mod membership;
 mod name;

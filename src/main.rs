@@ -1,4 +1,5 @@
 //! Arguments -> configuration -> telemetry -> `server::run` -> exit code.
+#![expect(clippy::disallowed_methods, reason = "gives the dice to what makes a registration")]
 #![forbid(unsafe_code)]
 
 use std::fmt::Display;

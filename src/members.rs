@@ -3,6 +3,7 @@
 //! A yes is remembered for 5 seconds, and all who ask the same at the same time share one call, so that a call that starts
 //! asks once per user. A no is never remembered: who was refused and joins is let in at once. A yes that is 5 seconds old is
 //! harmless: a token outlives it by far, and who leaves is removed from the call (`kick.rs`).
+#![expect(clippy::disallowed_methods, reason = "an adapter: asks, waits and remembers")]
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};

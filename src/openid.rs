@@ -3,6 +3,7 @@
 //!
 //! The `sub` in the answer is believed only as far as the homeserver that was asked may speak: its user part can be
 //! anything, its server part must be that homeserver, byte for byte.
+#![expect(clippy::disallowed_methods, reason = "an adapter: asks, waits and remembers")]
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,5 @@
 //! Wiring, serving, stopping.
+#![expect(clippy::disallowed_methods, reason = "the wiring: starts what runs")]
 
 use std::convert::Infallible;
 use std::future::Future;

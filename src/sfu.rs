@@ -3,6 +3,7 @@
 //! LiveKit's RoomService over our own pooled client: `livekit-api`'s `RoomClient` drops the path prefix of `LIVEKIT_URL`
 //! and takes no client. `api.rs` makes the calls, `endpoint.rs` knows where the SFU is, `refusal.rs` says what a refusal means,
 //! `room_memory.rs` when a room need not be asked for, `probe.rs` whether the SFU is there at all.
+#![expect(clippy::disallowed_methods, reason = "an adapter: asks, waits and remembers")]
 
 mod api;
 mod endpoint;

@@ -1,4 +1,5 @@
 //! One call for all who want the same thing at the same time.
+#![expect(clippy::disallowed_methods, reason = "tells whoever waits when the shared call began")]
 
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -284,6 +284,7 @@ impl Lane {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a moment to count from")]
 mod tests {
     use super::*;
 

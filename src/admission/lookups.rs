@@ -104,6 +104,7 @@ impl<W> Lookups<W> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a moment to count from")]
 mod tests {
     use super::*;
 

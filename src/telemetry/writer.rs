@@ -213,6 +213,7 @@ impl Write for &Lines {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "measures what a slow reader costs")]
 mod tests {
     use std::sync::mpsc;
     use std::time::Instant;

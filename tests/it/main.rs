@@ -1,9 +1,10 @@
 //! Black-box tests: the real binary, real sockets, fake neighbours; `real`: real ones.
 #![expect(
+    clippy::disallowed_methods,
     clippy::expect_used,
     clippy::print_stderr,
     clippy::unwrap_used,
-    reason = "a failed expectation is a failed test"
+    reason = "a failed expectation is a failed test; tests run by the clock, and bound how long they wait"
 )]
 
 mod appservice;

@@ -772,6 +772,7 @@ proptest! {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "measures how long it takes")]
 fn two_hundred_thousand_calls_take_logarithmic_time_and_little_memory() {
     assert!(
         size_of::<Key>() + size_of::<Queued>() <= 48,
