@@ -57,7 +57,7 @@ pub struct Config {
     pub full_access: Homeservers,
     /// Whose users may publish although their homeserver has no full access.
     pub remote_can_publish: Homeservers,
-    /// Lifetime of the LiveKit tokens.
+    /// Lifetime of the LiveKit tokens (decision T3).
     pub jwt_ttl: Duration,
     /// Whether users may change their own metadata on the SFU.
     pub can_update_own_metadata: bool,

@@ -1,7 +1,7 @@
 //! THE PIPELINE: who is asking -> what they may do -> room -> token. Every token route ends here, and delegations share
 //! its first half.
 //!
-//! Refuse before side effects: nothing is asked before the request is complete, nobody is watched and no room is opened
+//! Refuse before side effects (decision T7): nothing is asked before the request is complete, nobody is watched and no room is opened
 //! before the user is known and the delegation can be carried out, and no token leaves before the room stands and the job
 //! exists.
 

@@ -1,4 +1,4 @@
-//! `GET /readyz`: send requests here? No once the service is stopping. Neighbours do not count: while they are away
+//! `GET /readyz` (decision H8): send requests here? No once the service is stopping. Neighbours do not count: while they are away
 //! requests are held, which serves clients better than an address without a server behind it.
 
 use std::sync::Arc;

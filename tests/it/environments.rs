@@ -1,5 +1,5 @@
 //! Every environment that wrappers, Kubernetes, Docker, systemd and env files are known to make, on the real binary: it
-//! starts, or it says what to correct (decisions P15 to P20). Nothing in it may be seen that `hunter2` stands for.
+//! starts, or it says what to correct (decisions P15 to P18, P20). Nothing in it may be seen that `hunter2` stands for.
 
 use std::fs;
 use std::io::Write as _;

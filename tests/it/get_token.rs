@@ -681,7 +681,7 @@ fn full_access_is_for_the_exact_name() {
     assert_eq!(world.sfu.creations(), 0, "a room was created for a server that nobody listed");
 }
 
-/// S1, S4 and the like of the lessons: what strangers send leaves nothing behind. 100,000 names in `tests/run`, fewer otherwise.
+/// What strangers send leaves nothing behind. 100,000 names in `tests/run`, fewer otherwise.
 #[test]
 fn hostile_requests_leave_nothing_behind() {
     let _alone = crate::support::alone();

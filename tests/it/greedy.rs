@@ -1,4 +1,4 @@
-//! Homeservers that answer without end, and names that lead anywhere (decision O4, findings A1, A3, A8, A11): what is
+//! Homeservers that answer without end, and names that lead anywhere (decision O4): what is
 //! read, dialled and asked for one request is bounded, and by the address that is dialled.
 
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! Clients that shut down their writing side (finding D8). They get their answer when it is there within two seconds; after
+//! Clients that shut down their writing side (case D8). They get their answer when it is there within two seconds; after
 //! that, and when they have closed for good, which looks the same, nothing of theirs is left.
 
 use std::time::{Duration, Instant};

@@ -13,6 +13,7 @@ mod crowd;
 mod delayed_events;
 mod delegate_delayed_leave;
 mod discovery;
+mod docs;
 mod element_call;
 mod environments;
 mod evidence;

@@ -195,7 +195,7 @@ fn an_sfu_that_is_away_costs_one_question_a_second() {
     );
 }
 
-/// The addresses that worked go on (findings D10).
+/// The addresses that worked go on (case D10).
 #[test]
 fn nothing_is_lost_while_dns_is_away_and_connections_are_cut() {
     let (dns, name) = zone();

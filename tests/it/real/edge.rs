@@ -1,5 +1,5 @@
 //! The edge of HTTP through real programs: what cannot be read is answered so that they pass it on (decision H3), and of
-//! clients that hang up in front of them nothing is left (finding D8).
+//! clients that hang up in front of them nothing is left (case D8).
 
 use std::fs::write;
 use std::net::TcpStream;

@@ -94,7 +94,7 @@ fn a_store_that_comes_back_empty_is_told_apart_from_one_that_has_everything() {
     });
 }
 
-/// Finding B14: of 51 jobs one was there after 13 s.
+/// Case B14: of 51 jobs one was there after 13 s.
 #[test]
 fn all_jobs_are_in_a_redis_that_has_lost_them_within_thirteen_seconds() {
     const JOBS: usize = 51;
@@ -121,7 +121,7 @@ fn all_jobs_are_in_a_redis_that_has_lost_them_within_thirteen_seconds() {
     assert!(took > Duration::from_secs(8), "not spread: {took:?}");
 }
 
-/// Finding B9: during a rolling update the old instance goes on taking delegations.
+/// Case B9: during a rolling update the old instance goes on taking delegations.
 #[test]
 fn a_delegation_that_the_old_instance_took_after_the_new_one_has_read_is_watched() {
     let Some(server) = RedisServer::start(&[]) else { return };
@@ -150,7 +150,7 @@ fn a_delegation_that_the_old_instance_took_after_the_new_one_has_read_is_watched
     eprintln!("sent {:.1?} after the event", sent.saturating_duration_since(at));
 }
 
-/// Finding B14: above 256 MiB the hash was read for ever, and never to its end.
+/// Case B14: above 256 MiB the hash was read for ever, and never to its end.
 #[test]
 fn a_hash_of_large_records_is_read_once_and_to_its_end() {
     const RECORDS: usize = 29_600;

@@ -1,4 +1,4 @@
-//! Records that others wrote, or that are out of date: what the store says is trusted no more than a request (finding B16).
+//! Records that others wrote, or that are out of date: what the store says is trusted no more than a request (case B16).
 
 use std::time::{Duration, SystemTime};
 

@@ -20,7 +20,7 @@ async fn wait_records(server: &RedisServer, count: usize, within: Duration) -> D
     began.elapsed()
 }
 
-/// Finding B14: 3,000 ended jobs stayed in it, since their removals stood behind refused records.
+/// Case B14: 3,000 ended jobs stayed in it, since their removals stood behind refused records.
 #[test]
 fn a_full_redis_gets_emptier() {
     const ENDED: i64 = 3000;
