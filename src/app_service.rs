@@ -16,7 +16,7 @@ use url::Url;
 
 use crate::access::Access;
 use crate::exchange::{Admitted, Exchange, Patience, Refusal, RemoteRefusal, must_be_joined};
-use crate::hold::HOLD;
+use crate::hold::{ENDS, HOLD};
 use crate::homeserver::{OwnHomeserver, Relayed, Subject};
 use crate::members::Members;
 use crate::openid::VerifiedUser;
@@ -36,6 +36,10 @@ const BUDGET: Duration = Duration::from_secs(24);
 const QUESTIONS: Duration = Duration::from_secs(15);
 /// When a relayed request has to be over.
 const RELAY: Duration = Duration::from_secs(23);
+const _: () = assert!(
+    QUESTIONS.as_millis() < RELAY.as_millis() && RELAY.as_millis() < BUDGET.as_millis() && BUDGET.as_millis() < ENDS.as_millis(),
+    "each step leaves time for the next one, and the answer is there before a proxy in front gives up"
+);
 
 /// The endpoints behind a homeserver.
 pub struct AppService {

@@ -186,44 +186,6 @@ mod tests {
         assert!(version().starts_with("lk-jwt-service 1."));
     }
 
-    /// The bytes that a constant of a source file stands for.
-    fn bytes(source: &str, name: &str) -> u64 {
-        let start = format!("const {name}: usize = ");
-        let text = source.split_once(&start).unwrap_or_else(|| panic!("no {name}")).1;
-        let product = text.split_once(';').unwrap().0;
-        product.split('*').map(|factor| factor.trim().parse::<u64>().unwrap()).product()
-    }
-
-    #[test]
-    fn the_readme_has_the_same_limits() {
-        let readme = include_str!("../README.md");
-        let limits = readme.split_once("### Limits").unwrap().1.split_once("\n## ").unwrap().0;
-        for (words, source, name) in [
-            ("request body | ", include_str!("http/request.rs"), "MAX_BODY"),
-            ("a webhook ", include_str!("http/sfu_webhook.rs"), "MAX_BODY"),
-            (
-                "a transaction of the homeserver ",
-                include_str!("http/appservice/transactions.rs"),
-                "MAX_BODY",
-            ),
-            ("userinfo ", include_str!("openid.rs"), "MAX_REPLY"),
-            ("`matrix/server` ", include_str!("federation/well_known.rs"), "MAX_BODY"),
-            ("`matrix/client` ", include_str!("federation/client_api.rs"), "MAX_FILE"),
-            ("client-server API ", include_str!("homeserver.rs"), "MAX_REPLY"),
-            ("its lists of members ", include_str!("homeserver/own.rs"), "MAX_MEMBERS"),
-            ("SFU ", include_str!("sfu/api.rs"), "MAX_REPLY"),
-            ("head of a request | ", include_str!("connections.rs"), "MAX_HEAD"),
-        ] {
-            let kib = bytes(source, name) / 1024;
-            let size = if kib.is_multiple_of(1024) {
-                format!("{} MiB", kib / 1024)
-            } else {
-                format!("{kib} KiB")
-            };
-            assert!(limits.contains(&format!("{words}{size}")), "{words}{size} is not in the README");
-        }
-    }
-
     #[test]
     fn the_readme_has_the_same_table() {
         let readme = include_str!("../README.md");

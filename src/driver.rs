@@ -31,7 +31,7 @@ use crate::time::{Delay, Time, WallClock};
 use core::{Action, Core, Fact};
 
 /// How long jobs may take to be restored before webhooks and delegations are taken all the same (decision L11).
-const RESTORING: Duration = Duration::from_secs(5);
+pub const RESTORING: Duration = Duration::from_secs(5);
 /// How long the answer to a delegation waits for its record to be written (decision L10).
 const WRITTEN_WITHIN: Duration = Duration::from_secs(3);
 /// Time for one call to a homeserver: a late answer is worth something (decision L4).

@@ -12,6 +12,11 @@ pub const TOKEN_SOURCE_ENDS: Duration = Duration::from_secs(9);
 /// The same for the other routes: proxies in front are to wait that long.
 pub const ENDS: Duration = Duration::from_secs(25);
 
+const _: () = assert!(
+    HOLD.as_millis() < ENDS.as_millis() && TOKEN_SOURCE_HOLD.as_millis() < TOKEN_SOURCE_ENDS.as_millis(),
+    "what was held has some time left for its last answer"
+);
+
 /// Nobody is asked on behalf of a request that has less time left.
 pub const TOO_LATE: Duration = Duration::from_millis(250);
 

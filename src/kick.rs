@@ -30,6 +30,7 @@ use crate::clock::Clock;
 use crate::homeserver::{OwnError, OwnHomeserver, Subject};
 use crate::identity::Seat;
 use crate::log_throttle::LogThrottle;
+use crate::presence::FRESH_MS;
 use crate::sfu::webhook::{Kind, Webhook};
 use crate::sfu::{Sfu, SfuError};
 use crate::store::token;
@@ -39,6 +40,10 @@ use name::Name;
 
 /// A timer that is later than this: the process stood still.
 const WOKE_MS: u64 = 3_000;
+const _: () = assert!(
+    membership::EVIDENCE_MS == FRESH_MS,
+    "a leave and a removal follow from evidence of the same age"
+);
 /// Time for a question about one user, and for one about all members of a room.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);

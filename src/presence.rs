@@ -21,7 +21,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use event::{EventKind, SfuEvent};
-pub use participant::{DepartureCause, DepartureEvidence, FRESH_MS, Next, Participant, Presence as State, SessionRecord, Suspicion};
+pub use participant::{
+    DepartureCause, DepartureEvidence, FRESH_MS, LOST_GRACE_MS, Next, Participant, Presence as State, SessionRecord, Suspicion,
+};
 pub use room::{Room, RoomStatus};
 
 use crate::backoff::Jitter;

@@ -30,7 +30,7 @@ use crate::config::Config;
 use crate::connections::{Connection, Connections, Counted, MAX_HEAD, Opened, first_head};
 use crate::delayed_leave::Bounds;
 use crate::dns::Dns;
-use crate::driver::{self, Leaves};
+use crate::driver::{self, Leaves, RESTORING};
 use crate::exchange::Exchange;
 use crate::federation::{Federation, Guard, Settings};
 use crate::homeserver::{Homeservers, OwnHomeserver};
@@ -58,7 +58,11 @@ const NEXT_HEAD: Duration = Duration::from_secs(125);
 const STORES: Duration = Duration::from_secs(2);
 
 /// How long the port stays closed while jobs are being restored.
-const RESTORING: Duration = Duration::from_secs(2);
+const CLOSED_WHILE_RESTORING: Duration = Duration::from_secs(2);
+const _: () = assert!(
+    CLOSED_WHILE_RESTORING.as_millis() < RESTORING.as_millis(),
+    "an open port answers 503 to webhooks and delegations until the jobs are restored"
+);
 
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +98,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     } = build(config, &limits).await?;
     // Whoever comes while jobs are being restored finds an open port after that at the latest (decision L11).
     leaves.restore(restored);
-    let _ = timeout(RESTORING, leaves.restored()).await;
+    let _ = timeout(CLOSED_WHILE_RESTORING, leaves.restored()).await;
     let listener = bind.listen().await.map_err(|error| StartError::Listen(bind.to_string(), error))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -27,6 +27,7 @@ use crate::dns::Dns;
 use crate::hold::pause;
 use crate::identity::Seat;
 use crate::log_throttle::LogThrottle;
+use crate::presence::LOST_GRACE_MS;
 use crate::single_flight::SingleFlight;
 use crate::tls::Tls;
 use crate::token::Minter;
@@ -39,6 +40,10 @@ use webhook::{Kind, Webhook};
 const EMPTY_TIMEOUT: u32 = 300;
 /// The same for a room that is created again after the SFU was restarted (decision L13).
 const EMPTY_TIMEOUT_AGAIN: u32 = 60;
+const _: () = assert!(
+    EMPTY_TIMEOUT_AGAIN as u64 * 1_000 >= LOST_GRACE_MS,
+    "a room that is created again stands as long as its participants have to come back"
+);
 
 /// How often what somebody else answered is tried again: for more than a second, in which DNS was asked anew (decision O2).
 const TRIES_ELSEWHERE: u32 = 3;

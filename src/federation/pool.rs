@@ -34,7 +34,12 @@ const MAX_REST: usize = 16 * 1024;
 /// After so many bytes without a pause it is somebody else's turn on this thread.
 const AT_ONCE: usize = 16 * 1024;
 
-/// Connections of strangers that are kept.
+/// Unused connections to one homeserver that are kept, and for how long; the same for a stranger's.
+const KEPT: usize = 32;
+const KEPT_FOR: Duration = Duration::from_secs(30);
+const STRANGER_KEPT: usize = 2;
+const STRANGER_KEPT_FOR: Duration = Duration::from_secs(5);
+/// Unused connections to all strangers that are kept.
 const STRANGERS: usize = 128;
 
 /// How many unused connections one route keeps, and for how long.
@@ -51,13 +56,13 @@ impl Keep {
         match class {
             Class::Listed | Class::Verified => Self {
                 stranger: false,
-                connections: 32,
-                time: Duration::from_secs(30),
+                connections: KEPT,
+                time: KEPT_FOR,
             },
             Class::Stranger => Self {
                 stranger: true,
-                connections: 2,
-                time: Duration::from_secs(5),
+                connections: STRANGER_KEPT,
+                time: STRANGER_KEPT_FOR,
             },
         }
     }

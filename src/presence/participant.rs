@@ -41,7 +41,7 @@ const SECOND_THOUGHT_MS: u64 = 3_000;
 /// After an aborted attempt of somebody who was never seen.
 const NEXT_ATTEMPT_MS: u64 = 30_000;
 /// What the participants of a lost room have to come back, in time of an answering SFU (L13).
-const LOST_GRACE_MS: u64 = 60_000;
+pub const LOST_GRACE_MS: u64 = 60_000;
 /// A report of a departure from longer than this before the delegation changes nothing (L2).
 const OLD_NEWS_MS: u64 = 2_000;
 /// Evidence older than this is asked for again before anything is done (L5a).

@@ -180,3 +180,250 @@ fn the_architecture_names_what_there_is() {
     assert!(count > 80, "{count} names were found");
     assert!(wrong.is_empty(), "not in the tree any more: {wrong:#?}");
 }
+
+// --- the limits in README.md ---
+
+/// A figure of the table that no constant stands for: a status, the width of a network, what the HTTP library does.
+const NO_CONSTANT: (&str, &str) = ("", "");
+
+/// Each row of the table of limits, by its beginning: the file and the name of the constant of each figure in it, in order.
+const LIMITS: &[(&str, &[(&str, &str)])] = &[
+    (
+        "| request body |",
+        &[
+            ("http/request.rs", "MAX_BODY"),
+            ("http/sfu_webhook.rs", "MAX_BODY"),
+            ("http/appservice/transactions.rs", "MAX_BODY"),
+            ("limits.rs", "MAX_BODY_BYTES"),
+            ("http/body.rs", "TIMEOUT"),
+            NO_CONSTANT,
+        ],
+    ),
+    ("| requests in flight |", &[("limits.rs", "MAX_IN_FLIGHT"), NO_CONSTANT]),
+    (
+        "| one homeserver |",
+        &[("federation.rs", "IN_FLIGHT[0]"), ("federation.rs", "IN_FLIGHT[2]")],
+    ),
+    (
+        "| connections to homeservers |",
+        &[
+            ("limits.rs", "MAX_CONNECTIONS_OUT"),
+            ("limits.rs", "PER_CONNECTION_OUT"),
+            NO_CONSTANT,
+            NO_CONSTANT,
+        ],
+    ),
+    (
+        "| one request about a homeserver that is not listed |",
+        &[
+            ("admission/budget.rs", "DIALS"),
+            ("admission/budget.rs", "FETCHES"),
+            ("admission/budget.rs", "QUESTIONS"),
+            ("admission/dials.rs", "INTERVAL"),
+            ("admission/dials.rs", "BURST"),
+        ],
+    ),
+    (
+        "| a homeserver's no to a token |",
+        &[("openid.rs", "REFUSED_FOR"), ("openid.rs", "MAX_REFUSED")],
+    ),
+    (
+        "| one verification |",
+        &[("hold.rs", "HOLD"), ("federation/well_known.rs", "TIMEOUT")],
+    ),
+    (
+        "| homeservers remembered |",
+        &[
+            ("federation/homeservers.rs", "KNOWN"),
+            ("federation/homeservers.rs", "STRANGERS"),
+            ("homeserver.rs", "HOMESERVERS"),
+            ("homeserver.rs", "HOMESERVERS"),
+        ],
+    ),
+    ("| names in DNS |", &[("dns/memory.rs", "MAX_NAMES"), ("dns/question.rs", "MOST")]),
+    (
+        "| answers read |",
+        &[
+            ("openid.rs", "MAX_REPLY"),
+            ("federation/well_known.rs", "MAX_BODY"),
+            ("federation/client_api.rs", "MAX_FILE"),
+            ("homeserver.rs", "MAX_REPLY"),
+            ("homeserver/own.rs", "MAX_MEMBERS"),
+            ("sfu/api.rs", "MAX_REPLY"),
+            ("federation/pool.rs", "MAX_REST"),
+        ],
+    ),
+    (
+        "| connections |",
+        &[("limits.rs", "MAX_CONNECTIONS"), ("limits.rs", "PER_CONNECTION")],
+    ),
+    ("| memory limit |", &[("limits.rs", "NO_LIMIT")]),
+    (
+        "| head of a request |",
+        &[
+            ("connections.rs", "MAX_HEAD"),
+            NO_CONSTANT,
+            NO_CONSTANT,
+            ("connections.rs", "OWN_HEAD"),
+        ],
+    ),
+    (
+        "| names of headers that a preflight asks for |",
+        &[("http/edge.rs", "MAX_ASKED_HEADERS")],
+    ),
+    ("| an answer that the client does not read |", &[("connections.rs", "STUCK")]),
+    (
+        "| a client that has shut down its writing side, or has gone |",
+        &[("connections.rs", "HALF_CLOSED")],
+    ),
+    (
+        "| tokens that are watched (application-service mode) |",
+        &[
+            ("limits.rs", "MAX_RECORDS"),
+            ("limits.rs", "PER_RECORD"),
+            ("kick/shares.rs", "MAX_PER_HOMESERVER"),
+            ("kick/shares.rs", "MAX_PER_ROOM_AND_HOMESERVER"),
+            ("kick/shares.rs", "MAX_PER_USER"),
+            ("kick/shares.rs", "MAX_UNSEEN_PER_USER"),
+            NO_CONSTANT,
+        ],
+    ),
+    (
+        "| ids in a request |",
+        &[
+            ("wire.rs", "MAX_ID"),
+            ("wire.rs", "MAX_MEMBER_ID"),
+            ("wire.rs", "MAX_ACCESS_TOKEN"),
+            ("wire.rs", "MAX_URL"),
+        ],
+    ),
+    (
+        "| log |",
+        &[("telemetry/writer.rs", "MAX_WAITING"), ("telemetry/writer.rs", "MAX_LINE")],
+    ),
+    (
+        "| look-ups of names of strangers |",
+        &[("dns.rs", "STRANGERS"), ("dns.rs", "STRANGERS_TIMEOUT")],
+    ),
+    (
+        "| connections that are kept |",
+        &[
+            ("federation/pool.rs", "KEPT"),
+            ("federation/pool.rs", "KEPT_FOR"),
+            ("federation/pool.rs", "STRANGER_KEPT"),
+            ("federation/pool.rs", "STRANGER_KEPT_FOR"),
+            ("federation/pool.rs", "STRANGERS"),
+        ],
+    ),
+    (
+        "| first request on a connection |",
+        &[("server.rs", "FIRST_HEAD"), ("server.rs", "NEXT_HEAD")],
+    ),
+    (
+        "At most 100 leaves per user",
+        &[
+            ("delayed_leave.rs", "per_user"),
+            ("delayed_leave.rs", "per_homeserver"),
+            ("delayed_leave.rs", "total"),
+            ("time.rs", "MAX"),
+            ("delayed_leave.rs", "never_seen"),
+        ],
+    ),
+];
+
+/// The figures of a text with their units in one: bytes, milliseconds, or a count.
+fn figures(text: &str) -> Vec<u64> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
+        let is_part = rest[..start].ends_with(char::is_alphanumeric);
+        let end = rest[start..]
+            .find(|c: char| !(c.is_ascii_digit() || c == ','))
+            .map_or(rest.len(), |end| start + end);
+        let number = rest[start..end].trim_end_matches(',').replace(',', "").parse::<u64>().unwrap();
+        rest = &rest[end..];
+        if is_part {
+            continue;
+        }
+        let unit = rest.trim_start().split(|c: char| !c.is_alphabetic()).next().unwrap_or_default();
+        found.push(match unit {
+            "KiB" => number << 10,
+            "MiB" => number << 20,
+            "s" => number * 1_000,
+            "h" => number * 3_600_000,
+            _ => number,
+        });
+    }
+    found
+}
+
+/// What a constant, or a field of a default, of a source stands for: bytes, milliseconds, or a count.
+fn value(source: &str, name: &str) -> u64 {
+    let (name, index) = name.split_once('[').map_or((name, None), |(name, index)| (name, Some(index)));
+    let (constant, field) = (format!("const {name}: "), format!(" {name}: "));
+    let text = source.split_once(&constant).map_or_else(
+        || {
+            let fields = source.split(&field).skip(1);
+            let field = fields
+                .map(|rest| rest.split(',').next().unwrap())
+                .find(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+            field.unwrap_or_else(|| panic!("no {name}"))
+        },
+        |(_, rest)| rest.split_once(" = ").unwrap().1.split(';').next().unwrap(),
+    );
+    let text = index.map_or(text, |index| {
+        let index = index.trim_end_matches(']').parse().unwrap();
+        text.trim_matches(['[', ']']).split(',').nth(index).unwrap()
+    });
+    let product = |text: &str| text.split('*').map(|factor| factor_of(source, factor.trim())).product::<u64>();
+    match text.split_once('(') {
+        Some((of, arguments)) => {
+            let inner = product(arguments.split(')').next().unwrap());
+            inner * if of.ends_with("from_secs") { 1_000 } else { 1 }
+        }
+        None => text.split('+').map(product).sum(),
+    }
+}
+
+fn factor_of(source: &str, factor: &str) -> u64 {
+    factor.replace('_', "").parse().unwrap_or_else(|_| value(source, factor))
+}
+
+#[test]
+fn the_limits_in_the_readme_are_those_of_the_source() {
+    let readme = read("README.md");
+    let table = readme.split_once("### Limits").unwrap().1.split_once("\n## ").unwrap().0;
+    let rows = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| What |"));
+    let mut wrong = Vec::new();
+    for row in rows {
+        if !LIMITS.iter().any(|(beginning, _)| row.starts_with(beginning)) {
+            wrong.push(format!("nothing is known of the row {row}"));
+        }
+    }
+    for (beginning, constants) in LIMITS {
+        let place = if beginning.starts_with('|') { table } else { &readme };
+        let Some((_, text)) = place.split_once(&format!("\n{beginning}")) else {
+            wrong.push(format!("there is no row {beginning}"));
+            continue;
+        };
+        let text = format!(
+            "{beginning}{}",
+            text.split_once(if beginning.starts_with('|') { "\n" } else { "\n\n" }).unwrap().0
+        );
+        let shown = figures(&text);
+        if shown.len() != constants.len() {
+            wrong.push(format!(
+                "{beginning}: {} figures are shown, {} are known: {shown:?}",
+                shown.len(),
+                constants.len()
+            ));
+        }
+        for (shown, (file, name)) in shown.iter().zip(*constants).filter(|(_, constant)| **constant != NO_CONSTANT) {
+            let value = value(&read(&format!("src/{file}")), name);
+            if *shown != value {
+                wrong.push(format!("{beginning}: {shown} is shown, {name} of src/{file} is {value}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
