@@ -39,17 +39,17 @@ impl Homeservers {
     }
 }
 
-/// What the users of one homeserver may do.
+/// Rights of the users of one homeserver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Access {
     /// Full access: their request opens the room on the SFU. Others can only join a room that stands.
     pub creates_rooms: bool,
-    /// They may send media and data.
+    /// Whether the users may send media and data.
     pub publishes: bool,
 }
 
 impl Access {
-    /// What users may do for whom our own homeserver speaks, its own or those of its peers: the room is opened for both, and
+    /// Rights of the users for whom our own homeserver speaks, its own or those of its peers: the room is opened for both, and
     /// whoever is in the Matrix room may be there ([MSC4195](https://github.com/matrix-org/matrix-spec-proposals/pull/4195)).
     #[must_use]
     pub const fn of_member(publishes: bool) -> Self {
@@ -60,10 +60,10 @@ impl Access {
     }
 }
 
-/// Who may do what (decisions P4 and T1).
+/// Rights by homeserver (decisions P4 and T1).
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// `LIVEKIT_FULL_ACCESS_HOMESERVERS`.
+    /// Homeservers in `LIVEKIT_FULL_ACCESS_HOMESERVERS`.
     pub full_access: Homeservers,
     /// `LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS`: restricted users who may publish.
     pub remote_can_publish: Homeservers,
@@ -72,7 +72,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// What users of `server` may do.
+    /// Returns the rights of the users of `server`.
     #[must_use]
     pub fn of(&self, server: &ServerName) -> Access {
         let creates_rooms = self.full_access.contains(server);

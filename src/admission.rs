@@ -1,4 +1,4 @@
-//! Whose request may go on (decisions H7, H7a, H7b). Nobody keeps anybody else from being served: places are shared by who
+//! Decides whose request may go on (decisions H7, H7a, H7b). Nobody keeps anybody else from being served: places are shared by who
 //! is reached and not by how the asker wrote it, and a full share delays its own.
 //!
 //! The modules below decide and are pure.
@@ -22,9 +22,9 @@ use crate::server_name::{Host, ServerName};
 pub enum Class {
     /// The operator wrote its name down.
     Listed,
-    /// It has answered `userinfo` well within a day.
+    /// The homeserver has answered `userinfo` well within a day.
     Verified,
-    /// Anybody could have made its name up.
+    /// Any other homeserver: a stranger could have made the name up.
     Stranger,
 }
 
@@ -60,13 +60,13 @@ impl From<IpAddr> for Group {
     }
 }
 
-/// Who sent a request, as far as it can be told: it orders those who wait for one homeserver, and never refuses anybody
-/// (decision H7b).
+/// Identifies the sender of a request, as far as that can be told: clients order those who wait for one homeserver, and nobody is
+/// refused for being one (decision H7b).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Client(pub u64);
 
 impl From<IpAddr> for Client {
-    /// One IPv4 address, or one IPv6 /64: as much as one customer has.
+    /// Takes an IPv4 address whole and of an IPv6 address its /64: as much as one customer has.
     fn from(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(v4) => Self(u64::from(v4.to_bits())),
@@ -82,12 +82,13 @@ pub struct Who {
     pub class: Class,
     /// The last two labels of its name: what somebody had to register. They order turns and nothing else.
     pub domain: u64,
-    /// Its name without case, final dot and port.
+    /// Hash of the homeserver's name without case, final dot and port.
     pub name: u64,
 }
 
 impl Who {
-    /// The same while it is found out where it is: that does not stand behind the requests that wait for it.
+    /// Returns an asker of its own for finding out where the homeserver is: that must not stand behind the requests that wait for
+    /// it.
     #[must_use]
     pub const fn discovered(self) -> Self {
         Self { name: !self.name, ..self }

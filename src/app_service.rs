@@ -28,7 +28,7 @@ use crate::wire::{
 
 /// Where another homeserver's service is asked: the path that every generation of it knows.
 const FEDERATION_PATH: &str = "/_matrix/federation/unstable/io.element.msc4195/rtc/livekit/get_token";
-/// The same on the path that the proposal ends up with.
+/// Path that the proposal ends up with for the same endpoint.
 const STABLE_FEDERATION_PATH: &str = "/_matrix/federation/v1/rtc/livekit/get_token";
 /// When an answer has to be there, come what may.
 const BUDGET: Duration = Duration::from_secs(24);
@@ -43,13 +43,13 @@ const _: () = assert!(
 
 /// The endpoints behind a homeserver.
 pub struct AppService {
-    /// What follows once the user is known.
+    /// The pipeline that requests join once the user is known.
     pub exchange: Arc<Exchange>,
-    /// Our homeserver.
+    /// Our own homeserver, asked with the `as_token`.
     pub own: Arc<OwnHomeserver>,
-    /// Who is in which room.
+    /// Memberships of Matrix rooms.
     pub members: Arc<Members>,
-    /// `LIVEKIT_URL`.
+    /// Address of the SFU for clients, `LIVEKIT_URL`.
     pub url: String,
 }
 

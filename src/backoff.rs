@@ -84,8 +84,8 @@ impl Schedule {
     }
 }
 
-/// What a server said about when to come back: a `Retry-After` of whole seconds, one that is a date (turned into a duration by the
-/// caller, zero if past), or `retry_after_ms` of the body. The first that is there and makes sense is taken.
+/// Reads a server's hint about when to come back: a `Retry-After` of whole seconds, one that is a date (turned into a duration by
+/// the caller, zero if past), or `retry_after_ms` of the body. The first that is there and makes sense is taken.
 #[must_use]
 pub fn hint(retry_after: Option<&str>, until_date: Option<Duration>, retry_after_ms: Option<u64>) -> Option<Duration> {
     let seconds = retry_after.map(str::trim).and_then(|text| {

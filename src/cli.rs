@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::config::{VARIABLES, Variable};
 
-/// What the arguments ask for.
+/// Action that the arguments ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Serve; `dev` fills what is unset with the values of `livekit-server --dev`.
@@ -13,9 +13,9 @@ pub enum Command {
         /// Whether `--dev` was given.
         dev: bool,
     },
-    /// Print [`help`].
+    /// Print the text of [`help`].
     Help,
-    /// Print [`version`].
+    /// Print the line of [`version`].
     Version,
     /// Run the healthcheck.
     Healthcheck,

@@ -26,7 +26,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Starts now.
+    /// Starts the clock at the present moment.
     #[must_use]
     pub fn start() -> Self {
         Self { started: Instant::now() }
@@ -38,7 +38,7 @@ impl Clock {
         self.at(Instant::now())
     }
 
-    /// Another one.
+    /// The time on this clock at a moment that was measured elsewhere.
     #[must_use]
     pub fn at(&self, moment: Instant) -> Time {
         let since = moment.saturating_duration_since(self.started);

@@ -53,9 +53,9 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// LiveKit and its keys.
     pub livekit: Livekit,
-    /// Whose users may create rooms.
+    /// Homeservers whose users may create rooms.
     pub full_access: Homeservers,
-    /// Whose users may publish although their homeserver has no full access.
+    /// Homeservers without full access whose users may publish all the same.
     pub remote_can_publish: Homeservers,
     /// Lifetime of the LiveKit tokens (decision T3).
     pub jwt_ttl: Duration,
@@ -73,7 +73,7 @@ pub struct Config {
     pub allowed_networks: Vec<IpNet>,
     /// DNS servers to ask instead of the system's; empty means the system's.
     pub dns_servers: Vec<SocketAddr>,
-    /// What is logged and how.
+    /// Level and format of the log.
     pub log: LogSettings,
     /// Settings of delegated leave.
     pub delegated_leave: DelegatedLeave,
@@ -141,7 +141,7 @@ pub fn environment(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
-/// `None` only if a mistake was recorded.
+/// Reads all variables; `None` only if a mistake was recorded.
 fn read(reader: &mut Reader<'_>) -> Option<Config> {
     if reader.dev {
         reader.warn("--dev fills unset variables with the values of `livekit-server --dev`, which everybody knows: not for production");
@@ -182,7 +182,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     Some(config)
 }
 
-/// Anything but a yes withholds it, as the old service did (decision T2).
+/// Withholds the right on anything but a yes, as the old service did (decision T2).
 fn can_update_own_metadata(reader: &mut Reader<'_>) -> bool {
     const VARIABLE: &str = "LIVEKIT_CAN_UPDATE_OWN_METADATA";
     match reader.switch(VARIABLE) {

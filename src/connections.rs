@@ -24,9 +24,9 @@ use crate::log_throttle::LogThrottle;
 
 /// Longest head of a request.
 pub const MAX_HEAD: usize = 16 * 1024;
-/// What a head may have besides the pot: longer than an honest one, and what the HTTP library has for it in any case.
+/// Bytes that a head may have besides the pot: longer than an honest one, and as much as the HTTP library has for it in any case.
 const OWN_HEAD: usize = 8 * 1024;
-/// What is read at a time.
+/// Bytes that are read at a time.
 const CHUNK: usize = 4 * 1024;
 /// A head is held so many times at most: as it came, and in the buffer of the HTTP library, which doubles.
 const HEAD_COPIES: usize = 3;
@@ -43,10 +43,10 @@ const HALF_CLOSED: Duration = Duration::from_secs(2);
 /// The beginning of HTTP/2 up to the end of what HTTP/1.1 takes for a head.
 const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
-/// Whose memory a body takes, so that strangers' bodies never keep out those of somebody who has proved themselves.
+/// Pot of memory that a body takes from, so that strangers' bodies never keep out those of somebody who has proved themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pot {
-    /// Anybody's.
+    /// Bodies of anybody, before it is known who sends them.
     Strangers,
     /// The SFU's and our homeserver's: they are proved before the body is read.
     Proven,
@@ -55,11 +55,11 @@ pub enum Pot {
 /// Whether there were bytes left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// They are yours.
+    /// The bytes belong to the caller now.
     Yes,
     /// Not yet; everybody else is too young to be judged.
     NotYet,
-    /// You are the slowest.
+    /// The caller is the slowest, and has to give up what it holds.
     GiveWay,
 }
 
@@ -90,7 +90,7 @@ const GO_ON: u8 = 0;
 const ANSWER_BUSY: u8 = 1;
 const CLOSE: u8 = 2;
 
-/// One connection, as seen by all who may ask it to give way.
+/// A connection, as seen by all who may ask it to give way.
 pub struct Connection {
     all: Arc<Connections>,
     id: u64,
@@ -110,7 +110,7 @@ pub struct Connection {
 pub struct Opened(Arc<Connection>);
 
 impl Connections {
-    /// Within `limits`.
+    /// Makes an empty registry with the bounds of `limits`.
     #[must_use]
     pub fn new(limits: &Limits) -> Arc<Self> {
         let pot = |most| PotState {
@@ -179,7 +179,7 @@ impl Connections {
         }
     }
 
-    /// One line a minute, whatever it is that has run out.
+    /// Warns, once a minute, that something has run out.
     pub fn crowded(&self, what: &str) {
         self.told.log(|count| {
             let remedy = "a flood of requests? limit them in the proxy; where many people call, allow more memory and open files (LimitNOFILE, ulimit -n)";
@@ -206,7 +206,7 @@ impl Drop for Opened {
 }
 
 impl Opened {
-    /// The connection.
+    /// Returns the connection that was opened.
     #[must_use]
     pub fn connection(&self) -> &Arc<Connection> {
         &self.0
@@ -258,7 +258,7 @@ impl Connection {
         self.enter(Phase::Silent, 0);
     }
 
-    /// Its buffers have grown for a large head: the connection ends with the answer, and they with it.
+    /// Whether the buffers have grown for a large head: the connection ends with the answer, and they with it.
     #[must_use]
     pub fn had_large_head(&self) -> bool {
         self.had_large_head.load(Relaxed)
@@ -316,7 +316,7 @@ impl Connection {
         self.tell(ANSWER_BUSY);
     }
 
-    /// One line a minute about what has run out.
+    /// Warns, once a minute, that something has run out.
     pub fn crowded(&self, what: &str) {
         self.all.crowded(what);
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-/// What to do with a delayed event: MSC4140's `action`.
+/// Action on a delayed event: MSC4140's `action`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DelayedEventAction {
     /// Let its delay run anew.
@@ -39,6 +39,6 @@ pub enum Outcome {
     Forbidden,
     /// 429, with the server's hint, which pauses the homeserver and not the job.
     Limited(Option<Duration>),
-    /// Whatever may pass: 5xx, a 404 that is no JSON, transport, an unresolved base URL; with the server's hint.
+    /// The failure may pass: 5xx, a 404 that is no JSON, transport, an unresolved base URL; with the server's hint.
     Transient(Option<Duration>),
 }

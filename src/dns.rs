@@ -32,7 +32,7 @@ const FORMER_ANSWER_PATIENCE: Duration = Duration::from_millis(500);
 /// How long it is waited for where the former answer could not be used.
 const DOUBTED_ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 
-/// One target of an SRV record set, RFC 2782.
+/// A target of an SRV record set, RFC 2782.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SrvTarget {
     /// Smaller is asked first.
@@ -64,7 +64,7 @@ pub enum DnsError {
 pub struct Asker<'a> {
     /// The homeserver whose name led here.
     pub who: Who,
-    /// What is left for the client's request.
+    /// Budget that is left for the client's request.
     pub budget: &'a Budget,
     /// Answers to questions that were asked before this moment do not count.
     pub since: Option<Instant>,
@@ -194,7 +194,7 @@ impl Dns {
         }
     }
 
-    /// What is remembered, as far as it counts, or the answer to so many questions.
+    /// Looks a name up in memory, as far as that counts, or else asks DNS.
     async fn look_up<Q>(
         &self,
         key: Box<str>,

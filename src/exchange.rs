@@ -31,7 +31,7 @@ use crate::wire::{DelayedEvent, DelegationRequest, SeatRequest, TokenRequest, Un
 pub struct Arrival {
     /// When, and what follows from that.
     pub patience: Patience,
-    /// Who sent it, as far as that can be told.
+    /// Sender of the request, as far as that can be told.
     pub client: Client,
 }
 
@@ -74,7 +74,7 @@ pub enum Refusal {
     /// `matrix_server_name` is not a server name.
     #[error("matrix_server_name is not a server name")]
     BadServerName,
-    /// Nobody vouches for the user.
+    /// No homeserver vouches for the user.
     #[error("{0}")]
     Unverified(#[from] Unverified),
     /// The token belongs to another user than the one claimed.
@@ -113,7 +113,7 @@ pub enum Refusal {
     /// `url` is not the SFU of this service.
     #[error("url is not LIVEKIT_URL")]
     OtherSfu,
-    /// What a homeserver gives as a user's id is none.
+    /// The homeserver sent an invalid user ID.
     #[error("that is not the id of a user")]
     BadUserId,
     /// Our homeserver speaks for a user of another one.
@@ -151,42 +151,42 @@ pub enum Refusal {
 /// How another homeserver's service refused (the rows of the error table that may be passed on).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RemoteRefusal {
-    /// 403 `M_FORBIDDEN`.
+    /// The other service answered 403 `M_FORBIDDEN`.
     #[error("the other homeserver's service refuses it")]
     Forbidden,
-    /// 400 `M_INVALID_PARAM`.
+    /// The other service answered 400 `M_INVALID_PARAM`.
     #[error("the other homeserver's service does not take these parameters")]
     InvalidParam,
-    /// Anything else.
+    /// The other service gave any other answer without a token.
     #[error("the other homeserver's service answers with status {0} and no token")]
     Unusable(u16),
 }
 
-/// Somebody who is known, and what they may do.
+/// A user who is known, with the rights that follow.
 pub(crate) struct Admitted<'a> {
     pub(crate) user: &'a VerifiedUser,
     pub(crate) access: Access,
-    /// It was checked that they are in the Matrix room.
+    /// Whether it was checked that the user is in the Matrix room.
     pub(crate) is_member: bool,
 }
 
 /// The pipeline with what it needs.
 pub struct Exchange {
-    /// Who is asking.
+    /// Verifies who is asking.
     pub openid: OpenId,
-    /// What they may do.
+    /// Says what a verified user may do.
     pub policy: Policy,
-    /// Rooms.
+    /// Opens rooms on the SFU.
     pub sfu: Arc<Sfu>,
-    /// Delayed events.
+    /// Finds the client-server APIs that delayed events are managed on.
     pub homeservers: Arc<Homeservers>,
-    /// Delegated leaves.
+    /// Watches delegated leaves.
     pub leaves: Leaves,
-    /// Tokens.
+    /// Signs tokens for the SFU.
     pub minter: Arc<Minter>,
     /// Our own homeserver, where there is one.
     pub own: Option<Arc<OwnHomeserver>>,
-    /// Who is in which room, where tokens are for members only (decision A7).
+    /// Memberships of Matrix rooms, where tokens are for members only (decision A7).
     pub members: Option<Arc<Members>>,
     /// Removes from the call who leaves the Matrix room (decision A8).
     pub kick: Option<KickOnLeave>,
@@ -240,7 +240,7 @@ impl Exchange {
         self.leaves.delegate(&leave).await.map_err(Refusal::DelegationLimit)
     }
 
-    /// Who is asking.
+    /// Verifies who is asking.
     async fn verify(
         &self,
         token: &UnverifiedOpenIdToken,
@@ -265,7 +265,8 @@ impl Exchange {
         Ok(true)
     }
 
-    /// What follows once the user is known. A homeserver that has done its own authentication enters here.
+    /// Opens the room, takes the delegation over and signs the token for a user who is known. A homeserver that has done its own
+    /// authentication enters here.
     pub(crate) async fn issue(
         &self,
         admitted: &Admitted<'_>,
@@ -354,7 +355,7 @@ impl Exchange {
     }
 }
 
-/// Nobody who is not in the Matrix room gets any further.
+/// Stops whoever is not in the Matrix room.
 pub(crate) async fn must_be_joined(members: &Members, room_id: &str, subject: Subject<'_>, patience: Patience) -> Result<(), Refusal> {
     match members.is_joined(room_id, subject, patience.held_until, patience.ends).await {
         Ok(true) => Ok(()),

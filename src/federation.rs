@@ -69,11 +69,11 @@ use pool::Pool;
 const IN_FLIGHT: [u32; 3] = [32, 32, 4];
 /// An answer is taken note of again after so many seconds.
 const VERIFIED_AGAIN_AFTER: u64 = 60;
-/// What the operator says about homeservers.
+/// Settings of the operator about homeservers.
 pub struct Settings {
     /// Addresses that may be dialled.
     pub guard: Guard,
-    /// `LIVEKIT_FEDERATION_URL_OVERRIDES`.
+    /// Addresses in `LIVEKIT_FEDERATION_URL_OVERRIDES`.
     pub overrides: BTreeMap<ServerName, Url>,
     /// Names that stand in the configuration, besides those of the overrides.
     pub listed: Homeservers,
@@ -90,7 +90,7 @@ pub struct Settings {
 /// Stores that the homeserver of this host has answered well at this second of the wall clock, or forgets it.
 pub type Remember = Box<dyn Fn(&str, Option<u64>) + Send + Sync>;
 
-/// One GET below a homeserver's federation API.
+/// A GET below a homeserver's federation API.
 #[derive(Clone, Copy)]
 pub struct Get<'a> {
     /// Path and query.
@@ -103,15 +103,15 @@ pub struct Get<'a> {
 
 /// On whose behalf a homeserver is asked.
 pub struct Caller<'a> {
-    /// Who sent the request.
+    /// Sender of the request.
     pub client: Client,
-    /// What is left of what the request may cost others.
+    /// Budget that is left of what the request may cost others.
     pub budget: &'a Budget,
     /// When the answer has to be there.
     pub deadline: Instant,
 }
 
-/// Asks homeservers.
+/// Finds homeservers, and asks them.
 pub struct Federation {
     dialer: Arc<Dialer>,
     listed: Homeservers,
@@ -123,7 +123,7 @@ pub struct Federation {
 }
 
 impl Federation {
-    /// Nothing is asked and nothing is read before the first request.
+    /// Makes the adapter; no homeserver is asked and no file read before the first request.
     #[must_use]
     pub fn new(settings: Settings, dns: Arc<Dns>, tls: Arc<Tls>) -> Self {
         let Settings {
@@ -163,7 +163,7 @@ impl Federation {
         }
     }
 
-    /// What is known of `server`.
+    /// Returns the entry of `server`, made where there is none.
     #[must_use]
     pub fn homeserver(&self, server: &ServerName) -> Arc<Homeserver> {
         self.homeservers.get(server, now(), || {
@@ -180,7 +180,7 @@ impl Federation {
         })
     }
 
-    /// What tells `server` from others, and how well it is known.
+    /// Returns the marks that tell `server` from others, with its class.
     #[must_use]
     pub fn who(&self, server: &ServerName) -> Who {
         self.homeserver(server).who(now())
@@ -219,7 +219,7 @@ impl Federation {
         self.verified().restore(host, at, now());
     }
 
-    /// What a request about `homeserver` may cost others.
+    /// Returns the budget of one request about `homeserver`.
     #[must_use]
     pub fn budget(&self, homeserver: &Homeserver) -> Budget {
         Budget::of(homeserver.class(now()))
@@ -309,7 +309,7 @@ impl Federation {
     }
 }
 
-/// Whoever has less time left than an answer usually needs would only waste a turn.
+/// Times for waiting in turn: a request with less time left than an answer usually needs would only waste a turn.
 fn turns(homeserver: &Homeserver, caller: &Caller<'_>) -> Turns {
     let usual = homeserver.usual().max(TOO_LATE);
     Turns {

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 /// How long after its arrival a request is held before what may pass is answered with an error.
 pub const HOLD: Duration = Duration::from_secs(10);
-/// The same for `/token_source`: LiveKit's SDK for Android waits for 10 s in all.
+/// Hold of a request to `/token_source`, shorter: LiveKit's SDK for Android waits for 10 s in all.
 pub const TOKEN_SOURCE_HOLD: Duration = Duration::from_secs(8);
 /// When a request to `/token_source` is answered, whatever a neighbour is still about to say.
 pub const TOKEN_SOURCE_ENDS: Duration = Duration::from_secs(9);
-/// The same for the other routes: proxies in front are to wait that long.
+/// End of a request to any other route, whatever a neighbour is still about to say: proxies in front are to wait that long.
 pub const ENDS: Duration = Duration::from_secs(25);
 
 const _: () = assert!(
@@ -17,7 +17,7 @@ const _: () = assert!(
     "what was held has some time left for its last answer"
 );
 
-/// Nobody is asked on behalf of a request that has less time left.
+/// Least time that a request must have left for a neighbour to be asked on its behalf.
 pub const TOO_LATE: Duration = Duration::from_millis(250);
 
 /// Pause after so many tries: 0.2 s, doubled up to a second.

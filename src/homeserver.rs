@@ -78,9 +78,9 @@ struct Known {
     failed: Option<(Instant, Failure)>,
 }
 
-/// One call below the API of a homeserver, on whichever of two paths it has.
+/// A call below the API of a homeserver, on whichever of two paths it has.
 struct Call<'a> {
-    /// What follows either path.
+    /// Rest of the path, behind either beginning.
     tail: &'a str,
     token: Option<&'a Secret>,
     /// POSTs this; without it, the call is a GET.
@@ -122,7 +122,7 @@ impl Homeservers {
         self.resolve_for(server, false, deadline).await
     }
 
-    /// The same for calls with the `as_token`, or without.
+    /// Finds the API of `server` for calls with the `as_token`, or without.
     async fn resolve_for(&self, server: &ServerName, with_token: bool, deadline: Instant) -> Result<(), Failure> {
         let mut tries = 1;
         loop {
@@ -214,7 +214,7 @@ impl Homeservers {
         api
     }
 
-    /// One call on one of the two paths. Where what answers is no homeserver, it is looked for anew (decision O2): in the
+    /// Makes a call on one of the two paths. Where what answers is no homeserver, it is looked for anew (decision O2): in the
     /// background, since whoever calls tries again.
     async fn ask(&self, server: &ServerName, api: &Arc<ClientApi>, call: &Call<'_>, path: &str) -> Result<Reply, Failure> {
         let used = Instant::now();
@@ -247,7 +247,7 @@ impl Homeservers {
         self.rediscover(server, &entry, Some(now));
     }
 
-    /// Nobody can use the address that the file gives: it may be corrected.
+    /// Reads the file again where its address cannot be used: it may have been corrected.
     async fn may_be_corrected(&self, server: &ServerName) {
         let entry = self.known(server);
         let mut known = entry.lock().await;
@@ -265,7 +265,8 @@ impl Homeservers {
         }
     }
 
-    /// It may have been updated since it was asked. One that stays as it is must not be asked for every call.
+    /// Asks again in the background which versions the homeserver offers: it may have been updated. One that stays as it is must
+    /// not be asked for every call.
     async fn doubt_versions(&self, server: &ServerName, api: &Arc<ClientApi>) {
         let entry = self.known(server);
         let mut known = entry.lock().await;
@@ -342,8 +343,8 @@ async fn redirect_to_https(federation: &Federation, server: &ServerName, base: &
     (https.scheme() == "https" && is_same).then_some(https)
 }
 
-/// The same in the background, with what is offered there: nobody waits for either. An address that has worked is better than
-/// none, and than one that must not be dialled.
+/// Finds the API anew in the background, with what is offered there: nobody waits for either. An address that has worked is better
+/// than none, and than one that must not be dialled.
 async fn rediscover(federation: Arc<Federation>, server: ServerName, entry: Arc<AsyncMutex<Known>>, since: Option<Instant>) {
     let found = async {
         let base = find(&federation, &server, since).await?;

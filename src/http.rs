@@ -39,7 +39,7 @@ use crate::secret::Keys;
 /// Webhooks in flight.
 const WEBHOOKS: usize = 256;
 
-/// What the handlers share.
+/// State that the handlers share.
 pub struct App {
     exchange: Arc<Exchange>,
     appservice: Option<Arc<Appservice>>,
@@ -86,7 +86,7 @@ impl App {
     }
 }
 
-/// Every route.
+/// Builds the table of all routes.
 pub fn router(app: Arc<App>) -> Router {
     // Our homeserver.
     let router = app.appservice.as_ref().map_or_else(Router::new, appservice::routes);

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 /// The slot that every legacy client means: the one call of a room.
 pub const ROOM_SLOT: &str = "m.call#ROOM";
 
-/// Who sits where on the SFU: a LiveKit room and the identity of one participant in it.
+/// A seat on the SFU: a LiveKit room and the identity of one participant in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Seat {
     /// Name of the LiveKit room.

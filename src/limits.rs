@@ -32,18 +32,18 @@ pub struct Limits {
     pub connections_out: usize,
     /// Bytes of request bodies that are on their way; the SFU and our homeserver have a quarter of that besides.
     pub body_bytes: usize,
-    /// Delegated leaves.
+    /// Number of delegated leaves.
     pub jobs: usize,
     /// Tokens that are watched.
     pub tokens: usize,
 }
 
-/// What this process has.
+/// Resources of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resources {
     /// Files that it may open; `None` is any number.
     pub descriptors: Option<u64>,
-    /// Its memory limit in bytes; `None` where there is none, or none that can be read.
+    /// Memory limit in bytes; `None` where there is none, or none that can be read.
     pub memory: Option<u64>,
 }
 

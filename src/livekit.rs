@@ -102,10 +102,10 @@ impl From<proto::DisconnectReason> for DisconnectReason {
     }
 }
 
-/// What a question to the SFU brought.
+/// Result of a question to the SFU.
 #[derive(Clone, Copy, Debug)]
 pub enum Answer<T> {
-    /// What was asked for.
+    /// The SFU gave what was asked for.
     Yes(T),
     /// The SFU's own `not_found`, or a participant in the state DISCONNECTED. Lists never bring it.
     No,
@@ -115,14 +115,14 @@ pub enum Answer<T> {
     TooLarge,
     /// An answer that is none of these.
     Unclear,
-    /// Nothing in time.
+    /// No answer in time.
     TimedOut,
     /// Refused at the connection, reset, closed, or 502 to 504.
     Unreachable,
 }
 
 impl<T> Answer<T> {
-    /// What the answer says of the SFU as a whole.
+    /// Says what the answer shows of the SFU as a whole.
     #[must_use]
     pub const fn reach(&self) -> Reach {
         match self {
@@ -136,9 +136,9 @@ impl<T> Answer<T> {
 /// A participant that the SFU shows, in a state other than DISCONNECTED.
 #[derive(Clone, Copy, Debug)]
 pub struct ParticipantRow<'a> {
-    /// The identity.
+    /// Identity of the participant.
     pub identity: &'a str,
-    /// The sid.
+    /// Sid of the session.
     pub sid: &'a str,
     /// When it joined, by the SFU's clock; 0 where that is not said.
     pub joined_at_ms: u64,
@@ -149,9 +149,9 @@ pub struct ParticipantRow<'a> {
 /// A room that the SFU shows.
 #[derive(Clone, Copy, Debug)]
 pub struct RoomRow<'a> {
-    /// The name.
+    /// Name of the room.
     pub name: &'a str,
-    /// The sid.
+    /// Sid of the room.
     pub sid: &'a str,
     /// How many are in it: up to 5 s old.
     pub num_participants: u32,
@@ -164,7 +164,7 @@ pub struct RoomRow<'a> {
 pub enum Reach {
     /// Any HTTP answer but 502 to 504.
     Answered,
-    /// Nothing within the time that was given.
+    /// No answer within the time that was given.
     TimedOut,
     /// Refused, reset, closed, or 502 to 504 from a proxy.
     Unreachable,

@@ -1,4 +1,4 @@
-//! Who is joined to which Matrix room, as our own homeserver says (MSC4502).
+//! Knows who is joined to which Matrix room, as our own homeserver says (MSC4502).
 //!
 //! A yes is remembered for 5 seconds, and all who ask the same at the same time share one call, so that a call that starts
 //! asks once per user. A no is never remembered: who was refused and joins is let in at once. A yes that is 5 seconds old is
@@ -31,7 +31,7 @@ pub struct Members {
 }
 
 impl Members {
-    /// Nothing is asked before the first question.
+    /// Makes an empty memory; the homeserver is asked at the first question.
     #[must_use]
     pub fn new(own: Arc<OwnHomeserver>) -> Self {
         let mut joined = LruCache::unbounded();

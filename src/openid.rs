@@ -41,7 +41,7 @@ const MAX_REFUSED: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
 pub struct VerifiedUser {
     /// Full user ID.
     pub id: String,
-    /// Its homeserver, the one that was asked.
+    /// The user's homeserver, the one that was asked.
     pub server: ServerName,
 }
 
@@ -54,17 +54,17 @@ pub enum Unverified {
     /// The homeserver could not be asked.
     #[error("{failure}")]
     Unreachable {
-        /// Why.
+        /// Reason for which the homeserver could not be asked.
         failure: Failure,
-        /// It is listed, or has verified a token here.
+        /// Whether the homeserver is listed, or has verified a token here.
         known: bool,
     },
     /// The homeserver answered something else than the specification says.
     #[error("the homeserver answered userinfo with {answer}")]
     Unusable {
-        /// What it answered.
+        /// Answer that the homeserver gave.
         answer: Answer,
-        /// It is listed, or has verified a token here.
+        /// Whether the homeserver is listed, or has verified a token here.
         known: bool,
     },
     /// The homeserver vouched for a user that is not its own, or not a user at all.
@@ -92,7 +92,7 @@ pub enum Answer {
 /// Verifies OpenID tokens.
 pub struct OpenId {
     federation: Arc<Federation>,
-    /// One question for one token of one server.
+    /// Questions under way, one for each server and token.
     questions: SingleFlight<u128, Result<VerifiedUser, Unverified>>,
     /// Tokens that their homeserver did not know, hashed with the key of this process, and since when.
     refused: Mutex<LruCache<u128, Instant>>,
@@ -111,7 +111,7 @@ impl OpenId {
         }
     }
 
-    /// What tells `server` from others, and how well it is known.
+    /// Returns the marks that tell `server` from others, with its class.
     #[must_use]
     pub fn who(&self, server: &ServerName) -> Who {
         self.federation.who(server)

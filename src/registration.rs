@@ -10,15 +10,15 @@ use crate::server_name::ServerName;
 /// Why there is nothing to print.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegistrationError {
-    /// Nobody said for which homeserver.
+    /// No server name was given.
     #[error(
         "for which homeserver? Name it: lk-jwt-service generate-registration example.com http://lk-jwt-service:8080, or set LIVEKIT_HS_SERVER_NAME"
     )]
     NoServerName,
-    /// That is no server name.
+    /// The given server name is invalid.
     #[error("{0:?} is not the name of a homeserver: it is what stands behind the colon of its user ids, as example.com")]
     ServerName(String),
-    /// That is no address.
+    /// The given address is invalid.
     #[error("{shown} is not an address of this service: it is where the homeserver reaches it, as http://lk-jwt-service:8080", shown = config::shown(.0))]
     Address(String),
     /// A token that is given cannot be one.
@@ -101,7 +101,7 @@ fn port(bind: Option<&str>) -> u16 {
     bind.and_then(|bind| bind.rsplit(':').next()?.parse().ok()).unwrap_or(8080)
 }
 
-/// Nothing that would have to be quoted otherwise than it is.
+/// Checks that the address has nothing in it that would have to be quoted otherwise than it is.
 fn is_address(url: &str) -> bool {
     let plain = url.bytes().all(|b| b.is_ascii_graphic() && !b"'\"\\".contains(&b));
     plain

@@ -34,12 +34,12 @@ impl fmt::Display for Secret {
     }
 }
 
-/// One API key of LiveKit with its secret.
+/// An API key of LiveKit with its secret.
 #[derive(Clone, Debug)]
 pub struct KeyPair {
     /// The API key: public, it is the `iss` of every token.
     pub key: String,
-    /// What signs the tokens of that key.
+    /// Secret that signs the tokens of that key.
     pub secret: Secret,
 }
 

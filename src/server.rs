@@ -262,7 +262,7 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
     })
 }
 
-/// What has to be written before the end.
+/// Stores that have to be written before the end.
 struct Stores {
     leaves: Leaves,
     kick: Option<KickOnLeave>,

@@ -13,7 +13,7 @@ const MAX_BYTES: usize = 252;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerName(Box<str>);
 
-/// What stands in front of the port.
+/// Host in front of the port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Host {
     /// An IPv4 address, or an IPv6 address in brackets.

@@ -38,7 +38,7 @@ use webhook::{Kind, Webhook};
 
 /// Seconds until a room that nobody enters is closed.
 const EMPTY_TIMEOUT: u32 = 300;
-/// The same for a room that is created again after the SFU was restarted (decision L13).
+/// Seconds until a room that was created again after a restart of the SFU is closed, if nobody enters it (decision L13).
 const EMPTY_TIMEOUT_AGAIN: u32 = 60;
 const _: () = assert!(
     EMPTY_TIMEOUT_AGAIN as u64 * 1_000 >= LOST_GRACE_MS,
@@ -50,7 +50,7 @@ const TRIES_ELSEWHERE: u32 = 3;
 
 static LOST_ROOMS: LogThrottle = LogThrottle::ten_a_second();
 
-/// The SFU.
+/// The SFU's RoomService, with the memory of its rooms.
 pub struct Sfu {
     api: Api,
     endpoint: Arc<Endpoint>,
@@ -130,7 +130,7 @@ impl Sfu {
         self.api.last_date()
     }
 
-    /// One participant.
+    /// Asks about a participant.
     ///
     /// # Errors
     /// [`SfuError::NotFound`] where the SFU knows no such room or participant; anything else says nothing about it.
@@ -154,7 +154,7 @@ impl Sfu {
         self.seen(self.api.remove_participant(room, identity).await)
     }
 
-    /// Those of `names` that exist.
+    /// Lists those of `names` that exist.
     ///
     /// # Errors
     /// When the SFU refused, or did not answer in time.
@@ -168,7 +168,7 @@ impl Sfu {
         Probe::new(self.endpoint.clone())
     }
 
-    /// Somebody who may open rooms is on the way to this seat.
+    /// Notes that the holder of this seat may open rooms and is on the way.
     pub fn expect(&self, seat: &Seat) {
         lock(&self.expected).expect(&seat.room, &seat.identity, StdInstant::now());
     }

@@ -1,4 +1,4 @@
-//! One call for all who want the same thing at the same time.
+//! Shares a call among all who want the same thing at the same time.
 #![expect(clippy::disallowed_methods, reason = "tells whoever waits when the shared call began")]
 
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ struct Call<T> {
 }
 
 impl<K: Clone + Eq + Hash, T: Clone> SingleFlight<K, T> {
-    /// None under way.
+    /// Makes a table with no call under way.
     #[must_use]
     pub fn new() -> Self {
         Self(Mutex::default())
@@ -37,7 +37,7 @@ impl<K: Clone + Eq + Hash, T: Clone> SingleFlight<K, T> {
         (answer, shared.call.began)
     }
 
-    /// The same until `deadline`, which `call` keeps by itself: whoever made another call may have longer.
+    /// Runs or joins the call until `deadline`, which `call` keeps by itself: whoever made another call may have longer.
     pub async fn run_until(&self, key: K, deadline: Instant, call: impl Future<Output = T>) -> Option<T> {
         let shared = self.share(key);
         let answer = shared.call.answer.get_or_init(|| call);
@@ -91,13 +91,13 @@ impl<T> Entry<T> {
     }
 }
 
-/// One of those who share a call. The last one to go, or the first one after the answer, clears the entry away; a
-/// client that hangs up is dropped in the middle of it.
+/// A caller's part of a shared call. The last one to go, or the first one after the answer, clears the entry away; a client that
+/// hangs up is dropped in the middle of it.
 struct Shared<'a, K: Eq + Hash, T> {
     all: &'a SingleFlight<K, T>,
     key: K,
     call: Arc<Call<T>>,
-    /// Nobody else shared the call when this one came.
+    /// Whether this caller shared the call with nobody when it came.
     is_first: bool,
 }
 

@@ -10,12 +10,12 @@ use std::fmt;
 pub(crate) enum Text<const N: usize> {
     /// In place: the first `length` of the bytes.
     Short { length: u8, bytes: [u8; N] },
-    /// Elsewhere.
+    /// Text on the heap.
     Long(Box<str>),
 }
 
 impl<const N: usize> Text<N> {
-    /// The same text.
+    /// Copies the text, into the value itself where it is short.
     pub(crate) fn new(text: &str) -> Self {
         let mut bytes = [0; N];
         match (u8::try_from(text.len()), bytes.get_mut(..text.len())) {
@@ -27,7 +27,7 @@ impl<const N: usize> Text<N> {
         }
     }
 
-    /// Its bytes, for comparisons.
+    /// Bytes of the text, for comparisons.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Short { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
@@ -35,7 +35,7 @@ impl<const N: usize> Text<N> {
         }
     }
 
-    /// Itself.
+    /// Text as a string.
     pub(crate) fn as_str(&self) -> &str {
         match self {
             // It was text when it was put there.

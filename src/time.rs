@@ -55,7 +55,7 @@ pub struct WallClock {
 }
 
 impl WallClock {
-    /// Both clocks, read together.
+    /// Pairs the readings of both clocks at the same moment.
     #[must_use]
     pub const fn new(monotonic: Time, unix_millis: i64) -> Self {
         Self { monotonic, unix_millis }
@@ -67,7 +67,7 @@ impl WallClock {
         later.unix_millis.saturating_sub(self.unix_millis(later.monotonic))
     }
 
-    /// What the wall clock shows at `time`, in milliseconds since 1970.
+    /// Milliseconds since 1970 that the wall clock shows at `time`.
     #[must_use]
     pub fn unix_millis(&self, time: Time) -> i64 {
         let moved = i128::from(time.as_millis()) - i128::from(self.monotonic.as_millis()) + i128::from(self.unix_millis);
@@ -105,7 +105,7 @@ impl Delay {
         self.0 as u64
     }
 
-    /// The delay.
+    /// Delay in milliseconds.
     #[must_use]
     pub const fn as_duration(self) -> Duration {
         Duration::from_millis(self.as_millis())

@@ -61,9 +61,9 @@ pub struct TlsError(#[from] rustls::Error);
 /// Where the operator says that CA certificates are. Blank is not said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Given {
-    /// `SSL_CERT_FILE`.
+    /// File that `SSL_CERT_FILE` names.
     pub file: Option<PathBuf>,
-    /// `SSL_CERT_DIR`.
+    /// Directories that `SSL_CERT_DIR` names.
     pub dirs: Vec<PathBuf>,
 }
 
@@ -83,7 +83,8 @@ impl Given {
         self.file.is_none() && self.dirs.is_empty()
     }
 
-    /// What the operator named and nothing else, or what the system has. A directory is read as one, whichever variable names it.
+    /// Loads the certificates that the operator named and no others, or those that the system has. A directory is read as one,
+    /// whichever variable names it.
     fn load(&self) -> CertificateResult {
         let (file, dirs) = if self.is_nothing() {
             let system = openssl_probe::probe();

@@ -31,7 +31,7 @@ const MAX_URL: usize = 2 * 1024;
 /// Longest id of a delayed event in bytes.
 const MAX_DELAY_ID: usize = 255;
 
-/// What is wrong with a request's body; each variant is one row of the error table.
+/// Mistake in a request's body; each variant is one row of the error table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadRequest {
     /// Not JSON, or not an object.
@@ -123,12 +123,12 @@ pub struct UnverifiedOpenIdToken {
     pub unverified_server_name: String,
 }
 
-/// Which seat the client asks for.
+/// Seat that the client asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SeatRequest {
     /// `/get_token`: both names are hashes.
     Member {
-        /// Matrix room.
+        /// Id of the Matrix room.
         room_id: String,
         /// Slot in it.
         slot_id: String,
@@ -139,7 +139,7 @@ pub enum SeatRequest {
     },
     /// The homeserver's own endpoints: the device is not a part of the identity.
     Homeserver {
-        /// Matrix room.
+        /// Id of the Matrix room.
         room_id: String,
         /// Slot in it.
         slot_id: String,
@@ -148,7 +148,7 @@ pub enum SeatRequest {
     },
     /// `/sfu/get`: the identity is readable.
     Legacy {
-        /// Matrix room.
+        /// Id of the Matrix room.
         room: String,
         /// Device that the client says it is, possibly empty.
         device_id: String,
@@ -197,22 +197,22 @@ impl SeatRequest {
 /// The delayed leave event that a client hands over.
 #[derive(Debug, PartialEq, Eq)]
 pub struct DelayedEvent {
-    /// Its id on the homeserver.
+    /// Id of the event on the homeserver.
     pub id: String,
-    /// Its delay.
+    /// Delay of the event.
     pub delay: Delay,
 }
 
 /// A delegation, complete and of the right types.
 #[derive(Debug)]
 pub struct DelegationRequest {
-    /// Who the client says it is.
+    /// OpenID token by which the client says who it is.
     pub openid_token: UnverifiedOpenIdToken,
     /// The user it says it is.
     pub claimed_user_id: String,
     /// The seat that is watched.
     pub seat: SeatRequest,
-    /// What is handed over.
+    /// Event that is handed over.
     pub event: DelayedEvent,
 }
 
@@ -236,7 +236,7 @@ impl DelegationRequest {
 /// A token request, complete and of the right types.
 #[derive(Debug)]
 pub struct TokenRequest {
-    /// Who the client says it is.
+    /// OpenID token by which the client says who it is.
     pub openid_token: UnverifiedOpenIdToken,
     /// The user it says it is, where the body has such a field.
     pub claimed_user_id: Option<String>,
@@ -422,7 +422,7 @@ fn member_seat(body: &Map<String, Value>, missing: BadRequest) -> Result<(SeatRe
     Ok((seat, claimed_user_id))
 }
 
-/// Both delay fields or none. A timeout of zero or less counts as absent.
+/// Reads both delay fields or none. A timeout of zero or less counts as absent.
 fn delayed_event(body: &Map<String, Value>) -> Result<Option<DelayedEvent>, BadRequest> {
     let id = text(body, "delay_id")?.filter(|id| !id.is_empty());
     let millis = match body.get("delay_timeout") {

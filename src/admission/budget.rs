@@ -12,7 +12,7 @@ const FETCHES: u32 = 3;
 /// Questions to DNS.
 const QUESTIONS: u32 = 24;
 
-/// What is left for one request of a client, all of its tries together.
+/// Budget that is left for one request of a client, all of its tries together.
 #[derive(Debug)]
 pub struct Budget {
     unlimited: bool,

@@ -1,4 +1,4 @@
-//! Which connections give way where there are too many, and which bodies. Pure.
+//! Chooses which connections give way where there are too many, and which bodies. Pure.
 //!
 //! Paid for is what has come. Whoever is silent goes before whoever is slow, and nobody goes whose request is complete.
 
@@ -9,10 +9,10 @@ use std::time::Duration;
 const SILENT: Duration = Duration::from_millis(250);
 /// A body that has been coming for so long shows how fast it comes.
 const SLOW: Duration = Duration::from_secs(1);
-/// What is going on on a connection.
+/// Phase that a connection is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Nothing has come: since it was opened, or since the last answer.
+    /// No byte has come since the connection was opened, or since the last answer.
     Silent,
     /// The head of a request is on its way.
     Head,
@@ -25,7 +25,7 @@ pub enum Phase {
 /// How a connection looks at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
-    /// What is going on.
+    /// Phase that the connection is in.
     pub phase: Phase,
     /// For how long.
     pub age: Duration,
@@ -53,7 +53,7 @@ impl Look {
     }
 }
 
-/// Which `wanted` of these connections give way; fewer where the others' requests are complete.
+/// Chooses `wanted` of these connections to give way; fewer where the others' requests are complete.
 pub fn give_way<K: Copy>(crowd: impl Iterator<Item = (K, Look)>, wanted: usize) -> Vec<K> {
     let mut ranked: Vec<_> = crowd.filter_map(|(key, look)| Some((look.rank()?, key))).collect();
     if wanted == 0 || ranked.is_empty() {
@@ -65,8 +65,8 @@ pub fn give_way<K: Copy>(crowd: impl Iterator<Item = (K, Look)>, wanted: usize) 
     ranked.into_iter().map(|(_, key)| key).collect()
 }
 
-/// Which of these gives up what it holds, where that kind of memory has run out: the slowest of those that have been coming
-/// for a while.
+/// Chooses the one of these that gives up what it holds, where that kind of memory has run out: the slowest of those that have been
+/// coming for a while.
 pub fn slowest<K: Copy>(crowd: impl Iterator<Item = (K, Look)>) -> Option<K> {
     crowd
         .filter(|(_, look)| matches!(look.phase, Phase::Head | Phase::Body) && look.age >= SLOW)
@@ -86,7 +86,7 @@ mod tests {
         }
     }
 
-    /// Who goes, one after the other.
+    /// Lists those who give way, one after the other.
     fn order(crowd: &[Look]) -> Vec<usize> {
         (1..=crowd.len())
             .map(|wanted| give_way(crowd.iter().copied().enumerate(), wanted))

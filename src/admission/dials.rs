@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::{Class, Who};
 
-/// One connection per address in that time.
+/// Interval of new connections to an address, after the burst.
 const INTERVAL: Duration = Duration::from_millis(250);
 /// So many at once before the pace begins.
 const BURST: u32 = 8;
@@ -30,7 +30,7 @@ const MAX_ADDRESSES: usize = 4096;
 /// The machine that is dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
-    /// An address.
+    /// Address that is dialled directly.
     Ip(IpAddr),
     /// A hash of the host name that a forward proxy looks up.
     Proxied(u64),
@@ -42,10 +42,10 @@ impl From<IpAddr> for Target {
     }
 }
 
-/// One connection that wants to be made.
+/// A connection that wants to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
-    /// The machine.
+    /// The machine to connect to.
     pub target: Target,
     /// The homeserver that led there.
     pub who: Who,
@@ -55,13 +55,13 @@ pub struct Ticket {
 /// Whether a connection may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Now.
+    /// The connection may be made now.
     Go,
     /// Not before then: ask again.
     At(Instant),
 }
 
-/// Paces connections.
+/// Paces new connections by the machine that they lead to.
 #[derive(Debug, Default)]
 pub struct Dials {
     addresses: HashMap<Target, Address>,
@@ -74,7 +74,7 @@ struct Address {
     /// Listed homeservers, which are dialled freely as long as that works.
     listed: Lane,
     paced: Lane,
-    /// Who failed, the latest last.
+    /// Askers whose connection failed, the latest last.
     failed: VecDeque<(Who, Instant)>,
 }
 
@@ -85,7 +85,7 @@ struct Lane {
     /// When the bucket is full again.
     full_at: Instant,
     waiting: Vec<Ticket>,
-    /// Whose turn it is, once there is a token.
+    /// Asker whose turn is next, once there is a token.
     chosen: Option<u64>,
     /// Domains and names that had a turn, the latest last.
     served: VecDeque<(u64, u64)>,
@@ -298,7 +298,7 @@ mod tests {
         Who { class, domain, name }
     }
 
-    /// Who is let through until `for_ms` have gone by, with everybody waiting from the beginning.
+    /// Lists who is let through until `for_ms` have gone by, with everybody waiting from the beginning.
     fn run(dials: &mut Dials, start: Instant, for_ms: u32, mut tickets: Vec<Ticket>) -> Vec<(u32, Who)> {
         let mut gone = Vec::new();
         for ms in 0..for_ms {

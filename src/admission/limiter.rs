@@ -88,7 +88,7 @@ impl Drop for Permit<'_> {
 struct Waiting<'a> {
     limiter: &'a FairLimiter,
     asker: Asker,
-    /// None once the place is taken.
+    /// Ticket of the waiting caller; `None` once the place is taken.
     ticket: Option<Ticket>,
 }
 

@@ -1,6 +1,6 @@
-//! Whose names are looked up (decision H7a): so many at a time for strangers, each of which takes sockets. A domain may hold
-//! as many places as are still free, and domains whose look-ups hung lately leave a quarter to the others, so that a
-//! newcomer finds a place whoever has names that hang.
+//! Bounds look-ups of strangers' names (decision H7a): so many at a time, each of which takes sockets. A domain may hold as many
+//! places as are still free, and domains whose look-ups hung lately leave a quarter to the others, so that a newcomer finds a place
+//! whoever has names that hang.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;

@@ -9,24 +9,24 @@ use std::collections::HashMap;
 
 use super::{Class, Who};
 
-/// What a class does not use of its share is lent but for this part of it.
+/// Unused places of a class are lent but for this part of its share.
 const KEPT_BACK: usize = 8;
 
-/// One request in the room.
+/// A request that has a place in the room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket {
     place: usize,
     number: u64,
 }
 
-/// What became of a newcomer.
+/// Outcome of a newcomer's entering.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Entered<T> {
     /// There was a place.
     In(Ticket),
     /// There is a place now: that of the request which this belongs to. Tell it.
     InsteadOf(Ticket, T),
-    /// Everybody in the room was verified.
+    /// No place: the homeservers of all in the room were verified.
     Full,
 }
 
@@ -128,7 +128,7 @@ impl<T> Room<T> {
         free > kept_back
     }
 
-    /// Whose place a newcomer of `class` gets.
+    /// Chooses whose place a newcomer of `class` gets.
     fn victim(&self, class: Class) -> Option<usize> {
         let above = |of: Class| {
             let newcomer = usize::from(of == class);
@@ -314,8 +314,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes and goes: never more than there are places, a newcomer gets in while anybody is not verified,
-        /// and nobody is pushed out who was verified, or whose class is within its share.
+        /// Checks, whatever comes and goes: never more than there are places, a newcomer gets in while anybody is not verified, and
+        /// nobody is pushed out who was verified, or whose class is within its share.
         #[test]
         fn shares_hold(most in 1usize..40, steps in prop::collection::vec((0usize..3, 0u64..4, 0u8..4), 1..400)) {
             let mut room = Room::new(most);

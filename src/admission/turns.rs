@@ -1,5 +1,5 @@
-//! Whose turn it is where there are fewer places than askers. Pure: asked for a place, told of one that is given back,
-//! it says who goes on.
+//! Decides whose turn it is where there are fewer places than askers. Pure: asked for a place, told of one that is given back, it
+//! says who goes on.
 //!
 //! * Each class has a share. What it does not use is lent, but for an eighth of it, so that a class that was idle finds
 //!   places at once; whatever is given back goes first to a class below its share.
@@ -13,23 +13,23 @@ use std::collections::btree_map::{BTreeMap, Entry};
 
 use super::Class;
 
-/// One class lends all but this part of its share.
+/// A class lends all of its share but this part.
 const KEPT: u32 = 8;
 /// A group may hold this part of what its class could still have.
 const GROUP_PART: u32 = 8;
 
-/// Whose place it is, from the widest to the narrowest: hashes or numbers that the caller chose.
+/// Describes whose place it is, from the widest to the narrowest: hashes or numbers that the caller chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Asker {
     /// Decides about the share.
     pub class: Class,
     /// The machines that are dialled.
     pub group: u64,
-    /// What somebody had to register.
+    /// Hash of the domain, which its owner had to register.
     pub domain: u64,
-    /// The homeserver.
+    /// Hash of the homeserver's name.
     pub name: u64,
-    /// Who sent the request.
+    /// Sender of the request.
     pub client: u64,
 }
 
@@ -39,18 +39,18 @@ impl Asker {
     }
 }
 
-/// Somebody who waits.
+/// Stands for an asker who waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(u64);
 
 /// How many places there are.
 #[derive(Clone, Copy, Debug)]
 pub struct Places {
-    /// In all.
+    /// Number of all places.
     pub total: u32,
     /// Of these, by [`Class`].
     pub shares: [u32; 3],
-    /// What one name may hold, by [`Class`].
+    /// Most places that one name may hold, by [`Class`].
     pub per_name: [u32; 3],
     /// A group may hold one such part of what its class could still have; not 0.
     pub group_part: u32,
@@ -124,7 +124,7 @@ impl Turns {
         may
     }
 
-    /// Somebody who waited does not any more.
+    /// Takes an asker who waits no longer out of the queue.
     pub fn leave(&mut self, asker: &Asker, ticket: Ticket) {
         self.waiting[asker.class as usize].remove(&asker.path(), ticket);
     }
@@ -224,10 +224,10 @@ impl Turns {
     }
 }
 
-/// Those who wait, in rings within rings.
+/// Askers who wait, in rings within rings.
 #[derive(Debug, Default)]
 struct Queue {
-    /// Whose turn is next.
+    /// Keys in the order of their turns, the next one first.
     ring: VecDeque<u64>,
     below: BTreeMap<u64, Self>,
     /// Of one client, the newest last.

@@ -1,4 +1,4 @@
-//! Who has answered `userinfo` well within a day. Pure.
+//! Remembers which homeservers have answered `userinfo` well within a day. Pure.
 //!
 //! Bounded by machines and not by names: what somebody with many names can fill is a part of it (decision H7a).
 
@@ -23,12 +23,12 @@ pub struct Verified {
     groups: HashMap<Option<Group>, usize>,
 }
 
-/// What an answer changes in the store.
+/// Changes that an answer makes in the store.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Changes {
     /// The host that answered is to be stored.
     pub store: bool,
-    /// These gave way to it.
+    /// Hosts that gave way to the new one.
     pub forget: Vec<Box<str>>,
 }
 
@@ -78,7 +78,7 @@ impl Verified {
         Changes { store, forget }
     }
 
-    /// What was stored: `host` answered well at `at`.
+    /// Takes in a stored record: `host` answered well at `at`.
     pub fn restore(&mut self, host: &str, at: u64, now: u64) {
         if is_fresh(at, now) && self.hosts.len() < MAX_REMEMBERED && !self.hosts.contains_key(host) {
             self.insert(host, None, at);

@@ -20,11 +20,11 @@ const MEMBERSHIP_INTERVAL: &str = "LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS";
 /// The homeserver that this service belongs to.
 #[derive(Clone, Debug)]
 pub struct AppService {
-    /// Its name.
+    /// Server name of our homeserver.
     pub server_name: ServerName,
-    /// What we send to prove who we are.
+    /// Token with which this service proves to the homeserver who it is.
     pub as_token: Secret,
-    /// What the homeserver sends.
+    /// Token with which the homeserver proves who it is.
     pub hs_token: Secret,
 }
 
@@ -112,7 +112,7 @@ fn from_registration(reader: &mut Reader<'_>, content: &str) -> Option<(Secret, 
     as_token.zip(hs_token)
 }
 
-/// It has to fit into a header.
+/// Checks that the token fits into a header.
 fn is_token(token: &str) -> bool {
     !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
 }

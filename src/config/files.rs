@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// Whoever writes into a pipe (`<(pass show livekit)`) may have to ask somebody first; a file system may hang.
+/// Time for reading a file: the writer of a pipe (`<(pass show livekit)`) may have to ask somebody first, and a file system may
+/// hang.
 const WITHIN: Duration = Duration::from_secs(5);
 /// No file of keys and no registration is larger.
 const MAX_BYTES: u64 = 256 * 1024;

@@ -70,7 +70,7 @@ fn secret(reader: &mut Reader<'_>) -> Option<String> {
     secret
 }
 
-/// What `livekit-server --dev` uses (decision P13).
+/// Value that `livekit-server --dev` uses (decision P13).
 fn dev(reader: &Reader<'_>, value: &str) -> Option<String> {
     reader.dev.then(|| value.to_owned())
 }
@@ -145,7 +145,7 @@ fn warn_about(reader: &mut Reader<'_>, KeyPair { key, secret }: &KeyPair) {
     }
 }
 
-/// What is wrong with a line of the keys file; never what it says.
+/// Mistake in a line of the keys file; never shows the line.
 #[derive(Debug, PartialEq, Eq)]
 struct BadLine {
     number: usize,

@@ -15,7 +15,7 @@ const LOCAL: &str = "LIVEKIT_LOCAL_HOMESERVERS";
 const REMOTE_CAN_PUBLISH: &str = "LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS";
 const DNS_PORT: u16 = 53;
 
-/// Who has full access (decision P4). `own` is our homeserver in application-service mode.
+/// Reads who has full access (decision P4). `own` is our homeserver in application-service mode.
 pub(super) fn full_access(reader: &mut Reader<'_>, own: Option<&ServerName>) -> Homeservers {
     if let Some(text) = reader.present(FULL_ACCESS) {
         return homeservers(reader, FULL_ACCESS, &text);
@@ -36,7 +36,7 @@ pub(super) fn full_access(reader: &mut Reader<'_>, own: Option<&ServerName>) -> 
     Homeservers::All
 }
 
-/// Whose users may publish although their homeserver has no full access (decision T1).
+/// Reads which homeservers' users may publish without full access (decision T1).
 pub(super) fn remote_can_publish(reader: &mut Reader<'_>) -> Homeservers {
     match reader.value(REMOTE_CAN_PUBLISH) {
         Some(text) => homeservers(reader, REMOTE_CAN_PUBLISH, &text),

@@ -13,11 +13,11 @@ const API_URL: &str = "LIVEKIT_API_URL";
 /// LiveKit, as clients and as we reach it.
 #[derive(Clone, Debug)]
 pub struct Livekit {
-    /// What clients get, as it was given.
+    /// Address that clients get, as it was given.
     pub url: String,
     /// Base of its API, http or https. The path ends in `/`, so `join("twirp/...")` keeps a prefix.
     pub api_base: Url,
-    /// Its API keys.
+    /// API keys of the SFU.
     pub keys: Keys,
 }
 

@@ -1,4 +1,4 @@
-//! What is logged and how. No mistake here stops a start: a log is there to help.
+//! Settings of the log. No mistake here stops a start: a log is there to help.
 
 use tracing::level_filters::LevelFilter;
 
@@ -8,7 +8,7 @@ const LEVEL: &str = "LIVEKIT_LOG_LEVEL";
 const FORMAT: &str = "LIVEKIT_LOG_FORMAT";
 const RUST_LOG: &str = "RUST_LOG";
 
-/// What is logged and how.
+/// Level and format of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSettings {
     /// The level of this service.
@@ -22,9 +22,9 @@ pub struct LogSettings {
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people to read.
     Text,
-    /// One JSON object per line.
+    /// A JSON object per line.
     Json,
 }
 

@@ -1,4 +1,4 @@
-//! What every outgoing connection depends on and libraries read by themselves: forward proxies (decision P20) and CA
+//! Checks what every outgoing connection depends on and libraries read by themselves: forward proxies (decision P20) and CA
 //! certificates (decision P11). Only what would fail at each request is looked for here.
 
 use std::path::Path;

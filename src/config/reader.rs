@@ -61,7 +61,7 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// What a number above its range means.
+/// Treatment of a number above its range.
 #[derive(Clone, Copy)]
 pub(super) enum Above {
     Refuse,
@@ -92,7 +92,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What was read and the warnings, or all mistakes. `result` is `None` only if a mistake was recorded.
+    /// Returns what was read with the warnings, or all mistakes. `result` is `None` only if a mistake was recorded.
     pub(super) fn finish<T>(self, result: Option<T>) -> Result<(T, Vec<String>), ConfigErrors> {
         match result {
             Some(result) if self.mistakes.is_empty() => Ok((result, [self.warnings, self.hints].concat())),

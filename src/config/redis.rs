@@ -56,7 +56,7 @@ pub enum RedisAddress {
     Tcp {
         /// Name, or address without brackets.
         host: String,
-        /// Port.
+        /// TCP port of the server.
         port: u16,
         /// Whether TLS is spoken there, and how.
         tls: Option<RedisTls>,

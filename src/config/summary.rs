@@ -1,4 +1,5 @@
-//! What the service runs with, in one line (decision P21). It holds no secret, and of URLs neither password nor query.
+//! Sums up the settings that the service runs with, in one line (decision P21). It holds no secret, and of URLs neither password
+//! nor query.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -18,9 +19,9 @@ pub struct Summary {
     pub livekit_api: String,
     /// Where jobs and tokens are kept.
     pub store: String,
-    /// Whose users open rooms.
+    /// Homeservers whose users open rooms.
     pub full_access: String,
-    /// Whose other users may publish.
+    /// Other homeservers whose users may publish.
     pub remote_can_publish: String,
     /// Whether it works beside a homeserver, and which.
     pub mode: String,
@@ -34,7 +35,7 @@ pub struct Summary {
     pub cs_api_overrides: String,
     /// Private networks in which strangers' homeservers may be.
     pub allowed_networks: String,
-    /// Whom DNS questions go to.
+    /// Servers that DNS questions go to.
     pub dns_servers: String,
     /// Lifetime of tokens in seconds.
     pub jwt_ttl_seconds: u64,
@@ -45,7 +46,7 @@ pub struct Summary {
 }
 
 impl Config {
-    /// What the log tells about this configuration.
+    /// Makes the part of the log line that tells about this configuration.
     #[must_use]
     pub fn summary(&self) -> Summary {
         let DelegatedLeave {

@@ -174,7 +174,7 @@ fn is_of_others(name: &str) -> bool {
     OTHERS.contains(&name) || OTHERS_FAMILIES.iter().any(|family| name.starts_with(family))
 }
 
-/// What Kubernetes makes of a Service, and Docker of a link.
+/// Recognises variables that Kubernetes makes of a Service, and Docker of a link.
 fn is_of_links(name: &str, get: &dyn Fn(&str) -> Option<String>) -> bool {
     let linked = |alias: &str| get(&format!("{alias}_PORT")).is_some_and(|value| is_link(&value));
     let numbered = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit());

@@ -1,13 +1,13 @@
 //! The table of all variables: what `--help` prints. A test holds it against what the parser reads.
 
-/// One environment variable.
+/// An environment variable.
 #[derive(Clone, Copy, Debug)]
 pub struct Variable {
-    /// Its name.
+    /// Name of the variable.
     pub name: &'static str,
-    /// What holds when it is unset; empty where nothing does.
+    /// Value that holds when the variable is unset; empty where nothing does.
     pub default: &'static str,
-    /// What it is for, in one line.
+    /// Meaning of the variable, in one line.
     pub doc: &'static str,
 }
 

@@ -1,4 +1,4 @@
-//! What DNS said, and how long that counts (decision O2). Pure: it is told the time.
+//! Remembers answers of DNS, and for how long they count (decision O2). Pure: it is told the time.
 
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
@@ -26,7 +26,7 @@ pub(super) enum Found {
     Targets(Arc<[SrvTarget]>),
 }
 
-/// What a question brought, and until when its records say that it holds.
+/// Answer to a question, and until when its records say that it holds.
 pub(super) type Answer = Result<(Found, Instant), NoAnswer>;
 
 /// A question brought nothing.
@@ -38,12 +38,12 @@ pub(super) enum NoAnswer {
     Failed(Arc<str>),
 }
 
-/// What is known of a name.
+/// State of the memory about a name.
 #[derive(Debug)]
 pub(super) enum Known {
-    /// This counts.
+    /// The answer counts.
     Current(Result<Found, DnsError>),
-    /// This was so, and DNS has to be asked.
+    /// The answer was true once, and DNS has to be asked.
     Former(Former),
     /// DNS has to be asked.
     Unknown,
@@ -67,11 +67,11 @@ struct Entry {
     asked: Instant,
     /// How long what it brought counts.
     until: Instant,
-    /// What the last question brought, where that was nothing.
+    /// Reason for which the last question brought no address.
     nothing: Option<DnsError>,
-    /// What was found last, and when.
+    /// Answer that was found last, and when.
     found: Option<(Found, Instant)>,
-    /// It was found by way of another `/etc/hosts` or `/etc/resolv.conf`.
+    /// Whether the answer came by way of another `/etc/hosts` or `/etc/resolv.conf`.
     outdated: bool,
 }
 
@@ -82,7 +82,7 @@ impl Memory {
         Self(names)
     }
 
-    /// What is known of `name`. An answer to a question that was asked before `since` does not count, but no name is asked
+    /// Looks up what is known of `name`. An answer to a question that was asked before `since` does not count, but no name is asked
     /// about again within a second.
     pub(super) fn get(&mut self, name: &str, since: Option<Instant>, now: Instant) -> Known {
         let Some(entry) = self.0.get(name) else {
@@ -120,7 +120,7 @@ impl Memory {
         self.0.put(name.into(), entry);
     }
 
-    /// What is known of `name` is known here, and no longer there.
+    /// Moves the memory of `name` here from `there`.
     pub(super) fn take_over(&mut self, there: &mut Self, name: &str) {
         if let Some(entry) = there.0.pop(name) {
             self.0.put(name.into(), entry);

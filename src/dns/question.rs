@@ -28,14 +28,14 @@ const FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
 /// A resolver, made at first use so that it costs the start nothing.
 pub(super) struct Resolvers {
-    /// These are asked, or those of `/etc/resolv.conf` when there are none.
+    /// Servers to ask; empty for those of `/etc/resolv.conf`.
     servers: Vec<SocketAddr>,
     /// A question that fails is asked again.
     insists: bool,
     made: Mutex<Option<(Files, TokioResolver)>>,
 }
 
-/// What tells whether a file has changed: its inode, length and time of change.
+/// Marks by which a change of a file is noticed: its inode, length and time of change.
 type Files = [Option<(u64, u64, SystemTime)>; FILES.len()];
 
 /// A resolver, and whether what was found by an older one no longer counts.
@@ -155,7 +155,7 @@ fn no_answer(error: &NetError) -> NoAnswer {
     })
 }
 
-/// Both families at once. One of them does alone when the other one has nothing, or takes long.
+/// Asks for addresses of both families at once. One of them does alone when the other one has nothing, or takes long.
 async fn both_families(resolver: &TokioResolver, name: Name) -> Result<(Instant, Vec<IpAddr>), NoAnswer> {
     let ask = async |kind| {
         let found = resolver.lookup(name.clone(), kind).await.map_err(|error| no_answer(&error))?;

@@ -30,7 +30,7 @@ const TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Where a homeserver's client-server API is said to be, and for how long.
 pub struct BaseUrl {
-    /// `m.homeserver.base_url`.
+    /// Address that the file gives, `m.homeserver.base_url`.
     pub url: Url,
     /// How long that may be believed.
     pub life: Duration,
@@ -95,7 +95,7 @@ impl Federation {
         })
     }
 
-    /// Who gets here has verified a token, be it long ago.
+    /// Counts the homeserver as verified at least: a caller of its client-server API has verified a token, be it long ago.
     fn long_verified(&self, server: &ServerName) -> Who {
         self.dialer.names.who(server, self.class(server).min(Class::Verified))
     }
@@ -111,7 +111,7 @@ impl ClientApi {
         self.may_carry_secrets
     }
 
-    /// What is known of the way there could not be used: from now on it is gone anew, as DNS says.
+    /// Marks the way to the API as doubtful: the next call follows it anew, as DNS says.
     pub(crate) fn doubt(&self) {
         self.link.doubt(Instant::now());
     }

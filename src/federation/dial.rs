@@ -53,10 +53,10 @@ pub(super) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Opens connections.
+/// Opens connections to homeservers.
 pub(super) struct Dialer {
     pub(super) dns: Arc<Dns>,
-    /// `LIVEKIT_FEDERATION_URL_OVERRIDES`.
+    /// Addresses in `LIVEKIT_FEDERATION_URL_OVERRIDES`.
     pub(super) overrides: BTreeMap<ServerName, Url>,
     pub(super) guard: Guard,
     pub(super) proxies: Matcher,
@@ -75,7 +75,7 @@ type Connecting<'a, 'd> = Pin<Box<dyn Future<Output = Connected<'d>> + Send + 'a
 pub(super) struct Attempt<'a> {
     /// The homeserver that led there.
     pub(super) who: Who,
-    /// What is left for the client's request.
+    /// Budget that is left for the client's request.
     pub(super) budget: &'a Budget,
     /// Told when an address is paced and there is a queue.
     pub(super) queued: &'a Notify,
@@ -83,7 +83,7 @@ pub(super) struct Attempt<'a> {
     pub(super) turns: Option<Turns>,
     /// A place that was taken before it was clear whether anybody has to be dialled.
     pub(super) held: Mutex<Option<Place<'a>>>,
-    /// What DNS was asked before this moment does not count.
+    /// Answers of DNS from before this moment do not count.
     pub(super) since: Mutex<Option<StdInstant>>,
 }
 
@@ -91,7 +91,7 @@ pub(super) struct Attempt<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Turns {
     pub(super) client: Client,
-    /// Until when.
+    /// Moment until which a place is waited for.
     pub(super) patience: Instant,
 }
 
@@ -134,12 +134,12 @@ impl<'a> Attempt<'a> {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = place;
     }
 
-    /// What DNS was asked before this moment does not count.
+    /// Has answers of DNS from before `since` count no more.
     pub(super) fn asks_since(&self, since: Option<Instant>) {
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since.map(Instant::into_std);
     }
 
-    /// Who asks DNS.
+    /// Describes to the resolver who asks.
     pub(super) fn asker(&self) -> Asker<'_> {
         Asker {
             who: self.who,
@@ -318,7 +318,7 @@ impl Dialer {
         Ok(group_of(target))
     }
 
-    /// What `host` resolves to, as far as it may be dialled.
+    /// Resolves `host` to the addresses that may be dialled.
     async fn addresses(&self, host: &Host, trust: Dialled, attempt: &Attempt<'_>) -> Result<Vec<IpAddr>, Failure> {
         let (allowed, refused) = self.judged(host, trust, attempt).await?;
         match refused {
@@ -327,7 +327,7 @@ impl Dialer {
         }
     }
 
-    /// What `host` resolves to: what may be dialled, and one address that may not.
+    /// Resolves `host` to the addresses that may be dialled, and one that may not.
     async fn judged(&self, host: &Host, trust: Dialled, attempt: &Attempt<'_>) -> Result<(Vec<IpAddr>, Option<Failure>), Failure> {
         let (found, name) = match host {
             Host::Ip(ip) => (vec![*ip], ip.to_string()),
@@ -437,7 +437,7 @@ async fn tunnel(destination: Uri, proxy: &Intercept, target: &str) -> Result<Tcp
     }
 }
 
-/// What the settings for proxies are asked about: those for HTTPS must not send plain text their way.
+/// Address about which the settings for proxies are asked: those for HTTPS must not send plain text their way.
 fn uri(scheme: &str, host: &Host, port: u16) -> Option<Uri> {
     format!("{scheme}://{}/", target(host, port)).parse().ok()
 }

@@ -23,12 +23,12 @@ pub(super) struct Found {
     pub(super) step: &'static str,
 }
 
-/// What the way to a server is known by.
+/// Source of the way to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum File {
-    /// Its name, or the operator.
+    /// The name alone, or the operator.
     NotAsked,
-    /// Its well-known file.
+    /// The well-known file of the server.
     Read,
     /// There is no usable file: the specification's fallbacks. It is asked for again soon.
     Missing,

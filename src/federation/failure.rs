@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::guard::Refused;
 use crate::dns::DnsError;
 
-/// One attempt to reach a homeserver failed.
+/// A failed attempt to reach a homeserver.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Failure {
     /// A name did not resolve.
@@ -13,7 +13,7 @@ pub enum Failure {
     Dns {
         /// Name that was asked about.
         host: String,
-        /// What DNS said.
+        /// Error that DNS gave.
         error: DnsError,
     },
     /// The guard refused the address.
@@ -29,7 +29,7 @@ pub enum Failure {
     /// No TCP connection.
     #[error("cannot connect to {target}: {error}")]
     Connect {
-        /// `host:port`.
+        /// Target as `host:port`.
         target: String,
         /// The system's words.
         error: String,
@@ -37,7 +37,7 @@ pub enum Failure {
     /// No TLS session.
     #[error("TLS with {target} failed: {error}")]
     Tls {
-        /// `host:port`.
+        /// Target as `host:port`.
         target: String,
         /// The TLS library's words.
         error: String,
@@ -45,7 +45,7 @@ pub enum Failure {
     /// The forward proxy did not open a tunnel.
     #[error("the forward proxy did not reach {target}: {error}")]
     Proxy {
-        /// `host:port`.
+        /// Target as `host:port`.
         target: String,
         /// The proxy's or the library's words.
         error: String,
@@ -121,7 +121,7 @@ impl Failure {
         )
     }
 
-    /// What the operator can do.
+    /// Advice to the operator.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {

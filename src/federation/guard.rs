@@ -1,4 +1,4 @@
-//! Which addresses may be dialled for a name that a stranger chose (decision O5). Pure.
+//! Guards which addresses may be dialled for a name that a stranger chose (decision O5). Pure.
 //!
 //! Source of the ranges: the IANA special-purpose address registries
 //! ([IPv4](https://www.iana.org/assignments/iana-ipv4-special-registry),
@@ -8,12 +8,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// Whose name led to the address.
+/// Origin of the name that led to the address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
     /// The operator wrote this homeserver's name down: it may live in a private network.
     Listed,
-    /// Anybody could have sent it.
+    /// A client sent the name, and anybody could have.
     Stranger,
 }
 
@@ -31,7 +31,7 @@ pub enum Refused {
 /// The rule, with what the operator allows on top.
 #[derive(Debug, Clone, Default)]
 pub struct Guard {
-    /// `LIVEKIT_FEDERATION_ALLOWED_NETWORKS`.
+    /// Networks in `LIVEKIT_FEDERATION_ALLOWED_NETWORKS`.
     pub allowed_networks: Vec<IpNet>,
     /// TLS verification is off: a lab, where everything is private.
     pub lab: bool,

@@ -1,4 +1,4 @@
-//! What is remembered of each homeserver. Bounded: the names come from strangers.
+//! Memory of each homeserver. Bounded: the names come from strangers.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,7 +36,7 @@ const LAST_FILE_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// The weight of one answer in what a homeserver usually needs is one part of so many.
 const USUAL_OF: u64 = 8;
 
-/// One homeserver.
+/// A homeserver, with what is remembered of it.
 pub struct Homeserver {
     name: ServerName,
     trust: Trust,
@@ -48,7 +48,7 @@ pub struct Homeserver {
     link: AsyncMutex<Remembered>,
     /// Held by the one request that looks for it anew: those who need not wait for that have the other one.
     looking: AsyncMutex<()>,
-    /// Nobody answered in time, and nobody had the time to look for it anew.
+    /// Whether the last request had neither an answer in time nor the time to look for the server anew.
     missed: AtomicBool,
     group: Mutex<Option<Group>>,
     /// Milliseconds that an answer usually takes.
@@ -85,7 +85,7 @@ impl Homeserver {
         }
     }
 
-    /// Its name, as it was asked for.
+    /// Name of the homeserver, as it was asked for.
     #[must_use]
     pub const fn name(&self) -> &ServerName {
         &self.name
@@ -109,7 +109,7 @@ impl Homeserver {
         self.class(unix_seconds()) != Class::Stranger
     }
 
-    /// What tells it from others, at `now`.
+    /// Returns the marks that tell the homeserver from others, at `now`.
     #[must_use]
     pub fn who(&self, now: u64) -> Who {
         Who {
@@ -146,7 +146,7 @@ impl Homeserver {
         *self.group.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It has answered from these machines.
+    /// Notes the machines that the homeserver has answered from.
     pub(super) fn is_on(&self, group: Option<Group>) {
         *self.group.lock().unwrap_or_else(PoisonError::into_inner) = group;
     }
@@ -202,7 +202,7 @@ impl Homeserver {
         Ok(link)
     }
 
-    /// It did not answer while there was time: the next request looks for it anew.
+    /// Notes that the homeserver did not answer while there was time: the next request looks for it anew.
     pub(super) fn is_missed(&self) {
         self.missed.store(true, Ordering::Relaxed);
     }
@@ -323,7 +323,7 @@ impl Remembered {
     }
 }
 
-/// All homeservers.
+/// Table of all homeservers.
 pub(super) struct Table {
     entries: Mutex<Entries>,
 }

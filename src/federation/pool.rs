@@ -215,7 +215,7 @@ async fn reap(pool: Weak<Pool>) {
 }
 
 impl Share {
-    /// Which connections are meant; those that were opened under a former key are not kept.
+    /// Returns the key of the route's connections; those that were opened under a former key are not kept.
     pub(super) fn key(&self) -> u64 {
         self.key.load(Ordering::Relaxed)
     }
@@ -284,7 +284,7 @@ pub(super) struct Open {
 /// A request that got no answer.
 pub(super) struct Unanswered {
     pub(super) failure: Failure,
-    /// Nothing came, and it does no harm to send the request once more.
+    /// Whether the request may be sent once more: no byte came, and it does no harm.
     pub(super) again: bool,
 }
 

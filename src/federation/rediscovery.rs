@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Nothing is asked for again more often than this, for all requests together.
+/// Least time between two questions about a server, for all requests together.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// When the way to one server was asked for.
@@ -20,18 +20,18 @@ pub(crate) struct Rediscovery {
     began: Option<Instant>,
 }
 
-/// What a request does that has used what was remembered, without success.
+/// Next step of a request that has used what was remembered, without success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// It asks.
+    /// The request asks for it anew.
     Ask,
-    /// Somebody else has asked meanwhile: it uses what they found.
+    /// Another request has asked meanwhile: this one uses what it found.
     Use,
-    /// It asks then: somebody asked a moment ago.
+    /// The request asks at that moment: another one asked just before.
     Wait(Instant),
     /// The file was read while it tried: DNS and the open connections are left to be doubted.
     Doubt,
-    /// That was found while it tried: it gives up.
+    /// The request gives up: what it has tried was found while it tried.
     GiveUp,
 }
 
@@ -60,24 +60,24 @@ impl Rediscovery {
         self.asked.is_none_or(|asked| now >= asked + MIN_INTERVAL)
     }
 
-    /// It is being asked for.
+    /// Notes that a request is asking now.
     pub(crate) fn begins(&mut self, now: Instant) {
         self.began = Some(now);
     }
 
-    /// It was asked for because nothing was remembered, or for too long.
+    /// Notes a question that was due since nothing was remembered, or for too long.
     pub(crate) fn asked(&mut self, now: Instant) {
         self.first.get_or_insert(now);
         self.asked = Some(now);
     }
 
-    /// It was asked for because it could not be used.
+    /// Notes a question after what was remembered could not be used.
     pub(crate) fn asked_again(&mut self, now: Instant) {
         self.asked(now);
         self.again = Some(now);
     }
 
-    /// What is known was not asked for, and is used anew.
+    /// Notes that the way is used anew without a question.
     pub(crate) fn doubted(&mut self, now: Instant) {
         self.again = Some(now);
     }

@@ -34,11 +34,11 @@ pub(super) enum Via {
     Srv(Box<str>),
 }
 
-/// Everything that the specification fixes about a connection to one server name.
+/// Specification of a connection to one server name: address, TLS name and Host header.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Route {
     pub(super) via: Via,
-    /// `Host` header.
+    /// Value of the `Host` header.
     pub(super) host_header: String,
     /// In front of the request's path; only overrides have one.
     pub(super) base_path: String,
@@ -50,11 +50,11 @@ pub(super) struct Route {
 /// A whole answer.
 #[derive(Debug)]
 pub struct Reply {
-    /// Status.
+    /// HTTP status of the answer.
     pub status: StatusCode,
-    /// Headers.
+    /// Headers of the answer.
     pub headers: HeaderMap,
-    /// Body, complete.
+    /// Body of the answer, complete.
     pub body: Bytes,
     /// From the request's first byte to the answer's last.
     pub took: Duration,
@@ -148,12 +148,12 @@ pub(super) struct Link {
     group: Mutex<Option<Group>>,
     /// Held by the one request that looks them up, with when that last failed.
     looking_up: AsyncMutex<Option<Instant>>,
-    /// What DNS was asked before this moment does not count: it led to somebody else.
+    /// Answers of DNS from before this moment do not count: they led to somebody else.
     since: Mutex<Option<Instant>>,
 }
 
 impl Link {
-    /// Nothing is dialled before the first request.
+    /// Makes the link; no address is dialled before the first request.
     pub(super) fn new(dialer: &Dialer, route: Arc<Route>) -> Self {
         Self {
             share: dialer.pool.share(),
@@ -164,8 +164,8 @@ impl Link {
         }
     }
 
-    /// What is at the other end of the open connections is not what it should be, or nobody is there at `now`: DNS is asked
-    /// past its memory, and everybody goes there by a new connection.
+    /// Marks the open connections as doubtful, or notes at `now` that no server is there: DNS is asked past its memory, and
+    /// everybody goes there by a new connection.
     pub(super) fn doubt(&self, now: Instant) {
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
         *self.group.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -257,7 +257,7 @@ impl Link {
     }
 }
 
-/// One request along a route.
+/// A request along a route.
 pub(super) struct Ask<'a> {
     pub(super) method: Method,
     pub(super) path_and_query: &'a str,
@@ -294,7 +294,7 @@ impl<'a> Ask<'a> {
     }
 }
 
-/// One GET over a connection of its own, closed afterwards.
+/// Sends a GET over a connection of its own, closed afterwards.
 pub(super) async fn fetch_once<'a>(
     dialer: &'a Dialer,
     route: &Route,

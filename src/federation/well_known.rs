@@ -22,16 +22,16 @@ const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 const FIRST_FAILURE_LIFE: Duration = Duration::from_secs(10);
 const KNOWN_FAILURE_LIFE: Duration = Duration::from_secs(60);
 
-/// What the file says.
+/// Content of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum WellKnown {
-    /// It delegates, and the answer may be kept so long.
+    /// The file delegates, and the answer may be kept so long.
     Delegated(ServerName, Duration),
-    /// It is there and names something impossible: the specification's fallbacks do not apply.
+    /// The file is there and names something impossible: the specification's fallbacks do not apply.
     Invalid,
     /// There is no usable file.
     None,
-    /// Nobody answered, or with a failure that may pass: what the file said before may still be so.
+    /// The server did not answer, or with a failure that may pass: what the file said before may still be so.
     Unreachable,
 }
 

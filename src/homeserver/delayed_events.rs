@@ -164,12 +164,12 @@ impl Homeservers {
     }
 }
 
-/// What an answer means, the path aside.
+/// Meaning of an answer, the path aside.
 enum Answer {
     Is(Outcome),
     /// The homeserver does not know this path: perhaps the other one.
     UnknownPath,
-    /// It denies the call on this path: perhaps not on the other one.
+    /// The homeserver denies the call on this path: perhaps not on the other one.
     Denied,
 }
 
@@ -194,7 +194,7 @@ fn is_json_object(body: &[u8]) -> bool {
     matches!(serde_json::from_slice(body), Ok(Value::Object(_)))
 }
 
-/// What the homeserver says about when to come back; it is clamped where it is used.
+/// Reads the homeserver's hint about when to come back; it is clamped where it is used.
 pub(super) fn retry_after(headers: &HeaderMap, body: &[u8], now: SystemTime) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
     let date = text.and_then(|text| httpdate::parse_http_date(text.trim()).ok());
@@ -203,7 +203,7 @@ pub(super) fn retry_after(headers: &HeaderMap, body: &[u8], now: SystemTime) -> 
     hint(text, until_date, from_body())
 }
 
-/// What follows the path of all delayed events.
+/// Rest of a path, behind the beginning that all delayed events share.
 fn tail(delay_id: &str, what: DelayedEventAction, authority: Option<&Authority<'_>>) -> String {
     let query = authority.map_or_else(String::new, |authority| format!("?user_id={}", segment(authority.user())));
     format!("{}/{}{query}", segment(delay_id), what.word())

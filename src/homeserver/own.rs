@@ -62,10 +62,10 @@ pub struct OwnHomeserver {
     turns: QuestionLimiter,
 }
 
-/// Who is asked about.
+/// Subject of a question about membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject<'a> {
-    /// A user's.
+    /// The membership of a user.
     User(&'a str),
     /// A homeserver's: whether any user of it is in the room.
     Server(&'a ServerName),
@@ -76,66 +76,66 @@ pub enum Subject<'a> {
 pub struct Scheduled {
     /// The room that it will be sent to.
     pub room_id: String,
-    /// Its delay; one of more than a day counts as a day.
+    /// Delay of the event; one of more than a day counts as a day.
     pub delay: Delay,
 }
 
-/// What another homeserver's service answered.
+/// Answer of another homeserver's service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Relayed {
-    /// Its status.
+    /// HTTP status of the answer.
     pub status: u16,
-    /// Its body; empty where that was no JSON object.
+    /// Body of the answer; empty where that was no JSON object.
     pub content: Map<String, Value>,
 }
 
 /// The homeserver cannot say it, or cannot do it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum OwnError {
-    /// Its client-server API cannot be found.
+    /// The client-server API of our homeserver cannot be found.
     #[error("its client-server API cannot be found: {0}")]
     NoApi(Failure),
-    /// It cannot be reached.
+    /// Our homeserver cannot be reached.
     #[error("{0}")]
     Unreachable(Failure),
-    /// It does not answer.
+    /// Our homeserver does not answer.
     #[error("it does not answer in time")]
     Timeout,
-    /// It has no such endpoint.
+    /// Our homeserver has no such endpoint.
     #[error("it does not know {0}")]
     NoEndpoint(&'static str),
-    /// It does not know the `as_token`.
+    /// Our homeserver does not know the `as_token`.
     #[error("it does not accept the as_token")]
     Token,
-    /// It knows us, and does not let us.
+    /// Our homeserver knows us, and denies the call.
     #[error("it does not allow it ({0})")]
     Forbidden(&'static str),
-    /// It refuses to relay, cannot reach the other homeserver, or that has trouble.
+    /// Our homeserver refuses to relay, cannot reach the other homeserver, or that has trouble.
     #[error("the other homeserver cannot be reached, or its service is out of order (status {0})")]
     Relay(u16),
     /// The other homeserver's service wants to be asked later.
     #[error("the other homeserver's service answers with status {status} and asks for a pause of {} s", retry_after.as_secs())]
     RelayBusy {
-        /// The status.
+        /// HTTP status of the refusal.
         status: u16,
-        /// The pause.
+        /// Pause that is asked for.
         retry_after: Duration,
     },
-    /// Another status.
+    /// Our homeserver answers with another status.
     #[error("it answers with status {0}")]
     Status(u16),
     /// The homeserver wants to be asked later.
     #[error("it answers with status {status} and asks for a pause of {} s", retry_after.as_secs())]
     Busy {
-        /// The status.
+        /// HTTP status of the refusal.
         status: u16,
-        /// The pause.
+        /// Pause that is asked for.
         retry_after: Duration,
     },
     /// An answer that means nothing.
     #[error("its answer cannot be read")]
     Unreadable,
-    /// It was asked about something that is no room's, no user's or no server's id.
+    /// Our homeserver was asked about something that is no room's, no user's or no server's id.
     #[error("that is the id of no room, user or server")]
     NoId,
 }
@@ -188,7 +188,7 @@ impl OwnError {
         }
     }
 
-    /// What the operator can do.
+    /// Advice to the operator.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
@@ -233,7 +233,7 @@ impl OwnHomeserver {
         }
     }
 
-    /// Its name.
+    /// Server name of our homeserver.
     #[must_use]
     pub const fn name(&self) -> &ServerName {
         &self.name
@@ -333,8 +333,8 @@ impl OwnHomeserver {
         hold(ask, patience, deadline).await
     }
 
-    /// Everybody who is joined to a room; `None` where the list is longer than is read, or not for us to see: no user of this homeserver
-    /// is joined any more, or the registration does not cover them.
+    /// Lists all who are joined to a room; `None` where the list is longer than is read, or not for us to see: no user of this
+    /// homeserver is joined any more, or the registration does not cover them.
     ///
     /// # Errors
     /// When the homeserver does not say it.
@@ -503,7 +503,7 @@ async fn hold<T, F: Future<Output = Result<T, OwnError>>>(
     }
 }
 
-/// What a status means that none of the calls expects.
+/// Reads a status that none of the calls expects.
 fn refused(reply: &Reply, endpoint: &'static str) -> OwnError {
     match reply.status.as_u16() {
         401 => OwnError::Token,
@@ -528,7 +528,7 @@ fn is_room_id(room_id: &str) -> bool {
     room_id.len() <= MAX_ROOM_ID && room_id.len() > 1 && room_id.starts_with('!')
 }
 
-/// `None` where it is no delayed event; of one without a usable delay, the delay is absent and so is the event.
+/// Reads a delayed event; `None` where the body holds none. Of one without a usable delay, the delay is absent and so is the event.
 fn scheduled(body: &[u8]) -> Option<Option<Scheduled>> {
     const DAY: f64 = 86_400_000.0;
     let event: Map<String, Value> = serde_json::from_slice(body).ok()?;
@@ -548,7 +548,7 @@ struct Answer {
     content: Value,
 }
 
-/// Everybody who is joined to a room.
+/// Members of a room, as the homeserver lists them.
 #[derive(Deserialize)]
 pub struct JoinedMembers {
     joined: std::collections::BTreeMap<Box<str>, IgnoredAny>,

@@ -1,4 +1,4 @@
-//! Whose question is put to our homeserver next, so that none of them keeps the others waiting.
+//! Decides whose question is put to our homeserver next, so that none of them keeps the others waiting.
 //!
 //! About its own users and about servers a homeserver answers by itself. About the users of another one it answers when it
 //! knows the whole room, for which it depends on other homeservers, and a hostile one can keep it waiting for as long as it
@@ -15,7 +15,7 @@ use crate::server_name::ServerName;
 const OWN: usize = 64;
 /// Questions under way about users of other homeservers.
 const FOREIGN: u32 = 48;
-/// The same about users of one of them, where nobody else asks: half of what is left.
+/// Part of the places for users of other homeservers that the users of one of them may have: half of what is left.
 const GROUP_PART: u32 = 2;
 
 pub(super) struct QuestionLimiter {

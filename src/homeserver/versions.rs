@@ -1,4 +1,4 @@
-//! What a homeserver's `/versions` says about the proposals that are used here. Pure.
+//! Reads from a homeserver's `/versions` which proposals it offers. Pure.
 //!
 //! Each of them has an unstable path and a stable one. A missing flag is never an error (decision A4): the paths are tried
 //! all the same, in the order that is said here.
@@ -11,7 +11,7 @@ pub(super) enum Offer {
     Stable,
     Unstable,
     Both,
-    /// It says nothing, or could not be asked.
+    /// The homeserver says nothing of it, or could not be asked.
     #[default]
     Unknown,
 }
@@ -47,11 +47,11 @@ impl Offer {
 /// All offers of a homeserver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Offers {
-    /// MSC4140.
+    /// Delayed events, MSC4140.
     pub(super) delayed_events: Offer,
-    /// MSC4502.
+    /// Questions about membership, MSC4502.
     pub(super) is_joined: Offer,
-    /// MSC4512.
+    /// Requests to other homeservers, MSC4512.
     pub(super) fed_proxy: Offer,
 }
 
@@ -66,7 +66,7 @@ impl Offers {
         }
     }
 
-    /// Nothing of it is any use.
+    /// Whether the answer says nothing of use.
     pub(super) fn is_empty(self) -> bool {
         self == Self::default()
     }

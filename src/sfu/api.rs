@@ -30,12 +30,12 @@ const TOKEN_SERVES: Duration = Duration::from_secs(30);
 const TOKENS: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 /// Largest answer that is read.
 const MAX_REPLY: usize = 4 * 1024 * 1024;
-/// What is sent, and what alone is a yes.
+/// Content type that is sent, and that alone makes an answer a yes.
 const PROTOBUF: &str = "application/protobuf";
 /// Seconds until a room that everybody left is closed.
 const DEPARTURE_TIMEOUT: u32 = 20;
 
-/// The RoomService.
+/// Calls of the RoomService.
 pub(super) struct Api {
     endpoint: Arc<Endpoint>,
     methods: Methods,
@@ -96,7 +96,7 @@ impl Api {
         Ok((created, answered_at))
     }
 
-    /// Those of `names` that exist.
+    /// Lists those of `names` that exist.
     pub(super) async fn list_rooms(&self, names: Vec<String>) -> Result<Vec<Room>, SfuError> {
         let bearer = self.bearer(VideoGrants {
             room_list: true,
@@ -109,7 +109,7 @@ impl Api {
         Ok(list.rooms)
     }
 
-    /// One participant; [`SfuError::NotFound`] where there is no such room or participant.
+    /// Asks about a participant; [`SfuError::NotFound`] where there is no such room or participant.
     pub(super) async fn get_participant(&self, room: &str, identity: &str, within: Duration) -> Result<ParticipantInfo, SfuError> {
         let request = RoomParticipantIdentity {
             room: room.to_owned(),

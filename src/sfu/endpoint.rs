@@ -40,7 +40,7 @@ pub(super) struct Endpoint {
 #[derive(Clone)]
 pub(super) struct Names {
     dns: Arc<Dns>,
-    /// Whom a connection is made to: the SFU, or the proxy on the way there. `None` where that is an address.
+    /// Host that connections are made to: the SFU, or the proxy on the way there. `None` where that is an address.
     host: Option<Arc<str>>,
     led: Arc<Mutex<Led>>,
     /// Held while DNS is asked past every memory.

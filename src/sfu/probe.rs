@@ -35,7 +35,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(800);
 
 struct Kept {
     sender: SendRequest<Empty<Bytes>>,
-    /// Its end would mean something: nobody announced it.
+    /// Whether an end of the connection would mean something: nobody announced it.
     watched: Arc<AtomicBool>,
     /// How often the SFU had moved when it was made.
     moves: u64,
@@ -63,7 +63,7 @@ impl Probe {
         self.closed.clone()
     }
 
-    /// Asks once.
+    /// Asks the SFU's base address once.
     pub async fn ask(&mut self, within: Duration) -> Reach {
         // Where the SFU was before, somebody else may answer by now; to leave that place is told as its end.
         let kept = self.kept.take();
@@ -181,7 +181,7 @@ fn is_encrypted(uri: &Uri) -> bool {
     uri.scheme() == Some(&Scheme::HTTPS)
 }
 
-/// Nobody listens there.
+/// Whether the port is closed: no program listens there.
 fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {

@@ -1,4 +1,4 @@
-//! What the SFU, or whatever answered in its place, meant by a refusal, and what the operator can do.
+//! Reads what the SFU, or whatever answered in its place, meant by a refusal, and what the operator can do.
 //!
 //! The SFU's own text may contain our token (`invalid token: <the whole token>, …`), so it is read and never passed on.
 
@@ -8,46 +8,46 @@ use serde::Deserialize;
 /// Why a call to the SFU failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SfuError {
-    /// No connection.
+    /// No connection to the SFU.
     #[error("cannot connect to the SFU: {0}")]
     Connect(String),
-    /// It did not answer in time.
+    /// The SFU did not answer in time.
     #[error("the SFU did not answer in time")]
     Timeout,
     /// The connection broke, or the answer was no HTTP.
     #[error("the SFU's answer broke off: {0}")]
     Broken(String),
-    /// It does not know our key.
+    /// The SFU does not know our key.
     #[error("the SFU does not know the API key")]
     UnknownKey,
-    /// It knows our key with another secret.
+    /// The SFU knows our key with another secret.
     #[error("the SFU says that the signature is wrong")]
     WrongSecret,
-    /// It finds our token too old or too young.
+    /// The SFU finds our token too old or too young.
     #[error("the SFU says that the token is not valid now")]
     Clock,
-    /// It knows us and denies the call.
+    /// The SFU knows us and denies the call.
     #[error("the SFU denies the call to this key")]
     Denied,
     /// The path does not lead to the API.
     #[error("the SFU, or a proxy before it, knows no such path")]
     BadRoute,
-    /// Something that is not a LiveKit server answered. It says nothing of our key, of a room or of anybody in it.
+    /// A server that is not LiveKit answered. It says nothing of our key, of a room or of anybody in it.
     #[error("something else than LiveKit answered, with status {0}")]
     NotLiveKit(u16),
-    /// It knows the call and says that what it is about does not exist (Twirp's `not_found`).
+    /// The SFU knows the call and says that what it is about does not exist (Twirp's `not_found`).
     #[error("the SFU says that there is no such thing")]
     NotFound,
-    /// It says that the request is wrong.
+    /// The SFU says that the request is wrong.
     #[error("the SFU refused the request ({0})")]
     Refused(&'static str),
-    /// It has too much to do.
+    /// The SFU has too much to do.
     #[error("the SFU answered with status {0}")]
     Overloaded(u16),
     /// An answer that is longer than what is read.
     #[error("the SFU's answer is too long")]
     TooLarge,
-    /// We could not make a token for the call.
+    /// No token could be made for the call.
     #[error("no token could be made for the call")]
     Token,
 }
@@ -93,7 +93,7 @@ impl SfuError {
             || matches!(self, Self::NotLiveKit(status) | Self::Overloaded(status) if (502..=504).contains(status))
     }
 
-    /// What the operator can do.
+    /// Advice to the operator.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
@@ -121,7 +121,7 @@ impl SfuError {
     }
 }
 
-/// What Go's HTTP server says of a path that nobody registered: livekit-server of all outside its API, also Traefik.
+/// Body of a 404 for a path that nobody registered with Go's HTTP server: livekit-server's for all outside its API, also Traefik's.
 const GO_NOT_FOUND: &[u8] = b"404 page not found";
 
 /// How the SFU says no: both members are always there. Of gateways that answer in JSON, few have the one and none both.
@@ -145,7 +145,7 @@ pub(super) fn read(status: StatusCode, body: &[u8]) -> SfuError {
         .unwrap_or(SfuError::NotLiveKit(status.as_u16()))
 }
 
-/// What an error code of Twirp means.
+/// Reads an error code of Twirp.
 fn said(code: &str, status: StatusCode) -> Option<SfuError> {
     Some(match code {
         "bad_route" | "unimplemented" => SfuError::BadRoute,

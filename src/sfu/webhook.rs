@@ -30,7 +30,7 @@ const STANDARD: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// What the header of a webhook proved: the SFU announces a body with this hash.
+/// Proof in the header of a webhook: the SFU announces a body with this hash.
 #[derive(Clone, Debug)]
 pub struct Claims {
     body_sha256: Vec<u8>,
@@ -50,7 +50,7 @@ pub struct Verified {
 /// Why a webhook is not the SFU's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unverified {
-    /// No `Authorization`.
+    /// The `Authorization` header is missing.
     #[error("there is no Authorization header")]
     Missing,
     /// Not a signed JWT.
@@ -65,7 +65,7 @@ pub enum Unverified {
     /// `iss` is one of our keys, and its secret does not fit.
     #[error("the signature of the token is wrong")]
     Signature,
-    /// No `exp`.
+    /// The token has no `exp`.
     #[error("the token has no end")]
     Endless,
     /// `exp` has passed.
@@ -83,7 +83,7 @@ pub enum Unverified {
 }
 
 impl Unverified {
-    /// What the operator can do.
+    /// Advice to the operator.
     #[must_use]
     pub const fn remedy(self) -> &'static str {
         match self {
@@ -204,68 +204,68 @@ fn check_signature(signed: &str, signature: &[u8], unverified_iss: Option<&str>,
     }
 }
 
-/// One event, reduced to what is used. Absent and `null` are the same everywhere.
+/// An event, reduced to what is used. Absent and `null` are the same everywhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Webhook {
-    /// Its id: the same on every retry. Empty where it is missing.
+    /// Id of the event: the same on every retry. Empty where it is missing.
     pub id: Box<str>,
     /// When it happened, by the SFU's clock, in seconds since 1970.
     pub created_at: Option<i64>,
-    /// What happened.
+    /// Kind of the event.
     pub kind: Kind,
-    /// Where.
+    /// Room that the event is about.
     pub room: Option<Room>,
-    /// Whom it is about.
+    /// Participant that the event is about.
     pub participant: Option<Participant>,
 }
 
-/// What happened.
+/// Kinds of events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
-    /// `room_started`
+    /// LiveKit's event `room_started`.
     RoomStarted,
-    /// `room_finished`
+    /// LiveKit's event `room_finished`.
     RoomFinished,
-    /// `participant_joined`
+    /// LiveKit's event `participant_joined`.
     ParticipantJoined,
-    /// `participant_left`
+    /// LiveKit's event `participant_left`.
     ParticipantLeft,
-    /// `participant_connection_aborted`
+    /// LiveKit's event `participant_connection_aborted`.
     ParticipantConnectionAborted,
-    /// `track_published`
+    /// LiveKit's event `track_published`.
     TrackPublished,
-    /// `track_unpublished`
+    /// LiveKit's event `track_unpublished`.
     TrackUnpublished,
     /// Any other event, known to LiveKit or not.
     #[default]
     Other,
 }
 
-/// A room.
+/// A LiveKit room in an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Room {
-    /// Its name; empty where it is missing.
+    /// Name of the room; empty where it is missing.
     pub name: Box<str>,
     /// The id of this life of it; empty where it is missing.
     pub sid: Box<str>,
-    /// Who is in it, late by up to 5 s.
+    /// Number of participants in the room, late by up to 5 s.
     pub num_participants: u32,
     /// Seconds that it stands after the last one has left; 0 where it is missing.
     pub departure_timeout: u32,
 }
 
-/// A participant.
+/// A participant in an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Participant {
-    /// Its identity; empty where it is missing.
+    /// Identity of the participant; empty where it is missing.
     pub identity: Box<str>,
     /// The id of this session; empty where it is missing.
     pub sid: Box<str>,
-    /// Its state.
+    /// State of the participant.
     pub state: State,
     /// When it joined, by the SFU's clock, in seconds since 1970; 0 where it is missing.
     pub joined_at: u64,
-    /// The same in milliseconds.
+    /// Moment of joining in milliseconds since 1970, by the SFU's clock.
     pub joined_at_ms: u64,
     /// Why it left.
     pub disconnect_reason: DisconnectReason,
@@ -277,11 +277,11 @@ pub enum State {
     /// `JOINING`, which is what is meant where nothing is said.
     #[default]
     Joining,
-    /// `JOINED`
+    /// LiveKit's state `JOINED`.
     Joined,
-    /// `ACTIVE`
+    /// LiveKit's state `ACTIVE`.
     Active,
-    /// `DISCONNECTED`
+    /// LiveKit's state `DISCONNECTED`.
     Disconnected,
     /// Not known here.
     Unknown,
@@ -422,7 +422,7 @@ fn pick<'a, const N: usize>(json: &'a str, names: [&'static str; N]) -> Option<[
         }
     }
 
-    /// Which of the names a key is.
+    /// Finds which of the names a key is.
     struct Place<'n>(&'n [&'static str]);
 
     impl<'de> DeserializeSeed<'de> for Place<'_> {

@@ -76,9 +76,9 @@ impl LegacyMember {
 pub struct ClientTokenRequest {
     /// The SFU that the client means.
     pub url: String,
-    /// The seat.
+    /// Seat that is asked for.
     pub wanted: HomeserverSeat,
-    /// Whose SFU it is on, where it is said.
+    /// Homeserver whose SFU the seat is on, where it is said.
     pub server_name: Option<String>,
 }
 
@@ -105,7 +105,7 @@ pub struct FederationTokenRequest {
     pub unverified_user_id: String,
     /// The SFU that the client means.
     pub url: String,
-    /// The seat.
+    /// Seat that is asked for.
     pub wanted: HomeserverSeat,
 }
 
@@ -155,18 +155,18 @@ impl ClientDelegationRequest {
 /// The body of a token request to another homeserver's service.
 #[derive(Debug, Serialize)]
 pub struct RelayedTokenRequest<'a> {
-    /// Our user.
+    /// User of our homeserver.
     pub user_id: &'a str,
     /// The SFU that the client means.
     pub url: &'a str,
-    /// Matrix room.
+    /// Id of the Matrix room.
     pub room_id: &'a str,
     /// Slot in it.
     pub slot_id: &'a str,
     /// Random id of the session, as the newer generation has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub member_id: Option<&'a str>,
-    /// The same, as the older generation has it.
+    /// Member id in the form of the older generation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub member: Option<RelayedMember<'a>>,
 }
@@ -176,9 +176,9 @@ pub struct RelayedTokenRequest<'a> {
 pub struct RelayedMember<'a> {
     /// Random id of the session.
     pub id: &'a str,
-    /// Its device, as the client says.
+    /// Device of the member, as the client says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub claimed_device_id: Option<&'a str>,
-    /// Our user.
+    /// User of our homeserver.
     pub claimed_user_id: &'a str,
 }

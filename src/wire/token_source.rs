@@ -14,7 +14,7 @@ use super::{
 use crate::identity::ROOM_SLOT;
 use crate::secret::Secret;
 
-/// What a client must not choose.
+/// Fields that a client must not choose.
 const NOT_OURS: [&str; 5] = [
     "participant_identity",
     "participant_name",
@@ -23,7 +23,7 @@ const NOT_OURS: [&str; 5] = [
     "room_config",
 ];
 
-/// What the head of a request says, complete and bounded. Nothing in it is verified.
+/// Parameters in the head of a request, complete and bounded. Nothing in it is verified.
 #[derive(Debug)]
 pub struct TokenSourceHead {
     openid_token: UnverifiedOpenIdToken,

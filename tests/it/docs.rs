@@ -427,3 +427,83 @@ fn the_limits_in_the_readme_are_those_of_the_source() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+// --- doc comments ---
+
+/// Pronouns: a doc comment that begins with one is about something that stands elsewhere.
+const PRONOUNS: &str = "it it's its itself this that these those they them their theirs he him his she her hers we us ours you your \
+                        yours i mine one ones who whose whom whoever what whatever which whichever somebody someone anybody anyone \
+                        everybody everyone nobody none nothing anything everything something others both";
+/// A comment with fewer words says what the name says, or is a riddle.
+const FEWEST_WORDS: usize = 3;
+
+/// The doc comments of a source, each with its line.
+fn doc_comments(source: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::<(usize, String)>::new();
+    let mut is_inside = "";
+    for (line, text) in source.lines().enumerate() {
+        let text = text.trim_start();
+        let mark = ["///", "//!"].into_iter().find(|mark| text.starts_with(mark)).unwrap_or_default();
+        let comment = text[mark.len()..].trim();
+        match found.last_mut() {
+            Some((_, whole)) if !mark.is_empty() && mark == is_inside => {
+                whole.push(' ');
+                whole.push_str(comment);
+            }
+            _ if !mark.is_empty() => found.push((line + 1, comment.to_owned())),
+            _ => {}
+        }
+        is_inside = mark;
+    }
+    found
+}
+
+/// What is wrong with a doc comment, if anything.
+fn fault(comment: &str) -> Option<&'static str> {
+    let lower = comment.to_lowercase();
+    let first = lower.split(|c: char| !(c.is_alphanumeric() || c == '\'')).next().unwrap_or_default();
+    if PRONOUNS.split_whitespace().any(|pronoun| pronoun == first) {
+        Some("begins with a pronoun")
+    } else if lower.starts_with("the same") {
+        Some("begins with \"the same\"")
+    } else if comment.split_whitespace().count() < FEWEST_WORDS {
+        Some("is too short")
+    } else {
+        None
+    }
+}
+
+#[test]
+fn every_doc_comment_stands_alone() {
+    let (mut count, mut wrong) = (0, Vec::new());
+    for (path, source) in files("src", ".rs") {
+        if path.contains("tests") || path.ends_with("fuzz.rs") {
+            continue;
+        }
+        for (line, comment) in doc_comments(&source) {
+            count += 1;
+            if let Some(fault) = fault(&comment) {
+                wrong.push(format!("{path}:{line} {fault}: {comment}"));
+            }
+        }
+    }
+    assert!(count > 2_000, "{count} doc comments were found");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_doc_comment_that_leans_on_another_is_told() {
+    for (comment, is_wrong) in [
+        ("Its delay.", true),
+        ("What the SFU says of a room.", true),
+        ("The same for webhooks.", true),
+        ("Status.", true),
+        ("Itemises the bill.", false),
+        ("HTTP status of the answer.", false),
+    ] {
+        assert_eq!(fault(comment).is_some(), is_wrong, "{comment}");
+    }
+    let two = doc_comments("//! A file.\n\n/// A thing\n/// of two lines.\nstruct Thing;\n    /// A field.\n");
+    let lines: Vec<_> = two.iter().map(|(line, comment)| (*line, comment.as_str())).collect();
+    assert_eq!(lines, [(1, "A file."), (3, "A thing of two lines."), (6, "A field.")]);
+}
