@@ -43,7 +43,7 @@ pub type LeaveId = Id<Job>;
 pub struct Bounds {
     /// Of one user.
     pub per_user: u32,
-    /// In all.
+    /// Most leaves in all.
     pub total: u32,
     /// Of one homeserver that is not listed.
     pub per_homeserver: u32,
@@ -74,7 +74,7 @@ pub struct Handover<'a> {
     pub homeserver: &'a str,
     /// The delayed event.
     pub delay_id: &'a str,
-    /// Its delay.
+    /// Delay of the event.
     pub delay: Delay,
     /// When the request arrived; what counts where two of them compete (L14).
     pub arrived: Time,
@@ -97,7 +97,7 @@ pub enum CapacityError {
     Stopping,
 }
 
-/// What became of a delegation.
+/// Outcome of a delegation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Delegated {
     /// A new leave. It is to be stored before the request is answered.
@@ -117,7 +117,7 @@ pub struct Replaced<'a> {
     pub until: Time,
 }
 
-/// What leaves ask for, and what became of them.
+/// Requests of the leaves, and what became of them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Output {
     /// Call a homeserver about the leave's event: [`Leaves::on_called`].
@@ -126,11 +126,11 @@ pub enum Output {
     Store(LeaveId),
     /// Ask the SFU again whether this participant is there.
     Confirm(ParticipantId),
-    /// Somebody is waited for until then; the delay of the event that runs out then, in milliseconds.
+    /// The participant is waited for until then; the delay of the event that runs out then, in milliseconds.
     Awaits(ParticipantId, Time, u64),
     /// A leave is over.
     Finished {
-        /// Whose it was.
+        /// Participant of the leave.
         participant: ParticipantId,
         /// The delayed event.
         delay_id: Box<str>,
@@ -169,13 +169,13 @@ impl Job {
         &self.leave
     }
 
-    /// Whose leave it is.
+    /// Participant of the leave.
     #[must_use]
     pub const fn participant(&self) -> ParticipantId {
         self.participant
     }
 
-    /// The homeserver.
+    /// Homeserver of the event.
     #[must_use]
     pub const fn homeserver(&self) -> HomeserverId {
         self.homeserver
@@ -225,7 +225,7 @@ impl JobKeys {
     }
 }
 
-/// All leaves.
+/// Table of all leaves.
 #[derive(Debug)]
 pub struct Leaves {
     bounds: Bounds,
@@ -249,7 +249,7 @@ pub struct Leaves {
 }
 
 impl Leaves {
-    /// None yet.
+    /// Makes an empty table.
     #[must_use]
     pub fn new(bounds: Bounds, seed: u64) -> Self {
         Self {
@@ -448,7 +448,7 @@ impl Leaves {
 
     // --- facts ---
 
-    /// Somebody is there.
+    /// Takes in that the participant is there.
     pub fn on_present(&mut self, participant: ParticipantId, now: Time) {
         let Some(id) = self.of(participant) else { return };
         if self.jobs.get(id).is_some_and(|job| !job.seen) {
@@ -470,7 +470,7 @@ impl Leaves {
         }
     }
 
-    /// Nobody is there any more.
+    /// Takes in that the participant is gone.
     pub fn on_gone(&mut self, participant: ParticipantId, evidence: DepartureEvidence, now: Time) {
         let Some(id) = self.of(participant) else { return };
         self.tell(id, false, now);
@@ -487,7 +487,7 @@ impl Leaves {
         self.step_current(participant, Input::Kicked, now);
     }
 
-    /// What is stored of the participant has changed.
+    /// Takes in that the stored part of the session has changed.
     pub fn on_changed(&mut self, participant: ParticipantId) {
         if let Some(id) = self.of(participant) {
             self.out.push(Output::Store(id));
@@ -699,7 +699,7 @@ impl Leaves {
         });
     }
 
-    /// What is left when the current leave is over: an event that the homeserver never granted may never have been, and gives its
+    /// Finds an heir when the current leave is over: an event that the homeserver never granted may never have been, and gives its
     /// place and what was to be done back to the one before (L14); any other takes those that it replaces with it.
     fn succeed(&mut self, participant: ParticipantId, over: &Job, reason: FinishReason, was: Phase, now: Time) {
         let mut left = over.replaces.to_vec();

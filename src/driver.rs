@@ -50,13 +50,13 @@ const STOOD_STILL_MS: u64 = 3_000;
 
 static UNWRITTEN: LogThrottle = LogThrottle::once_a_minute();
 
-/// What the driver works with.
+/// Parts that the driver works with.
 pub struct Settings {
     /// Bounds and intervals.
     pub core: core::Settings,
-    /// Who is there.
+    /// SFU that is asked who is there.
     pub sfu: Arc<Sfu>,
-    /// Whose events these are.
+    /// Homeservers on which the events are managed.
     pub homeservers: Arc<Homeservers>,
     /// The one among them that can be called in a user's name.
     pub own: Option<Arc<OwnHomeserver>>,
@@ -76,7 +76,7 @@ pub struct Delegation<'a> {
     pub homeserver: &'a str,
     /// The delayed event.
     pub delay_id: &'a str,
-    /// Its delay.
+    /// Delay of the event.
     pub delay: Delay,
     /// When the request arrived.
     pub received: Instant,
@@ -187,13 +187,13 @@ struct Driver {
     own: Option<Arc<OwnHomeserver>>,
     store: store::Jobs,
     listed: Box<dyn Fn(&str) -> bool + Send + Sync>,
-    /// Who else wants to know who is in a room.
+    /// Callback that is told who is in a room, whenever a list says it.
     on_list: OnceLock<OnList>,
     probe: AsyncMutex<Probe>,
     closed: Arc<Notify>,
     /// The timer sleeps for another moment now.
     rearm: Notify,
-    /// Something happened that a stopping service waits for.
+    /// Signal that something happened that a stopping service waits for.
     progress: Notify,
     gate: watch::Sender<Gate>,
     finished: LogThrottle,
@@ -211,9 +211,9 @@ struct Driven {
     cores: Core,
     /// Calls to the SFU: those that cannot wait behind sweeps, and the others.
     lanes: [Lane; 2],
-    /// What the timer sleeps for.
+    /// Moment that the timer sleeps for.
     armed: Option<Time>,
-    /// Both clocks when the core was last told of anything.
+    /// Readings of both clocks when the core was last told of anything.
     clocks: WallClock,
 }
 
@@ -752,7 +752,7 @@ fn room_row(room: &Room) -> RoomRow<'_> {
     }
 }
 
-/// What an answer of the SFU says. A participant in the state DISCONNECTED is nobody.
+/// Reads an answer of the SFU. A participant in the state DISCONNECTED is nobody.
 fn read<'a, T, R>(answer: &'a Result<T, SfuError>, yes: impl FnOnce(&'a T) -> Option<R>) -> Answer<R> {
     match answer {
         Ok(answer) => yes(answer).map_or(Answer::No, Answer::Yes),

@@ -51,11 +51,11 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Told of a LiveKit room and an identity in it.
 pub type EndDelegatedLeave = Box<dyn Fn(&str, &str) + Send + Sync>;
 
-/// What kick on leave works with.
+/// Parts that kick on leave works with.
 pub struct Settings {
     /// Our homeserver, which knows who is joined.
     pub own: Arc<OwnHomeserver>,
-    /// The SFU.
+    /// SFU that participants are removed from.
     pub sfu: Arc<Sfu>,
     /// Where tokens are stored.
     pub store: token::Queue,

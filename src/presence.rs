@@ -57,7 +57,7 @@ pub type ParticipantId = Id<Participant>;
 /// The id of a room that is kept in mind.
 pub type RoomId = Id<Room>;
 
-/// Intervals.
+/// Intervals between questions to the SFU.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Milliseconds between two sweeps of a room; `None` is `LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS=0` (L3, L9a).
@@ -78,25 +78,25 @@ impl Default for Settings {
 /// A question to the SFU. Each is answered, whatever happens to it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Question {
-    /// `GetParticipant`: [`Presence::on_participant`].
+    /// A call of `GetParticipant`, answered by [`Presence::on_participant`].
     Participant {
-        /// Whom it is about.
+        /// Participant that is asked about.
         participant: ParticipantId,
         /// To be given back.
         asked: Time,
         /// Time for the answer.
         within: Duration,
     },
-    /// `ListParticipants`: [`Presence::on_participants`].
+    /// A call of `ListParticipants`, answered by [`Presence::on_participants`].
     Participants {
-        /// The room.
+        /// Room whose participants are listed.
         room: RoomId,
         /// To be given back.
         asked: Time,
         /// Time for the answer.
         within: Duration,
     },
-    /// `ListRooms`: [`Presence::on_rooms`].
+    /// A call of `ListRooms`, answered by [`Presence::on_rooms`].
     Rooms {
         /// At most [`ROOMS_PER_CALL`].
         rooms: Vec<RoomId>,
@@ -105,23 +105,23 @@ pub enum Question {
     },
     /// `CreateRoom` with an `empty_timeout` of 60 s: [`Presence::on_created`].
     CreateRoom {
-        /// The room.
+        /// Room to create.
         room: RoomId,
     },
     /// `GET` of the SFU's base address on a connection of its own, within a second: [`Presence::on_probed`].
     Probe,
 }
 
-/// What presence asks, and what it found.
+/// Questions and findings of presence.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Output {
     /// Ask the SFU.
     Ask(Question),
-    /// What is stored of a session has changed.
+    /// The stored part of a session has changed.
     Changed(ParticipantId),
-    /// Somebody is there.
+    /// The participant is there.
     Present(ParticipantId),
-    /// Nobody is there any more.
+    /// The participant is gone.
     Gone(ParticipantId, DepartureEvidence),
     /// The first attempt to join failed for good; nobody was ever there.
     JoinFailed(ParticipantId),
@@ -139,7 +139,7 @@ enum Timer {
     Room(RoomId),
 }
 
-/// Everything that is known of the SFU.
+/// The SFU as it is known: rooms, participants, and whether it answers.
 #[derive(Debug)]
 pub struct Presence {
     settings: Settings,
@@ -165,7 +165,7 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// Nobody yet.
+    /// Makes a memory without participants.
     #[must_use]
     pub fn new(settings: Settings, seed: u64, now: Time) -> Self {
         Self {
@@ -197,7 +197,7 @@ impl Presence {
         self.place(room, identity).ok().and_then(|place| room.members.get(place).copied())
     }
 
-    /// A participant.
+    /// Looks up a participant that is kept in mind.
     #[must_use]
     pub fn get(&self, id: ParticipantId) -> Option<&Participant> {
         self.participants.get(id)
@@ -483,7 +483,7 @@ impl Presence {
         self.health.closed(now);
     }
 
-    /// This process stood still: what was about to be concluded is asked about first (L5a).
+    /// Takes in that this process stood still: what was about to be concluded is asked about first (L5a).
     pub fn on_woke(&mut self, now: Time) {
         for id in self.participants.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             self.with(id, now, |participant, around, _| participant.woke(around.now));

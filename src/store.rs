@@ -38,10 +38,10 @@ pub struct Store {
     table: Table,
 }
 
-/// What is kept.
+/// Tables that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
-    /// Delegated leaves.
+    /// Table of delegated leaves.
     Jobs,
     /// Tokens that were issued.
     Tokens,
@@ -70,18 +70,18 @@ enum Kind {
 /// A record as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The field.
+    /// Name of the field.
     pub field: Box<[u8]>,
-    /// Its value.
+    /// Value of the field.
     pub value: Box<[u8]>,
 }
 
-/// What is to be done to one field.
+/// A change of one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// The field.
+    /// Name of the field.
     pub field: Arc<str>,
-    /// Its new value; `None` removes it, and it need not be there.
+    /// New value of the field; `None` removes it, and it need not be there.
     pub value: Option<Arc<str>>,
 }
 
@@ -120,7 +120,7 @@ impl StoreError {
             if matches!(&**code, "NOPERM" | "WRONGTYPE" | "ERR" | "MOVED" | "CROSSSLOT"))
     }
 
-    /// What the operator can do.
+    /// Advice to the operator.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match &self.0 {
@@ -135,7 +135,7 @@ impl Store {
         Self { kind, table: Table::Jobs }
     }
 
-    /// Keeps nothing.
+    /// A store that keeps nothing.
     #[must_use]
     pub const fn memory() -> Self {
         Self::jobs(Kind::Memory)
@@ -238,11 +238,11 @@ impl Store {
 /// A part of what a reading brings.
 #[derive(Debug)]
 pub enum Part {
-    /// A record.
+    /// A record that was read.
     Record(Entry),
-    /// That were all.
+    /// The end of a reading: all records were given.
     End {
-        /// Those that were too long to be handed over.
+        /// Number of records that were too long to be handed over.
         skipped: usize,
         /// The store was away before: it may lack what was written.
         again: bool,
@@ -252,7 +252,7 @@ pub enum Part {
 /// Changes that the store does not take, though it takes others.
 #[derive(Debug)]
 pub struct Refused {
-    /// Their places among those that were to be made.
+    /// Places of the refused changes among those that were to be made.
     pub places: Vec<usize>,
     /// Why the first of them was refused.
     pub error: StoreError,

@@ -40,7 +40,7 @@ pub enum LogError {
     /// The system gives no thread.
     #[error("the log's thread cannot be started; is there a limit on processes or threads?")]
     NoThread,
-    /// Something else logs already.
+    /// Another logger is installed already.
     #[error("{0}")]
     Installed(#[from] TryInitError),
 }
@@ -110,7 +110,7 @@ where
     tracing_subscriber::registry().with(layer.with_filter(wanted(settings).and(permitted())))
 }
 
-/// What the operator asks for: ours at the level, others from `warn`, and what `RUST_LOG` names.
+/// Levels that the operator asks for: ours at the level, others from `warn`, and what `RUST_LOG` names.
 fn wanted(settings: &LogSettings) -> Targets {
     Targets::new()
         .with_default(settings.level.min(LevelFilter::WARN))
@@ -118,8 +118,8 @@ fn wanted(settings: &LogSettings) -> Targets {
         .with_targets(settings.targets.iter().cloned())
 }
 
-/// What may be logged whoever asks: below `info`, HTTP and TLS crates print URLs and headers, and so OpenID tokens and JWTs. Since
-/// nobody can follow what each crate prints, all are held back but the harmless ones.
+/// Levels that are permitted whoever asks: below `info`, HTTP and TLS crates print URLs and headers, and so OpenID tokens and JWTs.
+/// Since nobody can follow what each crate prints, all are held back but the harmless ones.
 fn permitted() -> Targets {
     Targets::new()
         .with_default(LevelFilter::INFO)
@@ -199,7 +199,7 @@ impl<W: io::Write> io::Write for JsonEscaped<W> {
     }
 }
 
-/// One line at `error` instead of the several that the standard library prints.
+/// Logs a panic as one line at `error` instead of the several that the standard library prints.
 fn log_panic(info: &PanicHookInfo<'_>) {
     let payload = info.payload();
     let message = payload

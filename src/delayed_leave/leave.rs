@@ -1,4 +1,4 @@
-//! One delayed leave event: restarted while somebody is there, sent on evidence that nobody is, cancelled when another one took its
+//! A delayed leave event: restarted while somebody is there, sent on evidence that nobody is, cancelled when another one took its
 //! place (decisions L4 to L6, L12, L14). Pure.
 //!
 //! A leave knows no sid, no room and no webhook: it is told [`Input::Present`] and [`Input::Gone`]. It knows no queue either: that it
@@ -38,7 +38,7 @@ const LONGEST_HINT: Duration = Duration::from_secs(60);
 /// After a final no to a restart, the homeserver is asked once more (L6).
 const SECOND_OPINION_MS: u64 = 2_000;
 
-/// One delayed leave event.
+/// A delayed leave event.
 #[derive(Clone, Debug)]
 pub struct Leave {
     delay: Delay,
@@ -53,59 +53,59 @@ pub struct Leave {
     failures: u8,
     /// The homeserver has granted a restart since the event was delegated here.
     granted: bool,
-    /// It has said once that the event is gone, or not ours.
+    /// Whether the homeserver has said once that the event is gone, or not ours.
     refused: bool,
 }
 
 /// How far a leave is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Nobody has come yet.
+    /// The participant has not come yet.
     AwaitingJoin,
-    /// Somebody is there.
+    /// The participant is there.
     Active,
     /// Another event was delegated in its place, and has not been restarted yet.
     Replaced,
     /// The event is being sent or cancelled.
     Ending {
-        /// Which of them.
+        /// Call that ends the event.
         ending: Ending,
         /// The end of the window.
         until: Time,
     },
-    /// Nothing more will be done.
+    /// The leave is over.
     Done(FinishReason),
 }
 
-/// What ends an event.
+/// Calls that end an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It is sent.
+    /// The event is sent.
     Send {
-        /// Why.
+        /// Cause of the departure.
         cause: DepartureCause,
         /// When the question was asked that this follows from; none where it has to be asked anew (L5a).
         evidence: Option<Time>,
-        /// What became of the participant while the call was on its way.
+        /// News of the participant while the call was on its way.
         returned: Option<Returned>,
     },
-    /// It is cancelled.
+    /// The event is cancelled.
     Cancel,
 }
 
-/// What to go on with when the homeserver did not take the leave.
+/// Phase to go on with when the homeserver did not take the leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Returned {
     /// The event was delegated again: its participant is waited for.
     Awaited,
-    /// Somebody is there again.
+    /// The participant is there again.
     Present,
 }
 
 /// How far the newest call to the homeserver is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallState {
-    /// None is planned.
+    /// No call is planned.
     Idle,
     /// Due at that moment.
     Scheduled(Time),
@@ -118,7 +118,7 @@ pub enum CallState {
 /// How a leave ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// It was sent, or had been finalised already.
+    /// The event was sent, or had been finalised already.
     Sent(DepartureCause),
     /// The window closed before the homeserver took it.
     NotSent(DepartureCause),
@@ -128,49 +128,49 @@ pub enum FinishReason {
     Refused,
     /// No restart got through within one delay.
     GivenUp,
-    /// The same, while restarts paused because the SFU is silent.
+    /// No restart got through within one delay, while restarts paused because the SFU is silent.
     SfuSilent,
     /// The join failed.
     JoinFailed,
-    /// Nobody came, and the SFU did not say so clearly: somebody may be there.
+    /// The participant did not come, and the SFU did not say so clearly: somebody may be there.
     NeverJoined,
     /// Another delegation took its place.
     Replaced,
     /// The user was removed from the Matrix room: there is no membership left to end.
     Kicked,
-    /// It made room for others: nobody was ever there.
+    /// The leave made room for others: nobody was ever there.
     Evicted,
 }
 
-/// What a leave is told.
+/// News for a leave.
 #[derive(Clone, Copy, Debug)]
 pub enum Input {
-    /// Somebody is there.
+    /// The participant is there.
     Present,
-    /// Nobody is there any more.
+    /// The participant is gone.
     Gone(DepartureEvidence),
     /// The first attempt to join failed for good.
     JoinFailed,
     /// The user was removed from the Matrix room.
     Kicked,
-    /// Others need the place.
+    /// The place is needed by others.
     Evicted,
     /// The pending call may be made.
     Permit,
     /// A call has ended.
     Called {
-        /// Which one.
+        /// Action of the call.
         action: DelayedEventAction,
         /// When it was sent.
         sent: Time,
         /// How it ended.
         outcome: Outcome,
     },
-    /// The same event was delegated again by a request that arrived then. [`Input::Present`] follows if somebody is there.
+    /// A request that arrived then has delegated the same event again. [`Input::Present`] follows if somebody is there.
     Renewed(Delay, Time),
     /// Another event was delegated in this one's place.
     Replaced,
-    /// It takes the place of another one, or gets its own back: it is restarted at once, to see whether the event exists.
+    /// The leave takes the place of another one, or gets its own back: it is restarted at once, to see whether the event exists.
     Installed,
     /// The event that took this one's place was restarted, or the leave was sent.
     Superseded,
@@ -178,11 +178,11 @@ pub enum Input {
     Woke(u64),
     /// The service is stopping (L12).
     Stopping,
-    /// Nothing but time has passed.
+    /// Time has passed, and nothing else has happened.
     Time,
 }
 
-/// What a leave asks for, or has become.
+/// Requests of a leave, or its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Call the homeserver; answered by [`Input::Called`], always.
@@ -193,15 +193,15 @@ pub enum Output {
     Confirm,
     /// The homeserver knows the event: those that it replaces may be cancelled.
     Granted,
-    /// Nothing more will be done.
+    /// The leave is over.
     Done(FinishReason),
 }
 
-/// What a leave needs to know of the world around it.
+/// World around a leave, as far as it needs to know of it.
 pub struct Around<'a> {
     /// The present moment.
     pub now: Time,
-    /// Chance.
+    /// Source of chance, seeded.
     pub jitter: &'a mut Jitter,
     /// How long calls to its homeserver usually take.
     pub usual_ms: u64,
@@ -452,7 +452,8 @@ impl Leave {
         };
     }
 
-    /// Whoever was reported gone is back or about to come back, and the leave is not on its way.
+    /// Goes on with the event of somebody who was reported gone and is back or about to come back, while the leave is not on its
+    /// way.
     fn resume(&mut self, returned: Returned, now: Time) {
         self.phase = match returned {
             Returned::Awaited => Phase::AwaitingJoin,
@@ -643,7 +644,7 @@ impl Leave {
         }
     }
 
-    /// What was known when the process stood still is old, and the homeserver's timers went on (L5a).
+    /// Takes in that the process stood still: what was known before is old, and the homeserver's timers went on (L5a).
     fn on_woke(&mut self, lost_ms: u64, around: &Around<'_>, out: &mut Vec<Output>) {
         let now = around.now;
         // One that another took the place of may only seem to be over: it is cancelled all the same.
@@ -737,7 +738,7 @@ impl Leave {
         }
     }
 
-    /// Nobody came within one delay after the last restart (L2b).
+    /// Ends a wait in which the participant did not come within one delay after the last restart (L2b).
     fn wait_over(&mut self, around: &Around<'_>, out: &mut Vec<Output>) {
         let now = around.now;
         let asked_in_vain = around.last_no.is_none_or(|asked| now.since(asked) > LONG_WAIT_MS);

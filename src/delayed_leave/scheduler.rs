@@ -1,4 +1,4 @@
-//! Whose call to a homeserver is next (decisions L4a, L8, H7a): one queue per homeserver, ordered by deadline.
+//! Decides whose call to a homeserver is next (decisions L4a, L8, H7a): one queue per homeserver, ordered by deadline.
 //!
 //! The scheduler knows a leave by its id only and makes no call: it grants permits. Pure.
 
@@ -35,7 +35,7 @@ const MAX_PAUSE_MS: u64 = 60_000;
 /// [`PROBE_INTERVAL_MS`] left.
 const LONG_PAUSE_MS: u64 = 4_000;
 const PROBE_INTERVAL_MS: u64 = 1_000;
-/// What a refusal may take: room for one is kept before a restart that was set aside is taken back.
+/// Time that a refusal may take: room for one is kept before a restart that was set aside is taken back.
 const REFUSAL_MS: u64 = 500;
 /// How far ahead the queue of a limiting homeserver is looked at: it bounds the work of a step.
 const MAX_LOOKAHEAD: usize = 256;
@@ -70,7 +70,7 @@ pub type HomeserverId = Id<Homeserver>;
 /// A call that a leave waits to make.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PendingCall {
-    /// What the call does.
+    /// Action of the call.
     pub action: DelayedEventAction,
     /// When the call is too late.
     pub deadline: Time,
@@ -100,7 +100,7 @@ pub struct Overload {
     pub homeserver: HomeserverId,
     /// How many leaves cannot be restarted in time.
     pub leaves: usize,
-    /// One of them.
+    /// Example of such a leave.
     pub example: LeaveId,
 }
 
@@ -140,7 +140,7 @@ struct Call {
     class: Class,
 }
 
-/// What is known of a homeserver that answered 429.
+/// State of a homeserver that answered 429.
 #[derive(Debug)]
 struct Limit {
     gap_ms: u64,

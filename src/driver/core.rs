@@ -1,4 +1,4 @@
-//! What the driver drives: presence and the delayed leaves together. Pure: facts in, actions out.
+//! The core that the driver drives: presence and the delayed leaves together. Pure: facts in, actions out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub struct Delegation<'a> {
     pub handover: Handover<'a>,
 }
 
-/// A fact.
+/// A fact that the core is told.
 #[derive(Clone, Copy, Debug)]
 pub enum Fact<'a> {
     /// A verified webhook.
@@ -43,11 +43,11 @@ pub enum Fact<'a> {
     ProbeClosed,
     /// The answer to [`Action::Call`].
     Called {
-        /// The leave.
+        /// Leave that the call was for.
         leave: LeaveId,
-        /// The homeserver.
+        /// Homeserver that was called.
         homeserver: HomeserverId,
-        /// The call.
+        /// Action of the call.
         action: DelayedEventAction,
         /// When it was sent.
         sent: Time,
@@ -58,24 +58,24 @@ pub enum Fact<'a> {
     Kicked(&'a str, &'a str),
     /// The process stood still, and for that many milliseconds its clock did, too (L5a).
     Woke(u64),
-    /// SIGTERM (L12).
+    /// The service is stopping, on SIGTERM (L12).
     Stopping,
-    /// Nothing but time has passed.
+    /// Time has passed, and nothing else has happened.
     Time,
 }
 
-/// What the driver is to do.
+/// An action that the driver is to take.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Action {
     /// Ask the SFU.
     Ask(Question),
     /// Call a homeserver about a delayed event.
     Call {
-        /// The leave.
+        /// Leave that the call is for.
         leave: LeaveId,
-        /// The homeserver.
+        /// Homeserver to call.
         homeserver: HomeserverId,
-        /// The call.
+        /// Action of the call.
         action: DelayedEventAction,
         /// To be given back.
         sent: Time,
@@ -99,7 +99,7 @@ pub enum Action {
     NoWebhooks,
     /// A warning: the limit of a homeserver does not let all restarts through (L4a).
     Overloaded {
-        /// The homeserver.
+        /// Server name of the homeserver.
         server: Arc<str>,
         /// The LiveKit room of one of the participants.
         room: Arc<str>,
@@ -111,9 +111,9 @@ pub enum Action {
 /// Bounds and intervals.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
-    /// Of presence.
+    /// Settings of presence.
     pub presence: presence::Settings,
-    /// Of leaves.
+    /// Bounds of the leaves.
     pub bounds: Bounds,
 }
 
@@ -125,7 +125,7 @@ pub struct Core {
 }
 
 impl Core {
-    /// Nobody yet.
+    /// Makes a core that knows of no participant.
     #[must_use]
     pub fn new(settings: Settings, seed: u64, now: Time) -> Self {
         Self {
@@ -134,13 +134,13 @@ impl Core {
         }
     }
 
-    /// What is known of the SFU.
+    /// The SFU, as it is known.
     #[must_use]
     pub const fn presence(&self) -> &Presence {
         &self.presence
     }
 
-    /// All leaves.
+    /// Table of all leaves.
     #[must_use]
     pub const fn leaves(&self) -> &Leaves {
         &self.leaves

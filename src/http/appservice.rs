@@ -43,7 +43,7 @@ const USER: HeaderName = HeaderName::from_static("x-matrix-user-identifier");
 /// For which homeserver our homeserver asks.
 const ORIGIN: HeaderName = HeaderName::from_static("x-matrix-origin");
 
-/// What these endpoints need.
+/// State of the endpoints behind our homeserver.
 pub struct Appservice {
     service: AppService,
     hs_token: Secret,

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use super::error::ApiError;
 use crate::connections::{Connection, Pot, Taken};
 
-/// What every body may have besides the pot: longer than an honest one, so that none waits for greedy ones.
+/// Bytes that every body may have besides the pot: longer than an honest one, so that none waits for greedy ones.
 const OWN: usize = 2 * 1024;
 /// Time for a body to arrive.
 const TIMEOUT: Duration = Duration::from_secs(10);

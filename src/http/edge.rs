@@ -46,7 +46,7 @@ const ON_EVERY_ANSWER: [(HeaderName, HeaderValue); 6] = [
 #[derive(Clone)]
 pub(super) struct RequestId(HeaderValue);
 
-/// What a handler has to know of a request besides the request.
+/// Facts about a request that a handler has to know besides the request.
 #[derive(Clone)]
 pub(super) struct Arrived {
     pub(super) id: RequestId,
@@ -178,8 +178,8 @@ fn error_body(error: &ApiError, id: &RequestId) -> Vec<u8> {
     json
 }
 
-/// What the HTTP library answers by itself to a head that it cannot read, with the headers and the body that every error has
-/// (decision H3); `None` for the head of any other answer.
+/// Rewrites the head with which the HTTP library by itself answers what it cannot read, so that it has the headers and the body
+/// that every error has (decision H3); `None` for the head of any other answer.
 #[must_use]
 pub fn in_our_form(head: &[u8]) -> Option<Vec<u8>> {
     let status = head.strip_prefix(b"HTTP/1.")?.get(2..5).filter(|status| status[0] == b'4')?;

@@ -22,19 +22,19 @@ const MAX_WAIT_SECONDS: u32 = 24 * 60 * 60;
 /// A row of the error table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ApiError {
-    /// HTTP status.
+    /// HTTP status of the answer.
     pub status: StatusCode,
     /// Matrix error code.
     pub errcode: &'static str,
     /// Text for humans; Element Call shows it under "Technical details".
     pub text: &'static str,
-    /// One word more for the operator (decision H4).
+    /// Reason for the operator, as one word (decision H4).
     pub reason: Option<Reason>,
     /// Seconds after which to try again.
     pub retry_after: Option<u32>,
 }
 
-/// What went wrong behind a 401 or a 500, as far as a client may know.
+/// Cause of a 401 or a 500, as far as a client may know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
@@ -58,7 +58,7 @@ pub enum Reason {
     HsTokenRejected,
     /// The homeserver does not say for whom it asks.
     IdentityMissing,
-    /// What was sent to the webhook does not prove that it is the SFU's.
+    /// The call of the webhook does not prove that it is the SFU's.
     WebhookRejected,
     /// A defect of this service.
     InternalError,
@@ -111,12 +111,12 @@ impl ApiError {
              in livekit-client, `headers` must be a plain object",
         )
     };
-    /// Who calls an endpoint of the homeserver's gives no token.
+    /// The caller of an endpoint of the homeserver's gives no token.
     pub const NO_HS_TOKEN: Self = Self {
         reason: Some(Reason::HsTokenRejected),
         ..Self::new(StatusCode::UNAUTHORIZED, "M_MISSING_TOKEN", "Missing access token")
     };
-    /// Who calls an endpoint of the homeserver's gives another token than the homeserver has.
+    /// The caller of an endpoint of the homeserver's gives another token than the homeserver has.
     pub const BAD_HS_TOKEN: Self = Self {
         reason: Some(Reason::HsTokenRejected),
         ..Self::new(StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN", "Unrecognised access token")
@@ -125,9 +125,9 @@ impl ApiError {
     pub const NO_IDENTITY: Self = Self::unauthorised(Reason::IdentityMissing);
     /// There are no users, rooms or protocols of ours.
     pub const NOTHING_OF_OURS: Self = Self::new(StatusCode::NOT_FOUND, "M_NOT_FOUND", "There is no such thing here");
-    /// What was sent to the webhook is not the SFU's.
+    /// The call of the webhook is not the SFU's.
     pub const BAD_WEBHOOK: Self = Self::unauthorised(Reason::WebhookRejected);
-    /// A defect.
+    /// A defect of this service.
     pub const INTERNAL: Self = Self {
         reason: Some(Reason::InternalError),
         ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN", "Internal Server Error")
@@ -251,7 +251,7 @@ impl From<BadRequest> for ApiError {
     }
 }
 
-/// Which kind of route answers: what clients understand differs.
+/// Kinds of routes: what clients understand differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route {
     /// `/get_token`, `/sfu/get` and `/token_source`: on 400 `M_BAD_JSON` Element Call asks again without the delayed event.

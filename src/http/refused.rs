@@ -1,5 +1,5 @@
-//! One log line per refused request: a client's fault at debug or info, a neighbour's at warn, ours at error. A line about
-//! a neighbour names what can be done about it.
+//! Logs a line per refused request: a client's fault at debug or info, a neighbour's at warn, ours at error. A line about a
+//! neighbour names what can be done about it.
 //!
 //! Who is refused is often unknown, so from `info` on lines are throttled by the class of the homeserver: whoever makes
 //! homeservers up neither fills the log nor hides the lines about those that the operator wrote down.
@@ -62,7 +62,7 @@ pub(super) fn log(refusal: &Refusal, server: &str, class: Class, request_id: &st
     }
 }
 
-/// Whose fault it is, what happened, and what can be done about it.
+/// Says whose fault a refusal is, what happened, and what can be done about it.
 fn words(refusal: &Refusal) -> (Level, &'static str, Option<&'static str>) {
     match refusal {
         Refusal::BadServerName

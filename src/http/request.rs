@@ -1,4 +1,4 @@
-//! What the JSON routes share: a request that has arrived whole, and an answer in JSON.
+//! Parts that the JSON routes share: a request that has arrived whole, and an answer in JSON.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -85,9 +85,9 @@ impl Received {
     }
 }
 
-/// Who sent a request: the other end of the connection or, where that is a proxy of ours (its address is private), the last
-/// public address that the proxies noted. It only orders those who wait for one homeserver: whoever can forge it wins
-/// nothing but another place in that order.
+/// Finds the sender of a request: the other end of the connection or, where that is a proxy of ours (its address is private), the
+/// last public address that the proxies noted. It only orders those who wait for one homeserver: whoever can forge it wins nothing
+/// but another place in that order.
 fn client(peer: IpAddr, headers: &HeaderMap) -> Client {
     let is_public = |address: &IpAddr| Guard::default().check(*address, Trust::Stranger).is_ok();
     if is_public(&peer) {

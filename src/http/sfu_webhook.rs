@@ -20,7 +20,7 @@ use crate::sfu::webhook::{Claims, Unverified, Webhook};
 
 static UNREADABLE: LogThrottle = LogThrottle::once_a_minute();
 
-/// Largest webhook.
+/// Largest webhook in bytes.
 const MAX_BODY: usize = 1024 * 1024;
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<StatusCode, ApiError> {

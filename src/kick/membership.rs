@@ -1,4 +1,4 @@
-//! Who holds a LiveKit token and has left the Matrix room, and what is to be done about it (decisions A8, L5a). Pure.
+//! Tracks who holds a LiveKit token and has left the Matrix room, and says what is to be done about it (decisions A8, L5a). Pure.
 //!
 //! ```text
 //!            a yes, or a checked token             a clear no, asked some seconds after it
@@ -88,7 +88,7 @@ pub(super) struct ParticipantKey {
     pub(super) identity: Name,
 }
 
-/// What is to be done. The method that is named takes the answer.
+/// An action to take. The method that is named takes the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// Ask the homeserver, once: [`MembershipTracker::on_membership`].
@@ -105,21 +105,21 @@ pub(super) enum Action {
     Forget(Arc<ParticipantKey>),
 }
 
-/// One question to the homeserver.
+/// A question to the homeserver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MembershipQuery {
     pub(super) room_id: Arc<str>,
     pub(super) scope: QueryScope,
-    /// Whose place the question takes.
+    /// Sweep whose place the question takes.
     pub(super) origin: Origin,
     /// Whether a sweep asks.
     pub(super) is_sweep: bool,
 }
 
-/// What a question is about.
+/// Scope of a question.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum QueryScope {
-    /// Everybody who is joined: one list.
+    /// All members of the room: one list.
     Members,
     /// Whether this user is joined.
     User(Arc<str>),
@@ -127,7 +127,7 @@ pub(super) enum QueryScope {
     OwnServer,
 }
 
-/// What the homeserver said.
+/// Answer of the homeserver.
 #[derive(Clone, Copy)]
 pub(super) enum MembershipAnswer<'a> {
     /// The list of those who are joined.
@@ -144,7 +144,7 @@ pub(super) enum MembershipAnswer<'a> {
     Unavailable { retry_after_ms: Option<u64> },
 }
 
-/// What became of a removal.
+/// Outcome of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RemovalOutcome {
     Removed,
@@ -158,7 +158,7 @@ pub(super) enum RemovalOutcome {
 pub(super) struct MembershipTracker {
     interval_ms: u64,
     began: Time,
-    /// Whatever was asked before is no evidence: the process stood still since.
+    /// Moment since which the process runs: an answer to a question from before is no evidence.
     awake_since: Time,
     /// The homeserver wants no question before.
     paused_until: Time,
@@ -168,11 +168,11 @@ pub(super) struct MembershipTracker {
     rooms: BTreeMap<Arc<str>, Option<Time>>,
     users: BTreeMap<UserKey, User>,
     shares: Shares,
-    /// By [`Origin`].
+    /// Sweeps by [`Origin`].
     sweeps: [Sweep; 2],
     /// Questions that are under way or wait.
     open: BTreeSet<(Arc<str>, QueryScope)>,
-    /// Who is to be asked about apart from sweeps.
+    /// Users who are to be asked about apart from sweeps.
     due: BTreeSet<(Time, UserKey)>,
     /// The first sweep was brought forward, for those who were restored.
     is_hurried: bool,
@@ -181,7 +181,7 @@ pub(super) struct MembershipTracker {
     listing: BTreeSet<Name>,
     removals: VecDeque<Arc<ParticipantKey>>,
     lists: VecDeque<Name>,
-    /// What [`Self::step`] gives beside what it finds.
+    /// Actions that [`Self::step`] gives beside what it finds.
     out: Vec<Action>,
 }
 
@@ -193,7 +193,7 @@ struct Token {
     /// When somebody was last known to be there, or may have been.
     seen: Option<Time>,
     presence: Presence,
-    /// Somebody was seen there.
+    /// Whether somebody was seen on the token.
     is_used: bool,
     /// Being removed, or about to be.
     is_removing: bool,
@@ -202,9 +202,9 @@ struct Token {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Presence {
-    /// Nobody was seen coming; perhaps nobody looked.
+    /// The token was issued, and nobody was seen coming; perhaps nobody looked.
     Issued,
-    /// Somebody is there, or may be while the SFU does not say it.
+    /// The participant is there, or may be while the SFU does not say it.
     Present,
     Gone,
 }
@@ -280,7 +280,7 @@ impl Token {
 }
 
 impl Membership {
-    /// What is known after an answer.
+    /// Returns the membership that is known after an answer.
     fn after(self, joined: bool, asked: Time, settle_ms: u64) -> Self {
         match (self, joined) {
             (Self::Left(no), true) if asked < no => self,
@@ -295,7 +295,8 @@ impl Membership {
 }
 
 impl MembershipTracker {
-    /// Nobody yet; sweeps are `interval_ms` apart, `own` is the homeserver that we belong to, `max_tokens` are watched in all.
+    /// Makes an empty tracker; sweeps are `interval_ms` apart, `own` is the homeserver that we belong to, `max_tokens` are watched
+    /// in all.
     pub(super) fn new(interval_ms: u64, own: Box<str>, max_tokens: usize, now: Time) -> Self {
         Self {
             shares: Shares::new(own, max_tokens),
@@ -398,8 +399,8 @@ impl MembershipTracker {
         }
     }
 
-    /// Who is in a LiveKit room, as the SFU said when it was asked, by whomever. Where it did not say it, whoever may be there is taken
-    /// to be there.
+    /// Takes in who is in a LiveKit room, as the SFU said when it was asked, by whomever. Where it did not say it, whoever may be
+    /// there is taken to be there.
     pub(super) fn on_list(&mut self, room: &Name, present: Option<&BTreeSet<Name>>, asked: Time, now: Time) {
         self.listing.remove(room);
         if let Some(call) = self.calls.get_mut(room) {
@@ -419,7 +420,7 @@ impl MembershipTracker {
         }
     }
 
-    /// What the homeserver said to a question that was asked at `asked`.
+    /// Takes in the homeserver's answer to a question that was asked at `asked`.
     pub(super) fn on_membership(&mut self, query: &MembershipQuery, answer: MembershipAnswer<'_>, asked: Time, now: Time) {
         let sweep = self.sweep(query.origin);
         sweep.asking = sweep.asking.saturating_sub(1);
@@ -461,7 +462,7 @@ impl MembershipTracker {
         }
     }
 
-    /// What became of a removal that was asked for at `asked`.
+    /// Takes in the outcome of a removal that was asked for at `asked`.
     pub(super) fn on_removed(&mut self, key: &Arc<ParticipantKey>, outcome: RemovalOutcome, asked: Time, now: Time) {
         self.removing = self.removing.saturating_sub(1);
         let (Some(user_key), Some(token)) = (self.user_key(key), self.tokens.get_mut(&**key)) else {
@@ -595,7 +596,7 @@ impl MembershipTracker {
 
     // --- who is in the call ---
 
-    /// Somebody was there at `seen`. Whoever came in just now is asked about.
+    /// Notes that the participant was there at `seen`. Whoever came in just now is asked about.
     fn is_there(&mut self, key: &ParticipantKey, seen: Time, now: Time) {
         let Some(token) = self.tokens.get_mut(key) else { return };
         // They left after that.
@@ -633,7 +634,7 @@ impl MembershipTracker {
         (token.presence, token.seen) = (Presence::Gone, Some(now));
     }
 
-    /// Nobody was there at that time, says the SFU.
+    /// Notes that the participant was not there at that time, as the SFU says.
     fn is_absent(&mut self, key: &ParticipantKey, asked: Time) {
         let Some(token) = self.tokens.get_mut(key) else { return };
         // They came after the question.
@@ -802,7 +803,8 @@ impl MembershipTracker {
 
     // --- what comes next ---
 
-    /// Whatever is to be done now: to be asked for after every fact, and when the moment of [`Self::next_deadline`] has come.
+    /// Returns the actions that are due now: to be asked for after every fact, and when the moment of [`Self::next_deadline`] has
+    /// come.
     #[must_use]
     pub(super) fn step(&mut self, now: Time) -> Vec<Action> {
         self.call_sfu(now);

@@ -17,17 +17,17 @@ const MAX_PER_USER: u32 = 500;
 /// Tokens of one user on which nobody was seen on the SFU.
 pub(super) const MAX_UNSEEN_PER_USER: u32 = 20;
 
-/// Whose users.
+/// Origin of a user.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Origin {
-    /// Our homeserver's.
+    /// A user of our homeserver.
     Local,
-    /// Another one's.
+    /// A user of another homeserver.
     Remote,
 }
 
 impl Origin {
-    /// Both, local users first.
+    /// All origins, local users first.
     pub(super) const BOTH: [Self; 2] = [Self::Local, Self::Remote];
 }
 
@@ -48,7 +48,7 @@ pub(super) enum CapacityError {
     NameTooLong,
 }
 
-/// Who holds how many tokens.
+/// Counts who holds how many tokens.
 #[derive(Debug)]
 pub(super) struct Shares {
     own: Box<str>,
@@ -121,7 +121,7 @@ impl Shares {
         Ok(())
     }
 
-    /// Somebody was seen on a token of `user_id` for the first time.
+    /// Notes that somebody was seen on a token of `user_id` for the first time.
     pub(super) fn seen(&mut self, user_id: &Arc<str>) {
         self.release(&Share::Unseen(user_id.clone()));
     }

@@ -1,5 +1,5 @@
-//! What the SFU tells by itself: its webhooks in the core's terms, which of them are repeats, and when they happened on our clock
-//! (decision L2).
+//! Events of the SFU: its webhooks in the core's terms, which of them are repeats, and when they happened on our clock (decision
+//! L2).
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -17,7 +17,7 @@ const WINDOW_MS: u64 = 5 * 60_000;
 /// A verified webhook, reduced to what is used. Texts are empty and numbers 0 where the SFU leaves them out.
 #[derive(Clone, Copy, Debug)]
 pub struct SfuEvent<'a> {
-    /// What happened.
+    /// Kind of the event.
     pub kind: EventKind,
     /// A digest of the token that came with it: LiveKit sends an event again with the same token.
     pub digest: u64,
@@ -42,15 +42,15 @@ pub struct SfuEvent<'a> {
 /// The kinds of webhooks that matter.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum EventKind {
-    /// `room_started`.
+    /// LiveKit's event `room_started`.
     RoomStarted,
-    /// `room_finished`.
+    /// LiveKit's event `room_finished`.
     RoomFinished,
-    /// `participant_joined`.
+    /// LiveKit's event `participant_joined`.
     Joined,
-    /// `participant_left`.
+    /// LiveKit's event `participant_left`.
     Left(DisconnectReason),
-    /// `participant_connection_aborted`.
+    /// LiveKit's event `participant_connection_aborted`.
     Aborted(DisconnectReason),
     /// `track_*`, and whatever else shows that somebody is in the room.
     Track,
@@ -58,7 +58,7 @@ pub enum EventKind {
     Other,
 }
 
-/// What an event says about one participant.
+/// The part of an event that is about one participant.
 #[derive(Clone, Debug)]
 pub(super) struct Event<'a> {
     pub(super) sid: &'a str,

@@ -14,7 +14,7 @@ const SILENT_AFTER_MS: u64 = 600_000;
 const NEVER_HEARD_FOR_MS: u64 = 3_600_000;
 const WARN_EVERY_MS: u64 = 60_000;
 
-/// What is to be done about the SFU as a whole.
+/// Steps that are due for the SFU as a whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Due {
     /// `GET` its base address on a connection of its own.
@@ -23,9 +23,9 @@ pub(super) enum Due {
     ListRooms,
     /// Warn that it has been silent for that many milliseconds.
     Warn(u64),
-    /// It began to answer, or ceased to; graces go on or pause.
+    /// The SFU began to answer, or ceased to; graces go on or pause.
     Answering,
-    /// It counts as silent now, or does so no more.
+    /// The SFU counts as silent now, or does so no more.
     Silent(bool),
 }
 
@@ -180,7 +180,7 @@ impl SfuHealth {
         self.silent = false;
     }
 
-    /// Nobody is kept in mind: nobody waits for an answer.
+    /// Rests while no participant is kept in mind: no answer is waited for.
     pub(super) const fn rest(&mut self) {
         (self.unanswered, self.silent) = (false, false);
     }
@@ -211,7 +211,7 @@ impl SfuHealth {
         }
     }
 
-    /// What is due.
+    /// Collects the steps that are due.
     pub(super) fn settle(&mut self, now: Time, due: &mut Vec<Due>) {
         if self.silent_at().is_some_and(|at| at <= now) && !self.silent {
             self.silent = true;

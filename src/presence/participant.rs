@@ -1,4 +1,4 @@
-//! One participant, as far as it is known: the session at hand, and whether somebody is there (decisions L2 to L3, L13).
+//! A participant, as far as it is known: the session at hand, and whether somebody is there (decisions L2 to L3, L13).
 //!
 //! ```text
 //!             seen, listed or joined                reported gone, denied by the SFU, room lost
@@ -40,7 +40,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 const SECOND_THOUGHT_MS: u64 = 3_000;
 /// After an aborted attempt of somebody who was never seen.
 const NEXT_ATTEMPT_MS: u64 = 30_000;
-/// What the participants of a lost room have to come back, in time of an answering SFU (L13).
+/// Time that the participants of a lost room have to come back, counted while the SFU answers (L13).
 pub const LOST_GRACE_MS: u64 = 60_000;
 /// A report of a departure from longer than this before the delegation changes nothing (L2).
 const OLD_NEWS_MS: u64 = 2_000;
@@ -52,27 +52,27 @@ const BEFORE_THE_END_MS: [u64; 4] = [45_000, 15_000, 4_000, 900];
 /// Whether somebody is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// Nobody came yet, or comes again.
+    /// The participant has not come yet, or is waited for again.
     Unknown {
         /// The next question.
         next: Next,
     },
-    /// Somebody is there.
+    /// The participant is there.
     Present,
-    /// Somebody may be gone.
+    /// The participant may be gone.
     Suspected {
-        /// Why.
+        /// Kind of the suspicion.
         why: Suspicion,
-        /// Since when.
+        /// Moment at which it arose.
         since: Time,
-        /// What happens next.
+        /// Next step in looking into it.
         next: Next,
     },
-    /// Nobody is there any more.
+    /// The participant is gone.
     Gone(DepartureEvidence),
 }
 
-/// What raised a suspicion, and how far it has been looked into.
+/// Kinds of suspicion, and how far each has been looked into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suspicion {
     /// The SFU reported a departure, with a reason that is usually final.
@@ -109,13 +109,13 @@ pub enum Next {
 /// Why somebody counts as gone, and how old that knowledge is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DepartureEvidence {
-    /// What led to the question.
+    /// Cause of the question.
     pub cause: DepartureCause,
     /// When the question was asked that the SFU answered with a no.
     pub asked: Time,
 }
 
-/// What was seen of a departure.
+/// Causes of a departure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DepartureCause {
     /// The SFU reported it.
@@ -126,28 +126,28 @@ pub enum DepartureCause {
     RoomClosed,
     /// The SFU forgot the room, and the participant did not come back.
     RoomLost,
-    /// Nobody ever came.
+    /// The participant never came.
     NeverJoined,
 }
 
-/// What a participant asks for, or has become.
+/// Requests of a participant, or changes of its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
     /// `GetParticipant`, by a question of this moment.
     Ask { within: Duration },
     /// `ListRooms` for the room: [`Next::RoomDecides`].
     CheckRoom,
-    /// What is stored of the session has changed.
+    /// The stored part of the session has changed.
     Changed,
-    /// Somebody is there.
+    /// The participant is there.
     Present,
-    /// Nobody is there any more.
+    /// The participant is gone.
     Gone(DepartureEvidence),
     /// The first attempt to join failed for good.
     JoinFailed,
 }
 
-/// What a participant needs to know of the world around it.
+/// World around a participant, as far as it needs to know of it.
 pub(super) struct Around<'a> {
     pub(super) now: Time,
     pub(super) jitter: &'a mut Jitter,
@@ -162,7 +162,7 @@ pub(super) struct Around<'a> {
     pub(super) room_closed: bool,
 }
 
-/// What is known of a session, as it is stored.
+/// The stored part of a session.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SessionRecord<'a> {
     /// The participant's sid.
@@ -245,7 +245,7 @@ impl Participant {
         };
     }
 
-    /// The identity.
+    /// Identity of the participant.
     #[must_use]
     pub fn identity(&self) -> &str {
         self.identity.as_str()
@@ -257,7 +257,7 @@ impl Participant {
         &self.state
     }
 
-    /// What is stored of the session at hand.
+    /// The part of the session at hand that is stored.
     #[must_use]
     pub fn session(&self) -> SessionRecord<'_> {
         SessionRecord {
@@ -388,7 +388,8 @@ impl Participant {
         }
     }
 
-    /// This process stood still: what was about to be concluded is asked about first. An answer to a question from before is old.
+    /// Takes in that this process stood still: what was about to be concluded is asked about first. An answer to a question from
+    /// before is old.
     pub(super) fn woke(&mut self, now: Time) {
         match &mut self.state {
             Presence::Suspected { why, next, .. } => {
@@ -654,7 +655,7 @@ impl Participant {
 
     // --- what is known of the room ---
 
-    /// What became of the room in which the participant was last sighted, by an answer to a question of that moment.
+    /// Takes in what became of the room in which the participant was last sighted, by an answer to a question of that moment.
     pub(super) fn on_room(&mut self, status: RoomStatus, asked: Time, around: &Around<'_>, out: &mut Vec<Effect>) {
         let now = around.now;
         match (&mut self.state, status) {
@@ -705,7 +706,7 @@ impl Participant {
 
     // --- time ---
 
-    /// What is due now.
+    /// Does what is due at the present moment.
     pub(super) fn on_time(&mut self, around: &Around<'_>, out: &mut Vec<Effect>) {
         match self.next() {
             Some(Next::AskAt(at)) if at <= around.now => {
@@ -795,7 +796,7 @@ impl Participant {
         self.plan(Next::AskAt(at));
     }
 
-    /// Somebody is there: whatever was feared did not happen.
+    /// Takes in that the participant is there: whatever was feared did not happen.
     fn sighted(&mut self, row: &ParticipantRow<'_>, room_sid: Option<Arc<str>>, now: Time, out: &mut Vec<Effect>) {
         let mut changed = false;
         if !row.sid.is_empty() && !self.is(row.sid) {

@@ -1,4 +1,4 @@
-//! One room on the SFU, as far as it is known: its sid, who was last sighted in it, how it went (decision L13), and what is planned
+//! A room on the SFU, as far as it is known: its sid, who was last sighted in it, how it went (decision L13), and what is planned
 //! for it: a check of whether it stands, a sweep of who is in it (L3), its creation.
 
 use std::sync::Arc;
@@ -21,22 +21,22 @@ const LATE_LISTS_FOR_MS: u64 = 2_000;
 /// How a room stands, seen from somebody who was sighted in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RoomStatus {
-    /// It stands under the same sid, or the SFU refuses to say.
+    /// The room stands under the same sid, or the SFU refuses to say.
     Open,
-    /// It ended in the way rooms end: everybody had left.
+    /// The room ended in the way rooms end: everybody had left.
     Closed,
     /// The SFU has forgotten it.
     Lost,
 }
 
-/// What a piece of news means for those in a room.
+/// Meaning of a piece of news for those in a room.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum News {
-    /// It stands as it did.
+    /// The room stands as it did.
     Same,
-    /// It stands and shows nobody.
+    /// The room stands and shows nobody.
     Empty,
-    /// Its status has changed, for some of them at least.
+    /// The status of the room has changed, for some of those in it at least.
     Changed,
 }
 
@@ -55,7 +55,7 @@ enum Check {
     InFlight,
 }
 
-/// What is due for a room.
+/// Steps that are due for a room.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Due {
     pub(super) check: bool,
@@ -83,7 +83,7 @@ pub struct Room {
     departure_timeout_ms: u64,
     /// `room_finished` came for that sid.
     finished: bool,
-    /// What is known stems from the store: the SFU may have gone down together with this process (L11).
+    /// Whether what is known stems from the store: the SFU may have gone down together with this process (L11).
     restored: bool,
     missing: bool,
     /// How it went the last time.
@@ -91,7 +91,7 @@ pub struct Room {
     past: Vec<(Arc<str>, RoomStatus)>,
     creation: Creation,
     check: Check,
-    /// Somebody waits for an answer to a question asked at that moment or later.
+    /// Moment at or after which a question must be asked whose answer is waited for.
     wanted: Option<Time>,
     check_tries: u8,
     sweep_at: Option<Time>,
@@ -132,7 +132,7 @@ impl Room {
         }
     }
 
-    /// What the store says of it.
+    /// Takes in what the store says of the room.
     pub(super) fn restore(&mut self, sid: Option<&Arc<str>>, sighted: Option<Time>, now: Time) {
         if self.sid.is_none() || (self.restored && self.last_sighted < sighted) {
             self.sid = sid.cloned();
@@ -142,7 +142,7 @@ impl Room {
         self.last_sighted = self.last_sighted.max(sighted);
     }
 
-    /// One copy of the room's sid for all who are in it.
+    /// Shares a copy of the room's sid among all who are in it.
     pub(super) fn intern(&self, sid: &str) -> Arc<str> {
         match &self.sid {
             Some(known) if **known == *sid => Arc::clone(known),
@@ -150,7 +150,7 @@ impl Room {
         }
     }
 
-    /// Nobody is thought to be in it any more.
+    /// Takes in that nobody is thought to be in the room any more.
     pub(super) const fn is_left(&mut self) {
         self.sweep_at = None;
         self.creation = Creation::Idle;
@@ -173,7 +173,7 @@ impl Room {
         news
     }
 
-    /// `room_finished` came.
+    /// Takes in the event `room_finished`.
     pub(super) fn on_finished(&mut self, sid: &str, now: Time) -> News {
         if self.missing || self.sid.as_ref().is_some_and(|known| **known != *sid) || self.is_past(sid) {
             return News::Same;
@@ -184,7 +184,7 @@ impl Room {
         News::Changed
     }
 
-    /// Somebody was sighted in it.
+    /// Takes in that somebody was sighted in the room.
     pub(super) fn on_sighting(&mut self, at: Option<Time>) {
         self.last_sighted = self.last_sighted.max(at);
     }
@@ -244,7 +244,7 @@ impl Room {
         self.wanted = None;
     }
 
-    /// `CreateRoom` ended.
+    /// Takes in the answer to `CreateRoom`.
     pub(super) fn on_created(&mut self, row: Option<&RoomRow<'_>>, trouble: Option<Time>, now: Time, jitter: &mut Jitter) -> News {
         let tries = match self.creation {
             Creation::InFlight(tries) | Creation::At(_, tries) => tries.saturating_add(1),
@@ -278,7 +278,7 @@ impl Room {
 
     // --- what is planned ---
 
-    /// Somebody waits to know whether the room stands.
+    /// Asks for a check of whether the room stands.
     pub(super) fn want_check(&mut self, now: Time) {
         self.wanted = Some(now);
         if self.check == Check::Idle {
@@ -291,7 +291,7 @@ impl Room {
         self.wanted.is_some()
     }
 
-    /// It is being asked for, together with others.
+    /// Notes that the room is being asked for, together with others.
     pub(super) const fn checking(&mut self) {
         self.check = Check::InFlight;
     }

@@ -37,7 +37,7 @@ pub struct RestoredHomeservers {
     records: usize,
 }
 
-/// What the store has, or will have.
+/// Records that the store has, or will have.
 #[derive(Default)]
 struct Kept {
     homeservers: HashMap<Box<str>, u64>,

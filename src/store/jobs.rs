@@ -25,7 +25,7 @@ use super::{Part, Store};
 use crate::clock::unix_millis;
 use crate::log_throttle::LogThrottle;
 
-/// What is over for longer is dropped unread (decision L11).
+/// Age beyond which a record that is over is dropped unread (decision L11).
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 /// In which time all jobs are put again, where that is necessary (decision L10).
 const SPREAD: Duration = Duration::from_secs(10);
@@ -45,25 +45,25 @@ pub struct Jobs {
     origins: Arc<Mutex<Origins>>,
 }
 
-/// What is read. Dropping it ends the reading.
+/// Records as they are read. Dropping it ends the reading.
 pub struct StoredJobs {
     entries: Entries,
     jobs: Jobs,
     seen: Seen,
 }
 
-/// What a reading brings.
+/// News from a reading.
 #[derive(Debug)]
 pub enum Stored {
-    /// A job.
+    /// Record of a job.
     Record(Box<JobRecord<'static>>),
-    /// The same job under another field, and later.
+    /// A later record of the same job, under another field.
     Newer(Box<JobRecord<'static>>),
-    /// That were all, and what the store has, where it may lack something.
+    /// The end of a reading, with what the store has, where it may lack something.
     End(Option<Seen>),
 }
 
-/// What one reading has shown: when the event of each job began to run, by the hash of its field.
+/// Jobs that one reading has shown: when the event of each began to run, by the hash of its field.
 #[derive(Debug, Default)]
 pub struct Seen {
     restarted: HashMap<u64, i64>,
@@ -178,8 +178,8 @@ impl Jobs {
 }
 
 impl StoredJobs {
-    /// What comes next; `None` when nothing will any more. Waits for a store that is away. What cannot be read stays where it
-    /// is, and what is over for a day is removed.
+    /// Returns the next news; `None` when nothing will come any more. Waits for a store that is away. What cannot be read stays
+    /// where it is, and what is over for a day is removed.
     pub async fn next(&mut self) -> Option<Stored> {
         loop {
             let entry = match self.entries.found().await? {

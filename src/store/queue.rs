@@ -58,7 +58,7 @@ static TOO_LARGE: LogThrottle = LogThrottle::once_a_minute();
 #[derive(Clone)]
 pub struct Changes(Arc<Shared>);
 
-/// What is read from the store. Dropping it ends the reading.
+/// Entries as they are read from the store. Dropping it ends the reading.
 pub struct Entries {
     parts: mpsc::Receiver<Part>,
     shared: Arc<Shared>,
@@ -94,14 +94,14 @@ struct State {
     readings: u32,
     /// Hashes of fields that were changed since the first of these began: what is read of them is out of date.
     touched: HashSet<u64>,
-    /// Nobody wants to know what is read.
+    /// Whether nobody wants to know what is read.
     unread: bool,
     stopping: bool,
     /// There is no store, or it does not let us, and these records can do without it.
     given_up: bool,
 }
 
-/// What was refused sorts behind everything else, and removals before records.
+/// Order of changes: a refused one sorts behind everything else, and removals before records.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     refused: bool,
@@ -162,7 +162,7 @@ impl Changes {
         self.change(field, value, None);
     }
 
-    /// The same, and tells when that is done.
+    /// Makes the change, and tells when that is done.
     pub fn make_and_tell(&self, field: String, value: Option<String>) -> Written {
         if !self.are_kept() {
             return Written::DONE;
@@ -234,7 +234,7 @@ impl Table {
         format!("{self} cannot be stored; they go on, and are stored when the store takes them")
     }
 
-    /// What it means that a record of this table is not stored.
+    /// Says what it means that a record of this table is not stored.
     const fn loss(self) -> &'static str {
         match self {
             Self::Jobs => "after a restart of this service they are not watched any more",
@@ -269,7 +269,7 @@ impl Table {
 }
 
 impl Written {
-    /// Nothing is stored, so nothing is waited for.
+    /// Written already: where nothing is stored, nothing is waited for.
     pub(super) const DONE: Self = Self(None);
 
     /// Whether the change, or a later one of the same field, is in the store within that time.
@@ -359,7 +359,7 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// Those who wait for what was written are told, and what stands at `refused` places goes back. Whether nothing is refused
+    /// Tells those who wait for what was written, and puts what stands at `refused` places back. Returns whether nothing is refused
     /// any more.
     fn settle(&self, batch: Vec<(u64, Waiting)>, refused: &[usize]) -> bool {
         let mut refused = refused.iter().peekable();
@@ -406,7 +406,7 @@ impl State {
         self.waiting.len() + self.under_way.len()
     }
 
-    /// What is read from now on is older than what waits to be written.
+    /// Begins a reading: what is read from now on is older than what waits to be written.
     fn begin_reading(&mut self) {
         if self.unread {
             return;
@@ -499,8 +499,8 @@ impl State {
         batch
     }
 
-    /// Nothing is being written any more. What was taken and not written goes back, but where a newer change has come: to its place,
-    /// or behind all others where it was refused.
+    /// Ends a write. What was taken and not written goes back, but where a newer change has come: to its place, or behind all
+    /// others where it was refused.
     fn give_back(&mut self, batch: Vec<(u64, Waiting)>, refused: bool) {
         self.under_way.clear();
         for (number, mut old) in batch {
@@ -646,7 +646,7 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
 /// Failures in a row, and what was said about them.
 struct Trouble {
     failures: u32,
-    /// Nobody is warned where there is none.
+    /// Throttle of the warnings; `None` where nobody is warned.
     log: Option<LogThrottle>,
     told: bool,
 }

@@ -19,7 +19,7 @@ pub const MAX_BYTES: usize = 16 * 1024;
 pub const MAX_DELEGATED_BYTES: usize = 2 * 1024;
 /// The replaced events that a record names.
 pub const MAX_REPLACED: usize = 8;
-/// What is not known of a new delegation yet and will be stored: sids, times, and that the participant was seen.
+/// Bytes for what is not known of a new delegation yet and will be stored: sids, times, and that the participant was seen.
 const SIGHTING_BYTES: usize = 160;
 
 /// The key of everything that only this service stores.
@@ -42,7 +42,7 @@ pub struct JobRecord<'a> {
     /// The event's delay in milliseconds; what was read may be any number.
     #[serde(skip)]
     pub delay_ms: i64,
-    /// The homeserver.
+    /// Homeserver of the user.
     #[serde(skip)]
     pub homeserver: Cow<'a, str>,
     /// When the event last began to run.
@@ -89,7 +89,7 @@ pub struct Replaced<'a> {
     pub until_ms: i64,
 }
 
-/// What a record that was read has beside its job: needed to write or delete the record without loss.
+/// Content of a record beside its job: needed to write or delete the record without loss.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Origin {
     /// The field, where it is not spelled as [`field`] spells it.
@@ -229,7 +229,7 @@ impl JobRecord<'static> {
         Self::read_with(field, value).map(|(job, _)| job)
     }
 
-    /// The same, with its origin, which is empty where the record is written as [`Self::value`] writes it.
+    /// Reads a job with its origin, which is empty where the record is written as [`Self::value`] writes it.
     pub(super) fn read_with(field: &[u8], value: &[u8]) -> Result<(Self, Origin), Unreadable> {
         if field.len() > MAX_BYTES || value.len() > MAX_BYTES {
             return Err(Unreadable("it is too long"));

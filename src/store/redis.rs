@@ -275,7 +275,7 @@ async fn unix(path: &Path) -> Result<UnixStream, RedisError> {
     stream.map_err(|error: io::Error| RedisError::Unreachable(error.to_string()))
 }
 
-/// Which changes were refused for their own sake, or for want of room, and why the first of them.
+/// Writes changes, and returns which were refused for their own sake, or for want of room, and why the first of them.
 async fn write(connection: &mut Connection, hash: &str, changes: &[Change]) -> Result<Option<(Vec<usize>, RedisError)>, RedisError> {
     for Change { field, value } in changes {
         match value {

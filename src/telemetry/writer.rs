@@ -46,7 +46,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    /// Whole lines.
+    /// Lines that wait, each whole.
     waiting: Vec<u8>,
     /// Bytes that the thread took and has not written yet.
     under_way: usize,
@@ -143,7 +143,7 @@ fn whole_lines(bytes: &[u8]) -> usize {
     last.or_else(first).map_or(bytes.len(), end)
 }
 
-/// What cannot be written is lost: there is nobody to tell.
+/// Writes the bytes; those that cannot be written are lost, since there is nobody to tell.
 fn write(out: &mut impl Write, mut bytes: &[u8]) {
     while !bytes.is_empty() {
         match out.write(bytes) {

@@ -45,7 +45,7 @@ impl RedisError {
         matches!(self, Self::Refused { code, .. } if matches!(&**code, "OOM" | "ERR" | "NOPERM" | "WRONGTYPE"))
     }
 
-    /// What the operator can do.
+    /// Advice to the operator.
     pub(in crate::store) fn remedy(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "check that Redis runs, and the host and port of LIVEKIT_REDIS_URL",
