@@ -7,14 +7,14 @@ use crate::server_name::ServerName;
 /// A list of homeservers from the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Homeservers {
-    /// `*`: every homeserver.
+    /// Every homeserver, written as `*`.
     All,
     /// The ones named, compared byte for byte.
     Listed(BTreeSet<ServerName>),
 }
 
 impl Homeservers {
-    /// Whether `name` is among them.
+    /// Whether `name` is among the homeservers.
     #[must_use]
     pub fn contains(&self, name: &ServerName) -> bool {
         match self {

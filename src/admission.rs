@@ -20,7 +20,7 @@ use crate::server_name::{Host, ServerName};
 /// How well a homeserver is known here. Each class has a share of its own of everything that is scarce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// The operator wrote its name down.
+    /// The operator wrote the homeserver's name down.
     Listed,
     /// The homeserver has answered `userinfo` well within a day.
     Verified,
@@ -29,7 +29,7 @@ pub enum Class {
 }
 
 impl Class {
-    /// All of them, the most trusted first.
+    /// All classes, the most trusted first.
     pub const ALL: [Self; 3] = [Self::Listed, Self::Verified, Self::Stranger];
 }
 
@@ -78,7 +78,7 @@ impl From<IpAddr> for Client {
 /// A homeserver as admission tells it from others: hashes with a key of this process, since the names come from strangers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Who {
-    /// How well it is known.
+    /// Class of the homeserver: how well it is known.
     pub class: Class,
     /// The last two labels of its name: what somebody had to register. They order turns and nothing else.
     pub domain: u64,

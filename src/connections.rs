@@ -52,7 +52,7 @@ pub enum Pot {
     Proven,
 }
 
-/// Whether there were bytes left.
+/// Outcome of taking bytes from a pot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
     /// The bytes belong to the caller now.
@@ -63,7 +63,7 @@ pub enum Taken {
     GiveWay,
 }
 
-/// All of them.
+/// All connections of clients, with the pots that they share.
 pub struct Connections {
     most: usize,
     began: Instant,
@@ -100,7 +100,7 @@ pub struct Connection {
     bytes: AtomicU64,
     held: [AtomicUsize; 2],
     had_large_head: AtomicBool,
-    /// No HTTP state yet.
+    /// Whether the connection has no HTTP state yet.
     opening: AtomicBool,
     order: AtomicU8,
     waker: Mutex<Option<Waker>>,
@@ -311,7 +311,7 @@ impl Connection {
         self.all.pots[pot as usize].held.fetch_sub(freed, Relaxed);
     }
 
-    /// The request lost its place.
+    /// Has the request answered as busy: it lost its place.
     pub fn answer_busy(&self) {
         self.tell(ANSWER_BUSY);
     }
@@ -444,7 +444,7 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// `first` was read already.
+    /// Wraps a stream of which `first` was read already.
     #[must_use]
     pub const fn new(stream: TcpStream, first: Vec<u8>, connection: Arc<Connection>, rewrite: Rewrite) -> Self {
         Self {

@@ -6,11 +6,11 @@ use std::time::Duration;
 /// Action on a delayed event: MSC4140's `action`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DelayedEventAction {
-    /// Let its delay run anew.
+    /// Let the delay of the event run anew.
     Restart,
-    /// Send it now.
+    /// Send the event now.
     Send,
-    /// Never send it.
+    /// Cancel the event, so that it is never sent.
     Cancel,
 }
 
@@ -29,7 +29,7 @@ impl DelayedEventAction {
 /// How a call to the homeserver ended, its path already settled (L6).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// 200 or 204.
+    /// The homeserver did it: 200 or 204.
     Done,
     /// 404 with a JSON object that is not about an unknown path.
     NotFound,

@@ -38,14 +38,14 @@ const KEYS: usize = 62;
 /// The id of a leave.
 pub type LeaveId = Id<Job>;
 
-/// How many leaves there may be (L8).
+/// Bounds of the number of leaves (L8).
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Of one user.
+    /// Most leaves of one user.
     pub per_user: u32,
     /// Most leaves in all.
     pub total: u32,
-    /// Of one homeserver that is not listed.
+    /// Most leaves of one homeserver that is not listed.
     pub per_homeserver: u32,
     /// Of participants whom nobody ever saw.
     pub never_seen: u32,
@@ -72,7 +72,7 @@ pub struct Handover<'a> {
     pub user: &'a str,
     /// The user's homeserver.
     pub homeserver: &'a str,
-    /// The delayed event.
+    /// Id of the delayed event.
     pub delay_id: &'a str,
     /// Delay of the event.
     pub delay: Delay,
@@ -91,7 +91,7 @@ pub enum CapacityError {
     UserFull,
     /// The homeserver has too many.
     HomeserverFull,
-    /// There are too many.
+    /// All users together have too many leaves.
     Full,
     /// The service is stopping: nobody would watch.
     Stopping,
@@ -111,9 +111,9 @@ pub enum Delegated {
 /// An event that a leave replaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Replaced<'a> {
-    /// The delayed event.
+    /// Id of the delayed event.
     pub delay_id: &'a str,
-    /// When the homeserver fires it.
+    /// When the homeserver fires the event.
     pub until: Time,
 }
 
@@ -132,9 +132,9 @@ pub enum Output {
     Finished {
         /// Participant of the leave.
         participant: ParticipantId,
-        /// The delayed event.
+        /// Id of the delayed event.
         delay_id: Box<str>,
-        /// How it ended.
+        /// How the leave ended.
         reason: FinishReason,
     },
     /// A warning: the limit of a homeserver does not let all restarts through.
@@ -163,7 +163,7 @@ pub struct Job {
 }
 
 impl Job {
-    /// The pure part.
+    /// The leave itself, which is pure.
     #[must_use]
     pub const fn leave(&self) -> &Leave {
         &self.leave
@@ -187,7 +187,7 @@ impl Job {
         self.keys.user()
     }
 
-    /// The delayed event.
+    /// Id of the delayed event.
     #[must_use]
     pub fn delay_id(&self) -> &str {
         self.keys.delay_id()
@@ -276,7 +276,7 @@ impl Leaves {
         self.jobs.len()
     }
 
-    /// Whether there is none.
+    /// Whether the table is empty.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.jobs.is_empty()

@@ -35,9 +35,9 @@ const DOUBTED_ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 /// A target of an SRV record set, RFC 2782.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SrvTarget {
-    /// Smaller is asked first.
+    /// Priority of the target; the smallest is asked first.
     pub priority: u16,
-    /// Share among those of one priority.
+    /// Share of the target among those of one priority.
     pub weight: u16,
     /// Port to connect to.
     pub port: u16,

@@ -74,7 +74,7 @@ pub struct Delegation<'a> {
     pub user: &'a str,
     /// The user's homeserver.
     pub homeserver: &'a str,
-    /// The delayed event.
+    /// Id of the delayed event.
     pub delay_id: &'a str,
     /// Delay of the event.
     pub delay: Delay,
@@ -725,7 +725,7 @@ fn sfu_event(verified: Verified, webhook: &Webhook) -> SfuEvent<'_> {
     }
 }
 
-/// A participant who is there.
+/// Reads a participant who is there.
 fn participant_row(participant: &ParticipantInfo) -> Option<ParticipantRow<'_>> {
     if participant.state == ParticipantState::Disconnected as i32 {
         return None;

@@ -122,7 +122,7 @@ pub enum Refusal {
     /// Another homeserver speaks for a user who is not its own.
     #[error("the homeserver speaks for a user who is not its own")]
     ForeignUser,
-    /// `member.claimed_user_id` is somebody else.
+    /// The field `member.claimed_user_id` names somebody else.
     #[error("claimed_user_id is somebody else")]
     ClaimedUser,
     /// `server_name` is not a server name.
@@ -134,7 +134,7 @@ pub enum Refusal {
     /// Our homeserver does not say whose delayed event that is.
     #[error("our homeserver does not say whose event that is: {0}")]
     Event(OwnError),
-    /// Our homeserver does not relay it.
+    /// Our homeserver does not relay the request.
     #[error("our homeserver does not relay it: {0}")]
     Relay(OwnError),
     /// The other homeserver's service refuses.
@@ -170,7 +170,7 @@ pub(crate) struct Admitted<'a> {
     pub(crate) is_member: bool,
 }
 
-/// The pipeline with what it needs.
+/// The pipeline with the parts that it needs.
 pub struct Exchange {
     /// Verifies who is asking.
     pub openid: OpenId,

@@ -93,7 +93,7 @@ pub type Remember = Box<dyn Fn(&str, Option<u64>) + Send + Sync>;
 /// A GET below a homeserver's federation API.
 #[derive(Clone, Copy)]
 pub struct Get<'a> {
-    /// Path and query.
+    /// Path and query of the request.
     pub path: &'a str,
     /// The longest body that is read, in bytes.
     pub limit: usize,

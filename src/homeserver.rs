@@ -89,7 +89,7 @@ struct Call<'a> {
 }
 
 impl Homeservers {
-    /// `overrides` is `LIVEKIT_CS_API_URL_OVERRIDES`.
+    /// Makes the adapter, with the addresses of `LIVEKIT_CS_API_URL_OVERRIDES`.
     #[must_use]
     pub fn new(federation: Arc<Federation>, overrides: BTreeMap<ServerName, Url>) -> Self {
         Self {

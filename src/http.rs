@@ -36,7 +36,7 @@ use crate::exchange::Exchange;
 use crate::log_throttle::LogThrottle;
 use crate::secret::Keys;
 
-/// Webhooks in flight.
+/// Most webhooks in flight.
 const WEBHOOKS: usize = 256;
 
 /// State that the handlers share.

@@ -57,9 +57,9 @@ pub struct Settings {
     pub own: Arc<OwnHomeserver>,
     /// SFU that participants are removed from.
     pub sfu: Arc<Sfu>,
-    /// Where tokens are stored.
+    /// Store of the tokens.
     pub store: token::Queue,
-    /// From one sweep to the next.
+    /// Time from one sweep to the next.
     pub interval: Duration,
     /// Tokens that are watched at most.
     pub max_tokens: usize,

@@ -21,20 +21,20 @@ const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
 const MAX_RECORDS: usize = 200_000;
 const MIN_CONNECTIONS: usize = 16;
 
-/// How many of everything there may be.
+/// Numbers of everything that is bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections of clients.
+    /// Most connections of clients.
     pub connections: usize,
     /// Complete requests that wait for somebody else.
     pub in_flight: usize,
-    /// Connections to neighbours.
+    /// Most connections to neighbours.
     pub connections_out: usize,
     /// Bytes of request bodies that are on their way; the SFU and our homeserver have a quarter of that besides.
     pub body_bytes: usize,
-    /// Number of delegated leaves.
+    /// Most delegated leaves.
     pub jobs: usize,
-    /// Tokens that are watched.
+    /// Most tokens that are watched.
     pub tokens: usize,
 }
 
@@ -138,7 +138,7 @@ struct Mount<'a> {
 }
 
 impl<'a> Mount<'a> {
-    /// A line of `/proc/self/mountinfo`.
+    /// Parses a line of `/proc/self/mountinfo`.
     fn parse(line: &'a str) -> Option<Self> {
         let (place, kind) = line.split_once(" - ")?;
         let mut place = place.split(' ').skip(3);

@@ -111,9 +111,9 @@ pub enum Answer<T> {
     No,
     /// The SFU, or a proxy before it, does not let us ask.
     Refused,
-    /// More than is read.
+    /// The answer is larger than what is read.
     TooLarge,
-    /// An answer that is none of these.
+    /// The answer is neither a yes nor a no.
     Unclear,
     /// No answer in time.
     TimedOut,

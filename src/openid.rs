@@ -39,13 +39,13 @@ const MAX_REFUSED: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
 /// A user whose homeserver vouched for the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedUser {
-    /// Full user ID.
+    /// Full user ID, `@local:server`.
     pub id: String,
     /// The user's homeserver, the one that was asked.
     pub server: ServerName,
 }
 
-/// The token proves nothing.
+/// Reasons for which a token proves nothing.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Unverified {
     /// The homeserver does not know the token.

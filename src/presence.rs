@@ -82,7 +82,7 @@ pub enum Question {
     Participant {
         /// Participant that is asked about.
         participant: ParticipantId,
-        /// To be given back.
+        /// When the question was asked; given back with the answer.
         asked: Time,
         /// Time for the answer.
         within: Duration,
@@ -91,16 +91,16 @@ pub enum Question {
     Participants {
         /// Room whose participants are listed.
         room: RoomId,
-        /// To be given back.
+        /// When the question was asked; given back with the answer.
         asked: Time,
         /// Time for the answer.
         within: Duration,
     },
     /// A call of `ListRooms`, answered by [`Presence::on_rooms`].
     Rooms {
-        /// At most [`ROOMS_PER_CALL`].
+        /// Rooms to ask for, at most [`ROOMS_PER_CALL`].
         rooms: Vec<RoomId>,
-        /// To be given back.
+        /// When the question was asked; given back with the answer.
         asked: Time,
     },
     /// `CreateRoom` with an `empty_timeout` of 60 s: [`Presence::on_created`].
@@ -115,7 +115,7 @@ pub enum Question {
 /// Questions and findings of presence.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Output {
-    /// Ask the SFU.
+    /// Put a question to the SFU.
     Ask(Question),
     /// The stored part of a session has changed.
     Changed(ParticipantId),

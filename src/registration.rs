@@ -7,7 +7,7 @@ use crate::config;
 use crate::config::unexpanded::whole;
 use crate::server_name::ServerName;
 
-/// Why there is nothing to print.
+/// Reasons for which there is no registration to print.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegistrationError {
     /// No server name was given.
@@ -24,7 +24,7 @@ pub enum RegistrationError {
     /// A token that is given cannot be one.
     #[error("{0} is set, but must be printable ASCII without spaces and quotes")]
     Token(&'static str),
-    /// A token that is given is none.
+    /// The given token holds a placeholder.
     #[error("{0} holds a placeholder that nothing has filled in: write the value itself, or unset it")]
     Placeholder(&'static str),
 }

@@ -40,7 +40,7 @@ impl ServerName {
         Ok(Self(text.into()))
     }
 
-    /// The name as it was given.
+    /// The name in the spelling that was given.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -13,7 +13,7 @@ pub struct SingleFlight<K, T>(Mutex<HashMap<K, Entry<T>>>);
 
 struct Entry<T> {
     call: Arc<Call<T>>,
-    /// How many share it.
+    /// Number of callers who share the call.
     sharers: usize,
 }
 

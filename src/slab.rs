@@ -125,13 +125,13 @@ impl<T> Slab<T> {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether the slab is empty.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Keeps a value.
+    /// Keeps a value, under a new id.
     pub fn insert(&mut self, value: T) -> Id<T> {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.generations.push(NonZeroU32::MIN);

@@ -43,7 +43,7 @@ pub struct Store {
 pub enum Table {
     /// Table of delegated leaves.
     Jobs,
-    /// Tokens that were issued.
+    /// Table of tokens that were issued.
     Tokens,
     /// Homeservers that have verified a token. Optional: nothing depends on this table.
     Homeservers,
@@ -254,6 +254,6 @@ pub enum Part {
 pub struct Refused {
     /// Places of the refused changes among those that were to be made.
     pub places: Vec<usize>,
-    /// Why the first of them was refused.
+    /// Error for which the first of the changes was refused.
     pub error: StoreError,
 }

@@ -105,7 +105,7 @@ impl Delay {
         self.0 as u64
     }
 
-    /// Delay in milliseconds.
+    /// Delay as a duration.
     #[must_use]
     pub const fn as_duration(self) -> Duration {
         Duration::from_millis(self.as_millis())

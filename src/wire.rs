@@ -40,16 +40,16 @@ pub enum BadRequest {
     /// A known field holds another JSON type than it should.
     #[error("a field has the wrong type")]
     WrongType,
-    /// `room_id` or `slot_id`.
+    /// The body has no `room_id` or no `slot_id`.
     #[error("room_id or slot_id is missing")]
     RoomOrSlot,
     /// `room` of the legacy body.
     #[error("room is missing")]
     LegacyRoom,
-    /// A field of `member`.
+    /// The body lacks a field of `member`.
     #[error("a field of member is missing")]
     Member,
-    /// A field of `openid_token`.
+    /// The body lacks a field of `openid_token`.
     #[error("a field of openid_token is missing")]
     OpenIdToken,
     /// A field of `openid_token` of the legacy body.
@@ -61,7 +61,7 @@ pub enum BadRequest {
     /// A field of `openid_token` of a delegation.
     #[error("a field of openid_token is missing (delegation)")]
     DelegationOpenIdToken,
-    /// Only one of `delay_id` and `delay_timeout`.
+    /// The body has only one of `delay_id` and `delay_timeout`.
     #[error("delay_id or delay_timeout is missing")]
     HalfDelay,
     /// `delay_timeout` is longer than a day.
@@ -82,19 +82,19 @@ pub enum BadRequest {
     /// `member_id` of such a request, and `member` as well.
     #[error("member_id is missing")]
     MemberId,
-    /// `user_id` of a request of another homeserver.
+    /// The body of another homeserver has no `user_id`.
     #[error("user_id is missing")]
     UserId,
     /// `delay_id` of a delegation that came through a homeserver.
     #[error("delay_id is missing")]
     NoDelayId,
-    /// `/token_source` without one bearer token.
+    /// The head of `/token_source` has no bearer token, or several.
     #[error("there is no bearer token, or more than one")]
     NoBearer,
-    /// `matrix_server_name` of its query.
+    /// The query has no `matrix_server_name`.
     #[error("matrix_server_name is missing in the query")]
     NoServerNameParameter,
-    /// `device_id` of its query.
+    /// The query has no `device_id`.
     #[error("device_id is missing in the query")]
     NoDeviceIdParameter,
     /// `slot_id` in its query, which says nothing without a member.
@@ -130,9 +130,9 @@ pub enum SeatRequest {
     Member {
         /// Id of the Matrix room.
         room_id: String,
-        /// Slot in it.
+        /// Slot in the Matrix room.
         slot_id: String,
-        /// Device that the client says it is.
+        /// Device that the client claims.
         claimed_device_id: String,
         /// Random id of the session.
         member_id: String,
@@ -141,7 +141,7 @@ pub enum SeatRequest {
     Homeserver {
         /// Id of the Matrix room.
         room_id: String,
-        /// Slot in it.
+        /// Slot in the Matrix room.
         slot_id: String,
         /// Random id of the session.
         member_id: String,
@@ -156,7 +156,7 @@ pub enum SeatRequest {
 }
 
 impl SeatRequest {
-    /// The Matrix room.
+    /// Id of the Matrix room.
     #[must_use]
     pub fn room_id(&self) -> &str {
         match self {
@@ -208,7 +208,7 @@ pub struct DelayedEvent {
 pub struct DelegationRequest {
     /// OpenID token by which the client says who it is.
     pub openid_token: UnverifiedOpenIdToken,
-    /// The user it says it is.
+    /// User that the client claims to be.
     pub claimed_user_id: String,
     /// The seat that is watched.
     pub seat: SeatRequest,
@@ -240,7 +240,7 @@ pub struct TokenRequest {
     pub openid_token: UnverifiedOpenIdToken,
     /// The user it says it is, where the body has such a field.
     pub claimed_user_id: Option<String>,
-    /// The seat it wants.
+    /// Seat that the client wants.
     pub seat: SeatRequest,
     /// The delayed leave event that it hands over.
     pub event: Option<DelayedEvent>,

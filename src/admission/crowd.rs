@@ -16,7 +16,7 @@ pub enum Phase {
     Silent,
     /// The head of a request is on its way.
     Head,
-    /// The body is.
+    /// The body is coming.
     Body,
     /// The request is complete and will be answered.
     Complete,
@@ -27,14 +27,14 @@ pub enum Phase {
 pub struct Look {
     /// Phase that the connection is in.
     pub phase: Phase,
-    /// For how long.
+    /// Time since the phase began.
     pub age: Duration,
     /// How many bytes came in that time.
     pub bytes: u64,
 }
 
 impl Look {
-    /// Bytes a second.
+    /// Bytes that come in a second.
     fn rate(self) -> u64 {
         let millis = u64::try_from(self.age.as_millis()).unwrap_or(u64::MAX).max(1);
         self.bytes.saturating_mul(1000) / millis

@@ -47,7 +47,7 @@ impl From<IpAddr> for Target {
 pub struct Ticket {
     /// The machine to connect to.
     pub target: Target,
-    /// The homeserver that led there.
+    /// The homeserver whose name led to the machine.
     pub who: Who,
     number: u64,
 }
@@ -57,7 +57,7 @@ pub struct Ticket {
 pub enum Decision {
     /// The connection may be made now.
     Go,
-    /// Not before then: ask again.
+    /// The connection may not be made before that moment: ask again.
     At(Instant),
 }
 
@@ -223,7 +223,7 @@ impl Address {
         }
     }
 
-    /// Hands the turn on.
+    /// Chooses who has the next turn.
     fn choose(&mut self, now: Instant, who: Who) {
         let failed = std::mem::take(&mut self.failed);
         if let Some(lane) = if who.class == Class::Listed {
@@ -277,7 +277,7 @@ impl Lane {
         }
     }
 
-    /// When there is, or was, a token.
+    /// When the bucket has, or had, a token.
     fn token_at(&self, now: Instant) -> Instant {
         self.full_at.checked_sub(INTERVAL * (self.burst - 1)).unwrap_or(now)
     }

@@ -25,7 +25,7 @@ pub struct Permit<'a> {
 }
 
 impl FairLimiter {
-    /// All places are free.
+    /// Makes a limiter whose places are all free.
     #[must_use]
     pub fn new(places: Places) -> Self {
         Self(Mutex::new(Inner {

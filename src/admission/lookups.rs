@@ -22,7 +22,7 @@ pub struct Lookups<W> {
 }
 
 impl<W> Lookups<W> {
-    /// With so many places.
+    /// Makes a bound with so many places, all free.
     #[must_use]
     pub fn new(places: usize) -> Self {
         Self {

@@ -22,7 +22,7 @@ pub struct Ticket {
 /// Outcome of a newcomer's entering.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Entered<T> {
-    /// There was a place.
+    /// The newcomer has a place that was free.
     In(Ticket),
     /// There is a place now: that of the request which this belongs to. Tell it.
     InsteadOf(Ticket, T),

@@ -21,7 +21,7 @@ const GROUP_PART: u32 = 8;
 /// Describes whose place it is, from the widest to the narrowest: hashes or numbers that the caller chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Asker {
-    /// Decides about the share.
+    /// Class of the homeserver, which decides about the share.
     pub class: Class,
     /// The machines that are dialled.
     pub group: u64,
@@ -43,12 +43,12 @@ impl Asker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(u64);
 
-/// How many places there are.
+/// Numbers of places, and how they are shared.
 #[derive(Clone, Copy, Debug)]
 pub struct Places {
     /// Number of all places.
     pub total: u32,
-    /// Of these, by [`Class`].
+    /// Places that belong to each [`Class`].
     pub shares: [u32; 3],
     /// Most places that one name may hold, by [`Class`].
     pub per_name: [u32; 3],
@@ -88,7 +88,7 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// All places are free.
+    /// Makes a queue whose places are all free.
     #[must_use]
     pub fn new(places: Places) -> Self {
         Self {
@@ -162,7 +162,7 @@ impl Turns {
         None
     }
 
-    /// How many wait.
+    /// Number of askers who wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiting.iter().map(|queue| queue.len).sum()
@@ -230,7 +230,7 @@ struct Queue {
     /// Keys in the order of their turns, the next one first.
     ring: VecDeque<u64>,
     below: BTreeMap<u64, Self>,
-    /// Of one client, the newest last.
+    /// Tickets of one client, the newest last.
     tickets: Vec<Ticket>,
     len: usize,
 }

@@ -9,9 +9,9 @@ use super::Group;
 
 /// Homeservers that are remembered: about 150 bytes each.
 const MAX_REMEMBERED: usize = 4096;
-/// Of these, those of one group.
+/// Most homeservers of one group that are remembered.
 const MAX_PER_GROUP: usize = 64;
-/// For how long.
+/// Time for which a verification counts.
 pub const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// An answer is stored again after this time.
 const STORED_AGAIN_AFTER: Duration = Duration::from_secs(3600);
@@ -88,13 +88,13 @@ impl Verified {
         }
     }
 
-    /// How many are remembered.
+    /// Number of homeservers that are remembered.
     #[must_use]
     pub fn len(&self) -> usize {
         self.hosts.len()
     }
 
-    /// Whether nobody is.
+    /// Whether no homeserver is remembered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.hosts.is_empty()

@@ -25,7 +25,7 @@ pub(super) fn proxies(reader: &mut Reader<'_>) {
     }
 }
 
-/// Whether one is set.
+/// Checks the proxy in a variable, and tells whether one is set.
 fn check(reader: &mut Reader<'_>, [upper, lower]: Spellings) -> bool {
     let raw = |name: &str| (reader.sources.get)(name);
     let name = if raw(upper).is_some() { upper } else { lower };

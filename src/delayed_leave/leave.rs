@@ -107,9 +107,9 @@ pub enum Returned {
 pub enum CallState {
     /// No call is planned.
     Idle,
-    /// Due at that moment.
+    /// The call is due at that moment.
     Scheduled(Time),
-    /// Due, and waiting for its turn.
+    /// The call is due, and waits for its turn.
     Queued,
     /// Sent then; waited for so many milliseconds. The answer is taken whenever it comes.
     InFlight(Time, u32),
@@ -134,7 +134,7 @@ pub enum FinishReason {
     JoinFailed,
     /// The participant did not come, and the SFU did not say so clearly: somebody may be there.
     NeverJoined,
-    /// Another delegation took its place.
+    /// Another delegation took the place of this one.
     Replaced,
     /// The user was removed from the Matrix room: there is no membership left to end.
     Kicked,
@@ -161,9 +161,9 @@ pub enum Input {
     Called {
         /// Action of the call.
         action: DelayedEventAction,
-        /// When it was sent.
+        /// When the call was sent.
         sent: Time,
-        /// How it ended.
+        /// How the call ended.
         outcome: Outcome,
     },
     /// A request that arrived then has delegated the same event again. [`Input::Present`] follows if somebody is there.
@@ -260,7 +260,7 @@ impl Leave {
         leave
     }
 
-    /// How far it is.
+    /// How far the leave is.
     #[must_use]
     pub const fn phase(&self) -> Phase {
         self.phase

@@ -46,9 +46,9 @@ const OVERLOAD_WARNING_INTERVAL_MS: u64 = 60_000;
 /// How many calls may be in flight.
 #[derive(Clone, Copy, Debug)]
 pub struct Concurrency {
-    /// To one homeserver.
+    /// Most calls to one homeserver.
     pub per_homeserver: u32,
-    /// To all homeservers.
+    /// Most calls to all homeservers.
     pub total: u32,
     /// To all unlisted homeservers together; never more than half of `total`.
     pub strangers: u32,
@@ -151,7 +151,7 @@ struct Limit {
     /// Since when calls came as fast as they were let through, and how many were: together the rate that is granted.
     counted_from: Time,
     let_through: u32,
-    /// Refusals in a row.
+    /// Number of refusals in a row.
     refusals: u8,
     recent_users: VecDeque<u64>,
 }

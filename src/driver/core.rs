@@ -49,9 +49,9 @@ pub enum Fact<'a> {
         homeserver: HomeserverId,
         /// Action of the call.
         action: DelayedEventAction,
-        /// When it was sent.
+        /// When the call was sent.
         sent: Time,
-        /// How it ended.
+        /// How the call ended.
         outcome: Outcome,
     },
     /// The user of this room and identity was removed from the Matrix room, and from the call by this service.
@@ -67,7 +67,7 @@ pub enum Fact<'a> {
 /// An action that the driver is to take.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Action {
-    /// Ask the SFU.
+    /// Put a question to the SFU.
     Ask(Question),
     /// Call a homeserver about a delayed event.
     Call {
@@ -77,7 +77,7 @@ pub enum Action {
         homeserver: HomeserverId,
         /// Action of the call.
         action: DelayedEventAction,
-        /// To be given back.
+        /// When the call was granted; given back with its answer.
         sent: Time,
     },
     /// Store the leave as it is now.
@@ -88,9 +88,9 @@ pub enum Action {
     Finished {
         /// The room's name.
         room: Arc<str>,
-        /// The delayed event.
+        /// Id of the delayed event.
         delay_id: Box<str>,
-        /// How it ended.
+        /// How the leave ended.
         reason: FinishReason,
     },
     /// A warning: the SFU has been silent for that long, restarts pause (L13a).
@@ -117,7 +117,7 @@ pub struct Settings {
     pub bounds: Bounds,
 }
 
-/// Presence and leaves.
+/// The core: presence and the leaves.
 #[derive(Debug)]
 pub struct Core {
     presence: Presence,

@@ -73,7 +73,7 @@ type Connecting<'a, 'd> = Pin<Box<dyn Future<Output = Connected<'d>> + Send + 'a
 
 /// For whom a connection is made.
 pub(super) struct Attempt<'a> {
-    /// The homeserver that led there.
+    /// The homeserver whose name led to the machine.
     pub(super) who: Who,
     /// Budget that is left for the client's request.
     pub(super) budget: &'a Budget,
@@ -411,7 +411,7 @@ fn interleave(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
 pub(super) enum Dialled {
     /// The operator wrote this very address down as an override's target.
     Override,
-    /// Discovery led here.
+    /// Discovery led to the address.
     Guarded(Trust),
 }
 

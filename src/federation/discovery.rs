@@ -15,9 +15,9 @@ const DEFAULT_PORT: u16 = 8448;
 /// A route, and how long it may be used without asking again.
 pub(super) struct Found {
     pub(super) route: Route,
-    /// For ever without it.
+    /// How long the way counts; for ever without a value.
     pub(super) life: Option<Duration>,
-    /// Whether a well-known file said so.
+    /// Whether a well-known file gave the way.
     pub(super) file: File,
     /// Step of the specification, for the log.
     pub(super) step: &'static str,

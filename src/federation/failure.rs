@@ -19,27 +19,27 @@ pub enum Failure {
     /// The guard refused the address.
     #[error("{host} is at {address}: {why}")]
     Refused {
-        /// Name or literal that led there.
+        /// Name or literal that led to the address.
         host: String,
         /// Address in question.
         address: IpAddr,
-        /// Kind of range.
+        /// Kind of range that the address is in.
         why: Refused,
     },
-    /// No TCP connection.
+    /// No TCP connection could be made.
     #[error("cannot connect to {target}: {error}")]
     Connect {
         /// Target as `host:port`.
         target: String,
-        /// The system's words.
+        /// Error in the system's words.
         error: String,
     },
-    /// No TLS session.
+    /// No TLS session could be made.
     #[error("TLS with {target} failed: {error}")]
     Tls {
         /// Target as `host:port`.
         target: String,
-        /// The TLS library's words.
+        /// Error in the TLS library's words.
         error: String,
     },
     /// The forward proxy did not open a tunnel.

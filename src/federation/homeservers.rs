@@ -156,7 +156,7 @@ impl Homeserver {
         Duration::from_millis(self.usual_ms.load(Ordering::Relaxed))
     }
 
-    /// An answer took so long.
+    /// Notes how long an answer took.
     pub(super) fn took(&self, time: Duration) {
         let before = self.usual_ms.load(Ordering::Relaxed);
         let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);

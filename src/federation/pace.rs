@@ -74,7 +74,7 @@ impl Turn<'_> {
         }
     }
 
-    /// There is no such connection.
+    /// Notes that the connection could not be made.
     pub(super) fn failed(mut self) {
         self.settle_failed();
     }

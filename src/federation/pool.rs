@@ -108,7 +108,7 @@ impl Pool {
         })
     }
 
-    /// A share for one route.
+    /// Makes a route's share of the pool.
     pub(super) fn share(self: &Arc<Self>) -> Share {
         Share {
             pool: self.clone(),
@@ -321,7 +321,7 @@ impl Open {
         Ok((open, place))
     }
 
-    /// The machines at its other end.
+    /// Machines at the other end of the connection.
     pub(super) const fn group(&self) -> Group {
         self.group
     }

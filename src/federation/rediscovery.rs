@@ -10,7 +10,7 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// When the way to one server was asked for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Rediscovery {
-    /// For the first time.
+    /// When the question was asked for the first time.
     first: Option<Instant>,
     /// Last time, for whatever reason.
     asked: Option<Instant>,
@@ -50,7 +50,7 @@ impl Rediscovery {
         }
     }
 
-    /// Whether it may be asked for again.
+    /// Whether the question may be asked again.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.asked.max(self.began).is_none_or(|asked| now >= asked + MIN_INTERVAL)
     }

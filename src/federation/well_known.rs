@@ -29,7 +29,7 @@ pub(super) enum WellKnown {
     Delegated(ServerName, Duration),
     /// The file is there and names something impossible: the specification's fallbacks do not apply.
     Invalid,
-    /// There is no usable file.
+    /// The server has no usable file.
     None,
     /// The server did not answer, or with a failure that may pass: what the file said before may still be so.
     Unreachable,

@@ -555,7 +555,7 @@ pub struct JoinedMembers {
 }
 
 impl JoinedMembers {
-    /// Whether `user` is one of them.
+    /// Whether `user` is one of the members.
     #[must_use]
     pub fn contains(&self, user: &str) -> bool {
         self.joined.contains_key(user)

@@ -77,7 +77,7 @@ pub(super) struct ErrorBody<'a> {
 }
 
 impl ApiError {
-    /// No such path.
+    /// The path leads nowhere.
     pub const NOT_FOUND: Self = Self::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", "Unrecognized request");
     /// The path exists, with other methods.
     pub const METHOD_NOT_ALLOWED: Self = Self::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", "Method not allowed");
@@ -85,7 +85,7 @@ impl ApiError {
     pub const TOO_LARGE: Self = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", "The request body is too large");
     /// The body did not arrive in time.
     pub const BODY_TIMEOUT: Self = Self::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", "The request body did not arrive in time");
-    /// The body broke off.
+    /// The body of the request broke off.
     pub const BODY_BROKEN: Self = Self::new(StatusCode::BAD_REQUEST, "M_NOT_JSON", "Error reading request");
     /// Too much is going on.
     pub const BUSY: Self = Self {

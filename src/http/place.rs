@@ -8,7 +8,7 @@ use crate::admission::room::{Entered, Room, Ticket};
 use crate::connections::Connection;
 use crate::server_name::ServerName;
 
-/// The waiting room.
+/// The waiting room of complete requests.
 pub(super) struct Waiting {
     room: Mutex<Room<Arc<Connection>>>,
 }

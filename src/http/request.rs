@@ -79,7 +79,7 @@ impl Received {
         }
     }
 
-    /// The request's id.
+    /// Id of the request.
     pub(super) fn id(&self) -> &str {
         self.id.as_str()
     }

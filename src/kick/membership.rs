@@ -112,7 +112,7 @@ pub(super) struct MembershipQuery {
     pub(super) scope: QueryScope,
     /// Sweep whose place the question takes.
     pub(super) origin: Origin,
-    /// Whether a sweep asks.
+    /// Whether a sweep asks the question.
     pub(super) is_sweep: bool,
 }
 
@@ -130,7 +130,7 @@ pub(super) enum QueryScope {
 /// Answer of the homeserver.
 #[derive(Clone, Copy)]
 pub(super) enum MembershipAnswer<'a> {
-    /// The list of those who are joined.
+    /// Test of whether a user is on the list of members.
     Members(&'a dyn Fn(&str) -> bool),
     /// Whether the user is joined, or our homeserver in the room.
     Joined(bool),
@@ -209,7 +209,7 @@ enum Presence {
     Gone,
 }
 
-/// A LiveKit room.
+/// A LiveKit room with the tokens for it.
 #[derive(Debug)]
 struct Call {
     room_id: Arc<str>,
@@ -217,7 +217,7 @@ struct Call {
     listed: Option<Time>,
     /// Being asked for that, or about to be.
     is_listing: bool,
-    /// A webhook has named it.
+    /// Whether a webhook has named the room.
     has_webhooks: bool,
     /// A departure was reported that may be an old one.
     is_unsure: bool,
@@ -272,7 +272,7 @@ impl ParticipantKey {
 }
 
 impl Token {
-    /// When it may be forgotten.
+    /// When the token may be forgotten.
     fn end_of_use(&self) -> Time {
         let end = self.end.after(LEEWAY_MS);
         self.seen.map_or(end, |seen| end.max(seen.after(RENEWED_MS)))
@@ -379,12 +379,12 @@ impl MembershipTracker {
         }
     }
 
-    /// A participant is there.
+    /// Takes in that a participant is there.
     pub(super) fn on_present(&mut self, room: &str, identity: &str, now: Time) {
         self.is_there(&ParticipantKey::new(room, identity), now, now);
     }
 
-    /// A participant is not there any more.
+    /// Takes in that a participant is gone.
     pub(super) fn on_gone(&mut self, room: &str, identity: &str, now: Time) {
         self.went(&ParticipantKey::new(room, identity), now);
     }
@@ -622,7 +622,7 @@ impl MembershipTracker {
         }
     }
 
-    /// A departure is reported.
+    /// Takes in that a departure is reported.
     fn went(&mut self, key: &ParticipantKey, now: Time) {
         let Some(token) = self.tokens.get_mut(key) else { return };
         if token.presence == Presence::Present && token.seen.is_some_and(|seen| now.since(seen) < OLD_SESSION_MS) {

@@ -54,7 +54,7 @@ pub enum EventKind {
     Aborted(DisconnectReason),
     /// `track_*`, and whatever else shows that somebody is in the room.
     Track,
-    /// Any other event.
+    /// Any other kind of event.
     Other,
 }
 

@@ -150,7 +150,7 @@ impl SfuHealth {
         }
     }
 
-    /// The probe has ended.
+    /// Takes in that a probe has ended.
     pub(super) fn probed(&mut self, reach: Reach, now: Time) {
         let asked = self.probing.take().unwrap_or(now);
         let pause = match reach {

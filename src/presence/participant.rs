@@ -54,7 +54,7 @@ const BEFORE_THE_END_MS: [u64; 4] = [45_000, 15_000, 4_000, 900];
 pub enum Presence {
     /// The participant has not come yet, or is waited for again.
     Unknown {
-        /// The next question.
+        /// The next question to the SFU.
         next: Next,
     },
     /// The participant is there.
@@ -63,9 +63,9 @@ pub enum Presence {
     Suspected {
         /// Kind of the suspicion.
         why: Suspicion,
-        /// Moment at which it arose.
+        /// Moment at which the suspicion arose.
         since: Time,
-        /// Next step in looking into it.
+        /// Next step in looking into the suspicion.
         next: Next,
     },
     /// The participant is gone.
@@ -96,7 +96,7 @@ pub enum Suspicion {
 /// The next step of a suspicion or of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// The SFU is asked then.
+    /// The SFU is to be asked at that moment.
     AskAt(Time),
     /// The SFU was asked then; an answer comes in any case.
     Asking(Time),
@@ -118,7 +118,7 @@ pub struct DepartureEvidence {
 /// Causes of a departure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DepartureCause {
-    /// The SFU reported it.
+    /// The SFU reported the departure.
     Reported,
     /// The SFU denied the participant twice, in a room that stands.
     Missing,
@@ -192,7 +192,7 @@ pub struct Participant {
     was_seen: bool,
     /// The session at hand was reported gone.
     left: bool,
-    /// When it was last delegated.
+    /// When a request last delegated an event.
     delegated: Time,
     /// The last question that was answered with a no while nobody had come.
     last_no: Option<Time>,
@@ -838,7 +838,7 @@ impl Participant {
         joined_at_ms == 0 || self.joined_at_ms == 0 || joined_at_ms > self.joined_at_ms
     }
 
-    /// Of the same millisecond nothing is known.
+    /// Whether there was a sighting at that moment or later: of the same millisecond nothing is known.
     fn was_sighted_since(&self, asked: Time) -> bool {
         self.last_sighted.is_some_and(|sighted| sighted >= asked)
     }

@@ -25,7 +25,7 @@ pub enum RoomStatus {
     Open,
     /// The room ended in the way rooms end: everybody had left.
     Closed,
-    /// The SFU has forgotten it.
+    /// The SFU has forgotten the room.
     Lost,
 }
 
@@ -86,7 +86,7 @@ pub struct Room {
     /// Whether what is known stems from the store: the SFU may have gone down together with this process (L11).
     restored: bool,
     missing: bool,
-    /// How it went the last time.
+    /// How the room went the last time.
     last_end: RoomStatus,
     past: Vec<(Arc<str>, RoomStatus)>,
     creation: Creation,
@@ -333,7 +333,7 @@ impl Room {
         self.no_lists_until = Some(now.after(if late { LATE_LISTS_FOR_MS } else { NO_LISTS_FOR_MS }));
     }
 
-    /// Takes what is due.
+    /// Takes the steps that are due.
     pub(super) fn settle(&mut self, now: Time) -> Due {
         let mut due = Due::default();
         if matches!(self.check, Check::At(at) if at <= now) {

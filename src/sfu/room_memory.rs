@@ -10,7 +10,7 @@ use lru::LruCache;
 /// Rooms remembered at a time.
 const ROOMS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 const LONGEST: Duration = Duration::from_secs(10);
-/// Clocks and rounding.
+/// Margin for clocks and rounding.
 const EMPTY_MARGIN_MS: i64 = 2_000;
 /// `num_participants` lags by up to five seconds, both ways; LiveKit counts whole seconds since the last one left, so a room
 /// may close one early; whoever has the token needs a second to come; and a busy machine is late in all of it (seen: with a
@@ -110,7 +110,7 @@ impl Expected {
         holders.push((identity, now));
     }
 
-    /// `identity` is in `room`.
+    /// Takes in that `identity` is in `room`.
     pub(super) fn arrived(&mut self, room: &str, identity: &str) {
         let identity = self.hasher.hash_one(identity);
         if let Some(holders) = self.rooms.get_mut(room) {

@@ -53,10 +53,10 @@ pub enum Unverified {
     /// The `Authorization` header is missing.
     #[error("there is no Authorization header")]
     Missing,
-    /// Not a signed JWT.
+    /// The token is not a signed JWT.
     #[error("the Authorization header is no JWT")]
     NotJwt,
-    /// Another algorithm than HS256.
+    /// The token is signed with another algorithm than HS256.
     #[error("the token is not signed with HS256")]
     Algorithm,
     /// `iss` is none of our keys, and none of our secrets fits.
@@ -68,7 +68,7 @@ pub enum Unverified {
     /// The token has no `exp`.
     #[error("the token has no end")]
     Endless,
-    /// `exp` has passed.
+    /// The token's `exp` has passed.
     #[error("the token has expired")]
     Expired,
     /// `nbf` is yet to come.
@@ -147,7 +147,7 @@ impl Claims {
         Self::check(unverified, digest, now)
     }
 
-    /// The signature was right.
+    /// Checks the claims of a token whose signature was right.
     fn check(payload: Payload, digest: u64, now: u64) -> Result<Self, Unverified> {
         #[expect(clippy::cast_precision_loss, reason = "exact for the next 285 million years")]
         let now = now as f64;
@@ -267,7 +267,7 @@ pub struct Participant {
     pub joined_at: u64,
     /// Moment of joining in milliseconds since 1970, by the SFU's clock.
     pub joined_at_ms: u64,
-    /// Why it left.
+    /// Reason for which the participant left.
     pub disconnect_reason: DisconnectReason,
 }
 
@@ -283,7 +283,7 @@ pub enum State {
     Active,
     /// LiveKit's state `DISCONNECTED`.
     Disconnected,
-    /// Not known here.
+    /// A state that is not known here.
     Unknown,
 }
 

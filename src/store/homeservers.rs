@@ -13,7 +13,7 @@ use super::{Store, Table};
 
 /// The longest field and the longest value: as long as names in DNS may be.
 pub(super) const MAX_BYTES: usize = 255;
-/// Homeservers that are kept.
+/// Most homeservers that are kept.
 const MAX_HOMESERVERS: usize = 4096;
 /// Records that are read: a table that somebody else has filled is not worth more memory.
 const MAX_RECORDS: usize = 4 * MAX_HOMESERVERS;
@@ -118,7 +118,7 @@ impl RestoredHomeservers {
 }
 
 impl Kept {
-    /// Whether there is room for it.
+    /// Keeps the record, if there is room for it, and tells whether there was.
     fn put(&mut self, host: &str, at: u64) -> bool {
         if let Some(known) = self.homeservers.get_mut(host) {
             *known = at.max(*known);

@@ -21,7 +21,7 @@ use super::{Change, MAX_TOKEN_BYTES, Part, Store, StoreError, Table, homeservers
 use crate::log_throttle::LogThrottle;
 use crate::store::record::MAX_BYTES;
 
-/// Changes written at once.
+/// Most changes that are written at once.
 const BATCH: usize = 1024;
 /// Bytes written at once, or one change of any size.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -86,7 +86,7 @@ struct State {
     /// Where in `waiting` a field's change is.
     places: HashMap<Arc<str>, Place>,
     next_number: u64,
-    /// Bytes of those changes that are removals.
+    /// Bytes of the waiting changes that are removals.
     removals: usize,
     /// The hashes of the fields that are just being written.
     under_way: Vec<u64>,

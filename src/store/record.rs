@@ -33,10 +33,10 @@ pub struct JobRecord<'a> {
     /// The room's name on the SFU.
     #[serde(skip)]
     pub room: Cow<'a, str>,
-    /// The participant's identity there.
+    /// Identity of the participant in the room.
     #[serde(skip)]
     pub identity: Cow<'a, str>,
-    /// The delayed event.
+    /// Id of the delayed event.
     #[serde(skip)]
     pub delay_id: Cow<'a, str>,
     /// The event's delay in milliseconds; what was read may be any number.
@@ -82,7 +82,7 @@ pub struct JobRecord<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Replaced<'a> {
-    /// The delayed event.
+    /// Id of the delayed event.
     pub delay_id: Cow<'a, str>,
     /// When the homeserver will have sent it, in milliseconds since 1970.
     #[serde(rename = "until")]
@@ -157,7 +157,7 @@ pub fn field(room: &str, identity: &str) -> String {
 }
 
 impl JobRecord<'_> {
-    /// The job's field.
+    /// Field of the job in the table.
     #[must_use]
     pub fn field(&self) -> String {
         field(&self.room, &self.identity)
@@ -250,7 +250,7 @@ impl Origin {
         self.field.is_none() && self.restarted_at.is_none() && self.delay_ns.is_none() && self.lists().all(Vec::is_empty)
     }
 
-    /// About how much memory it takes.
+    /// About how much memory the record takes.
     pub(super) fn bytes(&self) -> usize {
         let texts = [self.field.as_deref(), self.restarted_at.as_ref().map(|(_, text)| &**text)];
         let members = self.lists().flatten().map(|(key, raw)| 48 + key.len() + raw.get().len());

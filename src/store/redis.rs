@@ -51,7 +51,7 @@ pub(super) struct Redis {
     dns: Arc<Dns>,
     writer: Mutex<Option<Connection>>,
     connections: AtomicU64,
-    /// `HSCAN` was refused.
+    /// Whether the server refused `HSCAN`.
     no_scan: AtomicBool,
 }
 
@@ -89,7 +89,7 @@ impl Redis {
         }
     }
 
-    /// Connecting includes a `PING`.
+    /// Connects, which includes a `PING`.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
         self.connect().await.map(drop).map_err(|error| self.failed(error))
     }

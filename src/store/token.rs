@@ -18,10 +18,10 @@ pub struct StoredToken<'a> {
     /// The room on the SFU.
     #[serde(skip)]
     pub room: Cow<'a, str>,
-    /// The identity there.
+    /// Identity of the participant in the room.
     #[serde(skip)]
     pub identity: Cow<'a, str>,
-    /// The Matrix room.
+    /// Id of the Matrix room.
     pub room_id: Cow<'a, str>,
     /// The Matrix user.
     pub user_id: Cow<'a, str>,
@@ -33,7 +33,7 @@ pub struct StoredToken<'a> {
     /// The homeserver has said once that the user is joined.
     #[serde(default)]
     pub member: bool,
-    /// The user has left.
+    /// Whether the user has left the Matrix room.
     #[serde(default)]
     pub left: bool,
 }

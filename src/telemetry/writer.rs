@@ -38,9 +38,9 @@ pub(super) struct LogWriter(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// Wakes the thread.
+    /// Signal that there is something to write.
     filled: Condvar,
-    /// Wakes those who wait for the end.
+    /// Signal that everything is written.
     emptied: Condvar,
 }
 

@@ -22,7 +22,7 @@ pub struct LegacyMember {
     pub id: String,
     /// Device that the client says it is. Without it, the identity has two elements, as that of a `member_id`.
     pub claimed_device_id: Option<String>,
-    /// The user it says it is.
+    /// User that the client claims to be.
     pub claimed_user_id: Option<String>,
 }
 
@@ -131,7 +131,7 @@ pub struct ClientDelegationRequest {
     pub url: Option<String>,
     /// The seat that is watched.
     pub wanted: HomeserverSeat,
-    /// The delayed event.
+    /// Id of the delayed event.
     pub delay_id: String,
 }
 
@@ -161,7 +161,7 @@ pub struct RelayedTokenRequest<'a> {
     pub url: &'a str,
     /// Id of the Matrix room.
     pub room_id: &'a str,
-    /// Slot in it.
+    /// Slot in the Matrix room.
     pub slot_id: &'a str,
     /// Random id of the session, as the newer generation has it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -171,7 +171,7 @@ pub struct RelayedTokenRequest<'a> {
     pub member: Option<RelayedMember<'a>>,
 }
 
-/// `member` of such a request.
+/// The field `member` of a request to another homeserver.
 #[derive(Debug, Serialize)]
 pub struct RelayedMember<'a> {
     /// Random id of the session.

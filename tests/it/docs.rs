@@ -461,7 +461,10 @@ fn doc_comments(source: &str) -> Vec<(usize, String)> {
 /// What is wrong with a doc comment, if anything.
 fn fault(comment: &str) -> Option<&'static str> {
     let lower = comment.to_lowercase();
-    let first = lower.split(|c: char| !(c.is_alphanumeric() || c == '\'')).next().unwrap_or_default();
+    let first = lower
+        .split(|c: char| !(c.is_alphanumeric() || c == '\''))
+        .next()
+        .unwrap_or_default();
     if PRONOUNS.split_whitespace().any(|pronoun| pronoun == first) {
         Some("begins with a pronoun")
     } else if lower.starts_with("the same") {

@@ -202,7 +202,7 @@ impl Connection {
         }
     }
 
-    /// A line without its end.
+    /// Reads a line without its end.
     async fn line(&mut self) -> Result<Vec<u8>, RedisError> {
         let mut line = Vec::new();
         let mut bounded = (&mut self.wire).take(MAX_LINE);
