@@ -5,16 +5,21 @@
 
 FROM rust:1.95.0-slim-trixie AS build
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates musl-tools \
+    && apt-get install --yes --no-install-recommends ca-certificates make musl-tools \
     && rm -rf /var/lib/apt/lists/*
 # The musl twin of the target that the base image is for: ...-linux-gnueabihf becomes ...-linux-musleabihf.
 RUN rustc -vV | sed -n 's/^host: \(.*\)-gnu/\1-musl/p' > /target \
     && rustup target add "$(cat /target)"
-# For ring, which has C and assembly.
+# For ring and jemalloc, which have C and assembly.
 ENV TARGET_CC=musl-gcc
+# Kernels of arm64 have pages of 4, 16 (Raspberry Pi 5) or 64 KiB, and jemalloc does not start where they are larger than it
+# was built for.
+RUN [ "$(uname -m)" != aarch64 ] \
+    || printf '[env]\nJEMALLOC_SYS_WITH_LG_PAGE = "16"\n' >> "$CARGO_HOME/config.toml"
 WORKDIR /src
 
 # The dependencies first, under an empty program: a layer that lasts until Cargo.lock changes.
+COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src/bin tests/it \
     && echo 'fn main() {}' | tee src/main.rs src/bin/healthcheck.rs tests/it/main.rs > src/lib.rs \

@@ -11,6 +11,10 @@ use lk_jwt_service::config::{self, Config};
 use lk_jwt_service::{healthcheck, registration, server, telemetry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// Memory goes back to the system after a burst, which the C libraries' allocators do not do. Settings: `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     match Command::parse(std::env::args_os().skip(1)) {
         Command::Serve { dev } => serve(dev),
