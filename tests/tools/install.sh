@@ -27,7 +27,8 @@ die() { say "error: $*"; exit 1; }
 
 need_rust() {
   need cargo cargo
-  command -v cc >/dev/null || apt_install gcc libc6-dev || die "a C compiler is needed: ring has C and assembly"
+  command -v cc >/dev/null || apt_install gcc libc6-dev || die "a C compiler is needed: ring and jemalloc have C and assembly"
+  need make make
 }
 
 # install_neighbours: all that the tests and the demo run.
