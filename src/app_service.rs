@@ -20,6 +20,7 @@ use crate::hold::{ENDS, HOLD};
 use crate::homeserver::{OwnHomeserver, Relayed, Subject};
 use crate::members::Members;
 use crate::openid::VerifiedUser;
+use crate::request_line::note;
 use crate::server_name::ServerName;
 use crate::wire::{
     ClientDelegationRequest, ClientTokenRequest, DelayedEvent, FederationTokenRequest, HomeserverSeat, LegacyMember, RelayedMember,
@@ -64,12 +65,14 @@ impl AppService {
 
     async fn token_for_ours(&self, user_id: &str, request: &ClientTokenRequest, received: Instant) -> Result<String, Refusal> {
         let wanted = &request.wanted;
+        note(|line| line.matrix_room = Some(wanted.seat.room_id().into()));
         let other = request.server_name.as_deref().filter(|name| *name != self.own.name().as_str());
         if other.is_none() {
             self.must_be_ours(&request.url)?;
         }
         let user = self.own_user(user_id, wanted)?;
         let other = other.map(ServerName::parse).transpose().map_err(|_| Refusal::BadDestination)?;
+        note(|line| line.server = other.as_ref().map(|other| other.as_str().into()));
         self.must_be_reachable(received).await?;
         self.must_be_joined(wanted.seat.room_id(), Subject::User(&user.id), received)
             .await?;
@@ -105,8 +108,12 @@ impl AppService {
             return Err(Refusal::ForeignUser);
         }
         must_be_claimed(wanted, &user)?;
-        self.must_be_reachable(received).await?;
         let room_id = wanted.seat.room_id();
+        note(|line| {
+            line.matrix_room = Some(room_id.into());
+            (line.user, line.server) = (Some(user.id.as_str().into()), Some(origin.into()));
+        });
+        self.must_be_reachable(received).await?;
         self.must_be_joined(room_id, Subject::Server(self.own.name()), received).await?;
         self.must_be_joined(room_id, Subject::User(&user.id), received).await?;
         self.must_be_ours(&request.url)?;
@@ -129,6 +136,7 @@ impl AppService {
 
     async fn take_over(&self, user_id: &str, request: ClientDelegationRequest, received: Instant) -> Result<(), Refusal> {
         let ClientDelegationRequest { url, wanted, delay_id } = request;
+        note(|line| line.matrix_room = Some(wanted.seat.room_id().into()));
         if let Some(url) = url {
             self.must_be_ours(&url)?;
         }
@@ -159,6 +167,7 @@ impl AppService {
             return Err(Refusal::NotOurUser(user.server));
         }
         must_be_claimed(wanted, &user)?;
+        note(|line| line.user = Some(user.id.as_str().into()));
         Ok(user)
     }
 

@@ -1,4 +1,4 @@
-//! The command line: six words. The settings are environment variables, in `config.rs`.
+//! The command line: a few words. The settings are environment variables, in `config.rs`.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -17,6 +17,11 @@ pub enum Command {
     Help,
     /// Print the line of [`version`].
     Version,
+    /// Check the configuration and print what it comes to; `dev` as for [`Command::Serve`].
+    CheckConfig {
+        /// Whether `--dev` was given.
+        dev: bool,
+    },
     /// Run the healthcheck.
     Healthcheck,
     /// Print the registration of an application service.
@@ -41,6 +46,8 @@ impl Command {
         match words.as_slice() {
             [] => Self::Serve { dev: false },
             ["--dev"] => Self::Serve { dev: true },
+            ["check-config"] => Self::CheckConfig { dev: false },
+            ["check-config", "--dev"] | ["--dev", "check-config"] => Self::CheckConfig { dev: true },
             ["healthcheck"] => Self::Healthcheck,
             ["generate-registration", rest @ ..] if rest.len() <= 2 && rest.iter().all(|word| !word.starts_with('-')) => {
                 Self::GenerateRegistration {
@@ -51,9 +58,13 @@ impl Command {
             ["generate-registration", rest @ ..] => {
                 Self::unexpected(rest.iter().find(|word| word.starts_with('-')).or_else(|| rest.get(2)))
             }
-            ["--help" | "-h"] => Self::Help,
+            ["help" | "--help" | "-h"] => Self::Help,
             ["--version" | "-V"] => Self::Version,
-            ["--dev" | "healthcheck" | "--help" | "-h" | "--version" | "-V", rest @ ..] | rest => Self::unexpected(rest.first()),
+            [
+                "--dev" | "check-config" | "healthcheck" | "help" | "--help" | "-h" | "--version" | "-V",
+                rest @ ..,
+            ]
+            | rest => Self::unexpected(rest.first()),
         }
     }
 
@@ -82,11 +93,12 @@ pub fn help() -> String {
 Usage:
   lk-jwt-service               serve
   lk-jwt-service --dev         serve, with the values of `livekit-server --dev` for what is unset; not for production
+  lk-jwt-service check-config  check the configuration, print what it comes to without secrets, exit with 0 or 1 (with --dev, too)
   lk-jwt-service healthcheck   exit with 0 if the service on this machine answers, else with 1
   lk-jwt-service generate-registration [SERVER_NAME [URL]]
                                print the registration that makes it an application service of that homeserver, which
                                reaches it at URL; else of LIVEKIT_HS_SERVER_NAME, at http://localhost:8080
-  lk-jwt-service --help        print this (-h)
+  lk-jwt-service help          print this (--help, -h)
   lk-jwt-service --version     print the version (-V)
 
 Environment (an empty variable counts as unset, but for LIVEKIT_FULL_ACCESS_HOMESERVERS):
@@ -119,12 +131,15 @@ mod tests {
     }
 
     #[test]
-    fn understands_six_words() {
+    fn understands_its_words() {
         for (words, command) in [
             (&[] as &[&str], Command::Serve { dev: false }),
             (&["--dev"], Command::Serve { dev: true }),
             (&["--help"], Command::Help),
             (&["-h"], Command::Help),
+            (&["help"], Command::Help),
+            (&["check-config"], Command::CheckConfig { dev: false }),
+            (&["check-config", "--dev"], Command::CheckConfig { dev: true }),
             (&["--version"], Command::Version),
             (&["-V"], Command::Version),
             (&["healthcheck"], Command::Healthcheck),
@@ -152,6 +167,7 @@ mod tests {
         for (words, word) in [
             (&["--config"] as &[&str], "--config"),
             (&["--dev", "x"], "x"),
+            (&["check-config", "x"], "x"),
             (&["generate-registration", "a", "b", "c"], "c"),
             (&["generate-registration", "--help"], "--help"),
             (&["serve", "--dev"], "serve"),

@@ -32,8 +32,9 @@ mod unknown;
 mod variables;
 
 pub use app_service::{AppService, Membership};
+pub use listen::MetricsBind;
 pub use livekit::Livekit;
-pub use log::{LogFormat, LogSettings};
+pub use log::{LogFormat, LogSettings, LogUsers, format as log_format};
 pub use reader::{ConfigErrors, Sources};
 pub use redis::{Redis, RedisAddress, RedisTls};
 pub use summary::Summary;
@@ -49,6 +50,10 @@ pub struct Config {
     pub bind: Bind,
     /// Below which path every route answers too, as `/livekit/jwt`.
     pub path_prefix: Option<String>,
+    /// Where metrics are served, if at all.
+    pub metrics: Option<MetricsBind>,
+    /// How often a neighbour that fails is looked at.
+    pub check_interval: Duration,
     /// How long open requests may take after SIGTERM.
     pub shutdown_grace: Duration,
     /// LiveKit and its keys.
@@ -160,6 +165,8 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         can_update_own_metadata: can_update_own_metadata(reader),
         bind: listen::bind(reader),
         path_prefix: listen::path_prefix(reader),
+        metrics: listen::metrics(reader),
+        check_interval: reader.seconds("LIVEKIT_NEIGHBOUR_CHECK_INTERVAL_SECONDS", 60, 1..=3600, Above::Refuse),
         shutdown_grace: reader.seconds("LIVEKIT_SHUTDOWN_GRACE_SECONDS", 10, 0..=3600, Above::Refuse),
         skip_tls_verification: skip_tls_verification(reader),
         certificates,

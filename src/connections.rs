@@ -21,6 +21,7 @@ use tokio::time::{Sleep, sleep};
 use crate::admission::crowd::{Look, Phase, give_way, slowest};
 use crate::limits::Limits;
 use crate::log_throttle::LogThrottle;
+use crate::metrics::{Limit, METRICS};
 
 /// Longest head of a request.
 pub const MAX_HEAD: usize = 16 * 1024;
@@ -146,7 +147,7 @@ impl Connections {
                     connection.tell(CLOSE);
                 }
             }
-            self.crowded("connections");
+            self.crowded(Limit::Connections);
         }
         if open.by_id.len() >= self.most + self.most / 4 {
             return None;
@@ -180,8 +181,10 @@ impl Connections {
     }
 
     /// Warns, once a minute, that something has run out.
-    pub fn crowded(&self, what: &str) {
+    pub fn crowded(&self, what: Limit) {
+        METRICS.limit_hit(what);
         self.told.log(|count| {
+            let what = what.word();
             let remedy = "a flood of requests? limit them in the proxy; where many people call, allow more memory and open files (LimitNOFILE, ulimit -n)";
             tracing::warn!(what, count, remedy, "too much at once: the slowest and the oldest are turned away");
         });
@@ -284,7 +287,7 @@ impl Connection {
                 state.all_young.store(now, Relaxed);
                 return Taken::NotYet;
             };
-            self.all.crowded("request bodies");
+            self.all.crowded(Limit::RequestBodies);
             slowest.give_back(pot, usize::MAX);
             if slowest.id == self.id {
                 return Taken::GiveWay;
@@ -317,7 +320,7 @@ impl Connection {
     }
 
     /// Warns, once a minute, that something has run out.
-    pub fn crowded(&self, what: &str) {
+    pub fn crowded(&self, what: Limit) {
         self.all.crowded(what);
     }
 

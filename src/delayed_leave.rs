@@ -315,6 +315,12 @@ impl Leaves {
         self.scheduler.name(id)
     }
 
+    /// How many there are, and how many of them are of participants who were never seen.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        (self.jobs.len(), self.never_seen.len())
+    }
+
     /// Whether any is an event of that homeserver.
     #[must_use]
     pub fn has_any_of(&self, homeserver: &str) -> bool {

@@ -17,11 +17,12 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::clock::Clock;
 use crate::delayed_event::{DelayedEventAction, Outcome};
-use crate::delayed_leave::{CapacityError, Delegated, Handover, HomeserverId, LeaveId};
+use crate::delayed_leave::{CapacityError, Delegated, Ending, FinishReason, Handover, HomeserverId, LeaveId, Phase};
 use crate::homeserver::{Homeservers, OwnHomeserver};
 use crate::identity::Seat;
 use crate::livekit::{Answer, ParticipantRow, RoomRow};
 use crate::log_throttle::LogThrottle;
+use crate::metrics::{Gauges, JobEnd, METRICS};
 use crate::presence::{EventKind, ParticipantId, Question, RoomId, SfuEvent};
 use crate::server_name::ServerName;
 use crate::sfu::webhook::{Kind, Verified, Webhook};
@@ -166,6 +167,17 @@ impl Leaves {
     /// The user of this participant was removed from the Matrix room, and from the call by this service: there is no leave to send.
     pub fn kicked(&self, room: &str, identity: &str) {
         self.0.feed(Fact::Kicked(room, identity));
+    }
+
+    /// How many there are, and what of them is not stored yet.
+    #[must_use]
+    pub fn gauges(&self) -> Gauges {
+        let (all, waiting) = self.0.lock().cores.leaves().counts();
+        Gauges {
+            jobs_waiting: waiting,
+            jobs_watched: all.saturating_sub(waiting),
+            store_pending_writes: self.0.store.waiting(),
+        }
     }
 
     /// Restarts or sends what has to be before the end, until `deadline`.
@@ -507,6 +519,7 @@ impl Driver {
         match action {
             // Not the event's id: where homeservers let anybody manage delayed events, it is all that it takes.
             Action::Finished { room, reason, .. } => {
+                METRICS.job_ended(job_end(*reason));
                 let reason = format!("{reason:?}");
                 self.finished.log(|count| {
                     let hidden = count - 1;
@@ -631,6 +644,13 @@ impl Driver {
             let user = found.is_as_user().then(|| found.user().to_owned());
             (found.delay_id().to_owned(), user)
         });
+        let gone_since = cores.leaves().get(leave).and_then(|found| match found.leave().phase() {
+            Phase::Ending {
+                ending: Ending::Send { evidence, .. },
+                ..
+            } => evidence.filter(|_| action == DelayedEventAction::Send),
+            Phase::Ending { .. } | Phase::AwaitingJoin | Phase::Active | Phase::Replaced | Phase::Done(_) => None,
+        });
         let name = cores.leaves().homeserver(homeserver).and_then(|name| ServerName::parse(name).ok());
         let driver = self.clone();
         tokio::spawn(async move {
@@ -640,6 +660,9 @@ impl Driver {
                     let authority = user.as_deref().and_then(|user| own?.authority(&server, user));
                     let managed = driver.homeservers.manage(&server, &delay_id, action, authority, HOMESERVER_CALL);
                     let outcome = managed.await;
+                    if let (Some(since), Outcome::Done) = (gone_since, outcome) {
+                        METRICS.leave_lag.observe(Duration::from_millis(driver.clock.now().since(since)));
+                    }
                     tracing::debug!(server = server.as_str(), what = ?action, ?outcome, "delayed event managed");
                     outcome
                 }
@@ -683,6 +706,22 @@ impl Driver {
 
     fn lock(&self) -> MutexGuard<'_, Driven> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const fn job_end(reason: FinishReason) -> JobEnd {
+    match reason {
+        FinishReason::Sent(_) => JobEnd::Sent,
+        FinishReason::NotSent(_) => JobEnd::NotSent,
+        FinishReason::EventGone => JobEnd::EventGone,
+        FinishReason::Refused => JobEnd::Refused,
+        FinishReason::GivenUp => JobEnd::GivenUp,
+        FinishReason::SfuSilent => JobEnd::SfuSilent,
+        FinishReason::JoinFailed => JobEnd::JoinFailed,
+        FinishReason::NeverJoined => JobEnd::NeverJoined,
+        FinishReason::Replaced => JobEnd::Replaced,
+        FinishReason::Kicked => JobEnd::Kicked,
+        FinishReason::Evicted => JobEnd::Evicted,
     }
 }
 

@@ -19,7 +19,10 @@ use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Subject};
 use crate::identity::Seat;
 use crate::kick::KickOnLeave;
 use crate::members::Members;
+use crate::metrics::{Limit, METRICS, TokenAccess};
 use crate::openid::{OpenId, Unverified, VerifiedUser};
+use crate::outcome::Outcome;
+use crate::request_line::{Step, note, step};
 use crate::server_name::ServerName;
 use crate::sfu::{Sfu, SfuError};
 use crate::store::JobRecord;
@@ -199,6 +202,10 @@ impl Exchange {
     /// With the first step that refused.
     pub async fn exchange(&self, request: TokenRequest, arrival: Arrival, verified: impl FnOnce()) -> Result<String, Refusal> {
         let patience = arrival.patience;
+        note(|line| {
+            line.matrix_room = Some(request.seat.room_id().into());
+            line.delegated = Some(request.event.is_some());
+        });
         let user = self
             .verify(&request.openid_token, request.claimed_user_id.as_deref(), arrival)
             .await?;
@@ -218,6 +225,7 @@ impl Exchange {
     /// With the first step that refused.
     pub async fn delegate(&self, request: DelegationRequest, arrival: Arrival, verified: impl FnOnce()) -> Result<(), Refusal> {
         let patience = arrival.patience;
+        note(|line| line.matrix_room = Some(request.seat.room_id().into()));
         let user = self.verify(&request.openid_token, Some(&request.claimed_user_id), arrival).await?;
         verified();
         Box::pin(self.must_be_joined(&user, &request.seat, patience)).await?;
@@ -236,8 +244,12 @@ impl Exchange {
         patience: Patience,
     ) -> Result<(), Refusal> {
         let seat = seat.seat(&user.id);
+        note(|line| {
+            line.livekit_room = Some(seat.room.as_str().into());
+            line.delegated = Some(true);
+        });
         let leave = self.leave(user, &seat, event, patience).await?;
-        self.leaves.delegate(&leave).await.map_err(Refusal::DelegationLimit)
+        self.hand_over(&leave).await
     }
 
     /// Verifies who is asking.
@@ -248,13 +260,16 @@ impl Exchange {
         arrival: Arrival,
     ) -> Result<VerifiedUser, Refusal> {
         let server = ServerName::parse(&token.unverified_server_name).map_err(|_| Refusal::BadServerName)?;
-        let user = self
+        let asking = self
             .openid
-            .verify(&server, &token.access_token, arrival.client, arrival.patience.held_until)
-            .await?;
+            .verify(&server, &token.access_token, arrival.client, arrival.patience.held_until);
+        let asked = step(Step::Verify, asking).await;
+        METRICS.verified(asked.as_ref().map_or_else(Unverified::outcome, |_| Outcome::Ok));
+        let user = asked?;
         if claimed_user_id.is_some_and(|claimed| claimed != user.id) {
             return Err(Refusal::UserMismatch);
         }
+        note(|line| (line.is_proven, line.user) = (true, Some(user.id.as_str().into())));
         Ok(user)
     }
 
@@ -276,6 +291,10 @@ impl Exchange {
     ) -> Result<String, Refusal> {
         let Admitted { user, access, is_member } = *admitted;
         let seat = request.seat(&user.id);
+        note(|line| {
+            line.livekit_room = Some(seat.room.as_str().into());
+            (line.opens_rooms, line.publishes) = (Some(access.creates_rooms), Some(access.publishes));
+        });
         let leave = match event {
             Some(_) if !access.creates_rooms => return Err(Refusal::DelegationDenied),
             Some(event) => Some(self.leave(user, &seat, event, patience).await?),
@@ -285,28 +304,29 @@ impl Exchange {
         if let Some(kick) = &self.kick
             && !kick.on_token(request.room_id(), &user.id, &seat, self.minter.ttl(), is_member)
         {
+            METRICS.limit_hit(Limit::Tokens);
             return Err(Refusal::TooManyTokens);
         }
         if access.creates_rooms {
-            let room = self.sfu.ensure_room(&seat.room, patience.held_until);
-            timeout_at(patience.ends, room).await.unwrap_or(Err(SfuError::Timeout))?;
+            let room = timeout_at(patience.ends, self.sfu.ensure_room(&seat.room, patience.held_until));
+            step(Step::Sfu, room).await.unwrap_or(Err(SfuError::Timeout))?;
             self.sfu.expect(&seat);
         }
         if let Some(leave) = &leave {
-            self.leaves.delegate(leave).await.map_err(Refusal::DelegationLimit)?;
+            self.hand_over(leave).await?;
         }
         let jwt = self.minter.mint(&seat, access)?;
-        tracing::debug!(
-            user = user.id.as_str(),
-            room = seat.room.as_str(),
-            identity = seat.identity.as_str(),
-            opens_rooms = access.creates_rooms,
-            is_member,
-            publishes = access.publishes,
-            delegates = leave.is_some(),
-            "token issued"
-        );
+        METRICS.token(match (access.creates_rooms, access.publishes) {
+            (true, _) => TokenAccess::Full,
+            (false, true) => TokenAccess::Restricted,
+            (false, false) => TokenAccess::ListenOnly,
+        });
         Ok(jwt)
+    }
+
+    async fn hand_over(&self, leave: &Delegation<'_>) -> Result<(), Refusal> {
+        let handed_over = step(Step::Store, self.leaves.delegate(leave)).await;
+        handed_over.map_err(limit_reached)
     }
 
     /// A delegation that can be carried out.
@@ -345,7 +365,7 @@ impl Exchange {
         if !self.leaves.ready(deadline).await {
             return Err(Refusal::NotReady);
         }
-        self.leaves.admit(&delegation).map_err(Refusal::DelegationLimit)?;
+        self.leaves.admit(&delegation).map_err(limit_reached)?;
         let found = match own {
             Some(own) => own.resolve(deadline).await,
             None => self.homeservers.resolve(&user.server, deadline).await,
@@ -355,9 +375,18 @@ impl Exchange {
     }
 }
 
+/// Counts a limit that was met.
+fn limit_reached(error: CapacityError) -> Refusal {
+    if error != CapacityError::Stopping {
+        METRICS.limit_hit(Limit::Jobs);
+    }
+    Refusal::DelegationLimit(error)
+}
+
 /// Stops whoever is not in the Matrix room.
 pub(crate) async fn must_be_joined(members: &Members, room_id: &str, subject: Subject<'_>, patience: Patience) -> Result<(), Refusal> {
-    match members.is_joined(room_id, subject, patience.held_until, patience.ends).await {
+    let asking = members.is_joined(room_id, subject, patience.held_until, patience.ends);
+    match step(Step::Members, asking).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Refusal::NotJoined),
         Err(error) => Err(Refusal::Membership(error)),

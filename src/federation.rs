@@ -58,6 +58,7 @@ use crate::clock::unix_seconds as now;
 use crate::dns::Dns;
 use crate::hold::TOO_LATE;
 use crate::log_throttle::LogThrottle;
+use crate::metrics::{GuardReason, METRICS};
 use crate::server_name::ServerName;
 use crate::tls::Tls;
 use dial::{Attempt, Dialer, Turns};
@@ -238,7 +239,11 @@ impl Federation {
     pub async fn get(&self, homeserver: &Arc<Homeserver>, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
         let asking = self.ask(homeserver, get, caller);
         let reply = timeout_at(caller.deadline, asking).await.unwrap_or(Err(Failure::Timeout));
-        if let Err(failure @ Failure::Refused { .. }) = &reply {
+        if let Err(failure @ Failure::Refused { why, .. }) = &reply {
+            METRICS.guard_refused(match why {
+                Refused::Private => GuardReason::Private,
+                Refused::Never => GuardReason::Never,
+            });
             self.warn_once(homeserver, failure);
         }
         reply

@@ -10,6 +10,7 @@ mod edge;
 mod error;
 mod get_token;
 mod healthz;
+mod metrics;
 mod path;
 mod place;
 mod readyz;
@@ -29,7 +30,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use appservice::Appservice;
 pub use edge::{Edge, in_our_form};
-pub use error::{ApiError, Reason};
+pub use error::ApiError;
 use place::Waiting;
 
 use crate::exchange::Exchange;
@@ -49,13 +50,15 @@ pub struct App {
     from_homeserver: Arc<Semaphore>,
     webhooks: Semaphore,
     keys: Keys,
+    serves_metrics: bool,
     bad_webhooks: LogThrottle,
     stopping: AtomicBool,
 }
 
 impl App {
     /// `url` is what clients are told, `path_prefix` a prefix that a proxy may have left on the path, and webhooks are
-    /// signed with one of `keys`. `appservice` is there in application-service mode.
+    /// signed with one of `keys`. `appservice` is there in application-service mode. Whether `/metrics` is a route, `serves_metrics`
+    /// says.
     #[must_use]
     pub fn new(
         exchange: Arc<Exchange>,
@@ -64,6 +67,7 @@ impl App {
         path_prefix: Option<String>,
         keys: Keys,
         in_flight: usize,
+        serves_metrics: bool,
     ) -> Self {
         Self {
             exchange,
@@ -75,6 +79,7 @@ impl App {
             from_homeserver: Arc::new(Semaphore::new(in_flight / 2)),
             webhooks: Semaphore::new(WEBHOOKS),
             keys,
+            serves_metrics,
             bad_webhooks: LogThrottle::once_a_minute(),
             stopping: AtomicBool::new(false),
         }
@@ -104,6 +109,7 @@ pub fn router(app: Arc<App>) -> Router {
         // Operators.
         .route("/healthz", get(healthz::get).fallback(method_not_allowed))
         .route("/readyz", get(readyz::get).fallback(method_not_allowed))
+        .route("/metrics", get(metrics::get).fallback(not_found))
         .fallback(any(not_found))
         .layer(CatchPanicLayer::custom(edge::panicked))
         .with_state(app)

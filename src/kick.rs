@@ -31,6 +31,7 @@ use crate::homeserver::{OwnError, OwnHomeserver, Subject};
 use crate::identity::Seat;
 use crate::log_throttle::LogThrottle;
 use crate::presence::FRESH_MS;
+use crate::metrics::METRICS;
 use crate::sfu::webhook::{Kind, Webhook};
 use crate::sfu::{Sfu, SfuError};
 use crate::store::token;
@@ -292,6 +293,7 @@ impl KickOnLeave {
         let (room, identity) = (key.room.to_string(), key.identity.to_string());
         let outcome = match self.0.settings.sfu.remove(&room, &identity).await {
             Ok(()) => {
+                METRICS.kicks.up();
                 // The identity of `/sfu/get` is the user's id and device.
                 self.0.removed.log(|count| {
                     tracing::info!(room, count, "removed participant from LiveKit: user left the Matrix room");

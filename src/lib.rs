@@ -9,7 +9,11 @@
 //! config.rs + config/     every LIVEKIT_* variable: default, check, error, --help line
 //! bind.rs                 addresses to listen on
 //! telemetry.rs + telemetry/
-//!                         log level and format, escaping; the thread that writes it
+//!                         log level and format, escaping, who is shown; the thread that writes it
+//! request_line.rs         one line of the log for each request
+//! outcome.rs              the one vocabulary: how a request ended, on which route
+//! metrics.rs              what is counted, as Prometheus reads it
+//! state.rs                whether a neighbour can be used, since when; one line for each change
 //! server.rs               wiring: build once, accept, drain with a deadline
 //! connections.rs          what each connection holds, and who gives way
 //! limits.rs               how much there is room for: memory limit, file descriptors
@@ -59,8 +63,8 @@
 //! adapters   openid ; sfu ; homeserver ; store ; federation
 //! pure       presence ; delayed_leave ; driver::core ; kick::{membership, shares, name} ; store::record ; sfu::{room_memory, refusal, webhook} ;
 //!            federation::guard ; admission (but its waiting)
-//! tools      config ; dns ; tls ; hold ; clock ; telemetry ; connections ; limits ; log_throttle ; single_flight
-//! values     wire ; token ; access ; identity ; server_name ; secret ; livekit ; delayed_event ; time ; backoff ; slab ; text
+//! tools      config ; dns ; tls ; hold ; clock ; telemetry ; request_line ; connections ; limits ; log_throttle ; single_flight ; state
+//! values     outcome ; metrics ; wire ; token ; access ; identity ; server_name ; secret ; livekit ; delayed_event ; time ; backoff ; slab ; text
 //! ```
 #![forbid(unsafe_code)]
 
@@ -89,15 +93,19 @@ pub mod limits;
 pub mod livekit;
 pub mod log_throttle;
 pub mod members;
+pub mod metrics;
 pub mod openid;
+pub mod outcome;
 pub mod presence;
 pub mod registration;
+pub mod request_line;
 pub mod secret;
 pub mod server;
 pub mod server_name;
 pub mod sfu;
 pub mod single_flight;
 pub mod slab;
+pub mod state;
 pub mod store;
 pub mod telemetry;
 mod text;

@@ -7,8 +7,9 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use lk_jwt_service::cli::{self, Command};
-use lk_jwt_service::config::{self, Config};
+use lk_jwt_service::config::{self, Config, ConfigErrors, LogFormat};
 use lk_jwt_service::{healthcheck, registration, server, telemetry};
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Memory goes back to the system after a burst, which the C libraries' allocators do not do. Settings: `.cargo/config.toml`.
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         Command::Serve { dev } => serve(dev),
         Command::Help => print(&cli::help()),
         Command::Version => print(&cli::version()),
+        Command::CheckConfig { dev } => check_config(dev),
         Command::Healthcheck => healthcheck::run(&config::environment),
         Command::GenerateRegistration { server_name, url } => {
             match registration::generate(server_name, url, &config::environment, &mut rand::random) {
@@ -34,10 +36,10 @@ fn main() -> ExitCode {
 fn serve(dev: bool) -> ExitCode {
     let (config, warnings) = match Config::from_environment(dev) {
         Ok(config) => config,
-        Err(mistakes) => return fail(&mistakes, 1),
+        Err(mistakes) => return fail_config(&mistakes),
     };
     // Kept to the end, a panic included: what is logged last is what is looked for.
-    let _log = match telemetry::init(&config.log) {
+    let _log = match telemetry::init(&config.log, &config.livekit.keys.signing().secret) {
         Ok(log) => log,
         Err(error) => return fail(&error, 1),
     };
@@ -46,7 +48,7 @@ fn serve(dev: bool) -> ExitCode {
     }
     // One thread serves some ten thousand requests a second, in half of the memory and two thirds of the CPU time that a
     // pool of threads needs.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
     };
@@ -63,6 +65,11 @@ fn serve(dev: bool) -> ExitCode {
     })
 }
 
+fn runtime() -> io::Result<Runtime> {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().on_thread_park(telemetry::before_idle).build()
+}
+
 async fn any_of(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
@@ -77,8 +84,35 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
+/// What a start would say: the mistakes and warnings on stderr, and what the configuration comes to.
+fn check_config(dev: bool) -> ExitCode {
+    match Config::from_environment(dev) {
+        Ok((config, warnings)) => {
+            for warning in warnings {
+                telemetry::say(&format!("warning: {warning}"));
+            }
+            print(&config.summary().to_string())
+        }
+        Err(mistakes) => fail_config(&mistakes),
+    }
+}
+
 /// To stderr whatever the log level: a start that fails in silence is the worst of all.
 fn fail(error: &dyn Display, code: u8) -> ExitCode {
-    telemetry::say(&format!("lk-jwt-service: {error}"));
+    match config::log_format(&config::environment) {
+        LogFormat::Text => telemetry::say(&format!("lk-jwt-service: {error}")),
+        LogFormat::Json => telemetry::say_json_error(None, error),
+    }
     ExitCode::from(code)
+}
+
+/// All mistakes at once, in the format of the log: one object for each in JSON.
+fn fail_config(mistakes: &ConfigErrors) -> ExitCode {
+    if config::log_format(&config::environment) == LogFormat::Text {
+        return fail(mistakes, 1);
+    }
+    for (variable, text) in mistakes.lines() {
+        telemetry::say_json_error(variable, &text);
+    }
+    ExitCode::from(1)
 }

@@ -19,6 +19,9 @@ use crate::admission::{Class, Client, Who};
 use crate::clock::unix_seconds;
 use crate::federation::{Caller, Failure, Federation, Get, Homeserver};
 use crate::hold::{TOO_LATE, pause};
+use crate::metrics::{CallResult, METRICS, NeighbourCall};
+use crate::outcome::Outcome;
+use crate::request_line::neighbour_said;
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 use crate::single_flight::SingleFlight;
@@ -167,11 +170,13 @@ impl OpenId {
                 again: tries > 1,
             };
             let outcome = self.federation.get(homeserver, &get, &caller).await;
+            let took = used.elapsed();
             let outcome = match outcome {
                 Ok(reply) => judge(reply.status, &reply.body, homeserver),
                 Err(Failure::Busy) => Err(Unverified::Busy),
                 Err(failure) => Err(unreachable(homeserver, failure)),
             };
+            METRICS.called(NeighbourCall::Userinfo, call_result(&outcome), took);
             match outcome {
                 Ok(user) => {
                     self.federation.has_answered(homeserver);
@@ -210,12 +215,9 @@ impl OpenId {
                     if spent || Instant::now() + pause + TOO_LATE >= deadline {
                         return Err(error);
                     }
-                    tracing::debug!(
-                        server = homeserver.name().as_str(),
-                        reason = error.to_string(),
-                        tries,
-                        "trying the homeserver again"
-                    );
+                    let reason = error.to_string();
+                    neighbour_said(&reason);
+                    tracing::debug!(server = homeserver.name().as_str(), reason, tries, "trying the homeserver again");
                     cause = Some(error);
                     sleep(pause).await;
                     tries += 1;
@@ -236,7 +238,27 @@ fn unreachable(homeserver: &Homeserver, failure: Failure) -> Unverified {
     }
 }
 
+fn call_result(outcome: &Result<VerifiedUser, Unverified>) -> CallResult {
+    match outcome {
+        Ok(_) => CallResult::Ok,
+        Err(Unverified::Rejected | Unverified::ForeignUser) => CallResult::Refused,
+        Err(Unverified::Unreachable { .. } | Unverified::Unusable { .. } | Unverified::Busy) => CallResult::Failed,
+    }
+}
+
 impl Unverified {
+    /// The word for it.
+    #[must_use]
+    pub const fn outcome(&self) -> Outcome {
+        match self {
+            Self::Rejected => Outcome::TokenRejected,
+            Self::Unreachable { .. } => Outcome::HomeserverUnreachable,
+            Self::Unusable { .. } => Outcome::HomeserverError,
+            Self::ForeignUser => Outcome::UserMismatch,
+            Self::Busy => Outcome::Busy,
+        }
+    }
+
     fn says_nothing(&self) -> bool {
         matches!(
             self,

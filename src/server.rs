@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Request, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -18,6 +18,7 @@ use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -26,7 +27,7 @@ use crate::admission::Class;
 use crate::app_service::AppService;
 use crate::backoff::as_millis;
 use crate::clock::unix_seconds;
-use crate::config::Config;
+use crate::config::{Config, MetricsBind};
 use crate::connections::{Connection, Connections, Counted, MAX_HEAD, Opened, first_head};
 use crate::delayed_leave::Bounds;
 use crate::dns::Dns;
@@ -39,8 +40,10 @@ use crate::kick::{self, KickOnLeave};
 use crate::limits::{Limits, Resources};
 use crate::log_throttle::LogThrottle;
 use crate::members::Members;
+use crate::metrics::CONTENT_TYPE;
 use crate::openid::OpenId;
 use crate::presence;
+use crate::request_line::tell_suppressed;
 use crate::sfu::Sfu;
 use crate::store::{self, Store, StoreError, StoredJobs, VerifiedHomeservers, token};
 use crate::tls::Tls;
@@ -53,6 +56,10 @@ const FIRST_HEAD: Duration = Duration::from_secs(10);
 /// Time for the next one's: longer than the proxies in use keep an idle connection (Caddy: 120 s), so that none of them
 /// sends a request into a connection that is just being closed.
 const NEXT_HEAD: Duration = Duration::from_secs(125);
+
+/// Scrapes at a time, and the time for one.
+const SCRAPES: usize = 8;
+const SCRAPE: Duration = Duration::from_secs(15);
 
 /// Time for the stores at least, once everything else has come to its end.
 const STORES: Duration = Duration::from_secs(2);
@@ -70,6 +77,9 @@ pub enum StartError {
     /// The port cannot be opened.
     #[error("cannot listen on LIVEKIT_JWT_BIND={0}: {1}; is another program using the port?")]
     Listen(String, io::Error),
+    /// The port of the metrics cannot be opened.
+    #[error("cannot listen on LIVEKIT_METRICS_BIND={0}: {1}")]
+    ListenMetrics(String, io::Error),
     /// The key pair cannot sign.
     #[error("LIVEKIT_KEY and LIVEKIT_SECRET: {0}")]
     Keys(#[from] MintError),
@@ -84,7 +94,7 @@ pub enum StartError {
 /// When the service cannot start. Nothing is bound then.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), StartError> {
     let grace = config.shutdown_grace;
-    let bind = config.bind.clone();
+    let (bind, metrics, check_interval) = (config.bind.clone(), config.metrics.clone(), config.check_interval);
     let (url, summary) = (config.livekit.shown_url(), config.summary());
     let limits = Limits::of(Resources::of_this_process());
     let Parts {
@@ -100,6 +110,14 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     leaves.restore(restored);
     let _ = timeout(CLOSED_WHILE_RESTORING, leaves.restored()).await;
     let listener = bind.listen().await.map_err(|error| StartError::Listen(bind.to_string(), error))?;
+    let metrics = match metrics {
+        Some(MetricsBind::At(bind)) => {
+            let opened = bind.listen().await;
+            let opened = opened.map_err(|error| StartError::ListenMetrics(bind.to_string(), error))?;
+            Some((opened, app.clone()))
+        }
+        Some(MetricsBind::Main) | None => None,
+    };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default(),
@@ -107,9 +125,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         "listening"
     );
     summary.log();
-    tokio::spawn(async move { sfu.check().await });
+    tokio::spawn(async move { sfu.watch(check_interval).await });
     if let Some(own) = own {
-        tokio::spawn(async move { own.check().await });
+        tokio::spawn(async move { own.watch(check_interval).await });
+    }
+    if let Some((listener, _)) = &metrics {
+        let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+        tracing::info!(address, "metrics are served at /metrics");
+    }
+    if let Some((listener, app)) = metrics {
+        tokio::spawn(serve_metrics(listener, app));
     }
     let stores = Stores { leaves, kick, verified };
     serve(listener, Connections::new(&limits), app, stores, stop, grace).await;
@@ -250,6 +275,7 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
         config.path_prefix,
         config.livekit.keys,
         limits.in_flight,
+        config.metrics == Some(MetricsBind::Main),
     ));
     Ok(Parts {
         app,
@@ -327,6 +353,47 @@ async fn serve(
         }
     };
     tokio::join!(stores.leaves.close_store(deadline), tokens, stores.verified.stop(deadline));
+    tell_suppressed();
+}
+
+/// Answers scrapes on a port of their own, a few at a time: nobody else has business there.
+async fn serve_metrics(listener: TcpListener, app: Arc<App>) {
+    let places = Arc::new(Semaphore::new(SCRAPES));
+    loop {
+        // Nobody closes it.
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let app = app.clone();
+        tokio::spawn(async move {
+            let _place = place;
+            let service = service_fn(move |request: Request<Incoming>| {
+                let app = app.clone();
+                async move { Ok::<_, Infallible>(scrape(&app, &request)) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(FIRST_HEAD)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            // How it ends is the other side's business.
+            let _ = timeout(SCRAPE, connection).await;
+        });
+    }
+}
+
+fn scrape(app: &App, request: &Request<Incoming>) -> Response {
+    let mut response = Response::default();
+    if request.uri().path() != "/metrics" {
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        return response;
+    }
+    *response.body_mut() = Body::from(app.metrics());
+    let kind = HeaderValue::from_static(CONTENT_TYPE);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
 }
 
 /// Until the first head is there, a connection has no HTTP state: nobody has paid for it yet.

@@ -28,7 +28,10 @@ use crate::hold::pause;
 use crate::identity::Seat;
 use crate::log_throttle::LogThrottle;
 use crate::presence::LOST_GRACE_MS;
+use crate::metrics::{METRICS, Neighbour, RoomResult};
+use crate::request_line::neighbour_said;
 use crate::single_flight::SingleFlight;
+use crate::state::{Age, Change, State};
 use crate::tls::Tls;
 use crate::token::Minter;
 use api::Api;
@@ -59,6 +62,7 @@ pub struct Sfu {
     rooms: Mutex<RoomMemory>,
     expected: Mutex<Expected>,
     creations: SingleFlight<Box<str>, Result<(), SfuError>>,
+    state: State,
 }
 
 impl Sfu {
@@ -73,6 +77,7 @@ impl Sfu {
             rooms: Mutex::new(RoomMemory::new()),
             expected: Mutex::new(Expected::new()),
             creations: SingleFlight::new(),
+            state: State::new(Neighbour::Sfu),
         }
     }
 
@@ -82,20 +87,25 @@ impl Sfu {
     /// When the SFU refused, or did not answer in time.
     pub async fn ensure_room(&self, room: &str, deadline: Instant) -> Result<(), SfuError> {
         if lock(&self.rooms).stands(room, StdInstant::now()) {
+            METRICS.room(RoomResult::Remembered);
             return Ok(());
         }
         let mut tries = 1;
         loop {
             let outcome = self.create_once(room).await;
             let Err(error) = outcome else {
+                METRICS.room(RoomResult::Opened);
                 return Ok(());
             };
+            let reason = error.to_string();
+            neighbour_said(&reason);
             let pause = pause(tries);
             let passes = error.may_pass() || (error.is_elsewhere() && tries <= TRIES_ELSEWHERE);
             if !passes || Instant::now() + pause >= deadline {
+                METRICS.room(RoomResult::Failed);
                 return Err(error);
             }
-            tracing::debug!(reason = error.to_string(), tries, "trying the SFU again");
+            tracing::debug!(reason, tries, "trying the SFU again");
             sleep(pause).await;
             tries += 1;
         }
@@ -227,22 +237,39 @@ impl Sfu {
         let tls = self.endpoint.tls.clone();
         let _ = tokio::task::spawn_blocking(move || tls.config().map(drop)).await;
         // The name of no room: the answer is empty whatever goes on there.
-        match self.api.list_rooms(vec!["-".to_owned()]).await {
-            Ok(_) => tracing::info!("the SFU answers and accepts the key"),
-            Err(error) => {
-                let (reason, remedy) = (error.to_string(), error.remedy());
+        let _ = self.seen(self.api.list_rooms(vec!["-".to_owned()]).await);
+    }
+
+    /// Checks it now and for ever, each `interval` while it fails, a tenth as often while it does not.
+    pub async fn watch(&self, interval: Duration) {
+        loop {
+            self.check().await;
+            sleep(self.state.next_check(interval)).await;
+        }
+    }
+
+    /// One line for each change, whichever call shows it.
+    fn note_state<T>(&self, outcome: &Result<T, SfuError>) {
+        // What is wrong with one question says nothing of the SFU.
+        let error = outcome.as_ref().err().filter(|error| error.is_about_the_sfu());
+        self.state.seen(error.map(SfuError::remedy), |change| match (change, error) {
+            (Change::Good, _) => tracing::info!("the SFU answers and accepts the key"),
+            (Change::Back(after), _) => tracing::info!("the SFU answers again, after {}", Age(after)),
+            (Change::Bad, error) => {
+                let (reason, remedy) = (error.map(ToString::to_string), error.map(SfuError::remedy));
                 tracing::warn!(
                     reason,
                     remedy,
                     "the SFU cannot be used; requests that open a room will fail until it can"
                 );
             }
-        }
+        });
     }
 
     /// A call that fails at the connection, or an SFU that is elsewhere by now, may mean that it was restarted: what is
     /// remembered is worth nothing then.
     fn seen<T>(&self, outcome: Result<T, SfuError>) -> Result<T, SfuError> {
+        self.note_state(&outcome);
         let moves = self.endpoint.moves();
         if self.moves.swap(moves, Relaxed) != moves || outcome.as_ref().is_err_and(SfuError::connection_failed) {
             self.forget_rooms();

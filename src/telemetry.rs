@@ -1,29 +1,32 @@
 //! The log: stderr only, escaped, and without what other crates say about requests. `writer.rs` writes it, so that nobody
 //! waits for its reader.
 
+mod line;
 mod writer;
 
-use std::fmt;
+use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
-use tracing::{Subscriber, error};
-use tracing_subscriber::field::MakeExt as _;
+use tracing::{Event, Level, Subscriber, error};
 use tracing_subscriber::filter::{FilterExt as _, Targets};
-use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::fmt::format::{Writer, debug_fn};
-use tracing_subscriber::layer::{Layer, SubscriberExt as _};
-use tracing_subscriber::registry::Registry;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use crate::config::{LogFormat, LogSettings};
-use writer::{Lines, LogWriter};
+use crate::secret::Secret;
+pub(crate) use line::Line;
+use line::{People, Shape};
+use writer::LogWriter;
 
 /// Our modules, in the library and in the binary.
 const OURS: &str = "lk_jwt_service";
+/// The lines about requests, so that they can be chosen by `RUST_LOG` and found.
+pub const REQUEST: &str = "request";
 
 /// DNS sees names only, and its details are what an operator needs who asks why a homeserver was not found.
 const HARMLESS: &str = "hickory";
@@ -33,6 +36,10 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The writer of this process; none where the system gives no thread.
 static WRITER: OnceLock<Option<LogWriter>> = OnceLock::new();
+/// How lines of this process look, once that is known.
+static SHAPE: OnceLock<Shape> = OnceLock::new();
+/// Lines about requests wait for [`before_idle`].
+static HELD: AtomicBool = AtomicBool::new(false);
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
@@ -55,18 +62,21 @@ impl Drop for Log {
     }
 }
 
-/// Installs the log and the panic hook of this process.
+/// Installs the log and the panic hook of this process. Names of people are hashed, where they are, with a key that is derived
+/// from `secret`.
 ///
 /// # Errors
 /// When there is a log already, or the log's thread cannot be started.
-pub fn init(settings: &LogSettings) -> Result<Log, LogError> {
+pub fn init(settings: &LogSettings, secret: &Secret) -> Result<Log, LogError> {
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let writer = writer().ok_or(LogError::NoThread)?;
-    let lines = Lines {
-        writer: writer.clone(),
+    let shape = SHAPE.get_or_init(|| Shape {
         format: settings.format,
-    };
-    subscriber(settings, lines, colour).try_init()?;
+        colour,
+        people: People::new(settings.users, secret.expose()),
+    });
+    let write = |line: &str| writer.push(line.as_bytes(), shape.format);
+    subscriber(settings, shape.clone(), write).try_init()?;
     std::panic::set_hook(Box::new(log_panic));
     Ok(Log(writer.clone()))
 }
@@ -84,30 +94,68 @@ pub fn say(line: &str) {
     }
 }
 
+/// Says why the service does not start as an object of the log in JSON; what is wrong with a variable, under its name.
+pub fn say_json_error(variable: Option<&str>, message: &dyn Display) {
+    let shape = Shape {
+        format: LogFormat::Json,
+        colour: false,
+        people: People::Full,
+    };
+    let mut line = Line::begin(&shape, Level::ERROR, OURS);
+    match variable {
+        Some(variable) => {
+            line.message(&format!("{variable} {message}"));
+            line.word("variable", variable);
+        }
+        None => line.message(&message.to_string()),
+    }
+    say(line.end().trim_end());
+}
+
+/// Writes the line of a request, the fields of which `fill` adds. It bypasses `tracing`, which would cost more than all the
+/// rest of a request's line; whether it is wanted at all is the caller's question.
+pub(crate) fn request(level: Level, fill: impl FnOnce(&mut Line<'_>)) {
+    let (Some(shape), Some(writer)) = (SHAPE.get(), writer()) else {
+        return;
+    };
+    let mut line = Line::begin(shape, level, REQUEST);
+    fill(&mut line);
+    let line = line.end();
+    // To wake the log's thread for each line would cost more than the line.
+    if writer.push_quietly(line.as_bytes(), shape.format) {
+        HELD.store(true, Relaxed);
+    }
+}
+
+/// To be called whenever the process has nothing to do: what was held back for company is written.
+pub fn before_idle() {
+    if HELD.load(Relaxed) {
+        HELD.store(false, Relaxed);
+        if let Some(writer) = writer() {
+            writer.wake();
+        }
+    }
+}
+
 fn writer() -> Option<&'static LogWriter> {
     WRITER.get_or_init(|| LogWriter::start(io::stderr()).ok()).as_ref()
 }
 
-fn subscriber<W>(settings: &LogSettings, writer: W, colour: bool) -> impl Subscriber + Send + Sync + 'static
-where
-    W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
-{
-    // An error of stderr must not be printed to stderr, which would panic.
-    let layer = tracing_subscriber::fmt::layer()
-        .with_writer(writer)
-        .with_ansi(colour)
-        .log_internal_errors(false);
-    let layer: Box<dyn Layer<Registry> + Send + Sync> = match settings.format {
-        LogFormat::Text => Box::new(layer.fmt_fields(debug_fn(text_field).delimited(" "))),
-        LogFormat::Json => Box::new(
-            layer
-                .json()
-                .flatten_event(true)
-                .with_current_span(false)
-                .map_writer(|inner| JsonEscaped { inner }),
-        ),
-    };
+fn subscriber(settings: &LogSettings, shape: Shape, write: impl Fn(&str) + Send + Sync + 'static) -> impl Subscriber + Send + Sync {
+    let layer = LogLayer { shape, write };
     tracing_subscriber::registry().with(layer.with_filter(wanted(settings).and(permitted())))
+}
+
+/// Each event is one line.
+struct LogLayer<W> {
+    shape: Shape,
+    write: W,
+}
+
+impl<S: Subscriber, W: Fn(&str) + 'static> Layer<S> for LogLayer<W> {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        (self.write)(&line::of_event(&self.shape, event));
+    }
 }
 
 /// Levels that the operator asks for: ours at the level, others from `warn`, and what `RUST_LOG` names.
@@ -115,88 +163,18 @@ fn wanted(settings: &LogSettings) -> Targets {
     Targets::new()
         .with_default(settings.level.min(LevelFilter::WARN))
         .with_target(OURS, settings.level)
+        .with_target(REQUEST, settings.level)
         .with_targets(settings.targets.iter().cloned())
 }
 
 /// Levels that are permitted whoever asks: below `info`, HTTP and TLS crates print URLs and headers, and so OpenID tokens and JWTs.
 /// Since nobody can follow what each crate prints, all are held back but the harmless ones.
 fn permitted() -> Targets {
-    Targets::new()
-        .with_default(LevelFilter::INFO)
-        .with_targets([(OURS, LevelFilter::TRACE), (HARMLESS, LevelFilter::TRACE)])
-}
-
-/// `name=value`, escaped however the value was recorded, so that no client writes lines of ours or commands of a terminal.
-fn text_field(writer: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn fmt::Debug) -> fmt::Result {
-    if field.name() != "message" {
-        let name = field.name().trim_start_matches("r#");
-        if writer.has_ansi_escapes() {
-            write!(writer, "\x1b[2m{name}=\x1b[0m")?;
-        } else {
-            write!(writer, "{name}=")?;
-        }
-    }
-    fmt::write(&mut Escaped(writer), format_args!("{value:?}"))
-}
-
-/// Whether a character would end the line, steer a terminal, or turn the direction of reading.
-fn acts(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// Escapes control characters in text.
-struct Escaped<'a, 'w>(&'a mut Writer<'w>);
-
-impl fmt::Write for Escaped<'_, '_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut plain = 0;
-        for (at, c) in text.char_indices() {
-            if acts(c) {
-                self.0.write_str(&text[plain..at])?;
-                write!(self.0, "{}", c.escape_default())?;
-                plain = at + c.len_utf8();
-            }
-        }
-        self.0.write_str(&text[plain..])
-    }
-}
-
-/// Escapes those that JSON allows to stand as they are, beyond ASCII. In JSON such characters are within strings only.
-struct JsonEscaped<W> {
-    inner: W,
-}
-
-impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for JsonEscaped<M> {
-    type Writer = JsonEscaped<M::Writer>;
-
-    fn make_writer(&'a self) -> Self::Writer {
-        JsonEscaped {
-            inner: self.inner.make_writer(),
-        }
-    }
-}
-
-impl<W: io::Write> io::Write for JsonEscaped<W> {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(line);
-        if text.chars().any(|c| c > '~' && acts(c)) {
-            let escape = |c: char| {
-                if c > '~' && acts(c) {
-                    format!("\\u{:04x}", u32::from(c))
-                } else {
-                    c.into()
-                }
-            };
-            self.inner.write_all(text.chars().map(escape).collect::<String>().as_bytes())?;
-        } else {
-            self.inner.write_all(line)?;
-        }
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
+    Targets::new().with_default(LevelFilter::INFO).with_targets([
+        (OURS, LevelFilter::TRACE),
+        (REQUEST, LevelFilter::TRACE),
+        (HARMLESS, LevelFilter::TRACE),
+    ])
 }
 
 /// Logs a panic as one line at `error` instead of the several that the standard library prints.
@@ -218,29 +196,22 @@ fn log_panic(info: &PanicHookInfo<'_>) {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use tracing::{debug, info, info_span, trace, warn};
+    use tracing::{debug, info, trace, warn};
 
+    use super::line::acts;
     use super::*;
 
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     fn logged_with(settings: &LogSettings, colour: bool, work: impl FnOnce()) -> String {
-        let sink = Sink::default();
-        let writer = sink.clone();
-        tracing::subscriber::with_default(subscriber(settings, move || writer.clone(), colour), work);
-        String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
+        let sink = Arc::new(Mutex::new(String::new()));
+        let into = sink.clone();
+        let shape = Shape {
+            format: settings.format,
+            colour,
+            people: People::new(settings.users, "hunter2"),
+        };
+        let write = move |line: &str| into.lock().unwrap().push_str(line);
+        tracing::subscriber::with_default(subscriber(settings, shape, write), work);
+        sink.lock().unwrap().clone()
     }
 
     fn logged(settings: &LogSettings, work: impl FnOnce()) -> String {
@@ -259,10 +230,7 @@ mod tests {
     #[test]
     fn no_value_writes_a_line_or_a_command_however_it_is_recorded() {
         let text = logged(&LogSettings::default(), || {
-            let span = info_span!("request", id = %FORGED);
-            let _entered = span.enter();
             info!(string = FORGED, display = %FORGED, debug = ?FORGED, error = %io::Error::other(FORGED), "message {FORGED}");
-            span.record("id", FORGED);
             info!("{}", FORGED);
         });
         assert_eq!(text.lines().count(), 2, "{text}");

@@ -7,6 +7,8 @@ const BIND: &str = "LIVEKIT_JWT_BIND";
 const PORT: &str = "LIVEKIT_JWT_PORT";
 /// The name before 0.2; counts only if nothing newer is set.
 const OLD_PORT: &str = "LK_JWT_PORT";
+const METRICS: &str = "LIVEKIT_METRICS_BIND";
+const METRICS_PATHS: &str = "/metrics, or the prefix and /metrics,";
 const PREFIX: &str = "LIVEKIT_JWT_PATH_PREFIX";
 
 pub(super) fn bind(reader: &mut Reader<'_>) -> Bind {
@@ -41,6 +43,38 @@ fn from_port(reader: &mut Reader<'_>, variable: &'static str, port: &str) -> Bin
         ),
     );
     Bind::any(0)
+}
+
+/// Where metrics are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetricsBind {
+    /// At `/metrics` on the main port.
+    Main,
+    /// On a port of their own.
+    At(Bind),
+}
+
+pub(super) fn metrics(reader: &mut Reader<'_>) -> Option<MetricsBind> {
+    let text = reader.value(METRICS)?;
+    match text.to_ascii_lowercase().as_str() {
+        "off" | "false" | "no" => None,
+        "main" => {
+            reader.warn(format!(
+                "{METRICS} is main: /metrics is served on the main port, so no proxy may pass {METRICS_PATHS} on"
+            ));
+            Some(MetricsBind::Main)
+        }
+        _ => match Bind::parse(&text) {
+            Ok(bind) => Some(MetricsBind::At(bind)),
+            Err(error) => {
+                reader.mistake(
+                    METRICS,
+                    format!("{error}; main and off are understood, too (it is {})", shown(&text)),
+                );
+                None
+            }
+        },
+    }
 }
 
 /// The path below which every route answers too (decision H1), without a slash at the end.

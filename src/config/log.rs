@@ -6,6 +6,7 @@ use super::reader::{Reader, shown};
 
 const LEVEL: &str = "LIVEKIT_LOG_LEVEL";
 const FORMAT: &str = "LIVEKIT_LOG_FORMAT";
+const USERS: &str = "LIVEKIT_LOG_USERS";
 const RUST_LOG: &str = "RUST_LOG";
 
 /// Level and format of the log.
@@ -17,6 +18,19 @@ pub struct LogSettings {
     pub targets: Vec<(String, LevelFilter)>,
     /// How a line looks.
     pub format: LogFormat,
+    /// How users, rooms and clients are shown.
+    pub users: LogUsers,
+}
+
+/// How users, rooms and clients are shown, in every line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogUsers {
+    /// As they are.
+    Full,
+    /// As a keyed hash, a client as its network.
+    Hash,
+    /// Not at all.
+    None,
 }
 
 /// How a line of the log looks.
@@ -34,7 +48,17 @@ impl Default for LogSettings {
             level: LevelFilter::INFO,
             targets: Vec::new(),
             format: LogFormat::Text,
+            users: LogUsers::Full,
         }
+    }
+}
+
+/// The format alone, for what is told while the configuration cannot be read.
+#[must_use]
+pub fn format(get: &dyn Fn(&str) -> Option<String>) -> LogFormat {
+    match get(FORMAT) {
+        Some(format) if format.trim().eq_ignore_ascii_case("json") => LogFormat::Json,
+        Some(_) | None => LogFormat::Text,
     }
 }
 
@@ -62,7 +86,27 @@ pub(super) fn log(reader: &mut Reader<'_>) -> LogSettings {
         }
         None => LogFormat::Text,
     };
-    LogSettings { level, targets, format }
+    LogSettings {
+        level,
+        targets,
+        format,
+        users: users(reader),
+    }
+}
+
+/// Somebody asked for less than everything: where it is not clear how much less, nothing is shown.
+fn users(reader: &mut Reader<'_>) -> LogUsers {
+    let given = reader.value(USERS);
+    match given.as_deref().map(|text| (text, text.to_ascii_lowercase())) {
+        Some((_, users)) if users == "full" => LogUsers::Full,
+        Some((_, users)) if users == "hash" => LogUsers::Hash,
+        Some((_, users)) if users == "none" => LogUsers::None,
+        Some((text, _)) => {
+            reader.warn(format!("{USERS} must be full, hash or none, not {}: none is used", shown(text)));
+            LogUsers::None
+        }
+        None => LogUsers::Full,
+    }
 }
 
 /// The bare level and the levels of modules; what is not understood is left out.

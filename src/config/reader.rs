@@ -49,6 +49,14 @@ struct Mistake {
     text: String,
 }
 
+impl ConfigErrors {
+    /// Each mistake with its variable, then what may be behind them.
+    pub fn lines(&self) -> impl Iterator<Item = (Option<&'static str>, &str)> {
+        let mistakes = self.mistakes.iter().map(|mistake| (Some(mistake.variable), mistake.text.as_str()));
+        mistakes.chain(self.hints.iter().map(|hint| (None, hint.as_str())))
+    }
+}
+
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, Mistake { variable, text }) in self.mistakes.iter().enumerate() {

@@ -1,10 +1,10 @@
 //! Sums up the settings that the service runs with, in one line (decision P21). It holds no secret, and of URLs neither password
 //! nor query.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::time::Duration;
 
-use super::{Config, DelegatedLeave};
+use super::{Config, DelegatedLeave, MetricsBind};
 use crate::access::Homeservers;
 
 /// More of a list than this is counted.
@@ -43,6 +43,14 @@ pub struct Summary {
     pub sfu_checks: String,
     /// Whether certificates are checked.
     pub tls_verification: bool,
+    /// Where it listens.
+    pub bind: String,
+    /// Where metrics are served.
+    pub metrics: String,
+    /// The API key that signs, and how many more verify webhooks.
+    pub livekit_key: String,
+    /// How users, rooms and clients are shown in the log.
+    pub log_users: String,
 }
 
 impl Config {
@@ -96,6 +104,14 @@ impl Config {
                 every(*room_watch_interval)
             ),
             tls_verification: !self.skip_tls_verification,
+            bind: self.bind.to_string(),
+            metrics: match &self.metrics {
+                None => "off".to_owned(),
+                Some(MetricsBind::Main) => "main".to_owned(),
+                Some(MetricsBind::At(bind)) => bind.to_string(),
+            },
+            livekit_key: list(self.livekit.keys.iter().map(|pair| &pair.key)),
+            log_users: format!("{:?}", self.log.users).to_ascii_lowercase(),
         }
     }
 }
@@ -120,8 +136,38 @@ impl Summary {
             jwt_ttl_seconds = self.jwt_ttl_seconds,
             sfu_checks = self.sfu_checks,
             tls_verification = self.tls_verification,
+            metrics = self.metrics,
+            log_users = self.log_users,
             "running with"
         );
+    }
+}
+
+/// One row for each, for people.
+impl Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows: [(&str, &dyn Display); 19] = [
+            ("livekit_url", &self.livekit_url),
+            ("livekit_api", &self.livekit_api),
+            ("livekit_key", &self.livekit_key),
+            ("bind", &self.bind),
+            ("path_prefix", &self.path_prefix),
+            ("metrics", &self.metrics),
+            ("full_access", &self.full_access),
+            ("remote_can_publish", &self.remote_can_publish),
+            ("mode", &self.mode),
+            ("membership", &self.membership),
+            ("store", &self.store),
+            ("federation_overrides", &self.federation_overrides),
+            ("cs_api_overrides", &self.cs_api_overrides),
+            ("allowed_networks", &self.allowed_networks),
+            ("dns_servers", &self.dns_servers),
+            ("jwt_ttl_seconds", &self.jwt_ttl_seconds),
+            ("sfu_checks", &self.sfu_checks),
+            ("tls_verification", &self.tls_verification),
+            ("log_users", &self.log_users),
+        ];
+        rows.iter().try_for_each(|(name, value)| writeln!(f, "{name:<21} {value}"))
     }
 }
 

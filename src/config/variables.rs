@@ -65,6 +65,11 @@ pub const VARIABLES: &[Variable] = &[
         "Every route also answers below this path; / for none",
     ),
     variable(
+        "LIVEKIT_METRICS_BIND",
+        "off",
+        "Where Prometheus finds /metrics: an address such as 127.0.0.1:9091, or main for the main port",
+    ),
+    variable(
         "LIVEKIT_SHUTDOWN_GRACE_SECONDS",
         "10",
         "How long open requests may take after SIGTERM, at most 3600",
@@ -97,6 +102,11 @@ pub const VARIABLES: &[Variable] = &[
     variable("LIVEKIT_LOG_LEVEL", "info", "error, warn, info, debug or trace"),
     variable("LIVEKIT_LOG_FORMAT", "text", "text or json"),
     variable(
+        "LIVEKIT_LOG_USERS",
+        "full",
+        "Users, rooms and clients in the log: full, hash (pseudonyms that stay) or none",
+    ),
+    variable(
         "RUST_LOG",
         "",
         "Levels of single modules, e.g. lk_jwt_service::federation=debug; a bare level counts if LIVEKIT_LOG_LEVEL is unset",
@@ -110,6 +120,11 @@ pub const VARIABLES: &[Variable] = &[
         "LIVEKIT_ROOM_WATCH_INTERVAL_SECONDS",
         "30",
         "How often LiveKit is asked which rooms it has; 0 is off",
+    ),
+    variable(
+        "LIVEKIT_NEIGHBOUR_CHECK_INTERVAL_SECONDS",
+        "60",
+        "How often a neighbour that fails is looked at, 1 to 3600; one that answers, a tenth as often",
     ),
     variable(
         "LIVEKIT_REDIS_URL",

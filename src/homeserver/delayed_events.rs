@@ -7,13 +7,14 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::{HeaderMap, header};
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::versions::{Offers, Paths};
 use super::{Call, Homeservers, MAX_REPLY, segment};
 use crate::backoff::hint;
 use crate::delayed_event::{DelayedEventAction, Outcome};
 use crate::federation::{ClientApi, Reply};
+use crate::metrics::{CallResult, METRICS, NeighbourCall};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 use crate::wire::errcode;
@@ -53,15 +54,31 @@ impl Homeservers {
         authority: Option<Authority<'_>>,
         within: Duration,
     ) -> Outcome {
+        let began = Instant::now();
         let attempt = self.attempt(server, delay_id, what, authority);
-        timeout(within, attempt).await.unwrap_or_else(|_| {
+        let outcome = timeout(within, attempt).await.unwrap_or_else(|_| {
             tracing::debug!(
                 server = server.as_str(),
                 action = what.word(),
                 "the homeserver did not answer in time"
             );
             Outcome::Transient(None)
-        })
+        });
+        let call = match what {
+            DelayedEventAction::Restart => NeighbourCall::RestartDelayedEvent,
+            DelayedEventAction::Send => NeighbourCall::SendDelayedEvent,
+            DelayedEventAction::Cancel => NeighbourCall::CancelDelayedEvent,
+        };
+        let result = match outcome {
+            Outcome::Done => CallResult::Ok,
+            Outcome::NotFound | Outcome::Conflict | Outcome::Forbidden | Outcome::Limited(_) => CallResult::Refused,
+            Outcome::Transient(_) => CallResult::Failed,
+        };
+        METRICS.called(call, result, began.elapsed());
+        if matches!(outcome, Outcome::Limited(_)) {
+            METRICS.homeserver_rate_limited.up();
+        }
+        outcome
     }
 
     async fn attempt(&self, server: &ServerName, delay_id: &str, what: DelayedEventAction, authority: Option<Authority<'_>>) -> Outcome {

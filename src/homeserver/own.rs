@@ -21,8 +21,10 @@ use super::versions::{Offer, Offers, Paths};
 use super::{Call, Homeservers, MAX_REPLY, is_error, segment};
 use crate::federation::{Failure, Reply};
 use crate::hold::pause;
+use crate::metrics::{CallResult, METRICS, Neighbour, NeighbourCall};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
+use crate::state::{Age, Change, State};
 use crate::time::Delay;
 use crate::wire::errcode;
 
@@ -60,6 +62,7 @@ pub struct OwnHomeserver {
     name: ServerName,
     as_token: Secret,
     turns: QuestionLimiter,
+    state: State,
 }
 
 /// Subject of a question about membership.
@@ -230,6 +233,7 @@ impl OwnHomeserver {
             name,
             as_token,
             turns: QuestionLimiter::new(),
+            state: State::new(Neighbour::Homeserver),
         }
     }
 
@@ -248,24 +252,41 @@ impl OwnHomeserver {
     }
 
     /// Asks a cheap question and logs what is wrong: a wrong registration is told at the start and not by the first user.
-    pub async fn check(&self) {
+    pub async fn check(&self, patience: Duration) {
         // No room: the answer is no whatever goes on there. The homeserver may be starting, too.
         let room = format!("!lk-jwt-service:{}", self.name);
         let now = Instant::now();
-        let asked = self.is_joined(&room, Subject::Server(&self.name), now + STARTING, now + STARTING + QUESTION);
-        match asked.await {
-            Ok(_) => tracing::info!("our homeserver accepts the as_token and tells who is in a room"),
-            Err(error) => {
-                let (server, reason, remedy) = (self.name.as_str(), error.to_string(), error.remedy());
-                tracing::warn!(
-                    server,
-                    reason,
-                    remedy,
-                    "our homeserver cannot be asked; its MatrixRTC endpoints will fail until it can"
-                );
-            }
-        }
+        let asked = self.is_joined(&room, Subject::Server(&self.name), now + patience, now + patience + QUESTION);
+        let error = asked.await.err();
+        self.state
+            .seen(error.as_ref().map(OwnError::remedy), |change| match (change, &error) {
+                (Change::Good, _) => tracing::info!("our homeserver accepts the as_token and tells who is in a room"),
+                (Change::Back(after), _) => {
+                    tracing::info!("our homeserver tells who is in a room again, after {}", Age(after));
+                }
+                (Change::Bad, error) => {
+                    let reason = error.as_ref().map(ToString::to_string);
+                    let (server, remedy) = (self.name.as_str(), error.as_ref().map(OwnError::remedy));
+                    tracing::warn!(
+                        server,
+                        reason,
+                        remedy,
+                        "our homeserver cannot be asked; its MatrixRTC endpoints will fail until it can"
+                    );
+                }
+            });
         self.check_name().await;
+    }
+
+    /// Checks it now and for ever, each `interval` while it fails, a tenth as often while it does not.
+    pub async fn watch(&self, interval: Duration) {
+        let mut patience = STARTING;
+        loop {
+            self.check(patience).await;
+            // It is not starting any more.
+            patience = Duration::ZERO;
+            sleep(self.state.next_check(interval)).await;
+        }
     }
 
     /// Asks the homeserver which one it is (decision A10). Where it cannot say it, the other question tells why.
@@ -317,7 +338,15 @@ impl OwnHomeserver {
         let tail = format!("{}/is_joined?{query}", segment(room_id));
         let ask = || async {
             let _turn = self.turns.take(foreign).await;
-            let reply = self.get(|offers| offers.is_joined, IS_JOINED, &tail, MAX_REPLY, QUESTION).await?;
+            let began = Instant::now();
+            let reply = self.get(|offers| offers.is_joined, IS_JOINED, &tail, MAX_REPLY, QUESTION).await;
+            let result = match &reply {
+                Ok(reply) if reply.status.is_success() || reply.status.as_u16() == 404 => CallResult::Ok,
+                Ok(_) => CallResult::Refused,
+                Err(_) => CallResult::Failed,
+            };
+            METRICS.called(NeighbourCall::IsJoined, result, began.elapsed());
+            let reply = reply?;
             match reply.status.as_u16() {
                 200..=299 => {
                     let answer: Map<String, Value> = serde_json::from_slice(&reply.body).map_err(|_| OwnError::Unreadable)?;

@@ -24,6 +24,8 @@ use super::{App, method_not_allowed};
 use crate::app_service::AppService;
 use crate::connections::Pot;
 use crate::log_throttle::LogThrottle;
+use crate::metrics::Limit;
+use crate::request_line::note;
 use crate::secret::Secret;
 use crate::wire::BadRequest;
 
@@ -73,6 +75,7 @@ impl Appservice {
         // Of their hashes, so that the time does not tell the length either.
         let (given, ours) = (Sha256::digest(token), Sha256::digest(self.hs_token.expose()));
         if bool::from(given.as_slice().ct_eq(ours.as_slice())) {
+            note(|line| line.is_proven = true);
             return Ok(());
         }
         self.refused.log(|count| {
@@ -96,7 +99,7 @@ async fn heard<T>(
     let (received, parsed) = Received::parse(request, Pot::Proven, parse).await?;
     let identity = identity.ok_or(ApiError::NO_IDENTITY)?;
     let place = app.from_homeserver.clone().try_acquire_owned().map_err(|_| {
-        received.connection.crowded("requests of our homeserver");
+        received.connection.crowded(Limit::HomeserverRequests);
         ApiError::BUSY
     })?;
     Ok((received.with(place), identity, parsed))

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::App;
 use super::error::{ApiError, Route};
 use super::place::Place;
-use super::refused::log;
+use super::refused::tell;
 use super::request::{Received, json_reply};
 use crate::connections::Pot;
 use crate::exchange::Patience;
@@ -20,13 +20,12 @@ use crate::wire::DelegationRequest;
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
     let (received, request) = Received::parse(request, Pot::Strangers, DelegationRequest::parse).await?;
-    let server = request.openid_token.unverified_server_name.clone();
-    let place = Place::take(&app, &received.connection, &server)?;
+    let place = Place::take(&app, &received.connection, &request.openid_token.unverified_server_name)?;
     let delegate = Box::pin(app.exchange.delegate(request, received.arrival(Patience::since), || place.keep()));
     match place.hold(delegate).await? {
         Ok(()) => json_reply(&json!({})),
         Err(refusal) => {
-            log(&refusal, &server, app.exchange.homeservers.class(&server), received.id());
+            tell(&refusal);
             Err(ApiError::of(&refusal, Route::Delegation))
         }
     }

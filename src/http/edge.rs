@@ -3,7 +3,7 @@
 
 use std::any::Any;
 use std::convert::Infallible;
-use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -12,14 +12,19 @@ use axum::response::{IntoResponse as _, Response};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use tower::ServiceExt as _;
+use tracing::Level;
 
 use super::App;
 use super::error::{ApiError, ErrorBody};
 use super::path::normalise;
 use crate::connections::Connection;
+use crate::federation::{Guard, Trust};
+use crate::outcome::Outcome;
+use crate::request_line::{Refused, RequestLine, note};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_SERVED_BY: HeaderName = HeaderName::from_static("x-served-by");
 const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
 const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
@@ -43,14 +48,14 @@ const ON_EVERY_ANSWER: [(HeaderName, HeaderValue); 6] = [
 ];
 
 /// The id of one request, in its answer and in the log.
-#[derive(Clone)]
-pub(super) struct RequestId(HeaderValue);
+struct RequestId(HeaderValue);
 
 /// Facts about a request that a handler has to know besides the request.
 #[derive(Clone)]
 pub(super) struct Arrived {
-    pub(super) id: RequestId,
     pub(super) connection: Arc<Connection>,
+    /// Who sent it, as far as that can be told.
+    pub(super) client: IpAddr,
 }
 
 /// The routes with everything around them.
@@ -80,22 +85,33 @@ impl Edge {
         if let Some(path) = normalise(request.uri().path(), app.path_prefix.as_deref()) {
             rewrite(request.uri_mut(), path);
         }
-        // Copied, where it is wanted: a part of the head would keep all of it.
-        let told = tracing::enabled!(tracing::Level::DEBUG).then(|| (request.method().clone(), request.uri().path().to_owned()));
-        let response = if request.method() == Method::OPTIONS {
-            preflight(request.headers())
-        } else {
-            request.extensions_mut().insert(Arrived {
-                id: id.clone(),
-                connection,
-            });
-            router.oneshot(request).await.unwrap_or_else(|never| match never {})
+        let client = client_address(connection.peer(), request.headers());
+        let line = RequestLine::begin(id.0.clone(), request.method().clone(), request.uri().path(), Some(client));
+        let answering = async {
+            let response = if request.method() == Method::OPTIONS {
+                preflight(request.headers())
+            } else {
+                request.extensions_mut().insert(Arrived { connection, client });
+                router.oneshot(request).await.unwrap_or_else(|never| match never {})
+            };
+            finish(response, &id)
         };
-        if let Some((method, path)) = told {
-            tracing::debug!(request_id = id.as_str(), %method, path, status = response.status().as_u16(), "answered");
-        }
-        Ok(finish(response, &id))
+        Ok(line.around(answering).await)
     }
+}
+
+/// Who sent a request: the other end of the connection or, where that is a proxy of ours (its address is private), the last
+/// public address that the proxies noted. It only orders those who wait for one homeserver, and stands in the log: whoever can
+/// forge it wins nothing but another place in that order.
+fn client_address(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    let is_public = |address: &IpAddr| Guard::default().check(*address, Trust::Stranger).is_ok();
+    if is_public(&peer) {
+        return peer;
+    }
+    let noted = headers.get_all(X_FORWARDED_FOR).into_iter().rev();
+    let addresses = noted.filter_map(|value| value.to_str().ok()).flat_map(|value| value.rsplit(','));
+    let public = addresses.filter_map(|address| address.trim().parse().ok()).find(is_public);
+    public.unwrap_or(peer)
 }
 
 /// Allows what a browser asks for before the request that it is about.
@@ -140,7 +156,10 @@ fn allowed_headers(asked: &HeaderMap) -> Option<HeaderValue> {
 }
 
 fn finish(mut response: Response, id: &RequestId) -> Response {
-    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+    let error = response.extensions_mut().remove::<ApiError>();
+    let outcome = error.map_or(Outcome::Ok, |error| error.outcome);
+    note(|line| line.answered(response.status().as_u16(), outcome));
+    if let Some(error) = error {
         let json = error_body(&error, id);
         *response.body_mut() = Body::from(json);
         error_headers(response.headers_mut(), &error);
@@ -168,7 +187,7 @@ fn error_body(error: &ApiError, id: &RequestId) -> Vec<u8> {
     let body = ErrorBody {
         errcode: error.errcode,
         error: error.text,
-        reason: error.reason,
+        reason: error.outcome.word(),
         request_id: id.as_str(),
         retry_after_ms: error.retry_after.map(|seconds| seconds * 1000),
     };
@@ -188,9 +207,16 @@ pub fn in_our_form(head: &[u8]) -> Option<Vec<u8>> {
     let rest = rest.strip_prefix(b"connection: close\r\ncontent-length: 0\r\n")?;
     let error = ApiError::unreadable(StatusCode::from_bytes(status).ok()?);
     let id = RequestId::new();
-    let (request_id, status) = (id.as_str(), error.status.as_u16());
-    let remedy = "this port speaks HTTP/1.1: no TLS, no HTTP/2 (h2c), no PROXY protocol; heads have 16 KiB and 100 headers at most";
-    tracing::debug!(request_id, status, remedy, "a request could not be read");
+    // Nothing of it is known, not even its path.
+    let mut line = RequestLine::begin(id.0.clone(), Method::default(), "", None);
+    line.refuse(Refused {
+        level: Level::INFO,
+        message: "a request could not be read",
+        detail: None,
+        remedy: Some("this port speaks HTTP/1.1: no TLS, no HTTP/2 (h2c), no PROXY protocol; heads have 16 KiB and 100 headers at most"),
+    });
+    line.answered(error.status.as_u16(), error.outcome);
+    drop(line);
     let body = error_body(&error, &id);
     let mut headers = HeaderMap::new();
     error_headers(&mut headers, &error);
@@ -227,14 +253,8 @@ impl RequestId {
         Self(made.unwrap_or(HeaderValue::from_static("0")))
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    fn as_str(&self) -> &str {
         self.0.to_str().unwrap_or_default()
-    }
-}
-
-impl fmt::Debug for RequestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
@@ -255,6 +275,31 @@ fn rewrite(uri: &mut Uri, mut path: String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::Client;
+
+    #[test]
+    fn proxies_of_ours_say_who_the_client_is_and_nobody_else_does() {
+        let address = |text: &str| -> IpAddr { text.parse().unwrap() };
+        for (peer, noted, expected) in [
+            ("9.9.9.9", vec!["8.8.8.8"], "9.9.9.9"),
+            ("127.0.0.1", vec![], "127.0.0.1"),
+            ("172.18.0.2", vec!["1.1.1.1, 8.8.8.8"], "8.8.8.8"),
+            ("::1", vec!["1.1.1.1", "8.8.8.8, 10.0.0.7"], "8.8.8.8"),
+            ("10.1.2.3", vec!["8.8.8.8, nonsense, 192.168.0.1"], "8.8.8.8"),
+            ("10.1.2.3", vec!["192.168.0.1"], "10.1.2.3"),
+            ("::ffff:10.1.2.3", vec!["2a00:1450:4001:82f::200e"], "2a00:1450:4001:82f::1"),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in noted {
+                headers.append(X_FORWARDED_FOR, HeaderValue::from_static(value));
+            }
+            assert_eq!(
+                Client::from(client_address(address(peer), &headers)),
+                Client::from(address(expected)),
+                "{peer} {headers:?}"
+            );
+        }
+    }
 
     #[test]
     fn a_browser_may_send_what_it_asks_for_and_nothing_else_comes_back() {

@@ -13,6 +13,7 @@ use crate::delayed_leave::CapacityError;
 use crate::exchange::{Refusal, RemoteRefusal};
 use crate::federation::Failure;
 use crate::openid::Unverified;
+use crate::outcome::Outcome;
 use crate::sfu::SfuError;
 use crate::wire::BadRequest;
 
@@ -28,40 +29,10 @@ pub struct ApiError {
     pub errcode: &'static str,
     /// Text for humans; Element Call shows it under "Technical details".
     pub text: &'static str,
-    /// Reason for the operator, as one word (decision H4).
-    pub reason: Option<Reason>,
+    /// One word more for the operator (decision H4).
+    pub outcome: Outcome,
     /// Seconds after which to try again.
     pub retry_after: Option<u32>,
-}
-
-/// Cause of a 401 or a 500, as far as a client may know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reason {
-    /// `matrix_server_name` is not a server name.
-    InvalidServerName,
-    /// The homeserver does not know the OpenID token.
-    TokenRejected,
-    /// The homeserver could not be reached from here.
-    HomeserverUnreachable,
-    /// The homeserver answered something that is not in the specification.
-    HomeserverError,
-    /// The token belongs to another user or another server.
-    UserMismatch,
-    /// The SFU could not be reached from here.
-    SfuUnreachable,
-    /// The SFU refused the service itself: its key, its path, its clock.
-    SfuRejected,
-    /// There is no OpenID token.
-    TokenMissing,
-    /// The `hs_token` is missing or wrong.
-    HsTokenRejected,
-    /// The homeserver does not say for whom it asks.
-    IdentityMissing,
-    /// The call of the webhook does not prove that it is the SFU's.
-    WebhookRejected,
-    /// A defect of this service.
-    InternalError,
 }
 
 /// The body of every error.
@@ -69,114 +40,153 @@ pub enum Reason {
 pub(super) struct ErrorBody<'a> {
     pub(super) errcode: &'static str,
     pub(super) error: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) reason: Option<Reason>,
+    pub(super) reason: &'static str,
     pub(super) request_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) retry_after_ms: Option<u32>,
 }
 
 impl ApiError {
-    /// The path leads nowhere.
-    pub const NOT_FOUND: Self = Self::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", "Unrecognized request");
+    /// No such path.
+    pub const NOT_FOUND: Self = Self::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", Outcome::NotFound, "Unrecognized request");
     /// The path exists, with other methods.
-    pub const METHOD_NOT_ALLOWED: Self = Self::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", "Method not allowed");
+    pub const METHOD_NOT_ALLOWED: Self = Self::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "M_UNRECOGNIZED",
+        Outcome::MethodNotAllowed,
+        "Method not allowed",
+    );
     /// The body is larger than any honest one.
-    pub const TOO_LARGE: Self = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", "The request body is too large");
+    pub const TOO_LARGE: Self = Self::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "M_TOO_LARGE",
+        Outcome::TooLarge,
+        "The request body is too large",
+    );
     /// The body did not arrive in time.
-    pub const BODY_TIMEOUT: Self = Self::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", "The request body did not arrive in time");
-    /// The body of the request broke off.
-    pub const BODY_BROKEN: Self = Self::new(StatusCode::BAD_REQUEST, "M_NOT_JSON", "Error reading request");
+    pub const BODY_TIMEOUT: Self = Self::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "M_UNKNOWN",
+        Outcome::BodyTimeout,
+        "The request body did not arrive in time",
+    );
+    /// The body broke off.
+    pub const BODY_BROKEN: Self = Self::new(StatusCode::BAD_REQUEST, "M_NOT_JSON", Outcome::BadRequest, "Error reading request");
     /// Too much is going on.
     pub const BUSY: Self = Self {
         retry_after: Some(2),
         ..Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "M_UNKNOWN",
+            Outcome::Busy,
             "The service is busy, try again in a moment",
         )
     };
     /// Not yet, or not any more.
     pub const NOT_READY: Self = Self {
         retry_after: Some(2),
-        ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "Service is shutting down")
-    };
-    /// A token source without its OpenID token.
-    const NO_OPENID_TOKEN: Self = Self {
-        reason: Some(Reason::TokenMissing),
         ..Self::new(
-            StatusCode::UNAUTHORIZED,
-            "M_MISSING_TOKEN",
-            "Send the `access_token` of a Matrix OpenID token as one header `Authorization: Bearer ...`; \
-             in livekit-client, `headers` must be a plain object",
+            StatusCode::SERVICE_UNAVAILABLE,
+            "M_UNKNOWN",
+            Outcome::NotReady,
+            "Service is shutting down",
         )
     };
-    /// The caller of an endpoint of the homeserver's gives no token.
-    pub const NO_HS_TOKEN: Self = Self {
-        reason: Some(Reason::HsTokenRejected),
-        ..Self::new(StatusCode::UNAUTHORIZED, "M_MISSING_TOKEN", "Missing access token")
-    };
-    /// The caller of an endpoint of the homeserver's gives another token than the homeserver has.
-    pub const BAD_HS_TOKEN: Self = Self {
-        reason: Some(Reason::HsTokenRejected),
-        ..Self::new(StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN", "Unrecognised access token")
-    };
+    /// A token source without its OpenID token.
+    const NO_OPENID_TOKEN: Self = Self::new(
+        StatusCode::UNAUTHORIZED,
+        "M_MISSING_TOKEN",
+        Outcome::TokenMissing,
+        "Send the `access_token` of a Matrix OpenID token as one header `Authorization: Bearer ...`; \
+         in livekit-client, `headers` must be a plain object",
+    );
+    /// Who calls an endpoint of the homeserver's gives no token.
+    pub const NO_HS_TOKEN: Self = Self::new(
+        StatusCode::UNAUTHORIZED,
+        "M_MISSING_TOKEN",
+        Outcome::HsTokenRejected,
+        "Missing access token",
+    );
+    /// Who calls an endpoint of the homeserver's gives another token than the homeserver has.
+    pub const BAD_HS_TOKEN: Self = Self::new(
+        StatusCode::UNAUTHORIZED,
+        "M_UNKNOWN_TOKEN",
+        Outcome::HsTokenRejected,
+        "Unrecognised access token",
+    );
     /// The homeserver does not say for whom it asks.
-    pub const NO_IDENTITY: Self = Self::unauthorised(Reason::IdentityMissing);
+    pub const NO_IDENTITY: Self = Self::unauthorised(Outcome::IdentityMissing);
     /// There are no users, rooms or protocols of ours.
-    pub const NOTHING_OF_OURS: Self = Self::new(StatusCode::NOT_FOUND, "M_NOT_FOUND", "There is no such thing here");
-    /// The call of the webhook is not the SFU's.
-    pub const BAD_WEBHOOK: Self = Self::unauthorised(Reason::WebhookRejected);
-    /// A defect of this service.
-    pub const INTERNAL: Self = Self {
-        reason: Some(Reason::InternalError),
-        ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN", "Internal Server Error")
-    };
+    pub const NOTHING_OF_OURS: Self = Self::new(
+        StatusCode::NOT_FOUND,
+        "M_NOT_FOUND",
+        Outcome::NotFound,
+        "There is no such thing here",
+    );
+    /// What was sent to the webhook is not the SFU's.
+    pub const BAD_WEBHOOK: Self = Self::unauthorised(Outcome::WebhookRejected);
+    /// A defect.
+    pub const INTERNAL: Self = Self::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "M_UNKNOWN",
+        Outcome::InternalError,
+        "Internal Server Error",
+    );
 
     /// The head of a request is not one; the HTTP library has chosen the status.
     pub(super) const fn unreadable(status: StatusCode) -> Self {
         if status.as_u16() == StatusCode::BAD_REQUEST.as_u16() {
-            Self::new(status, "M_UNKNOWN", "The request is not HTTP/1.1 as it should be")
+            Self::new(
+                status,
+                "M_UNKNOWN",
+                Outcome::BadRequest,
+                "The request is not HTTP/1.1 as it should be",
+            )
         } else {
-            Self::new(status, "M_TOO_LARGE", "The head of the request is too large")
+            Self::new(status, "M_TOO_LARGE", Outcome::TooLarge, "The head of the request is too large")
         }
     }
 
-    const fn new(status: StatusCode, errcode: &'static str, text: &'static str) -> Self {
+    const fn new(status: StatusCode, errcode: &'static str, outcome: Outcome, text: &'static str) -> Self {
         Self {
             status,
             errcode,
             text,
-            reason: None,
+            outcome,
             retry_after: None,
         }
     }
 
     const fn bad_json(text: &'static str) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "M_BAD_JSON", text)
+        Self::new(StatusCode::BAD_REQUEST, "M_BAD_JSON", Outcome::BadRequest, text)
     }
 
     const fn missing_param(text: &'static str) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "M_MISSING_PARAM", text)
+        Self::new(StatusCode::BAD_REQUEST, "M_MISSING_PARAM", Outcome::BadRequest, text)
     }
 
     const fn bad_param(text: &'static str) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "M_INVALID_PARAM", text)
+        Self::new(StatusCode::BAD_REQUEST, "M_INVALID_PARAM", Outcome::BadRequest, text)
     }
 
     const fn forbidden(text: &'static str) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "M_FORBIDDEN", text)
+        Self::new(StatusCode::FORBIDDEN, "M_FORBIDDEN", Outcome::NotAllowed, text)
     }
 
     /// A neighbour of ours did not do its part.
     fn of_neighbour(status: StatusCode, text: &'static str, may_pass: bool) -> Self {
+        let outcome = if may_pass {
+            Outcome::HomeserverUnreachable
+        } else {
+            Outcome::HomeserverError
+        };
+        Self::new(status, "M_UNKNOWN", outcome, text)
+    }
+
+    const fn limit_reached(text: &'static str) -> Self {
         Self {
-            reason: Some(if may_pass {
-                Reason::HomeserverUnreachable
-            } else {
-                Reason::HomeserverError
-            }),
-            ..Self::new(status, "M_UNKNOWN", text)
+            retry_after: Some(60),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED", Outcome::LimitReached, text)
         }
     }
 
@@ -184,28 +194,37 @@ impl ApiError {
     fn limited(wait: Duration) -> Self {
         let seconds = wait.as_millis().div_ceil(1000).max(1);
         Self {
-            reason: Some(Reason::HomeserverUnreachable),
             retry_after: Some(u32::try_from(seconds).unwrap_or(u32::MAX).min(MAX_WAIT_SECONDS)),
             ..Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "M_LIMIT_EXCEEDED",
+                Outcome::HomeserverLimited,
                 "The homeserver is asked too often",
             )
         }
     }
 
-    const fn unauthorised(reason: Reason) -> Self {
-        Self {
-            reason: Some(reason),
-            ..Self::new(StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED", "The request could not be authorised.")
-        }
+    const fn unauthorised(outcome: Outcome) -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "M_UNAUTHORIZED",
+            outcome,
+            "The request could not be authorised.",
+        )
     }
 
-    const fn no_room(reason: Reason) -> Self {
-        Self {
-            reason: Some(reason),
-            ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN", "Unable to create room on SFU")
-        }
+    const fn no_room(outcome: Outcome) -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "M_UNKNOWN",
+            outcome,
+            "Unable to create room on SFU",
+        )
+    }
+
+    /// The same error under another word.
+    const fn called(self, outcome: Outcome) -> Self {
+        Self { outcome, ..self }
     }
 }
 
@@ -263,46 +282,41 @@ pub(super) enum Route {
 impl ApiError {
     pub(super) fn of(refusal: &Refusal, route: Route) -> Self {
         match refusal {
-            Refusal::BadServerName => Self::unauthorised(Reason::InvalidServerName),
-            Refusal::Unverified(Unverified::Rejected) => Self::unauthorised(Reason::TokenRejected),
-            Refusal::Unverified(Unverified::Unreachable { .. }) => Self::unauthorised(Reason::HomeserverUnreachable),
-            Refusal::Unverified(Unverified::Unusable { .. }) => Self::unauthorised(Reason::HomeserverError),
-            Refusal::Unverified(Unverified::ForeignUser) | Refusal::UserMismatch => Self::unauthorised(Reason::UserMismatch),
+            Refusal::BadServerName => Self::unauthorised(Outcome::InvalidServerName),
             Refusal::Unverified(Unverified::Busy) => Self::BUSY,
+            Refusal::Unverified(unverified) => Self::unauthorised(unverified.outcome()),
+            Refusal::UserMismatch => Self::unauthorised(Outcome::UserMismatch),
             Refusal::DelegationDenied => {
                 let text = "Delegation of delayed events is only supported for full access users";
                 match route {
-                    Route::Token => Self::bad_json(text),
+                    Route::Token => Self::bad_json(text).called(Outcome::NotAllowed),
                     Route::Delegation => Self::forbidden(text),
                 }
             }
             Refusal::DelegationTooLong => BadRequest::TooLong.into(),
             // On the token routes the call matters more than its leave: the client asks again without it.
             Refusal::NotReady | Refusal::DelegationLimit(CapacityError::Stopping) => match route {
-                Route::Token => Self::bad_json("Delegation of delayed events is not available at the moment"),
+                Route::Token => Self::bad_json("Delegation of delayed events is not available at the moment").called(Outcome::NotReady),
                 Route::Delegation => Self::NOT_READY,
             },
             Refusal::DelegationLimit(_) => {
                 let text = "Too many delayed events are delegated already";
                 match route {
-                    Route::Token => Self::bad_json(text),
-                    Route::Delegation => Self {
-                        retry_after: Some(60),
-                        ..Self::new(StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED", text)
-                    },
+                    Route::Token => Self::bad_json(text).called(Outcome::LimitReached),
+                    Route::Delegation => Self::limit_reached(text),
                 }
             }
-            Refusal::ClientApi(_) => Self::bad_json("Unable to resolve client-server API"),
+            Refusal::ClientApi(_) => Self::bad_json("Unable to resolve client-server API").called(Outcome::ClientApiNotFound),
             // A page of something in between is nothing that the SFU said.
-            Refusal::Sfu(SfuError::NotLiveKit(_)) => Self::no_room(Reason::SfuUnreachable),
-            Refusal::Sfu(error) if error.may_pass() => Self::no_room(Reason::SfuUnreachable),
-            Refusal::Sfu(_) => Self::no_room(Reason::SfuRejected),
+            Refusal::Sfu(SfuError::NotLiveKit(_)) => Self::no_room(Outcome::SfuUnreachable),
+            Refusal::Sfu(error) if error.may_pass() => Self::no_room(Outcome::SfuUnreachable),
+            Refusal::Sfu(_) => Self::no_room(Outcome::SfuRejected),
             Refusal::Mint(_) => Self::INTERNAL,
-            Refusal::NotJoined => Self::forbidden("Not joined to the Matrix room"),
+            Refusal::NotJoined => Self::forbidden("Not joined to the Matrix room").called(Outcome::NotJoined),
             Refusal::OwnClientApi(Failure::Timeout) | Refusal::OutOfTime => {
                 Self::of_neighbour(StatusCode::BAD_GATEWAY, "The homeserver does not answer", true)
             }
-            Refusal::OwnClientApi(_) => Self::bad_json("Unable to resolve client-server API"),
+            Refusal::OwnClientApi(_) => Self::bad_json("Unable to resolve client-server API").called(Outcome::ClientApiNotFound),
             Refusal::Membership(error) | Refusal::Event(error) | Refusal::Relay(error) if error.limited_for().is_some() => {
                 Self::limited(error.limited_for().unwrap_or_default())
             }
@@ -311,11 +325,8 @@ impl ApiError {
                 "The homeserver does not say who is in the room",
                 error.may_pass(),
             ),
-            Refusal::TooManyTokens => Self {
-                retry_after: Some(60),
-                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED", "Too many tokens are in use")
-            },
-            Refusal::OtherSfu => Self::bad_param("The request body `url` is not the SFU of this service"),
+            Refusal::TooManyTokens => Self::limit_reached("Too many tokens are in use"),
+            Refusal::OtherSfu => Self::bad_param("The request body `url` is not the SFU of this service").called(Outcome::OtherSfu),
             Refusal::BadUserId | Refusal::NotOurUser(_) => Self::bad_param("The user id is not one of that homeserver"),
             Refusal::ForeignUser => Self::forbidden("The user is not one of the homeserver that asks"),
             Refusal::ClaimedUser => Self::bad_param("The request body `member` claims another user"),
@@ -376,10 +387,10 @@ mod tests {
     #[test]
     fn every_refusal_has_its_row() {
         for (refusal, status, errcode, reason) in [
-            (Refusal::DelegationDenied, 400, "M_BAD_JSON", None),
-            (Refusal::ClientApi(Failure::Timeout), 400, "M_BAD_JSON", None),
-            (Refusal::BadServerName, 401, "M_UNAUTHORIZED", Some(Reason::InvalidServerName)),
-            (Unverified::Rejected.into(), 401, "M_UNAUTHORIZED", Some(Reason::TokenRejected)),
+            (Refusal::DelegationDenied, 400, "M_BAD_JSON", Outcome::NotAllowed),
+            (Refusal::ClientApi(Failure::Timeout), 400, "M_BAD_JSON", Outcome::ClientApiNotFound),
+            (Refusal::BadServerName, 401, "M_UNAUTHORIZED", Outcome::InvalidServerName),
+            (Unverified::Rejected.into(), 401, "M_UNAUTHORIZED", Outcome::TokenRejected),
             (
                 Unverified::Unusable {
                     answer: Answer::NoSub,
@@ -388,18 +399,18 @@ mod tests {
                 .into(),
                 401,
                 "M_UNAUTHORIZED",
-                Some(Reason::HomeserverError),
+                Outcome::HomeserverError,
             ),
-            (Unverified::ForeignUser.into(), 401, "M_UNAUTHORIZED", Some(Reason::UserMismatch)),
-            (Refusal::UserMismatch, 401, "M_UNAUTHORIZED", Some(Reason::UserMismatch)),
-            (Unverified::Busy.into(), 503, "M_UNKNOWN", None),
-            (SfuError::Timeout.into(), 500, "M_UNKNOWN", Some(Reason::SfuUnreachable)),
-            (SfuError::NotLiveKit(401).into(), 500, "M_UNKNOWN", Some(Reason::SfuUnreachable)),
-            (SfuError::WrongSecret.into(), 500, "M_UNKNOWN", Some(Reason::SfuRejected)),
+            (Unverified::ForeignUser.into(), 401, "M_UNAUTHORIZED", Outcome::UserMismatch),
+            (Refusal::UserMismatch, 401, "M_UNAUTHORIZED", Outcome::UserMismatch),
+            (Unverified::Busy.into(), 503, "M_UNKNOWN", Outcome::Busy),
+            (SfuError::Timeout.into(), 500, "M_UNKNOWN", Outcome::SfuUnreachable),
+            (SfuError::NotLiveKit(401).into(), 500, "M_UNKNOWN", Outcome::SfuUnreachable),
+            (SfuError::WrongSecret.into(), 500, "M_UNKNOWN", Outcome::SfuRejected),
         ] {
             let error = ApiError::of(&refusal, Route::Token);
             assert_eq!(
-                (error.status.as_u16(), error.errcode, error.reason),
+                (error.status.as_u16(), error.errcode, error.outcome),
                 (status, errcode, reason),
                 "{refusal}"
             );

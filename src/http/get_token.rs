@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::App;
 use super::error::{ApiError, Route};
 use super::place::Place;
-use super::refused::log;
+use super::refused::tell;
 use super::request::{Received, json_reply};
 use crate::connections::Pot;
 use crate::exchange::Patience;
@@ -39,14 +39,13 @@ pub(super) async fn token(
     patience: fn(Instant) -> Patience,
 ) -> Result<String, ApiError> {
     let (received, request) = Received::parse(request, Pot::Strangers, parse).await?;
-    let server = request.openid_token.unverified_server_name.clone();
-    let place = Place::take(app, &received.connection, &server)?;
+    let place = Place::take(app, &received.connection, &request.openid_token.unverified_server_name)?;
     // In memory of its own, so that a request whose body is on its way does not have it.
     let exchange = Box::pin(app.exchange.exchange(request, received.arrival(patience), || place.keep()));
     match place.hold(exchange).await? {
         Ok(jwt) => Ok(jwt),
         Err(refusal) => {
-            log(&refusal, &server, app.exchange.homeservers.class(&server), received.id());
+            tell(&refusal);
             Err(ApiError::of(&refusal, Route::Token))
         }
     }

@@ -6,6 +6,8 @@ use super::App;
 use super::error::ApiError;
 use crate::admission::room::{Entered, Room, Ticket};
 use crate::connections::Connection;
+use crate::metrics::Limit;
+use crate::request_line::note;
 use crate::server_name::ServerName;
 
 /// The waiting room of complete requests.
@@ -39,16 +41,17 @@ impl<'a> Place<'a> {
         let mut ticket = None;
         if let Ok(server) = ServerName::parse(unverified_server_name) {
             let who = app.exchange.openid.who(&server);
+            note(|line| (line.class, line.server) = (Some(who.class), Some(server.as_str().into())));
             let entered = waiting.lock().enter(who, connection.clone());
             ticket = Some(match entered {
                 Entered::In(ticket) => ticket,
                 Entered::InsteadOf(ticket, other) => {
-                    connection.crowded("requests in flight");
+                    connection.crowded(Limit::RequestsInFlight);
                     other.answer_busy();
                     ticket
                 }
                 Entered::Full => {
-                    connection.crowded("requests in flight");
+                    connection.crowded(Limit::RequestsInFlight);
                     return Err(ApiError::BUSY);
                 }
             });

@@ -13,9 +13,12 @@ use super::App;
 use super::body;
 use super::edge::Arrived;
 use super::error::ApiError;
+use super::refused::tell_mistake;
 use crate::clock::unix_seconds;
 use crate::connections::Pot;
 use crate::log_throttle::LogThrottle;
+use crate::metrics::{METRICS, WebhookResult};
+use crate::request_line::note;
 use crate::sfu::webhook::{Claims, Unverified, Webhook};
 
 static UNREADABLE: LogThrottle = LogThrottle::once_a_minute();
@@ -32,8 +35,9 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let claims = Claims::verify(authorization, &app.keys, unix_seconds()).map_err(|error| refuse(&app, error))?;
+    note(|line| line.is_proven = true);
     if !app.exchange.leaves.takes_webhooks() {
-        return Err(ApiError::NOT_READY);
+        return Err(not_ready());
     }
     let _place = app.webhooks.try_acquire().map_err(|_| ApiError::BUSY)?;
     let declared = body::declared(&head.headers);
@@ -42,10 +46,11 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     let verified = claims.body_matches(&body).map_err(|error| refuse(&app, error))?;
     // The end may have begun while the body was on its way.
     if !app.exchange.leaves.takes_webhooks() {
-        return Err(ApiError::NOT_READY);
+        return Err(not_ready());
     }
     match Webhook::parse(&body) {
         Ok(webhook) => {
+            METRICS.webhook(WebhookResult::Accepted, unix_seconds());
             app.exchange.sfu.told(&webhook);
             if let Some(kick) = &app.exchange.kick {
                 kick.handle_webhook(&webhook);
@@ -53,18 +58,28 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
             app.exchange.leaves.webhook(verified, &webhook);
         }
         // The SFU's own, whatever it means: sending it again would not help.
-        Err(error) => UNREADABLE.log(|count| {
-            tracing::warn!(
-                reason = error.to_string(),
-                count,
-                "a webhook of the SFU cannot be read and is ignored"
-            );
-        }),
+        Err(error) => {
+            METRICS.webhook(WebhookResult::Unreadable, unix_seconds());
+            UNREADABLE.log(|count| {
+                tracing::warn!(
+                    reason = error.to_string(),
+                    count,
+                    "a webhook of the SFU cannot be read and is ignored"
+                );
+            });
+        }
     }
     Ok(StatusCode::OK)
 }
 
+fn not_ready() -> ApiError {
+    METRICS.webhook(WebhookResult::NotReady, unix_seconds());
+    ApiError::NOT_READY
+}
+
 fn refuse(app: &App, error: Unverified) -> ApiError {
+    METRICS.webhook(WebhookResult::Rejected, unix_seconds());
+    tell_mistake(&error);
     app.bad_webhooks.log(|count| {
         let (reason, remedy) = (error.to_string(), error.remedy());
         tracing::warn!(reason, count, remedy, "webhooks are refused");

@@ -18,6 +18,7 @@ use url::Url;
 
 use super::endpoint::Endpoint;
 use super::refusal::{self, SfuError};
+use crate::metrics::{CallResult, METRICS, NeighbourCall};
 use crate::token::Minter;
 
 /// Time that an ordinary call may take.
@@ -91,7 +92,7 @@ impl Api {
             room_create: true,
             ..VideoGrants::default()
         })?;
-        let (created, answered_at) = self.call::<Room>(&self.methods.create_room, bearer, &request, CALL_TIMEOUT).await?;
+        let (created, answered_at) = self.call::<Room>(NeighbourCall::CreateRoom, bearer, &request, CALL_TIMEOUT).await?;
         its_own(created.name == room)?;
         Ok((created, answered_at))
     }
@@ -104,7 +105,7 @@ impl Api {
         })?;
         let request = ListRoomsRequest { names };
         let (list, _) = self
-            .call::<ListRoomsResponse>(&self.methods.list_rooms, bearer, &request, CALL_TIMEOUT)
+            .call::<ListRoomsResponse>(NeighbourCall::ListRooms, bearer, &request, CALL_TIMEOUT)
             .await?;
         Ok(list.rooms)
     }
@@ -117,7 +118,7 @@ impl Api {
             ..RoomParticipantIdentity::default()
         };
         let (participant, _) = self
-            .call::<ParticipantInfo>(&self.methods.get_participant, self.admin(room)?, &request, within)
+            .call::<ParticipantInfo>(NeighbourCall::GetParticipant, self.admin(room)?, &request, within)
             .await?;
         its_own(participant.identity == identity)?;
         Ok(participant)
@@ -132,7 +133,7 @@ impl Api {
             identity: identity.to_owned(),
             revoke_token_ts: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
         };
-        self.call::<RemoveParticipantResponse>(&self.methods.remove_participant, self.admin(room)?, &request, CALL_TIMEOUT)
+        self.call::<RemoveParticipantResponse>(NeighbourCall::RemoveParticipant, self.admin(room)?, &request, CALL_TIMEOUT)
             .await?;
         Ok(())
     }
@@ -141,27 +142,29 @@ impl Api {
     pub(super) async fn list_participants(&self, room: &str, within: Duration) -> Result<Vec<ParticipantInfo>, SfuError> {
         let request = ListParticipantsRequest { room: room.to_owned() };
         let (list, _) = self
-            .call::<ListParticipantsResponse>(&self.methods.list_participants, self.admin(room)?, &request, within)
+            .call::<ListParticipantsResponse>(NeighbourCall::ListParticipants, self.admin(room)?, &request, within)
             .await?;
         Ok(list.participants)
     }
 
     async fn call<T: Message + Default>(
         &self,
-        method: &Url,
+        call: NeighbourCall,
         bearer: HeaderValue,
         request: &impl Message,
         within: Duration,
     ) -> Result<(T, Option<u64>), SfuError> {
+        let began = Instant::now();
         let request = self
             .endpoint
             .client()?
-            .post(method.clone())
+            .post(self.methods.of(call).clone())
             .header(header::AUTHORIZATION, bearer)
             .header(header::CONTENT_TYPE, PROTOBUF)
             .timeout(within)
             .body(request.encode_to_vec());
         let answer = read(request).await;
+        METRICS.called(call, result(&answer), began.elapsed());
         if answer
             .as_ref()
             .is_err_and(|error| error.connection_failed() || error.is_elsewhere())
@@ -206,6 +209,23 @@ impl Api {
 }
 
 impl Methods {
+    const fn of(&self, call: NeighbourCall) -> &Url {
+        match call {
+            NeighbourCall::ListRooms => &self.list_rooms,
+            NeighbourCall::GetParticipant => &self.get_participant,
+            NeighbourCall::ListParticipants => &self.list_participants,
+            NeighbourCall::RemoveParticipant => &self.remove_participant,
+            // The others are not calls to the SFU.
+            NeighbourCall::CreateRoom
+            | NeighbourCall::Userinfo
+            | NeighbourCall::RestartDelayedEvent
+            | NeighbourCall::SendDelayedEvent
+            | NeighbourCall::CancelDelayedEvent
+            | NeighbourCall::IsJoined
+            | NeighbourCall::Write => &self.create_room,
+        }
+    }
+
     fn below(base: &Url) -> Self {
         let prefix = base.path().trim_end_matches('/');
         let method = |name: &str| {
@@ -240,6 +260,14 @@ async fn read<T: Message + Default>(request: reqwest::RequestBuilder) -> Result<
     }
     let message = T::decode(reply.as_slice()).map_err(|_| SfuError::NotLiveKit(status.as_u16()))?;
     Ok((message, date(headers)))
+}
+
+fn result<T>(answer: &Result<T, SfuError>) -> CallResult {
+    match answer {
+        Ok(_) => CallResult::Ok,
+        Err(error) if error.is_refusal() || matches!(error, SfuError::NotFound) => CallResult::Refused,
+        Err(_) => CallResult::Failed,
+    }
 }
 
 /// A yes counts only where it is about what was asked.

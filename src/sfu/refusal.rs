@@ -80,6 +80,12 @@ impl SfuError {
         )
     }
 
+    /// Whether it says that the SFU cannot be used, and not only that one question cannot be answered.
+    #[must_use]
+    pub const fn is_about_the_sfu(&self) -> bool {
+        !matches!(self, Self::NotFound | Self::Refused(_) | Self::TooLarge)
+    }
+
     /// Whether the SFU may be elsewhere by now, and its old place somebody else's.
     #[must_use]
     pub fn is_elsewhere(&self) -> bool {

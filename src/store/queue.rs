@@ -19,6 +19,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::{Change, MAX_TOKEN_BYTES, Part, Store, StoreError, Table, homeservers};
 use crate::log_throttle::LogThrottle;
+use crate::metrics::{METRICS, Neighbour};
+use crate::state::Age;
 use crate::store::record::MAX_BYTES;
 
 /// Most changes that are written at once.
@@ -646,6 +648,7 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
 /// Failures in a row, and what was said about them.
 struct Trouble {
     failures: u32,
+    since: Option<Instant>,
     /// Throttle of the warnings; `None` where nobody is warned.
     log: Option<LogThrottle>,
     told: bool,
@@ -655,6 +658,7 @@ impl Trouble {
     fn of(table: Table) -> Self {
         Self {
             failures: 0,
+            since: None,
             log: (!table.is_optional()).then(LogThrottle::once_a_minute),
             told: false,
         }
@@ -662,6 +666,11 @@ impl Trouble {
 
     fn warn(&mut self, error: &StoreError, what: impl Display) {
         self.failures = self.failures.saturating_add(1);
+        self.since.get_or_insert_with(Instant::now);
+        METRICS.store_errors.up();
+        if self.log.is_some() {
+            METRICS.is_up(Neighbour::Store, false);
+        }
         let (reason, remedy) = (error.to_string(), error.remedy());
         tracing::debug!(reason, failures = self.failures, "{what}");
         if let Some(log) = &self.log {
@@ -675,8 +684,12 @@ impl Trouble {
     /// Whether there was any. Trouble that comes and goes is told of no more often than trouble that stays.
     fn over(&mut self, what: impl Display) -> bool {
         let failures = std::mem::take(&mut self.failures);
+        let after = self.since.take().map(|since| since.elapsed()).unwrap_or_default();
+        if self.log.is_some() {
+            METRICS.is_up(Neighbour::Store, true);
+        }
         if std::mem::take(&mut self.told) {
-            tracing::info!(failures, "{what}");
+            tracing::info!(failures, "{what}, after {}", Age(after));
         }
         failures > 0
     }

@@ -8,10 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
-
+use super::line::push_time;
 use crate::config::LogFormat;
 
 /// Bytes of all lines that wait or are being written.
@@ -26,6 +23,8 @@ const BEGINNING: usize = MAX_LINE / 4;
 const GROWTH: usize = 256 * 1024;
 /// Bytes written at once, or one line: what a pipe takes as a whole, so that other writers cannot cut a line in two.
 const AT_ONCE: usize = 4096;
+/// Lines that came quietly wait for company, up to so many bytes.
+const COMPANY: usize = 16 * 1024;
 /// Bytes of memory that an idle queue keeps.
 const IDLE: usize = 16 * 1024;
 /// Before another try where stderr takes nothing and does not block.
@@ -71,6 +70,26 @@ impl LogWriter {
 
     /// Takes one line with its end, or drops it and counts. Never waits for the reader.
     pub(super) fn push(&self, line: &[u8], format: LogFormat) {
+        self.put(line, format);
+        self.wake();
+    }
+
+    /// The same without waking the thread, unless many lines wait. True where [`Self::wake`] has to be called soon.
+    pub(super) fn push_quietly(&self, line: &[u8], format: LogFormat) -> bool {
+        let is_many = self.put(line, format) > COMPANY;
+        if is_many {
+            self.wake();
+        }
+        !is_many
+    }
+
+    /// Wakes the thread.
+    pub(super) fn wake(&self) {
+        self.0.filled.notify_one();
+    }
+
+    /// The bytes that wait now.
+    fn put(&self, line: &[u8], format: LogFormat) -> usize {
         let cut = (line.len() > MAX_LINE).then(|| cut(line, format));
         let line = cut.as_deref().map_or(line, str::as_bytes);
         let mut queue = self.0.lock();
@@ -80,19 +99,19 @@ impl LogWriter {
         };
         if queue.waiting.len() + queue.under_way + notice.len() + line.len() > MAX_WAITING {
             queue.dropped += 1;
-            return;
+            return queue.waiting.len();
         }
         queue.dropped = 0;
         let growth = queue.waiting.len().min(GROWTH).max(notice.len() + line.len());
         queue.waiting.reserve_exact(growth);
         queue.waiting.extend_from_slice(notice.as_bytes());
         queue.waiting.extend_from_slice(line);
-        drop(queue);
-        self.0.filled.notify_one();
+        queue.waiting.len()
     }
 
     /// Waits until everything is written, `within` at most.
     pub(super) fn flush(&self, within: Duration) {
+        self.wake();
         let queue = self.0.lock();
         // Whether it was in time makes no difference to the end of the process.
         let _ = self
@@ -173,7 +192,7 @@ fn cut(line: &[u8], format: LogFormat) -> String {
 /// A line that the log says about itself, in the form of the others.
 fn own_line(message: &str, beginning: Option<&str>, format: LogFormat) -> String {
     let mut time = String::new();
-    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    push_time(&mut time);
     let target = module_path!();
     match format {
         LogFormat::Text => format!("{time}  WARN {target}: {message}\n"),
@@ -184,31 +203,6 @@ fn own_line(message: &str, beginning: Option<&str>, format: LogFormat) -> String
             }
             format!("{line}\n")
         }
-    }
-}
-
-/// Where the subscriber writes: each event is one line.
-pub(super) struct Lines {
-    pub(super) writer: LogWriter,
-    pub(super) format: LogFormat,
-}
-
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = &'a Self;
-
-    fn make_writer(&'a self) -> Self::Writer {
-        self
-    }
-}
-
-impl Write for &Lines {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.writer.push(line, self.format);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -316,7 +316,7 @@ fn an_interval_of_zero_is_off() {
 
 #[test]
 fn nobody_is_named_in_the_log() {
-    let scene = Scene::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info").env("LIVEKIT_LOG_USERS", "none"));
     let alice = scene.token("alice");
     scene.join(&alice);
     scene.matrix.fail(Some(Reply::Close));

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 /// The modules of the library, the lowest first. Each may use those before it.
 const FLOORS: &[&str] = &[
     // values
+    "outcome",
+    "metrics",
     "secret",
     "server_name",
     "identity",
@@ -27,12 +29,14 @@ const FLOORS: &[&str] = &[
     "clock",
     "log_throttle",
     "single_flight",
+    "state",
     "hold",
     "tls",
     "dns",
     "connections",
     "config",
     "telemetry",
+    "request_line",
     "healthcheck",
     "registration",
     "cli",
@@ -76,6 +80,7 @@ const PURE: &[&str] = &[
     "text.rs",
     "livekit.rs",
     "delayed_event.rs",
+    "outcome.rs",
     "wire.rs",
     "identity.rs",
     "access.rs",

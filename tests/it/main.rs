@@ -37,6 +37,7 @@ mod pressure;
 mod real;
 mod recorded_webhooks;
 mod routes;
+mod says;
 mod second_look;
 mod sfu_calls;
 mod sfu_get;

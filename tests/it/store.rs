@@ -5,7 +5,8 @@ mod odd;
 mod refused;
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fmt::Debug;
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,7 @@ use lk_jwt_service::store::token::{self, StoredToken};
 use lk_jwt_service::store::{JobRecord, Jobs, Part, Replaced, Seen, Store, StoreError, Stored, StoredJobs, VerifiedHomeservers};
 use lk_jwt_service::tls::{Given, Tls};
 use tokio::time::{Instant, sleep, timeout};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use crate::support::ca::Ca;
 use crate::support::dns::Dns as Zone;
@@ -654,18 +656,20 @@ fn verified(store: impl AsyncFn() -> Store) {
     });
 }
 
-/// A log in memory.
+/// A log in memory: what is at `info` or above.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+struct Lines(Arc<Mutex<String>>);
 
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
+impl<S: tracing::Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let level = *event.metadata().level();
+        if level <= tracing::Level::INFO {
+            let mut line = format!(" {level} ");
+            event.record(&mut |field: &tracing::field::Field, value: &dyn Debug| {
+                line += &format!("{field}={value:?} ");
+            });
+            self.0.lock().unwrap().push_str(&(line + "\n"));
+        }
     }
 }
 
@@ -692,7 +696,7 @@ fn a_redis_that_denies_the_hash_of_homeservers_keeps_jobs_all_the_same() {
         }
         let lines = Lines::default();
         let log = lines.clone();
-        let subscriber = tracing_subscriber::fmt().with_writer(move || log.clone()).with_ansi(false).finish();
+        let subscriber = tracing_subscriber::registry().with(log);
         let logging = tracing::subscriber::set_default(subscriber);
         on_one_thread(async {
             let store = redis_as(&format!("redis://{}", server.address()), 0, Some(user), Some("password"));
@@ -708,7 +712,7 @@ fn a_redis_that_denies_the_hash_of_homeservers_keeps_jobs_all_the_same() {
             assert_eq!(jobs.stop(Instant::now() + SOON).await, 0);
         });
         drop(logging);
-        let log = String::from_utf8(lines.0.lock().unwrap().clone()).expect("text");
+        let log = lines.0.lock().unwrap().clone();
         assert_eq!(log.lines().count(), 1, "{log}");
         assert!(
             log.contains(" INFO ") && log.contains("verified homeservers are not stored"),

@@ -12,10 +12,9 @@ use serde_json::json;
 
 use super::super::App;
 use super::super::error::{ApiError, Route};
-use super::super::refused::log;
+use super::super::refused::tell;
 use super::super::request::json_reply;
 use super::{Appservice, USER, heard};
-use crate::admission::Class;
 use crate::wire::ClientDelegationRequest;
 
 pub(super) async fn post(
@@ -27,7 +26,7 @@ pub(super) async fn post(
     match appservice.service.delegate(&user, request, received.at).await {
         Ok(()) => json_reply(&json!({})),
         Err(refusal) => {
-            log(&refusal, "", Class::Listed, received.id());
+            tell(&refusal);
             Err(ApiError::of(&refusal, Route::Delegation))
         }
     }

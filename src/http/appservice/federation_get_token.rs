@@ -10,7 +10,7 @@ use http::Request;
 
 use super::super::App;
 use super::super::error::{ApiError, Route};
-use super::super::refused::log;
+use super::super::refused::tell;
 use super::super::request::json_reply;
 use super::{Appservice, ORIGIN, heard};
 use crate::wire::{FederationTokenRequest, TokenReply};
@@ -24,7 +24,7 @@ pub(super) async fn post(
     match appservice.service.federation_token(&origin, &request, received.at).await {
         Ok(jwt) => json_reply(&TokenReply { url: None, jwt }),
         Err(refusal) => {
-            log(&refusal, &origin, app.exchange.homeservers.class(&origin), received.id());
+            tell(&refusal);
             Err(ApiError::of(&refusal, Route::Delegation))
         }
     }

@@ -10,10 +10,9 @@ use http::Request;
 
 use super::super::App;
 use super::super::error::{ApiError, Route};
-use super::super::refused::log;
+use super::super::refused::tell;
 use super::super::request::json_reply;
 use super::{Appservice, USER, heard};
-use crate::admission::Class;
 use crate::wire::{ClientTokenRequest, TokenReply};
 
 pub(super) async fn post(
@@ -28,8 +27,7 @@ pub(super) async fn post(
             jwt,
         }),
         Err(refusal) => {
-            let server = request.server_name.as_deref().unwrap_or_default();
-            log(&refusal, server, Class::Listed, received.id());
+            tell(&refusal);
             Err(ApiError::of(&refusal, Route::Delegation))
         }
     }

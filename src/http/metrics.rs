@@ -1,0 +1,34 @@
+//! `GET /metrics` on the main port, where `LIVEKIT_METRICS_BIND=main` asks for it: in this spelling only, never below the prefix,
+//! and not for what came through a proxy.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use http::{HeaderMap, HeaderValue, header};
+
+use super::App;
+use super::error::ApiError;
+use crate::metrics::{CONTENT_TYPE, METRICS};
+
+/// Headers that proxies add.
+const OF_PROXIES: [&str; 3] = ["x-forwarded-for", "forwarded", "via"];
+
+pub(super) async fn get(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, ApiError> {
+    if !app.serves_metrics || OF_PROXIES.iter().any(|name| headers.contains_key(*name)) {
+        return Err(ApiError::NOT_FOUND);
+    }
+    let mut response = app.metrics().into_response();
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+    Ok(response)
+}
+
+impl App {
+    /// Everything that is counted, as Prometheus reads it.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        METRICS.text(&self.exchange.leaves.gauges())
+    }
+}

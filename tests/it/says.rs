@@ -1,0 +1,586 @@
+//! It says what happened: one line for each request in one vocabulary, the metrics, and what is told of the configuration.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use lk_jwt_service::outcome::Outcome;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::support::bodies::{self, with};
+use crate::support::client::{Answer, Call, Connection, call};
+use crate::support::neighbour::Reply;
+use crate::support::scene::{SOON, Scene};
+use crate::support::service::{Setup, free_address};
+use crate::support::sfu::Fault;
+use crate::support::world::World;
+use crate::support::{client_api, nothing_may_be_left_out, secrets, unique_room, wait_until};
+
+/// The fields of a line in JSON.
+fn object(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|e| panic!("no JSON ({e}): {line:?}"))
+}
+
+/// The lines about requests.
+fn requests(log: &str) -> Vec<Value> {
+    let objects = log.lines().map(object);
+    objects.filter(|object| object["target"] == "request").collect()
+}
+
+/// The line of the request with this id.
+fn line_of(world: &World, id: &str) -> Value {
+    object(&world.service.wait_log(&["\"target\":\"request\"", &format!("\"{id}\"")]))
+}
+
+fn json_world(change: impl FnOnce(Setup) -> Setup) -> World {
+    World::with(|setup| change(setup.env("LIVEKIT_LOG_FORMAT", "json").env("LIVEKIT_LOG_LEVEL", "info")))
+}
+
+#[test]
+fn a_token_leaves_a_line_with_all_that_it_is_about() {
+    let world = json_world(|setup| setup);
+    let room = unique_room();
+    let ask = Call::json("/livekit/jwt/get_token", &bodies::get_token_of(&world.home, "alice", &room));
+    let ask = ask
+        .header("X-Request-Id", "good")
+        .header("X-Forwarded-For", "10.0.0.1, 8.8.4.4, 192.168.0.1");
+    assert_eq!(world.service.call(&ask).status, 200);
+    let line = line_of(&world, "good");
+    for (field, expected) in [
+        ("level", json!("INFO")),
+        ("route", json!("get_token")),
+        ("method", json!("POST")),
+        ("status", json!(200)),
+        ("outcome", json!("ok")),
+        ("user", json!(world.home.user("alice"))),
+        ("server", json!(world.home.name)),
+        ("matrix_room", json!(room)),
+        ("opens_rooms", json!(true)),
+        ("publishes", json!(true)),
+        ("delegated", json!(false)),
+        ("client", json!("8.8.4.4")),
+    ] {
+        assert_eq!(line[field], expected, "{field} in {line}");
+    }
+    for field in ["total_ms", "verify_ms", "sfu_ms"] {
+        assert!(line[field].is_u64(), "{field} in {line}");
+    }
+    assert!(
+        line["livekit_room"]
+            .as_str()
+            .is_some_and(|alias| world.sfu.rooms().contains(&alias.to_owned()))
+    );
+    assert!(line.get("members_ms").is_none() && line.get("store_ms").is_none(), "{line}");
+}
+
+/// Requests of all kinds, and clients that hang up: as many lines.
+#[test]
+fn every_request_leaves_a_line() {
+    const EACH: usize = 1_000;
+    for level in ["info", "debug"] {
+        let world = json_world(|setup| setup.env("LIVEKIT_LOG_LEVEL", level));
+        let mut calls = Vec::new();
+        let room = unique_room();
+        let good = bodies::get_token_of(&world.home, "alice", &room);
+        let away = bodies::sfu_get_of(&world.away, "bob", &room);
+        for n in 0..EACH {
+            calls.push(Call::json("/get_token", &good));
+            calls.push(Call::json("/sfu/get", &away));
+            calls.push(Call::new("GET", &format!("/nothing/{n}")));
+            calls.push(Call::new("GET", "/get_token"));
+            calls.push(Call::post("/get_token", "nonsense"));
+            calls.push(Call::json(
+                "/sfu/get",
+                &bodies::sfu_get("!r:x", &world.home.name, &secrets::token()),
+            ));
+            calls.push(Call::json("/sfu/get", &bodies::sfu_get("!r:x", "no server", "token")));
+            calls.push(Call::post("/sfu_webhook", "{}"));
+            calls.push(Call::new("OPTIONS", "/get_token"));
+            calls.push(Call::new("GET", "/healthz"));
+        }
+        let probes = 2 * EACH;
+        for answer in world.service.flood(&calls, 50) {
+            assert!(answer.status < 500, "{}", answer.text());
+        }
+        let mut hung_up = 0;
+        world.home.http.refuse();
+        for n in 0..100 {
+            let body = bodies::sfu_get_of(&world.home, "alice", &format!("!hung-up-{n}:x"));
+            let mut connection = world.service.connect();
+            connection.send(&Call::json("/sfu/get", &body).bytes(world.service.address()));
+            drop(connection);
+            hung_up += 1;
+        }
+        let wanted = calls.len() + hung_up - if level == "info" { probes } else { 0 };
+        let healthz = usize::from(level == "debug");
+        let count = || {
+            let log = world.service.log();
+            let lines = requests(&log);
+            let suppressed: u64 = lines.iter().filter_map(|line| line["suppressed"].as_u64()).sum();
+            let lines = lines.iter().filter(|line| line.get("outcome").is_some()).count();
+            let dropped: usize = log
+                .lines()
+                .filter_map(|line| {
+                    object(line)["message"]
+                        .as_str()?
+                        .split_once(" log lines were dropped")?
+                        .0
+                        .parse::<usize>()
+                        .ok()
+                })
+                .sum();
+            (lines + dropped, usize::try_from(suppressed).expect("a count"))
+        };
+        // The start asks for /healthz until it is answered.
+        wait_until("all lines", Duration::from_secs(20), || count().0 + count().1 >= wanted + healthz);
+        let (lines, suppressed) = count();
+        eprintln!("{level}: {wanted} requests, {lines} lines, {suppressed} suppressed");
+        assert!(lines + suppressed <= wanted + healthz * 200, "{lines} + {suppressed} > {wanted}");
+        assert_eq!(suppressed > 0, level == "info");
+        if level == "info" {
+            assert_eq!(lines + suppressed, wanted);
+        }
+        for line in requests(&world.service.log()).iter().filter(|line| line.get("outcome").is_some()) {
+            for field in ["request_id", "route", "method", "total_ms", "client"] {
+                assert!(line.get(field).is_some(), "no {field} in {line}");
+            }
+            assert_ne!(line["server"], "", "{line}");
+            assert_eq!(line.get("status").is_none(), line["outcome"] == "client_gone", "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_gave_up_leaves_what_it_waited_for() {
+    let world = json_world(|setup| setup);
+    world.sfu.fail(Some(Fault::ProxyPage(502)));
+    let ask = Call::json("/get_token", &bodies::get_token_of(&world.home, "alice", &unique_room())).header("X-Request-Id", "gone");
+    let mut connection = world.service.connect();
+    connection.send(&ask.bytes(world.service.address()));
+    wait_until("two tries", SOON, || world.sfu.creations() >= 2);
+    drop(connection);
+    let line = line_of(&world, "gone");
+    assert_eq!(line["outcome"], "client_gone", "{line}");
+    assert_eq!(line["waited_for"], "sfu", "{line}");
+    assert_eq!(line["user"], world.home.user("alice"), "{line}");
+    assert!(line["neighbour_said"].as_str().is_some_and(|said| said.contains("502")), "{line}");
+    assert!(line.get("status").is_none() && line["sfu_ms"].is_u64(), "{line}");
+    // The same while the homeserver is waited for.
+    let world = json_world(|setup| setup);
+    world.home.http.refuse();
+    let ask = Call::json("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &unique_room())).header("X-Request-Id", "gone");
+    let mut connection = world.service.connect();
+    connection.send(&ask.bytes(world.service.address()));
+    connection.half_close();
+    let line = line_of(&world, "gone");
+    assert_eq!(
+        (&line["outcome"], &line["waited_for"]),
+        (&json!("client_gone"), &json!("verify")),
+        "{line}"
+    );
+    assert!(
+        line["neighbour_said"].as_str().is_some_and(|said| said.contains("refused")),
+        "{line}"
+    );
+    assert!(line.get("user").is_none(), "nobody was verified: {line}");
+}
+
+/// A number of the metrics.
+fn sample(text: &str, name: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.parse().ok()).unwrap_or(0.0)
+}
+
+fn metrics_of(world: &World) -> String {
+    let answer = world.service.get("/metrics");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    answer.text()
+}
+
+/// The word in the log is the word in the body and the label of the metric.
+#[test]
+fn one_vocabulary() {
+    let world = json_world(|setup| setup.env("LIVEKIT_METRICS_BIND", "main"));
+    let good = bodies::get_token_of(&world.home, "alice", &unique_room());
+    let unverified = with(&good, "/openid_token/access_token", Some(json!(secrets::token())));
+    let refused = || -> Vec<(Call, Option<Fault>, Outcome)> {
+        let of = |body: &Value| Call::json("/get_token", body);
+        vec![
+            (of(&good), None, Outcome::Ok),
+            (Call::new("GET", "/none"), None, Outcome::NotFound),
+            (Call::new("GET", "/get_token"), None, Outcome::MethodNotAllowed),
+            (Call::post("/get_token", "x"), None, Outcome::BadRequest),
+            (Call::post("/get_token", vec![b' '; 70_000]), None, Outcome::TooLarge),
+            (of(&unverified), None, Outcome::TokenRejected),
+            (
+                of(&with(&good, "/openid_token/matrix_server_name", Some(json!("no server")))),
+                None,
+                Outcome::InvalidServerName,
+            ),
+            (
+                of(&with(&good, "/member/claimed_user_id", Some(json!("@eve:example.org")))),
+                None,
+                Outcome::UserMismatch,
+            ),
+            (
+                of(&with(&good, "/openid_token/matrix_server_name", Some(json!("169.254.1.1")))),
+                None,
+                Outcome::HomeserverUnreachable,
+            ),
+            (
+                of(&bodies::get_token_of(&world.home, "alice", &unique_room())),
+                Some(Fault::NoGrant),
+                Outcome::SfuRejected,
+            ),
+            (Call::post("/token_source", "{}"), None, Outcome::TokenMissing),
+            (Call::post("/sfu_webhook", "{}"), None, Outcome::WebhookRejected),
+            (
+                Call::json(
+                    "/delegate_delayed_leave",
+                    &bodies::delegate_of(&world.away, "bob", &unique_room(), "id", 60_000),
+                ),
+                None,
+                Outcome::NotAllowed,
+            ),
+        ]
+    };
+    for (n, (ask, fault, outcome)) in refused().into_iter().enumerate() {
+        world.sfu.fail(fault);
+        let id = format!("vocabulary-{n}");
+        let count = |text: &str| {
+            let lines = text.lines().filter(|line| line.starts_with("lk_jwt_requests_total{"));
+            let lines = lines.filter(|line| line.contains(&format!("outcome=\"{}\"", outcome.word())));
+            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>()
+        };
+        let before = count(&metrics_of(&world));
+        let answer = world.service.call(&ask.header("X-Request-Id", &id));
+        world.sfu.fail(None);
+        if outcome == Outcome::Ok {
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        } else {
+            assert_eq!(answer.field("reason"), outcome.word(), "{}", answer.text());
+        }
+        let line = line_of(&world, &id);
+        assert_eq!(line["outcome"], outcome.word(), "{line}");
+        // A scrape is a request that went well, too.
+        let own = u64::from(outcome == Outcome::Ok);
+        assert_eq!(count(&metrics_of(&world)), before + 1 + own, "{}", outcome.word());
+    }
+}
+
+/// What names a user, a room or a client, and must not be seen.
+#[test]
+fn people_are_hashed_or_left_out() {
+    for mode in ["full", "hash", "none"] {
+        let scene = Scene::with(|setup| setup.env("LIVEKIT_LOG_USERS", mode).env("RUST_LOG", "lk_jwt_service=trace"));
+        scene.delegate(Duration::from_secs(10));
+        let session = scene.joined();
+        scene.wait_restarts(1);
+        let ask = |headers: &[(&str, &str)], target: &str, body: &Value| -> Answer {
+            let mut ask = Call::json(target, body);
+            for (name, value) in headers {
+                ask = ask.header(name, value);
+            }
+            scene.service.call(&ask)
+        };
+        let good = bodies::get_token_of(&scene.home, "alice", &scene.room);
+        for _ in 0..2 {
+            let answer = ask(&[("X-Forwarded-For", "8.8.4.4"), ("X-Request-Id", "one")], "/get_token", &good);
+            assert_eq!(answer.status, 200);
+        }
+        ask(
+            &[("X-Forwarded-For", "2a00:1450:4001:82f::200e")],
+            "/sfu/get",
+            &bodies::sfu_get_of(&scene.home, "alice", &scene.room),
+        );
+        ask(&[], &format!("/_matrix/app/v1/users/{}", scene.home.user("alice")), &good);
+        ask(
+            &[],
+            "/get_token",
+            &with(&good, "/member/claimed_user_id", Some(json!(scene.home.user("eve")))),
+        );
+        scene.leave(&session, "CLIENT_INITIATED");
+        scene.wait_sent(SOON);
+        scene.service.wait_log(&["delegated leave is over"]);
+        let log = scene.service.log();
+        let names = [
+            scene.home.user("alice"),
+            scene.room.clone(),
+            scene.alias.clone(),
+            session.identity.clone(),
+            "8.8.4.4".into(),
+            "2a00:1450:4001:82f".into(),
+        ];
+        for name in &names {
+            let seen = log.lines().find(|line| line.contains(name.as_str()));
+            if mode == "full" {
+                assert!(seen.is_some() || *name == session.identity, "{name} is not in the log");
+            } else {
+                assert_eq!(seen, None, "{name} is seen with {mode}");
+            }
+        }
+        let line = scene.service.wait_log(&["request:", "\"one\""]);
+        let user = line
+            .split_once(" user=\"")
+            .map(|(_, rest)| rest.split('"').next().unwrap_or_default());
+        match mode {
+            "full" => assert_eq!(user, Some(names[0].as_str())),
+            "hash" => {
+                let user = user.expect("a pseudonym");
+                assert!(user.len() == 12 && user.bytes().all(|b| b.is_ascii_hexdigit()), "{line}");
+                assert!(log.matches(user).count() > 1, "the same person has the same pseudonym");
+                assert!(
+                    line.contains("client=\"8.8.4.0/24\"") && log.contains("client=\"2a00:1450:4001::/48\""),
+                    "{line}"
+                );
+                let plain = Sha256::digest(&names[0])
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect::<String>();
+                assert!(!plain.starts_with(user), "a plain hash is guessed");
+            }
+            _ => assert!(user.is_none() && !log.contains("client="), "{line}"),
+        }
+    }
+}
+
+fn promtool(arguments: &[&str], input: &str) -> Option<String> {
+    let child = Command::new("promtool")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else {
+        assert!(!nothing_may_be_left_out(), "promtool is missing (Debian's package prometheus)");
+        eprintln!("left out: promtool is missing");
+        return None;
+    };
+    child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("a pipe");
+    let output = child.wait_with_output().expect("promtool");
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{said}\n{input}");
+    Some(said)
+}
+
+/// Every family, and how it moves.
+#[test]
+fn metrics_move() {
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_METRICS_BIND", "main"));
+    let text = || {
+        let answer = scene.service.get("/metrics");
+        assert_eq!(answer.status, 200);
+        answer.text()
+    };
+    let before = text();
+    let good = bodies::get_token_of(&scene.home, "alice", &scene.room);
+    assert_eq!(scene.service.post("/get_token", &good).status, 200);
+    assert_eq!(scene.service.post("/get_token", &good).status, 200);
+    scene.service.post(
+        "/get_token",
+        &with(&good, "/openid_token/access_token", Some(json!(secrets::token()))),
+    );
+    let away = with(&good, "/openid_token/matrix_server_name", Some(json!("169.254.169.254")));
+    scene.service.post("/get_token", &away);
+    scene.service.post("/sfu_webhook", &json!({}));
+    scene.delegate(Duration::from_secs(10));
+    let waiting = text();
+    assert!(sample(&waiting, "lk_jwt_jobs{state=\"waiting\"}") > 0.5, "{waiting}");
+    let session = scene.joined();
+    scene.wait_restarts(1);
+    assert!(sample(&text(), "lk_jwt_jobs{state=\"watched\"}") > 0.5);
+    scene.api.answer(|_, _| Reply::json(429, &json!({"errcode": "M_LIMIT_EXCEEDED"})));
+    wait_until("a 429", SOON, || sample(&text(), "lk_jwt_homeserver_rate_limited_total") > 0.5);
+    scene.api.answer(|_, _| client_api::done());
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_sent(SOON);
+    wait_until("the end", SOON, || sample(&text(), "lk_jwt_job_ends_total{reason=\"sent\"}") > 0.5);
+    let after = text();
+    for name in [
+        "lk_jwt_requests_total{route=\"get_token\",outcome=\"ok\"}",
+        "lk_jwt_requests_total{route=\"get_token\",outcome=\"token_rejected\"}",
+        "lk_jwt_request_duration_seconds_count{route=\"get_token\"}",
+        "lk_jwt_verifications_total{result=\"ok\"}",
+        "lk_jwt_verifications_total{result=\"token_rejected\"}",
+        "lk_jwt_rooms_total{result=\"opened\"}",
+        "lk_jwt_tokens_total{access=\"full\"}",
+        "lk_jwt_leave_lag_seconds_count",
+        "lk_jwt_job_ends_total{reason=\"sent\"}",
+        "lk_jwt_homeserver_rate_limited_total",
+        "lk_jwt_webhooks_total{result=\"accepted\"}",
+        "lk_jwt_webhooks_total{result=\"rejected\"}",
+        "lk_jwt_webhook_last_received_timestamp_seconds",
+        "lk_jwt_guard_refusals_total{reason=\"never\"}",
+        "lk_jwt_neighbour_request_duration_seconds_count{neighbour=\"sfu\",call=\"create_room\",result=\"ok\"}",
+        "lk_jwt_neighbour_request_duration_seconds_count{neighbour=\"homeservers\",call=\"send_delayed_event\",result=\"ok\"}",
+        "process_cpu_seconds_total",
+    ] {
+        assert!(sample(&after, name) > sample(&before, name), "{name} has not moved:\n{after}");
+    }
+    for name in [
+        "lk_jwt_build_info{version=\"1.0.0\"}",
+        "lk_jwt_requests_in_flight",
+        "lk_jwt_neighbour_up{neighbour=\"sfu\"}",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+        "process_max_fds",
+        "process_start_time_seconds",
+    ] {
+        assert!(sample(&after, name) > 0.5, "{name}:\n{after}");
+    }
+    promtool(&["check", "metrics"], &after);
+    for name in [&scene.home.name, &scene.room, &scene.home.user("alice")] {
+        assert!(!after.contains(name.as_str()), "{name} is a label");
+    }
+}
+
+#[test]
+fn metrics_are_nobody_elses() {
+    // Off by default.
+    let world = World::shared();
+    world.service.get("/metrics").assert_errcode(404, "M_UNRECOGNIZED");
+    // On the main port: there only, and not through a proxy.
+    let world = World::with(|setup| setup.env("LIVEKIT_METRICS_BIND", "main"));
+    world.service.wait_log(&["warn", "LIVEKIT_METRICS_BIND", "proxy"]);
+    metrics_of(&world);
+    for path in ["/livekit/jwt/metrics", "/metrics/", "//metrics", "/%6detrics"] {
+        assert_eq!(world.service.get(path).status, 404, "{path}");
+    }
+    for name in ["X-Forwarded-For", "Forwarded", "Via"] {
+        assert_eq!(
+            world.service.call(&Call::new("GET", "/metrics").header(name, "1.1 x")).status,
+            404,
+            "{name}"
+        );
+    }
+    // On a port of its own, and nothing else there.
+    let own = free_address();
+    let world = World::with(|setup| setup.env("LIVEKIT_METRICS_BIND", &own.to_string()));
+    assert_eq!(world.service.get("/metrics").status, 404);
+    let answer = call(own, &Call::new("GET", "/metrics"));
+    assert!(
+        answer.status == 200 && answer.text().contains("lk_jwt_build_info"),
+        "{}",
+        answer.text()
+    );
+    for other in ["/", "/get_token", "/metrics/"] {
+        assert_eq!(call(own, &Call::new("GET", other)).status, 404, "{other}");
+    }
+    // Somebody who says nothing keeps nobody out.
+    let _silent: Vec<_> = (0..4).filter_map(|_| Connection::open(own).ok()).collect();
+    assert_eq!(call(own, &Call::new("GET", "/metrics")).status, 200);
+}
+
+#[test]
+fn the_configuration_is_checked_and_shown_without_secrets() {
+    let run = |setup: Setup| {
+        let service = setup.argument("check-config").spawn();
+        let status = service.wait_exit(Duration::from_secs(10));
+        (status.code(), service.stdout(), service.log())
+    };
+    let good = || {
+        Setup::bare()
+            .env("LIVEKIT_URL", "wss://user:hunter2@livekit.example.com/sfu")
+            .env("LIVEKIT_KEY", "mykey")
+            .env("LIVEKIT_SECRET", "hunter2-hunter2-hunter2-hunter2-hunter2")
+            .env("LIVEKIT_REDIS_URL", "redis://:hunter2@redis:6379")
+            .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", "example.com")
+            .secret("hunter2")
+    };
+    let (code, stdout, stderr) = run(good());
+    assert_eq!(code, Some(0), "{stderr}");
+    for text in [
+        "livekit.example.com/sfu",
+        "mykey",
+        "example.com",
+        "redis",
+        "standalone",
+        "full_access",
+    ] {
+        assert!(stdout.contains(text), "{text} is missing:\n{stdout}");
+    }
+    assert!(stderr.contains("LIVEKIT_URL holds a user name or password"), "{stderr}");
+    let (code, stdout, stderr) = run(good()
+        .env("LIVEKIT_JWT_TTL_SECONDS", "1")
+        .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", ""));
+    assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+    assert!(
+        stderr.contains("LIVEKIT_JWT_TTL_SECONDS") && stderr.contains("LIVEKIT_FULL_ACCESS_HOMESERVERS"),
+        "{stderr}"
+    );
+}
+
+/// A start that fails is read by the same machines as the log.
+#[test]
+fn start_errors_are_objects_where_the_log_is() {
+    let taken = std::net::TcpListener::bind(free_address()).expect("a port");
+    let taken = taken.local_addr().expect("an address").to_string();
+    let bare = || Setup::bare().env("LIVEKIT_LOG_FORMAT", "JSON");
+    let configured = || {
+        bare()
+            .env("LIVEKIT_URL", "wss://livekit.example.com")
+            .env("LIVEKIT_KEY", "key")
+            .env("LIVEKIT_SECRET", "hunter2-hunter2-hunter2-hunter2-hunter2")
+            .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", "example.com")
+    };
+    for (setup, variables) in [
+        (bare(), vec!["LIVEKIT_URL", "LIVEKIT_KEY", "LIVEKIT_SECRET"]),
+        (
+            bare().argument("check-config"),
+            vec!["LIVEKIT_URL", "LIVEKIT_KEY", "LIVEKIT_SECRET"],
+        ),
+        (configured().env("LIVEKIT_JWT_BIND", &taken), vec![]),
+        (configured().argument("--nonsense"), vec![]),
+    ] {
+        let service = setup.spawn();
+        let status = service.wait_exit(Duration::from_secs(10));
+        assert!(!status.success());
+        let log = service.log();
+        let errors: Vec<_> = log.lines().map(object).filter(|object| object["level"] == "ERROR").collect();
+        assert!(!errors.is_empty(), "{log}");
+        let mut named = BTreeMap::new();
+        for error in &errors {
+            assert!(
+                error["timestamp"].is_string() && error["message"].as_str().is_some_and(|text| !text.is_empty()),
+                "{error}"
+            );
+            named.insert(error["variable"].as_str().unwrap_or_default(), ());
+        }
+        assert!(variables.iter().all(|variable| named.contains_key(variable)), "{log}");
+    }
+}
+
+/// States, not shots: one line when the SFU is away, one when it is back.
+#[test]
+fn the_sfu_goes_and_comes_back_in_two_lines() {
+    let world = json_world(|setup| {
+        setup
+            .env("LIVEKIT_NEIGHBOUR_CHECK_INTERVAL_SECONDS", "1")
+            .env("LIVEKIT_METRICS_BIND", "main")
+    });
+    world.service.wait_log(&["the SFU answers and accepts the key"]);
+    world.sfu.fail(Some(Fault::ProxyPage(502)));
+    let ask = || {
+        world
+            .service
+            .post("/get_token", &bodies::get_token_of(&world.home, "alice", &unique_room()))
+    };
+    let (first, second) = (ask(), ask());
+    assert_eq!((first.status, second.status), (500, 500));
+    world.service.wait_log(&["WARN", "the SFU cannot be used", "remedy"]);
+    wait_until("the metric", SOON, || {
+        metrics_of(&world).contains("lk_jwt_neighbour_up{neighbour=\"sfu\"} 0")
+    });
+    world.sfu.fail(None);
+    // Nobody asks for anything: the check that is repeated finds it.
+    wait_until("it to be back", SOON, || {
+        world.service.log().contains("the SFU answers again, after ")
+    });
+    let log = world.service.log();
+    assert_eq!(log.matches("the SFU cannot be used").count(), 1, "{log}");
+    assert_eq!(log.matches("the SFU answers").count(), 2, "{log}");
+    assert!(metrics_of(&world).contains("lk_jwt_neighbour_up{neighbour=\"sfu\"} 1"));
+}
