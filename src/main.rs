@@ -84,7 +84,7 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
-/// What a start would say: the mistakes and warnings on stderr, and what the configuration comes to.
+/// Prints what a start would say: the mistakes and warnings on stderr, and what the configuration comes to.
 fn check_config(dev: bool) -> ExitCode {
     match Config::from_environment(dev) {
         Ok((config, warnings)) => {

@@ -1,4 +1,4 @@
-//! What is counted, and how Prometheus reads it: text format 0.0.4.
+//! The metrics of the service, and how Prometheus reads them: text format 0.0.4.
 //!
 //! Written by hand rather than with `prometheus-client`, whose OpenMetrics counters and `info` the older `promtool` of
 //! distributions refuses. Everything is a static atomic number: counting costs no allocation and no lock, and may be done
@@ -51,7 +51,7 @@ pub static METRICS: Metrics = Metrics {
     kicks: Number::new(),
 };
 
-/// See [`METRICS`].
+/// All metrics of the service; there is one of it, [`METRICS`].
 #[derive(Debug)]
 pub struct Metrics {
     requests: [[Number; Outcome::COUNT]; Route::COUNT],
@@ -87,17 +87,17 @@ impl Number {
         Self(AtomicU64::new(0))
     }
 
-    /// One more.
+    /// Adds one to the number.
     pub fn up(&self) {
         self.0.fetch_add(1, Relaxed);
     }
 
-    /// One less.
+    /// Takes one away.
     pub fn down(&self) {
         self.0.fetch_sub(1, Relaxed);
     }
 
-    /// The number.
+    /// Sets the gauge to a number.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
@@ -119,7 +119,7 @@ impl Histogram {
         }
     }
 
-    /// It took so long once more.
+    /// Counts something that took so long.
     pub fn observe(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let bucket = BOUNDS.iter().position(|(_, most)| micros <= *most).unwrap_or(BOUNDS.len());
@@ -133,9 +133,9 @@ impl Histogram {
 }
 
 words! {
-    /// Whom this service depends on.
+    /// A service that this one depends on.
     Neighbour {
-        /// livekit-server.
+        /// LiveKit's server, the SFU.
         Sfu = "sfu",
         /// Redis, or the state file.
         Store = "store",
@@ -149,9 +149,9 @@ words! {
     NeighbourCall {
         /// Creates a room, or finds it.
         CreateRoom = "create_room",
-        /// Lists rooms.
+        /// Asks which rooms there are.
         ListRooms = "list_rooms",
-        /// One participant.
+        /// Asks for one participant of a room.
         GetParticipant = "get_participant",
         /// The participants of a room.
         ListParticipants = "list_participants",
@@ -173,7 +173,7 @@ words! {
 }
 
 impl NeighbourCall {
-    /// Who is called.
+    /// Neighbour that is called.
     #[must_use]
     pub const fn neighbour(self) -> &'static str {
         match self {
@@ -200,11 +200,11 @@ words! {
 }
 
 words! {
-    /// What became of the wish for a room.
+    /// Result of opening a room for a token.
     RoomResult {
         /// The SFU was asked, and it stands.
         Opened = "opened",
-        /// It cannot have closed since it was asked for last.
+        /// The room cannot have closed since it was asked for last.
         Remembered = "remembered",
         /// The SFU could not, or would not.
         Failed = "failed",
@@ -212,7 +212,7 @@ words! {
 }
 
 words! {
-    /// What a token allows.
+    /// Access that a token gives.
     TokenAccess {
         /// Opens rooms and publishes.
         Full = "full",
@@ -226,7 +226,7 @@ words! {
 words! {
     /// How a delegated leave ended.
     JobEnd {
-        /// It was sent.
+        /// The leave was sent.
         Sent = "sent",
         /// The homeserver did not take it in time.
         NotSent = "not_sent",
@@ -240,27 +240,27 @@ words! {
         SfuSilent = "sfu_silent",
         /// The join failed.
         JoinFailed = "join_failed",
-        /// Nobody came.
+        /// The participant never came.
         NeverJoined = "never_joined",
         /// A later delegation took its place.
         Replaced = "replaced",
         /// The user was removed from the Matrix room.
         Kicked = "kicked",
-        /// It made room for others.
+        /// The job made room for others.
         Evicted = "evicted",
     }
 }
 
 words! {
-    /// What became of a webhook.
+    /// Result of a call of the webhook.
     WebhookResult {
-        /// It was taken.
+        /// The event was taken.
         Accepted = "accepted",
-        /// It does not prove that it is the SFU's.
+        /// The call does not prove that it is the SFU's.
         Rejected = "rejected",
-        /// It is the SFU's, and not readable.
+        /// The event is the SFU's, and not readable.
         Unreadable = "unreadable",
-        /// It came before the service was ready, or when it was stopping.
+        /// The event came before the service was ready, or when it was stopping.
         NotReady = "not_ready",
     }
 }
@@ -268,7 +268,7 @@ words! {
 words! {
     /// Why an address is not dialled.
     GuardReason {
-        /// It is private, and nobody listed the homeserver.
+        /// The address is private, and nobody listed the homeserver.
         Private = "private",
         /// Such an address is never dialled.
         Never = "never",
@@ -276,9 +276,9 @@ words! {
 }
 
 words! {
-    /// What ran out.
+    /// A limit of the service that can be met.
     Limit {
-        /// Open connections.
+        /// Number of open connections.
         Connections = "connections",
         /// Memory for heads and bodies of requests.
         RequestBodies = "request_bodies",
@@ -286,19 +286,19 @@ words! {
         RequestsInFlight = "requests_in_flight",
         /// Places for requests of our homeserver.
         HomeserverRequests = "homeserver_requests",
-        /// Watched tokens.
+        /// Number of watched tokens.
         Tokens = "tokens",
-        /// Delegated leaves.
+        /// Number of delegated leaves.
         Jobs = "jobs",
     }
 }
 
-/// What is known at the moment of a scrape only.
+/// Numbers that are known at the moment of a scrape only.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Gauges {
     /// Delegated leaves whose participant was never seen.
     pub jobs_waiting: usize,
-    /// The others.
+    /// Jobs in the other states.
     pub jobs_watched: usize,
     /// Changes of delegated leaves that the store does not have yet.
     pub store_pending_writes: usize,
@@ -360,12 +360,12 @@ impl Metrics {
         self.guard_refusals[reason as usize].up();
     }
 
-    /// Something ran out.
+    /// Counts a limit that was met.
     pub fn limit_hit(&self, limit: Limit) {
         self.limit_hits[limit as usize].up();
     }
 
-    /// Everything, as Prometheus reads it.
+    /// Writes all metrics as Prometheus reads them.
     #[must_use]
     pub fn text(&self, gauges: &Gauges) -> String {
         let mut page = Page(String::with_capacity(16 * 1024));
@@ -546,7 +546,7 @@ impl Page {
     }
 }
 
-/// What every exporter tells of its process, by the usual names; what the system does not show is left out.
+/// Writes the metrics of the process by their usual names; what the system does not show is left out.
 fn process(page: &mut Page) {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let stat = read("/proc/self/stat");

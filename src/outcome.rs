@@ -29,7 +29,7 @@ pub(crate) use words;
 words! {
     /// How a request ended.
     Outcome {
-        /// It was carried out.
+        /// The request was carried out.
         Ok = "ok",
         /// The client, or a proxy before it, gave up before there was an answer.
         ClientGone = "client_gone",
@@ -79,7 +79,7 @@ words! {
         HsTokenRejected = "hs_token_rejected",
         /// The homeserver does not say for whom it asks.
         IdentityMissing = "identity_missing",
-        /// What was sent to the webhook does not prove that it is the SFU's.
+        /// The call of the webhook does not prove that it is the SFU's.
         WebhookRejected = "webhook_rejected",
         /// A defect of this service.
         InternalError = "internal_error",
@@ -89,29 +89,29 @@ words! {
 words! {
     /// Where a request went: a fixed set, since strangers choose paths.
     Route {
-        /// `/get_token`.
+        /// The route `/get_token`.
         GetToken = "get_token",
-        /// `/sfu/get`.
+        /// The route `/sfu/get`.
         SfuGet = "sfu_get",
-        /// `/token_source`.
+        /// The route `/token_source`.
         TokenSource = "token_source",
-        /// `/delegate_delayed_leave`.
+        /// The route `/delegate_delayed_leave`.
         DelegateDelayedLeave = "delegate_delayed_leave",
-        /// `/sfu_webhook`.
+        /// The route `/sfu_webhook`.
         SfuWebhook = "sfu_webhook",
-        /// `/healthz`.
+        /// The route `/healthz`.
         Healthz = "healthz",
-        /// `/readyz`.
+        /// The route `/readyz`.
         Readyz = "readyz",
-        /// `/metrics`.
+        /// The route `/metrics`.
         Metrics = "metrics",
-        /// `…/client/…/rtc/livekit/get_token`.
+        /// The route `…/client/…/rtc/livekit/get_token`.
         ClientGetToken = "client_get_token",
-        /// `…/client/…/rtc/livekit/delegate_delayed_leave`.
+        /// The route `…/client/…/rtc/livekit/delegate_delayed_leave`.
         ClientDelegate = "client_delegate_delayed_leave",
-        /// `…/federation/…/rtc/livekit/get_token`.
+        /// The route `…/federation/…/rtc/livekit/get_token`.
         FederationGetToken = "federation_get_token",
-        /// `/_matrix/app/…`.
+        /// The route `/_matrix/app/…`.
         AppService = "application_service",
         /// Any other path.
         Other = "other",

@@ -1,4 +1,4 @@
-//! One line of the log for each request, written when the request's guard is dropped: so a client or a proxy that gave up
+//! The log line of each request, written when the request's guard is dropped: so a client or a proxy that gave up
 //! leaves its line, too.
 //!
 //! What a request is about becomes known in many places on its way, and none of them needs it for anything else. So the line
@@ -30,7 +30,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MAX_TEXT: usize = 512;
 
 words! {
-    /// What a request waits for.
+    /// Step that a request waits for.
     Step {
         /// The homeserver says whose token it is.
         Verify = "verify",
@@ -58,13 +58,13 @@ impl Step {
 /// Why a request is refused, in words.
 #[derive(Debug, Clone)]
 pub struct Refused {
-    /// Whose fault it is (decision P12).
+    /// Level of the line, by whose fault the refusal is (decision P12).
     pub level: Level,
-    /// What happened.
+    /// Message: what happened.
     pub message: &'static str,
-    /// What exactly.
+    /// Details of what happened.
     pub detail: Option<Box<str>>,
-    /// What can be done about it.
+    /// Remedy for the operator.
     pub remedy: Option<&'static str>,
 }
 
@@ -78,7 +78,7 @@ pub struct RequestLine {
     client: Option<IpAddr>,
     path: Option<Box<str>>,
     answer: Option<(u16, Outcome)>,
-    /// Who asks has proved who they are.
+    /// Set once the sender has proved who they are.
     pub is_proven: bool,
     /// How well the homeserver is known.
     pub class: Option<Class>,
@@ -99,7 +99,7 @@ pub struct RequestLine {
     refused: Option<Refused>,
     steps: [Option<Duration>; Step::ALL.len()],
     waits: Option<(Step, Instant)>,
-    /// What a neighbour said when it was asked last, and has to be asked again.
+    /// Last answer of a neighbour that has to be asked again.
     said: Option<Box<str>>,
 }
 
@@ -152,7 +152,7 @@ impl RequestLine {
         self.answer.map_or(Outcome::ClientGone, |(_, outcome)| outcome)
     }
 
-    /// What is asked by machines all the time is of interest only where it goes wrong.
+    /// Level of the line: what machines ask all the time is of interest only where it goes wrong.
     fn level(&self, outcome: Outcome) -> Level {
         match &self.refused {
             Some(refused) => refused.level,
@@ -254,7 +254,7 @@ pub fn note(add: impl FnOnce(&mut RequestLine)) {
     });
 }
 
-/// What a neighbour said that is asked again: of interest where the client does not wait for its answer.
+/// Notes what a neighbour said that is asked again: of interest where the client does not wait for its answer.
 pub fn neighbour_said(said: &str) {
     note(|line| line.said = Some(said.into()));
 }

@@ -27,8 +27,8 @@ use crate::dns::Dns;
 use crate::hold::pause;
 use crate::identity::Seat;
 use crate::log_throttle::LogThrottle;
-use crate::presence::LOST_GRACE_MS;
 use crate::metrics::{METRICS, Neighbour, RoomResult};
+use crate::presence::LOST_GRACE_MS;
 use crate::request_line::neighbour_said;
 use crate::single_flight::SingleFlight;
 use crate::state::{Age, Change, State};
@@ -248,7 +248,7 @@ impl Sfu {
         }
     }
 
-    /// One line for each change, whichever call shows it.
+    /// Logs one line for each change, whichever call shows it.
     fn note_state<T>(&self, outcome: &Result<T, SfuError>) {
         // What is wrong with one question says nothing of the SFU.
         let error = outcome.as_ref().err().filter(|error| error.is_about_the_sfu());

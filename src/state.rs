@@ -17,28 +17,28 @@ pub struct State {
     told: LogThrottle,
 }
 
-/// What was last seen of it.
+/// Last that was seen of the neighbour.
 #[derive(Debug, Clone, Copy)]
 struct Known {
-    /// What the operator can do; nothing where all is well.
+    /// Remedy for the operator; nothing where all is well.
     remedy: Option<&'static str>,
     /// Since when it is so, or since when it is not well.
     since: Instant,
 }
 
-/// What has changed.
+/// Change of a state that is worth a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// It can be used, for the first time.
+    /// The neighbour can be used, for the first time.
     Good,
-    /// It can be used again, after so long.
+    /// The neighbour can be used again, after so long.
     Back(Duration),
-    /// It cannot be used, or for another cause than before.
+    /// The neighbour cannot be used, or for another cause than before.
     Bad,
 }
 
 impl State {
-    /// Nothing is known yet.
+    /// A state of which nothing is known yet.
     #[must_use]
     pub const fn new(neighbour: Neighbour) -> Self {
         Self {
@@ -48,7 +48,7 @@ impl State {
         }
     }
 
-    /// It was seen to be well, or not: then with what can be done. `tell` is called where that is news.
+    /// Notes that the neighbour was seen to be well, or not: then with what can be done. `tell` is called where that is news.
     pub fn seen(&self, remedy: Option<&'static str>, tell: impl FnOnce(Change)) {
         let Some(change) = self.change(remedy) else { return };
         METRICS.is_up(self.neighbour, remedy.is_none());

@@ -94,7 +94,7 @@ pub(super) fn log(reader: &mut Reader<'_>) -> LogSettings {
     }
 }
 
-/// Somebody asked for less than everything: where it is not clear how much less, nothing is shown.
+/// A value that is not understood shows nothing: whoever sets it wants less than everything shown.
 fn users(reader: &mut Reader<'_>) -> LogUsers {
     let given = reader.value(USERS);
     match given.as_deref().map(|text| (text, text.to_ascii_lowercase())) {

@@ -143,7 +143,7 @@ impl Summary {
     }
 }
 
-/// One row for each, for people.
+/// The effective configuration as rows for people, one setting each.
 impl Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rows: [(&str, &dyn Display); 19] = [

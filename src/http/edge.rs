@@ -54,7 +54,7 @@ struct RequestId(HeaderValue);
 #[derive(Clone)]
 pub(super) struct Arrived {
     pub(super) connection: Arc<Connection>,
-    /// Who sent it, as far as that can be told.
+    /// Sender of the request, as far as that can be told.
     pub(super) client: IpAddr,
 }
 
@@ -100,7 +100,7 @@ impl Edge {
     }
 }
 
-/// Who sent a request: the other end of the connection or, where that is a proxy of ours (its address is private), the last
+/// Finds the sender of a request: the other end of the connection or, where that is a proxy of ours (its address is private), the last
 /// public address that the proxies noted. It only orders those who wait for one homeserver, and stands in the log: whoever can
 /// forge it wins nothing but another place in that order.
 fn client_address(peer: IpAddr, headers: &HeaderMap) -> IpAddr {

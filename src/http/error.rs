@@ -29,7 +29,7 @@ pub struct ApiError {
     pub errcode: &'static str,
     /// Text for humans; Element Call shows it under "Technical details".
     pub text: &'static str,
-    /// One word more for the operator (decision H4).
+    /// Reason for the operator, as one word (decision H4).
     pub outcome: Outcome,
     /// Seconds after which to try again.
     pub retry_after: Option<u32>,
@@ -47,7 +47,7 @@ pub(super) struct ErrorBody<'a> {
 }
 
 impl ApiError {
-    /// No such path.
+    /// The path leads nowhere.
     pub const NOT_FOUND: Self = Self::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", Outcome::NotFound, "Unrecognized request");
     /// The path exists, with other methods.
     pub const METHOD_NOT_ALLOWED: Self = Self::new(
@@ -63,14 +63,14 @@ impl ApiError {
         Outcome::TooLarge,
         "The request body is too large",
     );
-    /// The body did not arrive in time.
+    /// The body of the request did not arrive in time.
     pub const BODY_TIMEOUT: Self = Self::new(
         StatusCode::REQUEST_TIMEOUT,
         "M_UNKNOWN",
         Outcome::BodyTimeout,
         "The request body did not arrive in time",
     );
-    /// The body broke off.
+    /// The body of the request broke off.
     pub const BODY_BROKEN: Self = Self::new(StatusCode::BAD_REQUEST, "M_NOT_JSON", Outcome::BadRequest, "Error reading request");
     /// Too much is going on.
     pub const BUSY: Self = Self {
@@ -100,14 +100,14 @@ impl ApiError {
         "Send the `access_token` of a Matrix OpenID token as one header `Authorization: Bearer ...`; \
          in livekit-client, `headers` must be a plain object",
     );
-    /// Who calls an endpoint of the homeserver's gives no token.
+    /// The caller of an endpoint of the homeserver's gives no token.
     pub const NO_HS_TOKEN: Self = Self::new(
         StatusCode::UNAUTHORIZED,
         "M_MISSING_TOKEN",
         Outcome::HsTokenRejected,
         "Missing access token",
     );
-    /// Who calls an endpoint of the homeserver's gives another token than the homeserver has.
+    /// The caller of an endpoint of the homeserver's gives another token than the homeserver has.
     pub const BAD_HS_TOKEN: Self = Self::new(
         StatusCode::UNAUTHORIZED,
         "M_UNKNOWN_TOKEN",
@@ -123,9 +123,9 @@ impl ApiError {
         Outcome::NotFound,
         "There is no such thing here",
     );
-    /// What was sent to the webhook is not the SFU's.
+    /// The call of the webhook is not the SFU's.
     pub const BAD_WEBHOOK: Self = Self::unauthorised(Outcome::WebhookRejected);
-    /// A defect.
+    /// A defect of this service.
     pub const INTERNAL: Self = Self::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         "M_UNKNOWN",
@@ -222,7 +222,7 @@ impl ApiError {
         )
     }
 
-    /// The same error under another word.
+    /// Gives the error another outcome.
     const fn called(self, outcome: Outcome) -> Self {
         Self { outcome, ..self }
     }

@@ -26,7 +26,7 @@ pub(super) async fn get(State(app): State<Arc<App>>, headers: HeaderMap) -> Resu
 }
 
 impl App {
-    /// Everything that is counted, as Prometheus reads it.
+    /// All metrics as Prometheus reads them.
     #[must_use]
     pub fn metrics(&self) -> String {
         METRICS.text(&self.exchange.leaves.gauges())

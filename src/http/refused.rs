@@ -23,7 +23,7 @@ pub(super) fn tell(refusal: &Refusal) {
     });
 }
 
-/// The same for what is wrong with the request itself.
+/// Adds to the line of the request at hand what is wrong with the request itself.
 pub(super) fn tell_mistake(mistake: &dyn std::fmt::Display) {
     let detail = Some(mistake.to_string().into());
     note(|line| {

@@ -1,4 +1,4 @@
-//! One line of the log, in text or as a JSON object: escaped, and with people as far as they are to be seen.
+//! A line of the log, in text or as a JSON object: escaped, and with people as far as they are to be seen.
 
 use std::cell::RefCell;
 use std::fmt::{self, Write as _};
@@ -26,7 +26,7 @@ const PEOPLE: [&str; 8] = [
 ];
 /// Hexadecimal digits that stand for a name.
 const HASH_DIGITS: usize = 12;
-/// What the key for these digits is derived for.
+/// Label under which the key for these digits is derived.
 const LABEL: &[u8] = b"lk-jwt-service: names in the log";
 
 /// How lines look.
@@ -103,7 +103,7 @@ impl<'a> Line<'a> {
         line
     }
 
-    /// What happened, in words of ours.
+    /// The event's message, in words of ours.
     pub(crate) fn message(&mut self, message: &str) {
         match self.shape.format {
             LogFormat::Json => {
@@ -178,7 +178,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// A number.
+    /// Any kind of number.
     pub(crate) fn number(&mut self, name: &str, number: u64) {
         self.name(name);
         let mut digits = [0; 20];

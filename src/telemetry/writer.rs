@@ -74,7 +74,7 @@ impl LogWriter {
         self.wake();
     }
 
-    /// The same without waking the thread, unless many lines wait. True where [`Self::wake`] has to be called soon.
+    /// Queues a line without waking the thread, unless many lines wait. True where [`Self::wake`] has to be called soon.
     pub(super) fn push_quietly(&self, line: &[u8], format: LogFormat) -> bool {
         let is_many = self.put(line, format) > COMPANY;
         if is_many {
