@@ -5,6 +5,8 @@
 //! goes with the task and not through their arguments: [`note`] adds to the line of the request at hand, and does nothing
 //! where there is none.
 
+#![expect(clippy::disallowed_methods, reason = "measures what a request waits for")]
+
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};

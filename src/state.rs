@@ -1,5 +1,7 @@
 //! States instead of shots: whether a neighbour can be used, since when, and one line for each change.
 
+#![expect(clippy::disallowed_methods, reason = "tells for how long a state has lasted")]
+
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

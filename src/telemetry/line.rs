@@ -1,5 +1,7 @@
 //! A line of the log, in text or as a JSON object: escaped, and with people as far as they are to be seen.
 
+#![expect(clippy::disallowed_methods, reason = "stamps each line with its time")]
+
 use std::cell::RefCell;
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
