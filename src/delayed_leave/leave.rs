@@ -128,7 +128,7 @@ pub enum FinishReason {
     EventGone,
     /// The homeserver refuses us.
     Refused,
-    /// No restart got through within one delay.
+    /// No restart got through within one delay, and none that may have can keep the event running any longer.
     GivenUp,
     /// The same, while restarts paused because the SFU is silent.
     SfuSilent,
@@ -296,8 +296,8 @@ impl Leave {
     /// When the event can run no longer: a restart that nobody answered may have been granted (L4, L14).
     #[must_use]
     pub fn runs_until(&self) -> Time {
-        let doubtful = self.last_started.filter(|_| self.unanswered);
-        doubtful.map_or(self.deadline(), |sent| self.deadline().max(sent.after(self.delay.as_millis())))
+        let doubtful = self.last_started.filter(|_| self.unanswered).unwrap_or(self.last_ack);
+        self.last_ack.max(doubtful).after(self.delay.as_millis())
     }
 
     /// Whether the homeserver has granted a restart since the event was delegated here.
