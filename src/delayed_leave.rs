@@ -305,7 +305,7 @@ impl Leaves {
         let replaces = self.jobs.get(id).map_or(&[][..], |job| &job.replaces);
         replaces.iter().filter_map(|&id| self.jobs.get(id)).map(|job| Replaced {
             delay_id: job.delay_id(),
-            until: job.leave.deadline(),
+            until: job.leave.runs_until(),
         })
     }
 

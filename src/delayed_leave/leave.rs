@@ -55,6 +55,8 @@ pub struct Leave {
     granted: bool,
     /// Whether the homeserver has said once that the event is gone, or not ours.
     refused: bool,
+    /// A restart since the last one that was granted had no answer in time: it may have been granted, too.
+    unanswered: bool,
 }
 
 /// How far a leave is.
@@ -126,7 +128,7 @@ pub enum FinishReason {
     EventGone,
     /// The homeserver refuses us.
     Refused,
-    /// No restart got through within one delay.
+    /// No restart got through within one delay, and none that may have can keep the event running any longer.
     GivenUp,
     /// No restart got through within one delay, while restarts paused because the SFU is silent.
     SfuSilent,
@@ -230,6 +232,7 @@ impl Leave {
             failures: 0,
             granted: false,
             refused: false,
+            unanswered: false,
         };
         if leave.deadline() <= now {
             // Held for so long that the event may be over: the homeserver is asked first.
@@ -290,6 +293,13 @@ impl Leave {
         self.last_ack.after(self.delay.as_millis())
     }
 
+    /// When the event can run no longer: a restart that nobody answered may have been granted (L4, L14).
+    #[must_use]
+    pub fn runs_until(&self) -> Time {
+        let doubtful = self.last_started.filter(|_| self.unanswered).unwrap_or(self.last_ack);
+        self.last_ack.max(doubtful).after(self.delay.as_millis())
+    }
+
     /// Whether the homeserver has granted a restart since the event was delegated here.
     #[must_use]
     pub const fn was_granted(&self) -> bool {
@@ -325,8 +335,9 @@ impl Leave {
     pub fn next_deadline(&self, sfu_silent: bool) -> Option<Time> {
         let end = match self.phase {
             Phase::Done(_) => return None,
-            Phase::Replaced => return Some(self.deadline()),
+            Phase::Replaced => return Some(self.runs_until()),
             Phase::Ending { until, .. } => until,
+            Phase::Active if self.call == CallState::Idle => self.runs_until(),
             Phase::AwaitingJoin | Phase::Active => self.deadline(),
         };
         match self.call {
@@ -370,7 +381,7 @@ impl Leave {
                 self.call = CallState::Scheduled(self.spaced(around.now));
             }
             Input::Superseded => {
-                let until = self.deadline();
+                let until = self.runs_until();
                 self.phase = Phase::Ending {
                     ending: Ending::Cancel,
                     until,
@@ -500,7 +511,7 @@ impl Leave {
         let is_newest = matches!(self.call, CallState::InFlight(newest, _) if newest == sent);
         if outcome == Outcome::Done {
             self.last_ack = self.last_ack.max(now);
-            (self.failures, self.refused) = (0, false);
+            (self.failures, self.refused, self.unanswered) = (0, false, false);
             out.push(Output::Store);
             // An event that was given up and delegated again may have been cancelled since an earlier try (L14).
             if sent >= self.counted_from {
@@ -690,6 +701,7 @@ impl Leave {
                 return;
             }
             // Not waited for any longer; it is still taken when it comes.
+            self.unanswered |= self.is_running();
             self.failures = self.failures.saturating_add(1);
             self.call = CallState::Scheduled(self.spaced(now));
             if let Phase::Ending {
@@ -705,9 +717,14 @@ impl Leave {
         match self.phase {
             Phase::Done(_) => return,
             // Its own timer has ended it.
-            Phase::Replaced if self.deadline() <= now => return self.finish(FinishReason::Replaced, out),
+            Phase::Replaced if self.runs_until() <= now => return self.finish(FinishReason::Replaced, out),
             Phase::Ending { ending, until } if until <= now => return self.finish(ending.failure(), out),
             Phase::AwaitingJoin if self.deadline() <= now => return self.wait_over(around, out),
+            // Nothing more is tried, but as long as it may run it is there to be sent or replaced.
+            Phase::Active if self.deadline() <= now && self.runs_until() > now => {
+                self.call = CallState::Idle;
+                return;
+            }
             Phase::Active if self.deadline() <= now => {
                 let reason = if around.sfu_silent {
                     FinishReason::SfuSilent
@@ -778,7 +795,7 @@ impl Leave {
     }
 
     fn window(&self, now: Time) -> Time {
-        self.deadline().clamp(now.after(SEND_AT_LEAST_MS), now.after(SEND_AT_MOST_MS))
+        self.runs_until().clamp(now.after(SEND_AT_LEAST_MS), now.after(SEND_AT_MOST_MS))
     }
 
     /// Half of the delay after the last restart was sent, up to a tenth of it earlier.

@@ -28,6 +28,7 @@
 //! * Two departures within four seconds: each of two noes was true.
 //! * An SFU that is restarted while it refuses to list rooms: it is taken to say that they stand (L3).
 //! * A departure from a room whose end nobody told, or that somebody deleted: it seems forgotten, and the grace of a minute is given (L13).
+//! * A goodbye that is not told, where the operator switched the sweeps off: who was one of several in a room is missed when it is empty.
 //! * Trouble during a departure delays the report by three times its length and the longest pauses; after that it is missing all the same.
 
 mod homeserver;
@@ -37,10 +38,14 @@ mod story;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use story::Story;
 use world::World;
+
+/// Stories that ended badly once, and are beyond the first ones. In 17552 a restart is granted whose answer never comes: the event was
+/// forgotten and fired on who came back (L4, L14). In 26175 the process stands still while a request is held.
+const KEPT: [u64; 4] = [10_237, 17_552, 26_175, 27_047];
 
 /// In peace, whoever is there stays.
 const PEACE_MS: u64 = 120_000;
@@ -69,7 +74,9 @@ fn every_story_ends_well() {
     }
     let first = number("SIMULATION_FIRST").unwrap_or(0);
     let count = number("SIMULATION_SEEDS").unwrap_or(300);
-    let next = AtomicU64::new(first);
+    let kept = KEPT.iter().copied().filter(|_| first == 0);
+    let seeds: Vec<u64> = kept.filter(|&seed| seed >= count).chain(first..first + count).collect();
+    let next = AtomicUsize::new(0);
     let threads = number("SIMULATION_THREADS").unwrap_or(2);
     let failed: Vec<u64> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..threads)
@@ -77,10 +84,9 @@ fn every_story_ends_well() {
                 scope.spawn(|| {
                     let mut failed = Vec::new();
                     loop {
-                        let seed = next.fetch_add(1, Ordering::Relaxed);
-                        if seed >= first + count {
+                        let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) else {
                             return failed;
-                        }
+                        };
                         if catch_unwind(AssertUnwindSafe(|| tell(seed, false))).is_err() {
                             eprintln!("  seed {seed}: ./tests/simulate --seed {seed} runs it alone, ./tests/simulate --trace {seed} tells all of it");
                             failed.push(seed);
@@ -91,5 +97,10 @@ fn every_story_ends_well() {
             .collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
-    assert!(failed.is_empty(), "{} of {count} stories end badly: {failed:?}", failed.len());
+    assert!(
+        failed.is_empty(),
+        "{} of {} stories end badly: {failed:?}",
+        failed.len(),
+        seeds.len()
+    );
 }

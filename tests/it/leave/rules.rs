@@ -840,6 +840,42 @@ fn l8_the_replaced_event_of_somebody_who_is_there_makes_no_room_for_others() {
     assert!(running(&world, "second"));
 }
 
+/// A restart that is granted after 30 s, and whose answer needs 30 s more: one delay after the last answer nothing more is tried, and
+/// the event runs all the same.
+#[test]
+fn l14_an_event_that_was_given_up_and_may_still_run_is_cancelled_when_another_takes_its_place() {
+    let mut world = world();
+    call(&mut world, "room", 1, 100_000);
+    world.homeserver_latency = 60_000;
+    world.advance(101_000);
+    let tried = world.calls.len();
+    assert!(running(&world, "room-0"), "{:?}", world.calls);
+    world.homeserver_latency = 20;
+    world.delegate("room", "room-0", "next", 100_000).unwrap();
+    world.advance(1_000);
+    assert_eq!(world.count(DelayedEventAction::Restart, "next"), 1, "{:?}", &world.calls[tried..]);
+    // Left to its timer it ended the membership of somebody who is there.
+    assert!(matches!(world.fate("room-0"), Fate::Cancelled(_)), "{:?}", world.fate("room-0"));
+    world.advance(300_000);
+    assert!(running(&world, "next"), "{:?}", world.finished);
+    world.part("room", "room-0", DisconnectReason::ClientInitiated, true);
+    world.advance(5_000);
+    assert!(matches!(world.fate("next"), Fate::Sent(_)), "{:?}", world.fate("next"));
+}
+
+/// The same, of somebody who goes meanwhile: sent, not left to the timer.
+#[test]
+fn l5_a_departure_after_an_event_was_given_up_is_reported_as_long_as_it_may_run() {
+    let mut world = world();
+    call(&mut world, "room", 1, 100_000);
+    world.homeserver_latency = 60_000;
+    world.advance(101_000);
+    world.homeserver_latency = 20;
+    world.part("room", "room-0", DisconnectReason::ClientInitiated, true);
+    world.advance(3_000);
+    assert!(matches!(world.fate("room-0"), Fate::Sent(_)), "{:?}", world.fate("room-0"));
+}
+
 #[test]
 fn l13a_nobody_is_warned_of_a_silent_sfu_that_nobody_waits_for() {
     let mut world = world();

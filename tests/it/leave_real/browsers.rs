@@ -118,14 +118,15 @@ pub(super) fn a_browser_that_is_killed() {
 /// A page that is reloaded says goodbye, and is back at once with another delayed event: the old one is cancelled, and
 /// the new session is never shown as gone.
 pub(super) fn a_page_is_reloaded() {
-    takes::play(page_is_reloaded);
+    takes::play(|| page_is_reloaded(DELAY));
 }
 
-fn page_is_reloaded() -> Result<(), Void> {
+/// The event of the page that goes has this delay in seconds.
+pub(super) fn page_is_reloaded(delay: u64) -> Result<(), Void> {
     let stage = Stage::shared();
     let caller = stage.caller("reloaded");
     let tab = Browser::shared().open();
-    let old = caller.schedule(DELAY);
+    let old = caller.schedule(delay);
     joins_and_is_watched(&caller, &old, |answer| tab.join(answer));
     sleep_s(1.5);
     let openid = caller.openid();
@@ -148,7 +149,7 @@ fn page_is_reloaded() -> Result<(), Void> {
         return Err(Void("the page was not back while the service still doubted".into()));
     }
     is_cancelled(&stage, &caller, &old, &new);
-    sleep_until(new.at + old.delay_ms + 4000);
+    sleep_until(new.at + old.delay_ms.min(20_000) + 4000);
     assert_eq!(caller.left(), None, "shown as gone: {:?}", stage.calls.of_any(&old));
     caller.assert_there(&new);
     let gone = now_ms();

@@ -54,11 +54,14 @@ pub(super) fn enter() {
 
 /// This scene is prepared: waits until all are. In a further take it goes on measuring.
 pub(super) fn begin() {
-    if PART.replace(Part::Measuring) == Part::Preparing {
-        change(|state| {
+    match PART.replace(Part::Measuring) {
+        Part::Preparing => change(|state| {
             state.preparing -= 1;
             state.measuring += 1;
-        });
+        }),
+        // A round of the long run, where nobody waits for the calm.
+        Part::Over => change(|state| state.measuring += 1),
+        Part::Measuring => {}
     }
     wait_while(PATIENCE, |state| state.preparing > 0);
     // What the last one did is done.

@@ -13,6 +13,7 @@ mod calm;
 mod clients;
 mod clock;
 mod homeserver;
+mod long;
 mod sfu;
 mod stage;
 pub(crate) mod steered;
@@ -91,6 +92,7 @@ scenes! {
         clients::a_goodbye_after_the_delegate_route,
         browsers::server_leave_is_a_leave,
         browsers::a_tab_is_closed,
+        long::a_round_of_the_long_run,
     }
 }
 

@@ -20,24 +20,25 @@ const DELAY: u64 = 20;
 const AT_ONCE: u64 = 300;
 
 pub(super) fn an_sfu_that_is_back_after_1_s() {
-    takes::play(|| is_back_after(1));
+    takes::play(|| is_back_after(1, DELAY));
 }
 
 pub(super) fn an_sfu_that_is_back_after_3_s() {
-    takes::play(|| is_back_after(3));
+    takes::play(|| is_back_after(3, DELAY));
 }
 
 pub(super) fn an_sfu_that_is_back_after_20_s() {
-    takes::play(|| is_back_after(20));
+    takes::play(|| is_back_after(20, DELAY));
 }
 
-fn is_back_after(seconds: u64) -> Result<(), Void> {
+/// Two browsers, whose events have this delay in seconds.
+pub(super) fn is_back_after(seconds: u64, delay: u64) -> Result<(), Void> {
     let stage = Arc::new(Stage::new(Plan::default()));
     let browser = Browser::shared();
     let callers: Vec<_> = (1..=2)
         .map(|n| {
             let (caller, tab) = (stage.caller(&format!("sfu{seconds}s{n}")), browser.open());
-            let delayed = caller.schedule(DELAY);
+            let delayed = caller.schedule(delay);
             let sid = joins_and_is_watched(&caller, &delayed, |answer| tab.join(answer));
             (caller, tab, delayed, sid)
         })
@@ -70,7 +71,7 @@ fn is_back_after(seconds: u64) -> Result<(), Void> {
         assert_ne!(tab.wait_connected(), *before);
     }
     calm::leave();
-    sleep_until(now_ms().max(first_answer + (DELAY + 5) * 1000));
+    sleep_until(now_ms().max(first_answer + (delay.min(DELAY) + 5) * 1000));
     for (caller, tab, delayed, _) in &callers {
         tab.wait_connected();
         caller.assert_there(delayed);

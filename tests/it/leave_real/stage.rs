@@ -129,18 +129,36 @@ impl Stage {
     #[track_caller]
     pub(super) fn caller(self: &Arc<Self>, name: &str) -> Caller {
         let user = self.synapse.register(name);
+        let room = user.create_room();
+        self.caller_of(name, user, room)
+    }
+
+    /// Several in one Matrix room, shown there as in the call.
+    #[track_caller]
+    pub(super) fn callers<const N: usize>(self: &Arc<Self>, names: [&str; N]) -> [Caller; N] {
+        let mut room = None;
+        names.map(|name| {
+            let user = self.synapse.register(name);
+            let room = room.get_or_insert_with(|| user.create_call_room()).clone();
+            user.join(&room);
+            self.caller_of(name, user, room)
+        })
+    }
+
+    #[track_caller]
+    fn caller_of(self: &Arc<Self>, name: &str, user: User<'static>, room: String) -> Caller {
         let caller = Caller {
             name: name.into(),
             identity: format!("{}:{}", user.id, user.device),
             stage: self.clone(),
-            room: user.create_room(),
+            room,
             user,
         };
         caller.appear();
         caller
     }
 
-    fn dump(&self, name: &str) {
+    pub(super) fn dump(&self, name: &str) {
         static TAKEN: Mutex<()> = Mutex::new(());
         let _taken = TAKEN.lock();
         let mut text = format!("== the service\n{}\n== its calls of the homeserver\n", self.log());

@@ -34,6 +34,8 @@ pub(super) struct Profile {
     pub(super) delay_ms: u64,
     /// Goes on after a 404 of the SFU, as the Python SDK does and a browser does not.
     pub(super) stubborn: bool,
+    /// Calls about its events carry the as_token.
+    pub(super) as_user: bool,
 }
 
 /// How homeservers limit calls about delayed events.
@@ -138,8 +140,15 @@ pub(super) struct Story {
     pub(super) sfu_latency: (u64, u64),
     pub(super) homeserver_latency: (u64, u64),
     pub(super) sweep_ms: u64,
+    /// Rooms are swept once a webhook has come, too.
+    pub(super) sweeps: bool,
+    /// The SFU is asked for all rooms (L13).
+    pub(super) watches_rooms: bool,
     pub(super) happenings: Vec<(u64, Happening)>,
 }
+
+/// People in the largest story.
+const MOST: usize = 20;
 
 const REASONS: [DisconnectReason; 17] = [
     DisconnectReason::ClientInitiated,
@@ -165,6 +174,8 @@ impl Story {
     pub(super) fn of(seed: u64) -> Self {
         let mut chance = Chance::new(seed);
         let chance = &mut chance;
+        // What the operator chose, and how many there are at most: drawn apart, so that stories of the usual house stay what they were.
+        let house = Chance::new(seed ^ 0x40_05e).between(0, 15);
         let homeservers = usize::try_from(chance.between(1, 2)).unwrap();
         let limiters: Vec<_> = (0..homeservers)
             .map(|_| match chance.between(0, 7) {
@@ -179,7 +190,7 @@ impl Story {
                 _ => Limiter::None,
             })
             .collect();
-        let count = usize::try_from(chance.pick(&[1, 2, 3, 4, 5, 6, 8])).unwrap();
+        let count = if house == 3 { MOST } else { chance.pick(&[1, 2, 3, 4, 5, 6, 8]) };
         let rooms = chance.between(1, 3);
         let people: Vec<_> = (0..count)
             .map(|n| {
@@ -197,6 +208,7 @@ impl Story {
                     homeserver,
                     delay_ms,
                     stubborn: chance.one_in(3),
+                    as_user: house == 2 && homeserver == 0,
                 }
             })
             .collect();
@@ -207,7 +219,9 @@ impl Story {
         };
         let sfu_latency = chance.pick(&[(0, 0), (1, 8), (1, 8), (20, 150), (100, 300)]);
         let homeserver_latency = chance.pick(&[(0, 0), (5, 60), (5, 60), (50, 400)]);
+        let sweeps = house != 0;
         let sweep_ms = chance.pick(&[30_000, 30_000, 30_000, 5_000, 1_000]);
+        let sweep_ms = if sweeps { sweep_ms } else { 30_000 };
         // Few kinds of trouble in each world, so that the strict bounds have something to say in most.
         let kinds: Vec<u64> = (0..chance.pick(&[0, 1, 1, 1, 2, 2, 3])).map(|_| chance.between(0, 5)).collect();
         let mut at = 0;
@@ -234,6 +248,8 @@ impl Story {
             sfu_latency,
             homeserver_latency,
             sweep_ms,
+            sweeps,
+            watches_rooms: house != 1,
             happenings,
         }
     }

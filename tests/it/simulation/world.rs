@@ -117,10 +117,10 @@ enum Step {
         same: bool,
         held: u64,
     },
-    /// The request has been held: the checks are done.
+    /// The request has been held: the checks are done. When the process took it, if it did, by its own clock, too.
     Arrive {
         event: usize,
-        arrived: u64,
+        taken: Option<(u64, Time)>,
     },
     /// Connects to the SFU, and has media so much later. Whoever has just asked for a token finds the room open.
     Enter {
@@ -314,8 +314,8 @@ impl World {
     pub(super) fn new(story: Story, tells: bool) -> Self {
         let settings = Settings {
             presence: presence::Settings {
-                sweep_ms: Some(story.sweep_ms),
-                ..presence::Settings::default()
+                sweep_ms: Some(story.sweep_ms).filter(|_| story.sweeps),
+                list_rooms_ms: presence::Settings::default().list_rooms_ms.filter(|_| story.watches_rooms),
             },
             ..Settings::default()
         };
@@ -684,9 +684,10 @@ impl World {
                 let at_hand = self.people[who].events.last().copied();
                 let at_hand = at_hand.filter(|&event| same && self.events[event].is_running());
                 let event = at_hand.unwrap_or_else(|| self.new_event(who));
-                self.step(who, held, Step::Arrive { event, arrived: self.now });
+                let taken = self.runs().then(|| (self.now, self.mono()));
+                self.step(who, held, Step::Arrive { event, taken });
             }
-            Step::Arrive { event, arrived } => self.delegate(who, event, arrived),
+            Step::Arrive { event, taken } => self.delegate(who, event, taken),
             Step::Enter { ice, opens } => self.enter(who, ice, opens),
             Step::Activate => {
                 let room = self.story.people[who].room.clone();
@@ -739,19 +740,12 @@ impl World {
         event
     }
 
-    fn delegate(&mut self, who: usize, event: usize, arrived: u64) {
+    fn delegate(&mut self, who: usize, event: usize, taken: Option<(u64, Time)>) {
         if !self.process.runs || self.process.frozen || self.process.gate != Gate::Open {
             // Nobody took it: the client keeps its event alive itself, and asks again.
             if self.events[event].is_running() {
                 self.restarted(event);
-                self.step(
-                    who,
-                    1_000,
-                    Step::Arrive {
-                        event,
-                        arrived: self.now + 1_000,
-                    },
-                );
+                self.step(who, 1_000, Step::Arrive { event, taken: None });
             } else {
                 self.step(who, 1_000, Step::Delegate { same: false, held: 0 });
             }
@@ -768,6 +762,9 @@ impl World {
             format!("hs{}", profile.homeserver),
         );
         let now = self.mono();
+        // What came to a process that stood still, was down or is another one by now is taken by this one now.
+        let taken = taken.filter(|&(at, _)| at >= self.process.began);
+        let (arrived, arrived_here) = taken.unwrap_or((self.now, now));
         let delegation = Delegation {
             room: &room,
             identity: name(who),
@@ -776,9 +773,9 @@ impl World {
                 homeserver: &homeserver,
                 delay_id: &format!("e{event}"),
                 delay: Delay::from_millis(self.events[event].delay_ms).unwrap(),
-                arrived: now.before(self.now - arrived),
+                arrived: arrived_here,
                 listed: profile.homeserver == 0,
-                as_user: false,
+                as_user: profile.as_user,
             },
         };
         let (delegated, actions) = self.process.core.delegate(&delegation, now).expect("there is room");
@@ -1399,6 +1396,8 @@ impl World {
                     };
                     let event = event_of(job.delay_id());
                     let phase = job.leave().phase();
+                    let as_user = self.story.people[self.events[event].who].as_user;
+                    assert_eq!(job.is_as_user(), as_user, "in whose name is e{event} called about?");
                     tell!(self, "calls {action:?} e{event} {phase:?}");
                     match (action, phase) {
                         (
@@ -1631,7 +1630,9 @@ static NOBODY: Guest = Guest {
 };
 
 pub(super) const fn name(who: usize) -> &'static str {
-    ["u0", "u1", "u2", "u3", "u4", "u5", "u6", "u7"][who]
+    [
+        "u0", "u1", "u2", "u3", "u4", "u5", "u6", "u7", "u8", "u9", "u10", "u11", "u12", "u13", "u14", "u15", "u16", "u17", "u18", "u19",
+    ][who]
 }
 
 fn event_of(delay_id: &str) -> usize {

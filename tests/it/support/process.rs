@@ -225,6 +225,14 @@ impl Process {
         shown.map(|line| format!("  {}\n", line.get(..400).unwrap_or(line))).collect()
     }
 
+    /// To the whole group, by name (`STOP`, …).
+    #[track_caller]
+    pub(crate) fn signal(&self, name: &str) {
+        let group = self.child.lock().unwrap_or_else(PoisonError::into_inner).id();
+        let status = Command::new("/bin/sh").args(["-c", &format!("kill -{name} -{group}")]).status();
+        assert!(status.is_ok_and(|status| status.success()), "kill -{name} -{group}");
+    }
+
     /// An abrupt end.
     pub(crate) fn kill(&self) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);

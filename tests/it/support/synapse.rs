@@ -49,6 +49,13 @@ impl Synapse {
         synapse
     }
 
+    /// One that nobody else is given.
+    pub(crate) fn start() -> Self {
+        let synapse = Self::spawn(&[]);
+        synapse.wait_ready();
+        synapse
+    }
+
     fn spawn(arguments: &[&str]) -> Self {
         Self::spawn_at([process::free_port(), process::free_port()], arguments)
     }
@@ -119,6 +126,16 @@ impl Synapse {
         answer.json()
     }
 
+    /// SIGSTOP: connections are still made, and nothing is answered; its timers stand still.
+    pub(crate) fn freeze(&self) {
+        self.process.signal("STOP");
+    }
+
+    /// SIGCONT.
+    pub(crate) fn thaw(&self) {
+        self.process.signal("CONT");
+    }
+
     /// Where its client-server API is.
     pub(crate) fn client_api(&self) -> SocketAddr {
         self.client
@@ -141,6 +158,22 @@ impl User<'_> {
             .homeserver
             .call("/_matrix/client/v3/createRoom", &json!({}), Some(&self.access_token));
         room["room_id"].as_str().expect("room_id").into()
+    }
+
+    /// One in which everybody may say that they are in a call.
+    #[track_caller]
+    pub(crate) fn create_call_room(&self) -> String {
+        let open = json!({"preset": "public_chat", "power_level_content_override": {"state_default": 0}});
+        let room = self
+            .homeserver
+            .call("/_matrix/client/v3/createRoom", &open, Some(&self.access_token));
+        room["room_id"].as_str().expect("room_id").into()
+    }
+
+    #[track_caller]
+    pub(crate) fn join(&self, room: &str) {
+        let path = format!("/_matrix/client/v3/rooms/{room}/join");
+        self.homeserver.call(&path, &json!({}), Some(&self.access_token));
     }
 
     /// A call of the client-server API with their access token.

@@ -24,7 +24,8 @@ window.join = async (url, token) => {
 
 window.simulate = (scenario) => {
   // Some scenarios wait for an end that never comes; what they did is seen in the events.
-  room.simulateScenario(scenario).catch((error) => tell("SimulateFailed", { why: String(error) }));
+  // The number is what subscriber-bandwidth asks for.
+  room.simulateScenario(scenario, 100_000).catch((error) => tell("SimulateFailed", { why: String(error) }));
 };
 
 window.leave = () => room.disconnect();
