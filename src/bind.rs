@@ -142,6 +142,19 @@ impl fmt::Display for Bind {
     }
 }
 
+/// What can be done where a port cannot be opened.
+#[must_use]
+pub fn remedy(error: &io::Error) -> &'static str {
+    let kind = error.kind();
+    if kind == io::ErrorKind::PermissionDenied {
+        "ports below 1024 need a right that this process does not have (CAP_NET_BIND_SERVICE): choose another one, as :8080"
+    } else if kind == io::ErrorKind::AddrNotAvailable {
+        "this machine, or container, has no such address: write :PORT for all that it has"
+    } else {
+        "is another program using the port?"
+    }
+}
+
 fn open(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,

@@ -93,7 +93,8 @@ pub fn help() -> String {
 Usage:
   lk-jwt-service               serve
   lk-jwt-service --dev         serve, with the values of `livekit-server --dev` for what is unset; not for production
-  lk-jwt-service check-config  check the configuration, print what it comes to without secrets, exit with 0 or 1 (with --dev, too)
+  lk-jwt-service check-config  say what a start would say, print what the configuration comes to, without secrets, and exit
+                               with 0 or 1 (with --dev, too)
   lk-jwt-service healthcheck   exit with 0 if the service on this machine answers, else with 1
   lk-jwt-service generate-registration [SERVER_NAME [URL]]
                                print the registration that makes it an application service of that homeserver, which

@@ -42,6 +42,7 @@ pub use variables::{VARIABLES, Variable};
 
 pub(crate) use reader::shown;
 use reader::{Above, Reader};
+pub(crate) use unknown::changes;
 
 /// The whole configuration, checked.
 #[derive(Clone, Debug)]
@@ -177,7 +178,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         log: log::log(reader),
         delegated_leave: DelegatedLeave {
             redis: redis::redis(reader),
-            state_path: reader.value("LIVEKIT_STATE_PATH").map(PathBuf::from),
+            state_path: state_path(reader),
             sanity_check_interval: reader.interval("LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", 30),
             room_watch_interval: reader.interval("LIVEKIT_ROOM_WATCH_INTERVAL_SECONDS", 30),
         },
@@ -187,6 +188,18 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         livekit: livekit?,
     };
     Some(config)
+}
+
+/// Reads where the state file is, and warns where Redis makes it useless.
+fn state_path(reader: &mut Reader<'_>) -> Option<PathBuf> {
+    const VARIABLE: &str = "LIVEKIT_STATE_PATH";
+    let path = reader.value(VARIABLE)?;
+    if reader.value("LIVEKIT_REDIS_URL").is_some() {
+        reader.warn(format!(
+            "LIVEKIT_REDIS_URL is set, so {VARIABLE} is ignored, and what is stored there is not read: unset one of them"
+        ));
+    }
+    Some(path.into())
 }
 
 /// Withholds the right on anything but a yes, as the old service did (decision T2).

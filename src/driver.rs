@@ -6,7 +6,7 @@
 
 pub mod core;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +48,14 @@ const QUICK: Duration = Duration::from_secs(1);
 /// How often the clocks are compared while there are leaves, and what makes a process one that stood still (decision L5a).
 const LOOK_AT_CLOCKS_MS: u64 = 1_000;
 const STOOD_STILL_MS: u64 = 3_000;
+
+/// Events of which it is remembered how calls fail.
+const MAX_FAILING: usize = 4096;
+/// A pause that is worth a line.
+const LONG_PAUSE: Duration = Duration::from_secs(5);
+/// What lets more calls through.
+const LIMITS: &str =
+    "raise rc_delayed_event_mgmt in Synapse's homeserver.yaml, as `rc_delayed_event_mgmt: { per_second: 20, burst_count: 100 }`";
 
 static UNWRITTEN: LogThrottle = LogThrottle::once_a_minute();
 
@@ -210,6 +218,18 @@ struct Driver {
     gate: watch::Sender<Gate>,
     finished: LogThrottle,
     recreated: LogThrottle,
+    paused: LogThrottle,
+    /// How calls fail, by delayed event.
+    failing: Mutex<HashMap<Box<str>, Failing>>,
+}
+
+/// How calls about a delayed event failed last.
+#[derive(Default)]
+struct Failing {
+    server: Box<str>,
+    answer: &'static str,
+    /// How often in a row.
+    times: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,6 +286,8 @@ impl Driver {
             gate: watch::Sender::new(Gate::Restoring),
             finished: LogThrottle::ten_a_second(),
             recreated: LogThrottle::ten_a_second(),
+            paused: LogThrottle::once_a_minute(),
+            failing: Mutex::default(),
         }
     }
 
@@ -518,8 +540,15 @@ impl Driver {
     fn log(&self, action: &Action) {
         match action {
             // Not the event's id: where homeservers let anybody manage delayed events, it is all that it takes.
-            Action::Finished { room, reason, .. } => {
+            Action::Finished { room, reason, delay_id } => {
                 METRICS.job_ended(job_end(*reason));
+                let failing = lock_failing(&self.failing).remove(delay_id);
+                if matches!(
+                    reason,
+                    FinishReason::GivenUp | FinishReason::NotSent(_) | FinishReason::Refused | FinishReason::SfuSilent
+                ) {
+                    return self.given_up(room, *reason, failing.unwrap_or_default());
+                }
                 let reason = format!("{reason:?}");
                 self.finished.log(|count| {
                     let hidden = count - 1;
@@ -553,6 +582,68 @@ impl Driver {
             }
             Action::Ask(_) | Action::Call { .. } | Action::Store(_) | Action::Forget(..) => {}
         }
+    }
+
+    /// Remembers how calls about a delayed event failed last, for the line about its end, and tells of long pauses.
+    fn note_answer(&self, server: &ServerName, delay_id: &str, action: DelayedEventAction, outcome: Outcome) {
+        let mut all = lock_failing(&self.failing);
+        let (answer, pause) = match outcome {
+            Outcome::Done => {
+                all.remove(delay_id);
+                return;
+            }
+            Outcome::Limited(pause) => ("429", pause),
+            Outcome::NotFound => ("404", None),
+            Outcome::Conflict => ("409", None),
+            Outcome::Forbidden => ("401 or 403", None),
+            Outcome::Transient(pause) => ("no usable answer", pause),
+        };
+        // What is beyond it ends without a cause in the log.
+        if all.len() < MAX_FAILING || all.contains_key(delay_id) {
+            let failing = all.entry(delay_id.into()).or_default();
+            failing.times = if failing.answer == answer { failing.times + 1 } else { 1 };
+            failing.answer = answer;
+            failing.server = server.as_str().into();
+        }
+        drop(all);
+        if let Some(pause) = pause.filter(|pause| *pause > LONG_PAUSE) {
+            self.paused.log(|count| {
+                tracing::warn!(
+                    server = server.as_str(),
+                    action = action.word(),
+                    answer,
+                    pause_seconds = pause.as_secs(),
+                    count,
+                    remedy = LIMITS,
+                    "a homeserver asks for a pause: delayed events wait"
+                );
+            });
+        }
+    }
+
+    /// A leave that nobody will send any more.
+    fn given_up(&self, room: &str, reason: FinishReason, failing: Failing) {
+        let Failing { server, answer, times } = failing;
+        let remedy = match (reason, answer) {
+            (FinishReason::SfuSilent, _) => "check livekit-server, and that LIVEKIT_URL or LIVEKIT_API_URL leads to it",
+            (_, "429") => LIMITS,
+            (_, "401 or 403") => "the homeserver does not let this service manage delayed events: see the lines about that homeserver",
+            _ => {
+                "check that the homeserver's client-server API is reached from here; LIVEKIT_CS_API_URL_OVERRIDES can name an internal address"
+            }
+        };
+        self.finished.log(|count| {
+            tracing::warn!(
+                room,
+                server = &*server,
+                reason = format!("{reason:?}"),
+                last_answer = if answer.is_empty() { "none" } else { answer },
+                times,
+                count,
+                remedy,
+                "delegated leave is given up: somebody may seem to be in the call until their event fires by itself"
+            );
+        });
     }
 
     /// Asks the SFU one question after the other, as long as there are any.
@@ -660,6 +751,7 @@ impl Driver {
                     let authority = user.as_deref().and_then(|user| own?.authority(&server, user));
                     let managed = driver.homeservers.manage(&server, &delay_id, action, authority, HOMESERVER_CALL);
                     let outcome = managed.await;
+                    driver.note_answer(&server, &delay_id, action, outcome);
                     if let (Some(since), Outcome::Done) = (gone_since, outcome) {
                         METRICS.leave_lag.observe(Duration::from_millis(driver.clock.now().since(since)));
                     }
@@ -707,6 +799,10 @@ impl Driver {
     fn lock(&self) -> MutexGuard<'_, Driven> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn lock_failing(failing: &Mutex<HashMap<Box<str>, Failing>>) -> MutexGuard<'_, HashMap<Box<str>, Failing>> {
+    failing.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const fn job_end(reason: FinishReason) -> JobEnd {

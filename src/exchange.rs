@@ -5,12 +5,15 @@
 //! before the user is known and the delegation can be carried out, and no token leaves before the room stands and the job
 //! exists.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::access::{Access, Policy};
+use crate::access::{Access, Homeservers as PolicyList, Policy};
 use crate::admission::Client;
+use crate::config::changes;
 use crate::delayed_leave::CapacityError;
 use crate::driver::{Delegation, Leaves};
 use crate::federation::Failure;
@@ -193,6 +196,63 @@ pub struct Exchange {
     pub members: Option<Arc<Members>>,
     /// Removes from the call who leaves the Matrix room (decision A8).
     pub kick: Option<KickOnLeave>,
+    /// Who came although nobody listed them.
+    pub unlisted: Unlisted,
+}
+
+/// Verified users of homeservers without full access, while none of those that have it was ever seen: a list with a typo looks
+/// just like that.
+#[derive(Debug, Default)]
+pub struct Unlisted {
+    a_listed_one_was_seen: AtomicBool,
+    told: Mutex<BTreeSet<ServerName>>,
+}
+
+/// Homeservers of which it is told.
+const MAX_UNLISTED: usize = 32;
+/// Changes of letters that a typo may have.
+const TYPO: usize = 2;
+
+impl Unlisted {
+    fn seen(&self, server: &ServerName, full_access: &PolicyList) {
+        let PolicyList::Listed(listed) = full_access else { return };
+        if listed.contains(server) {
+            self.a_listed_one_was_seen.store(true, Relaxed);
+        }
+        if self.a_listed_one_was_seen.load(Relaxed) {
+            return;
+        }
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() >= MAX_UNLISTED || !told.insert(server.clone()) {
+            return;
+        }
+        drop(told);
+        let is_meant = |name: &&ServerName| {
+            let (name, server) = (name.as_str().to_ascii_lowercase(), server.as_str());
+            let host = |text: &str| text.split(':').next().unwrap_or_default().to_owned();
+            // A delegated host such as matrix.example.com is often listed in place of example.com.
+            changes(&name, server) <= TYPO || host(&name) == host(server) || name.ends_with(&format!(".{server}"))
+        };
+        let meant = listed.iter().find(is_meant).map(ServerName::as_str);
+        let server = server.as_str();
+        match meant {
+            Some(meant) => {
+                let remedy = format!(
+                    "did you mean {server} where LIVEKIT_FULL_ACCESS_HOMESERVERS has {meant}? It lists names as in user ids, not hosts"
+                );
+                tracing::warn!(
+                    server,
+                    remedy,
+                    "users of a homeserver without full access come, and of none that has it"
+                );
+            }
+            None => tracing::info!(
+                server,
+                remedy = "if it is yours, add it to LIVEKIT_FULL_ACCESS_HOMESERVERS: until then its users only join rooms that stand",
+                "users of a homeserver without full access come, and of none that has it"
+            ),
+        }
+    }
 }
 
 impl Exchange {
@@ -270,6 +330,7 @@ impl Exchange {
             return Err(Refusal::UserMismatch);
         }
         note(|line| (line.is_proven, line.user) = (true, Some(user.id.as_str().into())));
+        self.unlisted.seen(&user.server, &self.policy.full_access);
         Ok(user)
     }
 

@@ -20,11 +20,13 @@ mod sfu_get;
 mod sfu_webhook;
 mod token_source;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
+use axum::body::Body;
 use axum::routing::{any, get, post};
+use http::{Request, header};
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -49,7 +51,7 @@ pub struct App {
     waiting: Waiting,
     from_homeserver: Arc<Semaphore>,
     webhooks: Semaphore,
-    keys: Keys,
+    keys: RwLock<Arc<Keys>>,
     serves_metrics: bool,
     bad_webhooks: LogThrottle,
     stopping: AtomicBool,
@@ -78,11 +80,22 @@ impl App {
             // They wait for our homeserver: half, so that the others go on when it hangs.
             from_homeserver: Arc::new(Semaphore::new(in_flight / 2)),
             webhooks: Semaphore::new(WEBHOOKS),
-            keys,
+            keys: RwLock::new(Arc::new(keys)),
             serves_metrics,
             bad_webhooks: LogThrottle::once_a_minute(),
             stopping: AtomicBool::new(false),
         }
+    }
+
+    /// Verifies webhooks with these keys from now on.
+    pub fn verify_with(&self, keys: Keys) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+    }
+
+    /// The keys that verify webhooks.
+    #[must_use]
+    pub fn keys(&self) -> Arc<Keys> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// From now on `/readyz` sends traffic elsewhere.
@@ -115,7 +128,30 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-async fn not_found() -> ApiError {
+/// A route of ours below another prefix, or a webhook at another path, is a proxy or a configuration to correct.
+async fn not_found(request: Request<Body>) -> ApiError {
+    static MISPLACED: LogThrottle = LogThrottle::once_a_minute();
+    const CLIENTS: [&str; 4] = ["/get_token", "/sfu/get", "/token_source", "/delegate_delayed_leave"];
+    let path = request.uri().path();
+    let is_webhook = || {
+        let kind = request.headers().get(header::CONTENT_TYPE);
+        kind.is_some_and(|kind| kind == "application/webhook+json") || path.ends_with("/sfu_webhook")
+    };
+    let ours = CLIENTS.into_iter().find(|route| path.ends_with(route));
+    let remedy = match ours {
+        Some(_) => "let the proxy strip what stands before the route, or set LIVEKIT_JWT_PATH_PREFIX to it",
+        None if is_webhook() => {
+            "webhook.urls of livekit-server must end in /sfu_webhook, with nothing or LIVEKIT_JWT_PATH_PREFIX before it"
+        }
+        None => return ApiError::NOT_FOUND,
+    };
+    MISPLACED.log(|count| {
+        let path = path.get(..256).unwrap_or(path);
+        match ours {
+            Some(route) => tracing::warn!(path, count, remedy, "a request for {route} came at another path"),
+            None => tracing::warn!(path, count, remedy, "a webhook came at another path"),
+        }
+    });
     ApiError::NOT_FOUND
 }
 

@@ -8,9 +8,11 @@ use std::process::ExitCode;
 
 use lk_jwt_service::cli::{self, Command};
 use lk_jwt_service::config::{self, Config, ConfigErrors, LogFormat};
+use lk_jwt_service::secret::Keys;
 use lk_jwt_service::{healthcheck, registration, server, telemetry};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
 /// Memory goes back to the system after a burst, which the C libraries' allocators do not do. Settings: `.cargo/config.toml`.
 #[global_allocator]
@@ -58,11 +60,36 @@ fn serve(dev: bool) -> ExitCode {
             (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
             (Err(error), _) | (_, Err(error)) => return fail(&error, 1),
         };
-        match server::run(config, any_of(&mut terminate, &mut interrupt)).await {
+        // SIGHUP would end the process where nobody waits for it (decision P19).
+        let (send, reload) = mpsc::channel(1);
+        if let Ok(hangup) = signal(SignalKind::hangup()) {
+            tokio::spawn(read_again(hangup, dev, send));
+        }
+        match server::run(config, reload, any_of(&mut terminate, &mut interrupt)).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error, 1),
         }
     })
+}
+
+/// Reads the files that the environment names again, each time that it is asked for. What cannot be read is told, and what was
+/// there stays.
+async fn read_again(mut hangup: Signal, dev: bool, send: mpsc::Sender<Keys>) {
+    while hangup.recv().await.is_some() {
+        // A file may be a pipe, whose writer is waited for.
+        match tokio::task::spawn_blocking(move || Config::from_environment(dev)).await {
+            Ok(Ok((config, _))) => {
+                if send.send(config.livekit.keys).await.is_err() {
+                    return;
+                }
+            }
+            Ok(Err(mistakes)) => tracing::error!(
+                reason = mistakes.to_string(),
+                "the files cannot be read again (SIGHUP): what was read before is used on"
+            ),
+            Err(error) => tracing::error!(reason = error.to_string(), "the files cannot be read again (SIGHUP)"),
+        }
+    }
 }
 
 fn runtime() -> io::Result<Runtime> {

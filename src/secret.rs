@@ -57,6 +57,20 @@ impl Keys {
         Self { signing, others }
     }
 
+    /// These keys, and `former` ones that go on verifying.
+    #[must_use]
+    pub fn with_former(&self, former: &Self) -> Self {
+        let is_here = |pair: &KeyPair| {
+            self.iter()
+                .any(|own| own.key == pair.key && own.secret.expose() == pair.secret.expose())
+        };
+        let others = self.others.iter().chain(former.iter().filter(|pair| !is_here(pair))).cloned();
+        Self {
+            signing: self.signing.clone(),
+            others: others.collect(),
+        }
+    }
+
     /// The pair that signs our tokens: the first of the file.
     #[must_use]
     pub const fn signing(&self) -> &KeyPair {

@@ -18,7 +18,7 @@ use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -26,13 +26,14 @@ use crate::access::Policy;
 use crate::admission::Class;
 use crate::app_service::AppService;
 use crate::backoff::as_millis;
+use crate::bind;
 use crate::clock::unix_seconds;
 use crate::config::{Config, MetricsBind};
 use crate::connections::{Connection, Connections, Counted, MAX_HEAD, Opened, first_head};
 use crate::delayed_leave::Bounds;
 use crate::dns::Dns;
 use crate::driver::{self, Leaves, RESTORING};
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Unlisted};
 use crate::federation::{Federation, Guard, Settings};
 use crate::homeserver::{Homeservers, OwnHomeserver};
 use crate::http::{App, Appservice, Edge, in_our_form};
@@ -40,10 +41,11 @@ use crate::kick::{self, KickOnLeave};
 use crate::limits::{Limits, Resources};
 use crate::log_throttle::LogThrottle;
 use crate::members::Members;
-use crate::metrics::CONTENT_TYPE;
+use crate::metrics::{CONTENT_TYPE, METRICS};
 use crate::openid::OpenId;
 use crate::presence;
 use crate::request_line::tell_suppressed;
+use crate::secret::Keys;
 use crate::sfu::Sfu;
 use crate::store::{self, Store, StoreError, StoredJobs, VerifiedHomeservers, token};
 use crate::tls::Tls;
@@ -57,9 +59,15 @@ const FIRST_HEAD: Duration = Duration::from_secs(10);
 /// sends a request into a connection that is just being closed.
 const NEXT_HEAD: Duration = Duration::from_secs(125);
 
+/// A webhook about somebody who has joined comes within that time.
+const WEBHOOKS_WITHIN: Duration = Duration::from_secs(30);
+
 /// Scrapes at a time, and the time for one.
 const SCRAPES: usize = 8;
 const SCRAPE: Duration = Duration::from_secs(15);
+
+/// How long webhooks that are signed with a former key are taken.
+const FORMER_KEYS: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Time for the stores at least, once everything else has come to its end.
 const STORES: Duration = Duration::from_secs(2);
@@ -75,10 +83,10 @@ const _: () = assert!(
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The port cannot be opened.
-    #[error("cannot listen on LIVEKIT_JWT_BIND={0}: {1}; is another program using the port?")]
+    #[error("cannot listen on LIVEKIT_JWT_BIND={0}: {1}; {remedy}", remedy = bind::remedy(.1))]
     Listen(String, io::Error),
     /// The port of the metrics cannot be opened.
-    #[error("cannot listen on LIVEKIT_METRICS_BIND={0}: {1}")]
+    #[error("cannot listen on LIVEKIT_METRICS_BIND={0}: {1}; {remedy}", remedy = bind::remedy(.1))]
     ListenMetrics(String, io::Error),
     /// The key pair cannot sign.
     #[error("LIVEKIT_KEY and LIVEKIT_SECRET: {0}")]
@@ -88,17 +96,18 @@ pub enum StartError {
     Store(#[from] StoreError),
 }
 
-/// Serves until `stop` is done, then lets what is in flight finish.
+/// Serves until `stop` is done, then lets what is in flight finish. Keys that `reload` brings are used from then on.
 ///
 /// # Errors
 /// When the service cannot start. Nothing is bound then.
-pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), StartError> {
+pub async fn run(config: Config, mut reload: mpsc::Receiver<Keys>, stop: impl Future<Output = ()>) -> Result<(), StartError> {
     let grace = config.shutdown_grace;
     let (bind, metrics, check_interval) = (config.bind.clone(), config.metrics.clone(), config.check_interval);
     let (url, summary) = (config.livekit.shown_url(), config.summary());
     let limits = Limits::of(Resources::of_this_process());
     let Parts {
         app,
+        minter,
         sfu,
         own,
         leaves,
@@ -125,10 +134,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         "listening"
     );
     summary.log();
+    let reloaded_sfu = sfu.clone();
     tokio::spawn(async move { sfu.watch(check_interval).await });
     if let Some(own) = own {
         tokio::spawn(async move { own.watch(check_interval).await });
     }
+    tokio::spawn(watch_webhooks(leaves.clone(), check_interval));
     if let Some((listener, _)) = &metrics {
         let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
         tracing::info!(address, "metrics are served at /metrics");
@@ -136,6 +147,14 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     if let Some((listener, app)) = metrics {
         tokio::spawn(serve_metrics(listener, app));
     }
+    tokio::spawn({
+        let (app, sfu) = (app.clone(), reloaded_sfu);
+        async move {
+            while let Some(keys) = reload.recv().await {
+                use_keys(&app, &minter, &sfu, &keys);
+            }
+        }
+    });
     let stores = Stores { leaves, kick, verified };
     serve(listener, Connections::new(&limits), app, stores, stop, grace).await;
     Ok(())
@@ -143,6 +162,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
 
 struct Parts {
     app: Arc<App>,
+    minter: Arc<Minter>,
     sfu: Arc<Sfu>,
     own: Option<Arc<OwnHomeserver>>,
     leaves: Leaves,
@@ -254,10 +274,11 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
         sfu: sfu.clone(),
         homeservers,
         leaves: leaves.clone(),
-        minter,
+        minter: minter.clone(),
         own: own.clone(),
         members: members.clone().filter(|_| config.membership.required),
         kick: on_leave.clone(),
+        unlisted: Unlisted::default(),
     });
     let appservice = own.clone().zip(members).zip(hs_token).map(|((own, members), hs_token)| {
         let service = AppService {
@@ -279,6 +300,7 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
     ));
     Ok(Parts {
         app,
+        minter,
         sfu,
         own,
         leaves,
@@ -286,6 +308,29 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
         kick: on_leave,
         verified,
     })
+}
+
+/// Signs with other keys from now on; the former ones verify webhooks for another day (decision P19).
+fn use_keys(app: &Arc<App>, minter: &Minter, sfu: &Sfu, keys: &Keys) {
+    if let Err(error) = minter.sign_with(keys.signing()) {
+        tracing::error!(reason = error.to_string(), "the keys cannot be used; the former ones go on");
+        return;
+    }
+    sfu.forget_tokens();
+    let both = keys.with_former(&app.keys());
+    app.verify_with(both.clone());
+    tracing::info!(
+        key = keys.signing().key,
+        "the keys were read again: tokens are signed with the first of them"
+    );
+    let (app, keys) = (app.clone(), keys.clone());
+    tokio::spawn(async move {
+        sleep(FORMER_KEYS).await;
+        // Others were read meanwhile.
+        if app.keys().iter().count() == both.iter().count() && app.keys().signing().key == keys.signing().key {
+            app.verify_with(keys);
+        }
+    });
 }
 
 /// Stores that have to be written before the end.
@@ -354,6 +399,34 @@ async fn serve(
     };
     tokio::join!(stores.leaves.close_store(deadline), tokens, stores.verified.stop(deadline));
     tell_suppressed();
+}
+
+/// Tells once that webhooks do not come although somebody with a delegated leave has joined, and once that they do.
+async fn watch_webhooks(leaves: Leaves, interval: Duration) {
+    let patience = WEBHOOKS_WITHIN.min(interval / 2);
+    let mut without_since = None;
+    let mut is_told = false;
+    loop {
+        sleep(patience / 3).await;
+        if METRICS.last_webhook() > 0 {
+            if is_told {
+                tracing::info!("webhooks of the SFU arrive");
+            }
+            return;
+        }
+        if leaves.gauges().jobs_watched == 0 {
+            without_since = None;
+            continue;
+        }
+        let since = *without_since.get_or_insert_with(Instant::now);
+        if !is_told && since.elapsed() >= patience {
+            is_told = true;
+            tracing::warn!(
+                remedy = "name this service's /sfu_webhook in webhook.urls of livekit-server's configuration, with webhook.api_key",
+                "no webhook of the SFU has arrived although somebody has joined: departures are found by asking, and reported later"
+            );
+        }
+    }
 }
 
 /// Answers scrapes on a port of their own, a few at a time: nobody else has business there.

@@ -12,7 +12,7 @@ mod refusal;
 mod room_memory;
 pub mod webhook;
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as StdInstant};
 
@@ -63,6 +63,7 @@ pub struct Sfu {
     expected: Mutex<Expected>,
     creations: SingleFlight<Box<str>, Result<(), SfuError>>,
     state: State,
+    told_of_auto_create: AtomicBool,
 }
 
 impl Sfu {
@@ -78,6 +79,7 @@ impl Sfu {
             expected: Mutex::new(Expected::new()),
             creations: SingleFlight::new(),
             state: State::new(Neighbour::Sfu),
+            told_of_auto_create: AtomicBool::new(false),
         }
     }
 
@@ -226,6 +228,11 @@ impl Sfu {
         }
     }
 
+    /// Tokens for its API are made anew: they are signed with another key from now on.
+    pub fn forget_tokens(&self) {
+        self.api.forget_tokens();
+    }
+
     /// The SFU may have been restarted.
     pub fn forget_rooms(&self) {
         lock(&self.rooms).forget_all();
@@ -237,7 +244,24 @@ impl Sfu {
         let tls = self.endpoint.tls.clone();
         let _ = tokio::task::spawn_blocking(move || tls.config().map(drop)).await;
         // The name of no room: the answer is empty whatever goes on there.
-        let _ = self.seen(self.api.list_rooms(vec!["-".to_owned()]).await);
+        let answer = self.seen(self.api.list_rooms(vec!["-".to_owned()]).await);
+        if answer.is_ok() {
+            self.check_auto_create().await;
+        }
+    }
+
+    /// Where anybody opens rooms by joining, full access means nothing. Asked without opening one.
+    async fn check_auto_create(&self) {
+        let opens = self.api.opens_rooms_by_joining().await;
+        if opens == Some(true) && !self.told_of_auto_create.swap(true, Relaxed) {
+            tracing::warn!(
+                remedy = "set `room: { auto_create: false }` in livekit-server's config.yaml",
+                "the SFU opens rooms for whoever joins (auto_create is on): users without full access can open rooms, too"
+            );
+        }
+        if opens == Some(false) && self.told_of_auto_create.swap(false, Relaxed) {
+            tracing::info!("the SFU does not open rooms for whoever joins any more");
+        }
     }
 
     /// Checks it now and for ever, each `interval` while it fails, a tenth as often while it does not.

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use chrono::{DateTime, Utc};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -17,6 +18,45 @@ use rustls_native_certs::CertificateResult;
 pub const CERT_FILE: &str = "SSL_CERT_FILE";
 /// The variable that names directories of them, separated by colons.
 pub const CERT_DIR: &str = "SSL_CERT_DIR";
+
+/// What can be done about a handshake that failed, as far as the TLS library's words tell the cause.
+#[must_use]
+pub fn remedy(error: &str) -> Option<&'static str> {
+    let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
+    if says(&["UnknownIssuer"]) {
+        Some(
+            "its certificate is signed by somebody who is not trusted here: put that CA into SSL_CERT_FILE or SSL_CERT_DIR, or let the server send its whole chain",
+        )
+    } else if says(&["not valid for name", "NotValidForName"]) {
+        Some("its certificate is for another name: use a name that the certificate has, or get one for this name")
+    } else if says(&["certificate expired", "Expired"]) {
+        Some(
+            "its certificate has expired: renew it, and see that the server has loaded the new one (if it is new, this machine's clock is wrong)",
+        )
+    } else if says(&["InvalidContentType", "corrupt message"]) {
+        Some("that port speaks plain HTTP: name the port with TLS, or write http:// (ws://) where that is what you want")
+    } else {
+        None
+    }
+}
+
+/// The same words, with the moment of which they speak as a date.
+#[must_use]
+pub fn with_date(error: String) -> String {
+    const BEFORE: &str = "certificate is not valid after ";
+    let Some(at) = error.find(BEFORE).map(|at| at + BEFORE.len()) else {
+        return error;
+    };
+    let digits = error[at..].bytes().take_while(u8::is_ascii_digit).count();
+    let date = error[at..at + digits]
+        .parse()
+        .ok()
+        .and_then(|seconds| DateTime::<Utc>::from_timestamp(seconds, 0));
+    match date {
+        Some(date) => format!("{}{}", &error[..at], date.format("%Y-%m-%d %H:%M:%S UTC")),
+        None => error,
+    }
+}
 
 /// Servers whose sessions are remembered for a quick second handshake. Names come from strangers: this is the bound.
 const SESSIONS: usize = 64;
@@ -237,6 +277,28 @@ impl ServerCertVerifier for AcceptAnything {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_cause_has_its_remedy() {
+        for (error, expected) in [
+            ("invalid peer certificate: UnknownIssuer", "SSL_CERT_FILE"),
+            (
+                "invalid peer certificate: certificate not valid for name \"a.example\"; it is only valid for b",
+                "another name",
+            ),
+            (
+                "invalid peer certificate: certificate expired: verification time 1700000000 (UNIX), but certificate is not valid after 1600000000 (100000000 seconds ago)",
+                "renew",
+            ),
+            ("received corrupt message of type InvalidContentType", "plain HTTP"),
+        ] {
+            assert!(remedy(error).is_some_and(|text| text.contains(expected)), "{error}");
+        }
+        assert_eq!(remedy("connection reset"), None);
+        let dated = with_date("certificate is not valid after 1600000000 (100 seconds ago)".to_owned());
+        assert_eq!(dated, "certificate is not valid after 2020-09-13 12:26:40 UTC");
+        assert_eq!(with_date("other".to_owned()), "other");
+    }
 
     #[test]
     fn what_is_given_is_trimmed_and_blank_is_nothing() {

@@ -6,6 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "tokens begin and end at the time of day")]
 
 use std::io;
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -24,11 +25,26 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// Signs tokens with the first of the configured key pairs.
 pub struct Minter {
-    key: String,
-    signing: EncodingKey,
+    signing: RwLock<Signing>,
     header: String,
     ttl: Duration,
     can_update_own_metadata: bool,
+}
+
+struct Signing {
+    key: String,
+    secret: EncodingKey,
+}
+
+impl Signing {
+    fn new(pair: &KeyPair) -> Result<Self, MintError> {
+        // Making one token also installs the HMAC implementation that `jsonwebtoken` signs with.
+        AccessToken::with_api_key(&pair.key, pair.secret.expose()).to_jwt()?;
+        Ok(Self {
+            key: pair.key.clone(),
+            secret: EncodingKey::from_secret(pair.secret.expose().as_bytes()),
+        })
+    }
 }
 
 /// A token could not be made: a defect or an impossible clock, never a client's fault.
@@ -42,15 +58,21 @@ impl Minter {
     /// # Errors
     /// When the key pair cannot sign.
     pub fn new(pair: &KeyPair, ttl: Duration, can_update_own_metadata: bool) -> Result<Self, MintError> {
-        // Making one token also installs the HMAC implementation that `jsonwebtoken` signs with.
-        AccessToken::with_api_key(&pair.key, pair.secret.expose()).to_jwt()?;
         Ok(Self {
-            key: pair.key.clone(),
-            signing: EncodingKey::from_secret(pair.secret.expose().as_bytes()),
+            signing: RwLock::new(Signing::new(pair)?),
             header: segment(&serde_json::to_vec(&Header::new(Algorithm::HS256)).map_err(encoding)?),
             ttl,
             can_update_own_metadata,
         })
+    }
+
+    /// Signs with another pair from now on.
+    ///
+    /// # Errors
+    /// When that pair cannot sign; then the former one goes on.
+    pub fn sign_with(&self, pair: &KeyPair) -> Result<(), MintError> {
+        *self.signing.write().unwrap_or_else(PoisonError::into_inner) = Signing::new(pair)?;
+        Ok(())
     }
 
     /// The life of a token.
@@ -88,11 +110,20 @@ impl Minter {
         self.sign(grants, String::new(), ttl)
     }
 
+    /// A token that may join, for a question about joining; it never leaves this service but for the SFU.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn joining_token(&self, grants: VideoGrants, ttl: Duration) -> Result<String, MintError> {
+        self.sign(grants, "lk-jwt-service".to_owned(), ttl)
+    }
+
     fn sign(&self, video: VideoGrants, identity: String, ttl: Duration) -> Result<String, MintError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let seconds = |time: Duration| usize::try_from(time.as_secs()).unwrap_or(usize::MAX);
+        let signing = self.signing.read().unwrap_or_else(PoisonError::into_inner);
         let claims = Claims {
-            iss: self.key.clone(),
+            iss: signing.key.clone(),
             sub: identity,
             nbf: seconds(now.saturating_sub(CLOCK_SKEW)),
             exp: seconds(now + ttl),
@@ -105,7 +136,7 @@ impl Minter {
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(&payload, &mut token);
         let signature =
-            jsonwebtoken::crypto::sign(token.as_bytes(), &self.signing, Algorithm::HS256).map_err(AccessTokenError::Encoding)?;
+            jsonwebtoken::crypto::sign(token.as_bytes(), &signing.secret, Algorithm::HS256).map_err(AccessTokenError::Encoding)?;
         token.push('.');
         token.push_str(&signature);
         Ok(token)

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub(super) fn read(path: &str) -> io::Result<String> {
 
 fn read_now(path: &Path) -> io::Result<String> {
     let unusable = |what: &str| Err(io::Error::new(ErrorKind::InvalidInput, what));
-    let kind = fs::metadata(path)?.file_type();
+    let kind = fs::metadata(path).map_err(|error| who_may(error, path))?.file_type();
     if kind.is_dir() {
         return unusable("it is a directory");
     }
@@ -39,11 +39,29 @@ fn read_now(path: &Path) -> io::Result<String> {
         return unusable("it is a device or a socket, not a file");
     }
     let mut text = Vec::new();
-    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut text)?;
+    let file = File::open(path).map_err(|error| who_may(error, path))?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut text)?;
     if u64::try_from(text.len()).is_ok_and(|length| length > MAX_BYTES) {
         return unusable("it is longer than any such file");
     }
     String::from_utf8(text).or_else(|_| unusable("it is not text in UTF-8"))
+}
+
+/// Names the user who was refused, and the owner of the file where that is to be seen.
+fn who_may(error: io::Error, path: &Path) -> io::Error {
+    if error.kind() != ErrorKind::PermissionDenied {
+        return error;
+    }
+    let us = rustix::process::geteuid().as_raw();
+    let text = match fs::metadata(path) {
+        Ok(file) => format!(
+            "{error}: this service runs as uid {us}, the file belongs to uid {} with mode {:04o}",
+            file.uid(),
+            file.mode() & 0o7777
+        ),
+        Err(_) => format!("{error}: this service runs as uid {us}, which may not enter a directory above the file"),
+    };
+    io::Error::new(error.kind(), text)
 }
 
 #[cfg(test)]

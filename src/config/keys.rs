@@ -1,5 +1,7 @@
 //! LiveKit's API keys: from variables, from files, and from LiveKit's own keys file (decision P6).
 
+use yaml_rust2::{Yaml, YamlLoader};
+
 use super::reader::{FilePath, Reader};
 use super::unexpanded;
 use crate::secret::{KeyPair, Keys, Secret};
@@ -80,6 +82,12 @@ fn from_key_file(reader: &mut Reader<'_>, content: &str) -> Option<Keys> {
         return from_the_old_pair_of_files(reader, content);
     }
     ignored(reader, KEY_FILE, &[KEY, SECRET, KEY_FROM_FILE, SECRET_FROM_FILE, SECRET_FILE]);
+    if let Some(keys) = of_whole_configuration(content) {
+        reader.warn(format!(
+            "{KEY_FILE} is livekit-server's whole configuration: its `keys:` are used, and nothing else of it"
+        ));
+        return Some(keys);
+    }
     let keys = parse_key_file(content)
         .inspect_err(|BadLine { number, problem }| {
             reader.mistake(
@@ -95,6 +103,23 @@ fn from_key_file(reader: &mut Reader<'_>, content: &str) -> Option<Keys> {
         reader.unexpanded(KEY_FILE, "names a file that holds", form);
     }
     Some(keys)
+}
+
+/// The `keys:` of livekit-server's `config.yaml`, where it is that.
+fn of_whole_configuration(content: &str) -> Option<Keys> {
+    if !content.lines().any(|line| line.starts_with("keys:")) {
+        return None;
+    }
+    let documents = YamlLoader::load_from_str(content).ok()?;
+    let keys = documents.first()?.as_hash()?.get(&Yaml::String("keys".to_owned()))?.as_hash()?;
+    let text = |yaml: &Yaml| match yaml {
+        Yaml::String(text) | Yaml::Real(text) => Some(text.clone()),
+        Yaml::Integer(number) => Some(number.to_string()),
+        Yaml::Boolean(_) | Yaml::Array(_) | Yaml::Hash(_) | Yaml::Alias(_) | Yaml::Null | Yaml::BadValue => None,
+    };
+    let mut pairs = keys.iter().map(|(key, secret)| Some(pair(text(key)?, text(secret)?)));
+    let signing = pairs.next()??;
+    Some(Keys::new(signing, pairs.collect::<Option<Vec<_>>>()?))
 }
 
 fn from_the_old_pair_of_files(reader: &mut Reader<'_>, key: &str) -> Option<Keys> {
@@ -128,7 +153,11 @@ fn pair(key: String, secret: String) -> KeyPair {
 
 fn warn_about(reader: &mut Reader<'_>, KeyPair { key, secret }: &KeyPair) {
     let secret = secret.expose();
-    if secret.len() < SHORT {
+    if secret.len() < SHORT && key.len() >= SHORT {
+        reader.warn(format!(
+            "{KEY} is long and {SECRET} is short, as if they had been swapped: the key is the public name, the secret has {SHORT} characters or more"
+        ));
+    } else if secret.len() < SHORT {
         reader.warn(format!(
             "LIVEKIT_SECRET: the secret has fewer than {SHORT} characters and could be guessed: choose a longer one"
         ));

@@ -55,6 +55,14 @@ fn homeservers(reader: &mut Reader<'_>, variable: &'static str, text: &str) -> H
     for entry in entries {
         match ServerName::parse(entry) {
             Ok(name) => {
+                if entry.bytes().any(|byte| byte.is_ascii_uppercase()) {
+                    reader.warn(format!(
+                        "{variable} has an entry with capital letters, {}: names are compared as they stand in user ids, which have none; \
+                         write {}",
+                        part_shown(text, entry),
+                        part_shown(text, &entry.to_ascii_lowercase())
+                    ));
+                }
                 names.insert(name);
             }
             Err(_) if entry == "*" => useless.push("* means all homeservers only if it stands alone".to_owned()),

@@ -1,6 +1,8 @@
 //! Where LiveKit is, for clients and for us (decision P7).
 
-use url::Url;
+use std::net::IpAddr;
+
+use url::{Host, Url};
 
 use super::keys;
 use super::lists::can_be_reached;
@@ -62,6 +64,9 @@ fn client_url(reader: &mut Reader<'_>) -> Option<(String, Url)> {
                 let _ = url.set_username("");
                 let _ = url.set_password(None);
             }
+            if !reader.dev {
+                warn_about(reader, &text, &url);
+            }
             Some((text, as_base(url)))
         }
         Err(problem) => {
@@ -71,6 +76,38 @@ fn client_url(reader: &mut Reader<'_>) -> Option<(String, Url)> {
             );
             None
         }
+    }
+}
+
+/// Clients get it, and most of them are browsers elsewhere.
+fn warn_about(reader: &mut Reader<'_>, text: &str, url: &Url) {
+    let inside = format!("clients elsewhere cannot use it. The public address belongs there; {API_URL} is for the inner one");
+    let problem = match url.host() {
+        Some(Host::Domain("localhost")) => Some("is this machine itself"),
+        Some(Host::Domain(name)) if !name.trim_end_matches('.').contains('.') => Some("has a name that only its own network knows"),
+        Some(Host::Domain(_)) | None => None,
+        Some(Host::Ipv4(ip)) => is_inner(ip.into()),
+        Some(Host::Ipv6(ip)) => is_inner(ip.into()),
+    };
+    if let Some(problem) = problem {
+        reader.warn(format!("{URL} {problem}: {inside}"));
+    } else if text.get(..3).is_some_and(|scheme| scheme.eq_ignore_ascii_case("ws:")) || text.to_ascii_lowercase().starts_with("http:") {
+        reader.warn(format!(
+            "{URL} is not encrypted: browsers refuse it on pages that came by https. Write wss://, with a proxy that does TLS before LiveKit"
+        ));
+    }
+}
+
+fn is_inner(ip: IpAddr) -> Option<&'static str> {
+    let ip = ip.to_canonical();
+    let is_private = match ip {
+        IpAddr::V4(v4) => v4.is_private() || v4.is_link_local() || (v4.octets()[0] == 100 && (64..128).contains(&v4.octets()[1])),
+        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local(),
+    };
+    if ip.is_loopback() {
+        Some("is this machine itself")
+    } else {
+        is_private.then_some("is a private address")
     }
 }
 

@@ -207,7 +207,7 @@ fn nearest(name: &str) -> Option<&'static str> {
 }
 
 /// The Levenshtein distance, by bytes: names are ASCII, or of nobody.
-fn changes(from: &str, to: &str) -> usize {
+pub(crate) fn changes(from: &str, to: &str) -> usize {
     let mut row: Vec<usize> = (0..=to.len()).collect();
     for (line, a) in from.bytes().enumerate() {
         let mut diagonal = std::mem::replace(&mut row[0], line + 1);

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::guard::Refused;
 use crate::dns::DnsError;
+use crate::tls;
 
 /// A failed attempt to reach a homeserver.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -133,7 +134,9 @@ impl Failure {
             Self::Connect { .. } => {
                 "check that the homeserver's federation port (8448, or the delegated one) is reachable from here; LIVEKIT_FEDERATION_URL_OVERRIDES can name an internal address"
             }
-            Self::Tls { .. } => "check the certificate at that address; a private CA goes into SSL_CERT_FILE or SSL_CERT_DIR",
+            Self::Tls { error, .. } => {
+                tls::remedy(error).unwrap_or("check the certificate at that address; a private CA goes into SSL_CERT_FILE or SSL_CERT_DIR")
+            }
             Self::Proxy { .. } => "check HTTPS_PROXY and NO_PROXY",
             Self::NoService(_) => "correct the SRV record _matrix-fed._tcp",
             Self::NoClientApi(_) => "serve the file with m.homeserver.base_url, or name the address in LIVEKIT_CS_API_URL_OVERRIDES",

@@ -11,7 +11,10 @@ use super::dial::{Attempt, Dialer};
 use super::failure::Failure;
 use super::follow;
 use super::guard::Trust;
+use crate::log_throttle::LogThrottle;
 use crate::server_name::{Host, ServerName};
+
+static UNUSABLE: LogThrottle = LogThrottle::once_a_minute();
 
 const MAX_BODY: usize = 50 * 1024;
 /// All of it, redirects included: the verification has ten seconds.
@@ -50,7 +53,20 @@ pub(super) async fn fetch<'a>(dialer: &'a Dialer, name: &str, trust: Trust, atte
     let (host, path) = (Host::Name(name.into()), "/.well-known/matrix/server");
     let file = follow::get(dialer, host, None, path, trust, MAX_BODY, attempt);
     match timeout(TIMEOUT, file).await {
-        Ok(Ok(Some(reply))) => Ok(read(reply.status, &reply.headers, &reply.body, SystemTime::now())),
+        Ok(Ok(Some(reply))) => {
+            let file = read(reply.status, &reply.headers, &reply.body, SystemTime::now());
+            if file == WellKnown::None && reply.status == StatusCode::OK && trust != Trust::Stranger {
+                UNUSABLE.log(|count| {
+                    tracing::warn!(
+                        server = name,
+                        count,
+                        remedy = "serve it as a JSON object with `m.server`, as {\"m.server\": \"matrix.example.com:443\"}, or answer 404",
+                        "/.well-known/matrix/server is there and cannot be used: the homeserver is looked for at port 8448"
+                    );
+                });
+            }
+            Ok(file)
+        }
         Ok(Ok(None)) => Ok(WellKnown::None),
         Ok(Err(Failure::TooLarge(_))) => Ok(WellKnown::None),
         Ok(Err(refused @ (Failure::Refused { .. } | Failure::Spent))) => Err(refused),

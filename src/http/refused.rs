@@ -6,7 +6,7 @@ use tracing::Level;
 use crate::exchange::{Refusal, RemoteRefusal};
 use crate::federation::Failure;
 use crate::homeserver::OwnError;
-use crate::openid::Unverified;
+use crate::openid::{Answer, Unverified};
 use crate::request_line::{Refused, note};
 
 /// Adds to the line of the request at hand why it is refused.
@@ -98,12 +98,10 @@ fn words(refusal: &Refusal) -> (Level, &'static str, Option<&'static str>) {
             };
             (level, "refused: the homeserver could not be reached", Some(failure.remedy()))
         }
-        Refusal::Unverified(Unverified::Unusable { known, .. }) => (
+        Refusal::Unverified(Unverified::Unusable { known, answer }) => (
             if *known { Level::WARN } else { Level::INFO },
             "refused: the homeserver's answer is unusable",
-            Some(
-                "check that /_matrix/federation/v1/openid is routed to that homeserver and enabled there (a listener's `openid` resource)",
-            ),
+            Some(unusable(*answer)),
         ),
         Refusal::Unverified(Unverified::Busy) => (Level::WARN, "refused: overloaded", Some(Failure::Busy.remedy())),
         Refusal::DelegationLimit(_) => (Level::WARN, "refused: delegation", None),
@@ -118,5 +116,28 @@ fn words(refusal: &Refusal) -> (Level, &'static str, Option<&'static str>) {
             Some(error.remedy()),
         ),
         Refusal::Mint(_) => (Level::ERROR, "refused: the token could not be signed", None),
+    }
+}
+
+/// What can be done about an answer to userinfo that is neither yes nor no.
+const fn unusable(answer: Answer) -> &'static str {
+    let (Answer::Status(status) | Answer::NoJson(status)) = answer else {
+        return "check that /_matrix/federation/v1/openid is routed to that homeserver and enabled there (a listener's `openid` resource)";
+    };
+    match status {
+        301 | 302 | 303 | 307 | 308 => {
+            "it redirects, which is not followed: name the host that it redirects to in its .well-known/matrix/server (or in \
+             LIVEKIT_FEDERATION_URL_OVERRIDES), or serve /_matrix/federation where it is asked"
+        }
+        403 => {
+            "federation is refused: by a firewall, an allow-list, or a homeserver with federation switched off; let this service's address \
+             through, and see that a listener has the `openid` resource, which needs no federation"
+        }
+        429 => "the homeserver, or what stands before it, limits how often it is asked: raise the limit for this service's address",
+        502..=504 => {
+            "the proxy before the homeserver answers and the homeserver behind it does not: see that it runs, and where the proxy sends \
+             /_matrix/federation"
+        }
+        _ => "check that /_matrix/federation/v1/openid is routed to that homeserver and enabled there (a listener's `openid` resource)",
     }
 }

@@ -34,7 +34,7 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    let claims = Claims::verify(authorization, &app.keys, unix_seconds()).map_err(|error| refuse(&app, error))?;
+    let claims = Claims::verify(authorization, &app.keys(), unix_seconds()).map_err(|error| refuse(&app, error))?;
     note(|line| line.is_proven = true);
     if !app.exchange.leaves.takes_webhooks() {
         return Err(not_ready());

@@ -19,6 +19,7 @@ use url::Url;
 use super::endpoint::Endpoint;
 use super::refusal::{self, SfuError};
 use crate::metrics::{CallResult, METRICS, NeighbourCall};
+use crate::tls;
 use crate::token::Minter;
 
 /// Time that an ordinary call may take.
@@ -52,6 +53,7 @@ struct Methods {
     get_participant: Url,
     list_participants: Url,
     remove_participant: Url,
+    validate: Url,
 }
 
 /// A token for the participants of one room.
@@ -147,6 +149,39 @@ impl Api {
         Ok(list.participants)
     }
 
+    pub(super) fn forget_tokens(&self) {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Whether joining a room that does not exist would open it: the SFU is asked whether it would let somebody in, and nobody
+    /// goes. `None` where it does not say.
+    pub(super) async fn opens_rooms_by_joining(&self) -> Option<bool> {
+        let grants = VideoGrants {
+            room_join: true,
+            room: format!("lk-jwt-service-check-{:016x}", rand::random::<u64>()),
+            ..VideoGrants::default()
+        };
+        let token = self.minter.joining_token(grants, API_TOKEN_TTL).ok()?;
+        let mut bearer = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
+        bearer.set_sensitive(true);
+        let asked = self.endpoint.client().ok()?.get(self.methods.validate.clone());
+        let answer = asked
+            .header(header::AUTHORIZATION, bearer)
+            .timeout(CALL_TIMEOUT)
+            .send()
+            .await
+            .ok()?;
+        match answer.status().as_u16() {
+            200 => {
+                // Livekit's word, and not a page of something in its place.
+                let body = answer.bytes().await.ok()?;
+                (body.trim_ascii() == b"success").then_some(true)
+            }
+            404 => Some(false),
+            _ => None,
+        }
+    }
+
     async fn call<T: Message + Default>(
         &self,
         call: NeighbourCall,
@@ -239,6 +274,11 @@ impl Methods {
             get_participant: method("GetParticipant"),
             list_participants: method("ListParticipants"),
             remove_participant: method("RemoveParticipant"),
+            validate: {
+                let mut url = base.clone();
+                url.set_path(&format!("{prefix}/rtc/validate"));
+                url
+            },
         }
     }
 }
@@ -301,7 +341,7 @@ fn failure(error: reqwest::Error) -> SfuError {
     if error.is_timeout() {
         SfuError::Timeout
     } else if error.is_connect() {
-        SfuError::Connect(text())
+        SfuError::Connect(tls::with_date(text()))
     } else {
         SfuError::Broken(text())
     }

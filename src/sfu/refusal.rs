@@ -5,6 +5,8 @@
 use http::StatusCode;
 use serde::Deserialize;
 
+use crate::tls;
+
 /// Why a call to the SFU failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SfuError {
@@ -103,11 +105,11 @@ impl SfuError {
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::Connect(_) => {
-                "check that livekit-server runs and is reachable from here; if LIVEKIT_URL is only reachable from outside, set LIVEKIT_API_URL to an internal address"
-            }
+            Self::Connect(error) => tls::remedy(error).unwrap_or(
+                "check that livekit-server runs and is reachable from here; if LIVEKIT_URL is only reachable from outside, set LIVEKIT_API_URL to an internal address",
+            ),
             Self::Timeout | Self::Broken(_) => "check livekit-server's log and the network between",
-            Self::UnknownKey => "LIVEKIT_KEY must be one of the keys in livekit-server's `keys:`",
+            Self::UnknownKey => "LIVEKIT_KEY must be one of the keys in livekit-server's `keys:` (have LIVEKIT_KEY and LIVEKIT_SECRET been swapped?)",
             Self::WrongSecret => {
                 "LIVEKIT_SECRET must be the secret of LIVEKIT_KEY in livekit-server's `keys:`; look for stray spaces or quotes"
             }
@@ -115,6 +117,9 @@ impl SfuError {
             Self::Denied => "check LIVEKIT_KEY and LIVEKIT_SECRET, and that the key may create rooms",
             Self::BadRoute => {
                 "check the path prefix of LIVEKIT_URL: a proxy must route it to livekit-server and strip it on the way; or set LIVEKIT_API_URL to the address of livekit-server itself"
+            }
+            Self::NotLiveKit(301 | 302 | 307 | 308) => {
+                "it redirects, which is not followed: LIVEKIT_URL (or LIVEKIT_API_URL) must be the address that it redirects to, with wss:// or https:// where that is one with TLS"
             }
             Self::NotLiveKit(_) => {
                 "a proxy, a login, a firewall or another program answers in livekit-server's place: let this service's calls of /twirp through, check the address and path of LIVEKIT_URL, or set LIVEKIT_API_URL to the address of livekit-server itself"

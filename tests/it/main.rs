@@ -18,6 +18,7 @@ mod element_call;
 mod environments;
 mod evidence;
 mod fairness;
+mod faults;
 mod floods;
 mod get_token;
 mod greedy;

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use lk_jwt_service::metrics::{Gauges, METRICS};
 use lk_jwt_service::outcome::Outcome;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -583,4 +584,55 @@ fn the_sfu_goes_and_comes_back_in_two_lines() {
     assert_eq!(log.matches("the SFU cannot be used").count(), 1, "{log}");
     assert_eq!(log.matches("the SFU answers").count(), 2, "{log}");
     assert!(metrics_of(&world).contains("lk_jwt_neighbour_up{neighbour=\"sfu\"} 1"));
+}
+
+/// Words that begin with one of ours.
+fn metric_names(text: &str) -> Vec<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let mut names: Vec<_> = words
+        .filter(|word| word.starts_with("lk_jwt_") || word.starts_with("process_"))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// The dashboard, the alerts and the README name no metric that is missing, and each alert fires when it should.
+#[test]
+fn what_is_shipped_for_prometheus_fits() {
+    let text = METRICS.text(&Gauges::default());
+    let families: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .collect();
+    let exists = |name: &str| {
+        let parts = ["_bucket", "_sum", "_count"];
+        let is_part = |family: &str, kind: &str| kind == "histogram" && parts.iter().any(|part| name.strip_suffix(part) == Some(family));
+        families.iter().any(|(family, kind)| *family == name || is_part(family, kind))
+    };
+    for (file, text, least) in [
+        ("dashboard.json", include_str!("../../contrib/prometheus/dashboard.json"), 20),
+        ("alerts.yml", include_str!("../../contrib/prometheus/alerts.yml"), 9),
+        ("alerts_test.yml", include_str!("../../contrib/prometheus/alerts_test.yml"), 9),
+        ("README.md of contrib", include_str!("../../contrib/prometheus/README.md"), 3),
+        ("README.md", include_str!("../../README.md"), 20),
+    ] {
+        let names: Vec<_> = metric_names(text).into_iter().filter(|name| *name != "process_").collect();
+        assert!(names.len() >= least, "{file}: {names:?}");
+        for name in names {
+            assert!(exists(name), "{file} names {name}, which does not exist");
+        }
+    }
+    let alerts = include_str!("../../contrib/prometheus/alerts.yml");
+    let (tests, runbook) = (
+        include_str!("../../contrib/prometheus/alerts_test.yml"),
+        include_str!("../../contrib/prometheus/README.md"),
+    );
+    for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(tests.contains(&format!("alertname: {alert}")), "{alert} is not tried");
+        assert!(runbook.contains(&format!("\n## {alert}\n")), "{alert} has no runbook");
+    }
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/prometheus/");
+    promtool(&["check", "rules", &format!("{directory}alerts.yml")], "");
+    promtool(&["test", "rules", &format!("{directory}alerts_test.yml")], "");
 }

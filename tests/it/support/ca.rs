@@ -45,7 +45,12 @@ impl Ca {
 
     /// TLS for a server with these names or addresses in its certificate.
     pub(crate) fn server(&self, names: &[String]) -> Arc<ServerConfig> {
-        let (certificate, key) = self.issue(names);
+        self.server_until(names, None)
+    }
+
+    /// The same with a certificate whose last day was the first of this year.
+    pub(crate) fn server_until(&self, names: &[String], last_year: Option<i32>) -> Arc<ServerConfig> {
+        let (certificate, key) = self.issue(names, last_year);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -61,15 +66,17 @@ impl Ca {
 
     /// Certificate and key in PEM, for a server with these names or addresses.
     pub(crate) fn server_pem(&self, names: &[String]) -> (String, String) {
-        let (certificate, key) = self.issue(names);
+        let (certificate, key) = self.issue(names, None);
         (certificate.pem(), key.serialize_pem())
     }
 
-    fn issue(&self, names: &[String]) -> (Certificate, KeyPair) {
+    fn issue(&self, names: &[String], last_year: Option<i32>) -> (Certificate, KeyPair) {
         let key = KeyPair::generate().expect("key");
-        let certificate = CertificateParams::new(names)
-            .and_then(|params| params.signed_by(&key, &self.issuer))
-            .expect("server certificate");
+        let mut params = CertificateParams::new(names).expect("names");
+        if let Some(year) = last_year {
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        }
+        let certificate = params.signed_by(&key, &self.issuer).expect("server certificate");
         (certificate, key)
     }
 }

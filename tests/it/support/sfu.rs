@@ -1,7 +1,8 @@
 //! LiveKit's RoomService as a real livekit-server 1.13.5 answers (`Twirp`, protobuf), with faults on request.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -77,6 +78,7 @@ struct State {
     complaints: Mutex<Vec<String>>,
     /// Requests of [`Fault::HalfDead`].
     turns: AtomicUsize,
+    auto_create: AtomicBool,
 }
 
 /// One participant's stay in a room.
@@ -102,15 +104,25 @@ impl Sfu {
 
     /// Behind a proxy that routes `prefix` to it, and nothing else.
     pub(crate) fn below(prefix: &str) -> Self {
-        Self::start_with(prefix, None)
+        Self::start_with(unique_loopback(), prefix, None)
     }
 
     /// Behind TLS, with a certificate for this name.
     pub(crate) fn certified(name: &str) -> Self {
-        Self::start_with("", Some(Ca::trusted().server(&[name.to_owned()])))
+        Self::start_with(unique_loopback(), "", Some(Ca::trusted().server(&[name.to_owned()])))
     }
 
-    fn start_with(prefix: &str, tls: Option<Arc<ServerConfig>>) -> Self {
+    /// At this address, behind this TLS.
+    pub(crate) fn behind(ip: Ipv4Addr, tls: Arc<ServerConfig>) -> Self {
+        Self::start_with(ip, "", Some(tls))
+    }
+
+    /// Whether joining opens rooms (`auto_create`).
+    pub(crate) fn auto_create(&self, on: bool) {
+        self.state.auto_create.store(on, Relaxed);
+    }
+
+    fn start_with(ip: Ipv4Addr, prefix: &str, tls: Option<Arc<ServerConfig>>) -> Self {
         let state = Arc::new(State {
             key: "sfukey".into(),
             secret: secrets::sfu_secret(),
@@ -121,9 +133,10 @@ impl Sfu {
             present: Mutex::default(),
             complaints: Mutex::default(),
             turns: AtomicUsize::new(0),
+            auto_create: AtomicBool::new(false),
         });
         let answering = state.clone();
-        let address = (unique_loopback(), 0).into();
+        let address = (ip, 0).into();
         Self {
             http: Neighbour::start(address, tls.clone(), move |request| answering.reply(request)),
             tls,
@@ -323,6 +336,13 @@ impl State {
     fn answer(&self, request: &Request) -> Reply {
         if request.method == "GET" && request.path == format!("{}/", self.prefix) {
             return Reply::text(200, "text/plain; charset=utf-8", "OK");
+        }
+        if request.path == format!("{}/rtc/validate", self.prefix) {
+            return if self.auto_create.load(Relaxed) {
+                Reply::text(200, "text/plain; charset=utf-8", "success")
+            } else {
+                Reply::text(404, "text/plain; charset=utf-8", "requested room does not exist")
+            };
         }
         let Some(method) = request.path.strip_prefix(&format!("{}/twirp/livekit.RoomService/", self.prefix)) else {
             return Reply::text(404, "text/plain; charset=utf-8", "404 page not found\n");

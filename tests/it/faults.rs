@@ -1,0 +1,478 @@
+//! Faults that are planted one at a time against the real binary: within a minute the log, at info or above, names the cause and
+//! the remedy; and a healthy stack says none of it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::ca::Ca;
+use crate::support::client::Call;
+use crate::support::homeserver::Homeserver;
+use crate::support::neighbour::{Neighbour, Reply};
+use crate::support::redis::RedisServer;
+use crate::support::scene::{SOON, Scene};
+use crate::support::service::{Service, Setup, free_address};
+use crate::support::sfu::{Fault, Sfu};
+use crate::support::world::World;
+use crate::support::{bodies, secrets, unique, unique_loopback, unique_room, wait_until, webhook};
+
+/// Within that time each fault is told; the checks that are repeated each 60 s are repeated each second here.
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// Waits for one line that has both texts, at info or above.
+#[track_caller]
+fn told(what: &str, service: &Service, cause: &str, remedy: &str) {
+    let began = Instant::now();
+    loop {
+        let log = service.log();
+        let fits = |line: &&str| line.contains(cause) && line.contains(remedy) && !line.contains("DEBUG");
+        if log.lines().any(|line| fits(&line)) {
+            eprintln!("{what}: told within {:?}", began.elapsed());
+            return;
+        }
+        assert!(began.elapsed() < WITHIN, "{what}: no line has {cause:?} and {remedy:?}:\n{log}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn quick(setup: Setup) -> Setup {
+    setup
+        .env("LIVEKIT_LOG_LEVEL", "info")
+        .env("LIVEKIT_NEIGHBOUR_CHECK_INTERVAL_SECONDS", "1")
+}
+
+fn bare() -> Setup {
+    quick(Setup::bare())
+        .env("LIVEKIT_URL", "wss://livekit.example.com")
+        .env("LIVEKIT_KEY", "key")
+        .env("LIVEKIT_SECRET", "hunter2-hunter2-hunter2-hunter2-hunter2")
+        .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", "example.com")
+}
+
+fn file(name: &str, text: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{}-{}-{name}", std::process::id(), unique()));
+    fs::write(&path, text).expect("a file");
+    path.to_string_lossy().into_owned()
+}
+
+/// What is wrong with the configuration and does not keep the service from starting.
+#[test]
+fn faults_of_the_configuration() {
+    let state = file("state", "");
+    fs::remove_file(&state).expect("a file");
+    let whole = file(
+        "config.yaml",
+        "port: 7880\nrtc:\n  tcp_port: 7881\nkeys:\n  key: hunter2-hunter2-hunter2-hunter2-hunter2\nroom:\n  auto_create: false\n",
+    );
+    let table: &[(&str, &[(&str, &str)], &str, &str)] = &[
+        (
+            "ws",
+            &[("LIVEKIT_URL", "ws://livekit.example.com")],
+            "LIVEKIT_URL is not encrypted",
+            "Write wss://",
+        ),
+        (
+            "http",
+            &[("LIVEKIT_URL", "http://livekit.example.com")],
+            "LIVEKIT_URL is not encrypted",
+            "Write wss://",
+        ),
+        (
+            "loopback",
+            &[("LIVEKIT_URL", "ws://localhost:7880")],
+            "LIVEKIT_URL is this machine itself",
+            "LIVEKIT_API_URL is for the inner",
+        ),
+        (
+            "loopback",
+            &[("LIVEKIT_URL", "ws://127.0.0.1:7880")],
+            "LIVEKIT_URL is this machine itself",
+            "The public address belongs there",
+        ),
+        (
+            "container",
+            &[("LIVEKIT_URL", "ws://livekit:7880")],
+            "has a name that only its own network knows",
+            "LIVEKIT_API_URL",
+        ),
+        (
+            "private",
+            &[("LIVEKIT_URL", "wss://10.0.0.7:7880")],
+            "is a private address",
+            "The public address belongs there",
+        ),
+        (
+            "capitals",
+            &[("LIVEKIT_FULL_ACCESS_HOMESERVERS", "Example.com")],
+            "capital letters",
+            "write \"example.com\"",
+        ),
+        (
+            "both stores",
+            &[("LIVEKIT_REDIS_URL", "redis://127.0.0.1:1"), ("LIVEKIT_STATE_PATH", &state)],
+            "LIVEKIT_STATE_PATH is ignored",
+            "unset one of them",
+        ),
+        (
+            "a wrong name",
+            &[("LIVEKIT_REDIS_URI", "redis://redis")],
+            "LIVEKIT_REDIS_URI",
+            "did you mean LIVEKIT_REDIS_URL",
+        ),
+        (
+            "key and secret swapped",
+            &[
+                ("LIVEKIT_KEY", "a-secret-of-at-least-32-characters-it-is"),
+                ("LIVEKIT_SECRET", "APIkey"),
+            ],
+            "as if they had been swapped",
+            "the key is the public name",
+        ),
+        (
+            "config.yaml",
+            &[("LIVEKIT_KEY_FILE", &whole)],
+            "livekit-server's whole configuration",
+            "its `keys:` are used",
+        ),
+        (
+            "metrics for everybody",
+            &[("LIVEKIT_METRICS_BIND", "main")],
+            "LIVEKIT_METRICS_BIND is main",
+            "no proxy may pass",
+        ),
+    ];
+    let healthy = bare().start();
+    for (what, changes, cause, remedy) in table {
+        let setup = changes.iter().fold(bare(), |setup, (name, value)| setup.env(name, value));
+        let service = setup.secret("hunter2").start();
+        told(what, &service, cause, remedy);
+        assert!(!healthy.log().contains(cause), "a healthy one says it, too: {cause}");
+    }
+}
+
+/// What keeps the service from starting.
+#[test]
+fn faults_that_end_the_start() {
+    let empty = file("empty.pem", "");
+    let elsewhere = "192.0.2.1:8080";
+    let table: &[(&str, &[(&str, &str)], &str, &str)] = &[
+        (
+            "no such address",
+            &[("LIVEKIT_JWT_BIND", elsewhere)],
+            "LIVEKIT_JWT_BIND",
+            "write :PORT for all",
+        ),
+        (
+            "no such address",
+            &[("LIVEKIT_METRICS_BIND", elsewhere)],
+            "LIVEKIT_METRICS_BIND",
+            "write :PORT for all",
+        ),
+        ("no certificates", &[("SSL_CERT_FILE", &empty)], "SSL_CERT_FILE", "certificate"),
+        ("no such file", &[("SSL_CERT_FILE", "/none.pem")], "SSL_CERT_FILE", "/none.pem"),
+        (
+            "no such file",
+            &[("LIVEKIT_KEY_FILE", "/none.yaml")],
+            "LIVEKIT_KEY_FILE",
+            "/none.yaml",
+        ),
+    ];
+    for (what, changes, cause, remedy) in table {
+        let setup = changes.iter().fold(bare(), |setup, (name, value)| setup.env(name, value));
+        let service = setup.secret("hunter2").spawn();
+        assert_eq!(service.wait_exit(WITHIN).code(), Some(1), "{what}: {}", service.log());
+        told(what, &service, cause, remedy);
+    }
+    // A low port, without the right to it; where the kernel knows low ports at all.
+    let start = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    if start.trim().parse().is_ok_and(|port: u16| port <= 80) {
+        eprintln!("left out: every user may open port 80 here");
+        return;
+    }
+    let setup = bare()
+        .env("LIVEKIT_JWT_BIND", ":80")
+        .wrapped_in(&["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]);
+    let service = setup.secret("hunter2").spawn();
+    assert_eq!(service.wait_exit(WITHIN).code(), Some(1), "{}", service.log());
+    told("a low port", &service, "Permission denied", "ports below 1024");
+}
+
+/// A list that is not what the operator means is seen when users come.
+#[test]
+fn faults_of_the_list() {
+    let home = Homeserver::start();
+    let (host, port) = home.name.split_once(':').expect("a port");
+    let typo = format!("{host}:{}", port.chars().rev().collect::<String>());
+    for (what, listed) in [
+        ("a port", format!("{host}:1")),
+        ("a typo", typo),
+        ("a delegated host", format!("matrix.{host}")),
+    ] {
+        let sfu = Sfu::start();
+        if listed == home.name {
+            continue;
+        }
+        let service = quick(Setup::new(&sfu)).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &listed).start();
+        let answer = service.post("/sfu/get", &bodies::sfu_get_of(&home, "alice", &unique_room()));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        if what != "a delegated host" {
+            told(what, &service, &format!("did you mean {}", home.name), &listed);
+        }
+        told(
+            what,
+            &service,
+            "users of a homeserver without full access come",
+            "LIVEKIT_FULL_ACCESS_HOMESERVERS",
+        );
+    }
+    // Once one of the list has come, others are nothing special.
+    let world = World::with(quick);
+    world
+        .service
+        .post("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &unique_room()));
+    world
+        .service
+        .post("/sfu/get", &bodies::sfu_get_of(&world.away, "bob", &unique_room()));
+    assert!(!world.service.log().contains("without full access come"), "{}", world.service.log());
+}
+
+/// The answers to userinfo, each with a text of its own.
+#[test]
+fn faults_of_a_homeserver() {
+    let page = |status| Reply::text(status, "text/html", "<html>no</html>");
+    let world = World::with(quick);
+    let table = [
+        (
+            Reply::redirect(301, "https://elsewhere.example/"),
+            "status 301",
+            "it redirects, which is not followed",
+        ),
+        (page(403), "status 403 and no JSON", "federation is refused"),
+        (
+            Reply::json(403, &json!({"errcode": "M_FORBIDDEN"})),
+            "status 403",
+            "federation is refused",
+        ),
+        (
+            Reply::json(429, &json!({"errcode": "M_LIMIT_EXCEEDED"})),
+            "status 429",
+            "raise the limit",
+        ),
+        (page(502), "status 502", "the homeserver behind it does not"),
+    ];
+    let waiting: Vec<_> = table
+        .iter()
+        .enumerate()
+        .map(|(n, (reply, ..))| {
+            let token = world.home.token_with(reply.clone());
+            let body = bodies::sfu_get(&unique_room(), &world.home.name, &token);
+            let call = Call::json("/sfu/get", &body).header("X-Request-Id", &format!("userinfo-{n}"));
+            world.service.begin(&call)
+        })
+        .collect();
+    for (n, (_, cause, remedy)) in table.iter().enumerate() {
+        told(cause, &world.service, &format!("\"userinfo-{n}\""), remedy);
+        told(cause, &world.service, &format!("\"userinfo-{n}\""), cause);
+    }
+    waiting.into_iter().for_each(|answer| drop(answer.join()));
+    // Plain HTTP where TLS is asked for, a certificate of nobody, a file that is no file.
+    let plain = Neighbour::start((unique_loopback(), 0).into(), None, move |_| Reply::text(200, "text/plain", "OK"));
+    let unknown = Homeserver::builder().signed_by(Ca::untrusted()).start();
+    for (name, cause, remedy) in [
+        (plain.address().to_string(), "TLS", "that port speaks plain HTTP"),
+        (unknown.name.clone(), "UnknownIssuer", "SSL_CERT_FILE"),
+    ] {
+        let sfu = Sfu::start();
+        let service = quick(Setup::new(&sfu)).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &name).start();
+        let answer = service.begin(&Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), &name, &secrets::token())));
+        told(&name, &service, cause, remedy);
+        drop(answer.join());
+    }
+}
+
+/// TLS to the SFU, and what stands before it.
+#[test]
+fn faults_on_the_way_to_the_sfu() {
+    let ip = || unique_loopback();
+    let names = |ip: std::net::Ipv4Addr| [ip.to_string()];
+    let (unknown, other, expired, good) = (ip(), ip(), ip(), ip());
+    let moved = Sfu::start();
+    moved.fail(Some(Fault::Instead(Reply::redirect(301, "https://livekit.example.com/"))));
+    let plain = Sfu::start();
+    for (what, sfu, cause, remedy) in [
+        (
+            "an unknown issuer",
+            Sfu::behind(unknown, Ca::untrusted().server(&names(unknown))),
+            "UnknownIssuer",
+            "SSL_CERT_FILE",
+        ),
+        (
+            "another name",
+            Sfu::behind(other, Ca::trusted().server(&["other.example".to_owned()])),
+            "not valid for name",
+            "another name",
+        ),
+        (
+            "an expired certificate",
+            Sfu::behind(expired, Ca::trusted().server_until(&names(expired), Some(2020))),
+            "not valid after 2020-01-01 00:00:00 UTC",
+            "renew it",
+        ),
+        ("a redirect", moved, "status 301", "it redirects, which is not followed"),
+    ] {
+        let service = quick(Setup::new(&sfu)).start();
+        told(what, &service, cause, remedy);
+    }
+    let service = quick(Setup::new(&plain))
+        .env("LIVEKIT_URL", &plain.url().replacen("ws:", "wss:", 1))
+        .start();
+    told("a plain port", &service, "the SFU cannot be used", "that port speaks plain HTTP");
+    // Wrong secret, and auto_create.
+    let service = quick(Setup::new(&plain))
+        .env("LIVEKIT_SECRET", "hunter2-hunter2-hunter2-hunter2-hunter2")
+        .start();
+    told(
+        "a wrong secret",
+        &service,
+        "the signature is wrong",
+        "LIVEKIT_SECRET must be the secret of LIVEKIT_KEY",
+    );
+    let opens = Sfu::behind(good, Ca::trusted().server(&names(good)));
+    opens.auto_create(true);
+    let service = quick(Setup::new(&opens)).start();
+    told("auto_create", &service, "auto_create is on", "auto_create: false");
+    // None of it on a healthy one.
+    opens.auto_create(false);
+    let service = quick(Setup::new(&opens)).start();
+    told("a healthy one", &service, "the SFU answers and accepts the key", "");
+    assert!(!service.log().contains("auto_create is on"));
+}
+
+/// Webhooks that do not come, or come to the wrong place or with the wrong key.
+#[test]
+fn faults_of_webhooks() {
+    let scene = Scene::with(|setup| quick(setup).env("LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "1"));
+    scene.delegate(Duration::from_secs(60));
+    scene.sfu.join(&scene.alias, &scene.identity);
+    told(
+        "none",
+        &scene.service,
+        "no webhook of the SFU has arrived although somebody has joined",
+        "webhook.urls",
+    );
+    for path in ["/livekit/sfu_webhook", "/webhook"] {
+        let call = Call::post(path, "{}").header("Content-Type", "application/webhook+json");
+        assert_eq!(scene.service.call(&call).status, 404);
+    }
+    told(
+        "a wrong path",
+        &scene.service,
+        "a webhook came at another path",
+        "webhook.urls of livekit-server must end in /sfu_webhook",
+    );
+    let other = Sfu::start();
+    let session = scene.sfu.join(&scene.alias, "somebody");
+    assert_eq!(webhook::tell(&scene.service, &other, &webhook::joined(&session)).status, 401);
+    told("a wrong key", &scene.service, "webhooks are refused", "remedy");
+    scene.told(&webhook::joined(&session));
+    told("back", &scene.service, "webhooks of the SFU arrive", "");
+    // A client's route below another prefix.
+    let scene = Scene::with(quick);
+    scene.service.post("/rtc/get_token", &json!({}));
+    told(
+        "another prefix",
+        &scene.service,
+        "a request for /get_token came at another path",
+        "LIVEKIT_JWT_PATH_PREFIX",
+    );
+    let session = scene.sfu.join(&scene.alias, "somebody");
+    scene.told(&webhook::joined(&session));
+    assert!(!scene.service.log().contains("no webhook of the SFU"));
+}
+
+/// Neighbours that go and come back.
+#[test]
+fn neighbours_away_and_back() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let url = format!("redis://{}", server.address());
+    let scene = Scene::with(|setup| quick(setup).env("LIVEKIT_REDIS_URL", &url));
+    scene.sfu.http.refuse();
+    let ask = scene.service.begin(&Call::json(
+        "/get_token",
+        &bodies::get_token_of(&scene.home, "alice", &unique_room()),
+    ));
+    told(
+        "the SFU is away",
+        &scene.service,
+        "the SFU cannot be used",
+        "check that livekit-server runs",
+    );
+    scene.sfu.http.listen_again();
+    told("the SFU is back", &scene.service, "the SFU answers again, after ", "");
+    drop(ask.join());
+    drop(server);
+    scene.delegate(Duration::from_secs(60));
+    told("Redis is away", &scene.service, "cannot be stored", "remedy");
+}
+
+/// A limit that delays, told with the line for homeserver.yaml; and a leave that is given up.
+#[test]
+fn a_homeserver_that_limits() {
+    let scene = Scene::with(quick);
+    scene
+        .api
+        .answer(|_, _| Reply::json(429, &json!({"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 60_000})));
+    scene.delegate(Duration::from_secs(6));
+    let session = scene.sfu.join(&scene.alias, &scene.identity);
+    scene.told(&webhook::joined(&session));
+    told("a pause", &scene.service, "a homeserver asks for a pause", "rc_delayed_event_mgmt");
+    told("given up", &scene.service, "delegated leave is given up", "last_answer=\"429\"");
+    told("given up", &scene.service, "delegated leave is given up", "rc_delayed_event_mgmt");
+}
+
+/// Keys are read again without an end and without a failed request (decision P19).
+#[test]
+fn sighup_reads_the_keys_again() {
+    let sfu = Sfu::start();
+    let home = Homeserver::start();
+    let keys = file("keys", &format!("{}: {}\n", sfu.key(), sfu.secret()));
+    let setup = quick(Setup::new(&sfu))
+        .full_access(&[&home])
+        .unset("LIVEKIT_KEY")
+        .unset("LIVEKIT_SECRET");
+    let service = setup.env("LIVEKIT_KEY_FILE", &keys).start();
+    let issuer = || {
+        let answer = service.post("/get_token", &bodies::get_token_of(&home, "alice", "!room:example.org"));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let jwt = answer.field("jwt");
+        crate::support::jwt::Jwt::decode(&jwt).expect("a JWT").claims["iss"].clone()
+    };
+    assert_eq!(issuer(), sfu.key());
+    // Nothing that can be read: what was there stays.
+    fs::write(&keys, "no keys").expect("a file");
+    service.signal("HUP");
+    told("a bad file", &service, "cannot be read again (SIGHUP)", "LIVEKIT_KEY_FILE");
+    assert_eq!(issuer(), sfu.key());
+    fs::write(
+        &keys,
+        format!(
+            "newkey: hunter2-hunter2-hunter2-hunter2-hunter2\n{}: {}\n",
+            "third",
+            secrets::token()
+        ),
+    )
+    .expect("a file");
+    service.signal("HUP");
+    told("a good file", &service, "the keys were read again", "newkey");
+    // The room is remembered, so that the SFU, which does not know the new key, is not asked.
+    wait_until("the new key", SOON, || issuer() == "newkey");
+    let session = sfu.join("room", "somebody");
+    assert_eq!(
+        webhook::tell(&service, &sfu, &webhook::joined(&session)).status,
+        200,
+        "signed with the former key"
+    );
+    assert!(service.exit_status().is_none());
+}
