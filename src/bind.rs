@@ -142,7 +142,7 @@ impl fmt::Display for Bind {
     }
 }
 
-/// What can be done where a port cannot be opened.
+/// Remedy where a port cannot be opened.
 #[must_use]
 pub fn remedy(error: &io::Error) -> &'static str {
     let kind = error.kind();

@@ -53,7 +53,7 @@ const STOOD_STILL_MS: u64 = 3_000;
 const MAX_FAILING: usize = 4096;
 /// A pause that is worth a line.
 const LONG_PAUSE: Duration = Duration::from_secs(5);
-/// What lets more calls through.
+/// Setting of a homeserver that lets more calls through.
 const LIMITS: &str =
     "raise rc_delayed_event_mgmt in Synapse's homeserver.yaml, as `rc_delayed_event_mgmt: { per_second: 20, burst_count: 100 }`";
 

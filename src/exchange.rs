@@ -196,7 +196,7 @@ pub struct Exchange {
     pub members: Option<Arc<Members>>,
     /// Removes from the call who leaves the Matrix room (decision A8).
     pub kick: Option<KickOnLeave>,
-    /// Who came although nobody listed them.
+    /// Users who came although nobody listed their homeserver.
     pub unlisted: Unlisted,
 }
 

@@ -57,7 +57,7 @@ impl Keys {
         Self { signing, others }
     }
 
-    /// These keys, and `former` ones that go on verifying.
+    /// Adds `former` keys, which go on verifying.
     #[must_use]
     pub fn with_former(&self, former: &Self) -> Self {
         let is_here = |pair: &KeyPair| {

@@ -19,7 +19,7 @@ pub const CERT_FILE: &str = "SSL_CERT_FILE";
 /// The variable that names directories of them, separated by colons.
 pub const CERT_DIR: &str = "SSL_CERT_DIR";
 
-/// What can be done about a handshake that failed, as far as the TLS library's words tell the cause.
+/// Remedy for a handshake that failed, as far as the TLS library's words tell the cause.
 #[must_use]
 pub fn remedy(error: &str) -> Option<&'static str> {
     let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
@@ -40,7 +40,7 @@ pub fn remedy(error: &str) -> Option<&'static str> {
     }
 }
 
-/// The same words, with the moment of which they speak as a date.
+/// Words of the TLS library with the moment of which they speak as a date.
 #[must_use]
 pub fn with_date(error: String) -> String {
     const BEFORE: &str = "certificate is not valid after ";

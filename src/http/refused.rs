@@ -119,7 +119,7 @@ fn words(refusal: &Refusal) -> (Level, &'static str, Option<&'static str>) {
     }
 }
 
-/// What can be done about an answer to userinfo that is neither yes nor no.
+/// Remedy for an answer to userinfo that is neither yes nor no.
 const fn unusable(answer: Answer) -> &'static str {
     let (Answer::Status(status) | Answer::NoJson(status)) = answer else {
         return "check that /_matrix/federation/v1/openid is routed to that homeserver and enabled there (a listener's `openid` resource)";
