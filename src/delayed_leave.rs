@@ -15,7 +15,7 @@
 pub mod leave;
 pub mod scheduler;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ use leave::{Around, Input};
 use scheduler::{CallScheduler, PendingCall};
 
 /// Synapse's ids of delayed events and most user ids together.
-const KEYS: usize = 62;
+const NAMES: usize = 62;
 
 /// The id of a leave.
 pub type LeaveId = Id<Job>;
@@ -126,8 +126,8 @@ pub enum Output {
     Store(LeaveId),
     /// Ask the SFU again whether this participant is there.
     Confirm(ParticipantId),
-    /// The participant is waited for until then; the delay of the event that runs out then, in milliseconds.
-    Awaits(ParticipantId, Time, u64),
+    /// The participant is waited for until then; the delay of the event that runs out then.
+    Awaits(ParticipantId, Time, Delay),
     /// A leave is over.
     Finished {
         /// Participant of the leave.
@@ -147,14 +147,12 @@ pub struct Job {
     leave: Leave,
     participant: ParticipantId,
     homeserver: HomeserverId,
-    keys: JobKeys,
+    /// The delayed event and the Matrix user, side by side; the user begins there.
+    names: Text<NAMES>,
+    user_from: u16,
     timer: Option<Time>,
     /// The call that waits in the scheduler's queue, for somebody who was seen or not.
     queued: Option<(DelayedEventAction, bool, Time)>,
-    /// The leaves that this one replaces, until their events are cancelled.
-    replaces: Box<[LeaveId]>,
-    /// The leave that replaces this one.
-    replaced_by: Option<LeaveId>,
     as_user: bool,
     /// The participant was there at some time.
     seen: bool,
@@ -184,44 +182,19 @@ impl Job {
     /// The Matrix user.
     #[must_use]
     pub fn user(&self) -> &str {
-        self.keys.user()
+        self.names.as_str().get(usize::from(self.user_from)..).unwrap_or_default()
     }
 
     /// Id of the delayed event.
     #[must_use]
     pub fn delay_id(&self) -> &str {
-        self.keys.delay_id()
+        self.names.as_str().get(..usize::from(self.user_from)).unwrap_or_default()
     }
 
     /// Whether calls carry the as_token and the user.
     #[must_use]
     pub const fn is_as_user(&self) -> bool {
         self.as_user
-    }
-}
-
-/// The delayed event and the Matrix user, side by side.
-#[derive(Debug)]
-struct JobKeys {
-    text: Text<KEYS>,
-    user: u32,
-}
-
-impl JobKeys {
-    fn new(delay_id: &str, user: &str) -> Self {
-        Self {
-            text: Text::new(&[delay_id, user].concat()),
-            // Nothing that long passes the bounds on requests and records; if it did, the user would be found empty.
-            user: u32::try_from(delay_id.len()).unwrap_or(u32::MAX),
-        }
-    }
-
-    fn delay_id(&self) -> &str {
-        self.text.as_str().get(..self.user as usize).unwrap_or_default()
-    }
-
-    fn user(&self) -> &str {
-        self.text.as_str().get(self.user as usize..).unwrap_or_default()
     }
 }
 
@@ -232,6 +205,8 @@ pub struct Leaves {
     jobs: Slab<Job>,
     /// The current leave of each participant, by the slot of its id.
     current: Vec<Option<LeaveId>>,
+    /// Those that it replaces, the oldest first, until their events are cancelled.
+    replaced: BTreeMap<ParticipantId, Vec<LeaveId>>,
     /// Leaves of each user, known by a number that nobody can guess.
     users: HashMap<u64, u32>,
     seed: u64,
@@ -257,6 +232,7 @@ impl Leaves {
             bounds,
             jobs: Slab::default(),
             current: Vec::new(),
+            replaced: BTreeMap::new(),
             users: HashMap::new(),
             seed,
             never_seen: BTreeSet::new(),
@@ -302,8 +278,7 @@ impl Leaves {
 
     /// The events that a leave replaces and that may still fire.
     pub fn replaced(&self, id: LeaveId) -> impl Iterator<Item = Replaced<'_>> {
-        let replaces = self.jobs.get(id).map_or(&[][..], |job| &job.replaces);
-        replaces.iter().filter_map(|&id| self.jobs.get(id)).map(|job| Replaced {
+        self.replaced_jobs(id).map(|job| Replaced {
             delay_id: job.delay_id(),
             until: job.leave.runs_until(),
         })
@@ -369,7 +344,7 @@ impl Leaves {
     pub fn delegate(&mut self, participant: ParticipantId, handover: &Handover<'_>, is_there: bool, seen: bool, now: Time) -> Delegated {
         let leave = Leave::new(handover.delay, handover.arrived, now);
         let Some((old, job)) = self.of(participant).and_then(|id| Some((id, self.jobs.get(id)?))) else {
-            let id = self.install(participant, handover, leave, seen, Vec::new(), now);
+            let id = self.install(participant, handover, leave, seen, now);
             self.step(id, Input::Time, now);
             self.tell(id, is_there, now);
             return Delegated::New(id);
@@ -379,40 +354,27 @@ impl Leaves {
             self.tell(old, is_there, now);
             return Delegated::Renewed(old);
         }
-        let former = job
-            .replaces
-            .iter()
-            .copied()
-            .find(|&id| self.jobs.get(id).is_some_and(|job| job.delay_id() == handover.delay_id));
-        if job.leave.delegated() > handover.arrived {
+        let (overtaken, granted) = (job.leave.delegated() > handover.arrived, job.leave.was_granted());
+        let is_same = |id: &LeaveId| self.jobs.get(*id).is_some_and(|job| job.delay_id() == handover.delay_id);
+        let former = self.replaces(old).iter().copied().find(is_same);
+        if overtaken {
             if former.is_none() {
-                let granted = job.leave.was_granted();
                 let id = self.insert(participant, handover, leave, seen, now);
-                self.put_behind(old, id);
+                self.replaced.entry(participant).or_default().push(id);
                 self.step(id, if granted { Input::Superseded } else { Input::Replaced }, now);
                 self.sync(old, now);
                 self.out.push(Output::Store(old));
             }
+            self.awaits(old);
             return Delegated::Overtaken;
         }
-        // What the old one replaces is the new one's to replace, but for the new one itself.
-        let mut replaces = self
-            .jobs
-            .get_mut(old)
-            .map(|job| std::mem::take(&mut job.replaces).into_vec())
-            .unwrap_or_default();
-        replaces.retain(|&id| Some(id) != former);
-        replaces.push(old);
-        let id = match former {
-            Some(id) => {
-                self.adopt(id, replaces);
-                self.set_current(participant, Some(id));
-                self.renew(id, handover.delay, handover.arrived, now);
-                id
-            }
-            None => self.install(participant, handover, leave, seen, replaces, now),
+        let id = if let Some(id) = former {
+            self.put_in_front(participant, id, now);
+            self.renew(id, handover.delay, handover.arrived, now);
+            id
+        } else {
+            self.install(participant, handover, leave, seen, now)
         };
-        self.step(old, Input::Replaced, now);
         self.step(id, Input::Installed, now);
         self.tell(id, is_there, now);
         Delegated::New(id)
@@ -432,7 +394,7 @@ impl Leaves {
             return None;
         }
         let leave = Leave::restored(handover.delay, handover.arrived, restarted, seen, now);
-        let id = self.install(participant, handover, leave, seen, Vec::new(), now);
+        let id = self.install(participant, handover, leave, seen, now);
         for replaced in replaced {
             if let Some(delay) = Delay::from_millis(replaced.until.since(now).min(Delay::MAX.as_millis())) {
                 let handover = Handover {
@@ -440,7 +402,7 @@ impl Leaves {
                     ..*handover
                 };
                 let former = self.insert(participant, &handover, Leave::new(delay, now, now), seen, now);
-                self.put_behind(id, former);
+                self.replaced.entry(participant).or_default().push(former);
                 self.step(former, Input::Replaced, now);
             }
         }
@@ -459,7 +421,7 @@ impl Leaves {
         let Some(id) = self.of(participant) else { return };
         if self.jobs.get(id).is_some_and(|job| !job.seen) {
             // Those that it replaces, too: none of their events may be left to its timer now.
-            for id in self.replaces(id).into_iter().chain([id]) {
+            for id in self.replaces(id).to_vec().into_iter().chain([id]) {
                 self.is_seen(id, now);
             }
         }
@@ -614,15 +576,16 @@ impl Leaves {
             jitter: &mut self.jitter,
         };
         let outputs = job.leave.step(input, &mut around);
-        let (participant, homeserver, is_current) = (job.participant, job.homeserver, job.replaced_by.is_none());
+        let (participant, homeserver) = (job.participant, job.homeserver);
         match (was_at_rest, job.leave.is_at_rest()) {
             (true, false) => self.busy += 1,
             (false, true) => self.busy -= 1,
             (true, true) | (false, false) => {}
         }
-        if is_current && job.leave.phase() == Phase::AwaitingJoin && job.leave.deadline() != ended {
-            let (ends, delay) = (job.leave.deadline(), job.leave.delay());
-            self.out.push(Output::Awaits(participant, ends, delay.as_millis()));
+        let is_prolonged = job.leave.phase() == Phase::AwaitingJoin && job.leave.deadline() != ended;
+        let is_current = self.of(participant) == Some(id);
+        if is_current && is_prolonged {
+            self.awaits(id);
         }
         for output in outputs {
             match output {
@@ -631,7 +594,7 @@ impl Leaves {
                 leave::Output::Store => {}
                 leave::Output::Confirm => self.out.push(Output::Confirm(participant)),
                 leave::Output::Granted => {
-                    for replaced in self.replaces(id) {
+                    for replaced in self.replaces(id).to_vec() {
                         self.step(replaced, Input::Superseded, now);
                     }
                 }
@@ -652,7 +615,7 @@ impl Leaves {
             deadline: first.map_or(deadline, |(first, _)| first.min(deadline)),
             relaxed: first.map_or(relaxed, |(_, first)| first.min(relaxed)),
             delay_ms: u32::try_from(job.leave.delay().as_millis()).unwrap_or(u32::MAX),
-            user: number_of(self.seed, job.keys.user()),
+            user: number_of(self.seed, job.user()),
             seen: job.seen,
         });
         let queued = pending.map(|call| (call.action, call.seen, call.deadline));
@@ -689,14 +652,12 @@ impl Leaves {
             }
         }
         let participant = job.participant;
-        if let Some(successor) = job.replaced_by {
-            if let Some(by) = self.jobs.get_mut(successor) {
-                by.replaces = by.replaces.iter().copied().filter(|&replaced| replaced != id).collect();
-                self.out.push(Output::Store(successor));
-            }
-        } else {
+        if self.current.get(participant.slot()) == Some(&Some(id)) {
             self.set_current(participant, None);
-            self.succeed(participant, &job, reason, was, now);
+            self.succeed(&job, reason, was, now);
+        } else {
+            self.take_out(participant, id);
+            self.out.extend(self.of(participant).map(Output::Store));
         }
         self.out.push(Output::Finished {
             participant,
@@ -707,28 +668,23 @@ impl Leaves {
 
     /// Finds an heir when the current leave is over: an event that the homeserver never granted may never have been, and gives its
     /// place and what was to be done back to the one before (L14); any other takes those that it replaces with it.
-    fn succeed(&mut self, participant: ParticipantId, over: &Job, reason: FinishReason, was: Phase, now: Time) {
-        let mut left = over.replaces.to_vec();
+    fn succeed(&mut self, over: &Job, reason: FinishReason, was: Phase, now: Time) {
+        let participant = over.participant;
+        let Some(left) = self.replaced.get(&participant) else { return };
         let never_was = !over.leave.was_granted() && !matches!(reason, FinishReason::Replaced | FinishReason::Kicked);
-        let youngest = left
-            .iter()
-            .copied()
-            .filter(|&id| {
-                self.jobs
-                    .get(id)
-                    .is_some_and(|job| never_was && job.leave.phase() == Phase::Replaced)
-            })
-            .max_by_key(|&id| self.jobs.get(id).map(|job| job.leave.delegated()));
+        let waiting = left.iter().filter_map(|&id| Some((self.jobs.get(id)?, id)));
+        let youngest = waiting
+            .filter(|(job, _)| never_was && job.leave.phase() == Phase::Replaced)
+            .max_by_key(|(job, _)| job.leave.delegated())
+            .map(|(_, id)| id);
         // Somebody has to be the current one until all are cancelled.
         let Some(heir) = youngest.or_else(|| left.last().copied()) else {
             return;
         };
-        left.retain(|&id| id != heir);
-        self.adopt(heir, left.clone());
-        self.set_current(participant, Some(heir));
+        self.put_in_front(participant, heir, now);
         self.out.push(Output::Store(heir));
         if youngest.is_none() {
-            for id in left.into_iter().chain([heir]) {
+            for id in self.replaces(heir).to_vec().into_iter().chain([heir]) {
                 self.step(id, Input::Superseded, now);
             }
             return;
@@ -751,20 +707,11 @@ impl Leaves {
 
     // --- coming and going ---
 
-    fn install(
-        &mut self,
-        participant: ParticipantId,
-        handover: &Handover<'_>,
-        leave: Leave,
-        seen: bool,
-        replaces: Vec<LeaveId>,
-        now: Time,
-    ) -> LeaveId {
-        let (ends, delay) = (leave.deadline(), leave.delay());
+    /// A new leave takes the place of the current one.
+    fn install(&mut self, participant: ParticipantId, handover: &Handover<'_>, leave: Leave, seen: bool, now: Time) -> LeaveId {
         let id = self.insert(participant, handover, leave, seen, now);
-        self.adopt(id, replaces);
-        self.set_current(participant, Some(id));
-        self.out.push(Output::Awaits(participant, ends, delay.as_millis()));
+        self.put_in_front(participant, id, now);
+        self.awaits(id);
         self.out.push(Output::Store(id));
         id
     }
@@ -782,11 +729,11 @@ impl Leaves {
             leave,
             participant,
             homeserver,
-            keys: JobKeys::new(handover.delay_id, handover.user),
+            names: Text::new(&[handover.delay_id, handover.user].concat()),
+            // Nothing that long passes the bounds on requests and records; if it did, the user would be found empty.
+            user_from: u16::try_from(handover.delay_id.len()).unwrap_or(u16::MAX),
             timer: None,
             queued: None,
-            replaces: Box::default(),
-            replaced_by: None,
             as_user: handover.as_user,
             seen,
             is_there: false,
@@ -829,6 +776,7 @@ impl Leaves {
             self.never_seen.insert((homeserver, former.max(arrived), id));
         }
         self.step(id, Input::Renewed(delay, arrived), now);
+        self.awaits(id);
     }
 
     fn set_current(&mut self, participant: ParticipantId, leave: Option<LeaveId>) {
@@ -839,39 +787,56 @@ impl Leaves {
         self.current[slot] = leave;
     }
 
-    fn adopt(&mut self, id: LeaveId, mut replaces: Vec<LeaveId>) {
-        // One of them may have made room for others meanwhile.
-        replaces.retain(|&replaced| self.jobs.get(replaced).is_some());
-        for &replaced in &replaces {
-            if let Some(job) = self.jobs.get_mut(replaced) {
-                job.replaced_by = Some(id);
-            }
-        }
-        if let Some(job) = self.jobs.get_mut(id) {
-            job.replaced_by = None;
-            job.replaces = replaces.into();
+    /// Makes a leave the current one of its participant; the one that was, if any, is replaced by it.
+    fn put_in_front(&mut self, participant: ParticipantId, id: LeaveId, now: Time) {
+        self.take_out(participant, id);
+        let former = self.of(participant);
+        self.set_current(participant, Some(id));
+        if let Some(former) = former {
+            self.replaced.entry(participant).or_default().push(former);
+            self.step(former, Input::Replaced, now);
         }
     }
 
-    fn put_behind(&mut self, id: LeaveId, replaced: LeaveId) {
-        if let Some(job) = self.jobs.get_mut(replaced) {
-            job.replaced_by = Some(id);
+    /// The leave is no replaced one any more.
+    fn take_out(&mut self, participant: ParticipantId, id: LeaveId) {
+        if let Some(replaced) = self.replaced.get_mut(&participant) {
+            replaced.retain(|&other| other != id);
+            if replaced.is_empty() {
+                self.replaced.remove(&participant);
+            }
         }
-        if let Some(job) = self.jobs.get_mut(id) {
-            job.replaces = job.replaces.iter().copied().chain([replaced]).collect();
+    }
+
+    /// Tells until when the participant of a leave is waited for.
+    fn awaits(&mut self, id: LeaveId) {
+        if let Some(Job { leave, participant, .. }) = self.jobs.get(id) {
+            let awaits = Output::Awaits(*participant, leave.deadline(), leave.delay());
+            self.out.push(awaits);
         }
     }
 
     /// Until when a leave has to be restarted so that what it replaces does not fire before it is cancelled, and until when that may
     /// wait while the homeserver limits (L14).
     fn first_replaced(&self, id: LeaveId) -> Option<(Time, Time)> {
-        let replaced = self.jobs.get(id)?.replaces.iter().filter_map(|&id| self.jobs.get(id));
-        let replaced = replaced.filter(|job| job.leave.phase() == Phase::Replaced);
+        let replaced = self.replaced_jobs(id).filter(|job| job.leave.phase() == Phase::Replaced);
         replaced.map(|job| (job.leave.deadline(), job.leave.relaxed())).min()
     }
 
-    fn replaces(&self, id: LeaveId) -> Box<[LeaveId]> {
-        self.jobs.get(id).map(|job| job.replaces.clone()).unwrap_or_default()
+    /// The leaves that this one replaces: where it is the current one, and few are.
+    fn replaces(&self, id: LeaveId) -> &[LeaveId] {
+        if self.replaced.is_empty() {
+            return &[];
+        }
+        let participant = self.jobs.get(id).map(Job::participant);
+        let participant = participant.filter(|&participant| self.of(participant) == Some(id));
+        participant
+            .and_then(|participant| self.replaced.get(&participant))
+            .map_or(&[], Vec::as_slice)
+    }
+
+    fn replaced_jobs(&self, id: LeaveId) -> impl Iterator<Item = &Job> {
+        self.replaces(id).iter().filter_map(|&id| self.jobs.get(id))
     }
 
     fn number_of(&self, user: &str) -> u64 {

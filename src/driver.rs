@@ -305,16 +305,22 @@ impl Driver {
     /// Takes the delegation, and says when it is written.
     fn delegate(self: &Arc<Self>, delegation: &Delegation<'_>) -> Result<Option<Written>, CapacityError> {
         let pure = self.pure(delegation);
-        // Another fact like any other; one that may be refused.
-        self.feed(Fact::Time);
         let mut state = self.lock();
-        let (delegated, actions) = state.cores.delegate(&pure, self.clock.now())?;
+        // Another fact like any other; one that may be refused.
+        let (now, mut actions) = self.look_at_clocks(&mut state);
+        actions.extend(state.cores.handle(Fact::Time, now));
+        let delegated = state.cores.delegate(&pure, now).map(|(delegated, more)| {
+            actions.extend(more);
+            delegated
+        });
         let (told, outcome) = match delegated {
-            Delegated::New(leave) => (Some(leave), "new"),
-            Delegated::Renewed(leave) => (Some(leave), "renewed"),
-            Delegated::Overtaken => (None, "overtaken by a later one"),
+            Ok(Delegated::New(leave)) => (Some(leave), "new"),
+            Ok(Delegated::Renewed(leave)) => (Some(leave), "renewed"),
+            Ok(Delegated::Overtaken) => (None, "overtaken by a later one"),
+            Err(_) => (None, "refused"),
         };
         let written = self.act(state, actions, told);
+        delegated?;
         let (room, identity) = (delegation.seat.room.as_str(), delegation.seat.identity.as_str());
         tracing::debug!(room, identity, delay_ms = delegation.delay.as_millis(), outcome, "leave delegated");
         Ok(written)
@@ -374,14 +380,15 @@ impl Driver {
         }
     }
 
-    /// Compares the clocks, under the lock and before every fact: what comes first after the process stood still must not be acted
-    /// upon with what was known before (decision L5a).
-    fn look_at_clocks(&self, state: &mut Driven) -> Vec<Action> {
+    /// Reads the clocks, under the lock, so that the core never sees time run backwards, and compares them before every fact: what
+    /// comes first after the process stood still must not be acted upon with what was known before (decision L5a).
+    fn look_at_clocks(&self, state: &mut Driven) -> (Time, Vec<Action>) {
         let clocks = self.clock.wall();
+        let now = clocks.monotonic();
         let jumped = std::mem::replace(&mut state.clocks, clocks).drift_ms(&clocks);
-        let late = state.armed.map_or(0, |at| self.clock.now().since(at));
+        let late = state.armed.map_or(0, |at| now.since(at));
         if late <= STOOD_STILL_MS && jumped.unsigned_abs() <= STOOD_STILL_MS {
-            return Vec::new();
+            return (now, Vec::new());
         }
         state.armed = None;
         tracing::warn!(
@@ -389,7 +396,7 @@ impl Driver {
             clock_jumped_ms = jumped,
             "this process stood still, or the clock was set: the SFU is asked before anything is concluded"
         );
-        state.cores.handle(Fact::Woke(u64::try_from(jumped).unwrap_or(0)), self.clock.now())
+        (now, state.cores.handle(Fact::Woke(u64::try_from(jumped).unwrap_or(0)), now))
     }
 
     /// Tells the core that the probe's own connection to the SFU was closed.
@@ -443,8 +450,9 @@ impl Driver {
         let listed = (self.listed)(&job.homeserver);
         let mut state = self.lock();
         let is_known = state.cores.find(&job.room, &job.identity).is_some();
-        let mut actions = self.look_at_clocks(&mut state);
-        actions.extend(state.cores.restore(job, is_newer, listed, &self.clock.wall(), self.clock.now()));
+        let (now, mut actions) = self.look_at_clocks(&mut state);
+        let clocks = state.clocks;
+        actions.extend(state.cores.restore(job, is_newer, listed, &clocks, now));
         let _ = self.act(state, actions, None);
         !is_known
     }
@@ -480,9 +488,8 @@ impl Driver {
 
     fn feed(self: &Arc<Self>, fact: Fact<'_>) {
         let mut state = self.lock();
-        let mut actions = self.look_at_clocks(&mut state);
-        // Read under the lock, so that the core never sees time run backwards.
-        actions.extend(state.cores.handle(fact, self.clock.now()));
+        let (now, mut actions) = self.look_at_clocks(&mut state);
+        actions.extend(state.cores.handle(fact, now));
         let _ = self.act(state, actions, None);
     }
 
@@ -772,7 +779,7 @@ impl Driver {
     }
 
     fn store(&self, state: &Driven, leave: LeaveId, tell: bool) -> Option<Written> {
-        let record = state.cores.record(leave, &self.clock.wall())?;
+        let record = state.cores.record(leave, &state.clocks)?;
         if tell {
             return Some(self.store.put_and_tell(&record));
         }

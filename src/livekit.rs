@@ -122,6 +122,14 @@ pub enum Answer<T> {
 }
 
 impl<T> Answer<T> {
+    /// Answer that was asked for, if it came.
+    pub const fn yes(&self) -> Option<&T> {
+        match self {
+            Self::Yes(answer) => Some(answer),
+            Self::No | Self::Refused | Self::TooLarge | Self::Unclear | Self::TimedOut | Self::Unreachable => None,
+        }
+    }
+
     /// Says what the answer shows of the SFU as a whole.
     #[must_use]
     pub const fn reach(&self) -> Reach {

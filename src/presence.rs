@@ -15,6 +15,7 @@ mod health;
 mod participant;
 mod room;
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::iter;
 use std::sync::Arc;
@@ -22,19 +23,19 @@ use std::time::Duration;
 
 pub use event::{EventKind, SfuEvent};
 pub use participant::{
-    DepartureCause, DepartureEvidence, FRESH_MS, LOST_GRACE_MS, Next, Participant, Presence as State, SessionRecord, Suspicion,
+    DepartureCause, DepartureEvidence, FRESH_MS, LOST_GRACE_MS, Next, Participant, Presence as State, SessionRecord, Suspicion, Wait,
 };
 pub use room::{Room, RoomStatus};
 
 use crate::backoff::Jitter;
 use crate::livekit::{Answer, ParticipantRow, Reach, RoomRow};
 use crate::slab::{Id, Slab};
-use crate::time::Time;
+use crate::time::{Delay, Time};
 use crate::timers::Timers;
 use event::{Event, RecentEvents, SfuClock};
 use health::{SfuHealth, TOGETHER_MS};
 use participant::{Around, Effect};
-use room::News;
+use room::{Member, News, prefix};
 
 /// While no webhook has been verified, rooms are swept at least this often (L9a).
 const SWEEP_WITHOUT_WEBHOOKS_MS: u64 = 30_000;
@@ -193,8 +194,7 @@ impl Presence {
     /// The participant of a room and identity, as far as it is kept in mind.
     #[must_use]
     pub fn find(&self, room: &str, identity: &str) -> Option<ParticipantId> {
-        let room = self.rooms.get(*self.by_name.get(room)?)?;
-        self.place(room, identity).ok().and_then(|place| room.members.get(place).copied())
+        self.place(*self.by_name.get(room)?, identity).ok()
     }
 
     /// Looks up a participant that is kept in mind.
@@ -221,22 +221,25 @@ impl Presence {
         self.reported == 0
     }
 
-    /// Keeps a participant in mind from a delegation on that arrived then; asks about whoever is not known to be there.
-    pub fn track(&mut self, room: &str, identity: &str, arrived: Time, now: Time) -> ParticipantId {
-        if let Some(id) = self.find(room, identity) {
-            self.with(id, now, |participant, around, _| participant.delegated(arrived, around.now));
-            return id;
-        }
+    /// Keeps a participant in mind from a delegation on that arrived then, of an event with that delay; asks about whoever is not
+    /// known to be there.
+    pub fn track(&mut self, room: &str, identity: &str, arrived: Time, delay: Delay, now: Time) -> ParticipantId {
         let room = self.enter(room, now);
-        let id = self.participants.insert(Participant::new(room, identity, arrived));
-        if let Some(found) = self.rooms.get(room) {
-            let (Ok(place) | Err(place)) = self.place(found, identity);
-            if let Some(room) = self.rooms.get_mut(room) {
-                room.members.insert(place, id);
+        match self.place(room, identity) {
+            Ok(id) => {
+                self.with(id, now, |participant, around, _| participant.delegated(arrived, delay, around.now));
+                id
+            }
+            Err(place) => {
+                let id = self.participants.insert(Participant::new(room, identity, arrived, delay));
+                if let Some(room) = self.rooms.get_mut(room) {
+                    let prefix = prefix(identity);
+                    room.members.insert(place, Member { prefix, id });
+                }
+                self.sync(id, false, false, now);
+                id
             }
         }
-        self.sync(id, false, false, now);
-        id
     }
 
     /// Takes over what was stored of a participant that was just tracked (L11).
@@ -267,16 +270,10 @@ impl Presence {
     pub fn forget(&mut self, id: ParticipantId, now: Time) {
         let Some(participant) = self.participants.get(id) else { return };
         let (room, was_swept, was_reported) = (participant.room, participant.is_swept(), participant.is_reported());
-        let place = self
-            .rooms
-            .get(room)
-            .and_then(|found| self.place(found, participant.identity()).ok());
         self.count(room, (was_swept, false), (was_reported, false), now);
         self.participants.remove(id);
         let Some(found) = self.rooms.get_mut(room) else { return };
-        if let Some(place) = place {
-            found.members.remove(place);
-        }
+        found.members.retain(|member| member.id != id);
         if found.members.is_empty()
             && let Some(room) = self.rooms.remove(room)
         {
@@ -288,9 +285,9 @@ impl Presence {
     }
 
     /// Until when somebody is waited for, and the delay of the event that runs out then.
-    pub fn waits_until(&mut self, id: ParticipantId, ends: Time, delay_ms: u64) {
+    pub fn waits_until(&mut self, id: ParticipantId, ends: Time, delay: Delay) {
         if let Some(participant) = self.participants.get_mut(id) {
-            participant.waits_until(ends, delay_ms);
+            participant.waits_until(ends, delay);
         }
     }
 
@@ -381,24 +378,19 @@ impl Presence {
         self.health.called(answer.reach(), now);
         let Some(room) = self.rooms.get_mut(id) else { return };
         room.on_swept();
-        match answer {
-            Answer::Yes(rows) => {
-                room.on_sighting((!rows.is_empty()).then_some(asked));
-                self.read_list(id, asked, rows, now);
-            }
-            Answer::No | Answer::Refused | Answer::TooLarge | Answer::Unclear | Answer::TimedOut | Answer::Unreachable => {
-                // It may only have come late.
-                let late = matches!(answer, Answer::TimedOut | Answer::Unreachable | Answer::Unclear);
-                room.on_no_list(now, late);
-                for participant in room.members.clone() {
-                    self.with(participant, now, |participant, around, out| {
-                        participant.on_no_list(asked, around.now);
-                        if !late {
-                            participant.on_sweep(out);
-                        }
-                    });
+        if let Some(rows) = answer.yes() {
+            room.on_sighting((!rows.is_empty()).then_some(asked));
+            self.read_list(id, asked, rows, now);
+        } else {
+            // It may only have come late.
+            let late = matches!(answer, Answer::TimedOut | Answer::Unreachable | Answer::Unclear);
+            room.on_no_list(now, late);
+            self.with_all(id, now, |participant, around, out| {
+                participant.on_no_list(asked, around.now);
+                if !late {
+                    participant.on_sweep(out);
                 }
-            }
+            });
         }
         self.plan_sweep(id, now);
     }
@@ -409,26 +401,22 @@ impl Presence {
         rows.sort_by_key(|row| row.identity);
         let is_empty = rows.is_empty();
         let mut rows = rows.into_iter().peekable();
-        for member in self.rooms.get(id).map(|room| room.members.clone()).unwrap_or_default() {
-            self.with(member, now, |participant, around, out| {
-                let identity = participant.identity();
-                while rows.next_if(|row| row.identity < identity).is_some() {}
-                match iter::from_fn(|| rows.next_if(|row| row.identity == identity)).last() {
-                    Some(row) => participant.on_yes(row, asked, around, out),
-                    None if is_empty => participant.on_empty_list(asked, around, out),
-                    None => participant.on_no(asked, true, around, out),
-                }
-            });
-        }
+        self.with_all(id, now, |participant, around, out| {
+            let identity = participant.identity();
+            while rows.next_if(|row| row.identity < identity).is_some() {}
+            match iter::from_fn(|| rows.next_if(|row| row.identity == identity)).last() {
+                Some(row) => participant.on_yes(row, asked, around, out),
+                None if is_empty => participant.on_empty_list(asked, around, out),
+                None => participant.on_no(asked, true, around, out),
+            }
+        });
     }
 
     /// The answer to [`Question::Rooms`].
     pub fn on_rooms(&mut self, ids: &[RoomId], asked: Time, answer: &Answer<&[RoomRow<'_>]>, now: Time) {
         self.health.called(answer.reach(), now);
-        let rows: HashMap<&str, &RoomRow<'_>> = match answer {
-            Answer::Yes(rows) => rows.iter().map(|row| (row.name, row)).collect(),
-            Answer::No | Answer::Refused | Answer::TooLarge | Answer::Unclear | Answer::TimedOut | Answer::Unreachable => HashMap::new(),
-        };
+        let rows = answer.yes().copied().unwrap_or_default();
+        let rows: HashMap<&str, &RoomRow<'_>> = rows.iter().map(|row| (row.name, row)).collect();
         let trouble = self.health.last_trouble();
         for &id in ids {
             let Some(room) = self.rooms.get_mut(id) else { continue };
@@ -444,13 +432,11 @@ impl Presence {
                 }
                 Answer::Refused => {
                     room.on_list_refused();
-                    for member in room.members.clone() {
-                        self.with(member, now, |participant, around, out| {
-                            if participant.room_decides() {
-                                participant.on_room(RoomStatus::Open, around.now, around, out);
-                            }
-                        });
-                    }
+                    self.with_all(id, now, |participant, around, out| {
+                        if participant.room_decides() {
+                            participant.on_room(RoomStatus::Open, around.now, around, out);
+                        }
+                    });
                 }
                 Answer::No | Answer::TooLarge | Answer::Unclear | Answer::TimedOut | Answer::Unreachable => {
                     room.on_not_listed(now, &mut self.jitter);
@@ -463,13 +449,9 @@ impl Presence {
     /// The answer to [`Question::CreateRoom`].
     pub fn on_created(&mut self, id: RoomId, answer: &Answer<RoomRow<'_>>, now: Time) {
         self.health.called(answer.reach(), now);
-        let row = match answer {
-            Answer::Yes(row) => Some(row),
-            Answer::No | Answer::Refused | Answer::TooLarge | Answer::Unclear | Answer::TimedOut | Answer::Unreachable => None,
-        };
         let trouble = self.health.last_trouble();
         let Some(room) = self.rooms.get_mut(id) else { return };
-        let news = room.on_created(row, trouble, now, &mut self.jitter);
+        let news = room.on_created(answer.yes(), trouble, now, &mut self.jitter);
         self.spread(id, news, false, now, now);
     }
 
@@ -589,11 +571,11 @@ impl Presence {
         let asked: Vec<_> = room
             .members
             .iter()
-            .filter(|&&id| {
+            .map(|member| member.id)
+            .filter(|&id| {
                 let found = self.participants.get(id);
                 found.is_some_and(|found| found.is_reported() && found.asks_by(soon))
             })
-            .copied()
             .collect();
         if asked.len() < BULK_QUERY_FROM as usize {
             return false;
@@ -638,9 +620,7 @@ impl Presence {
                 within: LIST,
             }));
         } else {
-            for member in room.members.clone() {
-                self.with(member, now, |participant, _, out| participant.on_sweep(out));
-            }
+            self.with_all(id, now, |participant, _, out| participant.on_sweep(out));
             self.plan_sweep(id, now);
         }
     }
@@ -673,12 +653,12 @@ impl Presence {
             return self.sync_room(id);
         }
         for member in room.members.clone() {
-            let (Some(room), Some(participant)) = (self.rooms.get(id), self.participants.get(member)) else {
+            let (Some(room), Some(participant)) = (self.rooms.get(id), self.participants.get(member.id)) else {
                 continue;
             };
             let decides = participant.room_decides();
             let status = self.status(room, participant);
-            self.with(member, now, |participant, around, out| match news {
+            self.with(member.id, now, |participant, around, out| match news {
                 News::Changed => participant.on_room(status, asked, around, out),
                 News::Same | News::Empty if decides => participant.on_room(status, asked, around, out),
                 News::Empty => participant.on_sweep(out),
@@ -695,6 +675,13 @@ impl Presence {
             RoomStatus::Closed
         } else {
             status
+        }
+    }
+
+    /// Lets a fact happen to everybody in a room, in the order of their identities.
+    fn with_all(&mut self, id: RoomId, now: Time, mut happens: impl FnMut(&mut Participant, &mut Around<'_>, &mut Vec<Effect>)) {
+        for member in self.rooms.get(id).map(|room| room.members.clone()).unwrap_or_default() {
+            self.with(member.id, now, &mut happens);
         }
     }
 
@@ -807,11 +794,18 @@ impl Presence {
         id
     }
 
-    fn place(&self, room: &Room, identity: &str) -> Result<usize, usize> {
-        room.members.binary_search_by(|&id| {
-            let member = self.participants.get(id);
-            member.map_or(std::cmp::Ordering::Less, |member| member.identity().cmp(identity))
-        })
+    /// Who is in that room under that identity, or where among the members there is room for them.
+    fn place(&self, room: RoomId, identity: &str) -> Result<ParticipantId, usize> {
+        let members = self.rooms.get(room).map_or(&[][..], |room| &room.members);
+        let wanted = prefix(identity);
+        let place = members.binary_search_by(|member| {
+            let by_identity = || {
+                let member = self.participants.get(member.id);
+                member.map_or(Ordering::Less, |member| member.identity().cmp(identity))
+            };
+            member.prefix.cmp(&wanted).then_with(by_identity)
+        })?;
+        Ok(members[place].id)
     }
 }
 

@@ -61,6 +61,12 @@ impl WallClock {
         Self { monotonic, unix_millis }
     }
 
+    /// What the monotonic clock showed.
+    #[must_use]
+    pub const fn monotonic(&self) -> Time {
+        self.monotonic
+    }
+
     /// By how many milliseconds the wall clock has run ahead of the monotonic one until `later`; negative where it was set back.
     #[must_use]
     pub fn drift_ms(&self, later: &Self) -> i64 {

@@ -183,7 +183,9 @@ impl Core {
     pub fn delegate(&mut self, delegation: &Delegation<'_>, now: Time) -> Result<(Delegated, Vec<Action>), CapacityError> {
         self.admit(delegation)?;
         let handover = &delegation.handover;
-        let participant = self.presence.track(delegation.room, delegation.identity, handover.arrived, now);
+        let participant = self
+            .presence
+            .track(delegation.room, delegation.identity, handover.arrived, handover.delay, now);
         let (is_there, seen) = self.presence.get(participant).map_or((false, false), |participant| {
             let is_there = match participant.presence() {
                 State::Present => true,
@@ -245,7 +247,7 @@ impl Core {
         let replaced: Vec<_> = replaced
             .filter(|replaced| replaced.until > now && replaced.delay_id != &*job.delay_id)
             .collect();
-        let participant = self.presence.track(&job.room, &job.identity, arrived, now);
+        let participant = self.presence.track(&job.room, &job.identity, arrived, delay, now);
         self.presence.restore(participant, &session, now);
         if self
             .leaves
@@ -364,7 +366,7 @@ impl Core {
                 }
             }
             delayed_leave::Output::Confirm(participant) => self.presence.confirm(participant, now),
-            delayed_leave::Output::Awaits(participant, ends, delay_ms) => self.presence.waits_until(participant, ends, delay_ms),
+            delayed_leave::Output::Awaits(participant, ends, delay) => self.presence.waits_until(participant, ends, delay),
             delayed_leave::Output::Overloaded(overload) => {
                 let example = self.leaves.get(overload.example);
                 let room = example.and_then(|job| self.presence.room_of(job.participant()).cloned());

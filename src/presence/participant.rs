@@ -25,7 +25,7 @@ use crate::backoff::{Jitter, LEAST_PAUSE, Schedule};
 use crate::livekit::{DisconnectReason, ParticipantRow};
 use crate::slab::Id;
 use crate::text::Text;
-use crate::time::Time;
+use crate::time::{Delay, Time};
 
 /// When a reported departure is asked about, after the event (L2a).
 const FIRST_QUESTION_MS: u64 = 800;
@@ -56,6 +56,8 @@ pub enum Presence {
     Unknown {
         /// The next question to the SFU.
         next: Next,
+        /// The wait for the participant.
+        wait: Wait,
     },
     /// The participant is there.
     Present,
@@ -70,6 +72,17 @@ pub enum Presence {
     },
     /// The participant is gone.
     Gone(DepartureEvidence),
+}
+
+/// Wait for a participant to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// Moment at which the wait ends.
+    ends: Time,
+    /// The delay of the event that runs out then.
+    delay: Delay,
+    /// The last question that was answered with a no.
+    last_no: Option<Time>,
 }
 
 /// Kinds of suspicion, and how far each has been looked into.
@@ -194,11 +207,6 @@ pub struct Participant {
     left: bool,
     /// When a request last delegated an event.
     delegated: Time,
-    /// The last question that was answered with a no while nobody had come.
-    last_no: Option<Time>,
-    /// When the wait for somebody ends, and the delay of its event.
-    wait_ends: Time,
-    delay_ms: u64,
     /// When the grace of a lost room ends, counted in all since the last sighting; 0 while no room was lost.
     grace: u64,
     asks: u8,
@@ -206,8 +214,19 @@ pub struct Participant {
     pub(super) timer: Option<Time>,
 }
 
+impl Wait {
+    /// The wait that begins with a delegation that arrived then.
+    const fn from(arrived: Time, delay: Delay) -> Self {
+        Self {
+            ends: arrived.after(delay.as_millis()),
+            delay,
+            last_no: None,
+        }
+    }
+}
+
 impl Participant {
-    pub(super) fn new(room: Id<Room>, identity: &str, delegated: Time) -> Self {
+    pub(super) fn new(room: Id<Room>, identity: &str, delegated: Time, delay: Delay) -> Self {
         Self {
             room,
             identity: Text::new(identity),
@@ -219,13 +238,11 @@ impl Participant {
             was_seen: false,
             left: false,
             delegated,
-            last_no: None,
-            wait_ends: delegated,
-            delay_ms: 0,
             grace: 0,
             asks: 0,
             state: Presence::Unknown {
                 next: Next::AskAt(delegated),
+                wait: Wait::from(delegated, delay),
             },
             timer: None,
         }
@@ -238,11 +255,11 @@ impl Participant {
         self.room_sid = room_sid;
         self.last_sighted = stored.last_sighted;
         (self.seen, self.was_seen) = (stored.seen, stored.seen);
-        self.state = if stored.seen {
-            Presence::Present
+        if stored.seen {
+            self.state = Presence::Present;
         } else {
-            Presence::Unknown { next: Next::AskAt(now) }
-        };
+            self.plan(Next::AskAt(now));
+        }
     }
 
     /// Identity of the participant.
@@ -272,7 +289,10 @@ impl Participant {
     /// When the SFU was asked last that answered with a no while nobody had come.
     #[must_use]
     pub const fn last_no(&self) -> Option<Time> {
-        self.last_no
+        match self.state {
+            Presence::Unknown { wait, .. } => wait.last_no,
+            Presence::Present | Presence::Suspected { .. } | Presence::Gone(_) => None,
+        }
     }
 
     /// Whether sweeps ask for this participant: somebody is thought to be there, or to come back.
@@ -306,7 +326,7 @@ impl Participant {
 
     pub(super) const fn next(&self) -> Option<Next> {
         match self.state {
-            Presence::Unknown { next } | Presence::Suspected { next, .. } => Some(next),
+            Presence::Unknown { next, .. } | Presence::Suspected { next, .. } => Some(next),
             Presence::Present | Presence::Gone(_) => None,
         }
     }
@@ -327,9 +347,7 @@ impl Participant {
 
     /// The question that was due is under way.
     pub(super) fn asking(&mut self, asked: Time) {
-        if let Presence::Unknown { next } | Presence::Suspected { next, .. } = &mut self.state {
-            *next = Next::Asking(asked);
-        }
+        self.plan(Next::Asking(asked));
     }
 
     const fn patience(&self) -> Duration {
@@ -340,14 +358,14 @@ impl Participant {
 
     /// Delegated anew. Whoever was reported gone before that request arrived is about to come back, and is waited for; whoever was
     /// only missed is missed anew.
-    pub(super) fn delegated(&mut self, arrived: Time, now: Time) {
+    pub(super) fn delegated(&mut self, arrived: Time, delay: Delay, now: Time) {
         self.delegated = self.delegated.max(arrived);
-        let waits = match &mut self.state {
+        match &mut self.state {
             Presence::Suspected {
                 why: Suspicion::Reported { .. } | Suspicion::Stale,
                 since,
                 ..
-            } => arrived >= *since,
+            } if arrived < *since => {}
             Presence::Suspected {
                 why: Suspicion::Missing { denials },
                 since,
@@ -356,21 +374,26 @@ impl Participant {
                 if arrived >= *since {
                     (*denials, *next) = (0, Next::AskAt(now.after(SECOND_THOUGHT_MS)));
                 }
-                false
             }
-            Presence::Unknown { .. } | Presence::Gone(_) => true,
-            Presence::Present | Presence::Suspected { .. } => false,
-        };
-        if waits {
-            self.asks = 0;
-            self.last_no = None;
-            self.state = Presence::Unknown { next: Next::AskAt(now) };
+            Presence::Present
+            | Presence::Suspected {
+                why: Suspicion::RoomLost, ..
+            } => {}
+            Presence::Unknown { .. } | Presence::Suspected { .. } | Presence::Gone(_) => {
+                self.asks = 0;
+                self.state = Presence::Unknown {
+                    next: Next::AskAt(now),
+                    wait: Wait::from(arrived, delay),
+                };
+            }
         }
     }
 
     /// Until when somebody is waited for, and the delay of the event that runs out then.
-    pub(super) fn waits_until(&mut self, ends: Time, delay_ms: u64) {
-        (self.wait_ends, self.delay_ms) = (ends, delay_ms);
+    pub(super) fn waits_until(&mut self, until: Time, of: Delay) {
+        if let Presence::Unknown { wait, .. } = &mut self.state {
+            (wait.ends, wait.delay) = (until, of);
+        }
     }
 
     /// Asks again, since what is known has grown old (L5a).
@@ -402,7 +425,7 @@ impl Participant {
                     *denied = None;
                 }
             }
-            Presence::Unknown { .. } => self.last_no = None,
+            Presence::Unknown { wait, .. } => wait.last_no = None,
             Presence::Present | Presence::Gone(_) => {}
         }
     }
@@ -553,8 +576,8 @@ impl Participant {
         }
         let second = now.after(SECOND_THOUGHT_MS.min(around.sweep_ms));
         match &mut self.state {
-            Presence::Unknown { .. } => {
-                self.last_no = self.last_no.max(Some(asked));
+            Presence::Unknown { wait, .. } => {
+                wait.last_no = wait.last_no.max(Some(asked));
                 if was_asked {
                     self.wait_on(around.webhooks_work, around);
                 }
@@ -712,8 +735,8 @@ impl Participant {
             Some(Next::AskAt(at)) if at <= around.now => {
                 let within = match self.state {
                     // One question that hangs must not take up the end of the wait.
-                    Presence::Unknown { .. } => {
-                        let part = Duration::from_millis(self.wait_ends.since(around.now) / 8);
+                    Presence::Unknown { wait, .. } => {
+                        let part = Duration::from_millis(wait.ends.since(around.now) / 8);
                         part.clamp(QUICK_ANSWER, ANSWER)
                     }
                     Presence::Suspected { .. } | Presence::Present | Presence::Gone(_) => self.patience(),
@@ -746,7 +769,7 @@ impl Participant {
     fn ask_now(&mut self, now: Time, out: &mut Vec<Effect>) {
         match &mut self.state {
             Presence::Present => out.push(Effect::Ask { within: ANSWER }),
-            Presence::Unknown { next } | Presence::Suspected { next, .. } => match next {
+            Presence::Unknown { next, .. } | Presence::Suspected { next, .. } => match next {
                 Next::AskAt(at) => *at = (*at).min(now),
                 Next::Asking(_) | Next::RoomDecides(_) | Next::Grace(_) => {}
             },
@@ -755,7 +778,7 @@ impl Participant {
     }
 
     fn plan(&mut self, step: Next) {
-        if let Presence::Unknown { next } | Presence::Suspected { next, .. } = &mut self.state {
+        if let Presence::Unknown { next, .. } | Presence::Suspected { next, .. } = &mut self.state {
             *next = step;
         }
     }
@@ -777,23 +800,23 @@ impl Participant {
 
     /// Plans the next question about somebody who has not come.
     fn wait_on(&mut self, patient: bool, around: &mut Around<'_>) {
+        let Presence::Unknown { next, wait } = &mut self.state else {
+            return;
+        };
         let now = around.now;
         self.asks = self.asks.saturating_add(1);
         let at = if patient {
             let pause = Schedule::NEWCOMER.pause(self.asks, around.jitter);
-            let before = BEFORE_THE_END_MS
-                .map(|ms| self.wait_ends.before(ms))
-                .into_iter()
-                .find(|&at| at > now);
+            let before = BEFORE_THE_END_MS.map(|ms| wait.ends.before(ms)).into_iter().find(|&at| at > now);
             let at = now.after(pause);
             before.map_or(at, |before| before.min(at))
         } else {
             // A short delay has no room for long pauses, and the end of a wait none at all.
-            let dense = (self.delay_ms / 6).max(1_000);
-            let closer = (self.wait_ends.since(now) / 2).max(LEAST_PAUSE).min(dense);
+            let dense = (wait.delay.as_millis() / 6).max(1_000);
+            let closer = (wait.ends.since(now) / 2).max(LEAST_PAUSE).min(dense);
             now.after(Schedule::PARTICIPANT.pause(self.asks, around.jitter).min(closer))
         };
-        self.plan(Next::AskAt(at));
+        *next = Next::AskAt(at);
     }
 
     /// Takes in that the participant is there: whatever was feared did not happen.

@@ -32,6 +32,11 @@ enum Seen {
 
 const ASK: Seen = Seen::Ask(5_000);
 
+/// The delay of each delegation.
+fn hour() -> Delay {
+    Delay::from_millis(3_600_000).unwrap()
+}
+
 impl Bench {
     fn new() -> Self {
         let now = Time::START;
@@ -41,8 +46,7 @@ impl Bench {
         };
         let mut presence = Presence::new(settings, 3, now);
         presence.on_date(SFU, now);
-        let id = presence.track("room", "al", now, now);
-        presence.waits_until(id, now.after(3_600_000), 3_600_000);
+        let id = presence.track("room", "al", now, hour(), now);
         let mut bench = Self {
             presence,
             id,
@@ -202,7 +206,7 @@ fn l2_a_departure_of_a_newer_session_counts_though_its_join_was_never_told() {
 fn l2_reports_from_more_than_two_seconds_before_the_delegation_change_nothing() {
     let mut al = Bench::present();
     al.wait(5_000);
-    al.presence.track("room", "al", al.now, al.now);
+    al.presence.track("room", "al", al.now, hour(), al.now);
     let kind = EventKind::Left(Reason::ClientInitiated);
     assert_eq!(al.tell(kind, "a", 1_000, 3_000), []);
     assert_eq!(*al.state(), State::Present);
@@ -408,7 +412,7 @@ fn l14_delegated_anew_after_a_report_somebody_is_waited_for() {
     let mut al = Bench::present();
     let _ = al.left(Reason::ClientInitiated);
     al.wait(500);
-    assert_eq!(al.presence.track("room", "al", al.now, al.now), al.id);
+    assert_eq!(al.presence.track("room", "al", al.now, hour(), al.now), al.id);
     assert!(matches!(al.state(), State::Unknown { .. }), "a page was reloaded");
     let _ = al.settle();
     assert_eq!(al.left(Reason::ClientInitiated), [], "that session's departure is known");
@@ -421,7 +425,7 @@ fn l14_delegated_anew_what_was_asked_before_proves_nothing() {
     let mut bench = Bench::present();
     bench.presence.on_participant(bench.id, bench.now, &Answer::No, bench.now);
     bench.wait(2_500);
-    bench.presence.track("room", "al", bench.now, bench.now);
+    bench.presence.track("room", "al", bench.now, hour(), bench.now);
     assert_eq!(bench.until(3_000), [(3_000, ASK)]);
     assert_eq!(bench.answer(Answer::No), []);
     assert_eq!(bench.until(3_000), [(3_000, ASK)]);
@@ -432,7 +436,7 @@ fn l14_delegated_anew_what_was_asked_before_proves_nothing() {
     assert_eq!(bench.settle(), [ASK]);
     let asked = bench.asked;
     bench.wait(100);
-    bench.presence.track("room", "al", bench.now, bench.now);
+    bench.presence.track("room", "al", bench.now, hour(), bench.now);
     assert_eq!(bench.settle(), [ASK]);
     bench.presence.on_participant(bench.id, asked, &Answer::No, bench.now);
     assert_eq!(bench.settle(), []);
@@ -445,7 +449,7 @@ fn l2_who_is_shown_three_seconds_after_a_report_is_there_though_delegated_meanwh
     let mut bench = Bench::present();
     let _ = bench.left(Reason::ClientInitiated);
     bench.wait(300);
-    bench.presence.track("room", "al", bench.now, bench.now);
+    bench.presence.track("room", "al", bench.now, hour(), bench.now);
     assert_eq!(bench.settle(), [ASK]);
     assert_eq!(bench.answer(yes("a", 1_000, true)), [], "not forgotten yet, perhaps");
     let mut since = 1;
@@ -487,8 +491,8 @@ fn l5a_an_answer_from_before_the_process_stood_still_proves_nothing() {
 #[test]
 fn l3_a_check_of_a_room_that_comes_due_with_the_question_for_all_rooms_is_made() {
     let mut bench = Bench::new();
-    let ids = ["al", "bo", "cy"].map(|identity| bench.presence.track("room", identity, bench.now, bench.now));
-    let other = bench.presence.track("other", "di", bench.now, bench.now);
+    let ids = ["al", "bo", "cy"].map(|identity| bench.presence.track("room", identity, bench.now, hour(), bench.now));
+    let other = bench.presence.track("other", "di", bench.now, hour(), bench.now);
     let row = |sid| ParticipantRow {
         identity: "",
         sid,
@@ -533,7 +537,7 @@ fn l3_a_check_of_a_room_that_comes_due_with_the_question_for_all_rooms_is_made()
     bench.presence.on_rooms(&[room], bench.now, &Answer::Unclear, bench.now);
     // They come again: nobody is thought to be in the room when its check and the question for all rooms come due together.
     for identity in ["al", "bo", "cy"] {
-        bench.presence.track("room", identity, bench.now, bench.now);
+        bench.presence.track("room", identity, bench.now, hour(), bench.now);
     }
     bench.now = bench.now.after(60_000);
     let outputs = bench.presence.settle(bench.now);
@@ -549,7 +553,7 @@ fn a_participant_that_is_forgotten_takes_its_room_along_and_leaves_nothing() {
     let mut last = Vec::new();
     for round in 0..3 {
         let ids: Vec<_> = (0..2_000)
-            .map(|n| presence.track("room", &n.to_string(), Time::START, Time::START))
+            .map(|n| presence.track("room", &n.to_string(), Time::START, hour(), Time::START))
             .collect();
         assert!(ids.iter().all(|id| !last.contains(id)), "round {round}");
         assert_eq!((presence.participants.len(), presence.rooms.len()), (2_000, 1));
@@ -572,7 +576,7 @@ fn l3_a_list_is_read_in_any_order_and_with_strangers_in_it() {
     let mut presence = Presence::new(Settings::default(), 1, Time::START);
     let identities: Vec<_> = (0..50).map(|n| format!("i{n}")).collect();
     for identity in &identities {
-        presence.track("room", identity, Time::START, Time::START);
+        presence.track("room", identity, Time::START, hour(), Time::START);
     }
     let known = identities.iter().filter(|identity| *identity != "i7").map(String::as_str);
     let mut rows: Vec<_> = known
@@ -602,7 +606,7 @@ fn l3_where_a_list_is_too_long_to_be_read_each_who_is_there_is_asked_for() {
     for (answer, expected) in [(Answer::Unclear, 0), (Answer::TooLarge, 2), (Answer::Refused, 2)] {
         let mut presence = Presence::new(Settings::default(), 1, now);
         for identity in ["a", "b", "c"] {
-            let id = presence.track("room", identity, now, now);
+            let id = presence.track("room", identity, now, hour(), now);
             // One of them has not come yet.
             if identity != "b" {
                 presence.on_participant(id, now, &yes(identity, 1, true), now);

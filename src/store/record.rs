@@ -22,6 +22,9 @@ pub const MAX_REPLACED: usize = 8;
 /// Bytes for what is not known of a new delegation yet and will be stored: sids, times, and that the participant was seen.
 const SIGHTING_BYTES: usize = 160;
 
+/// All that is written of a new delegation beside its names is shorter.
+const FRAME_BYTES: usize = 320;
+
 /// The key of everything that only this service stores.
 const OURS: &str = "LkJwtServiceWatch";
 
@@ -210,7 +213,24 @@ impl JobRecord<'_> {
     /// Whether the record of a new delegation is short enough (decision L8), with what a sighting will add to it.
     #[must_use]
     pub fn fits(&self) -> bool {
-        self.field().len() + self.value().len() + SIGHTING_BYTES <= MAX_DELEGATED_BYTES
+        // Most are short enough however they are written: they need not be written to see it.
+        self.longest() + SIGHTING_BYTES <= MAX_DELEGATED_BYTES
+            || self.field().len() + self.value().len() + SIGHTING_BYTES <= MAX_DELEGATED_BYTES
+    }
+
+    /// What the record of a new delegation does not exceed, field and value together.
+    fn longest(&self) -> usize {
+        // Room and identity stand in both.
+        let names = [&self.room, &self.room, &self.identity, &self.identity];
+        let names = names.into_iter().chain([&self.delay_id, &self.homeserver, &self.user]);
+        let written = |byte: u8| {
+            if byte.is_ascii_alphanumeric() || b"+/-._~=@:!#$ ".contains(&byte) {
+                1
+            } else {
+                6
+            }
+        };
+        names.map(|name| name.bytes().map(written).sum::<usize>()).sum::<usize>() + FRAME_BYTES
     }
 
     /// When the homeserver sends the event unless it is restarted, in milliseconds since 1970.

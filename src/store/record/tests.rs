@@ -323,6 +323,16 @@ fn a_record_of_a_delegation_is_bounded_as_it_is_stored() {
         as_user: true,
         ..JobRecord::default()
     };
+    for name in ["x", "~", "<", "\u{0}", "\"", "é", "\u{2028}"] {
+        let longest = JobRecord {
+            delay_ms: 86_400_000,
+            room: name.repeat(50).into(),
+            user: name.repeat(90).into(),
+            ..delegation(name.repeat(70))
+        };
+        let written = longest.field().len() + longest.value().len();
+        assert!(written <= longest.longest(), "{name:?}: {written}, {}", longest.longest());
+    }
     let most = (0..3000).take_while(|n| delegation("x".repeat(*n)).fits()).last().unwrap();
     assert!((1300..1600).contains(&most), "{most}");
     assert!(!delegation("<".repeat(most / 2)).fits(), "it counts what is stored");

@@ -423,7 +423,7 @@ impl World {
                 continue;
             };
             let (step, most) = match found.presence() {
-                State::Unknown { next } => (*next, 900_000),
+                State::Unknown { next, .. } => (*next, 900_000),
                 State::Suspected { next, .. } => (*next, 62_000),
                 State::Present | State::Gone(_) => continue,
             };
