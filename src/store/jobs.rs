@@ -86,7 +86,7 @@ struct Foreign {
 struct Known {
     /// The fields under which the job stands. The last one counts; older records are under the others.
     fields: Vec<Box<str>>,
-    /// What [`beside`] says of the value.
+    /// The value, where it holds what is no part of a job; else nothing.
     value: Box<str>,
 }
 
@@ -157,9 +157,10 @@ impl Jobs {
         };
         let value = job.value_over(&known.value);
         let place = known.fields.pop().unwrap_or_else(|| field.clone().into());
+        let is_plain = value == job.value();
         let now = Known {
             fields: vec![place.clone()],
-            value: beside(job, &value),
+            value: if is_plain { Box::default() } else { value.as_str().into() },
         };
         foreign.put(field, now);
         drop(foreign);
@@ -186,11 +187,10 @@ impl StoredJobs {
                     return Some(Stored::End(again.then_some(seen)));
                 }
             };
-            match JobRecord::read(&entry.field, &entry.value) {
-                Ok(job) => {
+            match JobRecord::read_with(&entry.field, &entry.value) {
+                Ok((job, value)) => {
                     // What was read as a job is UTF-8.
-                    let (place, value) = (String::from_utf8_lossy(&entry.field), String::from_utf8_lossy(&entry.value));
-                    if let Some(stored) = self.take(job, &place, &value) {
+                    if let Some(stored) = self.take(job, &String::from_utf8_lossy(&entry.field), value) {
                         return Some(stored);
                     }
                 }
@@ -199,7 +199,7 @@ impl StoredJobs {
         }
     }
 
-    /// What it means that the job stands under `place` with this value.
+    /// What it means that the job stands under `place`, with a value that is named where it holds more than the job.
     fn take(&mut self, job: JobRecord<'static>, place: &str, value: &str) -> Option<Stored> {
         let field = job.field();
         let is_over = job.expires_at_ms().saturating_add(DAY_MS) < unix_millis();
@@ -227,18 +227,13 @@ impl StoredJobs {
             if self.seen.restarted.len() < MAX_SEEN {
                 self.seen.restarted.insert(hash, job.restarted_at_ms);
             }
-            known.value = beside(&job, value);
+            known.value = value.into();
         }
         foreign.put(field, known);
         drop(foreign);
         let stored = if first.is_none() { Stored::Record } else { Stored::Newer };
         counts.then(|| stored(Box::new(job)))
     }
-}
-
-/// The value, where it holds what is no part of the job; else nothing.
-fn beside(job: &JobRecord<'_>, value: &str) -> Box<str> {
-    if job.value() == value { Box::default() } else { value.into() }
 }
 
 impl Seen {

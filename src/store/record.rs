@@ -100,6 +100,17 @@ struct Beside<'a> {
     unknown_ours: Members<'a>,
 }
 
+impl Beside<'_> {
+    fn is_nothing(&self) -> bool {
+        let time = self.restarted_at.as_ref();
+        time.is_none_or(|(ms, text)| time::format(*ms) == *text)
+            && self.delay_ns.is_none_or(|ns| ns % 1_000_000 == 0)
+            && [&self.unknown, &self.unknown_params, &self.unknown_ours]
+                .into_iter()
+                .all(Vec::is_empty)
+    }
+}
+
 /// Members of an object, in their order.
 type Members<'a> = Vec<(Box<str>, &'a RawValue)>;
 
@@ -224,11 +235,18 @@ impl JobRecord<'static> {
     /// # Errors
     /// When it is not one.
     pub fn read(field: &[u8], value: &[u8]) -> Result<Self, Unreadable> {
+        Self::read_with(field, value).map(|(job, _)| job)
+    }
+
+    /// The same, with the value, where that holds what is no part of a job, or else nothing.
+    pub(super) fn read_with<'a>(field: &[u8], value: &'a [u8]) -> Result<(Self, &'a str), Unreadable> {
         if field.len() > MAX_BYTES || value.len() > MAX_BYTES {
             return Err(Unreadable("it is too long"));
         }
-        let text = |bytes| std::str::from_utf8(bytes).map_err(|_| Unreadable("it is not UTF-8"));
-        let (field, (mut job, _)) = (text(field)?, parse(text(value)?)?);
+        const NOT_UTF8: Unreadable = Unreadable("it is not UTF-8");
+        let field = std::str::from_utf8(field).map_err(|_| NOT_UTF8)?;
+        let value = std::str::from_utf8(value).map_err(|_| NOT_UTF8)?;
+        let (mut job, beside) = parse(value)?;
         if job.room.is_empty() || job.identity.is_empty() {
             let (room, identity): (String, String) = serde_json::from_str(field).map_err(|_| Unreadable::NAMELESS)?;
             (job.room, job.identity) = (room.into(), identity.into());
@@ -239,7 +257,7 @@ impl JobRecord<'static> {
         if !is_event(&job.delay_id) {
             return Err(Unreadable("DelayId is not the id of an event"));
         }
-        Ok(job)
+        Ok((job, if beside.is_nothing() { "" } else { value }))
     }
 }
 

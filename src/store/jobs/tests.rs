@@ -16,7 +16,7 @@ fn record(restarted_at_ms: i64) -> JobRecord<'static> {
 }
 
 fn read(stored: &mut StoredJobs, field: &str, value: &str) -> Option<Stored> {
-    let job = JobRecord::read(field.as_bytes(), value.as_bytes()).unwrap();
+    let (job, value) = JobRecord::read_with(field.as_bytes(), value.as_bytes()).unwrap();
     stored.take(job, field, value)
 }
 
