@@ -205,7 +205,7 @@ pub struct Leaves {
     jobs: Slab<Job>,
     /// The current leave of each participant, by the slot of its id.
     current: Vec<Option<LeaveId>>,
-    /// Those that it replaces, the oldest first, until their events are cancelled.
+    /// Leaves that the current one replaces, the oldest first, until their events are cancelled.
     replaced: BTreeMap<ParticipantId, Vec<LeaveId>>,
     /// Leaves of each user, known by a number that nobody can guess.
     users: HashMap<u64, u32>,

@@ -794,7 +794,7 @@ impl Presence {
         id
     }
 
-    /// Who is in that room under that identity, or where among the members there is room for them.
+    /// Finds the participant of a room with that identity, or the place among the members that is free for it.
     fn place(&self, room: RoomId, identity: &str) -> Result<ParticipantId, usize> {
         let members = self.rooms.get(room).map_or(&[][..], |room| &room.members);
         let wanted = prefix(identity);

@@ -14,7 +14,7 @@ mod redis;
 pub mod token;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 
@@ -39,9 +39,10 @@ pub struct Store {
 }
 
 /// Tables that are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Table {
     /// Table of delegated leaves.
+    #[default]
     Jobs,
     /// Table of tokens that were issued.
     Tokens,
@@ -99,25 +100,17 @@ enum Failure {
 }
 
 impl StoreError {
-    /// Whether it knows us and does not let us.
-    fn is_denied(&self) -> bool {
-        matches!(&self.0, Failure::Redis(_, RedisError::Refused { code, .. }) if &**code == "NOPERM")
+    /// The command that Redis has refused, and the code of its error.
+    fn refusal(&self) -> Option<(&'static str, &str)> {
+        match &self.0 {
+            Failure::Redis(_, RedisError::Refused { command, code }) => Some((command, code)),
+            Failure::Redis(..) | Failure::File(..) => None,
+        }
     }
 
     /// Whether the connection stood and was ended: perhaps by what was just written.
     const fn broke_off(&self) -> bool {
         matches!(&self.0, Failure::Redis(_, RedisError::Closed | RedisError::Broken(_)))
-    }
-
-    /// Whether there is more in the table than is ever read.
-    const fn is_too_large(&self) -> bool {
-        matches!(&self.0, Failure::Redis(_, RedisError::TooLarge))
-    }
-
-    /// Whether the same is to be expected of the next try: this table's key is not for us, or not on this server.
-    fn is_final(&self) -> bool {
-        matches!(&self.0, Failure::Redis(_, RedisError::Refused { command: "HGETALL" | "HSET" | "HDEL", code })
-            if matches!(&**code, "NOPERM" | "WRONGTYPE" | "ERR" | "MOVED" | "CROSSSLOT"))
     }
 
     /// Advice to the operator.
@@ -187,24 +180,11 @@ impl Store {
         }
     }
 
-    /// Whether others write this table too, or what was written may be lost, so that it is worth reading again.
-    const fn is_read_again(&self) -> bool {
-        matches!((&self.kind, self.table), (Kind::Redis(_), Table::Jobs))
-    }
-
-    /// How many connections were made to write. Each but the first may lead to a store that lacks what was written.
-    fn connections(&self) -> u64 {
+    /// The Redis to which others write this table too, and which may lose what was written: so it is worth reading again.
+    fn read_again(&self) -> Option<&redis::Redis> {
         match &self.kind {
-            Kind::Memory | Kind::File(_) => 0,
-            Kind::Redis(redis) => redis.connections(),
-        }
-    }
-
-    /// Waits until the connection to write has closed, or should be tried again by writing nothing.
-    async fn closed(&self) {
-        match &self.kind {
-            Kind::Memory | Kind::File(_) => std::future::pending().await,
-            Kind::Redis(redis) => redis.closed().await,
+            Kind::Redis(redis) if self.table == Table::Jobs => Some(redis),
+            Kind::Memory | Kind::Redis(_) | Kind::File(_) => None,
         }
     }
 
@@ -252,8 +232,12 @@ pub enum Part {
 /// Changes that the store does not take, though it takes others.
 #[derive(Debug)]
 pub struct Refused {
-    /// Places of the refused changes among those that were to be made.
+    /// Places of the refused changes among those that were to be made, in ascending order.
     pub places: Vec<usize>,
     /// Error for which the first of the changes was refused.
     pub error: StoreError,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

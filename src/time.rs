@@ -61,7 +61,7 @@ impl WallClock {
         Self { monotonic, unix_millis }
     }
 
-    /// What the monotonic clock showed.
+    /// Moment that the monotonic clock showed.
     #[must_use]
     pub const fn monotonic(&self) -> Time {
         self.monotonic

@@ -63,7 +63,7 @@ pub(super) struct Due {
     pub(super) sweep: bool,
 }
 
-/// Somebody in a room. Where somebody else is looked for, the first bytes of the identity mostly tell: a participant of a hundred
+/// Member of a room. Where another one is looked for, the first bytes of the identity mostly tell: a participant of a hundred
 /// thousand is far away in memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Member {

@@ -7,13 +7,13 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableHandle as _};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::{Change, Entry, Failure, Part, StoreError, Table};
+use super::{Change, Entry, Failure, Part, StoreError, Table, lock};
 use crate::clock::unix_seconds;
 use crate::store::record::MAX_BYTES;
 
@@ -40,55 +40,47 @@ pub(super) enum FileError {
 }
 
 impl FileError {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most kinds need no advice of their own")]
     pub(super) fn remedy(&self) -> &'static str {
         match self {
             Self::InUse => "stop the other instance, or give each its own LIVEKIT_STATE_PATH",
             Self::Foreign => "set LIVEKIT_STATE_PATH to a path of its own; the file was left as it is",
             Self::Version => "use the version of this service that made it, or move it away: then what is in it is lost",
             Self::Damaged => "move it away, and restore it from a backup if there is one",
-            Self::Io(error) => advice(error.kind()),
+            Self::Io(error) => match error.kind() {
+                io::ErrorKind::NotFound => "make the directory; only the file is made here",
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    "the user of this process must be allowed to write the file and its directory"
+                }
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the disk",
+                _ => "check the disk and the system's log",
+            },
         }
-    }
-}
-
-#[expect(clippy::wildcard_enum_match_arm, reason = "the rest need no advice of their own")]
-const fn advice(kind: io::ErrorKind) -> &'static str {
-    match kind {
-        io::ErrorKind::NotFound => "make the directory; only the file is made here",
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "the user of this process must be allowed to write the file and its directory"
-        }
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the disk",
-        _ => "check the disk and the system's log",
     }
 }
 
 /// The file, and a table in it.
+#[derive(Clone)]
 pub(super) struct File {
-    opened: Arc<Opened>,
-    table: Definition,
-}
-
-struct Opened {
-    path: PathBuf,
+    path: Arc<Path>,
     /// Closed after a failure, since the database wants to be opened again then.
-    database: Mutex<Option<Arc<Database>>>,
+    database: Arc<Mutex<Option<Arc<Database>>>>,
+    table: Definition,
 }
 
 impl File {
     pub(super) async fn open(path: &Path) -> Result<Self, StoreError> {
-        let opened = Arc::new(Opened {
-            path: path.to_owned(),
-            database: Mutex::new(None),
-        });
-        let table = of(Table::Jobs);
-        let file = Self { opened, table };
-        match file.ping().await {
-            Err(StoreError(Failure::File(_, FileError::Damaged))) => {
-                file.opened.run(Opened::set_aside).await?;
-                file.ping().await?;
-            }
-            usable => usable?,
+        let file = Self {
+            path: path.into(),
+            database: Arc::default(),
+            table: of(Table::Jobs),
+        };
+        let opened = file.ping().await;
+        if is_damaged(&opened) {
+            file.run(Self::set_aside).await?;
+            file.ping().await?;
+        } else {
+            opened?;
         }
         Ok(file)
     }
@@ -96,36 +88,51 @@ impl File {
     /// Another table of the same file.
     pub(super) fn with(&self, table: Table) -> Self {
         Self {
-            opened: self.opened.clone(),
             table: of(table),
+            ..self.clone()
         }
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        self.opened.run(|opened| opened.database(&mut opened.lock()).map(drop)).await
+        self.run(|file| file.opened(&mut lock(&file.database)).map(drop)).await
     }
 
     pub(super) async fn load(&self, parts: &mpsc::Sender<Part>) -> Result<usize, StoreError> {
-        let (table, parts) = (self.table, parts.clone());
-        let loaded = self.opened.run(move |opened| opened.load(table, &parts)).await;
+        let parts = parts.clone();
+        let loaded = self.run(move |file| file.load_all(&parts)).await;
         // What could be read has been handed over; the next reading shows that the new file lacks it.
-        if matches!(loaded, Err(StoreError(Failure::File(_, FileError::Damaged)))) {
-            self.opened.run(Opened::set_aside).await?;
+        if is_damaged(&loaded) {
+            self.run(Self::set_aside).await?;
         }
         loaded
     }
 
     /// Takes as long as the disk takes: a write that was given up could still happen, after a newer one.
     pub(super) async fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
-        let (table, changes) = (self.table, changes.to_vec());
-        self.opened.run(move |opened| opened.write(table, &changes)).await
+        let changes = changes.to_vec();
+        self.run(move |file| {
+            let mut database = lock(&file.database);
+            let outcome = file
+                .opened(&mut database)
+                .and_then(|database| write(&database, file.table, &changes));
+            if outcome.is_err() {
+                *database = None;
+            }
+            outcome
+        })
+        .await
     }
-}
 
-impl Opened {
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> Result<T, FileError> + Send + 'static) -> Result<T, StoreError> {
+        let file = self.clone();
+        // A file that was damaged in the right place makes the database panic.
+        let outcome = spawn_blocking(move || work(&file)).await.unwrap_or(Err(FileError::Damaged));
+        outcome.map_err(|error| Failure::File(self.path.display().to_string().into(), error).into())
+    }
+
     /// Gives the damaged file another name: a safety net must not keep the house shut (decision L10).
     fn set_aside(&self) -> Result<(), FileError> {
-        let mut database = self.lock();
+        let mut database = lock(&self.database);
         *database = None;
         let path = file_of(&self.path);
         let mut aside = path.clone().into_os_string();
@@ -140,60 +147,35 @@ impl Opened {
         Ok(())
     }
 
-    async fn run<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Self) -> Result<T, FileError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let opened = self.clone();
-        let outcome = spawn_blocking(move || work(&opened)).await;
-        // A file that was damaged in the right place makes the database panic.
-        outcome
-            .unwrap_or(Err(FileError::Damaged))
-            .map_err(|error| Failure::File(self.path.display().to_string().into(), error).into())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Database>>> {
-        self.database.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn database(&self, database: &mut Option<Arc<Database>>) -> Result<Arc<Database>, FileError> {
+    fn opened(&self, database: &mut Option<Arc<Database>>) -> Result<Arc<Database>, FileError> {
         if let Some(database) = database {
             return Ok(database.clone());
         }
-        let opened = Arc::new(open(&self.path)?);
-        *database = Some(opened.clone());
-        Ok(opened)
+        Ok(database.insert(Arc::new(open(&self.path)?)).clone())
     }
 
-    fn load(&self, table: Definition, parts: &mpsc::Sender<Part>) -> Result<usize, FileError> {
-        let database = self.database(&mut self.lock())?;
-        let table = database.begin_read().map_err(failure)?.open_table(table).map_err(failure)?;
+    fn load_all(&self, parts: &mpsc::Sender<Part>) -> Result<usize, FileError> {
+        let database = self.opened(&mut lock(&self.database))?;
+        let table = database.begin_read().map_err(failure)?.open_table(self.table).map_err(failure)?;
         let mut skipped = 0;
         for entry in table.iter().map_err(failure)? {
             let (field, value) = entry.map_err(failure)?;
-            if field.value().len() > MAX_BYTES || value.value().len() > MAX_BYTES {
+            let (field, value) = (field.value(), value.value());
+            if field.len() > MAX_BYTES || value.len() > MAX_BYTES {
                 skipped += 1;
                 continue;
             }
-            let entry = Entry {
-                field: field.value().into(),
-                value: value.value().into(),
-            };
-            if parts.blocking_send(Part::Record(entry)).is_err() {
+            let (field, value) = (field.into(), value.into());
+            if parts.blocking_send(Part::Record(Entry { field, value })).is_err() {
                 break;
             }
         }
         Ok(skipped)
     }
+}
 
-    fn write(&self, table: Definition, changes: &[Change]) -> Result<(), FileError> {
-        let mut lock = self.lock();
-        let outcome = self.database(&mut lock).and_then(|database| write(&database, table, changes));
-        if outcome.is_err() {
-            *lock = None;
-        }
-        outcome
-    }
+fn is_damaged<T>(outcome: &Result<T, StoreError>) -> bool {
+    matches!(outcome, Err(StoreError(Failure::File(_, FileError::Damaged))))
 }
 
 const fn of(table: Table) -> Definition {

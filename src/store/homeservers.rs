@@ -4,12 +4,12 @@
 //! does not take it is left alone.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
 
 use super::queue::{Changes, Entries};
-use super::{Store, Table};
+use super::{Store, Table, lock};
 
 /// The longest field and the longest value: as long as names in DNS may be.
 pub(super) const MAX_BYTES: usize = 255;
@@ -50,20 +50,20 @@ impl VerifiedHomeservers {
     pub fn start(store: &Store, now: u64) -> (Self, RestoredHomeservers) {
         let (changes, entries) = Changes::start(store.with(Table::Homeservers));
         let kept = Kept {
-            homeservers: HashMap::new(),
             tidied: now,
+            ..Kept::default()
         };
-        let table = Self {
-            changes,
-            kept: Arc::new(Mutex::new(kept)),
-        };
+        let kept = Arc::new(Mutex::new(kept));
         let restored = RestoredHomeservers {
             entries,
-            table: table.clone(),
+            table: Self {
+                changes: changes.clone(),
+                kept: kept.clone(),
+            },
             now,
             records: 0,
         };
-        (table, restored)
+        (Self { changes, kept }, restored)
     }
 
     /// Stores that the homeserver on `host` has verified a token at `at`, in seconds since 1970, the present. Where the table
@@ -72,7 +72,7 @@ impl VerifiedHomeservers {
         if !self.changes.are_kept() || !is_host(host) {
             return;
         }
-        let mut kept = self.lock();
+        let mut kept = lock(&self.kept);
         for expired in kept.tidy(at) {
             self.changes.make(expired.into(), None);
         }
@@ -83,7 +83,7 @@ impl VerifiedHomeservers {
 
     /// Removes the homeserver on `host`. It need not be there.
     pub fn forget(&self, host: &str) {
-        if self.lock().homeservers.remove(host).is_some() {
+        if lock(&self.kept).homeservers.remove(host).is_some() {
             self.changes.make(host.to_owned(), None);
         }
     }
@@ -91,10 +91,6 @@ impl VerifiedHomeservers {
     /// Writes what is waiting, until `deadline`.
     pub async fn stop(&self, deadline: Instant) {
         self.changes.stop(deadline).await;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -107,9 +103,9 @@ impl RestoredHomeservers {
             && let Some((host, at)) = self.entries.next(read).await
         {
             self.records += 1;
-            match parse(&host, &at, self.now).filter(|at| self.table.lock().put(&host, *at)) {
+            match parse(&host, &at, self.now).filter(|at| lock(&self.table.kept).put(&host, *at)) {
                 Some(at) => return Some((host, at)),
-                None if is_host(&host) => self.table.changes.make(host, None),
+                None if is_host(&host) => drop(self.table.changes.make(host, None)),
                 None => {}
             }
         }

@@ -12,16 +12,16 @@
 //!   [`Seen::turn`], and put it again where [`Seen::lacks`] says so.
 
 use std::collections::HashMap;
-use std::collections::hash_map::{Entry as Slot, RandomState};
+use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
 use super::queue::{Changes, Entries, Written};
-use super::record::{JobRecord, MAX_REPLACED, Origin, field};
-use super::{Part, Store};
+use super::record::{JobRecord, MAX_REPLACED, field};
+use super::{Part, Store, lock};
 use crate::clock::unix_millis;
 use crate::log_throttle::LogThrottle;
 
@@ -34,7 +34,9 @@ const TURN: Duration = Duration::from_millis(50);
 /// A record is not older than a job for so little: two readings of the wall clock differ.
 const OLDER_MS: i64 = 1000;
 /// Memory for what others have in their records beside the jobs. What there is no room for is lost with the next change.
-const MAX_ORIGIN_BYTES: usize = 32 * 1024 * 1024;
+const MAX_FOREIGN_BYTES: usize = 32 * 1024 * 1024;
+/// Records of one reading that are remembered. What is beyond counts as missing.
+const MAX_SEEN: usize = 1_000_000;
 
 static TOO_MANY: LogThrottle = LogThrottle::once_a_minute();
 
@@ -42,7 +44,7 @@ static TOO_MANY: LogThrottle = LogThrottle::once_a_minute();
 #[derive(Clone)]
 pub struct Jobs {
     changes: Changes,
-    origins: Arc<Mutex<Origins>>,
+    foreign: Arc<Mutex<Foreign>>,
 }
 
 /// Records as they are read. Dropping it ends the reading.
@@ -72,18 +74,20 @@ pub struct Seen {
     turns: u32,
 }
 
-/// By the field as [`field`] spells it: what is needed to write or remove records that others wrote.
+/// The records that do not stand in the store as [`JobRecord`] writes them, by the field as [`field`] spells it.
 #[derive(Default)]
-struct Origins {
+struct Foreign {
     known: HashMap<Box<str>, Known>,
     bytes: usize,
 }
 
+/// Place and value that are needed to write such a record, or to remove it.
 #[derive(Default)]
 struct Known {
-    origin: Origin,
-    /// Other spellings of the field under which there are older records.
-    others: Vec<Box<str>>,
+    /// The fields under which the job stands. The last one counts; older records are under the others.
+    fields: Vec<Box<str>>,
+    /// The value, where it holds what is no part of a job; else nothing.
+    value: Box<str>,
 }
 
 impl Jobs {
@@ -93,7 +97,7 @@ impl Jobs {
         let (changes, entries) = Changes::start(store);
         let jobs = Self {
             changes,
-            origins: Arc::default(),
+            foreign: Arc::default(),
         };
         let seen = Seen::default();
         (jobs.clone(), StoredJobs { entries, jobs, seen })
@@ -101,30 +105,35 @@ impl Jobs {
 
     /// Stores a job as it is now.
     pub fn put(&self, job: &JobRecord<'_>) {
-        if self.changes.are_kept() {
-            let (field, value) = self.written(job);
-            self.changes.make(field, Some(value));
-        }
+        let _ = self.put_and_tell(job);
     }
 
     /// Stores a job as it is now, and tells when that is done.
+    #[must_use]
     pub fn put_and_tell(&self, job: &JobRecord<'_>) -> Written {
         if !self.changes.are_kept() {
             return Written::DONE;
         }
+        if job.replaces.len() > MAX_REPLACED {
+            TOO_MANY.log(|count| {
+                tracing::warn!(
+                    count,
+                    most = MAX_REPLACED,
+                    "a delegated leave was replaced so often that the store does not name all events that are still to be cancelled"
+                );
+            });
+        }
         let (field, value) = self.written(job);
-        self.changes.make_and_tell(field, Some(value))
+        self.changes.make(field, Some(value))
     }
 
     /// Removes a job's record. It need not be there.
     pub fn remove(&self, room: &str, identity: &str) {
-        if !self.changes.are_kept() {
-            return;
+        if self.changes.are_kept() {
+            let field = field(room, identity);
+            let known = lock(&self.foreign).take(&field);
+            self.remove_all(known.map_or_else(|| vec![field.into()], |known| known.fields));
         }
-        let field = field(room, identity);
-        let Known { origin, others } = self.origins().forget(&field).unwrap_or_default();
-        self.changes.make(origin.field.map_or(field, Into::into), None);
-        others.into_iter().for_each(|other| self.changes.make(other.into(), None));
     }
 
     /// How many changes are not known to be in the store.
@@ -140,40 +149,29 @@ impl Jobs {
 
     /// The job's field, as it was read, and its value.
     fn written(&self, job: &JobRecord<'_>) -> (String, String) {
-        if job.replaces.len() > MAX_REPLACED {
-            TOO_MANY.log(|count| {
-                tracing::warn!(
-                    count,
-                    most = MAX_REPLACED,
-                    "a delegated leave was replaced so often that the store does not name all events that are still to be cancelled"
-                );
-            });
-        }
         let field = job.field();
-        let mut origins = self.origins();
-        // Few jobs have one.
-        let Some(Known { mut origin, others }) = origins.forget(&field) else {
-            drop(origins);
+        let mut foreign = lock(&self.foreign);
+        let Some(mut known) = foreign.take(&field) else {
+            drop(foreign);
             return (field, job.value());
         };
-        let value = job.value_with(&origin);
-        let place = origin.field.clone();
-        if origin.keep_for(job) {
-            origins.remember(
-                field.as_str().into(),
-                Known {
-                    origin,
-                    others: Vec::new(),
-                },
-            );
-        }
-        drop(origins);
-        others.into_iter().for_each(|other| self.changes.make(other.into(), None));
-        (place.map_or(field, Into::into), value)
+        let value = job.value_over(&known.value);
+        let place = known.fields.pop().unwrap_or_else(|| field.clone().into());
+        let is_plain = value == job.value();
+        let now = Known {
+            fields: vec![place.clone()],
+            value: if is_plain { Box::default() } else { value.as_str().into() },
+        };
+        foreign.put(field, now);
+        drop(foreign);
+        self.remove_all(known.fields);
+        (place.into(), value)
     }
 
-    fn origins(&self) -> MutexGuard<'_, Origins> {
-        self.origins.lock().unwrap_or_else(PoisonError::into_inner)
+    fn remove_all(&self, fields: Vec<Box<str>>) {
+        for field in fields {
+            self.changes.make(field.into(), None);
+        }
     }
 }
 
@@ -190,8 +188,9 @@ impl StoredJobs {
                 }
             };
             match JobRecord::read_with(&entry.field, &entry.value) {
-                Ok((job, origin)) => {
-                    if let Some(stored) = self.take(job, origin) {
+                Ok((job, value)) => {
+                    // What was read as a job is UTF-8.
+                    if let Some(stored) = self.take(job, &String::from_utf8_lossy(&entry.field), value) {
                         return Some(stored);
                     }
                 }
@@ -200,40 +199,40 @@ impl StoredJobs {
         }
     }
 
-    fn take(&mut self, job: JobRecord<'static>, origin: Origin) -> Option<Stored> {
+    /// Notes that the job stands under `place`, with a value that is named where it holds more than the job.
+    fn take(&mut self, job: JobRecord<'static>, place: &str, value: &str) -> Option<Stored> {
         let field = job.field();
-        let place = origin.field.as_deref().unwrap_or(&field).to_owned();
         let is_over = job.expires_at_ms().saturating_add(DAY_MS) < unix_millis();
-        if is_over || (origin.field.is_some() && self.entries.is_touched(field.as_bytes())) {
-            self.jobs.changes.make(place, None);
+        if is_over || (place != field && self.entries.is_touched(field.as_bytes())) {
+            self.jobs.changes.make(place.to_owned(), None);
             return None;
         }
-        let mut origins = self.jobs.origins();
-        match self.seen.restarted.entry(self.seen.hasher.hash_one(&field)) {
-            Slot::Vacant(slot) => {
-                slot.insert(job.restarted_at_ms);
-                let others = origins.forget(&field).map(|known| known.others).unwrap_or_default();
-                if !origin.is_plain() || !others.is_empty() {
-                    origins.remember(field.into(), Known { origin, others });
-                }
-                Some(Stored::Record(Box::new(job)))
-            }
-            Slot::Occupied(mut first) => {
-                let mut known = origins.forget(&field).unwrap_or_default();
-                let first_place = known.origin.field.as_deref().unwrap_or(&field).to_owned();
-                let is_newer = place != first_place && job.restarted_at_ms > *first.get();
-                // The same field may come twice.
-                if is_newer {
-                    first.insert(job.restarted_at_ms);
-                    known.origin = origin;
-                    known.others.push(first_place.into());
-                } else if place != first_place {
-                    known.others.push(place.into());
-                }
-                origins.remember(field.into(), known);
-                is_newer.then(|| Stored::Newer(Box::new(job)))
-            }
+        let hash = self.seen.hasher.hash_one(&field);
+        let first = self.seen.restarted.get(&hash).copied();
+        let mut foreign = lock(&self.jobs.foreign);
+        let mut known = foreign.take(&field).unwrap_or_default();
+        if first.is_some() && known.fields.is_empty() {
+            // Where it was not remembered it stands as it should.
+            known.fields.push(field.as_str().into());
         }
+        // A reading may bring a record twice.
+        let is_same = first.is_some() && known.fields.last().is_some_and(|last| **last == *place);
+        let counts = !is_same && first.is_none_or(|first| first < job.restarted_at_ms);
+        if !is_same {
+            known.fields.retain(|older| **older != *place);
+            let at = if counts { known.fields.len() } else { 0 };
+            known.fields.insert(at, place.into());
+        }
+        if counts {
+            if self.seen.restarted.len() < MAX_SEEN {
+                self.seen.restarted.insert(hash, job.restarted_at_ms);
+            }
+            known.value = value.into();
+        }
+        foreign.put(field, known);
+        drop(foreign);
+        let stored = if first.is_none() { Stored::Record } else { Stored::Newer };
+        counts.then(|| stored(Box::new(job)))
     }
 }
 
@@ -256,26 +255,29 @@ impl Seen {
     }
 }
 
-impl Origins {
-    fn remember(&mut self, field: Box<str>, known: Known) {
+impl Foreign {
+    /// Remembers how the record of this field stands, where that is worth it and there is room.
+    fn put(&mut self, field: String, known: Known) {
         let bytes = known.bytes(&field);
-        if self.bytes + bytes <= MAX_ORIGIN_BYTES {
+        let is_foreign = !known.value.is_empty() || known.fields.iter().any(|place| **place != *field);
+        if is_foreign && self.bytes + bytes <= MAX_FOREIGN_BYTES {
             self.bytes += bytes;
-            self.known.insert(field, known);
+            self.known.insert(field.into(), known);
         }
     }
 
-    fn forget(&mut self, field: &str) -> Option<Known> {
-        // So that a table without them costs next to nothing.
-        let known = if self.known.is_empty() { None } else { self.known.remove(field) }?;
+    fn take(&mut self, field: &str) -> Option<Known> {
+        let known = self.known.remove(field)?;
         self.bytes -= known.bytes(field);
         Some(known)
     }
 }
 
 impl Known {
+    /// About how much memory it takes.
     fn bytes(&self, field: &str) -> usize {
-        field.len() + self.origin.bytes() + self.others.iter().map(|other| 16 + other.len()).sum::<usize>()
+        let fields = self.fields.iter().map(|field| 16 + field.len()).sum::<usize>();
+        size_of::<Self>() + field.len() + fields + self.value.len()
     }
 }
 

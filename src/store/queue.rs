@@ -2,22 +2,23 @@
 //!
 //! Of each field only the latest change waits, in the place of the one that it replaces, so that the queue is as long as
 //! there are records while the store is away, whatever happens to them. Removals go before records, so that a full store gets
-//! emptier; a change that is refused goes to the end. One task writes batch after batch; what is not known to be written is
-//! written again, which changes nothing. Another one reads: at the start, and again where the store is shared or was away.
+//! emptier; a change that is refused goes to the end. One task writes batch after batch: a change leaves the queue when it is
+//! known to be written, and is written again until then, which changes nothing. Another task reads: at the start, and again
+//! where the store is shared or was away.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
 use std::hash::BuildHasher as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::select;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use super::{Change, MAX_TOKEN_BYTES, Part, Store, StoreError, Table, homeservers};
+use super::{Change, MAX_TOKEN_BYTES, Part, Store, StoreError, Table, homeservers, lock};
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{METRICS, Neighbour};
 use crate::state::Age;
@@ -43,14 +44,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 const LONG_PAUSE: Duration = Duration::from_secs(10);
 /// Between two tries while stopping.
 const HURRIED_PAUSE: Duration = Duration::from_millis(200);
-/// When a shared store is read after the start and after each reconnection (decision L11).
-const READINGS: [Duration; 5] = [
-    Duration::ZERO,
-    Duration::from_secs(15),
-    Duration::from_secs(60),
-    Duration::from_secs(180),
-    Duration::from_secs(600),
-];
+/// How many seconds after the start and after each reconnection a shared store is read (decision L11).
+const READINGS: [u64; 5] = [0, 15, 60, 180, 600];
 /// A connection that is lost more often is read after for the first time when it has lasted for `READINGS[1]`.
 const CALM: Duration = Duration::from_secs(60);
 
@@ -68,36 +63,40 @@ pub struct Entries {
 }
 
 /// A change on its way to the store.
-#[derive(Debug)]
-#[must_use]
-pub struct Written(Option<oneshot::Receiver<()>>);
+pub struct Written(Way);
 
+enum Way {
+    Pending(Arc<Shared>, Arc<str>),
+    /// Written already: where nothing is stored, nothing is waited for.
+    Done,
+    /// The change is too large to be stored.
+    Lost,
+}
+
+#[derive(Default)]
 struct Shared {
     table: Table,
     state: Mutex<State>,
     wake: Notify,
-    reconnected: Notify,
-    hasher: RandomState,
+    /// Told when changes were written.
+    settled: Notify,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
 struct State {
-    /// In the order in which they are to be written.
-    waiting: BTreeMap<Place, Waiting>,
+    /// Changes that wait, those that are just being written too, in the order in which they are to be written.
+    waiting: BTreeMap<Place, Change>,
     /// Where in `waiting` a field's change is.
     places: HashMap<Arc<str>, Place>,
     next_number: u64,
     /// Bytes of the waiting changes that are removals.
     removals: usize,
-    /// The hashes of the fields that are just being written.
-    under_way: Vec<u64>,
     /// Readings that began and whose end was not taken yet.
     readings: u32,
     /// Hashes of fields that were changed since the first of these began: what is read of them is out of date.
     touched: HashSet<u64>,
-    /// Whether nobody wants to know what is read.
-    unread: bool,
+    hasher: RandomState,
     stopping: bool,
     /// There is no store, or it does not let us, and these records can do without it.
     given_up: bool,
@@ -111,20 +110,14 @@ struct Place {
     number: u64,
 }
 
-struct Waiting {
-    change: Change,
-    hash: u64,
-    waiters: Vec<oneshot::Sender<()>>,
-}
+impl Change {
+    fn bytes(&self) -> usize {
+        self.field.len() + self.value.as_ref().map_or(0, |value| value.len())
+    }
 
-impl Waiting {
     /// The bytes that the change counts for among removals.
     fn removal_bytes(&self) -> usize {
-        if self.change.value.is_none() {
-            REMOVAL + self.change.field.len()
-        } else {
-            0
-        }
+        if self.value.is_none() { REMOVAL + self.field.len() } else { 0 }
     }
 }
 
@@ -133,10 +126,13 @@ impl Changes {
     #[must_use]
     pub fn start(store: Store) -> (Self, Entries) {
         let (sender, parts) = mpsc::channel(PARTS);
-        let shared = Arc::new(Shared::of(store.table));
+        let shared = Arc::new(Shared {
+            table: store.table,
+            ..Shared::default()
+        });
         if store.keeps() {
             // Before anything can be changed.
-            shared.lock().begin_reading();
+            shared.lock().begin_reading(&sender);
             let store = Arc::new(store);
             tokio::spawn(read(store.clone(), shared.clone(), sender));
             *lock(&shared.task) = Some(tokio::spawn(write(store, shared.clone())));
@@ -160,24 +156,32 @@ impl Changes {
     }
 
     /// Gives a field a value, or removes it, which need not be there.
-    pub fn make(&self, field: String, value: Option<String>) {
-        self.change(field, value, None);
-    }
-
-    /// Makes the change, and tells when that is done.
-    pub fn make_and_tell(&self, field: String, value: Option<String>) -> Written {
-        if !self.are_kept() {
+    pub fn make(&self, field: String, value: Option<String>) -> Written {
+        let shared = &self.0;
+        let (table, limit) = (shared.table, shared.table.max_bytes());
+        if field.len() > limit || value.as_ref().is_some_and(|value| value.len() > limit) {
+            TOO_LARGE.log(|count| tracing::warn!(count, "too large to be stored, of the {table}: {}", table.loss()));
+            return Written(Way::Lost);
+        }
+        let field: Arc<str> = field.into();
+        let change = Change {
+            field: field.clone(),
+            value: value.map(Into::into),
+        };
+        let mut state = shared.lock();
+        if state.given_up {
             return Written::DONE;
         }
-        let (sender, receiver) = oneshot::channel();
-        self.change(field, value, Some(sender));
-        Written(Some(receiver))
+        state.push(change);
+        drop(state);
+        shared.wake.notify_one();
+        Written(Way::Pending(shared.clone(), field))
     }
 
     /// How many changes are not known to be in the store.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.0.lock().unwritten()
+        self.0.lock().waiting.len()
     }
 
     /// Writes what is waiting, until `deadline`. Says how many changes were not written.
@@ -191,7 +195,7 @@ impl Changes {
         {
             task.abort();
         }
-        let changes = shared.lock().unwritten();
+        let changes = shared.lock().waiting.len();
         let table = shared.table;
         if changes > 0 && table.is_optional() {
             tracing::debug!(changes, "the store did not take all {table} before the end");
@@ -202,23 +206,6 @@ impl Changes {
             );
         }
         changes
-    }
-
-    fn change(&self, field: String, value: Option<String>, waiter: Option<oneshot::Sender<()>>) {
-        let shared = &self.0;
-        let limit = shared.table.max_bytes();
-        if field.len() > limit || value.as_ref().is_some_and(|value| value.len() > limit) {
-            let (table, loss) = (shared.table, shared.table.loss());
-            TOO_LARGE.log(|count| tracing::warn!(count, "too large to be stored, of the {table}: {loss}"));
-            return;
-        }
-        let hash = shared.hasher.hash_one(field.as_bytes());
-        let change = Change {
-            field: field.into(),
-            value: value.map(Into::into),
-        };
-        shared.lock().push(change, hash, waiter);
-        shared.wake.notify_one();
     }
 }
 
@@ -248,10 +235,14 @@ impl Table {
     /// Whether the table's records live in memory only, now that the store has refused them with this error. Jobs are worth
     /// asking for ever.
     fn gives_up(self, error: &StoreError) -> bool {
+        let Some((command, code)) = error.refusal() else { return false };
         match self {
             Self::Jobs => false,
-            Self::Tokens => error.is_denied(),
-            Self::Homeservers => error.is_final(),
+            Self::Tokens => code == "NOPERM",
+            // The key of this table is not for us, or not on this server.
+            Self::Homeservers => {
+                matches!(command, "HGETALL" | "HSET" | "HDEL") && matches!(code, "NOPERM" | "WRONGTYPE" | "ERR" | "MOVED" | "CROSSSLOT")
+            }
         }
     }
 
@@ -271,14 +262,14 @@ impl Table {
 }
 
 impl Written {
-    /// Written already: where nothing is stored, nothing is waited for.
-    pub(super) const DONE: Self = Self(None);
+    pub(super) const DONE: Self = Self(Way::Done);
 
     /// Whether the change, or a later one of the same field, is in the store within that time.
     pub async fn within(self, limit: Duration) -> bool {
         match self.0 {
-            None => true,
-            Some(receiver) => matches!(timeout(limit, receiver).await, Ok(Ok(()))),
+            Way::Pending(shared, field) => timeout(limit, shared.written(&field)).await.is_ok(),
+            Way::Done => true,
+            Way::Lost => false,
         }
     }
 }
@@ -332,51 +323,41 @@ impl Entries {
 
     /// Whether the field was changed since this reading began.
     pub(super) fn is_touched(&self, field: &[u8]) -> bool {
-        let hash = self.shared.hasher.hash_one(field);
         let state = self.shared.lock();
-        state.touched.contains(&hash) || state.has_forgotten()
+        state.touched.contains(&state.hasher.hash_one(field)) || state.has_forgotten()
     }
 }
 
 impl Drop for Entries {
     fn drop(&mut self) {
+        // First, so that no other reading begins.
+        self.parts.close();
         let mut state = self.shared.lock();
-        (state.unread, state.readings, state.touched) = (true, 0, HashSet::new());
+        (state.readings, state.touched) = (0, HashSet::new());
     }
 }
 
 impl Shared {
-    fn of(table: Table) -> Self {
-        Self {
-            table,
-            state: Mutex::default(),
-            wake: Notify::new(),
-            reconnected: Notify::new(),
-            hasher: RandomState::new(),
-            task: Mutex::default(),
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
-    /// Tells those who wait for what was written, and puts what stands at `refused` places back. Returns whether nothing is refused
-    /// any more.
-    fn settle(&self, batch: Vec<(u64, Waiting)>, refused: &[usize]) -> bool {
-        let mut refused = refused.iter().peekable();
-        let mut back = Vec::new();
-        for (place, change) in batch.into_iter().enumerate() {
-            if refused.next_if_eq(&&place).is_some() {
-                back.push(change);
-            } else {
-                for waiter in change.1.waiters {
-                    let _ = waiter.send(());
-                }
+    /// Waits until no change of the field waits.
+    async fn written(&self, field: &str) {
+        loop {
+            let settled = self.settled.notified();
+            if !self.lock().places.contains_key(field) {
+                return;
             }
+            settled.await;
         }
+    }
+
+    /// All of a batch was written but what stands at the `refused` places. Whether nothing is refused any more.
+    fn settle(&self, batch: &[Change], refused: &[usize]) -> bool {
         let mut state = self.lock();
-        state.give_back(back, true);
+        state.settle(batch, refused);
+        self.settled.notify_waiters();
         !state.has_refused()
     }
 
@@ -389,7 +370,6 @@ impl Shared {
         let first = !state.given_up;
         *state = State {
             given_up: true,
-            unread: true,
             ..State::default()
         };
         drop(state);
@@ -404,18 +384,14 @@ impl Shared {
 }
 
 impl State {
-    fn unwritten(&self) -> usize {
-        self.waiting.len() + self.under_way.len()
-    }
-
-    /// Begins a reading: what is read from now on is older than what waits to be written.
-    fn begin_reading(&mut self) {
-        if self.unread {
+    /// Begins a reading: what is read from now on is older than what waits to be written. Nothing is, where nobody wants to know.
+    fn begin_reading(&mut self, parts: &mpsc::Sender<Part>) {
+        if parts.is_closed() {
             return;
         }
         self.readings += 1;
-        let waiting = self.waiting.values().map(|waiting| waiting.hash);
-        self.touched.extend(waiting.chain(self.under_way.iter().copied()).take(MAX_TOUCHED));
+        let waiting = self.places.keys().map(|field| self.hasher.hash_one(field.as_bytes()));
+        self.touched.extend(waiting.take(MAX_TOUCHED));
     }
 
     /// Whether so many fields were changed that not all are remembered.
@@ -430,29 +406,16 @@ impl State {
         }
     }
 
-    fn push(&mut self, change: Change, hash: u64, waiter: Option<oneshot::Sender<()>>) {
-        if self.given_up {
-            return;
-        }
+    fn push(&mut self, change: Change) {
         if self.readings > 0 && !self.has_forgotten() {
-            self.touched.insert(hash);
+            self.touched.insert(self.hasher.hash_one(change.field.as_bytes()));
         }
-        let mut waiting = Waiting {
-            change,
-            hash,
-            waiters: waiter.into_iter().collect(),
-        };
-        let number = match self.remove(&waiting.change.field) {
-            Some((number, mut old)) => {
-                // Those who have stopped waiting must not pile up while the store is away.
-                old.waiters.retain(|waiter| !waiter.is_closed());
-                waiting.waiters.append(&mut old.waiters);
-                number
-            }
-            None if waiting.change.value.is_none() && self.removals >= MAX_REMOVAL_BYTES => return,
+        let number = match self.remove(&change.field) {
+            Some(place) => place.number,
+            None if change.value.is_none() && self.removals >= MAX_REMOVAL_BYTES => return,
             None => self.new_number(),
         };
-        self.insert(number, waiting, false);
+        self.insert(change, number, false);
     }
 
     fn new_number(&mut self) -> u64 {
@@ -460,22 +423,22 @@ impl State {
         self.next_number
     }
 
-    fn insert(&mut self, number: u64, waiting: Waiting, refused: bool) {
+    fn insert(&mut self, change: Change, number: u64, refused: bool) {
         let place = Place {
             refused,
-            is_record: waiting.change.value.is_some(),
+            is_record: change.value.is_some(),
             number,
         };
-        self.removals += waiting.removal_bytes();
-        self.places.insert(waiting.change.field.clone(), place);
-        self.waiting.insert(place, waiting);
+        self.removals += change.removal_bytes();
+        self.places.insert(change.field.clone(), place);
+        self.waiting.insert(place, change);
     }
 
-    fn remove(&mut self, field: &str) -> Option<(u64, Waiting)> {
+    fn remove(&mut self, field: &str) -> Option<Place> {
         let place = self.places.remove(field)?;
-        let waiting = self.waiting.remove(&place)?;
-        self.removals -= waiting.removal_bytes();
-        Some((place.number, waiting))
+        let change = self.waiting.remove(&place)?;
+        self.removals -= change.removal_bytes();
+        Some(place)
     }
 
     fn has_refused(&self) -> bool {
@@ -483,40 +446,32 @@ impl State {
     }
 
     /// The first changes, in their order; those that were refused before only where it is time for them.
-    fn take(&mut self, most: usize, refused: bool) -> Vec<(u64, Waiting)> {
-        let mut batch = Vec::new();
+    fn batch(&self, most: usize, refused: bool) -> Vec<Change> {
         let mut bytes = 0;
-        while batch.len() < most
-            && bytes < BATCH_BYTES
-            && let Some(first) = self.waiting.first_entry()
-            && (refused || !first.key().refused)
-        {
-            let (place, waiting) = first.remove_entry();
-            bytes += waiting.change.field.len() + waiting.change.value.as_ref().map_or(0, |value| value.len());
-            self.removals -= waiting.removal_bytes();
-            self.places.remove(&waiting.change.field);
-            self.under_way.push(waiting.hash);
-            batch.push((place.number, waiting));
-        }
-        batch
+        let due = self.waiting.iter().take_while(|(place, _)| refused || !place.refused);
+        due.map(|(_, change)| change)
+            .take(most)
+            .take_while(|change| {
+                let has_room = bytes < BATCH_BYTES;
+                bytes += change.bytes();
+                has_room
+            })
+            .cloned()
+            .collect()
     }
 
-    /// Ends a write. What was taken and not written goes back, but where a newer change has come: to its place, or behind all
-    /// others where it was refused.
-    fn give_back(&mut self, batch: Vec<(u64, Waiting)>, refused: bool) {
-        self.under_way.clear();
-        for (number, mut old) in batch {
-            old.waiters.retain(|waiter| !waiter.is_closed());
-            match self.places.get(&old.change.field) {
-                Some(place) => {
-                    if let Some(newer) = self.waiting.get_mut(place) {
-                        newer.waiters.append(&mut old.waiters);
-                    }
-                }
-                None => {
-                    let number = if refused { self.new_number() } else { number };
-                    self.insert(number, old, refused);
-                }
+    /// Ends a write: what was written leaves the queue, and what stands at one of the ascending places goes behind all others, since it was
+    /// refused. A newer change stays where it is.
+    fn settle(&mut self, batch: &[Change], refused: &[usize]) {
+        for (at, change) in batch.iter().enumerate() {
+            let place = self.places.get(&change.field);
+            if place.and_then(|place| self.waiting.get(place)) != Some(change) {
+                continue;
+            }
+            self.remove(&change.field);
+            if refused.binary_search(&at).is_ok() {
+                let number = self.new_number();
+                self.insert(change.clone(), number, true);
             }
         }
     }
@@ -526,34 +481,16 @@ impl State {
 async fn read(store: Arc<Store>, shared: Arc<Shared>, parts: mpsc::Sender<Part>) {
     let table = shared.table;
     let mut trouble = Trouble::of(table);
-    let (mut since, mut step, mut is_first) = (Instant::now(), 0, true);
-    let mut again = false;
-    let mut last_again: Option<Instant> = None;
+    let (mut since, mut step) = (Instant::now(), 1);
+    // The store was away before this reading, and when one of these ended last.
+    let (mut again, mut last_again) = (false, None);
     loop {
-        loop {
-            let due = READINGS.get(step).map(|after| since + *after);
-            select! {
-                () = sleep_until(due.unwrap_or(since)), if due.is_some() => break,
-                () = shared.reconnected.notified() => {
-                    let is_calm = last_again.is_none_or(|at| at.elapsed() >= CALM);
-                    (since, step, again) = (Instant::now(), usize::from(!is_calm), true);
-                }
-                () = parts.closed() => return,
-            }
-        }
-        step += 1;
-        if !std::mem::take(&mut is_first) {
-            shared.lock().begin_reading();
-        }
         let skipped = loop {
             match store.load(&parts).await {
                 Ok(skipped) => break skipped,
                 Err(error) if shared.gives_up(&error) => return,
                 Err(error) => {
                     trouble.warn(&error, format!("the {table} in the store cannot be read; trying again"));
-                    if error.is_too_large() {
-                        break 0;
-                    }
                 }
             }
             again = true;
@@ -572,9 +509,23 @@ async fn read(store: Arc<Store>, shared: Arc<Shared>, parts: mpsc::Sender<Part>)
             skipped,
             again: std::mem::take(&mut again),
         };
-        if parts.send(end).await.is_err() || !store.is_read_again() {
+        if parts.send(end).await.is_err() {
             return;
         }
+        let Some(redis) = store.read_again() else { return };
+        loop {
+            let due = READINGS.get(step).map(|seconds| since + Duration::from_secs(*seconds));
+            select! {
+                () = sleep_until(due.unwrap_or(since)), if due.is_some() => break,
+                () = redis.reconnected() => {
+                    let is_calm = last_again.is_none_or(|at: Instant| at.elapsed() >= CALM);
+                    (since, step, again) = (Instant::now(), usize::from(!is_calm), true);
+                }
+                () = parts.closed() => return,
+            }
+        }
+        step += 1;
+        shared.lock().begin_reading(&parts);
     }
 }
 
@@ -582,38 +533,35 @@ async fn read(store: Arc<Store>, shared: Arc<Shared>, parts: mpsc::Sender<Part>)
 async fn write(store: Arc<Store>, shared: Arc<Shared>) {
     let table = shared.table;
     let mut trouble = Trouble::of(table);
-    let (mut most, mut connections) = (BATCH, 0);
+    let mut most = BATCH;
     // When something was refused last, and how long it is left alone.
     let (mut refused_at, mut patience) = (Instant::now(), Duration::ZERO);
     loop {
         let (batch, retry_at, is_time) = {
-            let mut state = shared.lock();
-            let retry_at = refused_at + if state.stopping { HURRIED_PAUSE } else { patience };
-            let is_time = Instant::now() >= retry_at;
-            let batch = state.take(most, is_time);
-            if state.stopping && state.unwritten() == 0 {
+            let state = shared.lock();
+            if state.stopping && state.waiting.is_empty() {
                 return;
             }
-            (batch, retry_at, is_time)
+            let retry_at = refused_at + if state.stopping { HURRIED_PAUSE } else { patience };
+            let is_time = Instant::now() >= retry_at;
+            (state.batch(most, is_time), retry_at, is_time)
         };
         if batch.is_empty() {
+            let closed = async {
+                if let Some(redis) = store.read_again() {
+                    redis.closed().await;
+                }
+            };
             select! {
                 () = shared.wake.notified() => continue,
                 () = sleep_until(retry_at), if !is_time => continue,
-                () = store.closed(), if store.is_read_again() => {}
+                () = closed, if store.read_again().is_some() => {}
             }
         }
-        let changes: Vec<_> = batch.iter().map(|(_, waiting)| waiting.change.clone()).collect();
-        match store.write(&changes).await {
+        match store.write(&batch).await {
             Ok(refused) => {
                 most = (most * BATCH_STEP).min(BATCH);
-                let places = refused.as_ref().map_or(&[][..], |refused| &refused.places);
-                let is_calm = shared.settle(batch, places);
-                let now = store.connections();
-                if now > 1 && now != connections {
-                    shared.reconnected.notify_one();
-                }
-                connections = now;
+                let is_calm = shared.settle(&batch, refused.as_ref().map_or(&[], |refused| &refused.places));
                 match refused {
                     Some(refused) if shared.gives_up(&refused.error) => return,
                     Some(refused) => {
@@ -629,11 +577,10 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
             Err(error) if shared.gives_up(&error) => return,
             Err(error) => {
                 most = (most / BATCH_STEP).max(1);
-                let is_culprit = changes.len() == 1 && error.broke_off();
-                if is_culprit {
+                if batch.len() == 1 && error.broke_off() {
+                    shared.lock().settle(&batch, &[0]);
                     (refused_at, patience) = (Instant::now(), LONG_PAUSE);
                 }
-                shared.lock().give_back(batch, is_culprit);
                 trouble.warn(&error, table.unwritten());
                 let end_of_pause = Instant::now() + trouble.pause();
                 while !shared.lock().stopping && timeout_at(end_of_pause, shared.wake.notified()).await.is_ok() {}
@@ -700,10 +647,6 @@ impl Trouble {
             .saturating_mul(1 << self.failures.saturating_sub(1).min(8))
             .min(MAX_PAUSE)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

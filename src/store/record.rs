@@ -92,19 +92,30 @@ pub struct Replaced<'a> {
     pub until_ms: i64,
 }
 
-/// Content of a record beside its job: needed to write or delete the record without loss.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Origin {
-    /// The field, where it is not spelled as [`field`] spells it.
-    pub(super) field: Option<Box<str>>,
-    /// A time with more digits or another offset than ours, and the milliseconds that it stands for.
-    restarted_at: Option<(i64, Box<str>)>,
-    /// A delay in nanoseconds that is no whole number of milliseconds.
+/// Content of a stored record beside its job: it is written back as it was read.
+#[derive(Default)]
+struct Beside<'a> {
+    /// When the event last began to run, with all its digits and its offset, and the milliseconds that it stands for.
+    restarted_at: Option<(i64, String)>,
     delay_ns: Option<i64>,
-    unknown: Unknown,
-    unknown_params: Unknown,
-    unknown_ours: Unknown,
+    unknown: Members<'a>,
+    unknown_params: Members<'a>,
+    unknown_ours: Members<'a>,
 }
+
+impl Beside<'_> {
+    fn is_nothing(&self) -> bool {
+        let time = self.restarted_at.as_ref();
+        time.is_none_or(|(ms, text)| time::format(*ms) == *text)
+            && self.delay_ns.is_none_or(|ns| ns % 1_000_000 == 0)
+            && [&self.unknown, &self.unknown_params, &self.unknown_ours]
+                .into_iter()
+                .all(Vec::is_empty)
+    }
+}
+
+/// Members of an object, in their order.
+type Members<'a> = Vec<(Box<str>, &'a RawValue)>;
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -113,8 +124,8 @@ struct Stored<'a> {
     restarted_at: Cow<'a, str>,
     #[serde(rename = "LkJwtServiceWatch", skip_serializing_if = "Option::is_none")]
     ours: Option<Box<RawValue>>,
-    #[serde(flatten, serialize_with = "members")]
-    unknown: &'a Unknown,
+    #[serde(flatten, serialize_with = "as_object")]
+    unknown: &'a Members<'a>,
 }
 
 #[derive(Serialize)]
@@ -127,20 +138,17 @@ struct Params<'a> {
     room: &'a str,
     #[serde(rename = "LiveKitIdentity")]
     identity: &'a str,
-    #[serde(flatten, serialize_with = "members")]
-    unknown: &'a Unknown,
+    #[serde(flatten, serialize_with = "as_object")]
+    unknown: &'a Members<'a>,
 }
 
 #[derive(Serialize)]
 struct Ours<'a> {
     #[serde(flatten)]
     job: &'a JobRecord<'a>,
-    #[serde(flatten, serialize_with = "members")]
-    unknown: &'a Unknown,
+    #[serde(flatten, serialize_with = "as_object")]
+    unknown: &'a Members<'a>,
 }
-
-/// Members of an object that nobody here knows.
-type Unknown = Vec<(Box<str>, Box<RawValue>)>;
 
 /// Why a record cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -169,32 +177,33 @@ impl JobRecord<'_> {
     /// The value of a job that was never read.
     #[must_use]
     pub fn value(&self) -> String {
-        self.value_with(&Origin::default())
+        self.value_over("")
     }
 
-    /// The value. Where it would be too long to be read again, unknown keys go first, then the oldest replaced events.
-    pub(super) fn value_with(&self, origin: &Origin) -> String {
+    /// The value in the place of `stored`, of which it keeps what is no part of a job. Where it would be too long to be read again,
+    /// that goes first, then the oldest replaced events.
+    pub(super) fn value_over(&self, stored: &str) -> String {
         let mut job = self.clone();
         job.replaces.drain(..self.replaces.len().saturating_sub(MAX_REPLACED));
-        let mut value = job.write(origin);
-        while value.len() > MAX_BYTES {
-            let written = job.write(&Origin::default());
-            if written.len() <= MAX_BYTES || job.replaces.is_empty() {
-                return written;
-            }
-            value = written;
+        let beside = parse(stored).map(|(_, beside)| beside).unwrap_or_default();
+        let mut value = job.write(&beside);
+        if value.len() > MAX_BYTES {
+            value = job.write(&Beside::default());
+        }
+        while value.len() > MAX_BYTES && !job.replaces.is_empty() {
             job.replaces.remove(0);
+            value = job.write(&Beside::default());
         }
         value
     }
 
-    fn write(&self, origin: &Origin) -> String {
+    fn write(&self, beside: &Beside<'_>) -> String {
         let ours = go_json(&Ours {
             job: self,
-            unknown: &origin.unknown_ours,
+            unknown: &beside.unknown_ours,
         });
-        let exact_delay = origin.delay_ns.filter(|ns| ns.div_euclid(1_000_000) == self.delay_ms);
-        let exact_time = origin.restarted_at.as_ref().filter(|(ms, _)| *ms == self.restarted_at_ms);
+        let exact_delay = beside.delay_ns.filter(|ns| ns.div_euclid(1_000_000) == self.delay_ms);
+        let exact_time = beside.restarted_at.as_ref().filter(|(ms, _)| *ms == self.restarted_at_ms);
         go_json(&Stored {
             params: Params {
                 delay_id: &self.delay_id,
@@ -202,11 +211,11 @@ impl JobRecord<'_> {
                 server_name: &self.homeserver,
                 room: &self.room,
                 identity: &self.identity,
-                unknown: &origin.unknown_params,
+                unknown: &beside.unknown_params,
             },
-            restarted_at: exact_time.map_or_else(|| time::format(self.restarted_at_ms).into(), |(_, text)| (&**text).into()),
+            restarted_at: exact_time.map_or_else(|| time::format(self.restarted_at_ms).into(), |(_, text)| text.into()),
             ours: (ours != "{}").then(|| RawValue::from_string(ours).ok()).flatten(),
-            unknown: &origin.unknown,
+            unknown: &beside.unknown,
         })
     }
 
@@ -218,7 +227,7 @@ impl JobRecord<'_> {
             || self.field().len() + self.value().len() + SIGHTING_BYTES <= MAX_DELEGATED_BYTES
     }
 
-    /// What the record of a new delegation does not exceed, field and value together.
+    /// Upper bound of the record of a new delegation, field and value together.
     fn longest(&self) -> usize {
         // Room and identity stand in both.
         let names = [&self.room, &self.room, &self.identity, &self.identity];
@@ -249,79 +258,53 @@ impl JobRecord<'static> {
         Self::read_with(field, value).map(|(job, _)| job)
     }
 
-    /// Reads a job with its origin, which is empty where the record is written as [`Self::value`] writes it.
-    pub(super) fn read_with(field: &[u8], value: &[u8]) -> Result<(Self, Origin), Unreadable> {
+    /// Reads a job with its value, where that holds what is no part of a job, or else with nothing.
+    pub(super) fn read_with<'a>(field: &[u8], value: &'a [u8]) -> Result<(Self, &'a str), Unreadable> {
         if field.len() > MAX_BYTES || value.len() > MAX_BYTES {
             return Err(Unreadable("it is too long"));
         }
-        let text = |bytes| std::str::from_utf8(bytes).map_err(|_| Unreadable("it is not UTF-8"));
-        read(text(field)?, text(value)?)
+        const NOT_UTF8: Unreadable = Unreadable("it is not UTF-8");
+        let field = std::str::from_utf8(field).map_err(|_| NOT_UTF8)?;
+        let value = std::str::from_utf8(value).map_err(|_| NOT_UTF8)?;
+        let (mut job, beside) = parse(value)?;
+        if job.room.is_empty() || job.identity.is_empty() {
+            let (room, identity): (String, String) = serde_json::from_str(field).map_err(|_| Unreadable::NAMELESS)?;
+            (job.room, job.identity) = (room.into(), identity.into());
+        }
+        if job.room.is_empty() || job.identity.is_empty() {
+            return Err(Unreadable::NAMELESS);
+        }
+        if !is_event(&job.delay_id) {
+            return Err(Unreadable("DelayId is not the id of an event"));
+        }
+        Ok((job, if beside.is_nothing() { "" } else { value }))
     }
 }
 
-impl Origin {
-    /// Forgets what the job as it is written now has overwritten. `false` where nothing is left to remember.
-    pub(super) fn keep_for(&mut self, job: &JobRecord<'_>) -> bool {
-        self.restarted_at.take_if(|(ms, _)| *ms != job.restarted_at_ms);
-        !self.is_plain()
-    }
-
-    pub(super) fn is_plain(&self) -> bool {
-        self.field.is_none() && self.restarted_at.is_none() && self.delay_ns.is_none() && self.lists().all(Vec::is_empty)
-    }
-
-    /// About how much memory the record takes.
-    pub(super) fn bytes(&self) -> usize {
-        let texts = [self.field.as_deref(), self.restarted_at.as_ref().map(|(_, text)| &**text)];
-        let members = self.lists().flatten().map(|(key, raw)| 48 + key.len() + raw.get().len());
-        size_of::<Self>() + texts.into_iter().flatten().map(str::len).sum::<usize>() + members.sum::<usize>()
-    }
-
-    fn lists(&self) -> impl Iterator<Item = &Unknown> {
-        [&self.unknown, &self.unknown_params, &self.unknown_ours].into_iter()
-    }
-}
-
-fn read(stored_field: &str, value: &str) -> Result<(JobRecord<'static>, Origin), Unreadable> {
-    let mut origin = Origin::default();
+fn parse(value: &str) -> Result<(JobRecord<'static>, Beside<'_>), Unreadable> {
+    let mut beside = Beside::default();
     let mut job = JobRecord {
         restarted_at_ms: time::ZERO_MS,
         ..JobRecord::default()
     };
-    for (key, raw) in entries(value)? {
-        if key.eq_ignore_ascii_case("Params") {
-            if !is_null(raw) {
-                read_params(&mut job, &mut origin, entries(raw.get())?)?;
+    for (key, raw) in members(value)? {
+        match key.to_ascii_lowercase().as_str() {
+            "params" | "restartedat" if is_null(raw) => {}
+            "params" => parse_params(&mut job, &mut beside, members(raw.get())?)?,
+            "restartedat" => {
+                let text: String = serde_json::from_str(raw.get()).map_err(|_| Unreadable::WRONG_TYPE)?;
+                job.restarted_at_ms = time::parse(&text).ok_or(Unreadable("RestartedAt is no time"))?;
+                beside.restarted_at = Some((job.restarted_at_ms, text));
             }
-        } else if key.eq_ignore_ascii_case("RestartedAt") {
-            if is_null(raw) {
-                continue;
-            }
-            let text: String = serde_json::from_str(raw.get()).map_err(|_| Unreadable::WRONG_TYPE)?;
-            job.restarted_at_ms = time::parse(&text).ok_or(Unreadable("RestartedAt is no time"))?;
-            origin.restarted_at = (time::format(job.restarted_at_ms) != text).then(|| (job.restarted_at_ms, text.into()));
-        } else if &*key == OURS {
             // Ours is an extra: what is wrong in it is as good as absent.
-            read_ours(&mut job, &mut origin, entries(raw.get()).unwrap_or_default());
-        } else {
-            origin.unknown.push((key, raw.to_owned()));
+            _ if &*key == OURS => parse_ours(&mut job, &mut beside, members(raw.get()).unwrap_or_default()),
+            _ => beside.unknown.push((key, raw)),
         }
     }
-    if job.room.is_empty() || job.identity.is_empty() {
-        let (room, identity): (String, String) = serde_json::from_str(stored_field).map_err(|_| Unreadable::NAMELESS)?;
-        (job.room, job.identity) = (room.into(), identity.into());
-    }
-    if job.room.is_empty() || job.identity.is_empty() {
-        return Err(Unreadable::NAMELESS);
-    }
-    if !is_event(&job.delay_id) {
-        return Err(Unreadable("DelayId is not the id of an event"));
-    }
-    origin.field = (job.field() != stored_field).then(|| stored_field.into());
-    Ok((job, origin))
+    Ok((job, beside))
 }
 
-fn read_params(job: &mut JobRecord<'_>, origin: &mut Origin, params: Vec<(Box<str>, &RawValue)>) -> Result<(), Unreadable> {
+fn parse_params<'a>(job: &mut JobRecord<'_>, beside: &mut Beside<'a>, params: Members<'a>) -> Result<(), Unreadable> {
     for (key, raw) in params {
         let text = match key.to_ascii_lowercase().as_str() {
             "delayid" => &mut job.delay_id,
@@ -331,13 +314,12 @@ fn read_params(job: &mut JobRecord<'_>, origin: &mut Origin, params: Vec<(Box<st
             "delaytimeout" => {
                 if !is_null(raw) {
                     let ns = integer(raw).ok_or(Unreadable::WRONG_TYPE)?;
-                    job.delay_ms = ns.div_euclid(1_000_000);
-                    origin.delay_ns = (ns % 1_000_000 != 0).then_some(ns);
+                    (job.delay_ms, beside.delay_ns) = (ns.div_euclid(1_000_000), Some(ns));
                 }
                 continue;
             }
             _ => {
-                origin.unknown_params.push((key, raw.to_owned()));
+                beside.unknown_params.push((key, raw));
                 continue;
             }
         };
@@ -348,7 +330,7 @@ fn read_params(job: &mut JobRecord<'_>, origin: &mut Origin, params: Vec<(Box<st
     Ok(())
 }
 
-fn read_ours(job: &mut JobRecord<'_>, origin: &mut Origin, ours: Vec<(Box<str>, &RawValue)>) {
+fn parse_ours<'a>(job: &mut JobRecord<'_>, beside: &mut Beside<'a>, ours: Members<'a>) {
     for (key, raw) in ours {
         match &*key {
             "user" => job.user = string(raw).unwrap_or_default(),
@@ -366,7 +348,7 @@ fn read_ours(job: &mut JobRecord<'_>, origin: &mut Origin, ours: Vec<(Box<str>, 
             }
             // Always true where former versions wrote it.
             "createsRoom" => {}
-            _ => origin.unknown_ours.push((key, raw.to_owned())),
+            _ => beside.unknown_ours.push((key, raw)),
         }
     }
 }
@@ -375,32 +357,31 @@ fn is_event(delay_id: &str) -> bool {
     !matches!(delay_id, "" | "." | "..")
 }
 
-/// The members of an object, in their order.
-fn entries(json: &str) -> Result<Vec<(Box<str>, &RawValue)>, Unreadable> {
-    struct Members;
-    impl<'de> Visitor<'de> for Members {
-        type Value = Vec<(Box<str>, &'de RawValue)>;
+fn members(json: &str) -> Result<Members<'_>, Unreadable> {
+    struct Object;
+    impl<'de> Visitor<'de> for Object {
+        type Value = Members<'de>;
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("an object")
         }
 
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut entries = Vec::new();
-            while let Some(entry) = map.next_entry()? {
-                entries.push(entry);
+            let mut members = Vec::new();
+            while let Some(member) = map.next_entry()? {
+                members.push(member);
             }
-            Ok(entries)
+            Ok(members)
         }
     }
     let mut json = serde_json::Deserializer::from_str(json);
-    let entries = json.deserialize_map(Members).map_err(|_| Unreadable::NOT_JSON)?;
+    let members = json.deserialize_map(Object).map_err(|_| Unreadable::NOT_JSON)?;
     json.end().map_err(|_| Unreadable::NOT_JSON)?;
-    Ok(entries)
+    Ok(members)
 }
 
-fn members<S: Serializer>(unknown: &&Unknown, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(unknown.iter().map(|(key, raw)| (key, raw)))
+fn as_object<S: Serializer>(members: &&Members<'_>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(members.iter().map(|(key, raw)| (key, raw)))
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

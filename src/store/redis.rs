@@ -1,26 +1,24 @@
 //! Redis: the hash that the Go service uses and two of our own, spoken to in RESP2 with `PING`, `HSET`, `HDEL` and `HSCAN` or
 //! `HGETALL`.
 //!
-//! Written here rather than taken from the `redis` crate (1.8), for three things that it does not do: it builds the whole
-//! answer to an `HGETALL` in memory, with lengths as the server says them, where this one hands over portions within a
-//! bound; it reads the CA bundle its own way and gives up at one unreadable file, where all other connections use
-//! `tls.rs`; and its error texts repeat what a server says, which may repeat the password (a server that does not know
-//! `AUTH` quotes its arguments). No other command is sent: not `HELLO`, not `CLIENT`; `AUTH` and `SELECT` only where
-//! they are configured.
+//! Written here rather than taken from the `redis` crate (1.8, tried): it builds each answer in memory whole, with lengths as the
+//! server says them, so that 200,000 records read by `HGETALL` took 133 MiB, and one value of 500 MiB, read by any command, a
+//! GiB; here an answer is handed on as it comes, and what is too long for a record is dropped. Its error texts also repeat what
+//! a server says, which may repeat the password (a server that does not know `AUTH` quotes its arguments). No other command
+//! is sent: not `HELLO`, not `CLIENT`; `AUTH` and `SELECT` only where they are configured.
 
 mod resp;
 
-use std::io;
+use std::fmt::Display;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -50,8 +48,10 @@ pub(super) struct Redis {
     tls: Arc<Tls>,
     dns: Arc<Dns>,
     writer: Mutex<Option<Connection>>,
-    connections: AtomicU64,
-    /// Whether the server refused `HSCAN`.
+    /// There was a connection to write.
+    was_connected: AtomicBool,
+    reconnected: Notify,
+    /// `HSCAN` was refused.
     no_scan: AtomicBool,
 }
 
@@ -84,7 +84,8 @@ impl Redis {
             tls,
             dns,
             writer: Mutex::new(None),
-            connections: AtomicU64::new(0),
+            was_connected: AtomicBool::new(false),
+            reconnected: Notify::new(),
             no_scan: AtomicBool::new(false),
         }
     }
@@ -94,8 +95,9 @@ impl Redis {
         self.connect().await.map(drop).map_err(|error| self.failed(error))
     }
 
-    pub(super) fn connections(&self) -> u64 {
-        self.connections.load(Ordering::Relaxed)
+    /// Waits until something was written by another connection than the first.
+    pub(super) async fn reconnected(&self) {
+        self.reconnected.notified().await;
     }
 
     /// Waits until the writer's connection has closed, or was idle for so long that it has to be used.
@@ -108,27 +110,30 @@ impl Redis {
     pub(super) async fn write(&self, changes: &[Change]) -> Result<Option<Refused>, StoreError> {
         let mut writer = self.writer.lock().await;
         // Only a connection that is known to be in order is put back.
-        let mut connection = match writer.take() {
-            Some(mut connection) => match in_time(write(&mut connection, &self.hash, changes)).await {
+        let mut known = writer.take();
+        loop {
+            let is_new = known.is_none();
+            let mut connection = match known.take() {
+                Some(known) => known,
+                None => self.connect().await.map_err(|error| self.failed(error))?,
+            };
+            let is_first = is_new && !self.was_connected.swap(true, Ordering::Relaxed);
+            match in_time(write(&mut connection, &self.hash, changes)).await {
                 // Servers and proxies close idle connections: that is no trouble, and a new one is made at once.
-                Err(RedisError::Closed | RedisError::Broken(_)) => None,
-                done => Some((connection, done)),
-            },
-            None => None,
-        };
-        if connection.is_none() {
-            let mut new = self.connect().await.map_err(|error| self.failed(error))?;
-            self.connections.fetch_add(1, Ordering::Relaxed);
-            let done = in_time(write(&mut new, &self.hash, changes)).await;
-            connection = Some((new, done));
+                Err(RedisError::Closed | RedisError::Broken(_)) if !is_new => {}
+                Err(error) => return Err(self.failed(error)),
+                Ok(refused) => {
+                    *writer = Some(connection);
+                    if is_new && !is_first {
+                        self.reconnected.notify_one();
+                    }
+                    return Ok(refused.map(|(places, error)| Refused {
+                        places,
+                        error: self.told(error),
+                    }));
+                }
+            }
         }
-        let Some((connection, done)) = connection else { return Ok(None) };
-        let refused = done.map_err(|error| self.failed(error))?;
-        *writer = Some(connection);
-        Ok(refused.map(|(places, error)| Refused {
-            places,
-            error: self.told(error),
-        }))
     }
 
     pub(super) async fn load(&self, parts: &mpsc::Sender<Part>) -> Result<usize, StoreError> {
@@ -165,7 +170,7 @@ impl Redis {
 
     async fn connect(&self) -> Result<Connection, RedisError> {
         let wire: Box<dyn Wire> = match &self.address {
-            RedisAddress::Unix(path) => Box::new(in_time(unix(path)).await?),
+            RedisAddress::Unix(path) => Box::new(in_time(async { UnixStream::connect(path).await.map_err(unreachable) }).await?),
             RedisAddress::Tcp { host, port, tls: None } => Box::new(in_time(self.tcp(host, *port)).await?),
             RedisAddress::Tcp { host, port, tls: Some(_) } => {
                 let stream = in_time(self.tcp(host, *port)).await?;
@@ -179,36 +184,24 @@ impl Redis {
     /// Logs in and makes sure that somebody is there.
     async fn greet(&self, wire: Box<dyn Wire>) -> Result<Connection, RedisError> {
         let mut connection = Connection::new(wire);
-        let mut sent = Vec::new();
         // As the Go service has it: a user name alone is nothing to log in with.
         if let Some(password) = &self.settings.password {
-            let password = password.expose().as_bytes();
-            match &self.settings.username {
-                Some(username) => connection.command(&[b"AUTH", username.as_bytes(), password]),
-                None => connection.command(&[b"AUTH", password]),
-            }
-            sent.push("AUTH");
+            let username = self.settings.username.iter().map(String::as_bytes);
+            let login: Vec<_> = username.chain([password.expose().as_bytes()]).collect();
+            connection.ask("AUTH", &login).await?;
         }
         if self.settings.database != 0 {
-            connection.command(&[b"SELECT", self.settings.database.to_string().as_bytes()]);
-            sent.push("SELECT");
+            connection.ask("SELECT", &[self.settings.database.to_string().as_bytes()]).await?;
         }
         // What was sent on an earlier connection of ours and not answered has been carried out before this is answered:
         // an old write can then not overtake a new one.
-        connection.command(&[b"PING"]);
-        sent.push("PING");
-        connection.send().await?;
-        for command in sent {
-            connection.done(command).await?;
-        }
+        connection.ask("PING", &[]).await?;
         Ok(connection)
     }
 
     async fn tcp(&self, host: &str, port: u16) -> Result<TcpStream, RedisError> {
-        let addresses = self.dns.addresses(host, None).await;
-        let addresses = addresses.map_err(|error| RedisError::Unreachable(error.to_string()))?;
         let mut failure = String::from("no address");
-        for address in addresses {
+        for address in self.dns.addresses(host, None).await.map_err(unreachable)? {
             match timeout(PATIENCE_PER_ADDRESS, TcpStream::connect(SocketAddr::new(address, port))).await {
                 Ok(Ok(stream)) => {
                     stream.set_nodelay(true)?;
@@ -221,19 +214,18 @@ impl Redis {
                 Err(_) => failure = "no answer".to_owned(),
             }
         }
-        Err(RedisError::Unreachable(failure))
+        Err(unreachable(failure))
     }
 
     async fn encrypted(&self, host: &str, stream: TcpStream) -> Result<impl Wire + use<>, RedisError> {
-        let name = ServerName::try_from(host.to_owned()).map_err(|_| RedisError::Tls("the host is no name for a certificate".into()))?;
+        let failed = |error: &dyn Display| RedisError::Tls(error.to_string());
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| failed(&"the host is no name for a certificate"))?;
         // Reading the CA bundle takes some milliseconds.
         let tls = self.tls.clone();
         let config = tokio::task::spawn_blocking(move || tls.config()).await;
-        let config = config
-            .map_err(|error| RedisError::Tls(error.to_string()))?
-            .map_err(|error| RedisError::Tls(error.to_string()))?;
+        let config = config.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
         let encrypted = TlsConnector::from(config).connect(name, stream).await;
-        encrypted.map_err(|error| RedisError::Tls(error.to_string()))
+        encrypted.map_err(|error| failed(&error))
     }
 
     /// Redis may be elsewhere by now, and its old place somebody else's: DNS is asked past every memory, in the background,
@@ -270,13 +262,15 @@ async fn in_time<T>(work: impl Future<Output = Result<T, RedisError>>) -> Result
     timeout(PATIENCE, work).await.unwrap_or(Err(RedisError::Timeout))
 }
 
-async fn unix(path: &Path) -> Result<UnixStream, RedisError> {
-    let stream = UnixStream::connect(path).await;
-    stream.map_err(|error: io::Error| RedisError::Unreachable(error.to_string()))
+fn unreachable(error: impl Display) -> RedisError {
+    RedisError::Unreachable(error.to_string())
 }
 
 /// Writes changes, and returns which were refused for their own sake, or for want of room, and why the first of them.
 async fn write(connection: &mut Connection, hash: &str, changes: &[Change]) -> Result<Option<(Vec<usize>, RedisError)>, RedisError> {
+    if changes.is_empty() {
+        return connection.ask("PING", &[]).await.map(|()| None);
+    }
     for Change { field, value } in changes {
         match value {
             // One field at a time: more of them in one command is what not every server and proxy understands.
@@ -284,26 +278,22 @@ async fn write(connection: &mut Connection, hash: &str, changes: &[Change]) -> R
             None => connection.command(&[b"HDEL", hash.as_bytes(), field.as_bytes()]),
         }
     }
-    if changes.is_empty() {
-        connection.command(&[b"PING"]);
-    }
     connection.send().await?;
-    if changes.is_empty() {
-        return connection.done("PING").await.map(|()| None);
-    }
-    let (mut places, mut first) = (Vec::new(), None);
-    let mut failure = Ok(());
+    let (mut places, mut first, mut failure) = (Vec::new(), None, None);
     for (place, Change { value, .. }) in changes.iter().enumerate() {
-        let command = if value.is_some() { "HSET" } else { "HDEL" };
-        match connection.done(command).await {
+        match connection.done(if value.is_some() { "HSET" } else { "HDEL" }).await {
             Ok(()) => {}
             Err(error) if error.concerns_one_change() => {
                 places.push(place);
                 first = first.or(Some(error));
             }
-            Err(error @ RedisError::Refused { .. }) => failure = failure.and(Err(error)),
+            // The answers to the others are still to come.
+            Err(error @ RedisError::Refused { .. }) => failure = failure.or(Some(error)),
             Err(error) => return Err(error),
         }
     }
-    failure.map(|()| first.map(|error| (places, error)))
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(first.map(|error| (places, error))),
+    }
 }

@@ -16,8 +16,8 @@ fn record(restarted_at_ms: i64) -> JobRecord<'static> {
 }
 
 fn read(stored: &mut StoredJobs, field: &str, value: &str) -> Option<Stored> {
-    let (job, origin) = JobRecord::read_with(field.as_bytes(), value.as_bytes()).unwrap();
-    stored.take(job, origin)
+    let (job, value) = JobRecord::read_with(field.as_bytes(), value.as_bytes()).unwrap();
+    stored.take(job, field, value)
 }
 
 #[tokio::test]
@@ -52,20 +52,20 @@ async fn what_others_have_in_their_records_is_kept_within_a_bound_and_no_longer_
         };
         assert!(read(&mut stored, &job.field(), &job.value().replacen('{', &filler, 1)).is_some());
     }
-    let origins = stored.jobs.origins();
-    assert!((1000..4000).contains(&origins.known.len()) && origins.bytes <= MAX_ORIGIN_BYTES);
-    drop(origins);
+    let foreign = lock(&stored.jobs.foreign);
+    assert!((1000..4000).contains(&foreign.known.len()) && foreign.bytes <= MAX_FOREIGN_BYTES);
+    drop(foreign);
     for n in 0..10_000 {
-        stored.jobs.origins().forget(&field("r", &format!("i{n}")));
+        lock(&stored.jobs.foreign).take(&field("r", &format!("i{n}")));
     }
-    assert_eq!(stored.jobs.origins().bytes, 0);
+    assert_eq!(lock(&stored.jobs.foreign).bytes, 0);
 
     // More digits of a time count as long as the time does.
     let value = record(now).value().replace("Z\"", "0001Z\"");
     assert!(read(&mut stored, &record(now).field(), &value).is_some());
     assert_eq!(stored.jobs.written(&record(now)).1, value);
     assert_eq!(stored.jobs.written(&record(now + 4000)).1, record(now + 4000).value());
-    assert!(stored.jobs.origins().known.is_empty());
+    assert!(lock(&stored.jobs.foreign).known.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

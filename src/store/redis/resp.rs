@@ -3,17 +3,14 @@
 use std::io;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::time::timeout;
 
-use super::{Wire, in_time};
+use super::{PATIENCE, Wire, in_time};
 use crate::store::Entry;
 use crate::store::record::MAX_BYTES;
 
 /// Longest line; the lines that matter are short.
 const MAX_LINE: u64 = 8 * 1024;
-/// Most bytes of all fields and values: more than the longest records of as many jobs as there may be.
-const MAX_TOTAL: u64 = 8 * 1024 * 1024 * 1024;
-/// Counted for each, so that empty ones do not go on for ever.
-const OVERHEAD: u64 = 16;
 /// Read at once, at most.
 const CHUNK: usize = 64 * 1024;
 
@@ -34,8 +31,6 @@ pub(in crate::store) enum RedisError {
     Refused { command: &'static str, code: Box<str> },
     #[error("the answer is not Redis's")]
     Protocol,
-    #[error("the hash is larger than 8 GiB")]
-    TooLarge,
 }
 
 impl RedisError {
@@ -71,7 +66,6 @@ impl RedisError {
                 _ => "check Redis's log; PING, HSET, HDEL and HGETALL are needed",
             },
             Self::Protocol => "check that LIVEKIT_REDIS_URL leads to Redis and to nothing else",
-            Self::TooLarge => "something else writes to lk-jwt:jobs or lk-jwt:tokens; remove what is not ours",
         }
     }
 }
@@ -80,7 +74,6 @@ impl RedisError {
 pub(super) struct Connection {
     wire: BufReader<Box<dyn Wire>>,
     unsent: Vec<u8>,
-    total: u64,
 }
 
 impl Connection {
@@ -88,7 +81,6 @@ impl Connection {
         Self {
             wire: BufReader::with_capacity(CHUNK, wire),
             unsent: Vec::new(),
-            total: 0,
         }
     }
 
@@ -112,24 +104,23 @@ impl Connection {
         .await
     }
 
+    /// Sends a command that brings nothing back but its success, and waits for it.
+    pub(super) async fn ask(&mut self, command: &'static str, arguments: &[&[u8]]) -> Result<(), RedisError> {
+        self.command(&[&[command.as_bytes()], arguments].concat());
+        self.send().await?;
+        self.done(command).await
+    }
+
     /// The answer to a command that brings nothing back but its success.
     pub(super) async fn done(&mut self, command: &'static str) -> Result<(), RedisError> {
-        match self.head(command).await? {
-            (b'+' | b':', _) => Ok(()),
-            _ => Err(RedisError::Protocol),
-        }
+        self.head(command, b"+:").await.map(drop)
     }
 
     /// The head of an answer of fields and values: how many pairs follow.
     pub(super) async fn pairs(&mut self, command: &'static str) -> Result<u64, RedisError> {
-        match self.head(command).await? {
-            (b'*', digits) if digits == b"-1" => Ok(0),
-            (b'*', digits) => Some(length(&digits)?)
-                .filter(|items| items % 2 == 0)
-                .map(|items| items / 2)
-                .ok_or(RedisError::Protocol),
-            _ => Err(RedisError::Protocol),
-        }
+        let digits = self.head(command, b"*").await?;
+        let items = if digits == b"-1" { 0 } else { length(&digits)? };
+        if items % 2 == 0 { Ok(items / 2) } else { Err(RedisError::Protocol) }
     }
 
     /// The head of an answer to `HSCAN`: the next cursor; fields and values follow.
@@ -151,54 +142,38 @@ impl Connection {
         Ok(field.zip(value).map(|(field, value)| Entry { field, value }))
     }
 
+    /// A text of any bytes. What is too long for a record is read, and dropped as it comes.
     async fn bulk(&mut self) -> Result<Option<Box<[u8]>>, RedisError> {
         let line = self.line().await?;
-        let digits = line.strip_prefix(b"$").ok_or(RedisError::Protocol)?;
-        let length = length(digits)?;
-        self.total = self.total.saturating_add(length).saturating_add(OVERHEAD);
-        if self.total > MAX_TOTAL {
-            return Err(RedisError::TooLarge);
-        }
-        let bulk = match usize::try_from(length) {
-            Ok(length) if length <= MAX_BYTES => {
-                let mut bulk = vec![0; length];
-                self.exactly(&mut bulk).await?;
-                Some(bulk.into())
-            }
-            Ok(_) | Err(_) => {
-                self.skip(length).await?;
-                None
-            }
-        };
-        let mut end = [0; 2];
-        self.exactly(&mut end).await?;
-        if end == *b"\r\n" { Ok(bulk) } else { Err(RedisError::Protocol) }
-    }
-
-    async fn exactly(&mut self, bytes: &mut [u8]) -> Result<(), RedisError> {
-        in_time(async { Ok(self.wire.read_exact(bytes).await.map(drop)?) }).await
-    }
-
-    async fn skip(&mut self, mut left: u64) -> Result<(), RedisError> {
+        let mut left = length(line.strip_prefix(b"$").ok_or(RedisError::Protocol)?)?;
+        let fits = usize::try_from(left).ok().filter(|length| *length <= MAX_BYTES);
+        let mut bulk = fits.map(Vec::with_capacity);
         while left > 0 {
-            let read = in_time(async { Ok(self.wire.fill_buf().await?.len()) }).await?;
-            if read == 0 {
+            let come = timeout(PATIENCE, self.wire.fill_buf()).await.map_err(|_| RedisError::Timeout)??;
+            if come.is_empty() {
                 return Err(RedisError::Closed);
             }
-            let skipped = read.min(left.try_into().unwrap_or(usize::MAX));
-            self.wire.consume(skipped);
-            left -= skipped as u64;
+            let length = come.len().min(left.try_into().unwrap_or(usize::MAX));
+            if let Some(bulk) = &mut bulk {
+                bulk.extend_from_slice(&come[..length]);
+            }
+            self.wire.consume(length);
+            left -= length as u64;
         }
-        Ok(())
+        if self.line().await?.is_empty() {
+            Ok(bulk.map(Into::into))
+        } else {
+            Err(RedisError::Protocol)
+        }
     }
 
-    /// The kind of an answer, and the rest of its first line.
-    async fn head(&mut self, command: &'static str) -> Result<(u8, Vec<u8>), RedisError> {
+    /// The first line of an answer of one of these kinds, without its kind.
+    async fn head(&mut self, command: &'static str, kinds: &[u8]) -> Result<Vec<u8>, RedisError> {
         let line = self.line().await?;
         match line.split_first() {
             Some((b'-', error)) => Err(refused(command, error)),
-            Some((kind, rest)) => Ok((*kind, rest.to_vec())),
-            None => Err(RedisError::Protocol),
+            Some((kind, rest)) if kinds.contains(kind) => Ok(rest.to_vec()),
+            Some(_) | None => Err(RedisError::Protocol),
         }
     }
 

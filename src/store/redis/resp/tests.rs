@@ -64,11 +64,9 @@ fn believes_no_length_and_repeats_nothing() {
     ] {
         assert!(matches!(hearing(said.as_bytes(), all).unwrap_err(), RedisError::Protocol), "{said}");
     }
-    assert!(matches!(
-        hearing(b"*2\r\n$999999999999\r\n", all).unwrap_err(),
-        RedisError::TooLarge
-    ));
-    assert!(matches!(hearing(b"*999999999998\r\n", all).unwrap_err(), RedisError::Closed));
+    for said in ["*2\r\n$999999999999\r\n", "*999999999998\r\n"] {
+        assert!(matches!(hearing(said.as_bytes(), all).unwrap_err(), RedisError::Closed), "{said}");
+    }
     assert!(matches!(hearing(&[b'+'; 20_000], all).unwrap_err(), RedisError::Protocol));
     let error = hearing(
         b"-ERR unknown command 'AUTH', with args beginning with: 'hunter2'\r\n",
