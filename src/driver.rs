@@ -648,7 +648,7 @@ impl Driver {
                 times,
                 count,
                 remedy,
-                "delegated leave is given up: somebody may seem to be in the call until their event fires by itself"
+                "delegated leave is over: it is given up, and somebody may seem to be in the call until their event fires by itself"
             );
         });
     }

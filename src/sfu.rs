@@ -34,7 +34,7 @@ use crate::single_flight::SingleFlight;
 use crate::state::{Age, Change, State};
 use crate::tls::Tls;
 use crate::token::Minter;
-use api::Api;
+use api::{Api, CALL_TIMEOUT};
 use endpoint::Endpoint;
 use room_memory::{Expected, RoomMemory, stands_for};
 use webhook::{Kind, Webhook};
@@ -147,7 +147,7 @@ impl Sfu {
     /// # Errors
     /// [`SfuError::NotFound`] where the SFU knows no such room or participant; anything else says nothing about it.
     pub async fn participant(&self, room: &str, identity: &str, within: Duration) -> Result<ParticipantInfo, SfuError> {
-        self.seen(self.api.get_participant(room, identity, within).await)
+        self.seen_within(self.api.get_participant(room, identity, within).await, within)
     }
 
     /// All participants of a room; none where it does not exist.
@@ -155,7 +155,7 @@ impl Sfu {
     /// # Errors
     /// When the SFU refused, or did not answer in time.
     pub async fn participants(&self, room: &str, within: Duration) -> Result<Vec<ParticipantInfo>, SfuError> {
-        self.seen(self.api.list_participants(room, within).await)
+        self.seen_within(self.api.list_participants(room, within).await, within)
     }
 
     /// Ends a participant's session. Their token still lets them in again.
@@ -273,8 +273,12 @@ impl Sfu {
     }
 
     /// Logs one line for each change, whichever call shows it.
-    fn note_state<T>(&self, outcome: &Result<T, SfuError>) {
-        // What is wrong with one question says nothing of the SFU.
+    fn note_state<T>(&self, outcome: &Result<T, SfuError>, within: Duration) {
+        // Some questions have little time, and one of them says nothing of the SFU.
+        if within < CALL_TIMEOUT && matches!(outcome, Err(SfuError::Timeout)) {
+            return;
+        }
+        // Nor does what is wrong with one question.
         let error = outcome.as_ref().err().filter(|error| error.is_about_the_sfu());
         self.state.seen(error.map(SfuError::remedy), |change| match (change, error) {
             (Change::Good, _) => tracing::info!("the SFU answers and accepts the key"),
@@ -293,7 +297,11 @@ impl Sfu {
     /// A call that fails at the connection, or an SFU that is elsewhere by now, may mean that it was restarted: what is
     /// remembered is worth nothing then.
     fn seen<T>(&self, outcome: Result<T, SfuError>) -> Result<T, SfuError> {
-        self.note_state(&outcome);
+        self.seen_within(outcome, CALL_TIMEOUT)
+    }
+
+    fn seen_within<T>(&self, outcome: Result<T, SfuError>, within: Duration) -> Result<T, SfuError> {
+        self.note_state(&outcome, within);
         let moves = self.endpoint.moves();
         if self.moves.swap(moves, Relaxed) != moves || outcome.as_ref().is_err_and(SfuError::connection_failed) {
             self.forget_rooms();

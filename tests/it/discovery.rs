@@ -747,7 +747,7 @@ fn a_certificate_of_another_name_is_refused() {
         stage.dns.address(&delegated, &[v4(delegated_at)]);
         let _web = web(at, &name, delegation(&delegated));
         let wrong = listener(delegated_at, 8448, &name);
-        stage.misses(&name, &["certificate", "SSL_CERT_FILE"]);
+        stage.misses(&name, &["certificate", "another name"]);
         // The first name counts, not the SRV target.
         let (by_srv, target, target_at) = (unique_name("by-srv"), unique_name("target"), unique_loopback());
         stage.dns.address(&target, &[v4(target_at)]);

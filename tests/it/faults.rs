@@ -2,6 +2,8 @@
 //! the remedy; and a healthy stack says none of it.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -10,10 +12,10 @@ use serde_json::json;
 use crate::support::ca::Ca;
 use crate::support::client::Call;
 use crate::support::homeserver::Homeserver;
-use crate::support::neighbour::{Neighbour, Reply};
+use crate::support::neighbour::Reply;
 use crate::support::redis::RedisServer;
 use crate::support::scene::{SOON, Scene};
-use crate::support::service::{Service, Setup, free_address};
+use crate::support::service::{Service, Setup};
 use crate::support::sfu::{Fault, Sfu};
 use crate::support::world::World;
 use crate::support::{bodies, secrets, unique, unique_loopback, unique_room, wait_until, webhook};
@@ -57,6 +59,22 @@ fn file(name: &str, text: &str) -> String {
     path.to_string_lossy().into_owned()
 }
 
+/// What is wrong, the variables that make it so, and the two texts of the line: the cause and the remedy.
+type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, &'a str);
+
+/// A web server without TLS: to what is no HTTP it says so.
+fn plain_port() -> SocketAddr {
+    let listener = TcpListener::bind((unique_loopback(), 0)).expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+        }
+    });
+    address
+}
+
 /// What is wrong with the configuration and does not keep the service from starting.
 #[test]
 fn faults_of_the_configuration() {
@@ -66,7 +84,7 @@ fn faults_of_the_configuration() {
         "config.yaml",
         "port: 7880\nrtc:\n  tcp_port: 7881\nkeys:\n  key: hunter2-hunter2-hunter2-hunter2-hunter2\nroom:\n  auto_create: false\n",
     );
-    let table: &[(&str, &[(&str, &str)], &str, &str)] = &[
+    let table: &[Row<'_>] = &[
         (
             "ws",
             &[("LIVEKIT_URL", "ws://livekit.example.com")],
@@ -157,7 +175,7 @@ fn faults_of_the_configuration() {
 fn faults_that_end_the_start() {
     let empty = file("empty.pem", "");
     let elsewhere = "192.0.2.1:8080";
-    let table: &[(&str, &[(&str, &str)], &str, &str)] = &[
+    let table: &[Row<'_>] = &[
         (
             "no such address",
             &[("LIVEKIT_JWT_BIND", elsewhere)],
@@ -278,10 +296,10 @@ fn faults_of_a_homeserver() {
     }
     waiting.into_iter().for_each(|answer| drop(answer.join()));
     // Plain HTTP where TLS is asked for, a certificate of nobody, a file that is no file.
-    let plain = Neighbour::start((unique_loopback(), 0).into(), None, move |_| Reply::text(200, "text/plain", "OK"));
+    let plain = plain_port();
     let unknown = Homeserver::builder().signed_by(Ca::untrusted()).start();
     for (name, cause, remedy) in [
-        (plain.address().to_string(), "TLS", "that port speaks plain HTTP"),
+        (plain.to_string(), "TLS", "that port speaks plain HTTP"),
         (unknown.name.clone(), "UnknownIssuer", "SSL_CERT_FILE"),
     ] {
         let sfu = Sfu::start();
@@ -326,7 +344,7 @@ fn faults_on_the_way_to_the_sfu() {
         told(what, &service, cause, remedy);
     }
     let service = quick(Setup::new(&plain))
-        .env("LIVEKIT_URL", &plain.url().replacen("ws:", "wss:", 1))
+        .env("LIVEKIT_URL", &format!("wss://{}", plain_port()))
         .start();
     told("a plain port", &service, "the SFU cannot be used", "that port speaks plain HTTP");
     // Wrong secret, and auto_create.
@@ -428,8 +446,18 @@ fn a_homeserver_that_limits() {
     let session = scene.sfu.join(&scene.alias, &scene.identity);
     scene.told(&webhook::joined(&session));
     told("a pause", &scene.service, "a homeserver asks for a pause", "rc_delayed_event_mgmt");
-    told("given up", &scene.service, "delegated leave is given up", "last_answer=\"429\"");
-    told("given up", &scene.service, "delegated leave is given up", "rc_delayed_event_mgmt");
+    told(
+        "given up",
+        &scene.service,
+        "delegated leave is over: it is given up",
+        "last_answer=\"429\"",
+    );
+    told(
+        "given up",
+        &scene.service,
+        "delegated leave is over: it is given up",
+        "rc_delayed_event_mgmt",
+    );
 }
 
 /// Keys are read again without an end and without a failed request (decision P19).
