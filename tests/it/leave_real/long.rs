@@ -155,7 +155,7 @@ fn rounds() -> Vec<Round> {
     others.reverse();
     for number in 0..50 {
         for outage in outages {
-            // Each delay a third of the time, and half of it for the shortest.
+            // Half of the time the shortest delay, which is the hardest.
             let delay_s = DELAYS_S[[0, 1, 0, 2][usize::try_from(number % 4).expect("small")]];
             put(outage, delay_s, number);
         }
