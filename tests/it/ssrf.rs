@@ -113,8 +113,8 @@ const PUBLIC: [&str; 9] = [
     "192.167.0.1",
     "2606:4700::1111",
     "2a00::1",
-    "::ffff:1.1.1.1",
-    "64:ff9b::101:101",
+    "::ffff:1.1.2.1",
+    "64:ff9b::101:301",
 ];
 
 /// A service and a DNS server.
@@ -343,13 +343,13 @@ fn no_packet_goes_to_a_refused_address_whatever_leads_there() {
         eprintln!("{} ways to {addresses} addresses, none of them dialled", all.len());
         // The count is worth something: what is public is dialled, by the same ways.
         let before = connections_begun();
-        let servers: Vec<_> = PUBLIC.iter().flat_map(|address| ways(&stage.dns, &web, address)).collect();
-        let calls: Vec<_> = servers
-            .iter()
-            .map(|(server, _)| Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), server, &secrets::token())))
+        // One at a time of each address, which is paced: whoever waits for too long is told that we are busy.
+        let ways = PUBLIC.map(|address| ways(&stage.dns, &web, address));
+        let calls: Vec<_> = (0..ways[0].len())
+            .flat_map(|way| ways.iter().map(move |ways| &ways[way].0))
+            .map(|server| Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), server, &secrets::token())))
             .collect();
-        // A few at a time: whoever waits for too long is told that we are busy.
-        let answers = stage.service.flood(&calls, 4);
+        let answers = stage.service.flood(&calls, PUBLIC.len());
         assert!(answers.iter().all(|a| without_id(a) == stage.unreachable));
         let begun = connections_begun() - before;
         eprintln!(
@@ -642,11 +642,13 @@ fn a_refusal_is_told_once_and_a_flood_of_them_is_not_told() {
                 )
             })
             .collect();
+        let began = std::time::Instant::now();
         let answers = stage.service.flood(&calls, 50);
         assert!(answers.iter().all(|a| a.status == 401));
+        let seconds = began.elapsed().as_secs();
         let log = stage.service.log();
         let lines = log[mark..].lines().filter(|l| l.contains("WARN")).count();
-        eprintln!("2,000 refused names: {lines} warnings");
-        assert!(lines <= 20, "{lines} warnings");
+        eprintln!("2,000 refused names in {seconds} s: {lines} warnings");
+        assert!(lines as u64 <= 20 + seconds, "{lines} warnings in {seconds} s");
     });
 }

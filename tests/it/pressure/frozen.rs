@@ -107,7 +107,8 @@ fn webhooks_that_came_during_the_freeze_do_not_hide_it() {
         }
         pass(awake, seconds(2));
         assert_eq!(scene.sends().len(), tries, "somebody who is there was reported gone");
-        scene.service.wait_log(&["this process stood still"]);
+        let asked = scene.sfu.lookups(&scene.alias, &scene.identity);
+        assert!(asked.iter().any(|at| *at > awake), "nobody was asked after the freeze");
     }
 }
 
@@ -195,6 +196,7 @@ fn one_restart_that_is_never_answered_loses_nobody() {
 
 /// Three seconds in which no call is answered, just when three hundred restarts are due; those calls stay dead.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn a_homeserver_that_is_silent_for_three_seconds_loses_nobody() {
     let delay = seconds(18);
     let scene = Scene::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
