@@ -62,7 +62,6 @@ fn warnings(service: &Service) -> usize {
 
 /// Crowds come one after the other, and once again; nobody is killed, probes are answered, and what they need does not add up.
 fn within(mib: u64, crowds: &[(&str, usize, Vec<u8>)]) {
-    let _alone = crate::support::alone();
     let Some(group) = Cgroup::with_mib(mib) else { return };
     let world = World::with(|setup| setup.wrapped_in(&group.wrapper()).env("LIVEKIT_LOG_LEVEL", "info"));
     honest(&world, "at rest");
@@ -96,11 +95,13 @@ fn within(mib: u64, crowds: &[(&str, usize, Vec<u8>)]) {
 }
 
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn silent_connections_fit_into_64_mib() {
     within(64, &[("silent connections", 5_400, Vec::new())]);
 }
 
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn stalled_requests_fit_into_128_mib() {
     let started = b"POST /get_token HTTP/1.1\r\nHost: x\r\nContent-Length: 64000\r\n\r\n".to_vec();
     let half_a_body = [started, vec![b' '; 32_000]].concat();
@@ -118,8 +119,8 @@ fn stalled_requests_fit_into_128_mib() {
 
 /// A head takes no place among the requests in flight.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn requests_whose_body_does_not_come_keep_nobody_out() {
-    let _alone = crate::support::alone();
     let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
     let kept = crowd(&world.service, 4_096, HEAD_ONLY);
     for _ in 0..10 {
@@ -131,8 +132,8 @@ fn requests_whose_body_does_not_come_keep_nobody_out() {
 
 /// Where the places do run out, connections that bring nothing give way, and one line says so.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn where_connections_run_out_the_slowest_give_way() {
-    let _alone = crate::support::alone();
     let few = ["/bin/sh", "-c", "ulimit -n 1024 && exec \"$@\"", "sh"];
     let world = World::with(|setup| setup.wrapped_in(&few).env("LIVEKIT_LOG_LEVEL", "info"));
     for (what, bytes) in [
@@ -169,8 +170,8 @@ fn the_soft_limit_on_open_files_is_raised_to_the_hard_one() {
 
 /// The SFU and our homeserver have proved themselves: strangers' bodies do not stand in their way.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn stalled_bodies_of_strangers_stand_in_nobodys_way() {
-    let _alone = crate::support::alone();
     let hs_token = secrets::hs_token();
     let world = World::with(|setup| {
         setup
@@ -212,8 +213,8 @@ fn stalled_bodies_of_strangers_stand_in_nobodys_way() {
 
 /// A body that trickles in chunks of a byte keeps neither a place nor anybody waiting.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn trickled_chunks_keep_nobody_out() {
-    let _alone = crate::support::alone();
     let few = ["/bin/sh", "-c", "ulimit -n 1024 && exec \"$@\"", "sh"];
     let world = World::with(|setup| setup.wrapped_in(&few).env("LIVEKIT_LOG_LEVEL", "info"));
     let head = b"POST /sfu/get HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n \r\n";

@@ -108,8 +108,8 @@ fn ask_under(stage: &Stage, at_once: usize, next: impl Fn() -> Call + Sync, hone
 
 /// Junk for a homeserver that nobody knows yet, so that even its first honest user comes after the junk.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn junk_for_a_new_homeserver_does_not_keep_its_users_out() {
-    let _alone = crate::support::alone();
     with_low_ports(|| {
         for in_the_air in [12, 100, 1000] {
             let stage = Stage::new(|setup| setup);
@@ -130,8 +130,8 @@ fn junk_for_a_new_homeserver_does_not_keep_its_users_out() {
 
 /// Junk for a listed homeserver that needs 0.3 s for each answer.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn junk_for_a_slow_homeserver_does_not_keep_its_users_out() {
-    let _alone = crate::support::alone();
     with_low_ports(|| {
         let stage = Stage::new(|setup| setup.env("LIVEKIT_FULL_ACCESS_HOMESERVERS", "slow.example.org"));
         let slow = stage.homeserver("slow.example.org");
@@ -152,8 +152,8 @@ fn junk_for_a_slow_homeserver_does_not_keep_its_users_out() {
 
 /// The second half of it: the honest user has the same address as all the junk, and the homeserver needs 10 ms.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn junk_from_ones_own_address_keeps_nobody_out() {
-    let _alone = crate::support::alone();
     with_low_ports(|| {
         let stage = Stage::new(|setup| setup.env("LIVEKIT_FULL_ACCESS_HOMESERVERS", "quick.example.org"));
         let quick = stage.homeserver("quick.example.org");
@@ -177,8 +177,8 @@ fn junk_from_ones_own_address_keeps_nobody_out() {
 
 /// Strangers' homeservers that never answer keep no other stranger's users out.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn hanging_strangers_keep_no_other_stranger_out() {
-    let _alone = crate::support::alone();
     with_low_ports(|| {
         let stage = Stage::new(|setup| setup);
         let at = unique_network();
@@ -208,10 +208,10 @@ fn hanging_strangers_keep_no_other_stranger_out() {
 
 /// 10,000 names of 200 domains on 20 networks, which all have answered well once, and then hang.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn many_names_that_were_good_once_keep_nobody_out() {
     const NETWORKS: usize = 20;
     const DOMAINS: usize = 200;
-    let _alone = crate::support::alone();
     with_low_ports(|| {
         let stage = Stage::new(|setup| setup.env("LIVEKIT_FULL_ACCESS_HOMESERVERS", "listed.example.org"));
         let (listed, verified) = (stage.homeserver("listed.example.org"), stage.homeserver("verified.example.org"));

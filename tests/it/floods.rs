@@ -13,7 +13,7 @@ use crate::support::neighbour::{Greeting, Neighbour, Reply};
 use crate::support::network::{Lost, with_low_ports};
 use crate::support::service::{Service, Setup};
 use crate::support::sfu::Sfu;
-use crate::support::{bodies, nothing_may_be_left_out, secrets, unique_loopback, unique_room, wait_until};
+use crate::support::{bodies, secrets, unique_loopback, unique_room, wait_until};
 
 /// Requests at a time.
 const AT_ONCE: usize = 400;
@@ -102,7 +102,8 @@ fn hostile_name(n: usize) -> String {
         0..=9 => format!("10.{high}.{middle}.{low}"),
         10..=14 => format!("169.254.{middle}.{low}:{}", 1 + n % 60_000),
         15..=19 => format!("[fd00::{:x}:{:x}]", n >> 16, n & 0xffff),
-        20..=31 => format!("n{n}.private.example.org"),
+        20..=29 => format!("n{n}.private.example.org"),
+        30..=31 => format!("n{n}.invalid name"),
         32..=33 => format!("n{n}.metadata.example.org:8448"),
         34..=40 => format!("n{n}.nowhere.example.org:8448"),
         41..=44 => format!("n{n}.nowhere.example.org"),
@@ -113,13 +114,13 @@ fn hostile_name(n: usize) -> String {
     }
 }
 
+/// S1, S4 and the like of the lessons: what strangers send leaves nothing behind.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn a_flood_of_names_leaves_nothing_behind() {
-    let _alone = crate::support::alone();
     with_low_ports(|| {
         let stage = Stage::new(|setup| setup);
-        let names = if nothing_may_be_left_out() { 100_000 } else { 5_000 };
-        let names = std::env::var("LK_TESTS_FLOOD").ok().and_then(|n| n.parse().ok()).unwrap_or(names);
+        let names = std::env::var("LK_TESTS_FLOOD").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000);
         // Warm: tables, caches and buffers have the size that they stay at.
         let warm = 4_000;
         stage.flood(0..warm);
@@ -160,7 +161,6 @@ fn a_flood_of_names_leaves_nothing_behind() {
 /// together after a burst of eight, whatever names lead there.
 #[test]
 fn an_address_is_dialled_four_times_a_second() {
-    let _alone = crate::support::alone();
     with_low_ports(|| {
         let stage = Stage::new(|setup| setup);
         let victim = unique_loopback();
@@ -199,8 +199,8 @@ fn an_address_is_dialled_four_times_a_second() {
 
 /// DNS servers, web servers and homeservers that hang: everybody else is served as before.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn slow_names_starve_nobody() {
-    let _alone = crate::support::alone();
     with_low_ports(|| {
         let stage = Stage::new(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
         // Name servers that drop every question, web servers that hang, addresses that lose packets.

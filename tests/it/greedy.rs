@@ -59,7 +59,6 @@ fn greedy() -> Vec<(&'static str, Reply)> {
 /// Debug builds are bigger than those that are shipped, so what is asserted is the growth.
 #[test]
 fn sixty_answers_in_chunks_of_a_byte_cost_their_limit_and_no_more() {
-    let _alone = crate::support::alone();
     let hostile = [Homeserver::start(), Homeserver::start()];
     let api = ClientApi::start();
     api.answer_versions(chunks_of_a_byte());
@@ -118,7 +117,6 @@ fn sixty_answers_in_chunks_of_a_byte_cost_their_limit_and_no_more() {
 /// Whatever is sent without end is cut off after the limit, for `userinfo` and for both kinds of well-known file.
 #[test]
 fn answers_without_end_are_refused() {
-    let _alone = crate::support::alone();
     with_low_ports(|| {
         let (sfu, dns) = (Sfu::start(), Dns::start());
         let service = dns.serving(Setup::new(&sfu)).env("LIVEKIT_LOG_LEVEL", "error").start();
@@ -152,7 +150,6 @@ fn answers_without_end_are_refused() {
 /// The figure that counts (20 ms) is that of a release build; here it is printed.
 #[test]
 fn interim_answers_without_end_keep_nobody_waiting() {
-    let _alone = crate::support::alone();
     let hostile: Vec<_> = (0..16).map(|_| Homeserver::start()).collect();
     for homeserver in &hostile {
         homeserver.answer_userinfo(Some(Reply::Endless(Vec::new(), b"HTTP/1.1 100 Continue\r\n\r\n".repeat(200))));
@@ -215,7 +212,6 @@ fn ask(server: &str, token: &str) -> Call {
 /// SRV targets, redirects and retries are of one budget, for strangers and for those that have verified a token.
 #[test]
 fn one_request_makes_eight_connections_at_most() {
-    let _alone = crate::support::alone();
     with_low_ports(|| {
         for (kind, file) in [
             ("no file", Reply::text(404, "text/plain", "no")),
@@ -271,7 +267,6 @@ fn one_request_makes_eight_connections_at_most() {
 /// Other ways to many questions: name servers that fail, aliases of aliases, and answers with a thousand records.
 #[test]
 fn one_request_asks_24_questions_at_most() {
-    let _alone = crate::support::alone();
     with_low_ports(|| {
         let (sfu, dns) = (Sfu::start(), Dns::start());
         dns.ttl(0);
@@ -320,7 +315,6 @@ fn one_request_asks_24_questions_at_most() {
 /// Whoever points names at a homeserver costs it a turn and not the queue.
 #[test]
 fn foreign_names_on_its_address_keep_nobody_from_a_homeserver() {
-    let _alone = crate::support::alone();
     with_low_ports(|| {
         let (sfu, dns) = (Sfu::start(), Dns::start());
         let at = unique_loopback();
@@ -388,7 +382,6 @@ fn foreign_names_on_its_address_keep_nobody_from_a_homeserver() {
 /// Names that hang, from spellings, wildcards and two hundred domains: a newcomer's name is looked up at once.
 #[test]
 fn names_that_hang_keep_nobody_from_being_looked_up() {
-    let _alone = crate::support::alone();
     with_low_ports(|| {
         let (sfu, dns) = (Sfu::start(), Dns::start());
         let at = unique_loopback();

@@ -174,6 +174,7 @@ fn a_homeserver_that_asks_for_a_pause_gets_it() {
 
 /// A13: one homeserver's users cannot take the places of others, and a full room is as quick as an empty one.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn tokens_of_one_homeserver_do_not_keep_others_from_theirs() {
     let scene = Scene::with(|setup| {
         setup
@@ -371,6 +372,7 @@ fn a_redis_that_denies_the_key_is_done_without() {
 
 /// Ids as long as Matrix allows are kept, longer ones are not taken at all.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn long_ids_of_strangers_do_not_fill_the_memory() {
     const TOKENS: usize = 2_000;
     let scene = Scene::with(|setup| {

@@ -226,7 +226,7 @@ fn a_name_that_comes_into_being_is_found_by_the_request_that_waits() {
         setup
     });
     let waiting = begin(&world.service, &world.home);
-    world.service.wait_log(&["trying the SFU again"]);
+    wait_until("the name to be asked for in vain", SOON, || dns.asked(&name, Kind::A) >= 2);
     dns.address(&name, &[world.sfu.http.address().ip()]);
     finish(waiting, "a new name", AT_ONCE);
 }

@@ -113,22 +113,20 @@ const PUBLIC: [&str; 9] = [
     "192.167.0.1",
     "2606:4700::1111",
     "2a00::1",
-    "::ffff:1.1.1.1",
-    "64:ff9b::101:101",
+    "::ffff:1.1.2.1",
+    "64:ff9b::101:301",
 ];
 
-/// A service, a DNS server, and a web server of strangers at a public address.
+/// A service and a DNS server.
 struct Stage {
     service: Service,
     dns: Dns,
-    _sfu: Sfu,
+    sfu: Sfu,
     /// Kept, so that asking begins no connection.
     client: Connection,
     /// Bodies are compared with this one.
     unreachable: serde_json::Value,
 }
-
-const WEB: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 
 impl Stage {
     fn new(change: impl FnOnce(Setup) -> Setup) -> Self {
@@ -139,7 +137,7 @@ impl Stage {
         let mut stage = Self {
             service,
             dns,
-            _sfu: sfu,
+            sfu,
             client,
             unreachable: json!(null),
         };
@@ -156,11 +154,7 @@ impl Stage {
     }
 
     fn ask_with(&mut self, server: &str, token: &str) -> Answer {
-        let call = Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), server, token));
-        self.client.send(&call.bytes(self.service.address()));
-        let answer = self.client.answer().expect("an answer");
-        answer.assert_manners();
-        answer
+        ask_on(&self.service, &mut self.client, server, token)
     }
 
     /// Refused at once and looking like any other failure, after `begun` connections to elsewhere.
@@ -168,13 +162,18 @@ impl Stage {
     fn refuses(&mut self, server: &str, begun: u64) {
         let before = connections_begun();
         let answer = self.ask(server);
+        self.assert_refused(server, &answer);
+        assert_eq!(connections_begun() - before, begun, "{server}: somebody was dialled");
+    }
+
+    #[track_caller]
+    fn assert_refused(&self, server: &str, answer: &Answer) {
         assert_eq!(answer.status, 401, "{server}: {}", answer.text());
         assert_eq!(
-            without_id(&answer),
+            without_id(answer),
             self.unreachable,
             "{server}: the answer tells that it was refused"
         );
-        assert_eq!(connections_begun() - before, begun, "{server}: somebody was dialled");
     }
 
     /// Anybody's dialling, whatever becomes of it.
@@ -184,6 +183,14 @@ impl Stage {
         self.ask(server);
         assert!(connections_begun() > before, "{server} was not dialled");
     }
+}
+
+fn ask_on(service: &Service, client: &mut Connection, server: &str, token: &str) -> Answer {
+    let call = Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), server, token));
+    client.send(&call.bytes(service.address()));
+    let answer = client.answer().expect("an answer");
+    answer.assert_manners();
+    answer
 }
 
 fn without_id(answer: &Answer) -> serde_json::Value {
@@ -213,32 +220,55 @@ fn literal(address: &str) -> String {
     }
 }
 
-/// A web server of strangers: what each of its names answers for the well-known file.
+/// Web servers of strangers: what each of their names answers for the well-known file.
 struct Web {
-    http: Neighbour,
+    certificate: Arc<rustls::ServerConfig>,
+    machines: Mutex<Vec<Neighbour>>,
     files: Arc<Mutex<HashMap<String, Reply>>>,
 }
 
 impl Web {
-    fn start() -> Self {
-        let files: Arc<Mutex<HashMap<String, Reply>>> = Arc::default();
-        let served = files.clone();
-        let certificate = Ca::trusted().server(&["*.web.example.org".into()]);
-        let http = Neighbour::start(SocketAddr::new(WEB.into(), 443), Some(certificate), move |request| {
+    /// Names on one machine: fewer than the connections that an address gets at once.
+    const NAMES: usize = 6;
+
+    fn new() -> Self {
+        Self {
+            certificate: Ca::trusted().server(&["*.web.example.org".into()]),
+            machines: Mutex::default(),
+            files: Arc::default(),
+        }
+    }
+
+    /// One more, at a public address.
+    fn machine(&self, number: usize) -> Neighbour {
+        let served = self.files.clone();
+        let at = v4(8, 8, u8::try_from(number).expect("few machines"), 8);
+        Neighbour::start(SocketAddr::new(at, 443), Some(self.certificate.clone()), move |request| {
             assert_eq!(request.path, WELL_KNOWN);
             let host = request.header("host").unwrap_or_default();
             let file = served.lock().unwrap().get(host).cloned();
             file.unwrap_or_else(|| Reply::text(404, "text/plain", "no"))
-        });
-        Self { http, files }
+        })
     }
 
     /// A server name whose file is this.
     fn serves(&self, dns: &Dns, file: Reply) -> String {
         let name = format!("n{}.web.example.org", unique());
-        dns.address(&name, &[WEB.into()]);
-        self.files.lock().unwrap().insert(name.clone(), file);
+        let mut files = self.files.lock().unwrap();
+        let mut machines = self.machines.lock().unwrap();
+        if files.len().is_multiple_of(Self::NAMES) {
+            let next = self.machine(machines.len());
+            machines.push(next);
+        }
+        let machine = machines.last().expect("just started");
+        dns.address(&name, &[machine.address().ip()]);
+        files.insert(name.clone(), file);
         name
+    }
+
+    fn connections(&self) -> usize {
+        let machines = self.machines.lock().unwrap();
+        machines.iter().map(|machine| machine.connections().len()).sum()
     }
 
     fn delegates(&self, dns: &Dns, target: &str) -> String {
@@ -286,27 +316,42 @@ fn ways(dns: &Dns, web: &Web, address: &str) -> Vec<(String, u64)> {
 #[test]
 fn no_packet_goes_to_a_refused_address_whatever_leads_there() {
     in_own_network(|| {
-        let mut stage = Stage::new(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
-        let web = Web::start();
-        let mut tried = 0;
-        for address in PRIVATE.iter().chain(&NEVER) {
-            for (server, elsewhere) in ways(&stage.dns, &web, address) {
-                stage.refuses(&server, elsewhere);
-                tried += 1;
-            }
-        }
+        let stage = Stage::new(|setup| setup.env("LIVEKIT_LOG_LEVEL", "info"));
+        let web = Web::new();
         let addresses = PRIVATE.len() + NEVER.len();
-        assert_eq!(web.http.connections().len(), 9 * addresses);
-        eprintln!("{tried} ways to {addresses} addresses, none of them dialled");
+        let all = PRIVATE.iter().chain(&NEVER);
+        let all: Vec<_> = all.flat_map(|address| ways(&stage.dns, &web, address)).collect();
+        // A few at a time, on connections that stand. Whichever of them it was that dialled somebody, the sum is wrong then.
+        let mut clients: Vec<_> = (0..4)
+            .map(|_| Connection::open(stage.service.address()).expect("a connection"))
+            .collect();
+        // The service looks after its SFU meanwhile.
+        let begun = || connections_begun() - stage.sfu.http.connections().len() as u64;
+        let before = begun();
+        std::thread::scope(|scope| {
+            let share = all.len().div_ceil(clients.len());
+            for (client, ways) in clients.iter_mut().zip(all.chunks(share)) {
+                let stage = &stage;
+                scope.spawn(move || {
+                    for (server, _) in ways {
+                        stage.assert_refused(server, &ask_on(&stage.service, client, server, &secrets::token()));
+                    }
+                });
+            }
+        });
+        let elsewhere: u64 = all.iter().map(|(_, elsewhere)| elsewhere).sum();
+        assert_eq!(begun() - before, elsewhere, "somebody was dialled");
+        assert_eq!(web.connections(), 9 * addresses);
+        eprintln!("{} ways to {addresses} addresses, none of them dialled", all.len());
         // The count is worth something: what is public is dialled, by the same ways.
         let before = connections_begun();
-        let servers: Vec<_> = PUBLIC.iter().flat_map(|address| ways(&stage.dns, &web, address)).collect();
-        let calls: Vec<_> = servers
-            .iter()
-            .map(|(server, _)| Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), server, &secrets::token())))
+        // One at a time of each address, which is paced: whoever waits for too long is told that we are busy.
+        let ways = PUBLIC.map(|address| ways(&stage.dns, &web, address));
+        let calls: Vec<_> = (0..ways[0].len())
+            .flat_map(|way| ways.iter().map(move |ways| &ways[way].0))
+            .map(|server| Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), server, &secrets::token())))
             .collect();
-        // A few at a time: the address of the web server is paced, and whoever waits for too long is told that we are busy.
-        let answers = stage.service.flood(&calls, 4);
+        let answers = stage.service.flood(&calls, PUBLIC.len());
         assert!(answers.iter().all(|a| without_id(a) == stage.unreachable));
         let begun = connections_begun() - before;
         eprintln!(
@@ -328,7 +373,7 @@ fn no_packet_goes_to_a_refused_address_whatever_leads_there() {
 fn nobody_on_this_machine_hears_a_stranger() {
     in_own_network(|| {
         let mut stage = Stage::new(|setup| setup);
-        let web = Web::start();
+        let web = Web::new();
         let ears: Vec<_> = [
             "0.0.0.0:8448",
             "[::1]:8448",
@@ -436,7 +481,7 @@ fn private_networks_are_for_those_whom_the_operator_named() {
             stage.refuses(other, 0);
         }
         // Nor does the way there open by delegation: it is the stranger's name that counts.
-        let web = Web::start();
+        let web = Web::new();
         let delegating = web.delegates(&stage.dns, "listed.example.org");
         stage.refuses(&delegating, 1);
         assert_eq!(listed.http.connections().len(), begun);
@@ -599,11 +644,13 @@ fn a_refusal_is_told_once_and_a_flood_of_them_is_not_told() {
                 )
             })
             .collect();
+        let began = std::time::Instant::now();
         let answers = stage.service.flood(&calls, 50);
         assert!(answers.iter().all(|a| a.status == 401));
+        let seconds = began.elapsed().as_secs();
         let log = stage.service.log();
         let lines = log[mark..].lines().filter(|l| l.contains("WARN")).count();
-        eprintln!("2,000 refused names: {lines} warnings");
-        assert!(lines <= 20, "{lines} warnings");
+        eprintln!("2,000 refused names in {seconds} s: {lines} warnings");
+        assert!(lines as u64 <= 20 + seconds, "{lines} warnings in {seconds} s");
     });
 }

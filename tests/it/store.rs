@@ -473,6 +473,7 @@ fn records_of_the_go_service_are_read_and_written_back_without_loss() {
 }
 
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn a_hash_that_is_not_ours_does_not_fill_the_memory() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let large = "x".repeat(1024 * 1024);

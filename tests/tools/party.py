@@ -6,6 +6,7 @@
 Orders on standard input, each answered by {"id", "ok"} or {"id", "error"}; an order does not wait for the one before:
     {"id", "do": "join", "name", "url", "token"}    {identity, sid} once the client is in the room
     {"id", "do": "leave", "name"}                   with a proper goodbye
+    {"id", "do": "listen"}                          answered once orders are heard
 What happens to a client comes as {"name", "event", "at", ...}. With the end of its input it ends, without goodbyes.
 """
 
@@ -38,7 +39,7 @@ async def main():
 
 async def obey(order):
     try:
-        done = await {"join": join, "leave": leave}[order["do"]](order)
+        done = await {"join": join, "leave": leave, "listen": listen}[order["do"]](order)
         say({"id": order["id"], "ok": done})
     except (rtc.ConnectError, asyncio.TimeoutError, KeyError) as error:
         why = TOKEN.sub("<token>", " ".join(repr(error).split()))
@@ -61,6 +62,10 @@ async def join(order):
 
 async def leave(order):
     await rooms.pop(order["name"]).disconnect()
+
+
+async def listen(_):
+    pass
 
 
 def say(what):

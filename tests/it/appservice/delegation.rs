@@ -411,8 +411,10 @@ fn who_was_removed_from_the_call_has_no_leave_left_to_send() {
     wait_until("the removal", SOON, || !stage.sfu.has(&session.room, &session.identity));
     let left = webhook::left(&session, "PARTICIPANT_REMOVED");
     assert_eq!(webhook::tell(&stage.service, &stage.sfu, &left).status, 200);
-    stage.service.wait_log(&["delegated leave is over", "Kicked"]);
-    let (removed, before) = (Instant::now(), calls());
+    // What was under way when that was told may still arrive.
+    let removed = Instant::now();
+    wait_until("half a second to pass", SOON, || removed.elapsed() > Duration::from_millis(500));
+    let before = calls();
     wait_until("four seconds to pass", SOON, || removed.elapsed() > Duration::from_secs(4));
     eprintln!("removed: {:?} calls before, {:?} after four seconds", before, calls());
     assert_eq!(calls(), before, "a call about an event of somebody who was removed");

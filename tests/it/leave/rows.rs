@@ -79,6 +79,7 @@ fn a14_600_homeservers_that_hold_their_calls_report_none_of_20_honest_people_gon
 }
 
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn a14_200_000_who_never_came_refuse_no_listed_homeserver() {
     let mut core = Core::new(Settings::default(), 1, Time::START);
     let mut delegate = |user: &str, homeserver: &str, listed: bool, now: Time| {
@@ -543,6 +544,7 @@ fn b17_whose_identity_looks_like_another_ones_ends_nothing_of_theirs() {
 }
 
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn b18_100_000_are_restarted_within_10_s_of_sigterm() {
     let mut world = world();
     world.has_store = false;

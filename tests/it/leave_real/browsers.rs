@@ -7,27 +7,47 @@ use super::clock::{now_ms, sleep_s, sleep_until};
 use super::stage::Stage;
 use super::steered::Browser;
 use super::takes::{self, Void};
-use crate::support::process::say;
+use crate::support::process::{real_neighbours, say};
 
 const DELAY: u64 = 15;
 
-pub(super) fn full_reconnect_is_no_leave() {
+#[test]
+fn full_reconnect_is_no_leave() {
+    if !real_neighbours() {
+        return;
+    }
     comes_back("full-reconnect");
 }
 
-pub(super) fn resume_reconnect_is_no_leave() {
+#[test]
+fn resume_reconnect_is_no_leave() {
+    if !real_neighbours() {
+        return;
+    }
     comes_back("resume-reconnect");
 }
 
-pub(super) fn signal_reconnect_is_no_leave() {
+#[test]
+fn signal_reconnect_is_no_leave() {
+    if !real_neighbours() {
+        return;
+    }
     comes_back("signal-reconnect");
 }
 
-pub(super) fn migration_is_no_leave() {
+#[test]
+fn migration_is_no_leave() {
+    if !real_neighbours() {
+        return;
+    }
     comes_back("migration");
 }
 
-pub(super) fn node_failure_is_no_leave() {
+#[test]
+fn node_failure_is_no_leave() {
+    if !real_neighbours() {
+        return;
+    }
     comes_back("node-failure");
 }
 
@@ -68,7 +88,11 @@ fn comes_back(scenario: &str) {
 }
 
 /// The SFU ends the session, and livekit-client stays away.
-pub(super) fn server_leave_is_a_leave() {
+#[test]
+fn server_leave_is_a_leave() {
+    if !real_neighbours() {
+        return;
+    }
     let stage = Stage::shared();
     let caller = stage.caller("serverleave");
     let tab = Browser::shared().open();
@@ -89,7 +113,11 @@ pub(super) fn server_leave_is_a_leave() {
     tab.close();
 }
 
-pub(super) fn a_tab_is_closed() {
+#[test]
+fn a_tab_is_closed() {
+    if !real_neighbours() {
+        return;
+    }
     let stage = Stage::shared();
     let caller = stage.caller("tabclosed");
     let tab = Browser::shared().open();
@@ -103,7 +131,11 @@ pub(super) fn a_tab_is_closed() {
 }
 
 /// kill -9 of the whole browser.
-pub(super) fn a_browser_that_is_killed() {
+#[test]
+fn a_browser_that_is_killed() {
+    if !real_neighbours() {
+        return;
+    }
     let stage = Stage::shared();
     let caller = stage.caller("browserkilled");
     let browser = Browser::start();
@@ -117,7 +149,11 @@ pub(super) fn a_browser_that_is_killed() {
 
 /// A page that is reloaded says goodbye, and is back at once with another delayed event: the old one is cancelled, and
 /// the new session is never shown as gone.
-pub(super) fn a_page_is_reloaded() {
+#[test]
+fn a_page_is_reloaded() {
+    if !real_neighbours() {
+        return;
+    }
     takes::play(|| page_is_reloaded(DELAY));
 }
 

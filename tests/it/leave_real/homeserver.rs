@@ -3,17 +3,20 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::calm;
 use super::clients::joins_and_is_watched;
 use super::clock::{now_ms, sleep_s, sleep_until};
 use super::stage::{Caller, Delayed, Plan, Stage};
 use super::steered::Party;
-use crate::support::process::say;
+use crate::support::process::{real_neighbours, say};
 use crate::support::synapse::Synapse;
 
 /// One restart a second for the service's address, after a burst of five; twelve participants with a delay of 18 s want
 /// 1.3 at half of it. Then eight leave in one second, and later the others.
-pub(super) fn twelve_stay_two_minutes_under_default_limits_and_leave() {
+#[test]
+fn twelve_stay_two_minutes_under_default_limits_and_leave() {
+    if !real_neighbours() {
+        return;
+    }
     static LIMITED: OnceLock<Synapse> = OnceLock::new();
     let plan = Plan {
         synapse: LIMITED.get_or_init(Synapse::start_limited),
@@ -28,8 +31,6 @@ pub(super) fn twelve_stay_two_minutes_under_default_limits_and_leave() {
             (caller, delayed)
         })
         .collect();
-    calm::begin();
-    calm::leave();
     let all_in = now_ms();
     while now_ms() < all_in + 120_000 {
         sleep_s(5.0);
@@ -58,7 +59,11 @@ pub(super) fn twelve_stay_two_minutes_under_default_limits_and_leave() {
 }
 
 /// Five seconds on the way to Synapse, each time, and an event that runs for eight.
-pub(super) fn a_slow_homeserver_reports_nobody_gone() {
+#[test]
+fn a_slow_homeserver_reports_nobody_gone() {
+    if !real_neighbours() {
+        return;
+    }
     let stage = Arc::new(Stage::new(Plan {
         slow: Duration::from_secs(5),
         ..Plan::default()
@@ -108,7 +113,11 @@ fn longest_gap(stage: &Stage, delayed: &Delayed) -> u64 {
 }
 
 /// A client that cancels its event itself ends the job: the homeserver is asked once more (L6), then nothing is restarted or sent.
-pub(super) fn a_cancelled_event_ends_the_job() {
+#[test]
+fn a_cancelled_event_ends_the_job() {
+    if !real_neighbours() {
+        return;
+    }
     let stage = Stage::shared();
     let (caller, party) = (stage.caller("cancelled"), Party::start());
     let delayed = caller.schedule(15);
@@ -132,7 +141,11 @@ pub(super) fn a_cancelled_event_ends_the_job() {
 }
 
 /// An id that Synapse never gave.
-pub(super) fn an_unknown_event_ends_the_job() {
+#[test]
+fn an_unknown_event_ends_the_job() {
+    if !real_neighbours() {
+        return;
+    }
     let stage = Stage::shared();
     let (caller, party) = (stage.caller("unknown"), Party::start());
     let delayed = Delayed {

@@ -8,6 +8,7 @@
 //! * *excused*: the homeserver's own timer ended the event of somebody who was there while nobody could restart it: 18 s, and a service
 //!   that stands still for 30 s. No leave was sent, and the last restart that was granted was a whole delay ago.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
@@ -20,13 +21,12 @@ use std::time::Duration;
 
 use rand::random_range;
 
-use super::PANIC;
 use super::clock::{lateness_since, now_ms, sleep_s, sleep_until};
 use super::stage::{Caller, Delayed, Plan, Stage};
 use super::steered::{Browser, Party, Tab};
 use super::takes::Void;
 use crate::support::lateness;
-use crate::support::process::{directory, say};
+use crate::support::process::{directory, real_neighbours, say};
 use crate::support::redis::RedisServer;
 use crate::support::synapse::Synapse;
 
@@ -181,7 +181,11 @@ struct Seen {
 }
 
 /// All rounds whose lines are not in the file of results yet; without such a file, one round.
-pub(super) fn a_round_of_the_long_run() {
+#[test]
+fn a_round_of_the_long_run() {
+    if !real_neighbours() {
+        return;
+    }
     let Some(file) = std::env::var_os("LK_TESTS_LONG") else {
         let round = Round {
             trouble: Trouble::ServiceKilled(Kept::InAFile),
@@ -192,7 +196,26 @@ pub(super) fn a_round_of_the_long_run() {
         assert!(seen.falsely.is_empty() && seen.lost.is_empty(), "{}", seen.text());
         return;
     };
+    note_panics();
+    lateness::measure();
     all_of_them(Path::new(&file));
+}
+
+thread_local! {
+    /// Message and place of this thread's first panic.
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+fn note_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        PANIC.with_borrow_mut(|noted| {
+            if noted.is_empty() {
+                *noted = info.to_string();
+            }
+        });
+        usual(info);
+    }));
 }
 
 fn all_of_them(file: &Path) {

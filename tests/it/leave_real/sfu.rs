@@ -6,28 +6,39 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::calm;
 use super::clients::{joins_and_is_watched, leaves_within_two_seconds};
 use super::clock::{now_ms, sleep_until};
 use super::stage::{Plan, Stage};
 use super::steered::Browser;
 use super::takes::{self, Void, stands_again, wait_back};
-use crate::support::process::{answers, say};
+use crate::support::process::{answers, real_neighbours, say};
 
 const DELAY: u64 = 20;
 /// From the SFU's first answer until a room stands again. What the service may take of it, 100 ms, is shown where time is
 /// an input (`leave/rules.rs`), and usually it takes 10; the rest is for processes that wait for each other on a busy machine.
 const AT_ONCE: u64 = 300;
 
-pub(super) fn an_sfu_that_is_back_after_1_s() {
+#[test]
+fn an_sfu_that_is_back_after_1_s() {
+    if !real_neighbours() {
+        return;
+    }
     takes::play(|| is_back_after(1, DELAY));
 }
 
-pub(super) fn an_sfu_that_is_back_after_3_s() {
+#[test]
+fn an_sfu_that_is_back_after_3_s() {
+    if !real_neighbours() {
+        return;
+    }
     takes::play(|| is_back_after(3, DELAY));
 }
 
-pub(super) fn an_sfu_that_is_back_after_20_s() {
+#[test]
+fn an_sfu_that_is_back_after_20_s() {
+    if !real_neighbours() {
+        return;
+    }
     takes::play(|| is_back_after(20, DELAY));
 }
 
@@ -43,7 +54,6 @@ pub(super) fn is_back_after(seconds: u64, delay: u64) -> Result<(), Void> {
             (caller, tab, delayed, sid)
         })
         .collect();
-    calm::begin();
     let killed = now_ms();
     stage.livekit.kill();
     sleep_until(killed + seconds * 1000);
@@ -70,7 +80,6 @@ pub(super) fn is_back_after(seconds: u64, delay: u64) -> Result<(), Void> {
         ));
         assert_ne!(tab.wait_connected(), *before);
     }
-    calm::leave();
     sleep_until(now_ms().max(first_answer + (delay.min(DELAY) + 5) * 1000));
     for (caller, tab, delayed, _) in &callers {
         tab.wait_connected();

@@ -16,7 +16,7 @@ use crate::support::neighbour::{Neighbour, Reply, Request};
 use crate::support::process::say;
 use crate::support::service::{Service, Setup, free_address};
 use crate::support::synapse::{Synapse, User};
-use crate::support::{Shared, unique, unique_loopback};
+use crate::support::{Shared, lateness, unique, unique_loopback};
 
 const MEMBER: &str = "org.matrix.msc3401.call.member";
 const UNSTABLE: &str = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events";
@@ -69,6 +69,7 @@ impl Stage {
     }
 
     pub(super) fn new(plan: Plan) -> Self {
+        lateness::measure();
         let synapse = plan.synapse;
         let (calls, notices) = (Calls::before(synapse, plan.slow), Notices::start());
         let address = free_address();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -248,8 +248,13 @@ impl Tab {
 pub(super) struct Party(Steered);
 
 impl Party {
+    /// It listens: no delay of a scene runs while an interpreter starts. One at a time, or all of them would be slow.
     pub(super) fn start() -> Self {
-        Self(Steered::start("party", &process::script("party.py")))
+        static STARTS: Mutex<()> = Mutex::new(());
+        let _turn = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let party = Self(Steered::start("party", &process::script("party.py")));
+        party.0.order(json!({"do": "listen"}));
+        party
     }
 
     /// With what the service answered. The `sid`.

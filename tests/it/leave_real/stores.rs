@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::calm;
 use super::clients::{joins_and_is_watched, leaves_within_two_seconds};
 use super::clock::{lateness_since, now_ms, sleep_s, sleep_until};
 use super::stage::{Caller, Delayed, Plan, Stage};
 use super::steered::{Browser, Party};
 use super::takes::{self, Void, stands_again, wait_back};
-use crate::support::process::{directory, say};
+use crate::support::process::{directory, real_neighbours, say};
 use crate::support::redis::RedisServer;
 use crate::support::wait_until;
 
@@ -35,7 +34,11 @@ fn jobs(redis: &RedisServer) -> usize {
 }
 
 /// A browser and a Python client come back, another client does not.
-pub(super) fn service_and_sfu_killed_together_with_redis() {
+#[test]
+fn service_and_sfu_killed_together_with_redis() {
+    if !real_neighbours() {
+        return;
+    }
     takes::play(service_and_sfu_are_killed_together);
 }
 
@@ -52,7 +55,6 @@ fn service_and_sfu_are_killed_together() -> Result<(), Void> {
     joins_and_is_watched(&in_python, &of_python, |answer| party.join("python", answer));
     let of_killed = killed.schedule(DELAY);
     joins_and_is_watched(&killed, &of_killed, |answer| lost.join("killed", answer));
-    calm::begin();
     assert_eq!(jobs(&redis), 3);
     // Not together with the others.
     sleep_s(6.0);
@@ -72,7 +74,6 @@ fn service_and_sfu_are_killed_together() -> Result<(), Void> {
         tab.close();
         return Err(void);
     }
-    calm::leave();
     in_python.wait_notice("participant_joined", back - 1000, Duration::from_secs(45));
     say(&format!(
         "service and SFU killed together: both clients were back {:.1} s after them",
@@ -101,13 +102,21 @@ fn says_goodbye(caller: &Caller, delayed: &Delayed, leave: impl FnOnce()) {
     leaves_within_two_seconds(caller, delayed, &notice);
 }
 
-pub(super) fn the_service_is_killed_between_the_steps_with_redis() {
+#[test]
+fn the_service_is_killed_between_the_steps_with_redis() {
+    if !real_neighbours() {
+        return;
+    }
     let redis = redis();
     killed_between_the_steps("redis", with(&redis));
     wait_until("Redis to be empty", Duration::from_secs(5), || jobs(&redis) == 0);
 }
 
-pub(super) fn the_service_is_killed_between_the_steps_with_a_file() {
+#[test]
+fn the_service_is_killed_between_the_steps_with_a_file() {
+    if !real_neighbours() {
+        return;
+    }
     let file = directory("state").join("jobs");
     killed_between_the_steps("file", Plan::default().env("LIVEKIT_STATE_PATH", &file.to_string_lossy()));
 }
@@ -167,7 +176,11 @@ fn killed_between_the_steps(store: &str, plan: Plan) {
 }
 
 /// SIGSTOP: its connections stay open, and nothing is answered.
-pub(super) fn redis_stopped_for_30_s() {
+#[test]
+fn redis_stopped_for_30_s() {
+    if !real_neighbours() {
+        return;
+    }
     const DELAY: u64 = 15;
     let redis = redis();
     let stage = Arc::new(Stage::new(with(&redis)));

@@ -7,10 +7,14 @@ use super::clients::{joins_and_is_watched, leaves_within_two_seconds};
 use super::clock::{now_ms, sleep_s, sleep_until};
 use super::stage::{Plan, Stage};
 use super::steered::Party;
-use crate::support::process::{directory, say};
+use crate::support::process::{directory, real_neighbours, say};
 
 /// With the default of polling, and with polling switched off: the leave all the same, within 40 s.
-pub(super) fn nobody_wired_the_webhooks() {
+#[test]
+fn nobody_wired_the_webhooks() {
+    if !real_neighbours() {
+        return;
+    }
     let settings = [("default", None), ("0", Some("0"))];
     let party = Party::start();
     let all: Vec<_> = settings
@@ -53,14 +57,22 @@ pub(super) fn nobody_wired_the_webhooks() {
 }
 
 /// Killed; the jobs are in a file. One leaves and one joins while nobody takes webhooks, one stays.
-pub(super) fn webhooks_while_the_service_was_down() {
+#[test]
+fn webhooks_while_the_service_was_down() {
+    if !real_neighbours() {
+        return;
+    }
     let file = directory("state").join("jobs");
     let plan = Plan::default().env("LIVEKIT_STATE_PATH", &file.to_string_lossy());
     nothing_is_lost("down", plan, Stage::kill_service, Stage::start_service);
 }
 
 /// Stopped: it is there, and does not answer.
-pub(super) fn webhooks_while_the_service_was_stopped() {
+#[test]
+fn webhooks_while_the_service_was_stopped() {
+    if !real_neighbours() {
+        return;
+    }
     nothing_is_lost(
         "stopped",
         Plan::default(),

@@ -24,11 +24,23 @@ fn quiet(setup: Setup) -> Setup {
     setup.env("LIVEKIT_LOG_LEVEL", "info")
 }
 
+/// What a file holds, of a service that has ended.
+fn records(state: &str) -> Vec<JobRecord<'static>> {
+    runtime().block_on(async {
+        let (_jobs, mut stored) = Jobs::start(Store::file(Path::new(state)).await.expect("the file"));
+        let mut records = Vec::new();
+        while let Some(Stored::Record(job) | Stored::Newer(job)) = stored.next().await {
+            records.push(*job);
+        }
+        records
+    })
+}
+
 /// All resumes fail at once and everybody is back before the webhooks arrive; the SFU needs 100 ms for an answer, and tells of the
 /// new sessions four seconds late. Two to a room, so that no list asks for all of them.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn a_mass_reconnect_reports_nobody() {
-    let _alone = crate::support::alone();
     let scene = Scene::with(quiet);
     let guests = guests(&scene, 1_500, 2, seconds(120));
     let sessions = join(&scene, &guests);
@@ -48,8 +60,8 @@ fn a_mass_reconnect_reports_nobody() {
 /// A large call ends, and each send takes a second: those who stay in another room keep their events. 700 of the field's 3,000, and
 /// eight seconds of delay in place of fifteen: the sends need about fifteen seconds, as many places as they get.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn the_leaves_of_a_large_call_cost_nobody_in_another_room() {
-    let _alone = crate::support::alone();
     let delay = seconds(8);
     let scene = Scene::with(quiet);
     let timers = Timers::default();
@@ -84,8 +96,8 @@ fn the_leaves_of_a_large_call_cost_nobody_in_another_room() {
 /// SIGTERM: each connected job is restarted once more within the ten seconds, and its record is written. 2,000 of the field's
 /// 100,000.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn at_the_end_every_job_of_many_is_restarted_once_more() {
-    let _alone = crate::support::alone();
     let directory = directory("crowd");
     let state = directory.join("state").to_string_lossy().into_owned();
     let scene = Scene::with(|setup| quiet(setup).env("LIVEKIT_STATE_PATH", &state));
@@ -103,14 +115,7 @@ fn at_the_end_every_job_of_many_is_restarted_once_more() {
     assert_eq!(status.code(), Some(0));
     assert_eq!(again, guests.len());
     assert!(took < seconds(10) + lateness::since(at), "{took:?}");
-    let written = runtime().block_on(async {
-        let (_jobs, mut stored) = Jobs::start(Store::file(Path::new(&state)).await.expect("the file"));
-        let mut written = 0;
-        while let Some(Stored::Record(job) | Stored::Newer(job)) = stored.next().await {
-            written += usize::from(job.restarted_at_ms >= stopped_at_ms);
-        }
-        written
-    });
+    let written = records(&state).iter().filter(|job| job.restarted_at_ms >= stopped_at_ms).count();
     assert_eq!(written, guests.len(), "records that tell of the last restart");
 }
 
@@ -162,6 +167,7 @@ fn somebody_who_delegates_ten_a_second_costs_nobody_else_the_event() {
 /// People who never come are asked about with pauses that grow, while webhooks work. 500 of the field's 10,000: in the first
 /// seconds each is asked about a few times; what is shown is that it gets less.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn people_who_never_come_are_asked_about_less_and_less() {
     let scene = Scene::with(|setup| quiet(setup).env("LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "1"));
     // One webhook, so that they are known to work.
@@ -190,8 +196,8 @@ fn people_who_never_come_are_asked_about_less_and_less() {
 /// Many made-up homeserver names of one machine, whose calls are held for 9.9 s of their delays of ten: they keep nobody's call from
 /// being made, neither before a restart of the service nor after it. 60 of the field's 600 names, with twenty events each.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn made_up_homeservers_that_hold_their_calls_cost_nobody_the_event() {
-    let _alone = crate::support::alone();
     let delay = seconds(10);
     let directory = directory("strangers");
     let state = directory.join("state").to_string_lossy().into_owned();
@@ -258,9 +264,9 @@ fn made_up_homeservers_that_hold_their_calls_cost_nobody_the_event() {
 /// As many events of people who never came as are kept, of one homeserver: a listed homeserver's user is taken all the same, and one
 /// of the others gives way.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn those_who_never_came_refuse_nobody() {
     const KEPT: usize = 20_000;
-    let _alone = crate::support::alone();
     let directory = directory("never");
     let state = directory.join("state");
     let restarted_at_ms = webhook::now_ms();
@@ -289,5 +295,9 @@ fn those_who_never_came_refuse_nobody() {
     let newcomers = guests(&scene, 5, 5, seconds(60));
     join(&scene, &newcomers);
     eprintln!("{KEPT} who never came: 5 of 5 newcomers taken within {:.1?}", before.elapsed());
-    scene.service.wait_log(&["delegated leave is over", "Evicted"]);
+    scene.service.signal("TERM");
+    scene.service.wait_exit(seconds(30));
+    let left = records(&state.to_string_lossy());
+    let left = left.iter().filter(|job| job.homeserver == "strangers.example.org").count();
+    assert!(left < KEPT, "nobody gave way: {left}");
 }

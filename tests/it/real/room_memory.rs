@@ -174,8 +174,8 @@ impl Scene {
                 if self.over() {
                     break;
                 }
-                let (token, from_memory) = self.ask(&mut visit);
                 let asked = Instant::now();
+                let (token, from_memory) = self.ask(&mut visit);
                 match rng.random_range(0..10) {
                     0..3 => self.knock(rng, &visit, &token, from_memory.then_some(asked)),
                     3..6 if inside.is_none() => inside = self.join(crowd, &visit, &token, from_memory.then_some(asked)),
@@ -241,7 +241,8 @@ impl Scene {
         let stay = Duration::from_millis(rng.random_range(0..300));
         let knocked = Instant::now();
         let status = self.livekit.knock(token["jwt"].as_str().expect("jwt"), stay);
-        if from_memory.is_some_and(|asked| knocked - asked < AT_ONCE) {
+        // Nor is the margin over: a machine that is busy with other tests may have let it lie.
+        if from_memory.is_some_and(|asked| knocked - asked < AT_ONCE && asked.elapsed() < 2 * AT_ONCE + stay) {
             self.tally.knocks.fetch_add(1, Relaxed);
             if status != 101 {
                 self.violation(visit, &format!("a join was answered with {status}"));

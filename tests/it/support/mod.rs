@@ -44,7 +44,7 @@ pub(crate) mod world;
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
@@ -113,12 +113,6 @@ impl<T> Shared<T> {
             made
         })
     }
-}
-
-/// Held by tests that keep the whole machine busy, so that no two of them do at a time.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// True where left-out tests are failures (`tests/run`, CI).

@@ -19,7 +19,9 @@ pub(crate) const START: Duration = Duration::from_secs(90);
 pub(crate) fn real_neighbours() -> bool {
     static SAID: Once = Once::new();
     if !nothing_may_be_left_out() {
-        SAID.call_once(|| say("left out: the tests against real neighbours (Synapse, livekit-server, proxies); ./tests/run runs them"));
+        SAID.call_once(|| {
+            say("left out: the tests against real neighbours (Synapse, livekit-server, Redis, proxies); ./tests/run runs them");
+        });
         return false;
     }
     true

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::{nothing_may_be_left_out, unique, unique_loopback, wait_until};
+use super::process::{program, real_neighbours};
+use super::{unique, unique_loopback, wait_until};
 
 /// Longest wait for an answer in a test.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -21,18 +22,11 @@ pub(crate) struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts one with these options of redis-server; `None` where it may be left out, which is said.
+    /// Starts one with these options of redis-server; `None` where real neighbours are left out, which is said.
     pub(crate) fn start(options: &[&str]) -> Option<Self> {
-        let there = Command::new("redis-server")
-            .arg("--version")
-            .output()
-            .is_ok_and(|o| o.status.success());
-        if !nothing_may_be_left_out() {
-            let test = std::thread::current().name().unwrap_or_default().to_owned();
-            eprintln!("left out: {test}, which needs a real redis-server (./tests/run)");
+        if !real_neighbours() {
             return None;
         }
-        assert!(there, "redis-server cannot be run; on Debian: apt-get install redis-server");
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("redis-{}-{}", std::process::id(), unique()));
         std::fs::create_dir_all(&directory).expect("a directory");
         let mut server = Self {
@@ -54,7 +48,7 @@ impl RedisServer {
 
     pub(crate) fn start_again(&mut self) {
         let mut options = self.options.iter().map(String::as_str);
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(program("redis-server"));
         command
             .args(["--bind", &self.address.to_string(), "--port", "6379", "--protected-mode", "no"])
             .args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
