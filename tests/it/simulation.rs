@@ -28,7 +28,7 @@
 //! * Two departures within four seconds: each of two noes was true.
 //! * An SFU that is restarted while it refuses to list rooms: it is taken to say that they stand (L3).
 //! * A departure from a room whose end nobody told, or that somebody deleted: it seems forgotten, and the grace of a minute is given (L13).
-//! * A goodbye that is not told, where the operator switched the sweeps off: who was one of several in a room is missed when it is empty.
+//! * A goodbye that is not told or not believed, where the operator switched the sweeps off: it is missed when the room is empty.
 //! * Trouble during a departure delays the report by three times its length and the longest pauses; after that it is missing all the same.
 
 mod homeserver;

@@ -361,8 +361,8 @@ impl World {
             .unwrap_or(0);
         let hs = self.story.people[who].homeserver;
         let found = &self.people[who].stays[stay];
-        // Where rooms are not swept, nobody says that one of several went whose webhook was lost; the room does when it is empty.
-        if !self.story.sweeps && found.told.is_none() {
+        // Where rooms are not swept, whoever is not believed to have gone is missed when the room is empty, at last.
+        if !self.story.sweeps {
             return;
         }
         let latency = 3 * self.story.sfu_latency.1 + 3 * self.story.homeserver_latency.1;
@@ -382,7 +382,9 @@ impl World {
             // A failed attempt changes nothing for half a minute: clients try again.
             left + sweep.max(30_000) + 3_000 + 8_000 + latency
         } else if let Some((told, believed)) = found.told.filter(|_| is_placed) {
-            told + if believed { 2_200 } else { 3_000 + 3_000 + 1_500 } + latency
+            let told = told + if believed { 2_200 } else { 3_000 + 3_000 + 1_500 };
+            // Found missing before that was told: the second question comes 3 s after the first (L3).
+            told.max(left + 4_500) + latency
         } else {
             left + sweep.max(3_000) + 8_000 + 3_000 + latency
         };
