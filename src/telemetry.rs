@@ -132,7 +132,7 @@ pub fn before_idle() {
     if HELD.load(Relaxed) {
         HELD.store(false, Relaxed);
         if let Some(writer) = writer() {
-            writer.wake();
+            writer.wake_sleeper();
         }
     }
 }

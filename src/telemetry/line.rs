@@ -194,7 +194,8 @@ impl<'a> Line<'a> {
                 break;
             }
         }
-        self.text.extend(digits[at..].iter().map(|digit| char::from(*digit)));
+        // Digits are text.
+        self.text.push_str(str::from_utf8(&digits[at..]).unwrap_or_default());
     }
 
     /// Yes or no.
@@ -377,5 +378,5 @@ pub(super) fn push_time(into: &mut String) {
         *digit = b'0' + u8::try_from(micros % 10).unwrap_or(0);
         micros /= 10;
     }
-    into.extend(digits.map(char::from));
+    into.push_str(str::from_utf8(&digits).unwrap_or_default());
 }

@@ -3,7 +3,9 @@
 //! Written here rather than taken from `tracing-appender`: its queue is bounded in lines of any length, its counter of dropped
 //! lines is told to nobody, and it brings `time` and `crossbeam-channel`.
 
+use std::ffi::CStr;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -25,6 +27,10 @@ const GROWTH: usize = 256 * 1024;
 const AT_ONCE: usize = 4096;
 /// Lines that came quietly wait for company, up to so many bytes.
 const COMPANY: usize = 16 * 1024;
+/// How long the thread waits for company after it has written.
+const LINGER: Duration = Duration::from_millis(3);
+const IDLE_NAME: &CStr = c"log";
+const BUSY_NAME: &CStr = c"log-busy";
 /// Bytes of memory that an idle queue keeps.
 const IDLE: usize = 16 * 1024;
 /// Before another try where stderr takes nothing and does not block.
@@ -41,6 +47,8 @@ struct Shared {
     filled: Condvar,
     /// Signal that everything is written.
     emptied: Condvar,
+    /// The thread sleeps until it is woken. Written under the lock of the queue.
+    asleep: AtomicBool,
 }
 
 #[derive(Default)]
@@ -74,7 +82,7 @@ impl LogWriter {
         self.wake();
     }
 
-    /// Queues a line without waking the thread, unless many lines wait. True where [`Self::wake`] has to be called soon.
+    /// Queues a line without waking the thread, unless many lines wait. True where [`Self::wake_sleeper`] has to be called soon.
     pub(super) fn push_quietly(&self, line: &[u8], format: LogFormat) -> bool {
         let is_many = self.put(line, format) > COMPANY;
         if is_many {
@@ -84,8 +92,15 @@ impl LogWriter {
     }
 
     /// Wakes the thread.
-    pub(super) fn wake(&self) {
+    fn wake(&self) {
         self.0.filled.notify_one();
+    }
+
+    /// Wakes the thread, unless it looks by itself soon.
+    pub(super) fn wake_sleeper(&self) {
+        if self.0.asleep.load(Relaxed) {
+            self.wake();
+        }
     }
 
     /// The bytes that wait now.
@@ -133,8 +148,19 @@ impl Shared {
             queue.under_way = 0;
             if queue.waiting.is_empty() {
                 self.emptied.notify_all();
+            }
+            if queue.waiting.len() < COMPANY {
+                // What comes in the next moment is written together, and nobody has to wake anybody for it.
+                let lingered = self.filled.wait_timeout(queue, LINGER);
+                queue = lingered.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            if queue.waiting.is_empty() {
+                call_thread(IDLE_NAME);
+                self.asleep.store(true, Relaxed);
                 let filled = self.filled.wait_while(queue, |queue| queue.waiting.is_empty());
                 queue = filled.unwrap_or_else(PoisonError::into_inner);
+                self.asleep.store(false, Relaxed);
+                call_thread(BUSY_NAME);
             }
             batch.clear();
             if batch.capacity() > IDLE {
@@ -152,6 +178,12 @@ impl Shared {
             }
         }
     }
+}
+
+/// The thread's name tells whether anything may be left to be written.
+fn call_thread(name: &CStr) {
+    // A name is of no use but to be seen.
+    let _ = rustix::thread::set_name(name);
 }
 
 /// The length of the lines that are written at once: one at least.

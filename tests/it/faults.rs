@@ -222,16 +222,14 @@ fn faults_that_end_the_start() {
 fn faults_of_the_list() {
     let home = Homeserver::start();
     let (host, port) = home.name.split_once(':').expect("a port");
-    let typo = format!("{host}:{}", port.chars().rev().collect::<String>());
+    let (rest, last) = port.split_at(port.len() - 1);
+    let typo = format!("{host}:{rest}{}", if last == "1" { "2" } else { "1" });
     for (what, listed) in [
         ("a port", format!("{host}:1")),
         ("a typo", typo),
         ("a delegated host", format!("matrix.{host}")),
     ] {
         let sfu = Sfu::start();
-        if listed == home.name {
-            continue;
-        }
         let service = quick(Setup::new(&sfu)).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &listed).start();
         let answer = service.post("/sfu/get", &bodies::sfu_get_of(&home, "alice", &unique_room()));
         assert_eq!(answer.status, 200, "{}", answer.text());

@@ -294,7 +294,7 @@ impl Service {
             .flatten();
         tasks
             .filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok())
-            .any(|stat| stat.contains("(log)") && !stat.contains("(log) S"))
+            .any(|stat| stat.contains("(log-busy)") || (stat.contains("(log)") && !stat.contains("(log) S")))
     }
 
     pub(crate) fn stdout(&self) -> String {
