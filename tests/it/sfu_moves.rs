@@ -324,7 +324,8 @@ fn the_watch_goes_through_the_forward_proxy() {
     let watched = proxy
         .requests()
         .into_iter()
-        .filter(|r| r.method == "GET")
+        // Whether rooms come to be by themselves is asked seldom, and by another client.
+        .filter(|r| r.method == "GET" && !r.target.contains("/rtc/validate"))
         .map(|r| r.connection.peer);
     assert_eq!(watched.collect::<HashSet<_>>().len(), 1, "a connection for each question");
     assert_eq!(scene.sfu.http.connections().len(), 0, "somebody went past the proxy");
