@@ -160,6 +160,7 @@ fn a_flood_of_names_leaves_nothing_behind() {
 /// Nobody is dialled through us: three tries per request, and four connections a second to one address for all requests
 /// together after a burst of eight, whatever names lead there.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn an_address_is_dialled_four_times_a_second() {
     with_low_ports(|| {
         let stage = Stage::new(|setup| setup);

@@ -58,6 +58,7 @@ fn greedy() -> Vec<(&'static str, Reply)> {
 
 /// Debug builds are bigger than those that are shipped, so what is asserted is the growth.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn sixty_answers_in_chunks_of_a_byte_cost_their_limit_and_no_more() {
     let hostile = [Homeserver::start(), Homeserver::start()];
     let api = ClientApi::start();
@@ -116,6 +117,7 @@ fn sixty_answers_in_chunks_of_a_byte_cost_their_limit_and_no_more() {
 
 /// Whatever is sent without end is cut off after the limit, for `userinfo` and for both kinds of well-known file.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn answers_without_end_are_refused() {
     with_low_ports(|| {
         let (sfu, dns) = (Sfu::start(), Dns::start());
@@ -149,6 +151,7 @@ fn answers_without_end_are_refused() {
 
 /// The figure that counts (20 ms) is that of a release build; here it is printed.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn interim_answers_without_end_keep_nobody_waiting() {
     let hostile: Vec<_> = (0..16).map(|_| Homeserver::start()).collect();
     for homeserver in &hostile {
@@ -211,6 +214,7 @@ fn ask(server: &str, token: &str) -> Call {
 
 /// SRV targets, redirects and retries are of one budget, for strangers and for those that have verified a token.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn one_request_makes_eight_connections_at_most() {
     with_low_ports(|| {
         for (kind, file) in [
@@ -266,6 +270,7 @@ fn one_request_makes_eight_connections_at_most() {
 
 /// Other ways to many questions: name servers that fail, aliases of aliases, and answers with a thousand records.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn one_request_asks_24_questions_at_most() {
     with_low_ports(|| {
         let (sfu, dns) = (Sfu::start(), Dns::start());
@@ -314,6 +319,7 @@ fn one_request_asks_24_questions_at_most() {
 
 /// Whoever points names at a homeserver costs it a turn and not the queue.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn foreign_names_on_its_address_keep_nobody_from_a_homeserver() {
     with_low_ports(|| {
         let (sfu, dns) = (Sfu::start(), Dns::start());
@@ -381,6 +387,7 @@ fn foreign_names_on_its_address_keep_nobody_from_a_homeserver() {
 
 /// Names that hang, from spellings, wildcards and two hundred domains: a newcomer's name is looked up at once.
 #[test]
+#[ignore = "load: .ci/run has these run one by one"]
 fn names_that_hang_keep_nobody_from_being_looked_up() {
     with_low_ports(|| {
         let (sfu, dns) = (Sfu::start(), Dns::start());
