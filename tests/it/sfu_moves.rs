@@ -324,7 +324,7 @@ fn the_watch_goes_through_the_forward_proxy() {
     let watched = proxy
         .requests()
         .into_iter()
-        // Whether rooms come to be by themselves is asked seldom, and by another client.
+        // Whether rooms come to be by themselves is asked seldom, and beside the others.
         .filter(|r| r.method == "GET" && !r.target.contains("/rtc/validate"))
         .map(|r| r.connection.peer);
     assert_eq!(watched.collect::<HashSet<_>>().len(), 1, "a connection for each question");
