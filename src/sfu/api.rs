@@ -165,7 +165,7 @@ impl Api {
         let mut bearer = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
         bearer.set_sensitive(true);
         let asked = self.endpoint.client().ok()?.get(self.methods.validate.clone());
-        let answer = asked
+        let mut answer = asked
             .header(header::AUTHORIZATION, bearer)
             .timeout(CALL_TIMEOUT)
             .send()
@@ -173,8 +173,9 @@ impl Api {
             .ok()?;
         match answer.status().as_u16() {
             200 => {
-                // Livekit's word, and not a page of something in its place.
-                let body = answer.bytes().await.ok()?;
+                // LiveKit's word, and not a page of something in its place.
+                // What comes first is enough, and a page may be without end.
+                let body = answer.chunk().await.ok()??;
                 (body.trim_ascii() == b"success").then_some(true)
             }
             404 => Some(false),
