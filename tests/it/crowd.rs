@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::support::cgroup::Cgroup;
 use crate::support::client::{Call, Connection};
 use crate::support::secrets;
-use crate::support::service::{BINARY, Service};
+use crate::support::service::{Service, binary};
 use crate::support::webhook::signed;
 use crate::support::world::World;
 use crate::support::{bodies, unique_room, wait_until};
@@ -73,7 +73,8 @@ fn within(mib: u64, crowds: &[(&str, usize, Vec<u8>)]) {
         let (behind, slowest, most) = (world.service.get("/healthz").took, healthz(&world.service), group.used_kib());
         honest(&world, what);
         eprintln!(
-            "{mib} MiB, {count} {what}: {before} KiB before, {most} KiB then; /healthz took {behind:.1?} behind them, {slowest:.1?} at most beside them ({BINARY})"
+            "{mib} MiB, {count} {what}: {before} KiB before, {most} KiB then; /healthz took {behind:.1?} behind them, {slowest:.1?} at most beside them ({})",
+            binary()
         );
         assert_eq!(group.killed(), 0, "{what}");
         // Fifty milliseconds, and the rest for a debug build on a machine with other tests.

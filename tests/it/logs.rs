@@ -163,7 +163,10 @@ fn the_level_says_whose_fault_it_was() {
         "/get_token",
         &with(&good(), "/openid_token/matrix_server_name", Some(json!("no server"))),
     );
-    assert_eq!(world.service.log(), started, "a client's fault is no warning");
+    // Of a busy machine it may say that it stood still.
+    let log = world.service.log();
+    let told: Vec<_> = log[started.len()..].lines().filter(|line| !line.contains("stood still")).collect();
+    assert_eq!(told, [""; 0], "a client's fault is no warning");
     world.sfu.fail(Some(Fault::NoGrant));
     let answer = world.service.post("/get_token", &good());
     let line = world.service.wait_log_after(started.len(), &["request:", "sfu"]);

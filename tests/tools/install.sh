@@ -31,6 +31,13 @@ need_rust() {
   need make make
 }
 
+# build_trial: a release for what is measured, at $trial. What strangers can do is the same in it, and it is there sooner.
+build_trial() {
+  trial=$top/target/trial/release/lk-jwt-service
+  CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    cargo build --locked --release --bin lk-jwt-service --manifest-path "$top/Cargo.toml" --target-dir "$top/target/trial"
+}
+
 # install_neighbours: all that the tests and the demo run.
 install_neighbours() {
   lock

@@ -14,7 +14,7 @@ use crate::support::hashes::{SLOT, alias, homeserver_identity, identity};
 use crate::support::jwt::Jwt;
 use crate::support::livekit::{Client, Livekit};
 use crate::support::process::{self, real_neighbours, say};
-use crate::support::service::{BINARY, Service, Setup, free_address};
+use crate::support::service::{Service, Setup, binary, free_address};
 use crate::support::synapse::{Synapse, User};
 use crate::support::{Shared, wait_until};
 
@@ -78,7 +78,7 @@ impl Side {
     fn spawn() -> Self {
         let (address, ports) = (free_address(), [process::free_port(), process::free_port()]);
         let (name, url) = (format!("127.0.0.1:{}", ports[0]), format!("http://{address}"));
-        let printed = Command::new(BINARY)
+        let printed = Command::new(binary())
             .args(["generate-registration", &name, &url])
             .env_clear()
             .output()

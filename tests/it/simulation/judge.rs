@@ -33,6 +33,8 @@ pub(super) struct Stay {
     /// The session that ended it, when the service was told of that, and whether it could believe it.
     sid: String,
     told: Option<(u64, bool)>,
+    /// When the SFU first answered a question that they are not there any more.
+    missed: Option<u64>,
 }
 
 /// What an answer of the SFU showed: when it was asked for on the process's clock and in truth, and when the SFU looked.
@@ -74,6 +76,7 @@ impl Person {
             active: false,
             sid: String::new(),
             told: None,
+            missed: None,
         });
     }
 
@@ -116,6 +119,9 @@ impl Person {
     pub(super) fn is_denied(&mut self, sample: Sample) {
         if self.denied.is_none_or(|denied| denied.asked < sample.asked) {
             self.denied = Some(sample);
+        }
+        if let Some(stay) = self.stays.last_mut().filter(|stay| stay.until.is_some_and(|until| until <= sample.sampled)) {
+            stay.missed.get_or_insert(sample.sampled);
         }
     }
 
@@ -353,24 +359,22 @@ impl World {
             return;
         }
         let delay = running.iter().map(|(_, event)| event.delay_ms).max().unwrap_or(0);
-        let delegated = running
-            .iter()
-            .filter_map(|(_, event)| event.delegated)
-            .map(|(at, _)| at)
-            .max()
-            .unwrap_or(0);
+        // Whoever asks for a token comes, whatever has become of the event that they hand over.
+        let delegated = self.events.iter().filter(|event| event.who == who).filter_map(|event| event.delegated);
+        let delegated = delegated.map(|(at, _)| at).max().unwrap_or(0);
         let hs = self.story.people[who].homeserver;
         let found = &self.people[who].stays[stay];
+        // While clocks differ, a departure that seems to be older than the delegation is found by asking only (L2).
+        let is_placed = self.has_one_clock() || delegated + 12_000 < left;
+        let told = found.told.filter(|_| is_placed);
         // Where rooms are not swept, whoever is not believed to have gone is missed when the room is empty, at last.
-        if !self.story.sweeps {
+        if !self.story.sweeps && !(found.noticed && found.active && told.is_some_and(|(_, believed)| believed)) {
             return;
         }
         let latency = 3 * self.story.sfu_latency.1 + 3 * self.story.homeserver_latency.1;
         let sweep = self.story.sweep_ms;
         let trouble = |what: Trouble| what.of_process() || what.of_sfu() || what.of_homeserver(hs) || what == Trouble::ClockSet;
         let troubled = self.trouble(trouble, left.saturating_sub(60_000), self.now);
-        // While clocks differ, a departure that seems to be older than the delegation is found by asking only (L2).
-        let is_placed = self.has_one_clock() || delegated + 12_000 < left;
         // Where the end of the room was not told, or somebody deleted it, and others are in it again, the SFU seems to have forgotten it (L13).
         let untold = |what: Trouble| what.of_webhooks() || what == Trouble::RoomDeleted;
         let untold = self.trouble(untold, left.saturating_sub(60_000), self.now) > 0;
@@ -381,10 +385,11 @@ impl World {
         } else if !found.active {
             // A failed attempt changes nothing for half a minute: clients try again.
             left + sweep.max(30_000) + 3_000 + 8_000 + latency
-        } else if let Some((told, believed)) = found.told.filter(|_| is_placed) {
-            let told = told + if believed { 2_200 } else { 3_000 + 3_000 + 1_500 };
+        } else if let Some((told, believed)) = told {
+            let due = told + if believed { 2_200 } else { 3_000 + 3_000 + 1_500 };
             // Found missing before that was told: the second question comes 3 s after the first (L3).
-            told.max(left + 4_500) + latency
+            let missed = found.missed.filter(|&missed| missed < told).map_or(0, |missed| missed + 4_500);
+            due.max(missed) + latency
         } else {
             left + sweep.max(3_000) + 8_000 + 3_000 + latency
         };

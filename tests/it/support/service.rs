@@ -5,7 +5,7 @@ use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,13 @@ use super::homeserver::Homeserver;
 use super::sfu::Sfu;
 use super::{secrets, unique_loopback, wait_until};
 
-pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_lk-jwt-service");
+/// The binary under test: the one that Cargo built beside the tests, or the one that `LK_TESTS_BINARY` names.
+pub(crate) fn binary() -> &'static str {
+    static BINARY: LazyLock<String> = LazyLock::new(|| {
+        std::env::var("LK_TESTS_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_lk-jwt-service").to_owned())
+    });
+    &BINARY
+}
 /// A start takes some ten milliseconds; the rest is for a machine that is busy with other tests.
 const START: Duration = Duration::from_secs(20);
 
@@ -144,7 +150,7 @@ impl Setup {
     #[track_caller]
     pub(crate) fn spawn(self) -> Service {
         let mut words: Vec<String> = self.wrapper;
-        words.push(BINARY.into());
+        words.push(binary().into());
         words.extend(self.arguments);
         let mut child = Command::new(&words[0])
             .args(&words[1..])
