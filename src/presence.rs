@@ -323,7 +323,7 @@ impl Presence {
             return self.spread(id, news, false, now, now);
         }
         if !event.room_sid.is_empty() {
-            if room.is_past(event.room_sid) || (other && departs) {
+            if room.is_of_former(event.room_sid, happened) || (other && departs) {
                 return;
             }
             let somebody = !event.identity.is_empty() && !departs;

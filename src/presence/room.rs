@@ -11,6 +11,8 @@ use crate::time::Time;
 
 /// The SFU's count of participants lags: within `departure_timeout` less this of a sighting a room cannot have ended by itself.
 const LAG_MS: u64 = 7_000;
+/// An event of another room is a former one's if it happened this long before: the clocks of nodes differ by seconds.
+const FORMER_MS: u64 = 10_000;
 const DEFAULT_DEPARTURE_TIMEOUT_MS: u64 = 20_000;
 /// Former sids of a room whose end is remembered.
 const REMEMBERED: usize = 3;
@@ -175,9 +177,17 @@ impl Room {
 
     // --- news ---
 
-    /// Whether an event under this sid is of a former room.
+    /// Whether a room under this sid is known to have gone.
     pub(super) fn is_past(&self, sid: &str) -> bool {
         self.past.iter().any(|(past, _)| **past == *sid)
+    }
+
+    /// Whether an event under this sid is of a former room: one that is known to have gone, or one that nobody remembers, if it
+    /// happened well before the room at hand was known to stand.
+    pub(super) fn is_of_former(&self, sid: &str, happened: Option<Time>) -> bool {
+        let is_other = self.sid.as_ref().is_some_and(|known| **known != *sid);
+        let is_before = || happened.zip(self.stood).is_some_and(|(happened, stood)| happened.after(FORMER_MS) < stood);
+        self.is_past(sid) || (is_other && is_before())
     }
 
     /// An event that happened then, if that is known, names the room with a sid, and perhaps somebody in it.

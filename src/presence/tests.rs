@@ -116,6 +116,10 @@ impl Bench {
     }
 
     fn tell(&mut self, kind: EventKind, sid: &str, joined_at_ms: u64, ago: u64) -> Vec<Seen> {
+        self.tell_of("RM", kind, sid, joined_at_ms, ago)
+    }
+
+    fn tell_of(&mut self, room_sid: &str, kind: EventKind, sid: &str, joined_at_ms: u64, ago: u64) -> Vec<Seen> {
         self.digest += 1;
         let seconds = SFU + i64::try_from(self.now.before(ago).since(Time::START) / 1_000).unwrap() + self.ahead;
         self.presence.on_event(
@@ -126,7 +130,7 @@ impl Bench {
                 id: "",
                 created_at: seconds,
                 room: "room",
-                room_sid: "RM",
+                room_sid,
                 identity: if kind == EventKind::Track { "" } else { "al" },
                 sid,
                 joined_at_ms,
@@ -192,6 +196,23 @@ fn l2_a_repeat_and_a_late_event_of_an_older_session_change_nothing() {
     assert_eq!(al.left(Reason::ClientInitiated), []);
     assert_eq!(al.joined("a", 1_000), []);
     assert_eq!(*al.state(), State::Present);
+}
+
+/// A room that is forgotten, whose sid is known no more; the SFU tells of somebody in it minutes later.
+#[test]
+fn l2_an_event_of_a_former_room_that_nobody_remembers_does_not_take_the_place_of_the_one_that_stands() {
+    let mut al = Bench::present();
+    al.wait(60_000);
+    al.tell(EventKind::Track, "", 0, 0);
+    al.tell_of("RM_FORMER", EventKind::Track, "", 0, 40_000);
+    al.left(Reason::ClientInitiated);
+    assert!(reported(&al), "{:?}", al.state());
+    // Whatever happened since is of the room that came after.
+    let mut al = Bench::present();
+    al.wait(60_000);
+    al.tell_of("RM_NEXT", EventKind::Joined, "b", 61_000, 0);
+    al.tell_of("RM_NEXT", EventKind::Left(Reason::ClientInitiated), "b", 61_000, 0);
+    assert!(reported(&al), "{:?}", al.state());
 }
 
 #[test]

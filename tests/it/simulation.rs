@@ -43,10 +43,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use story::Story;
 use world::World;
 
-/// Stories that ended badly once, and are beyond the first ones. In 10498 somebody who left hands over an event that is gone. In 17552
-/// a restart is granted whose answer never comes: the event was forgotten and fired on who came back (L4, L14). In 26175 the process
+/// Stories that ended badly once, and are beyond the first ones. In 10498 somebody who left hands over an event that is gone. In 15680
+/// the SFU tells after nine minutes of somebody in a former room. In 17552 a restart is granted whose answer never comes: the event was forgotten and fired on who came back (L4, L14). In 26175 the process
 /// stands still while a request is held.
-const KEPT: [u64; 5] = [10_237, 10_498, 17_552, 26_175, 27_047];
+const KEPT: [u64; 6] = [10_237, 10_498, 15_680, 17_552, 26_175, 27_047];
 
 /// In peace, whoever is there stays.
 const PEACE_MS: u64 = 120_000;
