@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::delayed_event::{DelayedEventAction, Outcome};
 use crate::delayed_leave::{CapacityError, Delegated, Ending, FinishReason, Handover, HomeserverId, LeaveId, Phase};
 use crate::homeserver::{Homeservers, OwnHomeserver};
-use crate::identity::Seat;
+use crate::identity::ParticipantKey;
 use crate::livekit::{Answer, ParticipantRow, RoomRow};
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{Gauges, JobEnd, METRICS};
@@ -78,7 +78,7 @@ pub struct Settings {
 /// A delegation whose checks are done.
 pub struct Delegation<'a> {
     /// The participant that is watched.
-    pub seat: &'a Seat,
+    pub participant: &'a ParticipantKey,
     /// The Matrix user.
     pub user: &'a str,
     /// The user's homeserver.
@@ -321,7 +321,7 @@ impl Driver {
         };
         let written = self.act(state, actions, told);
         delegated?;
-        let (room, identity) = (delegation.seat.room.as_str(), delegation.seat.identity.as_str());
+        let (room, identity) = (delegation.participant.room.as_str(), delegation.participant.identity.as_str());
         tracing::debug!(room, identity, delay_ms = delegation.delay.as_millis(), outcome, "leave delegated");
         Ok(written)
     }
@@ -789,8 +789,8 @@ impl Driver {
 
     fn pure<'a>(&self, delegation: &'a Delegation<'_>) -> core::Delegation<'a> {
         core::Delegation {
-            room: &delegation.seat.room,
-            identity: &delegation.seat.identity,
+            room: &delegation.participant.room,
+            identity: &delegation.participant.identity,
             handover: Handover {
                 user: delegation.user,
                 homeserver: delegation.homeserver,

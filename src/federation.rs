@@ -43,7 +43,7 @@ use url::Url;
 
 pub use client_api::{BaseUrl, ClientApi};
 pub use failure::Failure;
-pub use guard::{Guard, Refused, Trust};
+pub use guard::{AddressDenied, Guard, Trust};
 pub use homeservers::Homeserver;
 pub(crate) use rediscovery::{Next, Rediscovery};
 pub use route::Reply;
@@ -239,10 +239,10 @@ impl Federation {
     pub async fn get(&self, homeserver: &Arc<Homeserver>, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
         let asking = self.ask(homeserver, get, caller);
         let reply = timeout_at(caller.deadline, asking).await.unwrap_or(Err(Failure::Timeout));
-        if let Err(failure @ Failure::Refused { why, .. }) = &reply {
+        if let Err(failure @ Failure::AddressDenied { why, .. }) = &reply {
             METRICS.guard_refused(match why {
-                Refused::Private => GuardReason::Private,
-                Refused::Never => GuardReason::Never,
+                AddressDenied::Private => GuardReason::Private,
+                AddressDenied::Never => GuardReason::Never,
             });
             self.warn_once(homeserver, failure);
         }

@@ -390,7 +390,7 @@ async fn versions(api: &ClientApi) -> Result<(Offers, Duration), Failure> {
     match timeout(VERSIONS_TIMEOUT, api.get(VERSIONS, None, MAX_REPLY)).await {
         Ok(Ok(reply)) if reply.status == StatusCode::OK => Ok((Offers::read(&reply.body), VERSIONS_LIFE)),
         // Nobody will ever be called there (decision O5): said now, while there is somebody to hear it.
-        Ok(Err(failure @ Failure::Refused { .. })) => Err(failure),
+        Ok(Err(failure @ Failure::AddressDenied { .. })) => Err(failure),
         // The call itself will tell whether the homeserver is there.
         Ok(Ok(_) | Err(_)) | Err(_) => Ok((Offers::default(), VERSIONS_FAILURE_LIFE)),
     }

@@ -50,7 +50,7 @@ pub struct VerifiedUser {
 
 /// Reasons for which a token proves nothing.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Unverified {
+pub enum OpenIdError {
     /// The homeserver does not know the token.
     #[error("the homeserver rejected the OpenID token")]
     Rejected,
@@ -96,7 +96,7 @@ pub enum Answer {
 pub struct OpenId {
     federation: Arc<Federation>,
     /// Questions under way, one for each server and token.
-    questions: SingleFlight<u128, Result<VerifiedUser, Unverified>>,
+    questions: SingleFlight<u128, Result<VerifiedUser, OpenIdError>>,
     /// Tokens that their homeserver did not know, hashed with the key of this process, and since when.
     refused: Mutex<LruCache<u128, Instant>>,
 }
@@ -124,18 +124,24 @@ impl OpenId {
     ///
     /// # Errors
     /// When nobody vouches for it.
-    pub async fn verify(&self, server: &ServerName, token: &Secret, client: Client, deadline: Instant) -> Result<VerifiedUser, Unverified> {
+    pub async fn verify(
+        &self,
+        server: &ServerName,
+        token: &Secret,
+        client: Client,
+        deadline: Instant,
+    ) -> Result<VerifiedUser, OpenIdError> {
         // A server name holds no slash.
         let question = self.federation.fingerprint(&format!("{server}/{}", token.expose()));
         if self.refused().get(&question).is_some_and(|since| since.elapsed() < REFUSED_FOR) {
-            return Err(Unverified::Rejected);
+            return Err(OpenIdError::Rejected);
         }
         let homeserver = self.federation.homeserver(server);
         // Boxed: it is moved about until it runs.
         let asked = Box::pin(self.ask(&homeserver, token, client, deadline));
         let outcome = self.questions.run_until(question, deadline, asked).await;
         let outcome = outcome.unwrap_or_else(|| Err(unreachable(&homeserver, Failure::Timeout)));
-        if matches!(outcome, Err(Unverified::Rejected)) {
+        if matches!(outcome, Err(OpenIdError::Rejected)) {
             self.refused().put(question, Instant::now());
         }
         outcome
@@ -147,7 +153,7 @@ impl OpenId {
         token: &Secret,
         client: Client,
         deadline: Instant,
-    ) -> Result<VerifiedUser, Unverified> {
+    ) -> Result<VerifiedUser, OpenIdError> {
         let query: String = form_urlencoded::Serializer::new(String::new())
             .append_pair("access_token", token.expose())
             .finish();
@@ -173,7 +179,7 @@ impl OpenId {
             let took = used.elapsed();
             let outcome = match outcome {
                 Ok(reply) => judge(reply.status, &reply.body, homeserver),
-                Err(Failure::Busy) => Err(Unverified::Busy),
+                Err(Failure::Busy) => Err(OpenIdError::Busy),
                 Err(failure) => Err(unreachable(homeserver, failure)),
             };
             METRICS.called(NeighbourCall::Userinfo, call_result(&outcome), took);
@@ -182,14 +188,14 @@ impl OpenId {
                     self.federation.has_answered(homeserver);
                     return Ok(user);
                 }
-                Err(Unverified::Rejected) => {
+                Err(OpenIdError::Rejected) => {
                     self.federation.has_answered(homeserver);
-                    return Err(Unverified::Rejected);
+                    return Err(OpenIdError::Rejected);
                 }
                 Err(error) => {
                     // A try that the deadline or the budget cut short says less than the one before it.
                     let error = cause.take().filter(|_| error.says_nothing()).unwrap_or(error);
-                    let no_name = matches!(&error, Unverified::Unreachable { failure, .. } if failure.is_no_name());
+                    let no_name = matches!(&error, OpenIdError::Unreachable { failure, .. } if failure.is_no_name());
                     let is_last_word = budget.is_spent() || (no_name && !homeserver.is_known());
                     // What may pass is tried again anyway: that does not wait for its turn to look.
                     let waits = !error.may_pass();
@@ -231,22 +237,22 @@ impl OpenId {
     }
 }
 
-fn unreachable(homeserver: &Homeserver, failure: Failure) -> Unverified {
-    Unverified::Unreachable {
+fn unreachable(homeserver: &Homeserver, failure: Failure) -> OpenIdError {
+    OpenIdError::Unreachable {
         failure,
         known: homeserver.is_known(),
     }
 }
 
-fn call_result(outcome: &Result<VerifiedUser, Unverified>) -> CallResult {
+fn call_result(outcome: &Result<VerifiedUser, OpenIdError>) -> CallResult {
     match outcome {
         Ok(_) => CallResult::Ok,
-        Err(Unverified::Rejected | Unverified::ForeignUser) => CallResult::Refused,
-        Err(Unverified::Unreachable { .. } | Unverified::Unusable { .. } | Unverified::Busy) => CallResult::Failed,
+        Err(OpenIdError::Rejected | OpenIdError::ForeignUser) => CallResult::Refused,
+        Err(OpenIdError::Unreachable { .. } | OpenIdError::Unusable { .. } | OpenIdError::Busy) => CallResult::Failed,
     }
 }
 
-impl Unverified {
+impl OpenIdError {
     /// The word for it.
     #[must_use]
     pub const fn outcome(&self) -> Outcome {
@@ -294,20 +300,20 @@ impl Unverified {
     }
 }
 
-fn judge(status: StatusCode, body: &[u8], homeserver: &Homeserver) -> Result<VerifiedUser, Unverified> {
-    let unusable = |answer| Unverified::Unusable {
+fn judge(status: StatusCode, body: &[u8], homeserver: &Homeserver) -> Result<VerifiedUser, OpenIdError> {
+    let unusable = |answer| OpenIdError::Unusable {
         answer,
         known: homeserver.is_known(),
     };
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_own_no(status, body) => Err(Unverified::Rejected),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_own_no(status, body) => Err(OpenIdError::Rejected),
         status if status.is_success() => {
             // A map and not a derived struct: that would take `["@alice:example.org"]` for an object too.
             let mut info: Map<String, Value> = serde_json::from_slice(body).map_err(|_| unusable(Answer::NoJson(status.as_u16())))?;
             let Some(Value::String(sub)) = info.remove("sub") else {
                 return Err(unusable(Answer::NoSub));
             };
-            user_of(homeserver.name(), sub).ok_or(Unverified::ForeignUser)
+            user_of(homeserver.name(), sub).ok_or(OpenIdError::ForeignUser)
         }
         status => Err(unusable(match serde_json::from_slice(body) {
             Ok(Value::Object(_)) => Answer::Status(status.as_u16()),
@@ -391,7 +397,7 @@ mod tests {
         let homeserver = Homeserver::listed(ServerName::parse("x.example").unwrap());
         let judge = |status: u16, body: &str| judge(StatusCode::from_u16(status).unwrap(), body.as_bytes(), &homeserver);
         assert!(judge(200, r#"{"sub":"@a:x.example","extra":[1]}"#).is_ok());
-        assert!(matches!(judge(200, r#"{"sub":"@a:y.example"}"#), Err(Unverified::ForeignUser)));
+        assert!(matches!(judge(200, r#"{"sub":"@a:y.example"}"#), Err(OpenIdError::ForeignUser)));
         for (body, expected) in [
             ("", Answer::NoJson(200)),
             ("[]", Answer::NoJson(200)),
@@ -401,7 +407,7 @@ mod tests {
             (r#"{"sub":5}"#, Answer::NoSub),
         ] {
             assert!(
-                matches!(judge(200, body), Err(Unverified::Unusable { answer, .. }) if answer == expected),
+                matches!(judge(200, body), Err(OpenIdError::Unusable { answer, .. }) if answer == expected),
                 "{body}"
             );
             assert!(!judge(200, body).unwrap_err().may_pass(), "{body}");
@@ -428,7 +434,7 @@ mod tests {
             (403, r#"{"errcode":"M_UNKNOWN_TOKEN"}"#),
             (403, r#"{"errcode":"M_MISSING_TOKEN"}"#),
         ] {
-            assert!(matches!(judge(status, body), Err(Unverified::Rejected)), "{status} {body}");
+            assert!(matches!(judge(status, body), Err(OpenIdError::Rejected)), "{status} {body}");
         }
         for (status, body) in [
             (401, "<html>who are you?</html>"),
@@ -440,7 +446,7 @@ mod tests {
         ] {
             let error = judge(status, body).unwrap_err();
             assert!(
-                matches!(error, Unverified::Unusable { answer: Answer::Status(s) | Answer::NoJson(s), .. } if s == status),
+                matches!(error, OpenIdError::Unusable { answer: Answer::Status(s) | Answer::NoJson(s), .. } if s == status),
                 "{body}"
             );
             assert!(!error.may_pass(), "{status} {body}");

@@ -59,7 +59,7 @@ impl Step {
 
 /// Why a request is refused, in words.
 #[derive(Debug, Clone)]
-pub struct Refused {
+pub struct ErrorReport {
     /// Level of the line, by whose fault the refusal is (decision P12).
     pub level: Level,
     /// Message: what happened.
@@ -98,7 +98,7 @@ pub struct RequestLine {
     pub publishes: Option<bool>,
     /// A delayed leave comes with it.
     pub delegated: Option<bool>,
-    refused: Option<Refused>,
+    refused: Option<ErrorReport>,
     steps: [Option<Duration>; Step::ALL.len()],
     waits: Option<(Step, Instant)>,
     /// Last answer of a neighbour that has to be asked again.
@@ -146,7 +146,7 @@ impl RequestLine {
     }
 
     /// Why it is refused.
-    pub fn refuse(&mut self, refused: Refused) {
+    pub fn refuse(&mut self, refused: ErrorReport) {
         self.refused = Some(refused);
     }
 
@@ -218,7 +218,7 @@ impl RequestLine {
         if let (None, Some(said)) = (self.answer, &self.said) {
             line.text("neighbour_said", beginning(said, MAX_TEXT));
         }
-        if let Some(Refused { detail, remedy, .. }) = &self.refused {
+        if let Some(ErrorReport { detail, remedy, .. }) = &self.refused {
             if let Some(detail) = detail {
                 line.text("detail", beginning(detail, MAX_TEXT));
             }

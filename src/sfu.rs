@@ -25,7 +25,7 @@ pub use refusal::SfuError;
 
 use crate::dns::Dns;
 use crate::hold::pause;
-use crate::identity::Seat;
+use crate::identity::ParticipantKey;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{METRICS, Neighbour, RoomResult};
 use crate::presence::LOST_GRACE_MS;
@@ -180,9 +180,9 @@ impl Sfu {
         Probe::new(self.endpoint.clone())
     }
 
-    /// Notes that the holder of this seat may open rooms and is on the way.
-    pub fn expect(&self, seat: &Seat) {
-        lock(&self.expected).expect(&seat.room, &seat.identity, StdInstant::now());
+    /// Notes that the holder of this participant may open rooms and is on the way.
+    pub fn expect(&self, participant: &ParticipantKey) {
+        lock(&self.expected).expect(&participant.room, &participant.identity, StdInstant::now());
     }
 
     /// Takes in what the SFU says by itself. A room that ended under somebody on the way into it is created once more

@@ -11,12 +11,13 @@ use std::borrow::Cow;
 use serde::{Deserialize as _, Serialize};
 use serde_json::{Map, Value};
 
-use crate::identity::{self, ROOM_SLOT, Seat};
+use crate::identity::{self, ParticipantKey, ROOM_SLOT};
 use crate::secret::Secret;
 use crate::time::Delay;
 
 pub use homeserver::{
-    ClientDelegationRequest, ClientTokenRequest, FederationTokenRequest, HomeserverSeat, LegacyMember, RelayedMember, RelayedTokenRequest,
+    ClientDelegationRequest, ClientTokenRequest, FederationTokenRequest, HomeserverParticipant, LegacyMember, RelayedMember,
+    RelayedTokenRequest,
 };
 pub use token_source::{TokenSourceHead, TokenSourceReply};
 
@@ -123,9 +124,9 @@ pub struct UnverifiedOpenIdToken {
     pub unverified_server_name: String,
 }
 
-/// Seat that the client asks for.
+/// ParticipantKey that the client asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub enum SeatRequest {
+pub enum ParticipantRequest {
     /// `/get_token`: both names are hashes.
     Member {
         /// Id of the Matrix room.
@@ -155,7 +156,7 @@ pub enum SeatRequest {
     },
 }
 
-impl SeatRequest {
+impl ParticipantRequest {
     /// Id of the Matrix room.
     #[must_use]
     pub fn room_id(&self) -> &str {
@@ -167,14 +168,14 @@ impl SeatRequest {
 
     /// The names on the SFU for a user that was verified.
     #[must_use]
-    pub fn seat(&self, user_id: &str) -> Seat {
+    pub fn key(&self, user_id: &str) -> ParticipantKey {
         match self {
             Self::Member {
                 room_id,
                 slot_id,
                 claimed_device_id,
                 member_id,
-            } => Seat {
+            } => ParticipantKey {
                 room: identity::room_alias(room_id, slot_id),
                 identity: identity::member_identity(user_id, claimed_device_id, member_id),
             },
@@ -182,11 +183,11 @@ impl SeatRequest {
                 room_id,
                 slot_id,
                 member_id,
-            } => Seat {
+            } => ParticipantKey {
                 room: identity::room_alias(room_id, slot_id),
                 identity: identity::homeserver_identity(user_id, member_id),
             },
-            Self::Legacy { room, device_id } => Seat {
+            Self::Legacy { room, device_id } => ParticipantKey {
                 room: identity::room_alias(room, ROOM_SLOT),
                 identity: identity::legacy_identity(user_id, device_id),
             },
@@ -210,8 +211,8 @@ pub struct DelegationRequest {
     pub openid_token: UnverifiedOpenIdToken,
     /// User that the client claims to be.
     pub claimed_user_id: String,
-    /// The seat that is watched.
-    pub seat: SeatRequest,
+    /// The participant that is watched.
+    pub participant: ParticipantRequest,
     /// Event that is handed over.
     pub event: DelayedEvent,
 }
@@ -223,11 +224,11 @@ impl DelegationRequest {
     /// The first thing that is wrong, in the order of the contract.
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let body = object(body)?;
-        let (seat, claimed_user_id) = member_seat(&body, BadRequest::DelegationMember)?;
+        let (participant, claimed_user_id) = member_request(&body, BadRequest::DelegationMember)?;
         Ok(Self {
             openid_token: openid_token(&body, BadRequest::DelegationOpenIdToken)?,
             claimed_user_id,
-            seat,
+            participant,
             event: delayed_event(&body)?.ok_or(BadRequest::HalfDelay)?,
         })
     }
@@ -240,8 +241,8 @@ pub struct TokenRequest {
     pub openid_token: UnverifiedOpenIdToken,
     /// The user it says it is, where the body has such a field.
     pub claimed_user_id: Option<String>,
-    /// Seat that the client wants.
-    pub seat: SeatRequest,
+    /// ParticipantKey that the client wants.
+    pub participant: ParticipantRequest,
     /// The delayed leave event that it hands over.
     pub event: Option<DelayedEvent>,
 }
@@ -270,11 +271,11 @@ impl TokenRequest {
     }
 
     fn member(body: &Map<String, Value>) -> Result<Self, BadRequest> {
-        let (seat, claimed_user_id) = member_seat(body, BadRequest::Member)?;
+        let (participant, claimed_user_id) = member_request(body, BadRequest::Member)?;
         Ok(Self {
             openid_token: openid_token(body, BadRequest::OpenIdToken)?,
             claimed_user_id: Some(claimed_user_id),
-            seat,
+            participant,
             event: delayed_event(body)?,
         })
     }
@@ -289,7 +290,7 @@ impl TokenRequest {
         Ok(Self {
             openid_token,
             claimed_user_id: None,
-            seat: SeatRequest::Legacy { room, device_id },
+            participant: ParticipantRequest::Legacy { room, device_id },
             event: delayed_event(body)?,
         })
     }
@@ -405,21 +406,21 @@ fn openid_token(body: &Map<String, Value>, missing: BadRequest) -> Result<Unveri
     })
 }
 
-/// The seat of a session member, and the user it says it is.
-fn member_seat(body: &Map<String, Value>, missing: BadRequest) -> Result<(SeatRequest, String), BadRequest> {
+/// The participant of a session member, and the user it says it is.
+fn member_request(body: &Map<String, Value>, missing: BadRequest) -> Result<(ParticipantRequest, String), BadRequest> {
     let room_id = required(body, "room_id", MAX_ID, BadRequest::RoomOrSlot)?;
     let slot_id = required(body, "slot_id", MAX_ID, BadRequest::RoomOrSlot)?;
     let member = nested(body, "member", missing)?;
     let member_id = required(member, "id", MAX_MEMBER_ID, missing)?;
     let claimed_user_id = required(member, "claimed_user_id", MAX_ID, missing)?;
     let claimed_device_id = required(member, "claimed_device_id", MAX_ID, missing)?;
-    let seat = SeatRequest::Member {
+    let participant = ParticipantRequest::Member {
         room_id,
         slot_id,
         claimed_device_id,
         member_id,
     };
-    Ok((seat, claimed_user_id))
+    Ok((participant, claimed_user_id))
 }
 
 /// Reads both delay fields or none. A timeout of zero or less counts as absent.
@@ -508,8 +509,8 @@ mod tests {
         assert_eq!(request.event, None);
         let request = TokenRequest::sfu_get(legacy().to_string().as_bytes()).unwrap();
         assert_eq!(
-            request.seat,
-            SeatRequest::Legacy {
+            request.participant,
+            ParticipantRequest::Legacy {
                 room: "!r:x".into(),
                 device_id: "D".into()
             }
@@ -693,7 +694,7 @@ mod tests {
         let at = body.windows(4).position(|w| w == b"!r:x").unwrap();
         body.splice(at..at + 4, *b"!\xe2\x82:x");
         let request = TokenRequest::get_token(&body).unwrap();
-        let SeatRequest::Member { room_id, .. } = request.seat else {
+        let ParticipantRequest::Member { room_id, .. } = request.participant else {
             panic!("wrong body")
         };
         assert_eq!(room_id, "!\u{fffd}\u{fffd}:x");
@@ -766,8 +767,8 @@ mod tests {
 
     #[test]
     fn both_generations_of_members_are_understood_and_the_flat_one_wins() {
-        let parse = |body: &Value| ClientTokenRequest::parse(body.to_string().as_bytes()).map(|request| request.wanted.seat);
-        let flat = SeatRequest::Homeserver {
+        let parse = |body: &Value| ClientTokenRequest::parse(body.to_string().as_bytes()).map(|request| request.wanted.participant);
+        let flat = ParticipantRequest::Homeserver {
             room_id: "!r".into(),
             slot_id: "s".into(),
             member_id: "m".into(),
@@ -776,7 +777,7 @@ mod tests {
         assert_eq!(parse(&body).unwrap(), flat);
         body["member"] = json!({"id": "old", "claimed_device_id": "D", "claimed_user_id": "@a:x"});
         assert_eq!(parse(&body).unwrap(), flat);
-        let nested = SeatRequest::Member {
+        let nested = ParticipantRequest::Member {
             room_id: "!r".into(),
             slot_id: "s".into(),
             claimed_device_id: "D".into(),
@@ -786,8 +787,8 @@ mod tests {
             body["member_id"] = absent;
             assert_eq!(parse(&body).unwrap(), nested);
         }
-        assert_eq!(nested.seat("@a:x").identity, identity::member_identity("@a:x", "D", "old"));
-        assert_eq!(flat.seat("@a:x").identity, identity::homeserver_identity("@a:x", "m"));
+        assert_eq!(nested.key("@a:x").identity, identity::member_identity("@a:x", "D", "old"));
+        assert_eq!(flat.key("@a:x").identity, identity::homeserver_identity("@a:x", "m"));
         body["member"] = json!({"id": "old", "device_id": "D"});
         assert_eq!(parse(&body).unwrap(), nested);
         // A member that names no device has the identity of a `member_id`.
@@ -797,7 +798,7 @@ mod tests {
         ] {
             body["member"] = member;
             assert_eq!(
-                parse(&body).unwrap().seat("@a:x").identity,
+                parse(&body).unwrap().key("@a:x").identity,
                 identity::homeserver_identity("@a:x", "old")
             );
         }

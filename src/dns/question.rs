@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::net::{DnsError as Refusal, NetError};
+use hickory_resolver::net::{DnsError as HickoryDnsError, NetError};
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Resolver, TokioResolver};
 use tokio::time::sleep;
@@ -148,7 +148,7 @@ fn no_answer(error: &NetError) -> NoAnswer {
     if !error.is_no_records_found() {
         return failed(&error.to_string());
     }
-    NoAnswer::Nothing(if let NetError::Dns(Refusal::NoRecordsFound(none)) = error {
+    NoAnswer::Nothing(if let NetError::Dns(HickoryDnsError::NoRecordsFound(none)) = error {
         none.negative_ttl.map(|seconds| Duration::from_secs(seconds.into()))
     } else {
         None

@@ -351,7 +351,7 @@ impl Dialer {
             match self.guard.check(address, trust) {
                 Ok(()) => allowed.push(address),
                 Err(why) => {
-                    refused = Some(Failure::Refused {
+                    refused = Some(Failure::AddressDenied {
                         host: name.clone(),
                         address,
                         why,

@@ -69,7 +69,7 @@ pub(super) async fn fetch<'a>(dialer: &'a Dialer, name: &str, trust: Trust, atte
         }
         Ok(Ok(None)) => Ok(WellKnown::None),
         Ok(Err(Failure::TooLarge(_))) => Ok(WellKnown::None),
-        Ok(Err(refused @ (Failure::Refused { .. } | Failure::Spent))) => Err(refused),
+        Ok(Err(refused @ (Failure::AddressDenied { .. } | Failure::Spent))) => Err(refused),
         Ok(Err(failure)) => {
             tracing::debug!(server = name, reason = failure.to_string(), "no well-known file");
             Ok(WellKnown::Unreachable)

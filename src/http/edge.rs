@@ -20,7 +20,7 @@ use super::path::normalise;
 use crate::connections::Connection;
 use crate::federation::{Guard, Trust};
 use crate::outcome::Outcome;
-use crate::request_line::{Refused, RequestLine, note};
+use crate::request_line::{ErrorReport, RequestLine, note};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -209,7 +209,7 @@ pub fn in_our_form(head: &[u8]) -> Option<Vec<u8>> {
     let id = RequestId::new();
     // Nothing of it is known, not even its path.
     let mut line = RequestLine::begin(id.0.clone(), Method::default(), "", None);
-    line.refuse(Refused {
+    line.refuse(ErrorReport {
         level: Level::INFO,
         message: "a request could not be read",
         detail: None,

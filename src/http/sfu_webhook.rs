@@ -19,7 +19,7 @@ use crate::connections::Pot;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{METRICS, WebhookResult};
 use crate::request_line::note;
-use crate::sfu::webhook::{Claims, Unverified, Webhook};
+use crate::sfu::webhook::{Claims, Webhook, WebhookAuthError};
 
 static UNREADABLE: LogThrottle = LogThrottle::once_a_minute();
 
@@ -77,7 +77,7 @@ fn not_ready() -> ApiError {
     ApiError::NOT_READY
 }
 
-fn refuse(app: &App, error: Unverified) -> ApiError {
+fn refuse(app: &App, error: WebhookAuthError) -> ApiError {
     METRICS.webhook(WebhookResult::Rejected, unix_seconds());
     tell_mistake(&error);
     app.bad_webhooks.log(|count| {

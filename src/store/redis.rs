@@ -22,7 +22,7 @@ use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::{Change, Failure, Part, Refused, StoreError, Table};
+use super::{Change, Failure, Part, RejectedChanges, StoreError, Table};
 use crate::config::{self, RedisAddress, RedisTls};
 use crate::dns::Dns;
 use crate::tls::{Given, Tls};
@@ -107,7 +107,7 @@ impl Redis {
         }
     }
 
-    pub(super) async fn write(&self, changes: &[Change]) -> Result<Option<Refused>, StoreError> {
+    pub(super) async fn write(&self, changes: &[Change]) -> Result<Option<RejectedChanges>, StoreError> {
         let mut writer = self.writer.lock().await;
         // Only a connection that is known to be in order is put back.
         let mut known = writer.take();
@@ -127,7 +127,7 @@ impl Redis {
                     if is_new && !is_first {
                         self.reconnected.notify_one();
                     }
-                    return Ok(refused.map(|(places, error)| Refused {
+                    return Ok(refused.map(|(places, error)| RejectedChanges {
                         places,
                         error: self.told(error),
                     }));

@@ -9,7 +9,7 @@ use serde_json::Value;
 use url::form_urlencoded;
 
 use super::{
-    BadRequest, MAX_ACCESS_TOKEN, MAX_ID, MAX_MEMBER_ID, SeatRequest, TokenRequest, UnverifiedOpenIdToken, begins_with_port, object,
+    BadRequest, MAX_ACCESS_TOKEN, MAX_ID, MAX_MEMBER_ID, ParticipantRequest, TokenRequest, UnverifiedOpenIdToken, begins_with_port, object,
 };
 use crate::identity::ROOM_SLOT;
 use crate::secret::Secret;
@@ -114,9 +114,9 @@ impl TokenRequest {
         if NOT_OURS.iter().any(|key| body.get(*key).is_some_and(|value| !holds_nothing(value))) {
             return Err(BadRequest::NotTheClients);
         }
-        let seat = match member {
-            None => SeatRequest::Legacy { room, device_id },
-            Some((member_id, slot_id)) => SeatRequest::Member {
+        let participant = match member {
+            None => ParticipantRequest::Legacy { room, device_id },
+            Some((member_id, slot_id)) => ParticipantRequest::Member {
                 room_id: room,
                 slot_id,
                 claimed_device_id: device_id,
@@ -126,7 +126,7 @@ impl TokenRequest {
         Ok(Self {
             openid_token,
             claimed_user_id: None,
-            seat,
+            participant,
             event: None,
         })
     }
@@ -229,18 +229,18 @@ mod tests {
 
     #[test]
     fn the_participant_is_that_of_the_other_routes() {
-        let seat = |query: &str| request(query, &json!({"room_name": "!r:x"})).unwrap().seat.seat("@a:x");
+        let key = |query: &str| request(query, &json!({"room_name": "!r:x"})).unwrap().participant.key("@a:x");
         let of = |parse: fn(&[u8]) -> Result<TokenRequest, BadRequest>, body: Value| {
-            parse(body.to_string().as_bytes()).unwrap().seat.seat("@a:x")
+            parse(body.to_string().as_bytes()).unwrap().participant.key("@a:x")
         };
         let openid = json!({"access_token": "t", "matrix_server_name": "x"});
         let legacy = json!({"room": "!r:x", "device_id": "D", "openid_token": openid});
-        assert_eq!(seat("matrix_server_name=x&device_id=D"), of(TokenRequest::sfu_get, legacy));
+        assert_eq!(key("matrix_server_name=x&device_id=D"), of(TokenRequest::sfu_get, legacy));
         for (slot, slot_id) in [("", "m.call#ROOM"), ("&slot_id=m.call%23other", "m.call#other")] {
             let member = json!({"id": "a+b c", "claimed_user_id": "@a:x", "claimed_device_id": "D"});
             let body = json!({"room_id": "!r:x", "slot_id": slot_id, "member": member, "openid_token": openid});
             let query = format!("matrix_server_name=x&device_id=D&member_id=a%2Bb+c{slot}");
-            assert_eq!(seat(&query), of(TokenRequest::get_token, body));
+            assert_eq!(key(&query), of(TokenRequest::get_token, body));
         }
     }
 

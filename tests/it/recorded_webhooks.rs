@@ -76,7 +76,7 @@ fn number(value: &Value) -> i64 {
 
 impl Recorded {
     /// Who is in it, and in which room.
-    fn seat(&self) -> Option<(String, String)> {
+    fn participant(&self) -> Option<(String, String)> {
         let row = self.rows.iter().find(|row| row.event["event"] == "participant_joined")?;
         let text = |pointer| row.event.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         Some((text("/room/name")?, text("/participant/identity")?))
@@ -110,7 +110,7 @@ fn short_scenes_end_in_one_leave_at_the_right_time() {
             let Some(left) = recorded.last_left().filter(|left| left.told <= SHORT_MS) else {
                 continue;
             };
-            if recorded.seat().is_some() {
+            if recorded.participant().is_some() {
                 played.push(recorded.name.as_str());
                 let scene = &scene;
                 threads.spawn(move || play(scene, n, recorded, left));
@@ -130,7 +130,7 @@ fn play(scene: &Scene, n: usize, recorded: &Recorded, left: &Row) {
     let body = delegate_of(&scene.home, &user, &room, &id, DELAY_MS);
     assert_eq!(scene.service.post("/delegate_delayed_leave", &body).status, 200);
 
-    let seat = recorded.seat().expect("somebody");
+    let participant = recorded.participant().expect("somebody");
     // When the scene began on its SFU's clock, as the tokens' whole seconds tell it. What was told again has the token of
     // the first time. Ours begins at the same fraction of a second, so that the seconds are cut where they were.
     let millis = |row: &Row| row.iat * 1000 - i64::try_from(row.told).expect("milliseconds");
@@ -147,7 +147,7 @@ fn play(scene: &Scene, n: usize, recorded: &Recorded, left: &Row) {
     steps.sort_by_key(|&(at, is_told, _)| (at, is_told));
     let mut left_told = began;
     for (at, is_told, row) in steps {
-        let event = ours(&row.event, &seat, (&alias, &identity), shift);
+        let event = ours(&row.event, &participant, (&alias, &identity), shift);
         std::thread::sleep((began + Duration::from_millis(at)).saturating_duration_since(Instant::now()));
         if !is_told {
             happens(scene, &event, &alias);
