@@ -15,12 +15,12 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use crate::access::Access;
-use crate::exchange::{Admitted, Exchange, Patience, RemoteTokenError, TokenError, must_be_joined};
-use crate::hold::{ENDS, HOLD};
+use crate::exchange::{Admitted, Deadline, Exchange, RemoteTokenError, TokenError, must_be_joined};
 use crate::homeserver::{OwnHomeserver, Relayed, Subject};
 use crate::members::Members;
 use crate::openid::VerifiedUser;
 use crate::request_line::note;
+use crate::retry::{ANSWER_TIMEOUT, RETRY_BUDGET};
 use crate::server_name::ServerName;
 use crate::wire::{
     ClientDelegationRequest, ClientTokenRequest, DelayedEvent, FederationTokenRequest, HomeserverParticipant, LegacyMember,
@@ -32,13 +32,15 @@ const FEDERATION_PATH: &str = "/_matrix/federation/unstable/io.element.msc4195/r
 /// Path that the proposal ends up with for the same endpoint.
 const STABLE_FEDERATION_PATH: &str = "/_matrix/federation/v1/rtc/livekit/get_token";
 /// When an answer has to be there, come what may.
-const BUDGET: Duration = Duration::from_secs(24);
+const TIMEOUT: Duration = Duration::from_secs(24);
 /// When the question about a delayed event has to be over, as those about memberships.
-const QUESTIONS: Duration = Duration::from_secs(15);
+const QUESTIONS_TIMEOUT: Duration = Duration::from_secs(15);
 /// When a relayed request has to be over.
-const RELAY: Duration = Duration::from_secs(23);
+const RELAY_TIMEOUT: Duration = Duration::from_secs(23);
 const _: () = assert!(
-    QUESTIONS.as_millis() < RELAY.as_millis() && RELAY.as_millis() < BUDGET.as_millis() && BUDGET.as_millis() < ENDS.as_millis(),
+    QUESTIONS_TIMEOUT.as_millis() < RELAY_TIMEOUT.as_millis()
+        && RELAY_TIMEOUT.as_millis() < TIMEOUT.as_millis()
+        && TIMEOUT.as_millis() < ANSWER_TIMEOUT.as_millis(),
     "each step leaves time for the next one, and the answer is there before a proxy in front gives up"
 );
 
@@ -84,7 +86,7 @@ impl AppService {
                     is_member: true,
                 };
                 self.exchange
-                    .issue(&admitted, &wanted.participant, None, Patience::since(received))
+                    .issue(&admitted, &wanted.participant, None, Deadline::since(received))
                     .await
             }
             Some(other) => {
@@ -125,7 +127,7 @@ impl AppService {
             is_member: true,
         };
         self.exchange
-            .issue(&admitted, &wanted.participant, None, Patience::since(received))
+            .issue(&admitted, &wanted.participant, None, Deadline::since(received))
             .await
     }
 
@@ -146,8 +148,8 @@ impl AppService {
         }
         let user = self.own_user(user_id, &wanted)?;
         self.must_be_reachable(received).await?;
-        let (patience, deadline) = (received + HOLD, received + QUESTIONS);
-        let found = self.own.delayed_event(&delay_id, &user.id, patience, deadline).await;
+        let (retry_until, deadline) = (received + RETRY_BUDGET, received + QUESTIONS_TIMEOUT);
+        let found = self.own.delayed_event(&delay_id, &user.id, retry_until, deadline).await;
         let room_id = wanted.participant.room_id();
         let event = found
             .map_err(TokenError::Event)?
@@ -159,7 +161,7 @@ impl AppService {
             delay: event.delay,
         };
         self.exchange
-            .take_over(&user, &wanted.participant, &event, Patience::since(received))
+            .take_over(&user, &wanted.participant, &event, Deadline::since(received))
             .await
     }
 
@@ -184,11 +186,11 @@ impl AppService {
     }
 
     async fn must_be_reachable(&self, received: Instant) -> Result<(), TokenError> {
-        self.own.resolve(received + HOLD).await.map_err(TokenError::OwnClientApi)
+        self.own.resolve(received + RETRY_BUDGET).await.map_err(TokenError::OwnClientApi)
     }
 
     async fn must_be_joined(&self, room_id: &str, subject: Subject<'_>, received: Instant) -> Result<(), TokenError> {
-        must_be_joined(&self.members, room_id, subject, Patience::since(received)).await
+        must_be_joined(&self.members, room_id, subject, Deadline::since(received)).await
     }
 
     /// Asks the other homeserver's service, in the words of the newer generation; where it does not understand them and the
@@ -259,7 +261,7 @@ impl AppService {
         // Texts always serialise.
         let body = serde_json::to_value(&relayed).unwrap_or_default();
         self.own
-            .relay(other, path, &body, received + HOLD, received + RELAY)
+            .relay(other, path, &body, received + RETRY_BUDGET, received + RELAY_TIMEOUT)
             .await
             .map_err(TokenError::Relay)
     }
@@ -267,7 +269,7 @@ impl AppService {
 
 /// Each step has its time; together, with what others began, they have no more than this.
 async fn in_time<T>(received: Instant, work: impl Future<Output = Result<T, TokenError>>) -> Result<T, TokenError> {
-    timeout_at(received + BUDGET, work).await.unwrap_or(Err(TokenError::OutOfTime))
+    timeout_at(received + TIMEOUT, work).await.unwrap_or(Err(TokenError::OutOfTime))
 }
 
 /// `member` may name the user, but not another one.

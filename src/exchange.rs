@@ -17,7 +17,6 @@ use crate::config::changes;
 use crate::delayed_leave::CapacityError;
 use crate::driver::{Delegation, Leaves};
 use crate::federation::Failure;
-use crate::hold::{ENDS, HOLD, TOKEN_SOURCE_ENDS, TOKEN_SOURCE_HOLD};
 use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Subject};
 use crate::identity::ParticipantKey;
 use crate::kick::KickOnLeave;
@@ -26,6 +25,7 @@ use crate::metrics::{Limit, METRICS, TokenAccess};
 use crate::openid::{OpenId, OpenIdError, VerifiedUser};
 use crate::outcome::Outcome;
 use crate::request_line::{Step, note, step};
+use crate::retry::{ANSWER_TIMEOUT, RETRY_BUDGET, TOKEN_SOURCE_ANSWER_TIMEOUT, TOKEN_SOURCE_RETRY_BUDGET};
 use crate::server_name::ServerName;
 use crate::sfu::{Sfu, SfuError};
 use crate::store::JobRecord;
@@ -36,30 +36,30 @@ use crate::wire::{DelayedEvent, DelegationRequest, ParticipantRequest, TokenRequ
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     /// When, and what follows from that.
-    pub patience: Patience,
+    pub deadline: Deadline,
     /// Sender of the request, as far as that can be told.
     pub client: Client,
 }
 
 /// How long a request may take (decision T7a).
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct Deadline {
     /// When the head of the request was there.
     pub received: Instant,
     /// Until when that which may pass is tried again.
-    pub held_until: Instant,
+    pub retry_until: Instant,
     /// When no answer of a neighbour is waited for any more.
-    pub ends: Instant,
+    pub answer_by: Instant,
 }
 
-impl Patience {
+impl Deadline {
     /// For a request to any route but `/token_source`.
     #[must_use]
     pub fn since(received: Instant) -> Self {
         Self {
             received,
-            held_until: received + HOLD,
-            ends: received + ENDS,
+            retry_until: received + RETRY_BUDGET,
+            answer_by: received + ANSWER_TIMEOUT,
         }
     }
 
@@ -68,8 +68,8 @@ impl Patience {
     pub fn of_token_source(received: Instant) -> Self {
         Self {
             received,
-            held_until: received + TOKEN_SOURCE_HOLD,
-            ends: received + TOKEN_SOURCE_ENDS,
+            retry_until: received + TOKEN_SOURCE_RETRY_BUDGET,
+            answer_by: received + TOKEN_SOURCE_ANSWER_TIMEOUT,
         }
     }
 }
@@ -211,7 +211,7 @@ pub struct Unlisted {
 /// Homeservers of which it is told.
 const MAX_UNLISTED: usize = 32;
 /// Changes of letters that a typo may have.
-const TYPO: usize = 2;
+const MAX_TYPO_CHANGES: usize = 2;
 
 impl Unlisted {
     fn seen(&self, server: &ServerName, full_access: &PolicyList) {
@@ -231,7 +231,7 @@ impl Unlisted {
             let (name, server) = (name.as_str().to_ascii_lowercase(), server.as_str());
             let host = |text: &str| text.split(':').next().unwrap_or_default().to_owned();
             // A delegated host such as matrix.example.com is often listed in place of example.com.
-            changes(&name, server) <= TYPO || host(&name) == host(server) || name.ends_with(&format!(".{server}"))
+            changes(&name, server) <= MAX_TYPO_CHANGES || host(&name) == host(server) || name.ends_with(&format!(".{server}"))
         };
         let meant = listed.iter().find(is_meant).map(ServerName::as_str);
         let server = server.as_str();
@@ -261,7 +261,7 @@ impl Exchange {
     /// # Errors
     /// With the first step that refused.
     pub async fn exchange(&self, request: TokenRequest, arrival: Arrival, verified: impl FnOnce()) -> Result<String, TokenError> {
-        let patience = arrival.patience;
+        let deadline = arrival.deadline;
         note(|line| {
             line.matrix_room = Some(request.participant.room_id().into());
             line.delegated = Some(request.event.is_some());
@@ -272,11 +272,11 @@ impl Exchange {
         verified();
         // Boxed: whoever waits to be verified does not carry what comes after it.
         let admitted = Admitted {
-            is_member: Box::pin(self.must_be_joined(&user, &request.participant, patience)).await?,
+            is_member: Box::pin(self.must_be_joined(&user, &request.participant, deadline)).await?,
             access: self.policy.of(&user.server),
             user: &user,
         };
-        Box::pin(self.issue(&admitted, &request.participant, request.event.as_ref(), patience)).await
+        Box::pin(self.issue(&admitted, &request.participant, request.event.as_ref(), deadline)).await
     }
 
     /// Takes over a delayed leave event. `verified` is called when the user is known.
@@ -284,15 +284,15 @@ impl Exchange {
     /// # Errors
     /// With the first step that refused.
     pub async fn delegate(&self, request: DelegationRequest, arrival: Arrival, verified: impl FnOnce()) -> Result<(), TokenError> {
-        let patience = arrival.patience;
+        let deadline = arrival.deadline;
         note(|line| line.matrix_room = Some(request.participant.room_id().into()));
         let user = self.verify(&request.openid_token, Some(&request.claimed_user_id), arrival).await?;
         verified();
-        Box::pin(self.must_be_joined(&user, &request.participant, patience)).await?;
+        Box::pin(self.must_be_joined(&user, &request.participant, deadline)).await?;
         if !self.policy.of(&user.server).creates_rooms {
             return Err(TokenError::DelegationDenied);
         }
-        Box::pin(self.take_over(&user, &request.participant, &request.event, patience)).await
+        Box::pin(self.take_over(&user, &request.participant, &request.event, deadline)).await
     }
 
     /// Takes over a delayed leave event of a user who may delegate.
@@ -301,14 +301,14 @@ impl Exchange {
         user: &VerifiedUser,
         participant: &ParticipantRequest,
         event: &DelayedEvent,
-        patience: Patience,
+        deadline: Deadline,
     ) -> Result<(), TokenError> {
         let key = participant.key(&user.id);
         note(|line| {
             line.livekit_room = Some(key.room.as_str().into());
             line.delegated = Some(true);
         });
-        let leave = self.leave(user, &key, event, patience).await?;
+        let leave = self.leave(user, &key, event, deadline).await?;
         self.hand_over(&leave).await
     }
 
@@ -322,7 +322,7 @@ impl Exchange {
         let server = ServerName::parse(&token.unverified_server_name).map_err(|_| TokenError::BadServerName)?;
         let asking = self
             .openid
-            .verify(&server, &token.access_token, arrival.client, arrival.patience.held_until);
+            .verify(&server, &token.access_token, arrival.client, arrival.deadline.retry_until);
         let asked = step(Step::Verify, asking).await;
         METRICS.verified(asked.as_ref().map_or_else(OpenIdError::outcome, |_| Outcome::Ok));
         let user = asked?;
@@ -335,9 +335,9 @@ impl Exchange {
     }
 
     /// Whether it was checked that the user is in the Matrix room: where tokens are for members only.
-    async fn must_be_joined(&self, user: &VerifiedUser, participant: &ParticipantRequest, patience: Patience) -> Result<bool, TokenError> {
+    async fn must_be_joined(&self, user: &VerifiedUser, participant: &ParticipantRequest, deadline: Deadline) -> Result<bool, TokenError> {
         let Some(members) = &self.members else { return Ok(false) };
-        must_be_joined(members, participant.room_id(), Subject::User(&user.id), patience).await?;
+        must_be_joined(members, participant.room_id(), Subject::User(&user.id), deadline).await?;
         Ok(true)
     }
 
@@ -348,7 +348,7 @@ impl Exchange {
         admitted: &Admitted<'_>,
         participant: &ParticipantRequest,
         event: Option<&DelayedEvent>,
-        patience: Patience,
+        deadline: Deadline,
     ) -> Result<String, TokenError> {
         let Admitted { user, access, is_member } = *admitted;
         let key = participant.key(&user.id);
@@ -358,7 +358,7 @@ impl Exchange {
         });
         let leave = match event {
             Some(_) if !access.creates_rooms => return Err(TokenError::DelegationDenied),
-            Some(event) => Some(self.leave(user, &key, event, patience).await?),
+            Some(event) => Some(self.leave(user, &key, event, deadline).await?),
             None => None,
         };
         // Before the token leaves: whoever has it is watched. Nobody gets one who could not be removed.
@@ -369,7 +369,7 @@ impl Exchange {
             return Err(TokenError::TooManyTokens);
         }
         if access.creates_rooms {
-            let room = timeout_at(patience.ends, self.sfu.ensure_room(&key.room, patience.held_until));
+            let room = timeout_at(deadline.answer_by, self.sfu.ensure_room(&key.room, deadline.retry_until));
             step(Step::Sfu, room).await.unwrap_or(Err(SfuError::Timeout))?;
             self.sfu.expect(&key);
         }
@@ -396,7 +396,7 @@ impl Exchange {
         user: &'a VerifiedUser,
         key: &'a ParticipantKey,
         event: &'a DelayedEvent,
-        patience: Patience,
+        deadline: Deadline,
     ) -> Result<Delegation<'a>, TokenError> {
         // In the user's name where our own homeserver can be asked in it (decision A6).
         let own = self.own.as_ref().filter(|own| own.authority(&user.server, &user.id).is_some());
@@ -419,10 +419,10 @@ impl Exchange {
             homeserver: user.server.as_str(),
             delay_id: &event.id,
             delay: event.delay,
-            received: patience.received,
+            received: deadline.received,
             as_user: own.is_some(),
         };
-        let deadline = patience.held_until;
+        let deadline = deadline.retry_until;
         if !self.leaves.ready(deadline).await {
             return Err(TokenError::NotReady);
         }
@@ -445,8 +445,8 @@ fn limit_reached(error: CapacityError) -> TokenError {
 }
 
 /// Stops whoever is not in the Matrix room.
-pub(crate) async fn must_be_joined(members: &Members, room_id: &str, subject: Subject<'_>, patience: Patience) -> Result<(), TokenError> {
-    let asking = members.is_joined(room_id, subject, patience.held_until, patience.ends);
+pub(crate) async fn must_be_joined(members: &Members, room_id: &str, subject: Subject<'_>, deadline: Deadline) -> Result<(), TokenError> {
+    let asking = members.is_joined(room_id, subject, deadline.retry_until, deadline.answer_by);
     match step(Step::Members, asking).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(TokenError::NotJoined),

@@ -18,19 +18,19 @@ use url::form_urlencoded;
 use crate::admission::{Class, Client, Who};
 use crate::clock::unix_seconds;
 use crate::federation::{Caller, Failure, Federation, Get, Homeserver};
-use crate::hold::{TOO_LATE, pause};
 use crate::metrics::{CallResult, METRICS, NeighbourCall};
 use crate::outcome::Outcome;
 use crate::request_line::neighbour_said;
+use crate::retry::{MIN_REMAINING, backoff};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 use crate::single_flight::SingleFlight;
 use crate::wire::errcode;
 
 /// Longest user ID in bytes.
-const MAX_USER_ID: usize = 255;
+const MAX_USER_ID_BYTES: usize = 255;
 /// Largest answer that is read.
-const MAX_REPLY: usize = 64 * 1024;
+const MAX_REPLY_BYTES: usize = 64 * 1024;
 /// Tries per request for a homeserver that is neither listed nor ever verified a token here (decision T7a).
 const STRANGER_TRIES: u32 = 3;
 
@@ -172,13 +172,13 @@ impl OpenId {
             let (used, dials) = (Instant::now(), budget.dials_left());
             let get = Get {
                 path: &path,
-                limit: MAX_REPLY,
+                limit: MAX_REPLY_BYTES,
                 again: tries > 1,
             };
             let outcome = self.federation.get(homeserver, &get, &caller).await;
             let took = used.elapsed();
             let outcome = match outcome {
-                Ok(reply) => judge(reply.status, &reply.body, homeserver),
+                Ok(reply) => check_answer(reply.status, &reply.body, homeserver),
                 Err(Failure::Busy) => Err(OpenIdError::Busy),
                 Err(failure) => Err(unreachable(homeserver, failure)),
             };
@@ -208,17 +208,17 @@ impl OpenId {
                     if !error.may_pass() || is_last_word {
                         return Err(error);
                     }
-                    let mut pause = pause(tries);
+                    let mut pause = backoff(tries);
                     if is_verified {
                         // Eight connections have to last for the whole time.
-                        let left = deadline.saturating_duration_since(Instant::now() + TOO_LATE * 2);
+                        let left = deadline.saturating_duration_since(Instant::now() + MIN_REMAINING * 2);
                         let cost = dials.saturating_sub(budget.dials_left());
                         let tries_left = budget.dials_left().div_ceil(cost.max(1)).max(1);
                         let each = if cost == 0 { Duration::ZERO } else { left / tries_left };
                         pause = (pause * 2).max(each.saturating_sub(used.elapsed()));
                     }
                     let spent = !homeserver.is_known() && tries >= STRANGER_TRIES;
-                    if spent || Instant::now() + pause + TOO_LATE >= deadline {
+                    if spent || Instant::now() + pause + MIN_REMAINING >= deadline {
                         return Err(error);
                     }
                     let reason = error.to_string();
@@ -300,7 +300,7 @@ impl OpenIdError {
     }
 }
 
-fn judge(status: StatusCode, body: &[u8], homeserver: &Homeserver) -> Result<VerifiedUser, OpenIdError> {
+fn check_answer(status: StatusCode, body: &[u8], homeserver: &Homeserver) -> Result<VerifiedUser, OpenIdError> {
     let unusable = |answer| OpenIdError::Unusable {
         answer,
         known: homeserver.is_known(),
@@ -341,7 +341,7 @@ impl VerifiedUser {
 /// historical characters included).
 fn user_of(server: &ServerName, sub: String) -> Option<VerifiedUser> {
     let (local, domain) = sub.strip_prefix('@')?.split_once(':')?;
-    let valid = !local.is_empty() && !local.contains('\0') && sub.len() <= MAX_USER_ID && domain == server.as_str();
+    let valid = !local.is_empty() && !local.contains('\0') && sub.len() <= MAX_USER_ID_BYTES && domain == server.as_str();
     valid.then(|| VerifiedUser {
         server: server.clone(),
         id: sub,
@@ -393,11 +393,11 @@ mod tests {
     }
 
     #[test]
-    fn judges_answers() {
+    fn checks_answers() {
         let homeserver = Homeserver::listed(ServerName::parse("x.example").unwrap());
-        let judge = |status: u16, body: &str| judge(StatusCode::from_u16(status).unwrap(), body.as_bytes(), &homeserver);
-        assert!(judge(200, r#"{"sub":"@a:x.example","extra":[1]}"#).is_ok());
-        assert!(matches!(judge(200, r#"{"sub":"@a:y.example"}"#), Err(OpenIdError::ForeignUser)));
+        let check = |status: u16, body: &str| check_answer(StatusCode::from_u16(status).unwrap(), body.as_bytes(), &homeserver);
+        assert!(check(200, r#"{"sub":"@a:x.example","extra":[1]}"#).is_ok());
+        assert!(matches!(check(200, r#"{"sub":"@a:y.example"}"#), Err(OpenIdError::ForeignUser)));
         for (body, expected) in [
             ("", Answer::NoJson(200)),
             ("[]", Answer::NoJson(200)),
@@ -407,10 +407,10 @@ mod tests {
             (r#"{"sub":5}"#, Answer::NoSub),
         ] {
             assert!(
-                matches!(judge(200, body), Err(OpenIdError::Unusable { answer, .. }) if answer == expected),
+                matches!(check(200, body), Err(OpenIdError::Unusable { answer, .. }) if answer == expected),
                 "{body}"
             );
-            assert!(!judge(200, body).unwrap_err().may_pass(), "{body}");
+            assert!(!check(200, body).unwrap_err().may_pass(), "{body}");
         }
         for (status, body, is_elsewhere) in [
             (404, r#"{"errcode":"M_UNRECOGNIZED"}"#, true),
@@ -423,10 +423,10 @@ mod tests {
             (500, r#"{"errcode":"M_UNKNOWN"}"#, false),
             (429, "<html>slow down</html>", false),
         ] {
-            assert_eq!(judge(status, body).unwrap_err().may_be_elsewhere(), is_elsewhere, "{status} {body}");
+            assert_eq!(check(status, body).unwrap_err().may_be_elsewhere(), is_elsewhere, "{status} {body}");
         }
         for (status, may_pass) in [(302, false), (404, false), (400, false), (429, true), (500, true), (502, true)] {
-            assert_eq!(judge(status, "").unwrap_err().may_pass(), may_pass, "{status}");
+            assert_eq!(check(status, "").unwrap_err().may_pass(), may_pass, "{status}");
         }
         for (status, body) in [
             (401, r#"{"errcode":"M_UNKNOWN_TOKEN","error":"x"}"#),
@@ -434,7 +434,7 @@ mod tests {
             (403, r#"{"errcode":"M_UNKNOWN_TOKEN"}"#),
             (403, r#"{"errcode":"M_MISSING_TOKEN"}"#),
         ] {
-            assert!(matches!(judge(status, body), Err(OpenIdError::Rejected)), "{status} {body}");
+            assert!(matches!(check(status, body), Err(OpenIdError::Rejected)), "{status} {body}");
         }
         for (status, body) in [
             (401, "<html>who are you?</html>"),
@@ -444,7 +444,7 @@ mod tests {
             (403, "<html>challenge</html>"),
             (403, r#"{"errcode":"M_FORBIDDEN","error":"Federation is disabled"}"#),
         ] {
-            let error = judge(status, body).unwrap_err();
+            let error = check(status, body).unwrap_err();
             assert!(
                 matches!(error, OpenIdError::Unusable { answer: Answer::Status(s) | Answer::NoJson(s), .. } if s == status),
                 "{body}"

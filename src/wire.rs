@@ -22,15 +22,15 @@ pub use homeserver::{
 pub use token_source::{TokenSourceHead, TokenSourceReply};
 
 /// Longest id of a room, a slot, a user or a device in bytes: Matrix allows no longer ones.
-const MAX_ID: usize = 255;
+const MAX_ID_BYTES: usize = 255;
 /// Longest id of a member in bytes: Element Call's is a user and a device, with a colon between.
-const MAX_MEMBER_ID: usize = 2 * MAX_ID + 1;
+const MAX_MEMBER_ID_BYTES: usize = 2 * MAX_ID_BYTES + 1;
 /// Longest OpenID token in bytes. Synapse's have some thirty, and those of other homeservers may be JWTs.
-const MAX_ACCESS_TOKEN: usize = 4 * 1024;
+const MAX_ACCESS_TOKEN_BYTES: usize = 4 * 1024;
 /// Longest address of an SFU in bytes.
-const MAX_URL: usize = 2 * 1024;
+const MAX_URL_BYTES: usize = 2 * 1024;
 /// Longest id of a delayed event in bytes.
-const MAX_DELAY_ID: usize = 255;
+const MAX_DELAY_ID_BYTES: usize = 255;
 
 /// Mistake in a request's body; each variant is one row of the error table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -281,9 +281,9 @@ impl TokenRequest {
     }
 
     fn legacy(body: &Map<String, Value>) -> Result<Self, BadRequest> {
-        let room = required(body, "room", MAX_ID, BadRequest::LegacyRoom)?;
+        let room = required(body, "room", MAX_ID_BYTES, BadRequest::LegacyRoom)?;
         let openid_token = openid_token(body, BadRequest::LegacyOpenIdToken)?;
-        let device_id = optional(body, "device_id", MAX_ID)?.unwrap_or_default();
+        let device_id = optional(body, "device_id", MAX_ID_BYTES)?.unwrap_or_default();
         if begins_with_port(&device_id) {
             return Err(BadRequest::DeviceId);
         }
@@ -400,7 +400,7 @@ fn nested<'a>(object: &'a Map<String, Value>, key: &str, missing: BadRequest) ->
 fn openid_token(body: &Map<String, Value>, missing: BadRequest) -> Result<UnverifiedOpenIdToken, BadRequest> {
     let token = nested(body, "openid_token", missing)?;
     Ok(UnverifiedOpenIdToken {
-        access_token: Secret::new(required(token, "access_token", MAX_ACCESS_TOKEN, missing)?),
+        access_token: Secret::new(required(token, "access_token", MAX_ACCESS_TOKEN_BYTES, missing)?),
         // Its grammar has a bound, and an answer of its own.
         unverified_server_name: required(token, "matrix_server_name", usize::MAX, missing)?,
     })
@@ -408,12 +408,12 @@ fn openid_token(body: &Map<String, Value>, missing: BadRequest) -> Result<Unveri
 
 /// The participant of a session member, and the user it says it is.
 fn member_request(body: &Map<String, Value>, missing: BadRequest) -> Result<(ParticipantRequest, String), BadRequest> {
-    let room_id = required(body, "room_id", MAX_ID, BadRequest::RoomOrSlot)?;
-    let slot_id = required(body, "slot_id", MAX_ID, BadRequest::RoomOrSlot)?;
+    let room_id = required(body, "room_id", MAX_ID_BYTES, BadRequest::RoomOrSlot)?;
+    let slot_id = required(body, "slot_id", MAX_ID_BYTES, BadRequest::RoomOrSlot)?;
     let member = nested(body, "member", missing)?;
-    let member_id = required(member, "id", MAX_MEMBER_ID, missing)?;
-    let claimed_user_id = required(member, "claimed_user_id", MAX_ID, missing)?;
-    let claimed_device_id = required(member, "claimed_device_id", MAX_ID, missing)?;
+    let member_id = required(member, "id", MAX_MEMBER_ID_BYTES, missing)?;
+    let claimed_user_id = required(member, "claimed_user_id", MAX_ID_BYTES, missing)?;
+    let claimed_device_id = required(member, "claimed_device_id", MAX_ID_BYTES, missing)?;
     let participant = ParticipantRequest::Member {
         room_id,
         slot_id,
@@ -459,7 +459,7 @@ fn whole(millis: f64) -> Result<Option<u64>, BadRequest> {
 /// Whether `id` can be the id of a delayed event: it becomes one segment of a path, which `.` and `..` are not. Synapse's
 /// ids have 23 characters.
 fn is_delay_id(id: &str) -> bool {
-    !matches!(id, "." | "..") && id.len() <= MAX_DELAY_ID
+    !matches!(id, "." | "..") && id.len() <= MAX_DELAY_ID_BYTES
 }
 
 /// Whether `device_id` would be read as the port of the server name that stands before it in a legacy identity.
@@ -593,7 +593,7 @@ mod tests {
     }
 
     /// (a field, the longest that is taken): of the bodies of clients.
-    const LONGEST: [(&str, usize); 6] = [
+    const LIMITS: [(&str, usize); 6] = [
         ("/room_id", 255),
         ("/slot_id", 255),
         ("/member/id", 511),
@@ -605,7 +605,7 @@ mod tests {
     #[test]
     fn what_matrix_does_not_allow_is_too_long() {
         let of = |length: usize| json!("ä".repeat(length / 2) + &"x".repeat(length % 2));
-        for (pointer, longest) in LONGEST {
+        for (pointer, longest) in LIMITS {
             let parse = |length| TokenRequest::get_token(&with(full(), pointer, of(length)));
             assert!(parse(longest).is_ok(), "{pointer}");
             assert_eq!(parse(longest + 1).unwrap_err(), BadRequest::TooLong, "{pointer}");

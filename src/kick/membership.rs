@@ -36,7 +36,7 @@ use crate::store::token::StoredToken;
 use crate::time::{Time, WallClock};
 
 /// Questions to the homeserver at a time in each sweep, and calls to the SFU.
-pub(super) const LANES: usize = 8;
+pub(super) const MAX_CALLS: usize = 8;
 /// How long a no may be acted upon.
 pub(super) const EVIDENCE_MS: u64 = 10_000;
 /// For how long a no does not count after a yes, at most: the processes of a homeserver may disagree for a moment.
@@ -67,7 +67,7 @@ const MIN_SWEEP_GAP_MS: u64 = 1_000;
 /// Matrix rooms looked at in one go.
 const MAX_ROOMS_PER_STEP: usize = 1_000;
 /// Bytes of all names of a token.
-const MAX_NAMES: usize = 2 * 1024;
+const MAX_NAME_BYTES: usize = 2 * 1024;
 
 /// A LiveKit token that was issued, for the LiveKit room that belongs to the Matrix room `room_id`.
 #[derive(Clone, Copy, Debug)]
@@ -381,12 +381,12 @@ impl MembershipTracker {
 
     /// Takes in that a participant is there.
     pub(super) fn on_present(&mut self, room: &str, identity: &str, now: Time) {
-        self.is_there(&TokenKey::new(room, identity), now, now);
+        self.mark_present(&TokenKey::new(room, identity), now, now);
     }
 
     /// Takes in that a participant is gone.
     pub(super) fn on_gone(&mut self, room: &str, identity: &str, now: Time) {
-        self.went(&TokenKey::new(room, identity), now);
+        self.mark_left(&TokenKey::new(room, identity), now);
     }
 
     /// A LiveKit room has ended.
@@ -395,7 +395,7 @@ impl MembershipTracker {
         let here = tokens_of(&self.tokens, &room).filter(|(_, token)| token.presence != Presence::Gone);
         let keys: Vec<_> = here.map(|(key, _)| key.clone()).collect();
         for key in keys {
-            self.went(&key, now);
+            self.mark_left(&key, now);
         }
     }
 
@@ -412,8 +412,8 @@ impl MembershipTracker {
         let keys: Vec<_> = tokens_of(&self.tokens, room).map(|(key, _)| key.clone()).collect();
         for key in keys {
             match (present.map(|present| present.contains(&key.identity)), self.tokens.get_mut(&*key)) {
-                (Some(true), _) => self.is_there(&key, asked, now),
-                (Some(false), _) => self.is_absent(&key, asked),
+                (Some(true), _) => self.mark_present(&key, asked, now),
+                (Some(false), _) => self.mark_absent(&key, asked),
                 (None, Some(token)) if token.presence == Presence::Issued => token.presence = Presence::Present,
                 (None, _) => {}
             }
@@ -480,7 +480,7 @@ impl MembershipTracker {
             RemovalOutcome::Removed | RemovalOutcome::NotThere if came_back => self.ask_at(&user_key, now),
             RemovalOutcome::Removed | RemovalOutcome::NotThere => {
                 self.out.push(Action::EndDelegatedLeave(key.clone()));
-                self.is_absent(key, if outcome == RemovalOutcome::Removed { now } else { asked });
+                self.mark_absent(key, if outcome == RemovalOutcome::Removed { now } else { asked });
             }
         }
     }
@@ -493,7 +493,7 @@ impl MembershipTracker {
     /// When there is something to be done next.
     pub(super) fn next_deadline(&self) -> Option<Time> {
         // While all places are taken, answers keep a sweep going.
-        let free = self.sweeps.iter().filter(|sweep| sweep.asking < LANES);
+        let free = self.sweeps.iter().filter(|sweep| sweep.asking < MAX_CALLS);
         let next = free.filter_map(|sweep| {
             let has_work = sweep.is_running || !sweep.queue.is_empty();
             let at = if has_work { Some(Time::EARLIEST) } else { sweep.at };
@@ -522,7 +522,7 @@ impl MembershipTracker {
 
     /// The token of a token, and its user.
     fn enter(&mut self, issued: &IssuedToken<'_>, restored: bool) -> Result<(Arc<TokenKey>, UserKey), CapacityError> {
-        if issued.room_id.len() + issued.user_id.len() + issued.room.len() + issued.identity.len() > MAX_NAMES {
+        if issued.room_id.len() + issued.user_id.len() + issued.room.len() + issued.identity.len() > MAX_NAME_BYTES {
             return Err(CapacityError::NameTooLong);
         }
         let key = TokenKey::new(issued.room, issued.identity);
@@ -597,7 +597,7 @@ impl MembershipTracker {
     // --- who is in the call ---
 
     /// Notes that the participant was there at `seen`. Whoever came in just now is asked about.
-    fn is_there(&mut self, key: &TokenKey, seen: Time, now: Time) {
+    fn mark_present(&mut self, key: &TokenKey, seen: Time, now: Time) {
         let Some(token) = self.tokens.get_mut(key) else { return };
         // They left after that.
         if token.presence == Presence::Gone && token.seen.is_some_and(|last| last > seen) {
@@ -623,7 +623,7 @@ impl MembershipTracker {
     }
 
     /// Takes in that a departure is reported.
-    fn went(&mut self, key: &TokenKey, now: Time) {
+    fn mark_left(&mut self, key: &TokenKey, now: Time) {
         let Some(token) = self.tokens.get_mut(key) else { return };
         if token.presence == Presence::Present && token.seen.is_some_and(|seen| now.since(seen) < OLD_SESSION_MS) {
             if let Some(call) = self.calls.get_mut(&key.room) {
@@ -635,7 +635,7 @@ impl MembershipTracker {
     }
 
     /// Notes that the participant was not there at that time, as the SFU says.
-    fn is_absent(&mut self, key: &TokenKey, asked: Time) {
+    fn mark_absent(&mut self, key: &TokenKey, asked: Time) {
         let Some(token) = self.tokens.get_mut(key) else { return };
         // They came after the question.
         if token.seen.is_some_and(|seen| seen > asked) {
@@ -832,7 +832,7 @@ impl MembershipTracker {
     /// Fills the free places of a sweep.
     fn ask_next(&mut self, origin: Origin, now: Time) {
         let mut rooms_left = MAX_ROOMS_PER_STEP;
-        while now >= self.paused_until && self.sweep(origin).asking < LANES {
+        while now >= self.paused_until && self.sweep(origin).asking < MAX_CALLS {
             let sweep = self.sweep(origin);
             if let Some(query) = sweep.queue.pop_front() {
                 sweep.asking += 1;
@@ -910,7 +910,7 @@ impl MembershipTracker {
 
     /// Fills the free places for calls to the SFU.
     fn call_sfu(&mut self, now: Time) {
-        while self.removing + self.listing.len() < LANES {
+        while self.removing + self.listing.len() < MAX_CALLS {
             if let Some(key) = self.removals.pop_front() {
                 if self.is_to_be_removed(&key, now) {
                     self.removing += 1;

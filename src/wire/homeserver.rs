@@ -3,7 +3,9 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{BadRequest, MAX_ID, MAX_MEMBER_ID, MAX_URL, ParticipantRequest, is_delay_id, nested, object, optional, required};
+use super::{
+    BadRequest, MAX_ID_BYTES, MAX_MEMBER_ID_BYTES, MAX_URL_BYTES, ParticipantRequest, is_delay_id, nested, object, optional, required,
+};
 
 /// A participant that is asked for through a homeserver, in the words of any generation of the proposal: `member_id`, or
 /// `member` with or without the device in it. Where both are there, `member_id` counts.
@@ -28,9 +30,9 @@ pub struct LegacyMember {
 
 impl HomeserverParticipant {
     fn read(body: &Map<String, Value>) -> Result<Self, BadRequest> {
-        let room_id = required(body, "room_id", MAX_ID, BadRequest::RoomOrSlot)?;
-        let slot_id = required(body, "slot_id", MAX_ID, BadRequest::RoomOrSlot)?;
-        let member_id = optional(body, "member_id", MAX_MEMBER_ID)?;
+        let room_id = required(body, "room_id", MAX_ID_BYTES, BadRequest::RoomOrSlot)?;
+        let slot_id = required(body, "slot_id", MAX_ID_BYTES, BadRequest::RoomOrSlot)?;
+        let member_id = optional(body, "member_id", MAX_MEMBER_ID_BYTES)?;
         let member = LegacyMember::read(body)?;
         let (member_id, device) = match (member_id, &member) {
             (Some(member_id), _) => (member_id, None),
@@ -61,12 +63,12 @@ impl LegacyMember {
         }
         let member = nested(body, "member", BadRequest::MemberId)?;
         Ok(Some(Self {
-            id: required(member, "id", MAX_MEMBER_ID, BadRequest::MemberId)?,
-            claimed_device_id: match optional(member, "claimed_device_id", MAX_ID)? {
-                None => optional(member, "device_id", MAX_ID)?,
+            id: required(member, "id", MAX_MEMBER_ID_BYTES, BadRequest::MemberId)?,
+            claimed_device_id: match optional(member, "claimed_device_id", MAX_ID_BYTES)? {
+                None => optional(member, "device_id", MAX_ID_BYTES)?,
                 claimed => claimed,
             },
-            claimed_user_id: optional(member, "claimed_user_id", MAX_ID)?,
+            claimed_user_id: optional(member, "claimed_user_id", MAX_ID_BYTES)?,
         }))
     }
 }
@@ -90,7 +92,7 @@ impl ClientTokenRequest {
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let body = object(body)?;
         Ok(Self {
-            url: required(&body, "url", MAX_URL, BadRequest::Url)?,
+            url: required(&body, "url", MAX_URL_BYTES, BadRequest::Url)?,
             wanted: HomeserverParticipant::read(&body)?,
             // The grammar of server names has a bound, and an answer of its own; so have users' and delayed events' ids below.
             server_name: optional(&body, "server_name", usize::MAX)?,
@@ -118,7 +120,7 @@ impl FederationTokenRequest {
         let body = object(body)?;
         Ok(Self {
             unverified_user_id: required(&body, "user_id", usize::MAX, BadRequest::UserId)?,
-            url: required(&body, "url", MAX_URL, BadRequest::Url)?,
+            url: required(&body, "url", MAX_URL_BYTES, BadRequest::Url)?,
             wanted: HomeserverParticipant::read(&body)?,
         })
     }
@@ -142,7 +144,7 @@ impl ClientDelegationRequest {
     /// The first thing that is wrong, in the order of the contract.
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let body = object(body)?;
-        let url = optional(&body, "url", MAX_URL)?;
+        let url = optional(&body, "url", MAX_URL_BYTES)?;
         let wanted = HomeserverParticipant::read(&body)?;
         let delay_id = required(&body, "delay_id", usize::MAX, BadRequest::NoDelayId)?;
         if !is_delay_id(&delay_id) {

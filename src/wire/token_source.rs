@@ -9,7 +9,8 @@ use serde_json::Value;
 use url::form_urlencoded;
 
 use super::{
-    BadRequest, MAX_ACCESS_TOKEN, MAX_ID, MAX_MEMBER_ID, ParticipantRequest, TokenRequest, UnverifiedOpenIdToken, begins_with_port, object,
+    BadRequest, MAX_ACCESS_TOKEN_BYTES, MAX_ID_BYTES, MAX_MEMBER_ID_BYTES, ParticipantRequest, TokenRequest, UnverifiedOpenIdToken,
+    begins_with_port, object,
 };
 use crate::identity::ROOM_SLOT;
 use crate::secret::Secret;
@@ -59,8 +60,12 @@ impl TokenSourceHead {
         if !slot_id.is_empty() && member_id.is_empty() {
             return Err(BadRequest::SlotWithoutMember);
         }
-        let lengths = [(&device_id, MAX_ID), (&member_id, MAX_MEMBER_ID), (&slot_id, MAX_ID)];
-        if lengths.iter().any(|(text, max)| text.len() > *max) || access_token.len() > MAX_ACCESS_TOKEN {
+        let lengths = [
+            (&device_id, MAX_ID_BYTES),
+            (&member_id, MAX_MEMBER_ID_BYTES),
+            (&slot_id, MAX_ID_BYTES),
+        ];
+        if lengths.iter().any(|(text, max)| text.len() > *max) || access_token.len() > MAX_ACCESS_TOKEN_BYTES {
             return Err(BadRequest::LongParameter);
         }
         let member = if member_id.is_empty() {
@@ -72,7 +77,7 @@ impl TokenSourceHead {
             Some((member_id, if slot_id.is_empty() { ROOM_SLOT.to_owned() } else { slot_id }))
         };
         // What is so long is no server name, which has an answer of its own; nothing is kept of it while the body comes.
-        if server_name.len() > MAX_ID {
+        if server_name.len() > MAX_ID_BYTES {
             server_name = String::new();
         }
         Ok(Self {
@@ -109,7 +114,7 @@ impl TokenRequest {
         } = head?;
         let body = object(body)?;
         let room = body.get("room_name").and_then(Value::as_str);
-        let room = room.filter(|room| room.starts_with('!') && room.len() <= MAX_ID);
+        let room = room.filter(|room| room.starts_with('!') && room.len() <= MAX_ID_BYTES);
         let room = room.ok_or(BadRequest::RoomName)?.to_owned();
         if NOT_OURS.iter().any(|key| body.get(*key).is_some_and(|value| !holds_nothing(value))) {
             return Err(BadRequest::NotTheClients);

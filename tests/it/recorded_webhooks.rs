@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::bodies::delegate_of;
 use crate::support::hashes::{self, SLOT};
 use crate::support::jwt::Jwt;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::sfu::Session;
 use crate::support::{lateness, unique_room, wait_until, webhook};
 
@@ -159,7 +159,7 @@ fn play(scene: &Scene, n: usize, recorded: &Recorded, left: &Row) {
                 if std::ptr::eq(row, left) {
                     left_told = Instant::now();
                 }
-                scene.told(&event);
+                scene.send_webhook(&event);
             }
             401 => {
                 let forged = Jwt::sign(&webhook::claims(&scene.sfu, text.as_bytes()), "another secret");
@@ -173,7 +173,7 @@ fn play(scene: &Scene, n: usize, recorded: &Recorded, left: &Row) {
     if left.answered != 200 {
         return;
     }
-    wait_until(&format!("{name}: the leave"), SOON, || scene.api.count("send", &id) >= 1);
+    wait_until(&format!("{name}: the leave"), TIMEOUT, || scene.api.count("send", &id) >= 1);
     let sent = scene.api.times("send", &id)[0];
     // Where the SFU could not tell for seconds, the service may have found it out by asking.
     assert!(

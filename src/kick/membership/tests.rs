@@ -367,7 +367,7 @@ fn a_user_is_not_asked_about_twice_at_a_time_and_the_questions_are_bounded() {
     let mut tracker = tracker();
     calls_with(&mut tracker, 20, &[ALICE]);
     let asked_first = asked(&tracker.on_time(at(INTERVAL)));
-    assert_eq!(asked_first.len(), LANES);
+    assert_eq!(asked_first.len(), MAX_CALLS);
     assert_eq!(
         tracker.next_deadline(),
         Some(at(2 * INTERVAL)),
@@ -386,7 +386,7 @@ fn a_user_is_not_asked_about_twice_at_a_time_and_the_questions_are_bounded() {
 #[test]
 fn users_of_other_homeservers_do_not_keep_our_own_waiting() {
     let mut tracker = tracker();
-    calls_with(&mut tracker, 2 * LANES, &["@u#:hostile.example", ALICE]);
+    calls_with(&mut tracker, 2 * MAX_CALLS, &["@u#:hostile.example", ALICE]);
     // No list comes where hostile homeservers take part, and nothing that is asked about their users is ever answered.
     let (mut ours, mut hanging, mut now) = (BTreeSet::new(), 0, INTERVAL);
     for _ in 0..10 {
@@ -407,7 +407,7 @@ fn users_of_other_homeservers_do_not_keep_our_own_waiting() {
         }
         now += INTERVAL;
     }
-    assert_eq!((ours.len(), hanging), (10 * 2 * LANES, LANES));
+    assert_eq!((ours.len(), hanging), (10 * 2 * MAX_CALLS, MAX_CALLS));
 }
 
 #[test]
@@ -716,7 +716,7 @@ fn a_checked_token_clears_the_mark_and_another_one_does_not() {
 #[test]
 fn a_token_that_is_issued_while_somebody_is_about_to_be_removed_stops_that() {
     let mut tracker = tracker();
-    calls_with(&mut tracker, LANES + 1, &["@u#:own.example"]);
+    calls_with(&mut tracker, MAX_CALLS + 1, &["@u#:own.example"]);
     // All places for calls to the SFU are taken by others.
     let mut waiting = asked(&tracker.on_time(at(INTERVAL)));
     let mut removals = Vec::new();
@@ -725,7 +725,7 @@ fn a_token_that_is_issued_while_somebody_is_about_to_be_removed_stops_that() {
         waiting.extend(asked(&out));
         removals.extend(out.into_iter().filter(|action| matches!(action, Action::Remove(_))));
     }
-    assert_eq!((removals.len(), tracker.removals.len()), (LANES, 1));
+    assert_eq!((removals.len(), tracker.removals.len()), (MAX_CALLS, 1));
     let last = tracker.removals.front().cloned().expect("a removal waits");
     let stored = tracker.record(&last, &CLOCKS).unwrap();
     let [room_id, user_id] = [stored.room_id, stored.user_id].map(String::from);
@@ -1246,9 +1246,9 @@ impl World {
             }
         }
         let tracker = &self.tracker;
-        assert!(tracker.sweeps.iter().all(|sweep| sweep.asking <= LANES));
-        assert!(tracker.removing + tracker.listing.len() <= LANES);
-        assert!(self.waiting.len() <= 3 * LANES);
+        assert!(tracker.sweeps.iter().all(|sweep| sweep.asking <= MAX_CALLS));
+        assert!(tracker.removing + tracker.listing.len() <= MAX_CALLS);
+        assert!(self.waiting.len() <= 3 * MAX_CALLS);
     }
 
     fn may_be_removed(&self, participant: usize) {
