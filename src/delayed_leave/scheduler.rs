@@ -281,7 +281,7 @@ impl CallScheduler {
         self.plan(id, now);
     }
 
-    /// The next call that may be made now. It is out of the queue, and in flight until [`Self::called`] or [`Self::declined`].
+    /// The next call that may be made now. It is out of the queue, and in flight until [`Self::on_result`] or [`Self::declined`].
     #[must_use]
     pub fn next_permit(&mut self, now: Time) -> Option<Permit> {
         self.now = self.now.max(now);
