@@ -6,10 +6,10 @@
 pub mod budget;
 pub mod crowd;
 pub mod dials;
+pub mod fair_queue;
 pub mod limiter;
 pub mod lookups;
 pub mod room;
-pub mod turns;
 pub mod verified;
 
 use std::hash::{BuildHasher as _, RandomState};
@@ -97,9 +97,9 @@ impl Who {
 
 /// Makes [`Who`] of names, with keys of this process.
 #[derive(Debug, Default)]
-pub struct Names(RandomState, RandomState);
+pub struct NameHasher(RandomState, RandomState);
 
-impl Names {
+impl NameHasher {
     /// `server`, which is of `class`.
     #[must_use]
     pub fn who(&self, server: &ServerName, class: Class) -> Who {
@@ -147,20 +147,20 @@ pub fn host_key(server: &ServerName) -> String {
 mod tests {
     use super::*;
 
-    fn who(names: &Names, text: &str) -> Who {
-        names.who(&ServerName::parse(text).unwrap(), Class::Stranger)
+    fn who(hasher: &NameHasher, text: &str) -> Who {
+        hasher.who(&ServerName::parse(text).unwrap(), Class::Stranger)
     }
 
     #[test]
     fn spellings_are_one_homeserver() {
-        let names = Names::default();
+        let hasher = NameHasher::default();
         for other in ["EVIL.test", "evil.test.", "evil.test:9443", "Evil.Test.:09443"] {
-            assert_eq!(who(&names, other), who(&names, "evil.test"), "{other}");
+            assert_eq!(who(&hasher, other), who(&hasher, "evil.test"), "{other}");
         }
-        assert_eq!(who(&names, "[::ffff:192.0.2.1]:1"), who(&names, "192.0.2.1"));
-        assert_ne!(who(&names, "a.evil.test").name, who(&names, "evil.test").name);
-        assert_eq!(who(&names, "a.b.evil.test").domain, who(&names, "evil.test").domain);
-        assert_ne!(who(&names, "192.0.2.1").domain, who(&names, "198.51.2.1").domain);
+        assert_eq!(who(&hasher, "[::ffff:192.0.2.1]:1"), who(&hasher, "192.0.2.1"));
+        assert_ne!(who(&hasher, "a.evil.test").name, who(&hasher, "evil.test").name);
+        assert_eq!(who(&hasher, "a.b.evil.test").domain, who(&hasher, "evil.test").domain);
+        assert_ne!(who(&hasher, "192.0.2.1").domain, who(&hasher, "198.51.2.1").domain);
     }
 
     #[test]

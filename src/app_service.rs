@@ -15,16 +15,16 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use crate::access::Access;
-use crate::exchange::{Admitted, Exchange, Patience, Refusal, RemoteRefusal, must_be_joined};
-use crate::hold::{ENDS, HOLD};
+use crate::exchange::{Admitted, Deadline, Exchange, RemoteTokenError, TokenError, must_be_joined};
 use crate::homeserver::{OwnHomeserver, Relayed, Subject};
 use crate::members::Members;
 use crate::openid::VerifiedUser;
 use crate::request_line::note;
+use crate::retry::{ANSWER_TIMEOUT, RETRY_BUDGET};
 use crate::server_name::ServerName;
 use crate::wire::{
-    ClientDelegationRequest, ClientTokenRequest, DelayedEvent, FederationTokenRequest, HomeserverSeat, LegacyMember, RelayedMember,
-    RelayedTokenRequest, SeatRequest,
+    ClientDelegationRequest, ClientTokenRequest, DelayedEvent, FederationTokenRequest, HomeserverParticipant, LegacyMember,
+    ParticipantRequest, RelayedMember, RelayedTokenRequest,
 };
 
 /// Where another homeserver's service is asked: the path that every generation of it knows.
@@ -32,13 +32,15 @@ const FEDERATION_PATH: &str = "/_matrix/federation/unstable/io.element.msc4195/r
 /// Path that the proposal ends up with for the same endpoint.
 const STABLE_FEDERATION_PATH: &str = "/_matrix/federation/v1/rtc/livekit/get_token";
 /// When an answer has to be there, come what may.
-const BUDGET: Duration = Duration::from_secs(24);
+const TIMEOUT: Duration = Duration::from_secs(24);
 /// When the question about a delayed event has to be over, as those about memberships.
-const QUESTIONS: Duration = Duration::from_secs(15);
+const QUESTIONS_TIMEOUT: Duration = Duration::from_secs(15);
 /// When a relayed request has to be over.
-const RELAY: Duration = Duration::from_secs(23);
+const RELAY_TIMEOUT: Duration = Duration::from_secs(23);
 const _: () = assert!(
-    QUESTIONS.as_millis() < RELAY.as_millis() && RELAY.as_millis() < BUDGET.as_millis() && BUDGET.as_millis() < ENDS.as_millis(),
+    QUESTIONS_TIMEOUT.as_millis() < RELAY_TIMEOUT.as_millis()
+        && RELAY_TIMEOUT.as_millis() < TIMEOUT.as_millis()
+        && TIMEOUT.as_millis() < ANSWER_TIMEOUT.as_millis(),
     "each step leaves time for the next one, and the answer is there before a proxy in front gives up"
 );
 
@@ -59,22 +61,22 @@ impl AppService {
     ///
     /// # Errors
     /// With the first check that refused.
-    pub async fn client_token(&self, user_id: &str, request: &ClientTokenRequest, received: Instant) -> Result<String, Refusal> {
+    pub async fn client_token(&self, user_id: &str, request: &ClientTokenRequest, received: Instant) -> Result<String, TokenError> {
         in_time(received, self.token_for_ours(user_id, request, received)).await
     }
 
-    async fn token_for_ours(&self, user_id: &str, request: &ClientTokenRequest, received: Instant) -> Result<String, Refusal> {
+    async fn token_for_ours(&self, user_id: &str, request: &ClientTokenRequest, received: Instant) -> Result<String, TokenError> {
         let wanted = &request.wanted;
-        note(|line| line.matrix_room = Some(wanted.seat.room_id().into()));
+        note(|line| line.matrix_room = Some(wanted.participant.room_id().into()));
         let other = request.server_name.as_deref().filter(|name| *name != self.own.name().as_str());
         if other.is_none() {
             self.must_be_ours(&request.url)?;
         }
         let user = self.own_user(user_id, wanted)?;
-        let other = other.map(ServerName::parse).transpose().map_err(|_| Refusal::BadDestination)?;
+        let other = other.map(ServerName::parse).transpose().map_err(|_| TokenError::BadDestination)?;
         note(|line| line.server = other.as_ref().map(|other| other.as_str().into()));
         self.must_be_reachable(received).await?;
-        self.must_be_joined(wanted.seat.room_id(), Subject::User(&user.id), received)
+        self.must_be_joined(wanted.participant.room_id(), Subject::User(&user.id), received)
             .await?;
         match other {
             None => {
@@ -83,10 +85,12 @@ impl AppService {
                     access: Access::of_member(true),
                     is_member: true,
                 };
-                self.exchange.issue(&admitted, &wanted.seat, None, Patience::since(received)).await
+                self.exchange
+                    .issue(&admitted, &wanted.participant, None, Deadline::since(received))
+                    .await
             }
             Some(other) => {
-                self.must_be_joined(wanted.seat.room_id(), Subject::Server(&other), received)
+                self.must_be_joined(wanted.participant.room_id(), Subject::Server(&other), received)
                     .await?;
                 self.relay(&user, &other, request, received).await
             }
@@ -97,18 +101,18 @@ impl AppService {
     ///
     /// # Errors
     /// With the first check that refused.
-    pub async fn federation_token(&self, origin: &str, request: &FederationTokenRequest, received: Instant) -> Result<String, Refusal> {
+    pub async fn federation_token(&self, origin: &str, request: &FederationTokenRequest, received: Instant) -> Result<String, TokenError> {
         in_time(received, self.token_for_theirs(origin, request, received)).await
     }
 
-    async fn token_for_theirs(&self, origin: &str, request: &FederationTokenRequest, received: Instant) -> Result<String, Refusal> {
+    async fn token_for_theirs(&self, origin: &str, request: &FederationTokenRequest, received: Instant) -> Result<String, TokenError> {
         let wanted = &request.wanted;
-        let user = VerifiedUser::vouched_for(request.unverified_user_id.clone()).ok_or(Refusal::BadUserId)?;
+        let user = VerifiedUser::vouched_for(request.unverified_user_id.clone()).ok_or(TokenError::BadUserId)?;
         if user.server.as_str() != origin {
-            return Err(Refusal::ForeignUser);
+            return Err(TokenError::ForeignUser);
         }
         must_be_claimed(wanted, &user)?;
-        let room_id = wanted.seat.room_id();
+        let room_id = wanted.participant.room_id();
         note(|line| {
             line.matrix_room = Some(room_id.into());
             (line.user, line.server) = (Some(user.id.as_str().into()), Some(origin.into()));
@@ -122,7 +126,9 @@ impl AppService {
             access: Access::of_member(self.exchange.policy.of(&user.server).publishes),
             is_member: true,
         };
-        self.exchange.issue(&admitted, &wanted.seat, None, Patience::since(received)).await
+        self.exchange
+            .issue(&admitted, &wanted.participant, None, Deadline::since(received))
+            .await
     }
 
     /// Takes over a delayed leave event of one of our users. How long its delay is, and that it is theirs, our homeserver
@@ -130,61 +136,61 @@ impl AppService {
     ///
     /// # Errors
     /// With the first check that refused.
-    pub async fn delegate(&self, user_id: &str, request: ClientDelegationRequest, received: Instant) -> Result<(), Refusal> {
+    pub async fn delegate(&self, user_id: &str, request: ClientDelegationRequest, received: Instant) -> Result<(), TokenError> {
         in_time(received, self.take_over(user_id, request, received)).await
     }
 
-    async fn take_over(&self, user_id: &str, request: ClientDelegationRequest, received: Instant) -> Result<(), Refusal> {
+    async fn take_over(&self, user_id: &str, request: ClientDelegationRequest, received: Instant) -> Result<(), TokenError> {
         let ClientDelegationRequest { url, wanted, delay_id } = request;
-        note(|line| line.matrix_room = Some(wanted.seat.room_id().into()));
+        note(|line| line.matrix_room = Some(wanted.participant.room_id().into()));
         if let Some(url) = url {
             self.must_be_ours(&url)?;
         }
         let user = self.own_user(user_id, &wanted)?;
         self.must_be_reachable(received).await?;
-        let (patience, deadline) = (received + HOLD, received + QUESTIONS);
-        let found = self.own.delayed_event(&delay_id, &user.id, patience, deadline).await;
-        let room_id = wanted.seat.room_id();
+        let (retry_until, deadline) = (received + RETRY_BUDGET, received + QUESTIONS_TIMEOUT);
+        let found = self.own.delayed_event(&delay_id, &user.id, retry_until, deadline).await;
+        let room_id = wanted.participant.room_id();
         let event = found
-            .map_err(Refusal::Event)?
+            .map_err(TokenError::Event)?
             .filter(|event| event.room_id == room_id)
-            .ok_or(Refusal::NoSuchEvent)?;
+            .ok_or(TokenError::NoSuchEvent)?;
         self.must_be_joined(room_id, Subject::User(&user.id), received).await?;
         let event = DelayedEvent {
             id: delay_id,
             delay: event.delay,
         };
         self.exchange
-            .take_over(&user, &wanted.seat, &event, Patience::since(received))
+            .take_over(&user, &wanted.participant, &event, Deadline::since(received))
             .await
     }
 
     /// The homeserver speaks for its own users only: for one of another server it, or `LIVEKIT_HS_SERVER_NAME`, is not what
     /// it should be.
-    fn own_user(&self, user_id: &str, wanted: &HomeserverSeat) -> Result<VerifiedUser, Refusal> {
-        let user = VerifiedUser::vouched_for(user_id.to_owned()).ok_or(Refusal::BadUserId)?;
+    fn own_user(&self, user_id: &str, wanted: &HomeserverParticipant) -> Result<VerifiedUser, TokenError> {
+        let user = VerifiedUser::vouched_for(user_id.to_owned()).ok_or(TokenError::BadUserId)?;
         if user.server != *self.own.name() {
-            return Err(Refusal::NotOurUser(user.server));
+            return Err(TokenError::NotOurUser(user.server));
         }
         must_be_claimed(wanted, &user)?;
         note(|line| line.user = Some(user.id.as_str().into()));
         Ok(user)
     }
 
-    fn must_be_ours(&self, url: &str) -> Result<(), Refusal> {
+    fn must_be_ours(&self, url: &str) -> Result<(), TokenError> {
         if is_same_sfu(url, &self.url) {
             Ok(())
         } else {
-            Err(Refusal::OtherSfu)
+            Err(TokenError::OtherSfu)
         }
     }
 
-    async fn must_be_reachable(&self, received: Instant) -> Result<(), Refusal> {
-        self.own.resolve(received + HOLD).await.map_err(Refusal::OwnClientApi)
+    async fn must_be_reachable(&self, received: Instant) -> Result<(), TokenError> {
+        self.own.resolve(received + RETRY_BUDGET).await.map_err(TokenError::OwnClientApi)
     }
 
-    async fn must_be_joined(&self, room_id: &str, subject: Subject<'_>, received: Instant) -> Result<(), Refusal> {
-        must_be_joined(&self.members, room_id, subject, Patience::since(received)).await
+    async fn must_be_joined(&self, room_id: &str, subject: Subject<'_>, received: Instant) -> Result<(), TokenError> {
+        must_be_joined(&self.members, room_id, subject, Deadline::since(received)).await
     }
 
     /// Asks the other homeserver's service, in the words of the newer generation; where it does not understand them and the
@@ -195,7 +201,7 @@ impl AppService {
         other: &ServerName,
         request: &ClientTokenRequest,
         received: Instant,
-    ) -> Result<String, Refusal> {
+    ) -> Result<String, TokenError> {
         let mut path = FEDERATION_PATH;
         let mut relayed = self.ask(user, other, path, request, None, received).await?;
         if relayed.status == 404 && errcode(&relayed) == Some("M_UNRECOGNIZED") {
@@ -210,9 +216,9 @@ impl AppService {
         }
         match (relayed.status, errcode(&relayed), relayed.content.get("jwt")) {
             (200..=299, _, Some(Value::String(jwt))) if !jwt.is_empty() => Ok(jwt.clone()),
-            (403, Some("M_FORBIDDEN"), _) => Err(Refusal::Remote(RemoteRefusal::Forbidden)),
-            (400, Some("M_INVALID_PARAM"), _) => Err(Refusal::Remote(RemoteRefusal::InvalidParam)),
-            (status, _, _) => Err(Refusal::Remote(RemoteRefusal::Unusable(status))),
+            (403, Some("M_FORBIDDEN"), _) => Err(TokenError::Remote(RemoteTokenError::Forbidden)),
+            (400, Some("M_INVALID_PARAM"), _) => Err(TokenError::Remote(RemoteTokenError::InvalidParam)),
+            (status, _, _) => Err(TokenError::Remote(RemoteTokenError::Unusable(status))),
         }
     }
 
@@ -224,21 +230,21 @@ impl AppService {
         request: &ClientTokenRequest,
         in_old_words: Option<&LegacyMember>,
         received: Instant,
-    ) -> Result<Relayed, Refusal> {
-        let (room_id, slot_id, member_id) = match &request.wanted.seat {
-            SeatRequest::Homeserver {
+    ) -> Result<Relayed, TokenError> {
+        let (room_id, slot_id, member_id) = match &request.wanted.participant {
+            ParticipantRequest::Homeserver {
                 room_id,
                 slot_id,
                 member_id,
             }
-            | SeatRequest::Member {
+            | ParticipantRequest::Member {
                 room_id,
                 slot_id,
                 member_id,
                 ..
             } => (room_id, slot_id, member_id),
             // No body that comes through a homeserver is parsed into it.
-            SeatRequest::Legacy { .. } => return Err(Refusal::BadDestination),
+            ParticipantRequest::Legacy { .. } => return Err(TokenError::BadDestination),
         };
         let relayed = RelayedTokenRequest {
             user_id: &user.id,
@@ -255,22 +261,22 @@ impl AppService {
         // Texts always serialise.
         let body = serde_json::to_value(&relayed).unwrap_or_default();
         self.own
-            .relay(other, path, &body, received + HOLD, received + RELAY)
+            .relay(other, path, &body, received + RETRY_BUDGET, received + RELAY_TIMEOUT)
             .await
-            .map_err(Refusal::Relay)
+            .map_err(TokenError::Relay)
     }
 }
 
 /// Each step has its time; together, with what others began, they have no more than this.
-async fn in_time<T>(received: Instant, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
-    timeout_at(received + BUDGET, work).await.unwrap_or(Err(Refusal::OutOfTime))
+async fn in_time<T>(received: Instant, work: impl Future<Output = Result<T, TokenError>>) -> Result<T, TokenError> {
+    timeout_at(received + TIMEOUT, work).await.unwrap_or(Err(TokenError::OutOfTime))
 }
 
 /// `member` may name the user, but not another one.
-fn must_be_claimed(wanted: &HomeserverSeat, user: &VerifiedUser) -> Result<(), Refusal> {
+fn must_be_claimed(wanted: &HomeserverParticipant, user: &VerifiedUser) -> Result<(), TokenError> {
     let claimed = wanted.member.as_ref().and_then(|member| member.claimed_user_id.as_deref());
     if claimed.is_some_and(|claimed| claimed != user.id) {
-        return Err(Refusal::ClaimedUser);
+        return Err(TokenError::ClaimedUser);
     }
     Ok(())
 }

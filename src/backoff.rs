@@ -6,7 +6,7 @@ use crate::time::Time;
 use std::time::Duration;
 
 /// No call is repeated sooner than this, whatever a server or a client asks for.
-pub const LEAST_PAUSE: u64 = 250;
+pub const MIN_PAUSE_MS: u64 = 250;
 
 /// The only source of chance here: a seeded generator (splitmix64), so that a run can be repeated.
 #[derive(Clone, Debug)]
@@ -70,7 +70,7 @@ impl Schedule {
                 break;
             }
         }
-        (pause - jitter.up_to(pause / 5)).max(LEAST_PAUSE)
+        (pause - jitter.up_to(pause / 5)).max(MIN_PAUSE_MS)
     }
 
     /// When the next try starts, or `None` when the window has no room for one. A hint of the server replaces the schedule; both are
@@ -78,9 +78,9 @@ impl Schedule {
     /// keeps the least pause from the end: timers are late, and a try after the end would be one too many.
     #[must_use]
     pub fn next_try(self, failures: u8, hint: Option<Duration>, now: Time, until: Time, jitter: &mut Jitter) -> Option<Time> {
-        let left = until.since(now).checked_sub(LEAST_PAUSE).filter(|&left| left >= LEAST_PAUSE)?;
+        let left = until.since(now).checked_sub(MIN_PAUSE_MS).filter(|&left| left >= MIN_PAUSE_MS)?;
         let pause = hint.map_or_else(|| self.pause(failures, jitter), as_millis);
-        Some(now.after(pause.clamp(LEAST_PAUSE, left)))
+        Some(now.after(pause.clamp(MIN_PAUSE_MS, left)))
     }
 }
 

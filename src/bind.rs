@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpSocket};
 const BACKLOG: u32 = 4096;
 
 /// Bytes that the kernel keeps for a connection in each direction: some ten requests, or answers.
-const KERNEL_BUFFER: u32 = 16 * 1024;
+const KERNEL_BUFFER_BYTES: u32 = 16 * 1024;
 
 /// An address to listen on, as the operator wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,8 +163,8 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
     // A restarted service gets its port back at once.
     socket.set_reuseaddr(true)?;
     // Each connection gets these: what clients send ahead and do not fetch is in memory that counts as ours (decision P14).
-    socket.set_recv_buffer_size(KERNEL_BUFFER)?;
-    socket.set_send_buffer_size(KERNEL_BUFFER)?;
+    socket.set_recv_buffer_size(KERNEL_BUFFER_BYTES)?;
+    socket.set_send_buffer_size(KERNEL_BUFFER_BYTES)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_healthcheck_knocks_where_somebody_listens() {
+    fn the_healthcheck_connects_where_somebody_listens() {
         for (text, hosts) in [
             (":8080", &["::1", "127.0.0.1"] as &[&str]),
             ("8080", &["::1", "127.0.0.1"]),

@@ -31,7 +31,7 @@ pub(crate) mod unexpanded;
 mod unknown;
 mod variables;
 
-pub use app_service::{AppService, Membership};
+pub use app_service::{AppServiceConfig, Membership};
 pub use listen::MetricsBind;
 pub use livekit::Livekit;
 pub use log::{LogFormat, LogSettings, LogUsers, format as log_format};
@@ -84,7 +84,7 @@ pub struct Config {
     /// Settings of delegated leave.
     pub delegated_leave: DelegatedLeave,
     /// The homeserver that this service belongs to, if any.
-    pub app_service: Option<AppService>,
+    pub app_service: Option<AppServiceConfig>,
     /// Whether and how often memberships are checked.
     pub membership: Membership,
 }

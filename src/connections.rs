@@ -24,23 +24,23 @@ use crate::log_throttle::LogThrottle;
 use crate::metrics::{Limit, METRICS};
 
 /// Longest head of a request.
-pub const MAX_HEAD: usize = 16 * 1024;
+pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// Bytes that a head may have besides the pot: longer than an honest one, and as much as the HTTP library has for it in any case.
-const OWN_HEAD: usize = 8 * 1024;
+const OWN_HEAD_BYTES: usize = 8 * 1024;
 /// Bytes that are read at a time.
-const CHUNK: usize = 4 * 1024;
+const CHUNK_BYTES: usize = 4 * 1024;
 /// A head is held so many times at most: as it came, and in the buffer of the HTTP library, which doubles.
 const HEAD_COPIES: usize = 3;
 /// The least that the proven have for their bodies: two of the largest webhooks.
-const PROVEN: usize = 2 * 1024 * 1024;
+const MIN_PROVEN_BYTES: usize = 2 * 1024 * 1024;
 /// However many wait for a pot, everybody is looked at so often.
-const LOOK_EVERY_MS: u64 = 20;
+const CHECK_INTERVAL_MS: u64 = 20;
 /// An answer that a client does not take in this time is lost; all of them fit into the kernel's buffer.
-const STUCK: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that nobody wants any more are read up to this many chunks, before a connection is closed.
-const UNREAD_CHUNKS: usize = 64;
+const MAX_UNREAD_CHUNKS: usize = 64;
 /// A client that has shut down its writing side may still want the answer, or may be gone: both look the same.
-const HALF_CLOSED: Duration = Duration::from_secs(2);
+const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(2);
 /// The beginning of HTTP/2 up to the end of what HTTP/1.1 takes for a head.
 const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
@@ -123,7 +123,7 @@ impl Connections {
             most: limits.connections,
             began: Instant::now(),
             open: Mutex::default(),
-            pots: [pot(limits.body_bytes), pot((limits.body_bytes / 4).max(PROVEN))],
+            pots: [pot(limits.body_bytes), pot((limits.body_bytes / 4).max(MIN_PROVEN_BYTES))],
             told: LogThrottle::once_a_minute(),
         })
     }
@@ -224,7 +224,7 @@ impl Connection {
     }
 
     /// Bytes came in. False when this connection must end: its head is large, and there is no memory for it.
-    fn came(&self, count: usize) -> bool {
+    fn on_bytes(&self, count: usize) -> bool {
         let count = count as u64;
         if self.phase() == Phase::Silent {
             self.enter(Phase::Head, count);
@@ -235,7 +235,7 @@ impl Connection {
             return true;
         }
         let bytes = self.bytes.load(Relaxed);
-        let beyond = bytes.saturating_sub(OWN_HEAD as u64).min(count);
+        let beyond = bytes.saturating_sub(OWN_HEAD_BYTES as u64).min(count);
         if beyond == 0 {
             return true;
         }
@@ -275,7 +275,7 @@ impl Connection {
                 return Taken::Yes;
             }
             let now = self.all.now();
-            if now < state.all_young.load(Relaxed) + LOOK_EVERY_MS {
+            if now < state.all_young.load(Relaxed) + CHECK_INTERVAL_MS {
                 return Taken::NotYet;
             }
             let slowest = {
@@ -395,7 +395,7 @@ pub async fn first_head(stream: &TcpStream, connection: &Connection) -> Option<V
             Ok(0) if head.is_empty() => return None,
             Ok(0) => break,
             Ok(count) => {
-                if !connection.came(count) {
+                if !connection.on_bytes(count) {
                     return None;
                 }
                 if is_whole(&head, count) {
@@ -415,7 +415,7 @@ pub async fn first_head(stream: &TcpStream, connection: &Connection) -> Option<V
 }
 
 fn read_into(head: &mut Vec<u8>, stream: &TcpStream) -> io::Result<usize> {
-    let mut chunk = [0; CHUNK];
+    let mut chunk = [0; CHUNK_BYTES];
     let count = stream.try_read(&mut chunk)?;
     if head.capacity() - head.len() < count {
         head.reserve_exact(count.max(256));
@@ -429,7 +429,7 @@ fn is_whole(head: &[u8], count: usize) -> bool {
     let new = &head[head.len().saturating_sub(count + 3)..];
     let ends = new.windows(2).any(|end| end == b"\n\n") || new.windows(3).any(|end| end == b"\n\r\n");
     let odd = head.first().is_some_and(|first| !first.is_ascii_alphabetic());
-    ends || odd || head.len() >= MAX_HEAD
+    ends || odd || head.len() >= MAX_HEAD_BYTES
 }
 
 /// Rewrites a head that the HTTP library wrote without being asked; `None` for any other.
@@ -443,7 +443,7 @@ pub struct Counted {
     connection: Arc<Connection>,
     rewrite: Rewrite,
     /// Runs while the client takes nothing, and from its FIN to its answer.
-    patience: Option<Pin<Box<Sleep>>>,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Counted {
@@ -456,26 +456,26 @@ impl Counted {
             given: 0,
             connection,
             rewrite,
-            patience: None,
+            timer: None,
         }
     }
 
     /// Ready when the client has been waited for so long.
     fn wait(&mut self, cx: &mut Context<'_>, longest: Duration) -> Poll<()> {
-        let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(longest)));
-        patience.as_mut().poll(cx)
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(longest)));
+        timer.as_mut().poll(cx)
     }
 
     /// Gives up a client that takes nothing.
     fn patiently<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            if self.patience.take().is_some() {
+            if self.timer.take().is_some() {
                 // The end of the stream, if that was waited for, is to be read now.
                 cx.waker().wake_by_ref();
             }
             return written;
         }
-        ready!(self.wait(cx, STUCK));
+        ready!(self.wait(cx, WRITE_TIMEOUT));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
@@ -505,7 +505,7 @@ impl Counted {
 impl AsyncRead for Counted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // A little at a time: the HTTP library's buffer grows as soon as it was full once.
-        let most = into.remaining().min(CHUNK);
+        let most = into.remaining().min(CHUNK_BYTES);
         if !self.first.is_empty() {
             let rest = &self.first[self.given..];
             let count = rest.len().min(most);
@@ -516,13 +516,13 @@ impl AsyncRead for Counted {
             }
             return Poll::Ready(Ok(()));
         }
-        let mut chunk = [0; CHUNK];
+        let mut chunk = [0; CHUNK_BYTES];
         let count = ready!(self.read_chunk(cx, &mut chunk[..most]))?;
         // The HTTP library gives up a request at the end of the stream, and an answer that is on its way.
-        if count == 0 && (self.connection.awaits_answer() || self.patience.is_some()) {
-            ready!(self.wait(cx, HALF_CLOSED));
+        if count == 0 && (self.connection.awaits_answer() || self.timer.is_some()) {
+            ready!(self.wait(cx, HALF_CLOSED_TIMEOUT));
         }
-        if count > 0 && !self.connection.came(count) {
+        if count > 0 && !self.connection.on_bytes(count) {
             return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
         }
         into.put_slice(&chunk[..count]);
@@ -549,7 +549,7 @@ impl AsyncWrite for Counted {
         if self.connection.awaits_answer()
             && let Poll::Ready(0) = self.stream.poll_peek(cx, &mut ReadBuf::new(&mut [0]))?
         {
-            ready!(self.wait(cx, HALF_CLOSED));
+            ready!(self.wait(cx, HALF_CLOSED_TIMEOUT));
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
         Pin::new(&mut self.stream).poll_flush(cx)
@@ -558,8 +558,8 @@ impl AsyncWrite for Counted {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         // Closing with unread bytes resets the connection, and may take an answer away that the client has not read yet.
-        let mut chunk = [0; CHUNK];
-        for _ in 0..UNREAD_CHUNKS {
+        let mut chunk = [0; CHUNK_BYTES];
+        for _ in 0..MAX_UNREAD_CHUNKS {
             match self.stream.try_read(&mut chunk) {
                 Ok(count) if count > 0 => {}
                 Ok(_) | Err(_) => break,
@@ -629,7 +629,7 @@ mod tests {
             &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
             b"GET / HTTP/1.1\n\n",
             b"\x16\x03\x01",
-            &[b'a'; MAX_HEAD],
+            &[b'a'; MAX_HEAD_BYTES],
         ] {
             assert!(is_whole(whole, whole.len()));
             assert!(is_whole(whole, 1), "the last byte alone");

@@ -33,7 +33,7 @@ use leave::{Around, Input};
 use scheduler::{CallScheduler, PendingCall};
 
 /// Synapse's ids of delayed events and most user ids together.
-const NAMES: usize = 62;
+const MAX_NAME_BYTES: usize = 62;
 
 /// The id of a leave.
 pub type LeaveId = Id<Job>;
@@ -148,7 +148,7 @@ pub struct Job {
     participant: ParticipantId,
     homeserver: HomeserverId,
     /// The delayed event and the Matrix user, side by side; the user begins there.
-    names: Text<NAMES>,
+    names: Text<MAX_NAME_BYTES>,
     user_from: u16,
     timer: Option<Time>,
     /// The call that waits in the scheduler's queue, for somebody who was seen or not.
@@ -472,7 +472,7 @@ impl Leaves {
         outcome: Outcome,
         now: Time,
     ) {
-        self.scheduler.called(homeserver, sent, outcome, now, &mut self.jitter);
+        self.scheduler.on_result(homeserver, sent, outcome, now, &mut self.jitter);
         self.step(id, Input::Called { action, sent, outcome }, now);
     }
 

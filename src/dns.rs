@@ -24,13 +24,13 @@ use memory::{Answer, Former, Found, Known, Memory};
 use question::Resolvers;
 
 /// Look-ups for strangers at a time: each takes two sockets, and up to six where nobody answers.
-const STRANGERS: usize = 64;
+const MAX_STRANGER_LOOKUPS: usize = 64;
 /// Time for one look-up of a stranger's name.
-const STRANGERS_TIMEOUT: Duration = Duration::from_secs(3);
+const STRANGER_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long DNS is waited for where the former answer may do.
-const FORMER_ANSWER_PATIENCE: Duration = Duration::from_millis(500);
+const FORMER_ANSWER_AFTER: Duration = Duration::from_millis(500);
 /// How long it is waited for where the former answer could not be used.
-const DOUBTED_ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+const DOUBTED_ANSWER_AFTER: Duration = Duration::from_secs(2);
 
 /// A target of an SRV record set, RFC 2782.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,7 +141,7 @@ impl Dns {
             listed: Side::new(servers.to_vec(), true),
             verified: Side::new(servers.to_vec(), false),
             strangers: Side::new(servers.to_vec(), false),
-            lookups: Arc::new(Mutex::new(Lookups::new(STRANGERS))),
+            lookups: Arc::new(Mutex::new(Lookups::new(MAX_STRANGER_LOOKUPS))),
         }
     }
 
@@ -233,7 +233,7 @@ impl Dns {
                 None => question.await,
                 Some((lookups, domain)) => {
                     let mut place = place(lookups, domain).await;
-                    let answer = timeout(STRANGERS_TIMEOUT, question).await;
+                    let answer = timeout(STRANGER_LOOKUP_TIMEOUT, question).await;
                     place.hung = answer.is_err();
                     answer.unwrap_or_else(|_| Err(question::failed("no answer in time")))
                 }
@@ -244,9 +244,9 @@ impl Dns {
             return Box::pin(side.ask(key, since, None, asking)).await;
         };
         // Whoever has something to go by does not wait for a name server that is away.
-        let patience = if doubted { DOUBTED_ANSWER_PATIENCE } else { FORMER_ANSWER_PATIENCE };
+        let wait = if doubted { DOUBTED_ANSWER_AFTER } else { FORMER_ANSWER_AFTER };
         let began = side.questions.began(&key);
-        let until = began.map_or(now, Into::into).max(due) + patience;
+        let until = began.map_or(now, Into::into).max(due) + wait;
         let side = side.clone();
         let asking = Box::pin(async move { side.ask(key, since, Some(due), asking).await });
         let answer = if began.is_some() {
@@ -304,7 +304,7 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let now = Instant::now();
-        let hung = self.hung || now >= self.since + STRANGERS_TIMEOUT / 2;
+        let hung = self.hung || now >= self.since + STRANGER_LOOKUP_TIMEOUT / 2;
         let mut unwanted = Vec::new();
         let mut lookups = lock(&self.lookups);
         lookups.release(now, self.domain, hung);

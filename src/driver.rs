@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::delayed_event::{DelayedEventAction, Outcome};
 use crate::delayed_leave::{CapacityError, Delegated, Ending, FinishReason, Handover, HomeserverId, LeaveId, Phase};
 use crate::homeserver::{Homeservers, OwnHomeserver};
-use crate::identity::Seat;
+use crate::identity::ParticipantKey;
 use crate::livekit::{Answer, ParticipantRow, RoomRow};
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{Gauges, JobEnd, METRICS};
@@ -32,22 +32,22 @@ use crate::time::{Delay, Time, WallClock};
 use core::{Action, Core, Fact};
 
 /// How long jobs may take to be restored before webhooks and delegations are taken all the same (decision L11).
-pub const RESTORING: Duration = Duration::from_secs(5);
+pub const RESTORE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the answer to a delegation waits for its record to be written (decision L10).
-const WRITTEN_WITHIN: Duration = Duration::from_secs(3);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time for one call to a homeserver: a late answer is worth something (decision L4).
-const HOMESERVER_CALL: Duration = Duration::from_secs(30);
+const HOMESERVER_CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for the answer to a probe.
-const PROBE: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Calls to the SFU in flight in each lane; the others wait in a queue, a few bytes each.
-const SFU_CALLS: usize = 64;
+const MAX_SFU_CALLS: usize = 64;
 const URGENT: usize = 0;
 const ORDINARY: usize = 1;
 /// A question that has to be answered within less than this does not wait behind others.
-const QUICK: Duration = Duration::from_secs(1);
+const URGENT_BELOW: Duration = Duration::from_secs(1);
 /// How often the clocks are compared while there are leaves, and what makes a process one that stood still (decision L5a).
-const LOOK_AT_CLOCKS_MS: u64 = 1_000;
-const STOOD_STILL_MS: u64 = 3_000;
+const CLOCK_CHECK_INTERVAL_MS: u64 = 1_000;
+const SUSPENDED_AFTER_MS: u64 = 3_000;
 
 /// Events of which it is remembered how calls fail.
 const MAX_FAILING: usize = 4096;
@@ -78,7 +78,7 @@ pub struct Settings {
 /// A delegation whose checks are done.
 pub struct Delegation<'a> {
     /// The participant that is watched.
-    pub seat: &'a Seat,
+    pub participant: &'a ParticipantKey,
     /// The Matrix user.
     pub user: &'a str,
     /// The user's homeserver.
@@ -158,7 +158,7 @@ impl Leaves {
     /// When there are too many.
     pub async fn delegate(&self, delegation: &Delegation<'_>) -> Result<(), CapacityError> {
         if let Some(written) = self.0.delegate(delegation)?
-            && !written.within(WRITTEN_WITHIN).await
+            && !written.within(WRITE_TIMEOUT).await
         {
             UNWRITTEN.log(|count| {
                 tracing::warn!(count, "the store is slow or away: a delegation lives in memory until it answers");
@@ -321,7 +321,7 @@ impl Driver {
         };
         let written = self.act(state, actions, told);
         delegated?;
-        let (room, identity) = (delegation.seat.room.as_str(), delegation.seat.identity.as_str());
+        let (room, identity) = (delegation.participant.room.as_str(), delegation.participant.identity.as_str());
         tracing::debug!(room, identity, delay_ms = delegation.delay.as_millis(), outcome, "leave delegated");
         Ok(written)
     }
@@ -359,7 +359,7 @@ impl Driver {
             let armed = {
                 let mut state = self.lock();
                 let now = self.clock.now();
-                let look = (!state.cores.leaves().is_empty()).then(|| now.after(LOOK_AT_CLOCKS_MS));
+                let look = (!state.cores.leaves().is_empty()).then(|| now.after(CLOCK_CHECK_INTERVAL_MS));
                 let next = state.cores.next_deadline();
                 // Not in the past: how late the timer is counts from here.
                 state.armed = [next, look].into_iter().flatten().min().map(|at| at.max(now));
@@ -387,7 +387,7 @@ impl Driver {
         let now = clocks.monotonic();
         let jumped = std::mem::replace(&mut state.clocks, clocks).drift_ms(&clocks);
         let late = state.armed.map_or(0, |at| now.since(at));
-        if late <= STOOD_STILL_MS && jumped.unsigned_abs() <= STOOD_STILL_MS {
+        if late <= SUSPENDED_AFTER_MS && jumped.unsigned_abs() <= SUSPENDED_AFTER_MS {
             return (now, Vec::new());
         }
         state.armed = None;
@@ -408,14 +408,14 @@ impl Driver {
         }
     }
 
-    /// Takes in what the store has, now and later. A store that is away is waited for; after [`RESTORING`] the others do not wait
+    /// Takes in what the store has, now and later. A store that is away is waited for; after [`RESTORE_TIMEOUT`] the others do not wait
     /// any more.
     async fn restore(self: Arc<Self>, mut stored: StoredJobs) {
-        let patience = Instant::now() + RESTORING;
+        let deadline = Instant::now() + RESTORE_TIMEOUT;
         let mut count = 0_usize;
         loop {
             let next = if self.is_restoring() {
-                timeout_at(patience, stored.next()).await
+                timeout_at(deadline, stored.next()).await
             } else {
                 Ok(stored.next().await)
             };
@@ -461,7 +461,7 @@ impl Driver {
     async fn put_again(&self, mut seen: Seen) {
         let leaves: Vec<_> = self.lock().cores.leaves().all().collect();
         for &leave in &leaves {
-            seen.turn(leaves.len()).await;
+            seen.spread(leaves.len()).await;
             if let Some(record) = self.lock().cores.record(leave, &self.clock.wall())
                 && seen.lacks(&record)
             {
@@ -504,7 +504,7 @@ impl Driver {
                 Action::Ask(Question::Probe) => {
                     let driver = self.clone();
                     tokio::spawn(async move {
-                        let reach = driver.probe.lock().await.ask(PROBE).await;
+                        let reach = driver.probe.lock().await.ask(PROBE_TIMEOUT).await;
                         driver.feed(Fact::Probed(reach));
                     });
                 }
@@ -526,7 +526,7 @@ impl Driver {
             }
         }
         for lane in [URGENT, ORDINARY] {
-            while state.lanes[lane].calls < SFU_CALLS
+            while state.lanes[lane].calls < MAX_SFU_CALLS
                 && let Some(question) = state.lanes[lane].waiting.pop_front()
             {
                 state.lanes[lane].calls += 1;
@@ -664,7 +664,7 @@ impl Driver {
             if next.is_none() {
                 lane.calls -= 1;
                 // What a start with all its questions needed is not needed any more.
-                lane.waiting.shrink_to(SFU_CALLS);
+                lane.waiting.shrink_to(MAX_SFU_CALLS);
             }
         }
     }
@@ -756,7 +756,9 @@ impl Driver {
                 (Some(server), Some((delay_id, user))) => {
                     let own = driver.own.as_ref();
                     let authority = user.as_deref().and_then(|user| own?.authority(&server, user));
-                    let managed = driver.homeservers.manage(&server, &delay_id, action, authority, HOMESERVER_CALL);
+                    let managed = driver
+                        .homeservers
+                        .manage(&server, &delay_id, action, authority, HOMESERVER_CALL_TIMEOUT);
                     let outcome = managed.await;
                     driver.note_answer(&server, &delay_id, action, outcome);
                     if let (Some(since), Outcome::Done) = (gone_since, outcome) {
@@ -789,8 +791,8 @@ impl Driver {
 
     fn pure<'a>(&self, delegation: &'a Delegation<'_>) -> core::Delegation<'a> {
         core::Delegation {
-            room: &delegation.seat.room,
-            identity: &delegation.seat.identity,
+            room: &delegation.participant.room,
+            identity: &delegation.participant.identity,
             handover: Handover {
                 user: delegation.user,
                 homeserver: delegation.homeserver,
@@ -831,7 +833,7 @@ const fn job_end(reason: FinishReason) -> JobEnd {
 /// The lane of a question: those that are checks of a reported departure, and those about rooms, do not wait behind sweeps.
 fn lane(question: &Question) -> usize {
     match question {
-        Question::Participant { within, .. } | Question::Participants { within, .. } if *within >= QUICK => ORDINARY,
+        Question::Participant { within, .. } | Question::Participants { within, .. } if *within >= URGENT_BELOW => ORDINARY,
         Question::Participant { .. } | Question::Participants { .. } => URGENT,
         Question::Rooms { .. } | Question::CreateRoom { .. } | Question::Probe => URGENT,
     }

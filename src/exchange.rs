@@ -17,49 +17,49 @@ use crate::config::changes;
 use crate::delayed_leave::CapacityError;
 use crate::driver::{Delegation, Leaves};
 use crate::federation::Failure;
-use crate::hold::{ENDS, HOLD, TOKEN_SOURCE_ENDS, TOKEN_SOURCE_HOLD};
 use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Subject};
-use crate::identity::Seat;
+use crate::identity::ParticipantKey;
 use crate::kick::KickOnLeave;
 use crate::members::Members;
 use crate::metrics::{Limit, METRICS, TokenAccess};
-use crate::openid::{OpenId, Unverified, VerifiedUser};
+use crate::openid::{OpenId, OpenIdError, VerifiedUser};
 use crate::outcome::Outcome;
 use crate::request_line::{Step, note, step};
+use crate::retry::{ANSWER_TIMEOUT, RETRY_BUDGET, TOKEN_SOURCE_ANSWER_TIMEOUT, TOKEN_SOURCE_RETRY_BUDGET};
 use crate::server_name::ServerName;
 use crate::sfu::{Sfu, SfuError};
 use crate::store::JobRecord;
 use crate::token::{MintError, Minter};
-use crate::wire::{DelayedEvent, DelegationRequest, SeatRequest, TokenRequest, UnverifiedOpenIdToken};
+use crate::wire::{DelayedEvent, DelegationRequest, ParticipantRequest, TokenRequest, UnverifiedOpenIdToken};
 
 /// When a request arrived, and from whom.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     /// When, and what follows from that.
-    pub patience: Patience,
+    pub deadline: Deadline,
     /// Sender of the request, as far as that can be told.
     pub client: Client,
 }
 
 /// How long a request may take (decision T7a).
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct Deadline {
     /// When the head of the request was there.
     pub received: Instant,
     /// Until when that which may pass is tried again.
-    pub held_until: Instant,
+    pub retry_until: Instant,
     /// When no answer of a neighbour is waited for any more.
-    pub ends: Instant,
+    pub answer_by: Instant,
 }
 
-impl Patience {
+impl Deadline {
     /// For a request to any route but `/token_source`.
     #[must_use]
     pub fn since(received: Instant) -> Self {
         Self {
             received,
-            held_until: received + HOLD,
-            ends: received + ENDS,
+            retry_until: received + RETRY_BUDGET,
+            answer_by: received + ANSWER_TIMEOUT,
         }
     }
 
@@ -68,21 +68,21 @@ impl Patience {
     pub fn of_token_source(received: Instant) -> Self {
         Self {
             received,
-            held_until: received + TOKEN_SOURCE_HOLD,
-            ends: received + TOKEN_SOURCE_ENDS,
+            retry_until: received + TOKEN_SOURCE_RETRY_BUDGET,
+            answer_by: received + TOKEN_SOURCE_ANSWER_TIMEOUT,
         }
     }
 }
 
 /// Why a request is not carried out.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum TokenError {
     /// `matrix_server_name` is not a server name.
     #[error("matrix_server_name is not a server name")]
     BadServerName,
     /// No homeserver vouches for the user.
     #[error("{0}")]
-    Unverified(#[from] Unverified),
+    OpenId(#[from] OpenIdError),
     /// The token belongs to another user than the one claimed.
     #[error("the token belongs to another user than claimed_user_id")]
     UserMismatch,
@@ -145,7 +145,7 @@ pub enum Refusal {
     Relay(OwnError),
     /// The other homeserver's service refuses.
     #[error("{0}")]
-    Remote(RemoteRefusal),
+    Remote(RemoteTokenError),
     /// The user, the homeserver, or all together hold more tokens than can be watched.
     #[error("too many tokens are watched already, of this user, this homeserver or in all")]
     TooManyTokens,
@@ -156,7 +156,7 @@ pub enum Refusal {
 
 /// How another homeserver's service refused (the rows of the error table that may be passed on).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum RemoteRefusal {
+pub enum RemoteTokenError {
     /// The other service answered 403 `M_FORBIDDEN`.
     #[error("the other homeserver's service refuses it")]
     Forbidden,
@@ -211,7 +211,7 @@ pub struct Unlisted {
 /// Homeservers of which it is told.
 const MAX_UNLISTED: usize = 32;
 /// Changes of letters that a typo may have.
-const TYPO: usize = 2;
+const MAX_TYPO_CHANGES: usize = 2;
 
 impl Unlisted {
     fn seen(&self, server: &ServerName, full_access: &PolicyList) {
@@ -231,7 +231,7 @@ impl Unlisted {
             let (name, server) = (name.as_str().to_ascii_lowercase(), server.as_str());
             let host = |text: &str| text.split(':').next().unwrap_or_default().to_owned();
             // A delegated host such as matrix.example.com is often listed in place of example.com.
-            changes(&name, server) <= TYPO || host(&name) == host(server) || name.ends_with(&format!(".{server}"))
+            changes(&name, server) <= MAX_TYPO_CHANGES || host(&name) == host(server) || name.ends_with(&format!(".{server}"))
         };
         let meant = listed.iter().find(is_meant).map(ServerName::as_str);
         let server = server.as_str();
@@ -260,10 +260,10 @@ impl Exchange {
     ///
     /// # Errors
     /// With the first step that refused.
-    pub async fn exchange(&self, request: TokenRequest, arrival: Arrival, verified: impl FnOnce()) -> Result<String, Refusal> {
-        let patience = arrival.patience;
+    pub async fn exchange(&self, request: TokenRequest, arrival: Arrival, verified: impl FnOnce()) -> Result<String, TokenError> {
+        let deadline = arrival.deadline;
         note(|line| {
-            line.matrix_room = Some(request.seat.room_id().into());
+            line.matrix_room = Some(request.participant.room_id().into());
             line.delegated = Some(request.event.is_some());
         });
         let user = self
@@ -272,43 +272,43 @@ impl Exchange {
         verified();
         // Boxed: whoever waits to be verified does not carry what comes after it.
         let admitted = Admitted {
-            is_member: Box::pin(self.must_be_joined(&user, &request.seat, patience)).await?,
+            is_member: Box::pin(self.must_be_joined(&user, &request.participant, deadline)).await?,
             access: self.policy.of(&user.server),
             user: &user,
         };
-        Box::pin(self.issue(&admitted, &request.seat, request.event.as_ref(), patience)).await
+        Box::pin(self.issue(&admitted, &request.participant, request.event.as_ref(), deadline)).await
     }
 
     /// Takes over a delayed leave event. `verified` is called when the user is known.
     ///
     /// # Errors
     /// With the first step that refused.
-    pub async fn delegate(&self, request: DelegationRequest, arrival: Arrival, verified: impl FnOnce()) -> Result<(), Refusal> {
-        let patience = arrival.patience;
-        note(|line| line.matrix_room = Some(request.seat.room_id().into()));
+    pub async fn delegate(&self, request: DelegationRequest, arrival: Arrival, verified: impl FnOnce()) -> Result<(), TokenError> {
+        let deadline = arrival.deadline;
+        note(|line| line.matrix_room = Some(request.participant.room_id().into()));
         let user = self.verify(&request.openid_token, Some(&request.claimed_user_id), arrival).await?;
         verified();
-        Box::pin(self.must_be_joined(&user, &request.seat, patience)).await?;
+        Box::pin(self.must_be_joined(&user, &request.participant, deadline)).await?;
         if !self.policy.of(&user.server).creates_rooms {
-            return Err(Refusal::DelegationDenied);
+            return Err(TokenError::DelegationDenied);
         }
-        Box::pin(self.take_over(&user, &request.seat, &request.event, patience)).await
+        Box::pin(self.take_over(&user, &request.participant, &request.event, deadline)).await
     }
 
     /// Takes over a delayed leave event of a user who may delegate.
     pub(crate) async fn take_over(
         &self,
         user: &VerifiedUser,
-        seat: &SeatRequest,
+        participant: &ParticipantRequest,
         event: &DelayedEvent,
-        patience: Patience,
-    ) -> Result<(), Refusal> {
-        let seat = seat.seat(&user.id);
+        deadline: Deadline,
+    ) -> Result<(), TokenError> {
+        let key = participant.key(&user.id);
         note(|line| {
-            line.livekit_room = Some(seat.room.as_str().into());
+            line.livekit_room = Some(key.room.as_str().into());
             line.delegated = Some(true);
         });
-        let leave = self.leave(user, &seat, event, patience).await?;
+        let leave = self.leave(user, &key, event, deadline).await?;
         self.hand_over(&leave).await
     }
 
@@ -318,16 +318,16 @@ impl Exchange {
         token: &UnverifiedOpenIdToken,
         claimed_user_id: Option<&str>,
         arrival: Arrival,
-    ) -> Result<VerifiedUser, Refusal> {
-        let server = ServerName::parse(&token.unverified_server_name).map_err(|_| Refusal::BadServerName)?;
+    ) -> Result<VerifiedUser, TokenError> {
+        let server = ServerName::parse(&token.unverified_server_name).map_err(|_| TokenError::BadServerName)?;
         let asking = self
             .openid
-            .verify(&server, &token.access_token, arrival.client, arrival.patience.held_until);
+            .verify(&server, &token.access_token, arrival.client, arrival.deadline.retry_until);
         let asked = step(Step::Verify, asking).await;
-        METRICS.verified(asked.as_ref().map_or_else(Unverified::outcome, |_| Outcome::Ok));
+        METRICS.verified(asked.as_ref().map_or_else(OpenIdError::outcome, |_| Outcome::Ok));
         let user = asked?;
         if claimed_user_id.is_some_and(|claimed| claimed != user.id) {
-            return Err(Refusal::UserMismatch);
+            return Err(TokenError::UserMismatch);
         }
         note(|line| (line.is_proven, line.user) = (true, Some(user.id.as_str().into())));
         self.unlisted.seen(&user.server, &self.policy.full_access);
@@ -335,9 +335,9 @@ impl Exchange {
     }
 
     /// Whether it was checked that the user is in the Matrix room: where tokens are for members only.
-    async fn must_be_joined(&self, user: &VerifiedUser, seat: &SeatRequest, patience: Patience) -> Result<bool, Refusal> {
+    async fn must_be_joined(&self, user: &VerifiedUser, participant: &ParticipantRequest, deadline: Deadline) -> Result<bool, TokenError> {
         let Some(members) = &self.members else { return Ok(false) };
-        must_be_joined(members, seat.room_id(), Subject::User(&user.id), patience).await?;
+        must_be_joined(members, participant.room_id(), Subject::User(&user.id), deadline).await?;
         Ok(true)
     }
 
@@ -346,37 +346,37 @@ impl Exchange {
     pub(crate) async fn issue(
         &self,
         admitted: &Admitted<'_>,
-        request: &SeatRequest,
+        participant: &ParticipantRequest,
         event: Option<&DelayedEvent>,
-        patience: Patience,
-    ) -> Result<String, Refusal> {
+        deadline: Deadline,
+    ) -> Result<String, TokenError> {
         let Admitted { user, access, is_member } = *admitted;
-        let seat = request.seat(&user.id);
+        let key = participant.key(&user.id);
         note(|line| {
-            line.livekit_room = Some(seat.room.as_str().into());
+            line.livekit_room = Some(key.room.as_str().into());
             (line.opens_rooms, line.publishes) = (Some(access.creates_rooms), Some(access.publishes));
         });
         let leave = match event {
-            Some(_) if !access.creates_rooms => return Err(Refusal::DelegationDenied),
-            Some(event) => Some(self.leave(user, &seat, event, patience).await?),
+            Some(_) if !access.creates_rooms => return Err(TokenError::DelegationDenied),
+            Some(event) => Some(self.leave(user, &key, event, deadline).await?),
             None => None,
         };
         // Before the token leaves: whoever has it is watched. Nobody gets one who could not be removed.
         if let Some(kick) = &self.kick
-            && !kick.on_token(request.room_id(), &user.id, &seat, self.minter.ttl(), is_member)
+            && !kick.on_token(participant.room_id(), &user.id, &key, self.minter.ttl(), is_member)
         {
             METRICS.limit_hit(Limit::Tokens);
-            return Err(Refusal::TooManyTokens);
+            return Err(TokenError::TooManyTokens);
         }
         if access.creates_rooms {
-            let room = timeout_at(patience.ends, self.sfu.ensure_room(&seat.room, patience.held_until));
+            let room = timeout_at(deadline.answer_by, self.sfu.ensure_room(&key.room, deadline.retry_until));
             step(Step::Sfu, room).await.unwrap_or(Err(SfuError::Timeout))?;
-            self.sfu.expect(&seat);
+            self.sfu.expect(&key);
         }
         if let Some(leave) = &leave {
             self.hand_over(leave).await?;
         }
-        let jwt = self.minter.mint(&seat, access)?;
+        let jwt = self.minter.mint(&key, access)?;
         METRICS.token(match (access.creates_rooms, access.publishes) {
             (true, _) => TokenAccess::Full,
             (false, true) => TokenAccess::Restricted,
@@ -385,7 +385,7 @@ impl Exchange {
         Ok(jwt)
     }
 
-    async fn hand_over(&self, leave: &Delegation<'_>) -> Result<(), Refusal> {
+    async fn hand_over(&self, leave: &Delegation<'_>) -> Result<(), TokenError> {
         let handed_over = step(Step::Store, self.leaves.delegate(leave)).await;
         handed_over.map_err(limit_reached)
     }
@@ -394,15 +394,15 @@ impl Exchange {
     async fn leave<'a>(
         &self,
         user: &'a VerifiedUser,
-        seat: &'a Seat,
+        key: &'a ParticipantKey,
         event: &'a DelayedEvent,
-        patience: Patience,
-    ) -> Result<Delegation<'a>, Refusal> {
+        deadline: Deadline,
+    ) -> Result<Delegation<'a>, TokenError> {
         // In the user's name where our own homeserver can be asked in it (decision A6).
         let own = self.own.as_ref().filter(|own| own.authority(&user.server, &user.id).is_some());
         let record = JobRecord {
-            room: seat.room.as_str().into(),
-            identity: seat.identity.as_str().into(),
+            room: key.room.as_str().into(),
+            identity: key.identity.as_str().into(),
             delay_id: event.id.as_str().into(),
             delay_ms: i64::try_from(event.delay.as_millis()).unwrap_or(i64::MAX),
             homeserver: user.server.as_str().into(),
@@ -411,45 +411,45 @@ impl Exchange {
             ..JobRecord::default()
         };
         if !record.fits() {
-            return Err(Refusal::DelegationTooLong);
+            return Err(TokenError::DelegationTooLong);
         }
         let delegation = Delegation {
-            seat,
+            participant: key,
             user: &user.id,
             homeserver: user.server.as_str(),
             delay_id: &event.id,
             delay: event.delay,
-            received: patience.received,
+            received: deadline.received,
             as_user: own.is_some(),
         };
-        let deadline = patience.held_until;
+        let deadline = deadline.retry_until;
         if !self.leaves.ready(deadline).await {
-            return Err(Refusal::NotReady);
+            return Err(TokenError::NotReady);
         }
         self.leaves.admit(&delegation).map_err(limit_reached)?;
         let found = match own {
             Some(own) => own.resolve(deadline).await,
             None => self.homeservers.resolve(&user.server, deadline).await,
         };
-        found.map_err(Refusal::ClientApi)?;
+        found.map_err(TokenError::ClientApi)?;
         Ok(delegation)
     }
 }
 
 /// Counts a limit that was met.
-fn limit_reached(error: CapacityError) -> Refusal {
+fn limit_reached(error: CapacityError) -> TokenError {
     if error != CapacityError::Stopping {
         METRICS.limit_hit(Limit::Jobs);
     }
-    Refusal::DelegationLimit(error)
+    TokenError::DelegationLimit(error)
 }
 
 /// Stops whoever is not in the Matrix room.
-pub(crate) async fn must_be_joined(members: &Members, room_id: &str, subject: Subject<'_>, patience: Patience) -> Result<(), Refusal> {
-    let asking = members.is_joined(room_id, subject, patience.held_until, patience.ends);
+pub(crate) async fn must_be_joined(members: &Members, room_id: &str, subject: Subject<'_>, deadline: Deadline) -> Result<(), TokenError> {
+    let asking = members.is_joined(room_id, subject, deadline.retry_until, deadline.answer_by);
     match step(Step::Members, asking).await {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Refusal::NotJoined),
-        Err(error) => Err(Refusal::Membership(error)),
+        Ok(false) => Err(TokenError::NotJoined),
+        Err(error) => Err(TokenError::Membership(error)),
     }
 }

@@ -8,7 +8,7 @@
 //! specification has none, and its caches have neither a bound nor the lifetimes that decision O2 asks for.
 //!
 //! * `discovery.rs` the steps; `well_known.rs` step 3; `route.rs` a result with its pooled connections
-//! * `dial.rs` the only place that dials, with `guard.rs` in front; `pace.rs` how often an address is dialled;
+//! * `dial.rs` the only place that dials, with `guard.rs` in front; `dial_limiter.rs` how often an address is dialled;
 //!   `pool.rs` connections, and answers bounded as they come
 //! * whose turn it is to be asked, `admission` says
 //! * `follow.rs` files behind redirects; `client_api.rs` the way to a homeserver's client-server API
@@ -19,12 +19,12 @@
 
 mod client_api;
 mod dial;
+mod dial_limiter;
 mod discovery;
 mod failure;
 mod follow;
 mod guard;
 mod homeservers;
-mod pace;
 mod pool;
 mod rediscovery;
 mod route;
@@ -43,33 +43,33 @@ use url::Url;
 
 pub use client_api::{BaseUrl, ClientApi};
 pub use failure::Failure;
-pub use guard::{Guard, Refused, Trust};
+pub use guard::{AddressDenied, Guard, Trust};
 pub use homeservers::Homeserver;
 pub(crate) use rediscovery::{Next, Rediscovery};
 pub use route::Reply;
 
 use crate::access::Homeservers;
 use crate::admission::budget::Budget;
+use crate::admission::fair_queue::Places;
 use crate::admission::limiter::FairLimiter;
-use crate::admission::turns::Places;
 use crate::admission::verified::{REMEMBERED_FOR, Verified};
-use crate::admission::{Class, Client, Names, Who, host_key};
+use crate::admission::{Class, Client, NameHasher, Who, host_key};
 use crate::clock::unix_seconds as now;
 use crate::dns::Dns;
-use crate::hold::TOO_LATE;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{GuardReason, METRICS};
+use crate::retry::MIN_REMAINING;
 use crate::server_name::ServerName;
 use crate::tls::Tls;
-use dial::{Attempt, Dialer, Turns};
+use dial::{Attempt, Dialer, Queueing};
+use dial_limiter::DialLimiter;
 use homeservers::Table;
-use pace::Pace;
 use pool::Pool;
 
 /// Requests in flight to one homeserver, by class (decision O4).
 const IN_FLIGHT: [u32; 3] = [32, 32, 4];
 /// An answer is taken note of again after so many seconds.
-const VERIFIED_AGAIN_AFTER: u64 = 60;
+const VERIFY_INTERVAL_SECONDS: u64 = 60;
 /// Settings of the operator about homeservers.
 pub struct Settings {
     /// Addresses that may be dialled.
@@ -150,8 +150,8 @@ impl Federation {
                 guard,
                 proxies,
                 tls,
-                names: Names::default(),
-                pace: Pace::default(),
+                hasher: NameHasher::default(),
+                dial_limiter: DialLimiter::default(),
                 places: FairLimiter::new(Places::shared(connections_out, somebody_is_listed, IN_FLIGHT)),
                 pool: Pool::new(usize::try_from(connections_out).unwrap_or(usize::MAX)),
             }),
@@ -177,7 +177,7 @@ impl Federation {
                 Trust::Stranger if until > now() => Class::Verified,
                 Trust::Stranger => Class::Stranger,
             };
-            Homeserver::new(server.clone(), trust, self.dialer.names.who(server, class), until)
+            Homeserver::new(server.clone(), trust, self.dialer.hasher.who(server, class), until)
         })
     }
 
@@ -197,14 +197,14 @@ impl Federation {
     pub fn has_answered(&self, homeserver: &Homeserver) {
         let now = now();
         // Once a minute is often enough. Where nobody knows on which machines it is, nobody could say whose share it fills.
-        if homeserver.trust() == Trust::Listed || homeserver.verified_until() + VERIFIED_AGAIN_AFTER > now + REMEMBERED_FOR.as_secs() {
+        if homeserver.trust() == Trust::Listed || homeserver.verified_until() + VERIFY_INTERVAL_SECONDS > now + REMEMBERED_FOR.as_secs() {
             return;
         }
         let Some(group) = homeserver.group() else { return };
         let host = host_key(homeserver.name());
         let (changes, until) = {
             let mut verified = self.verified();
-            (verified.answered(&host, group, now), verified.until(&host))
+            (verified.on_answer(&host, group, now), verified.until(&host))
         };
         homeserver.is_verified_until(until);
         if changes.store {
@@ -229,7 +229,7 @@ impl Federation {
     /// Two independent hashes of `text` with keys of this process.
     #[must_use]
     pub fn fingerprint(&self, text: &str) -> u128 {
-        self.dialer.names.fingerprint(text)
+        self.dialer.hasher.fingerprint(text)
     }
 
     /// Asks `homeserver` on behalf of `caller`.
@@ -239,10 +239,10 @@ impl Federation {
     pub async fn get(&self, homeserver: &Arc<Homeserver>, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
         let asking = self.ask(homeserver, get, caller);
         let reply = timeout_at(caller.deadline, asking).await.unwrap_or(Err(Failure::Timeout));
-        if let Err(failure @ Failure::Refused { why, .. }) = &reply {
+        if let Err(failure @ Failure::AddressDenied { why, .. }) = &reply {
             METRICS.guard_refused(match why {
-                Refused::Private => GuardReason::Private,
-                Refused::Never => GuardReason::Never,
+                AddressDenied::Private => GuardReason::Private,
+                AddressDenied::Never => GuardReason::Never,
             });
             self.warn_once(homeserver, failure);
         }
@@ -279,8 +279,8 @@ impl Federation {
     }
 
     async fn ask_as(&self, who: Who, homeserver: &Arc<Homeserver>, get: &Get<'_>, caller: &Caller<'_>) -> Result<Reply, Failure> {
-        let (turns, queued) = (turns(homeserver, caller), Notify::new());
-        let attempt = Attempt::new(who, caller.budget, &queued, Some(turns));
+        let (queueing, queued) = (queueing(homeserver, caller), Notify::new());
+        let attempt = Attempt::new(who, caller.budget, &queued, Some(queueing));
         let link = homeserver.link(&self.dialer, get.again, &attempt).await?;
         let reply = link.get(&self.dialer, get.path, get.limit, &attempt).await?;
         homeserver.took(reply.took);
@@ -291,8 +291,8 @@ impl Federation {
     /// Finds anew where `homeserver` is, because what was remembered at `used` has led nowhere, and says whether another try
     /// makes sense. It is asked for at most once a second, for all requests together; with `waits`, until it may be.
     pub async fn look_again(&self, homeserver: &Homeserver, caller: &Caller<'_>, used: Instant, waits: bool) -> bool {
-        let (turns, queued) = (turns(homeserver, caller), Notify::new());
-        let attempt = Attempt::new(homeserver.who(now()), caller.budget, &queued, Some(turns));
+        let (queueing, queued) = (queueing(homeserver, caller), Notify::new());
+        let attempt = Attempt::new(homeserver.who(now()), caller.budget, &queued, Some(queueing));
         let looking = Box::pin(homeserver.look_again(&self.dialer, used, waits, &attempt));
         match timeout_at(caller.deadline, looking).await {
             Ok(Ok(link)) => link.is_some(),
@@ -315,10 +315,10 @@ impl Federation {
 }
 
 /// Times for waiting in turn: a request with less time left than an answer usually needs would only waste a turn.
-fn turns(homeserver: &Homeserver, caller: &Caller<'_>) -> Turns {
-    let usual = homeserver.usual().max(TOO_LATE);
-    Turns {
+fn queueing(homeserver: &Homeserver, caller: &Caller<'_>) -> Queueing {
+    let usual = homeserver.usual().max(MIN_REMAINING);
+    Queueing {
         client: caller.client,
-        patience: caller.deadline.checked_sub(usual).unwrap_or(caller.deadline),
+        until: caller.deadline.checked_sub(usual).unwrap_or(caller.deadline),
     }
 }

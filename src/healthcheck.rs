@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 use crate::config::{self, ConfigErrors};
 
 /// For everything together: the image allows three seconds.
-const BUDGET: Duration = Duration::from_millis(2500);
+const TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// No status line is longer.
-const LONGEST_STATUS_LINE: usize = 1024;
+const MAX_STATUS_LINE_BYTES: usize = 1024;
 
 /// Asks once. Success is 0 without a word; anything else is 1 with one line on stdout.
 pub fn run(get: &dyn Fn(&str) -> Option<String>) -> ExitCode {
-    match check(get, Instant::now() + BUDGET) {
+    match check(get, Instant::now() + TIMEOUT) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // The exit code says it too, so a closed stdout changes nothing.
@@ -103,7 +103,7 @@ fn status(address: SocketAddr, deadline: Instant) -> io::Result<u16> {
         "GET /healthz HTTP/1.1\r\nHost: {address}\r\nUser-Agent: lk-jwt-service-healthcheck\r\nConnection: close\r\n\r\n"
     )?;
     let mut head = Vec::new();
-    while !head.contains(&b'\n') && head.len() < LONGEST_STATUS_LINE {
+    while !head.contains(&b'\n') && head.len() < MAX_STATUS_LINE_BYTES {
         stream.set_read_timeout(Some(within(deadline)?))?;
         let mut chunk = [0; 256];
         match stream.read(&mut chunk) {
@@ -180,7 +180,7 @@ mod tests {
 
     fn check_with(name: &str, value: &str) -> Result<(), String> {
         let get = |asked: &str| (asked == name).then(|| value.to_owned());
-        check(&get, Instant::now() + BUDGET).map_err(|failure| failure.to_string())
+        check(&get, Instant::now() + TIMEOUT).map_err(|failure| failure.to_string())
     }
 
     fn check_bind(value: &str) -> Result<(), String> {
@@ -281,7 +281,7 @@ mod tests {
         let error = check_bind("nonsense").unwrap_err();
         assert!(error.starts_with("Configuration error: LIVEKIT_JWT_BIND has no port"), "{error}");
         let both = |name: &str| name.starts_with("LIVEKIT_JWT_").then(|| "80".to_owned());
-        let error = check(&both, Instant::now() + BUDGET).unwrap_err().to_string();
+        let error = check(&both, Instant::now() + TIMEOUT).unwrap_err().to_string();
         assert!(error.contains("must not be set together") && error.lines().count() == 1, "{error}");
     }
 

@@ -4,12 +4,12 @@
 //! * `homeserver/delayed_events.rs` managing delayed events (MSC4140): one call is one attempt; when to try again is
 //!   decided in `delayed_leave/`
 //! * `homeserver/own.rs` the homeserver that this service belongs to, and all that takes the `as_token`;
-//!   `homeserver/turns.rs` whose question is put to it next
+//!   `homeserver/question_limiter.rs` whose question is put to it next
 #![expect(clippy::disallowed_methods, reason = "an adapter: asks, waits and remembers")]
 
 mod delayed_events;
 mod own;
-mod turns;
+mod question_limiter;
 mod versions;
 
 use std::collections::BTreeMap;
@@ -28,29 +28,29 @@ pub use own::{JoinedMembers, OwnError, OwnHomeserver, Relayed, Scheduled, Subjec
 
 use crate::admission::Class;
 use crate::federation::{BaseUrl, ClientApi, Failure, Federation, Next, Rediscovery, Reply};
-use crate::hold::pause;
 use crate::log_throttle::LogThrottle;
+use crate::retry::backoff;
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 use crate::wire::errcode;
 use versions::Offers;
 
 /// How many are remembered, and how many more where they have delegated leaves.
-const HOMESERVERS: usize = 2048;
-const MAX_HOMESERVERS: usize = 2 * HOMESERVERS;
+const MAX_UNUSED: usize = 2048;
+const MAX_HOMESERVERS: usize = 2 * MAX_UNUSED;
 /// How many of those longest not used are looked through for one that may be forgotten.
-const LOOKED_THROUGH: usize = 64;
+const MAX_LOOKED_THROUGH: usize = 64;
 const VERSIONS: &str = "/_matrix/client/versions";
-const MAX_REPLY: usize = 64 * 1024;
+const MAX_REPLY_BYTES: usize = 64 * 1024;
 /// The longest address in bytes: homeservers choose it, and it is kept.
-const MAX_BASE_URL: usize = 2 * 1024;
+const MAX_BASE_URL_BYTES: usize = 2 * 1024;
 const VERSIONS_TIMEOUT: Duration = Duration::from_secs(4);
 const VERSIONS_LIFE: Duration = Duration::from_secs(3600);
 const VERSIONS_FAILURE_LIFE: Duration = Duration::from_secs(60);
 /// How long an old address is used before the well-known file is asked again.
 const FAILURE_LIFE: Duration = Duration::from_secs(60);
 /// How long a failure to find any address is believed.
-const FAILURE_SHARED: Duration = Duration::from_secs(1);
+const SHARED_FAILURE_LIFE: Duration = Duration::from_secs(1);
 
 /// The client-server APIs of all homeservers.
 pub struct Homeservers {
@@ -132,7 +132,7 @@ impl Homeservers {
             let Err(failure) = found else {
                 return Ok(());
             };
-            let pause = pause(tries);
+            let pause = backoff(tries);
             if !failure.may_pass() || Instant::now() + pause >= deadline {
                 return Err(failure);
             }
@@ -163,7 +163,7 @@ impl Homeservers {
                 Err(failure) => {
                     // It is as if no address had been found: the file may be corrected.
                     known.api = None;
-                    known.failed = Some((Instant::now() + FAILURE_SHARED, failure.clone()));
+                    known.failed = Some((Instant::now() + SHARED_FAILURE_LIFE, failure.clone()));
                     return Err(failure);
                 }
             },
@@ -210,7 +210,7 @@ impl Homeservers {
             known.api = Some((api.clone(), base.url));
             Ok(api)
         });
-        known.failed = api.as_ref().err().map(|failure| (now + FAILURE_SHARED, failure.clone()));
+        known.failed = api.as_ref().err().map(|failure| (now + SHARED_FAILURE_LIFE, failure.clone()));
         api
     }
 
@@ -299,8 +299,8 @@ impl Call<'_> {
 
 /// Makes room for one more in the table. Of those that were not used for longest, the first without leaves goes.
 fn make_room<V>(table: &mut LruCache<ServerName, V>, has_leaves: impl Fn(&str) -> bool) {
-    for _ in 0..LOOKED_THROUGH {
-        if table.len() < HOMESERVERS {
+    for _ in 0..MAX_LOOKED_THROUGH {
+        if table.len() < MAX_UNUSED {
             return;
         }
         let Some((name, value)) = table.pop_lru() else { return };
@@ -317,7 +317,7 @@ fn make_room<V>(table: &mut LruCache<ServerName, V>, has_leaves: impl Fn(&str) -
 /// Where the well-known file says that the API of `server` is; the https address, where the http one only leads there.
 async fn find(federation: &Federation, server: &ServerName, since: Option<Instant>) -> Result<BaseUrl, Failure> {
     let mut base = federation.client_base_url(server, since).await?;
-    let is_short = |url: &Url| url.as_str().len() <= MAX_BASE_URL;
+    let is_short = |url: &Url| url.as_str().len() <= MAX_BASE_URL_BYTES;
     if !is_short(&base.url) {
         return Err(Failure::NoClientApi("its address is too long"));
     }
@@ -334,7 +334,7 @@ async fn find(federation: &Federation, server: &ServerName, since: Option<Instan
 /// not sent a second time to wherever an answer says, and would meet the redirect for ever.
 async fn redirect_to_https(federation: &Federation, server: &ServerName, base: &Url) -> Option<Url> {
     let api = federation.client_api(server, base, false).ok()?;
-    let reply = api.get(VERSIONS, None, MAX_REPLY).await.ok()?;
+    let reply = api.get(VERSIONS, None, MAX_REPLY_BYTES).await.ok()?;
     let location = reply.headers.get(header::LOCATION).filter(|_| reply.status.is_redirection())?;
     let mut https = base.join(location.to_str().ok()?).ok()?;
     let below = https.path().strip_suffix(VERSIONS)?.to_owned();
@@ -387,10 +387,10 @@ async fn refresh(api: Arc<ClientApi>, entry: Arc<AsyncMutex<Known>>) {
 }
 
 async fn versions(api: &ClientApi) -> Result<(Offers, Duration), Failure> {
-    match timeout(VERSIONS_TIMEOUT, api.get(VERSIONS, None, MAX_REPLY)).await {
+    match timeout(VERSIONS_TIMEOUT, api.get(VERSIONS, None, MAX_REPLY_BYTES)).await {
         Ok(Ok(reply)) if reply.status == StatusCode::OK => Ok((Offers::read(&reply.body), VERSIONS_LIFE)),
         // Nobody will ever be called there (decision O5): said now, while there is somebody to hear it.
-        Ok(Err(failure @ Failure::Refused { .. })) => Err(failure),
+        Ok(Err(failure @ Failure::AddressDenied { .. })) => Err(failure),
         // The call itself will tell whether the homeserver is there.
         Ok(Ok(_) | Err(_)) | Err(_) => Ok((Offers::default(), VERSIONS_FAILURE_LIFE)),
     }
@@ -439,7 +439,7 @@ mod tests {
         (0..100).for_each(|n| enter(&mut table, &format!("call{n}.example"), has_leaves));
         (0..10_000).for_each(|n| enter(&mut table, &format!("other{n}.example"), has_leaves));
         assert_eq!(table.iter().filter(|(name, ())| has_leaves(name.as_str())).count(), 100);
-        assert!(table.len() <= HOMESERVERS + LOOKED_THROUGH, "{}", table.len());
+        assert!(table.len() <= MAX_UNUSED + MAX_LOOKED_THROUGH, "{}", table.len());
         (0..10_000).for_each(|n| enter(&mut table, &format!("many{n}.example"), |_| true));
         assert_eq!(table.len(), MAX_HOMESERVERS);
     }

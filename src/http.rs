@@ -30,7 +30,7 @@ use http::{Request, header};
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
-pub use appservice::Appservice;
+pub use appservice::AppServiceRoutes;
 pub use edge::{Edge, in_our_form};
 pub use error::ApiError;
 use place::Waiting;
@@ -40,12 +40,12 @@ use crate::log_throttle::LogThrottle;
 use crate::secret::Keys;
 
 /// Most webhooks in flight.
-const WEBHOOKS: usize = 256;
+const MAX_WEBHOOKS: usize = 256;
 
 /// State that the handlers share.
 pub struct App {
     exchange: Arc<Exchange>,
-    appservice: Option<Arc<Appservice>>,
+    appservice: Option<Arc<AppServiceRoutes>>,
     url: String,
     path_prefix: Option<String>,
     waiting: Waiting,
@@ -64,7 +64,7 @@ impl App {
     #[must_use]
     pub fn new(
         exchange: Arc<Exchange>,
-        appservice: Option<Appservice>,
+        appservice: Option<AppServiceRoutes>,
         url: String,
         path_prefix: Option<String>,
         keys: Keys,
@@ -79,7 +79,7 @@ impl App {
             waiting: Waiting::new(in_flight),
             // They wait for our homeserver: half, so that the others go on when it hangs.
             from_homeserver: Arc::new(Semaphore::new(in_flight / 2)),
-            webhooks: Semaphore::new(WEBHOOKS),
+            webhooks: Semaphore::new(MAX_WEBHOOKS),
             keys: RwLock::new(Arc::new(keys)),
             serves_metrics,
             bad_webhooks: LogThrottle::once_a_minute(),

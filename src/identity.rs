@@ -12,9 +12,9 @@ use sha2::{Digest as _, Sha256};
 /// The slot that every legacy client means: the one call of a room.
 pub const ROOM_SLOT: &str = "m.call#ROOM";
 
-/// A seat on the SFU: a LiveKit room and the identity of one participant in it.
+/// Identifies a participant on the SFU: a LiveKit room and the identity in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Seat {
+pub struct ParticipantKey {
     /// Name of the LiveKit room.
     pub room: String,
     /// Identity of the participant, the `sub` of the LiveKit token.

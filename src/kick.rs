@@ -28,7 +28,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::backoff::as_millis;
 use crate::clock::Clock;
 use crate::homeserver::{OwnError, OwnHomeserver, Subject};
-use crate::identity::Seat;
+use crate::identity::ParticipantKey;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::METRICS;
 use crate::presence::FRESH_MS;
@@ -36,7 +36,7 @@ use crate::sfu::webhook::{Kind, Webhook};
 use crate::sfu::{Sfu, SfuError};
 use crate::store::token;
 use crate::time::Time;
-use membership::{Action, IssuedToken, MembershipAnswer, MembershipQuery, MembershipTracker, ParticipantKey, QueryScope, RemovalOutcome};
+use membership::{Action, IssuedToken, MembershipAnswer, MembershipQuery, MembershipTracker, QueryScope, RemovalOutcome, TokenKey};
 use name::Name;
 
 /// A timer that is later than this: the process stood still.
@@ -122,23 +122,23 @@ impl KickOnLeave {
         });
     }
 
-    /// A token for `seat` is about to be issued; `checked` where our homeserver had said, just before, that the user is joined. `false`
+    /// A token for `participant` is about to be issued; `checked` where our homeserver had said, just before, that the user is joined. `false`
     /// where it cannot be watched, so that its holder could not be removed.
     #[must_use]
-    pub fn on_token(&self, room_id: &str, user_id: &str, seat: &Seat, ttl: Duration, checked: bool) -> bool {
+    pub fn on_token(&self, room_id: &str, user_id: &str, participant: &ParticipantKey, ttl: Duration, checked: bool) -> bool {
         let issued = self.feed(|tracker, now| {
             let token = IssuedToken {
                 room_id,
                 user_id,
-                room: &seat.room,
-                identity: &seat.identity,
+                room: &participant.room,
+                identity: &participant.identity,
                 end: now.after(as_millis(ttl)),
                 checked,
             };
             tracker.on_token(&token, now)
         });
         let Err(error) = issued else { return true };
-        tracing::debug!(user = user_id, room = &*seat.room, "a token cannot be watched");
+        tracing::debug!(user = user_id, room = &*participant.room, "a token cannot be watched");
         self.0.full.log(|count| {
             let reason = error.to_string();
             let remedy = "a shorter LIVEKIT_JWT_TTL_SECONDS lets tokens be forgotten sooner";
@@ -288,7 +288,7 @@ impl KickOnLeave {
         self.feed(|tracker, now| tracker.on_list(&room, present.as_ref(), asked, now));
     }
 
-    async fn remove(self, key: Arc<ParticipantKey>) {
+    async fn remove(self, key: Arc<TokenKey>) {
         let asked = self.0.clock.now();
         let (room, identity) = (key.room.to_string(), key.identity.to_string());
         let outcome = match self.0.settings.sfu.remove(&room, &identity).await {

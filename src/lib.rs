@@ -51,8 +51,8 @@
 //! store.rs + store/       jobs, tokens and verified homeservers in Redis, in a file or nowhere: records, one ordered queue
 //! time.rs timers.rs backoff.rs slab.rs text.rs livekit.rs delayed_event.rs
 //!                         moments, pauses, numbered values, short strings; LiveKit's and MSC4140's words
-//! clock.rs dns.rs tls.rs hold.rs log_throttle.rs single_flight.rs
-//!                         time, names, certificates, patience, how often something is logged, shared calls
+//! clock.rs dns.rs tls.rs retry.rs log_throttle.rs single_flight.rs
+//!                         time, names, certificates, deadlines and retries, how often something is logged, shared calls
 //! ```
 //!
 //! A module uses only what is below it (`tests/it/layers.rs` reads all imports):
@@ -63,7 +63,7 @@
 //! adapters   openid ; sfu ; homeserver ; store ; federation
 //! pure       presence ; delayed_leave ; driver::core ; kick::{membership, shares, name} ; store::record ; sfu::{room_memory, refusal, webhook} ;
 //!            federation::guard ; admission (but its waiting)
-//! tools      config ; dns ; tls ; hold ; clock ; telemetry ; request_line ; connections ; limits ; log_throttle ; single_flight ; state
+//! tools      config ; dns ; tls ; retry ; clock ; telemetry ; request_line ; connections ; limits ; log_throttle ; single_flight ; state
 //! values     outcome ; metrics ; wire ; token ; access ; identity ; server_name ; secret ; livekit ; delayed_event ; time ; backoff ; slab ; text
 //! ```
 #![forbid(unsafe_code)]
@@ -84,7 +84,6 @@ pub mod driver;
 pub mod exchange;
 pub mod federation;
 pub mod healthcheck;
-pub mod hold;
 pub mod homeserver;
 pub mod http;
 pub mod identity;
@@ -99,6 +98,7 @@ pub mod outcome;
 pub mod presence;
 pub mod registration;
 pub mod request_line;
+pub mod retry;
 pub mod secret;
 pub mod server;
 pub mod server_name;

@@ -6,13 +6,13 @@ use std::path::{Component, Path, PathBuf};
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 
 /// Memory that is reckoned with where no limit is known. Never the host's: other programs use that.
-const NO_LIMIT: u64 = 512 * 1024 * 1024;
+const DEFAULT_MEMORY_BYTES: u64 = 512 * 1024 * 1024;
 /// A connection with the request on it; 4 KiB of it are the kernel's.
-const PER_CONNECTION: u64 = 20 * 1024;
+const BYTES_PER_CONNECTION: u64 = 20 * 1024;
 /// A connection out: TLS state and buffers.
-const PER_CONNECTION_OUT: u64 = 48 * 1024;
+const BYTES_PER_CONNECTION_OUT: u64 = 48 * 1024;
 /// A delegated leave, or a token that is watched.
-const PER_RECORD: u64 = 600;
+const BYTES_PER_RECORD: u64 = 600;
 
 const MAX_CONNECTIONS: usize = 5500;
 const MAX_IN_FLIGHT: usize = 4096;
@@ -51,18 +51,18 @@ impl Limits {
     /// As many as fit into `resources`.
     #[must_use]
     pub fn of(resources: Resources) -> Self {
-        let memory = resources.memory.unwrap_or(NO_LIMIT);
+        let memory = resources.memory.unwrap_or(DEFAULT_MEMORY_BYTES);
         let descriptors = resources.descriptors.map_or(usize::MAX, size);
-        let records = size(memory / 3 / PER_RECORD);
+        let records = size(memory / 3 / BYTES_PER_RECORD);
         // One half of the descriptors is for the way in, a quarter for the way out, the rest for files and for DNS.
-        let connections = size(memory / 4 / PER_CONNECTION)
+        let connections = size(memory / 4 / BYTES_PER_CONNECTION)
             .min(descriptors / 2)
             .clamp(MIN_CONNECTIONS, MAX_CONNECTIONS);
         let jobs = (records - records / 3).min(MAX_RECORDS);
         Self {
             connections,
             in_flight: (connections * 3 / 4).min(MAX_IN_FLIGHT),
-            connections_out: size(memory / 4 / PER_CONNECTION_OUT)
+            connections_out: size(memory / 4 / BYTES_PER_CONNECTION_OUT)
                 .min(descriptors / 4)
                 .clamp(MIN_CONNECTIONS / 2, MAX_CONNECTIONS_OUT),
             body_bytes: size(memory / 8).min(MAX_BODY_BYTES),
@@ -217,10 +217,10 @@ mod tests {
         assert_eq!((limits.connections, limits.in_flight, limits.body_bytes), (1638, 1228, 16 << 20));
         for mib in [32, 64, 128, 256, 512, 4096] {
             let limits = of(1 << 20, Some(mib));
-            let all = limits.connections as u64 * PER_CONNECTION
-                + limits.connections_out as u64 * PER_CONNECTION_OUT
+            let all = limits.connections as u64 * BYTES_PER_CONNECTION
+                + limits.connections_out as u64 * BYTES_PER_CONNECTION_OUT
                 + limits.body_bytes as u64 * 5 / 4
-                + (limits.jobs + limits.tokens) as u64 * PER_RECORD;
+                + (limits.jobs + limits.tokens) as u64 * BYTES_PER_RECORD;
             assert!(all < mib * MIB, "{mib} MiB: {limits:?}");
         }
     }

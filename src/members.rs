@@ -16,12 +16,12 @@ use crate::homeserver::{OwnError, OwnHomeserver, Subject};
 use crate::single_flight::SingleFlight;
 
 /// How long a yes is believed (decision A8).
-const REMEMBERED: Duration = Duration::from_secs(5);
+const REMEMBERED_FOR: Duration = Duration::from_secs(5);
 /// How many are remembered: a few hundred bytes each.
-const MEMORY: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+const MAX_REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// For how long an answer is waited for after there was no patience left to ask again.
-const LAST_QUESTION: Duration = Duration::from_secs(5);
+/// For how long an answer is waited for after there was no time left to ask again.
+const LAST_QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks our own homeserver.
 pub struct Members {
@@ -35,7 +35,7 @@ impl Members {
     #[must_use]
     pub fn new(own: Arc<OwnHomeserver>) -> Self {
         let mut joined = LruCache::unbounded();
-        joined.resize(MEMORY);
+        joined.resize(MAX_REMEMBERED);
         Self {
             own,
             joined: Mutex::new(joined),
@@ -43,13 +43,13 @@ impl Members {
         }
     }
 
-    /// Whether somebody is joined to a room: what may pass is tried again until `patience` has passed, and nothing is waited
+    /// Whether somebody is joined to a room: what may pass is tried again until `retry_until`, and nothing is waited
     /// for after `ends`.
     ///
     /// # Errors
     /// When the homeserver does not say it.
-    pub async fn is_joined(&self, room_id: &str, subject: Subject<'_>, patience: Instant, ends: Instant) -> Result<bool, OwnError> {
-        let deadline = ends.min(patience + LAST_QUESTION);
+    pub async fn is_joined(&self, room_id: &str, subject: Subject<'_>, retry_until: Instant, answer_by: Instant) -> Result<bool, OwnError> {
+        let deadline = answer_by.min(retry_until + LAST_QUESTION_TIMEOUT);
         let came = Instant::now();
         // Neither names of users nor of servers hold a NUL, whatever stands in the room's id.
         let key = match subject {
@@ -60,7 +60,7 @@ impl Members {
             if self.remembers(&key) {
                 return Ok(true);
             }
-            let call = self.own.is_joined(room_id, subject, patience, deadline);
+            let call = self.own.is_joined(room_id, subject, retry_until, deadline);
             // Somebody else's call may have longer than we have.
             let Ok((answer, asked)) = timeout_at(deadline, self.calls.run(key.as_str().into(), call)).await else {
                 return Err(OwnError::Timeout);
@@ -87,7 +87,7 @@ impl Members {
 
     fn remembers(&self, key: &str) -> bool {
         let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
-        joined.get(key).is_some_and(|asked| asked.elapsed() < REMEMBERED)
+        joined.get(key).is_some_and(|asked| asked.elapsed() < REMEMBERED_FOR)
     }
 
     fn remember(&self, key: &str, asked: Instant) {

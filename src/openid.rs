@@ -18,19 +18,19 @@ use url::form_urlencoded;
 use crate::admission::{Class, Client, Who};
 use crate::clock::unix_seconds;
 use crate::federation::{Caller, Failure, Federation, Get, Homeserver};
-use crate::hold::{TOO_LATE, pause};
 use crate::metrics::{CallResult, METRICS, NeighbourCall};
 use crate::outcome::Outcome;
 use crate::request_line::neighbour_said;
+use crate::retry::{MIN_REMAINING, backoff};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 use crate::single_flight::SingleFlight;
 use crate::wire::errcode;
 
 /// Longest user ID in bytes.
-const MAX_USER_ID: usize = 255;
+const MAX_USER_ID_BYTES: usize = 255;
 /// Largest answer that is read.
-const MAX_REPLY: usize = 64 * 1024;
+const MAX_REPLY_BYTES: usize = 64 * 1024;
 /// Tries per request for a homeserver that is neither listed nor ever verified a token here (decision T7a).
 const STRANGER_TRIES: u32 = 3;
 
@@ -50,7 +50,7 @@ pub struct VerifiedUser {
 
 /// Reasons for which a token proves nothing.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Unverified {
+pub enum OpenIdError {
     /// The homeserver does not know the token.
     #[error("the homeserver rejected the OpenID token")]
     Rejected,
@@ -96,7 +96,7 @@ pub enum Answer {
 pub struct OpenId {
     federation: Arc<Federation>,
     /// Questions under way, one for each server and token.
-    questions: SingleFlight<u128, Result<VerifiedUser, Unverified>>,
+    questions: SingleFlight<u128, Result<VerifiedUser, OpenIdError>>,
     /// Tokens that their homeserver did not know, hashed with the key of this process, and since when.
     refused: Mutex<LruCache<u128, Instant>>,
 }
@@ -124,18 +124,24 @@ impl OpenId {
     ///
     /// # Errors
     /// When nobody vouches for it.
-    pub async fn verify(&self, server: &ServerName, token: &Secret, client: Client, deadline: Instant) -> Result<VerifiedUser, Unverified> {
+    pub async fn verify(
+        &self,
+        server: &ServerName,
+        token: &Secret,
+        client: Client,
+        deadline: Instant,
+    ) -> Result<VerifiedUser, OpenIdError> {
         // A server name holds no slash.
         let question = self.federation.fingerprint(&format!("{server}/{}", token.expose()));
         if self.refused().get(&question).is_some_and(|since| since.elapsed() < REFUSED_FOR) {
-            return Err(Unverified::Rejected);
+            return Err(OpenIdError::Rejected);
         }
         let homeserver = self.federation.homeserver(server);
         // Boxed: it is moved about until it runs.
         let asked = Box::pin(self.ask(&homeserver, token, client, deadline));
         let outcome = self.questions.run_until(question, deadline, asked).await;
         let outcome = outcome.unwrap_or_else(|| Err(unreachable(&homeserver, Failure::Timeout)));
-        if matches!(outcome, Err(Unverified::Rejected)) {
+        if matches!(outcome, Err(OpenIdError::Rejected)) {
             self.refused().put(question, Instant::now());
         }
         outcome
@@ -147,7 +153,7 @@ impl OpenId {
         token: &Secret,
         client: Client,
         deadline: Instant,
-    ) -> Result<VerifiedUser, Unverified> {
+    ) -> Result<VerifiedUser, OpenIdError> {
         let query: String = form_urlencoded::Serializer::new(String::new())
             .append_pair("access_token", token.expose())
             .finish();
@@ -166,14 +172,14 @@ impl OpenId {
             let (used, dials) = (Instant::now(), budget.dials_left());
             let get = Get {
                 path: &path,
-                limit: MAX_REPLY,
+                limit: MAX_REPLY_BYTES,
                 again: tries > 1,
             };
             let outcome = self.federation.get(homeserver, &get, &caller).await;
             let took = used.elapsed();
             let outcome = match outcome {
-                Ok(reply) => judge(reply.status, &reply.body, homeserver),
-                Err(Failure::Busy) => Err(Unverified::Busy),
+                Ok(reply) => check_answer(reply.status, &reply.body, homeserver),
+                Err(Failure::Busy) => Err(OpenIdError::Busy),
                 Err(failure) => Err(unreachable(homeserver, failure)),
             };
             METRICS.called(NeighbourCall::Userinfo, call_result(&outcome), took);
@@ -182,14 +188,14 @@ impl OpenId {
                     self.federation.has_answered(homeserver);
                     return Ok(user);
                 }
-                Err(Unverified::Rejected) => {
+                Err(OpenIdError::Rejected) => {
                     self.federation.has_answered(homeserver);
-                    return Err(Unverified::Rejected);
+                    return Err(OpenIdError::Rejected);
                 }
                 Err(error) => {
                     // A try that the deadline or the budget cut short says less than the one before it.
                     let error = cause.take().filter(|_| error.says_nothing()).unwrap_or(error);
-                    let no_name = matches!(&error, Unverified::Unreachable { failure, .. } if failure.is_no_name());
+                    let no_name = matches!(&error, OpenIdError::Unreachable { failure, .. } if failure.is_no_name());
                     let is_last_word = budget.is_spent() || (no_name && !homeserver.is_known());
                     // What may pass is tried again anyway: that does not wait for its turn to look.
                     let waits = !error.may_pass();
@@ -202,17 +208,17 @@ impl OpenId {
                     if !error.may_pass() || is_last_word {
                         return Err(error);
                     }
-                    let mut pause = pause(tries);
+                    let mut pause = backoff(tries);
                     if is_verified {
                         // Eight connections have to last for the whole time.
-                        let left = deadline.saturating_duration_since(Instant::now() + TOO_LATE * 2);
+                        let left = deadline.saturating_duration_since(Instant::now() + MIN_REMAINING * 2);
                         let cost = dials.saturating_sub(budget.dials_left());
                         let tries_left = budget.dials_left().div_ceil(cost.max(1)).max(1);
                         let each = if cost == 0 { Duration::ZERO } else { left / tries_left };
                         pause = (pause * 2).max(each.saturating_sub(used.elapsed()));
                     }
                     let spent = !homeserver.is_known() && tries >= STRANGER_TRIES;
-                    if spent || Instant::now() + pause + TOO_LATE >= deadline {
+                    if spent || Instant::now() + pause + MIN_REMAINING >= deadline {
                         return Err(error);
                     }
                     let reason = error.to_string();
@@ -231,22 +237,22 @@ impl OpenId {
     }
 }
 
-fn unreachable(homeserver: &Homeserver, failure: Failure) -> Unverified {
-    Unverified::Unreachable {
+fn unreachable(homeserver: &Homeserver, failure: Failure) -> OpenIdError {
+    OpenIdError::Unreachable {
         failure,
         known: homeserver.is_known(),
     }
 }
 
-fn call_result(outcome: &Result<VerifiedUser, Unverified>) -> CallResult {
+fn call_result(outcome: &Result<VerifiedUser, OpenIdError>) -> CallResult {
     match outcome {
         Ok(_) => CallResult::Ok,
-        Err(Unverified::Rejected | Unverified::ForeignUser) => CallResult::Refused,
-        Err(Unverified::Unreachable { .. } | Unverified::Unusable { .. } | Unverified::Busy) => CallResult::Failed,
+        Err(OpenIdError::Rejected | OpenIdError::ForeignUser) => CallResult::Refused,
+        Err(OpenIdError::Unreachable { .. } | OpenIdError::Unusable { .. } | OpenIdError::Busy) => CallResult::Failed,
     }
 }
 
-impl Unverified {
+impl OpenIdError {
     /// The word for it.
     #[must_use]
     pub const fn outcome(&self) -> Outcome {
@@ -294,20 +300,20 @@ impl Unverified {
     }
 }
 
-fn judge(status: StatusCode, body: &[u8], homeserver: &Homeserver) -> Result<VerifiedUser, Unverified> {
-    let unusable = |answer| Unverified::Unusable {
+fn check_answer(status: StatusCode, body: &[u8], homeserver: &Homeserver) -> Result<VerifiedUser, OpenIdError> {
+    let unusable = |answer| OpenIdError::Unusable {
         answer,
         known: homeserver.is_known(),
     };
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_own_no(status, body) => Err(Unverified::Rejected),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_own_no(status, body) => Err(OpenIdError::Rejected),
         status if status.is_success() => {
             // A map and not a derived struct: that would take `["@alice:example.org"]` for an object too.
             let mut info: Map<String, Value> = serde_json::from_slice(body).map_err(|_| unusable(Answer::NoJson(status.as_u16())))?;
             let Some(Value::String(sub)) = info.remove("sub") else {
                 return Err(unusable(Answer::NoSub));
             };
-            user_of(homeserver.name(), sub).ok_or(Unverified::ForeignUser)
+            user_of(homeserver.name(), sub).ok_or(OpenIdError::ForeignUser)
         }
         status => Err(unusable(match serde_json::from_slice(body) {
             Ok(Value::Object(_)) => Answer::Status(status.as_u16()),
@@ -335,7 +341,7 @@ impl VerifiedUser {
 /// historical characters included).
 fn user_of(server: &ServerName, sub: String) -> Option<VerifiedUser> {
     let (local, domain) = sub.strip_prefix('@')?.split_once(':')?;
-    let valid = !local.is_empty() && !local.contains('\0') && sub.len() <= MAX_USER_ID && domain == server.as_str();
+    let valid = !local.is_empty() && !local.contains('\0') && sub.len() <= MAX_USER_ID_BYTES && domain == server.as_str();
     valid.then(|| VerifiedUser {
         server: server.clone(),
         id: sub,
@@ -387,11 +393,11 @@ mod tests {
     }
 
     #[test]
-    fn judges_answers() {
+    fn checks_answers() {
         let homeserver = Homeserver::listed(ServerName::parse("x.example").unwrap());
-        let judge = |status: u16, body: &str| judge(StatusCode::from_u16(status).unwrap(), body.as_bytes(), &homeserver);
-        assert!(judge(200, r#"{"sub":"@a:x.example","extra":[1]}"#).is_ok());
-        assert!(matches!(judge(200, r#"{"sub":"@a:y.example"}"#), Err(Unverified::ForeignUser)));
+        let check = |status: u16, body: &str| check_answer(StatusCode::from_u16(status).unwrap(), body.as_bytes(), &homeserver);
+        assert!(check(200, r#"{"sub":"@a:x.example","extra":[1]}"#).is_ok());
+        assert!(matches!(check(200, r#"{"sub":"@a:y.example"}"#), Err(OpenIdError::ForeignUser)));
         for (body, expected) in [
             ("", Answer::NoJson(200)),
             ("[]", Answer::NoJson(200)),
@@ -401,10 +407,10 @@ mod tests {
             (r#"{"sub":5}"#, Answer::NoSub),
         ] {
             assert!(
-                matches!(judge(200, body), Err(Unverified::Unusable { answer, .. }) if answer == expected),
+                matches!(check(200, body), Err(OpenIdError::Unusable { answer, .. }) if answer == expected),
                 "{body}"
             );
-            assert!(!judge(200, body).unwrap_err().may_pass(), "{body}");
+            assert!(!check(200, body).unwrap_err().may_pass(), "{body}");
         }
         for (status, body, is_elsewhere) in [
             (404, r#"{"errcode":"M_UNRECOGNIZED"}"#, true),
@@ -417,10 +423,10 @@ mod tests {
             (500, r#"{"errcode":"M_UNKNOWN"}"#, false),
             (429, "<html>slow down</html>", false),
         ] {
-            assert_eq!(judge(status, body).unwrap_err().may_be_elsewhere(), is_elsewhere, "{status} {body}");
+            assert_eq!(check(status, body).unwrap_err().may_be_elsewhere(), is_elsewhere, "{status} {body}");
         }
         for (status, may_pass) in [(302, false), (404, false), (400, false), (429, true), (500, true), (502, true)] {
-            assert_eq!(judge(status, "").unwrap_err().may_pass(), may_pass, "{status}");
+            assert_eq!(check(status, "").unwrap_err().may_pass(), may_pass, "{status}");
         }
         for (status, body) in [
             (401, r#"{"errcode":"M_UNKNOWN_TOKEN","error":"x"}"#),
@@ -428,7 +434,7 @@ mod tests {
             (403, r#"{"errcode":"M_UNKNOWN_TOKEN"}"#),
             (403, r#"{"errcode":"M_MISSING_TOKEN"}"#),
         ] {
-            assert!(matches!(judge(status, body), Err(Unverified::Rejected)), "{status} {body}");
+            assert!(matches!(check(status, body), Err(OpenIdError::Rejected)), "{status} {body}");
         }
         for (status, body) in [
             (401, "<html>who are you?</html>"),
@@ -438,9 +444,9 @@ mod tests {
             (403, "<html>challenge</html>"),
             (403, r#"{"errcode":"M_FORBIDDEN","error":"Federation is disabled"}"#),
         ] {
-            let error = judge(status, body).unwrap_err();
+            let error = check(status, body).unwrap_err();
             assert!(
-                matches!(error, Unverified::Unusable { answer: Answer::Status(s) | Answer::NoJson(s), .. } if s == status),
+                matches!(error, OpenIdError::Unusable { answer: Answer::Status(s) | Answer::NoJson(s), .. } if s == status),
                 "{body}"
             );
             assert!(!error.may_pass(), "{status} {body}");

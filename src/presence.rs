@@ -47,11 +47,11 @@ const WEBHOOKS_WITHIN_MS: u64 = 10_000;
 const BULK_QUERY_FROM: u32 = 3;
 const BULK_QUERY_WITHIN_MS: u64 = 50;
 /// Time for the answer to such a list.
-const BULK_QUERY: Duration = Duration::from_millis(400);
+const BULK_QUERY_TIMEOUT: Duration = Duration::from_millis(400);
 /// Time for any other list.
-const LIST: Duration = Duration::from_secs(5);
+const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Rooms that are asked for in one call at most.
-pub const ROOMS_PER_CALL: usize = 500;
+pub const MAX_ROOMS_PER_CALL: usize = 500;
 
 /// The id of a participant that is kept in mind.
 pub type ParticipantId = Id<Participant>;
@@ -99,7 +99,7 @@ pub enum Question {
     },
     /// A call of `ListRooms`, answered by [`Presence::on_rooms`].
     Rooms {
-        /// Rooms to ask for, at most [`ROOMS_PER_CALL`].
+        /// Rooms to ask for, at most [`MAX_ROOMS_PER_CALL`].
         rooms: Vec<RoomId>,
         /// When the question was asked; given back with the answer.
         asked: Time,
@@ -303,7 +303,7 @@ impl Presence {
         let happened = self.clock.place(event.created_at, now);
         self.clock.learn(event.issued_at, now);
         self.webhooks_work = true;
-        self.health.heard(now);
+        self.health.on_webhook(now);
         if self.recent.is_repeat(event, now) {
             return;
         }
@@ -356,7 +356,7 @@ impl Presence {
 
     /// The answer to [`Question::Participant`].
     pub fn on_participant(&mut self, id: ParticipantId, asked: Time, answer: &Answer<ParticipantRow<'_>>, now: Time) {
-        self.health.called(answer.reach(), now);
+        self.health.on_call(answer.reach(), now);
         let Some(room) = self.participants.get(id).map(|participant| participant.room) else {
             return;
         };
@@ -375,7 +375,7 @@ impl Presence {
 
     /// The answer to [`Question::Participants`].
     pub fn on_participants(&mut self, id: RoomId, asked: Time, answer: &Answer<&[ParticipantRow<'_>]>, now: Time) {
-        self.health.called(answer.reach(), now);
+        self.health.on_call(answer.reach(), now);
         let Some(room) = self.rooms.get_mut(id) else { return };
         room.on_swept();
         if let Some(rows) = answer.yes() {
@@ -414,7 +414,7 @@ impl Presence {
 
     /// The answer to [`Question::Rooms`].
     pub fn on_rooms(&mut self, ids: &[RoomId], asked: Time, answer: &Answer<&[RoomRow<'_>]>, now: Time) {
-        self.health.called(answer.reach(), now);
+        self.health.on_call(answer.reach(), now);
         let rows = answer.yes().copied().unwrap_or_default();
         let rows: HashMap<&str, &RoomRow<'_>> = rows.iter().map(|row| (row.name, row)).collect();
         let trouble = self.health.last_trouble();
@@ -448,7 +448,7 @@ impl Presence {
 
     /// The answer to [`Question::CreateRoom`].
     pub fn on_created(&mut self, id: RoomId, answer: &Answer<RoomRow<'_>>, now: Time) {
-        self.health.called(answer.reach(), now);
+        self.health.on_call(answer.reach(), now);
         let trouble = self.health.last_trouble();
         let Some(room) = self.rooms.get_mut(id) else { return };
         let news = room.on_created(answer.yes(), trouble, now, &mut self.jitter);
@@ -457,12 +457,12 @@ impl Presence {
 
     /// The answer to [`Question::Probe`].
     pub fn on_probed(&mut self, reach: Reach, now: Time) {
-        self.health.probed(reach, now);
+        self.health.on_probe(reach, now);
     }
 
     /// The probe's own connection was closed.
     pub fn on_probe_closed(&mut self, now: Time) {
-        self.health.closed(now);
+        self.health.on_closed(now);
     }
 
     /// Takes in that this process stood still: what was about to be concluded is asked about first (L5a).
@@ -520,7 +520,7 @@ impl Presence {
         }
         self.run_timers(now);
         let checks = std::mem::take(&mut self.checks);
-        for rooms in checks.chunks(ROOMS_PER_CALL) {
+        for rooms in checks.chunks(MAX_ROOMS_PER_CALL) {
             for &id in rooms {
                 if let Some(room) = self.rooms.get_mut(id) {
                     room.checking();
@@ -586,7 +586,7 @@ impl Presence {
         self.out.push(Output::Ask(Question::Participants {
             room: id,
             asked: now,
-            within: BULK_QUERY,
+            within: BULK_QUERY_TIMEOUT,
         }));
         true
     }
@@ -617,7 +617,7 @@ impl Presence {
             self.out.push(Output::Ask(Question::Participants {
                 room: id,
                 asked: now,
-                within: LIST,
+                within: LIST_TIMEOUT,
             }));
         } else {
             self.with_all(id, now, |participant, _, out| participant.on_sweep(out));

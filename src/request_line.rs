@@ -26,10 +26,10 @@ task_local! {
 }
 
 /// Lines a second of each kind of refusals to those who are not verified; the others are counted.
-const SHOWN: u32 = 10;
+const MAX_LINES_PER_SECOND: u32 = 10;
 const SECOND: Duration = Duration::from_secs(1);
 /// Bytes of texts that others wrote.
-const MAX_TEXT: usize = 512;
+const MAX_TEXT_BYTES: usize = 512;
 
 words! {
     /// Step that a request waits for.
@@ -59,7 +59,7 @@ impl Step {
 
 /// Why a request is refused, in words.
 #[derive(Debug, Clone)]
-pub struct Refused {
+pub struct ErrorReport {
     /// Level of the line, by whose fault the refusal is (decision P12).
     pub level: Level,
     /// Message: what happened.
@@ -98,7 +98,7 @@ pub struct RequestLine {
     pub publishes: Option<bool>,
     /// A delayed leave comes with it.
     pub delegated: Option<bool>,
-    refused: Option<Refused>,
+    refused: Option<ErrorReport>,
     steps: [Option<Duration>; Step::ALL.len()],
     waits: Option<(Step, Instant)>,
     /// Last answer of a neighbour that has to be asked again.
@@ -141,12 +141,12 @@ impl RequestLine {
     }
 
     /// The request is answered so.
-    pub const fn answered(&mut self, status: u16, outcome: Outcome) {
+    pub const fn set_answer(&mut self, status: u16, outcome: Outcome) {
         self.answer = Some((status, outcome));
     }
 
     /// Why it is refused.
-    pub fn refuse(&mut self, refused: Refused) {
+    pub fn refuse(&mut self, refused: ErrorReport) {
         self.refused = Some(refused);
     }
 
@@ -179,7 +179,7 @@ impl RequestLine {
         }
         line.word("outcome", outcome.word());
         if let Some(path) = self.path.as_deref().filter(|_| !line.hides_people()) {
-            let most = if is_wanted(Level::DEBUG) { usize::MAX } else { MAX_TEXT };
+            let most = if is_wanted(Level::DEBUG) { usize::MAX } else { MAX_TEXT_BYTES };
             line.text("path", beginning(path, most));
         }
         for (name, text) in [
@@ -189,7 +189,7 @@ impl RequestLine {
             ("livekit_room", &self.livekit_room),
         ] {
             if let Some(text) = text.as_deref().filter(|text| !text.is_empty()) {
-                line.text(name, beginning(text, MAX_TEXT));
+                line.text(name, beginning(text, MAX_TEXT_BYTES));
             }
         }
         for (name, flag) in [
@@ -216,11 +216,11 @@ impl RequestLine {
         }
         // Old news once there is an answer.
         if let (None, Some(said)) = (self.answer, &self.said) {
-            line.text("neighbour_said", beginning(said, MAX_TEXT));
+            line.text("neighbour_said", beginning(said, MAX_TEXT_BYTES));
         }
-        if let Some(Refused { detail, remedy, .. }) = &self.refused {
+        if let Some(ErrorReport { detail, remedy, .. }) = &self.refused {
             if let Some(detail) = detail {
-                line.text("detail", beginning(detail, MAX_TEXT));
+                line.text("detail", beginning(detail, MAX_TEXT_BYTES));
             }
             if let Some(remedy) = remedy {
                 line.text("remedy", remedy);
@@ -336,7 +336,7 @@ impl Bucket {
         if counts.began.is_none_or(|began| now.saturating_duration_since(began) >= SECOND) {
             (counts.began, counts.shown) = (Some(now), 0);
         }
-        if counts.shown < SHOWN {
+        if counts.shown < MAX_LINES_PER_SECOND {
             counts.shown += 1;
             return true;
         }

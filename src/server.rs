@@ -29,14 +29,14 @@ use crate::backoff::as_millis;
 use crate::bind;
 use crate::clock::unix_seconds;
 use crate::config::{Config, MetricsBind};
-use crate::connections::{Connection, Connections, Counted, MAX_HEAD, Opened, first_head};
+use crate::connections::{Connection, Connections, Counted, MAX_HEAD_BYTES, Opened, first_head};
 use crate::delayed_leave::Bounds;
 use crate::dns::Dns;
-use crate::driver::{self, Leaves, RESTORING};
+use crate::driver::{self, Leaves, RESTORE_TIMEOUT};
 use crate::exchange::{Exchange, Unlisted};
 use crate::federation::{Federation, Guard, Settings};
 use crate::homeserver::{Homeservers, OwnHomeserver};
-use crate::http::{App, Appservice, Edge, in_our_form};
+use crate::http::{App, AppServiceRoutes, Edge, in_our_form};
 use crate::kick::{self, KickOnLeave};
 use crate::limits::{Limits, Resources};
 use crate::log_throttle::LogThrottle;
@@ -54,28 +54,28 @@ use crate::token::{MintError, Minter};
 static NOT_ACCEPTED: LogThrottle = LogThrottle::once_a_minute();
 
 /// Time for the first request's head to arrive.
-const FIRST_HEAD: Duration = Duration::from_secs(10);
+const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the next one's: longer than the proxies in use keep an idle connection (Caddy: 120 s), so that none of them
 /// sends a request into a connection that is just being closed.
-const NEXT_HEAD: Duration = Duration::from_secs(125);
+const NEXT_HEAD_TIMEOUT: Duration = Duration::from_secs(125);
 
 /// A webhook about somebody who has joined comes within that time.
 const WEBHOOKS_WITHIN: Duration = Duration::from_secs(30);
 
 /// Scrapes at a time, and the time for one.
-const SCRAPES: usize = 8;
-const SCRAPE: Duration = Duration::from_secs(15);
+const MAX_SCRAPES: usize = 8;
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long webhooks that are signed with a former key are taken.
-const FORMER_KEYS: Duration = Duration::from_secs(24 * 60 * 60);
+const FORMER_KEYS_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Time for the stores at least, once everything else has come to its end.
-const STORES: Duration = Duration::from_secs(2);
+const MIN_STORE_TIME: Duration = Duration::from_secs(2);
 
 /// How long the port stays closed while jobs are being restored.
-const CLOSED_WHILE_RESTORING: Duration = Duration::from_secs(2);
+const MAX_CLOSED_WHILE_RESTORING: Duration = Duration::from_secs(2);
 const _: () = assert!(
-    CLOSED_WHILE_RESTORING.as_millis() < RESTORING.as_millis(),
+    MAX_CLOSED_WHILE_RESTORING.as_millis() < RESTORE_TIMEOUT.as_millis(),
     "an open port answers 503 to webhooks and delegations until the jobs are restored"
 );
 
@@ -117,7 +117,7 @@ pub async fn run(config: Config, mut reload: mpsc::Receiver<Keys>, stop: impl Fu
     } = build(config, &limits).await?;
     // Whoever comes while jobs are being restored finds an open port after that at the latest (decision L11).
     leaves.restore(restored);
-    let _ = timeout(CLOSED_WHILE_RESTORING, leaves.restored()).await;
+    let _ = timeout(MAX_CLOSED_WHILE_RESTORING, leaves.restored()).await;
     let listener = bind.listen().await.map_err(|error| StartError::Listen(bind.to_string(), error))?;
     let metrics = match metrics {
         Some(MetricsBind::At(bind)) => {
@@ -287,7 +287,7 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
             members,
             url: config.livekit.url.clone(),
         };
-        Appservice::new(service, hs_token)
+        AppServiceRoutes::new(service, hs_token)
     });
     let app = Arc::new(App::new(
         exchange,
@@ -325,7 +325,7 @@ fn use_keys(app: &Arc<App>, minter: &Minter, sfu: &Sfu, keys: &Keys) {
     );
     let (app, keys) = (app.clone(), keys.clone());
     tokio::spawn(async move {
-        sleep(FORMER_KEYS).await;
+        sleep(FORMER_KEYS_LIFE).await;
         // Others were read meanwhile.
         if app.keys().iter().count() == both.iter().count() && app.keys().signing().key == keys.signing().key {
             app.verify_with(keys);
@@ -391,7 +391,7 @@ async fn serve(
     };
     tokio::join!(requests, stores.leaves.stop(deadline));
     // However long the others took, what they have changed is written (decision L12).
-    let deadline = deadline.max(Instant::now() + STORES);
+    let deadline = deadline.max(Instant::now() + MIN_STORE_TIME);
     let tokens = async {
         if let Some(kick) = &stores.kick {
             kick.close_store(deadline).await;
@@ -403,11 +403,11 @@ async fn serve(
 
 /// Tells once that webhooks do not come although somebody with a delegated leave has joined, and once that they do.
 async fn watch_webhooks(leaves: Leaves, interval: Duration) {
-    let patience = WEBHOOKS_WITHIN.min(interval / 2);
+    let within = WEBHOOKS_WITHIN.min(interval / 2);
     let mut without_since = None;
     let mut is_told = false;
     loop {
-        sleep(patience / 3).await;
+        sleep(within / 3).await;
         if METRICS.last_webhook() > 0 {
             if is_told {
                 tracing::info!("webhooks of the SFU arrive");
@@ -419,7 +419,7 @@ async fn watch_webhooks(leaves: Leaves, interval: Duration) {
             continue;
         }
         let since = *without_since.get_or_insert_with(Instant::now);
-        if !is_told && since.elapsed() >= patience {
+        if !is_told && since.elapsed() >= within {
             is_told = true;
             tracing::warn!(
                 remedy = "name this service's /sfu_webhook in webhook.urls of livekit-server's configuration, with webhook.api_key",
@@ -431,7 +431,7 @@ async fn watch_webhooks(leaves: Leaves, interval: Duration) {
 
 /// Answers scrapes on a port of their own, a few at a time: nobody else has business there.
 async fn serve_metrics(listener: TcpListener, app: Arc<App>) {
-    let places = Arc::new(Semaphore::new(SCRAPES));
+    let places = Arc::new(Semaphore::new(MAX_SCRAPES));
     loop {
         // Nobody closes it.
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -448,11 +448,11 @@ async fn serve_metrics(listener: TcpListener, app: Arc<App>) {
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(FIRST_HEAD)
+                .header_read_timeout(FIRST_HEAD_TIMEOUT)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
             // How it ends is the other side's business.
-            let _ = timeout(SCRAPE, connection).await;
+            let _ = timeout(SCRAPE_TIMEOUT, connection).await;
         });
     }
 }
@@ -477,7 +477,7 @@ async fn serve_connection(stream: TcpStream, opened: Opened, edge: Edge, watcher
     let head = tokio::select! {
         biased;
         () = connection.told_to_close() => return,
-        head = timeout(FIRST_HEAD, first_head(&stream, connection)) => head,
+        head = timeout(FIRST_HEAD_TIMEOUT, first_head(&stream, connection)) => head,
     };
     let Ok(Some(head)) = head else { return };
     let http = Box::pin(http(stream, head, connection.clone(), edge, watcher));
@@ -497,10 +497,10 @@ async fn http(stream: TcpStream, head: Vec<u8>, connection: Arc<Connection>, edg
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(NEXT_HEAD)
-        .max_buf_size(MAX_HEAD)
+        .header_read_timeout(NEXT_HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES)
         // The buffer may hold a little more.
-        .max_header_size(MAX_HEAD)
+        .max_header_size(MAX_HEAD_BYTES)
         .serve_connection(stream, service);
     let _ = watcher.watch(connection).await;
 }

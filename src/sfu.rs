@@ -24,12 +24,12 @@ pub use probe::Probe;
 pub use refusal::SfuError;
 
 use crate::dns::Dns;
-use crate::hold::pause;
-use crate::identity::Seat;
+use crate::identity::ParticipantKey;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{METRICS, Neighbour, RoomResult};
 use crate::presence::LOST_GRACE_MS;
 use crate::request_line::neighbour_said;
+use crate::retry::backoff;
 use crate::single_flight::SingleFlight;
 use crate::state::{Age, Change, State};
 use crate::tls::Tls;
@@ -40,11 +40,11 @@ use room_memory::{Expected, RoomMemory, stands_for};
 use webhook::{Kind, Webhook};
 
 /// Seconds until a room that nobody enters is closed.
-const EMPTY_TIMEOUT: u32 = 300;
+const EMPTY_TIMEOUT_SECONDS: u32 = 300;
 /// Seconds until a room that was created again after a restart of the SFU is closed, if nobody enters it (decision L13).
-const EMPTY_TIMEOUT_AGAIN: u32 = 60;
+const EMPTY_TIMEOUT_AGAIN_SECONDS: u32 = 60;
 const _: () = assert!(
-    EMPTY_TIMEOUT_AGAIN as u64 * 1_000 >= LOST_GRACE_MS,
+    EMPTY_TIMEOUT_AGAIN_SECONDS as u64 * 1_000 >= LOST_GRACE_MS,
     "a room that is created again stands as long as its participants have to come back"
 );
 
@@ -101,7 +101,7 @@ impl Sfu {
             };
             let reason = error.to_string();
             neighbour_said(&reason);
-            let pause = pause(tries);
+            let pause = backoff(tries);
             let passes = error.may_pass() || (error.is_elsewhere() && tries <= TRIES_ELSEWHERE);
             if !passes || Instant::now() + pause >= deadline {
                 METRICS.room(RoomResult::Failed);
@@ -120,7 +120,7 @@ impl Sfu {
 
     async fn create(&self, room: &str) -> Result<(), SfuError> {
         let asked = StdInstant::now();
-        let (created, answered_at) = self.seen(self.api.create_room(room, EMPTY_TIMEOUT).await)?;
+        let (created, answered_at) = self.seen(self.api.create_room(room, EMPTY_TIMEOUT_SECONDS).await)?;
         let stands = stands_for(&created, answered_at);
         if !stands.is_zero() {
             lock(&self.rooms).remember(room, asked + stands);
@@ -133,7 +133,7 @@ impl Sfu {
     /// # Errors
     /// When the SFU refused, or did not answer in time.
     pub async fn create_again(&self, room: &str) -> Result<Room, SfuError> {
-        Ok(self.seen(self.api.create_room(room, EMPTY_TIMEOUT_AGAIN).await)?.0)
+        Ok(self.seen(self.api.create_room(room, EMPTY_TIMEOUT_AGAIN_SECONDS).await)?.0)
     }
 
     /// When the SFU last said what its clock shows, and what that was in seconds since 1970.
@@ -180,14 +180,14 @@ impl Sfu {
         Probe::new(self.endpoint.clone())
     }
 
-    /// Notes that the holder of this seat may open rooms and is on the way.
-    pub fn expect(&self, seat: &Seat) {
-        lock(&self.expected).expect(&seat.room, &seat.identity, StdInstant::now());
+    /// Notes that the holder of this participant may open rooms and is on the way.
+    pub fn expect(&self, participant: &ParticipantKey) {
+        lock(&self.expected).expect(&participant.room, &participant.identity, StdInstant::now());
     }
 
     /// Takes in what the SFU says by itself. A room that ended under somebody on the way into it is created once more
     /// (decision T6b).
-    pub fn told(self: &Arc<Self>, webhook: &Webhook) {
+    pub fn handle_webhook(self: &Arc<Self>, webhook: &Webhook) {
         let Some(room) = webhook.room.as_ref().map(|room| room.name.clone()) else {
             return;
         };

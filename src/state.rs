@@ -10,7 +10,7 @@ use crate::log_throttle::LogThrottle;
 use crate::metrics::{METRICS, Neighbour};
 
 /// Changes that are told in a minute: a neighbour that comes and goes all the time is told of no more often.
-const CHANGES: u32 = 10;
+const MAX_CHANGES_PER_MINUTE: u32 = 10;
 
 /// Whether one neighbour can be used.
 pub struct State {
@@ -46,7 +46,7 @@ impl State {
         Self {
             neighbour,
             known: Mutex::new(None),
-            told: LogThrottle::new(CHANGES, Duration::from_secs(60)),
+            told: LogThrottle::new(MAX_CHANGES_PER_MINUTE, Duration::from_secs(60)),
         }
     }
 

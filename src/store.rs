@@ -206,7 +206,7 @@ impl Store {
     ///
     /// # Errors
     /// When not all of the others are known to be made.
-    pub async fn write(&self, changes: &[Change]) -> Result<Option<Refused>, StoreError> {
+    pub async fn write(&self, changes: &[Change]) -> Result<Option<RejectedChanges>, StoreError> {
         match &self.kind {
             Kind::Memory => Ok(None),
             Kind::Redis(redis) => redis.write(changes).await,
@@ -231,7 +231,7 @@ pub enum Part {
 
 /// Changes that the store does not take, though it takes others.
 #[derive(Debug)]
-pub struct Refused {
+pub struct RejectedChanges {
     /// Places of the refused changes among those that were to be made, in ascending order.
     pub places: Vec<usize>,
     /// Error for which the first of the changes was refused.

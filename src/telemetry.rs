@@ -32,7 +32,7 @@ pub const REQUEST: &str = "request";
 const HARMLESS: &str = "hickory";
 
 /// How long the end of the process waits for what is still to be written.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The writer of this process; none where the system gives no thread.
 static WRITER: OnceLock<Option<LogWriter>> = OnceLock::new();
@@ -58,7 +58,7 @@ pub struct Log(LogWriter);
 
 impl Drop for Log {
     fn drop(&mut self) {
-        self.0.flush(LAST_WORDS);
+        self.0.flush(FLUSH_TIMEOUT);
     }
 }
 
@@ -87,7 +87,7 @@ pub fn say(line: &str) {
     match writer() {
         Some(writer) => {
             writer.push(line.as_bytes(), LogFormat::Text);
-            writer.flush(LAST_WORDS);
+            writer.flush(FLUSH_TIMEOUT);
         }
         // Where stderr is closed nobody can be told.
         None => drop(io::stderr().write_all(line.as_bytes())),

@@ -59,7 +59,7 @@ pub fn with_date(error: String) -> String {
 }
 
 /// Servers whose sessions are remembered for a quick second handshake. Names come from strangers: this is the bound.
-const SESSIONS: usize = 64;
+const MAX_SESSIONS: usize = 64;
 
 /// The configuration of all outgoing connections, made at first use: reading the CA bundle takes longer than the whole
 /// rest of the start.
@@ -209,7 +209,7 @@ fn client_config(skip_verification: bool, certificates: &Given) -> Result<Client
     } else {
         builder.with_root_certificates(roots(certificates)).with_no_client_auth()
     };
-    config.resumption = Resumption::in_memory_sessions(SESSIONS);
+    config.resumption = Resumption::in_memory_sessions(MAX_SESSIONS);
     Ok(config)
 }
 

@@ -16,7 +16,7 @@ use livekit_api::access_token::{AccessToken, AccessTokenError, Claims, VideoGran
 use serde::Serialize as _;
 
 use crate::access::Access;
-use crate::identity::Seat;
+use crate::identity::ParticipantKey;
 use crate::secret::KeyPair;
 
 /// How far back a token's `nbf` is: the caches of LiveKit's SDKs ask anew for a token that is not valid yet by the client's
@@ -85,19 +85,19 @@ impl Minter {
     ///
     /// # Errors
     /// When it cannot be signed.
-    pub fn mint(&self, seat: &Seat, access: Access) -> Result<String, MintError> {
+    pub fn mint(&self, participant: &ParticipantKey, access: Access) -> Result<String, MintError> {
         let publish = Some(access.publishes);
         self.sign(
             VideoGrants {
                 room_join: true,
-                room: seat.room.clone(),
+                room: participant.room.clone(),
                 can_publish: publish,
                 can_publish_data: publish,
                 can_subscribe: Some(true),
                 can_update_own_metadata: Some(self.can_update_own_metadata),
                 ..VideoGrants::default()
             },
-            seat.identity.clone(),
+            participant.identity.clone(),
             self.ttl,
         )
     }
@@ -202,13 +202,13 @@ mod tests {
 
     #[test]
     fn grants_what_the_contract_says_and_verifies() {
-        let seat = Seat {
+        let participant = ParticipantKey {
             room: "alias".into(),
             identity: "@a:x:DEV".into(),
         };
         let token = minter()
             .mint(
-                &seat,
+                &participant,
                 Access {
                     creates_rooms: true,
                     publishes: true,
@@ -232,14 +232,14 @@ mod tests {
 
     #[test]
     fn a_listener_publishes_neither_media_nor_data() {
-        let seat = Seat {
+        let participant = ParticipantKey {
             room: "r".into(),
             identity: "i".into(),
         };
         let got = claims(
             &minter()
                 .mint(
-                    &seat,
+                    &participant,
                     Access {
                         creates_rooms: false,
                         publishes: false,
@@ -267,13 +267,13 @@ mod tests {
                 "\"\\\n\u{1}",
             ] {
                 let identity = format!("{}{text}", "x".repeat(pad));
-                let seat = Seat {
+                let participant = ParticipantKey {
                     room: "r".into(),
                     identity: identity.clone(),
                 };
                 let token = minter()
                     .mint(
-                        &seat,
+                        &participant,
                         Access {
                             creates_rooms: true,
                             publishes: true,

@@ -11,25 +11,26 @@ use std::borrow::Cow;
 use serde::{Deserialize as _, Serialize};
 use serde_json::{Map, Value};
 
-use crate::identity::{self, ROOM_SLOT, Seat};
+use crate::identity::{self, ParticipantKey, ROOM_SLOT};
 use crate::secret::Secret;
 use crate::time::Delay;
 
 pub use homeserver::{
-    ClientDelegationRequest, ClientTokenRequest, FederationTokenRequest, HomeserverSeat, LegacyMember, RelayedMember, RelayedTokenRequest,
+    ClientDelegationRequest, ClientTokenRequest, FederationTokenRequest, HomeserverParticipant, LegacyMember, RelayedMember,
+    RelayedTokenRequest,
 };
 pub use token_source::{TokenSourceHead, TokenSourceReply};
 
 /// Longest id of a room, a slot, a user or a device in bytes: Matrix allows no longer ones.
-const MAX_ID: usize = 255;
+const MAX_ID_BYTES: usize = 255;
 /// Longest id of a member in bytes: Element Call's is a user and a device, with a colon between.
-const MAX_MEMBER_ID: usize = 2 * MAX_ID + 1;
+const MAX_MEMBER_ID_BYTES: usize = 2 * MAX_ID_BYTES + 1;
 /// Longest OpenID token in bytes. Synapse's have some thirty, and those of other homeservers may be JWTs.
-const MAX_ACCESS_TOKEN: usize = 4 * 1024;
+const MAX_ACCESS_TOKEN_BYTES: usize = 4 * 1024;
 /// Longest address of an SFU in bytes.
-const MAX_URL: usize = 2 * 1024;
+const MAX_URL_BYTES: usize = 2 * 1024;
 /// Longest id of a delayed event in bytes.
-const MAX_DELAY_ID: usize = 255;
+const MAX_DELAY_ID_BYTES: usize = 255;
 
 /// Mistake in a request's body; each variant is one row of the error table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -123,9 +124,9 @@ pub struct UnverifiedOpenIdToken {
     pub unverified_server_name: String,
 }
 
-/// Seat that the client asks for.
+/// ParticipantKey that the client asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub enum SeatRequest {
+pub enum ParticipantRequest {
     /// `/get_token`: both names are hashes.
     Member {
         /// Id of the Matrix room.
@@ -155,7 +156,7 @@ pub enum SeatRequest {
     },
 }
 
-impl SeatRequest {
+impl ParticipantRequest {
     /// Id of the Matrix room.
     #[must_use]
     pub fn room_id(&self) -> &str {
@@ -167,14 +168,14 @@ impl SeatRequest {
 
     /// The names on the SFU for a user that was verified.
     #[must_use]
-    pub fn seat(&self, user_id: &str) -> Seat {
+    pub fn key(&self, user_id: &str) -> ParticipantKey {
         match self {
             Self::Member {
                 room_id,
                 slot_id,
                 claimed_device_id,
                 member_id,
-            } => Seat {
+            } => ParticipantKey {
                 room: identity::room_alias(room_id, slot_id),
                 identity: identity::member_identity(user_id, claimed_device_id, member_id),
             },
@@ -182,11 +183,11 @@ impl SeatRequest {
                 room_id,
                 slot_id,
                 member_id,
-            } => Seat {
+            } => ParticipantKey {
                 room: identity::room_alias(room_id, slot_id),
                 identity: identity::homeserver_identity(user_id, member_id),
             },
-            Self::Legacy { room, device_id } => Seat {
+            Self::Legacy { room, device_id } => ParticipantKey {
                 room: identity::room_alias(room, ROOM_SLOT),
                 identity: identity::legacy_identity(user_id, device_id),
             },
@@ -210,8 +211,8 @@ pub struct DelegationRequest {
     pub openid_token: UnverifiedOpenIdToken,
     /// User that the client claims to be.
     pub claimed_user_id: String,
-    /// The seat that is watched.
-    pub seat: SeatRequest,
+    /// The participant that is watched.
+    pub participant: ParticipantRequest,
     /// Event that is handed over.
     pub event: DelayedEvent,
 }
@@ -223,11 +224,11 @@ impl DelegationRequest {
     /// The first thing that is wrong, in the order of the contract.
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let body = object(body)?;
-        let (seat, claimed_user_id) = member_seat(&body, BadRequest::DelegationMember)?;
+        let (participant, claimed_user_id) = member_request(&body, BadRequest::DelegationMember)?;
         Ok(Self {
             openid_token: openid_token(&body, BadRequest::DelegationOpenIdToken)?,
             claimed_user_id,
-            seat,
+            participant,
             event: delayed_event(&body)?.ok_or(BadRequest::HalfDelay)?,
         })
     }
@@ -240,8 +241,8 @@ pub struct TokenRequest {
     pub openid_token: UnverifiedOpenIdToken,
     /// The user it says it is, where the body has such a field.
     pub claimed_user_id: Option<String>,
-    /// Seat that the client wants.
-    pub seat: SeatRequest,
+    /// ParticipantKey that the client wants.
+    pub participant: ParticipantRequest,
     /// The delayed leave event that it hands over.
     pub event: Option<DelayedEvent>,
 }
@@ -270,26 +271,26 @@ impl TokenRequest {
     }
 
     fn member(body: &Map<String, Value>) -> Result<Self, BadRequest> {
-        let (seat, claimed_user_id) = member_seat(body, BadRequest::Member)?;
+        let (participant, claimed_user_id) = member_request(body, BadRequest::Member)?;
         Ok(Self {
             openid_token: openid_token(body, BadRequest::OpenIdToken)?,
             claimed_user_id: Some(claimed_user_id),
-            seat,
+            participant,
             event: delayed_event(body)?,
         })
     }
 
     fn legacy(body: &Map<String, Value>) -> Result<Self, BadRequest> {
-        let room = required(body, "room", MAX_ID, BadRequest::LegacyRoom)?;
+        let room = required(body, "room", MAX_ID_BYTES, BadRequest::LegacyRoom)?;
         let openid_token = openid_token(body, BadRequest::LegacyOpenIdToken)?;
-        let device_id = optional(body, "device_id", MAX_ID)?.unwrap_or_default();
+        let device_id = optional(body, "device_id", MAX_ID_BYTES)?.unwrap_or_default();
         if begins_with_port(&device_id) {
             return Err(BadRequest::DeviceId);
         }
         Ok(Self {
             openid_token,
             claimed_user_id: None,
-            seat: SeatRequest::Legacy { room, device_id },
+            participant: ParticipantRequest::Legacy { room, device_id },
             event: delayed_event(body)?,
         })
     }
@@ -399,27 +400,27 @@ fn nested<'a>(object: &'a Map<String, Value>, key: &str, missing: BadRequest) ->
 fn openid_token(body: &Map<String, Value>, missing: BadRequest) -> Result<UnverifiedOpenIdToken, BadRequest> {
     let token = nested(body, "openid_token", missing)?;
     Ok(UnverifiedOpenIdToken {
-        access_token: Secret::new(required(token, "access_token", MAX_ACCESS_TOKEN, missing)?),
+        access_token: Secret::new(required(token, "access_token", MAX_ACCESS_TOKEN_BYTES, missing)?),
         // Its grammar has a bound, and an answer of its own.
         unverified_server_name: required(token, "matrix_server_name", usize::MAX, missing)?,
     })
 }
 
-/// The seat of a session member, and the user it says it is.
-fn member_seat(body: &Map<String, Value>, missing: BadRequest) -> Result<(SeatRequest, String), BadRequest> {
-    let room_id = required(body, "room_id", MAX_ID, BadRequest::RoomOrSlot)?;
-    let slot_id = required(body, "slot_id", MAX_ID, BadRequest::RoomOrSlot)?;
+/// The participant of a session member, and the user it says it is.
+fn member_request(body: &Map<String, Value>, missing: BadRequest) -> Result<(ParticipantRequest, String), BadRequest> {
+    let room_id = required(body, "room_id", MAX_ID_BYTES, BadRequest::RoomOrSlot)?;
+    let slot_id = required(body, "slot_id", MAX_ID_BYTES, BadRequest::RoomOrSlot)?;
     let member = nested(body, "member", missing)?;
-    let member_id = required(member, "id", MAX_MEMBER_ID, missing)?;
-    let claimed_user_id = required(member, "claimed_user_id", MAX_ID, missing)?;
-    let claimed_device_id = required(member, "claimed_device_id", MAX_ID, missing)?;
-    let seat = SeatRequest::Member {
+    let member_id = required(member, "id", MAX_MEMBER_ID_BYTES, missing)?;
+    let claimed_user_id = required(member, "claimed_user_id", MAX_ID_BYTES, missing)?;
+    let claimed_device_id = required(member, "claimed_device_id", MAX_ID_BYTES, missing)?;
+    let participant = ParticipantRequest::Member {
         room_id,
         slot_id,
         claimed_device_id,
         member_id,
     };
-    Ok((seat, claimed_user_id))
+    Ok((participant, claimed_user_id))
 }
 
 /// Reads both delay fields or none. A timeout of zero or less counts as absent.
@@ -458,7 +459,7 @@ fn whole(millis: f64) -> Result<Option<u64>, BadRequest> {
 /// Whether `id` can be the id of a delayed event: it becomes one segment of a path, which `.` and `..` are not. Synapse's
 /// ids have 23 characters.
 fn is_delay_id(id: &str) -> bool {
-    !matches!(id, "." | "..") && id.len() <= MAX_DELAY_ID
+    !matches!(id, "." | "..") && id.len() <= MAX_DELAY_ID_BYTES
 }
 
 /// Whether `device_id` would be read as the port of the server name that stands before it in a legacy identity.
@@ -508,8 +509,8 @@ mod tests {
         assert_eq!(request.event, None);
         let request = TokenRequest::sfu_get(legacy().to_string().as_bytes()).unwrap();
         assert_eq!(
-            request.seat,
-            SeatRequest::Legacy {
+            request.participant,
+            ParticipantRequest::Legacy {
                 room: "!r:x".into(),
                 device_id: "D".into()
             }
@@ -592,7 +593,7 @@ mod tests {
     }
 
     /// (a field, the longest that is taken): of the bodies of clients.
-    const LONGEST: [(&str, usize); 6] = [
+    const LIMITS: [(&str, usize); 6] = [
         ("/room_id", 255),
         ("/slot_id", 255),
         ("/member/id", 511),
@@ -604,7 +605,7 @@ mod tests {
     #[test]
     fn what_matrix_does_not_allow_is_too_long() {
         let of = |length: usize| json!("ä".repeat(length / 2) + &"x".repeat(length % 2));
-        for (pointer, longest) in LONGEST {
+        for (pointer, longest) in LIMITS {
             let parse = |length| TokenRequest::get_token(&with(full(), pointer, of(length)));
             assert!(parse(longest).is_ok(), "{pointer}");
             assert_eq!(parse(longest + 1).unwrap_err(), BadRequest::TooLong, "{pointer}");
@@ -693,7 +694,7 @@ mod tests {
         let at = body.windows(4).position(|w| w == b"!r:x").unwrap();
         body.splice(at..at + 4, *b"!\xe2\x82:x");
         let request = TokenRequest::get_token(&body).unwrap();
-        let SeatRequest::Member { room_id, .. } = request.seat else {
+        let ParticipantRequest::Member { room_id, .. } = request.participant else {
             panic!("wrong body")
         };
         assert_eq!(room_id, "!\u{fffd}\u{fffd}:x");
@@ -766,8 +767,8 @@ mod tests {
 
     #[test]
     fn both_generations_of_members_are_understood_and_the_flat_one_wins() {
-        let parse = |body: &Value| ClientTokenRequest::parse(body.to_string().as_bytes()).map(|request| request.wanted.seat);
-        let flat = SeatRequest::Homeserver {
+        let parse = |body: &Value| ClientTokenRequest::parse(body.to_string().as_bytes()).map(|request| request.wanted.participant);
+        let flat = ParticipantRequest::Homeserver {
             room_id: "!r".into(),
             slot_id: "s".into(),
             member_id: "m".into(),
@@ -776,7 +777,7 @@ mod tests {
         assert_eq!(parse(&body).unwrap(), flat);
         body["member"] = json!({"id": "old", "claimed_device_id": "D", "claimed_user_id": "@a:x"});
         assert_eq!(parse(&body).unwrap(), flat);
-        let nested = SeatRequest::Member {
+        let nested = ParticipantRequest::Member {
             room_id: "!r".into(),
             slot_id: "s".into(),
             claimed_device_id: "D".into(),
@@ -786,8 +787,8 @@ mod tests {
             body["member_id"] = absent;
             assert_eq!(parse(&body).unwrap(), nested);
         }
-        assert_eq!(nested.seat("@a:x").identity, identity::member_identity("@a:x", "D", "old"));
-        assert_eq!(flat.seat("@a:x").identity, identity::homeserver_identity("@a:x", "m"));
+        assert_eq!(nested.key("@a:x").identity, identity::member_identity("@a:x", "D", "old"));
+        assert_eq!(flat.key("@a:x").identity, identity::homeserver_identity("@a:x", "m"));
         body["member"] = json!({"id": "old", "device_id": "D"});
         assert_eq!(parse(&body).unwrap(), nested);
         // A member that names no device has the identity of a `member_id`.
@@ -797,7 +798,7 @@ mod tests {
         ] {
             body["member"] = member;
             assert_eq!(
-                parse(&body).unwrap().seat("@a:x").identity,
+                parse(&body).unwrap().key("@a:x").identity,
                 identity::homeserver_identity("@a:x", "old")
             );
         }

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use super::Class;
 
 /// TCP connects to one address each.
-const DIALS: u32 = 8;
+const MAX_DIALS: u32 = 8;
 /// Well-known files, each with its redirects.
-const FETCHES: u32 = 3;
+const MAX_FETCHES: u32 = 3;
 /// Questions to DNS.
-const QUESTIONS: u32 = 24;
+const MAX_QUESTIONS: u32 = 24;
 
 /// Budget that is left for one request of a client, all of its tries together.
 #[derive(Debug)]
@@ -28,9 +28,9 @@ impl Budget {
     pub const fn of(class: Class) -> Self {
         Self {
             unlimited: matches!(class, Class::Listed),
-            dials: AtomicU32::new(DIALS),
-            fetches: AtomicU32::new(FETCHES),
-            questions: AtomicU32::new(QUESTIONS),
+            dials: AtomicU32::new(MAX_DIALS),
+            fetches: AtomicU32::new(MAX_FETCHES),
+            questions: AtomicU32::new(MAX_QUESTIONS),
             spent: AtomicBool::new(false),
         }
     }

@@ -6,9 +6,9 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 /// A connection that was silent for so long is nobody who is just about to send.
-const SILENT: Duration = Duration::from_millis(250);
+const SILENT_AFTER: Duration = Duration::from_millis(250);
 /// A body that has been coming for so long shows how fast it comes.
-const SLOW: Duration = Duration::from_secs(1);
+const SLOW_AFTER: Duration = Duration::from_secs(1);
 /// Phase that a connection is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -42,7 +42,7 @@ impl Look {
 
     /// The lower, the sooner this one gives way; `None` never does.
     fn rank(self) -> Option<(u8, u64, Reverse<Duration>)> {
-        let young = self.age < SILENT;
+        let young = self.age < SILENT_AFTER;
         match (self.phase, young) {
             (Phase::Silent, false) => Some((0, 0, Reverse(self.age))),
             (Phase::Head | Phase::Body, false) => Some((1, self.rate(), Reverse(self.age))),
@@ -69,7 +69,7 @@ pub fn give_way<K: Copy>(crowd: impl Iterator<Item = (K, Look)>, wanted: usize) 
 /// coming for a while.
 pub fn slowest<K: Copy>(crowd: impl Iterator<Item = (K, Look)>) -> Option<K> {
     crowd
-        .filter(|(_, look)| matches!(look.phase, Phase::Head | Phase::Body) && look.age >= SLOW)
+        .filter(|(_, look)| matches!(look.phase, Phase::Head | Phase::Body) && look.age >= SLOW_AFTER)
         .min_by_key(|(_, look)| look.rate())
         .map(|(key, _)| key)
 }

@@ -16,12 +16,12 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// So many at once before the pace begins.
 const BURST: u32 = 8;
 /// How long a failed connection counts.
-const LATELY: Duration = Duration::from_secs(60);
+const FAILURE_LIFE: Duration = Duration::from_secs(60);
 /// Names whose failure is remembered per address, and those of one domain among them.
-const FAILURES: usize = 32;
-const FAILURES_PER_DOMAIN: usize = 4;
+const MAX_FAILURES: usize = 32;
+const MAX_FAILURES_PER_DOMAIN: usize = 4;
 /// Connections per address that are remembered for the turns.
-const SERVED: usize = 64;
+const MAX_SERVED: usize = 64;
 /// Addresses of which nothing has to be known are forgotten when there are so many.
 const SWEEP_AT: usize = 512;
 /// Failures are forgotten where there are more addresses than this.
@@ -145,7 +145,7 @@ impl Dials {
         }
         lane.full_at = lane.full_at.max(now) + INTERVAL;
         lane.served.push_back((ticket.who.domain, ticket.who.name));
-        if lane.served.len() > SERVED {
+        if lane.served.len() > MAX_SERVED {
             lane.served.pop_front();
         }
         address.leave(ticket);
@@ -175,13 +175,13 @@ impl Dials {
             self.sweep(now);
         }
         let failed = &mut self.addresses.entry(target).or_insert_with(|| Address::new(now)).failed;
-        failed.retain(|(other, at)| other.name != who.name && now < *at + LATELY);
+        failed.retain(|(other, at)| other.name != who.name && now < *at + FAILURE_LIFE);
         let of_domain = failed.iter().filter(|(other, _)| other.domain == who.domain).count();
-        if of_domain >= FAILURES_PER_DOMAIN
+        if of_domain >= MAX_FAILURES_PER_DOMAIN
             && let Some(oldest) = failed.iter().position(|(other, _)| other.domain == who.domain)
         {
             failed.remove(oldest);
-        } else if failed.len() >= FAILURES {
+        } else if failed.len() >= MAX_FAILURES {
             failed.pop_front();
         }
         failed.push_back((who, now));
@@ -193,7 +193,7 @@ impl Dials {
             return;
         }
         self.addresses.retain(|_, address| {
-            address.failed.retain(|(_, at)| now < *at + LATELY);
+            address.failed.retain(|(_, at)| now < *at + FAILURE_LIFE);
             address.is_busy(now) || !address.failed.is_empty()
         });
         if self.addresses.len() >= MAX_ADDRESSES {
@@ -215,7 +215,10 @@ impl Address {
 
     /// The queue in which `who` has to wait; `None`: in none.
     fn lane(&mut self, now: Instant, who: Who) -> Option<&mut Lane> {
-        let fails = self.failed.iter().any(|(other, at)| other.name == who.name && now < *at + LATELY);
+        let fails = self
+            .failed
+            .iter()
+            .any(|(other, at)| other.name == who.name && now < *at + FAILURE_LIFE);
         match who.class {
             Class::Listed => fails.then_some(&mut self.listed),
             Class::Verified => fails.then_some(&mut self.paced),
@@ -231,7 +234,7 @@ impl Address {
         } else {
             Some(&mut self.paced)
         } {
-            let has_failed = |domain| failed.iter().any(|(other, at)| other.domain == domain && now < *at + LATELY);
+            let has_failed = |domain| failed.iter().any(|(other, at)| other.domain == domain && now < *at + FAILURE_LIFE);
             let turn = |is: &dyn Fn(&(u64, u64)) -> bool| lane.served.iter().rposition(is).map_or(0, |at| at + 1);
             lane.chosen = lane
                 .waiting
@@ -402,7 +405,7 @@ mod tests {
             now += MS;
         }
         assert!(dials.addresses.len() <= MAX_ADDRESSES * 2, "{}", dials.addresses.len());
-        now += LATELY;
+        now += FAILURE_LIFE;
         dials.sweep_at = 0;
         dials.sweep(now);
         assert!(dials.addresses.is_empty());

@@ -1,11 +1,11 @@
-//! The async side of [`Turns`]: waits for a place, and gives it back when it is dropped.
+//! The async side of [`FairQueue`]: waits for a place, and gives it back when it is dropped.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::turns::{Asker, Places, Ticket, Turns};
+use super::fair_queue::{Asker, FairQueue, Places, Ticket};
 
 /// Places for which callers wait in turn.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub struct FairLimiter(Mutex<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    turns: Turns,
+    queue: FairQueue,
     waiting: HashMap<Ticket, oneshot::Sender<()>>,
 }
 
@@ -29,26 +29,26 @@ impl FairLimiter {
     #[must_use]
     pub fn new(places: Places) -> Self {
         Self(Mutex::new(Inner {
-            turns: Turns::new(places),
+            queue: FairQueue::new(places),
             waiting: HashMap::new(),
         }))
     }
 
     /// A place, if one may be taken at once.
     pub fn try_acquire(&self, asker: Asker) -> Option<Permit<'_>> {
-        self.lock().turns.take_at_once(&asker).then(|| Permit { limiter: self, asker })
+        self.lock().queue.try_acquire(&asker).then(|| Permit { limiter: self, asker })
     }
 
     /// Waits for a place. Whoever drops the future does not wait any more.
     pub async fn acquire(&self, asker: Asker) -> Permit<'_> {
-        let (ticket, turn) = {
+        let (ticket, granted) = {
             let mut inner = self.lock();
-            match inner.turns.ask(&asker) {
+            match inner.queue.acquire(&asker) {
                 Ok(()) => return Permit { limiter: self, asker },
                 Err(ticket) => {
-                    let (grant, turn) = oneshot::channel();
+                    let (grant, granted) = oneshot::channel();
                     inner.waiting.insert(ticket, grant);
-                    (ticket, turn)
+                    (ticket, granted)
                 }
             }
         };
@@ -58,7 +58,7 @@ impl FairLimiter {
             ticket: Some(ticket),
         };
         // The sender is dropped by nobody but `Waiting`.
-        let _ = turn.await;
+        let _ = granted.await;
         waiting.go_on()
     }
 
@@ -69,9 +69,9 @@ impl FairLimiter {
 
 impl Inner {
     fn grant(&mut self) {
-        while let Some(ticket) = self.turns.grant_next() {
-            if let Some(turn) = self.waiting.remove(&ticket) {
-                let _ = turn.send(());
+        while let Some(ticket) = self.queue.grant_next() {
+            if let Some(grant) = self.waiting.remove(&ticket) {
+                let _ = grant.send(());
             }
         }
     }
@@ -80,7 +80,7 @@ impl Inner {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         let mut inner = self.limiter.lock();
-        inner.turns.give_back(&self.asker);
+        inner.queue.release(&self.asker);
         inner.grant();
     }
 }
@@ -107,10 +107,10 @@ impl Drop for Waiting<'_> {
         let Some(ticket) = self.ticket else { return };
         let mut inner = self.limiter.lock();
         if inner.waiting.remove(&ticket).is_some() {
-            inner.turns.leave(&self.asker, ticket);
+            inner.queue.cancel(&self.asker, ticket);
         } else {
             // It had just been granted.
-            inner.turns.give_back(&self.asker);
+            inner.queue.release(&self.asker);
             inner.grant();
         }
     }

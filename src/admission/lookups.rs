@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// How long a look-up that hung counts, and how many domains are remembered for it.
-const LATELY: Duration = Duration::from_secs(60);
-const HUNG: usize = 1024;
+const REMEMBERED_FOR: Duration = Duration::from_secs(60);
+const MAX_HUNG: usize = 1024;
 
 /// Places, and those who wait for one; `W` wakes one of them.
 #[derive(Debug)]
@@ -62,10 +62,10 @@ impl<W> Lookups<W> {
             }
         }
         if hung {
-            if self.hung.len() >= HUNG {
-                self.hung.retain(|_, at| now < *at + LATELY);
+            if self.hung.len() >= MAX_HUNG {
+                self.hung.retain(|_, at| now < *at + REMEMBERED_FOR);
             }
-            if self.hung.len() >= HUNG {
+            if self.hung.len() >= MAX_HUNG {
                 self.hung.clear();
             }
             self.hung.insert(domain, now);
@@ -99,7 +99,7 @@ impl<W> Lookups<W> {
     }
 
     fn has_hung(&self, now: Instant, domain: u64) -> bool {
-        self.hung.get(&domain).is_some_and(|at| now < *at + LATELY)
+        self.hung.get(&domain).is_some_and(|at| now < *at + REMEMBERED_FOR)
     }
 }
 

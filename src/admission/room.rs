@@ -83,7 +83,7 @@ impl<T> Room<T> {
         } else {
             return Entered::Full;
         };
-        let ticket = self.seat(who, payload);
+        let ticket = self.admit(who, payload);
         match pushed {
             Some(guest) => Entered::InsteadOf(ticket, guest.payload),
             None => Entered::In(ticket),
@@ -158,7 +158,7 @@ impl<T> Room<T> {
         oldest.map(|(_, place)| place)
     }
 
-    fn seat(&mut self, who: Who, payload: T) -> Ticket {
+    fn admit(&mut self, who: Who, payload: T) -> Ticket {
         let place = self.free.pop().unwrap_or_else(|| {
             self.places.push(None);
             self.places.len() - 1

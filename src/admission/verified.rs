@@ -58,7 +58,7 @@ impl Verified {
 
     /// `host`, on the machines of `group`, has answered well. Says what is to be stored, and what forgotten.
     #[must_use]
-    pub fn answered(&mut self, host: &str, group: Group, now: u64) -> Changes {
+    pub fn on_answer(&mut self, host: &str, group: Group, now: u64) -> Changes {
         let mut forget = Vec::new();
         if let Some(entry) = self.hosts.get_mut(host) {
             entry.last = now;
@@ -175,9 +175,9 @@ mod tests {
     #[test]
     fn many_names_of_one_machine_push_nobody_out() {
         let mut verified = Verified::default();
-        assert!(verified.answered("home.example", group(0), 10_000).store);
+        assert!(verified.on_answer("home.example", group(0), 10_000).store);
         for n in 0..10_000 {
-            let changes = verified.answered(&format!("n{n}.evil.example"), group(1), 10_001);
+            let changes = verified.on_answer(&format!("n{n}.evil.example"), group(1), 10_001);
             assert_eq!(changes.forget.len(), usize::from(n >= MAX_PER_GROUP), "{n}");
         }
         assert_eq!(verified.len(), 1 + MAX_PER_GROUP);
@@ -188,9 +188,9 @@ mod tests {
     #[test]
     fn many_machines_are_bounded_and_the_largest_gives_way() {
         let mut verified = Verified::default();
-        let _ = verified.answered("home.example", group(9999), 0);
+        let _ = verified.on_answer("home.example", group(9999), 0);
         for n in 0..10_000 {
-            let _ = verified.answered(&format!("n{n}.example"), group(n % 80), 1);
+            let _ = verified.on_answer(&format!("n{n}.example"), group(n % 80), 1);
         }
         assert!(verified.len() <= MAX_REMEMBERED);
         assert!(verified.contains("home.example", 2));
@@ -199,14 +199,14 @@ mod tests {
     #[test]
     fn an_answer_counts_for_a_day_and_is_stored_once_an_hour() {
         let mut verified = Verified::default();
-        assert!(verified.answered("a.example", group(1), 10_000).store);
-        assert!(!verified.answered("a.example", group(1), 10_000 + 3599).store);
-        assert!(verified.answered("a.example", group(2), 10_000 + 3600).store);
+        assert!(verified.on_answer("a.example", group(1), 10_000).store);
+        assert!(!verified.on_answer("a.example", group(1), 10_000 + 3599).store);
+        assert!(verified.on_answer("a.example", group(2), 10_000 + 3600).store);
         assert!(verified.contains("a.example", 10_000 + 3600 + 86_399) && !verified.contains("a.example", 10_000 + 3600 + 86_400));
         let mut again = Verified::default();
         again.restore("a.example", 13_600, 14_000);
         again.restore("old.example", 13_600, 13_600 + 86_400);
         assert!(again.contains("a.example", 14_000) && again.len() == 1);
-        assert!(!again.answered("a.example", group(1), 14_000).store, "stored already");
+        assert!(!again.on_answer("a.example", group(1), 14_000).store, "stored already");
     }
 }

@@ -19,7 +19,7 @@ const MEMBERSHIP_INTERVAL: &str = "LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS";
 
 /// The homeserver that this service belongs to.
 #[derive(Clone, Debug)]
-pub struct AppService {
+pub struct AppServiceConfig {
     /// Server name of our homeserver.
     pub server_name: ServerName,
     /// Token with which this service proves to the homeserver who it is.
@@ -38,7 +38,7 @@ pub struct Membership {
 }
 
 /// All or nothing: a half is a mistake.
-pub(super) fn app_service(reader: &mut Reader<'_>) -> Option<AppService> {
+pub(super) fn app_service(reader: &mut Reader<'_>) -> Option<AppServiceConfig> {
     let name = reader.value(SERVER_NAME);
     let registration = reader.file(REGISTRATION, FilePath::Shown);
     // Beside a registration file the two variables are ignored.
@@ -66,7 +66,7 @@ pub(super) fn app_service(reader: &mut Reader<'_>) -> Option<AppService> {
              two random values, as `lk-jwt-service generate-registration` does"
         ));
     }
-    Some(AppService {
+    Some(AppServiceConfig {
         server_name,
         as_token,
         hs_token,

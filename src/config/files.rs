@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// Time for reading a file: the writer of a pipe (`<(pass show livekit)`) may have to ask somebody first, and a file system may
 /// hang.
-const WITHIN: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// No file of keys and no registration is larger.
 const MAX_BYTES: u64 = 256 * 1024;
 
@@ -23,8 +23,8 @@ pub(super) fn read(path: &str) -> io::Result<String> {
         // Nobody listens any more after the time-out.
         let _ = send.send(read_now(Path::new(&path)));
     })?;
-    receive.recv_timeout(WITHIN).unwrap_or_else(|_| {
-        let text = format!("nothing wrote it to its end within {} s", WITHIN.as_secs());
+    receive.recv_timeout(READ_TIMEOUT).unwrap_or_else(|_| {
+        let text = format!("nothing wrote it to its end within {} s", READ_TIMEOUT.as_secs());
         Err(io::Error::new(ErrorKind::TimedOut, text))
     })
 }

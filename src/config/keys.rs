@@ -17,7 +17,7 @@ const KEY_FILE: &str = "LIVEKIT_KEY_FILE";
 const SECRET_FILE: &str = "LIVEKIT_SECRET_FILE";
 
 /// LiveKit itself warns about secrets below this length.
-const SHORT: usize = 32;
+const MIN_SECRET_BYTES: usize = 32;
 
 pub(super) fn keys(reader: &mut Reader<'_>) -> Option<Keys> {
     let keys = match reader.file(KEY_FILE, FilePath::Shown) {
@@ -153,13 +153,13 @@ fn pair(key: String, secret: String) -> KeyPair {
 
 fn warn_about(reader: &mut Reader<'_>, KeyPair { key, secret }: &KeyPair) {
     let secret = secret.expose();
-    if secret.len() < SHORT && key.len() >= SHORT {
+    if secret.len() < MIN_SECRET_BYTES && key.len() >= MIN_SECRET_BYTES {
         reader.warn(format!(
-            "{KEY} is long and {SECRET} is short, as if they had been swapped: the key is the public name, the secret has {SHORT} characters or more"
+            "{KEY} is long and {SECRET} is short, as if they had been swapped: the key is the public name, the secret has {MIN_SECRET_BYTES} characters or more"
         ));
-    } else if secret.len() < SHORT {
+    } else if secret.len() < MIN_SECRET_BYTES {
         reader.warn(format!(
-            "LIVEKIT_SECRET: the secret has fewer than {SHORT} characters and could be guessed: choose a longer one"
+            "LIVEKIT_SECRET: the secret has fewer than {MIN_SECRET_BYTES} characters and could be guessed: choose a longer one"
         ));
     }
     for (name, value) in [(KEY, key.as_str()), (SECRET, secret)] {

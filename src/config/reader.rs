@@ -223,8 +223,8 @@ impl<'a> Reader<'a> {
 
     /// An interval in seconds, where 0 switches something off.
     pub(super) fn interval(&mut self, variable: &'static str, default: u64) -> Option<Duration> {
-        const DAY: u64 = 86_400;
-        Some(self.seconds(variable, default, 0..=DAY, Above::Clamp)).filter(|interval| !interval.is_zero())
+        const DAY_SECONDS: u64 = 86_400;
+        Some(self.seconds(variable, default, 0..=DAY_SECONDS, Above::Clamp)).filter(|interval| !interval.is_zero())
     }
 
     /// `true` or `false` in the usual spellings; the inner `Err` is the value of something else.
@@ -260,11 +260,11 @@ pub(crate) fn shown(value: &str) -> String {
 
 /// A part of a value for a message. A password may hold whatever separates the parts, so the whole value decides.
 pub(super) fn part_shown(whole: &str, value: &str) -> String {
-    const LONGEST: usize = 80;
+    const MAX_SHOWN_CHARS: usize = 80;
     if whole.contains(['@', '?']) {
         "the given value (not repeated here: it may hold a password)".to_owned()
-    } else if value.chars().count() > LONGEST {
-        format!("{:?}...", value.chars().take(LONGEST).collect::<String>())
+    } else if value.chars().count() > MAX_SHOWN_CHARS {
+        format!("{:?}...", value.chars().take(MAX_SHOWN_CHARS).collect::<String>())
     } else {
         format!("{value:?}")
     }

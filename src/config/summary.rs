@@ -8,7 +8,7 @@ use super::{Config, DelegatedLeave, MetricsBind};
 use crate::access::Homeservers;
 
 /// More of a list than this is counted.
-const MOST: usize = 10;
+const MAX_ITEMS: usize = 10;
 
 /// A configuration as the log tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,7 +186,7 @@ fn homeservers(homeservers: &Homeservers) -> String {
 fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
     let mut items = items.into_iter();
     let mut text = String::new();
-    for item in items.by_ref().take(MOST) {
+    for item in items.by_ref().take(MAX_ITEMS) {
         let separator = if text.is_empty() { "" } else { ", " };
         text = format!("{text}{separator}{item}");
     }

@@ -7,9 +7,9 @@ use super::variables::VARIABLES;
 
 const PREFIX: &str = "LIVEKIT_";
 /// More than this many are not told one by one.
-const MOST: usize = 20;
+const MAX_HINTS: usize = 20;
 /// No name that somebody mistyped is longer.
-const LONGEST: usize = 128;
+const MAX_NAME_BYTES: usize = 128;
 
 /// Names that others read: the wrappers of this service, and livekit-server, its command line, egress, ingress and agents.
 const OTHERS: &[&str] = &[
@@ -125,7 +125,7 @@ pub(super) fn warn(reader: &mut Reader<'_>) {
     for name in names {
         let Some(nearest) = mistaken(name, &get, &set) else { continue };
         told += 1;
-        if told > MOST {
+        if told > MAX_HINTS {
             continue;
         }
         let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
@@ -135,14 +135,17 @@ pub(super) fn warn(reader: &mut Reader<'_>) {
             None => format!("{name} is set, but this service does not read it: --help lists its variables"),
         });
     }
-    if told > MOST {
-        reader.hint(format!("{} more variables are set that this service does not read", told - MOST));
+    if told > MAX_HINTS {
+        reader.hint(format!(
+            "{} more variables are set that this service does not read",
+            told - MAX_HINTS
+        ));
     }
 }
 
 /// `Some` where `name` was meant for us and is not ours; in it the nearest name, if any is near.
 fn mistaken(name: &str, get: &dyn Fn(&str) -> Option<String>, set: &dyn Fn(&str) -> bool) -> Option<Option<&'static str>> {
-    if name.len() > LONGEST || ours(name).is_some() || is_of_others(name) || is_of_links(name, get) {
+    if name.len() > MAX_NAME_BYTES || ours(name).is_some() || is_of_others(name) || is_of_links(name, get) {
         return None;
     }
     // Another case, a hyphen, a byte order mark or a blank that a file brought along.

@@ -18,8 +18,8 @@
 
 use std::time::Duration;
 
-use super::scheduler::patience_ms;
-use crate::backoff::{Jitter, LEAST_PAUSE, Schedule};
+use super::scheduler::timeout_ms;
+use crate::backoff::{Jitter, MIN_PAUSE_MS, Schedule};
 use crate::delayed_event::{DelayedEventAction, Outcome};
 use crate::presence::{DepartureCause, DepartureEvidence, FRESH_MS};
 use crate::time::{Delay, Time};
@@ -31,10 +31,10 @@ const SLOW_ICE_MS: u64 = 60_000;
 /// A wait longer than this ends with a send only after a clear no within as much (L2b).
 const LONG_WAIT_MS: u64 = 60_000;
 /// The bounds of the window in which a leave is sent (L5).
-const SEND_AT_LEAST_MS: u64 = 30_000;
-const SEND_AT_MOST_MS: u64 = 3_600_000;
+const MIN_SEND_MS: u64 = 30_000;
+const MAX_SEND_MS: u64 = 3_600_000;
 /// A hint moves a restart by no more than this (L4).
-const LONGEST_HINT: Duration = Duration::from_secs(60);
+const MAX_HINT: Duration = Duration::from_secs(60);
 /// After a final no to a restart, the homeserver is asked once more (L6).
 const SECOND_OPINION_MS: u64 = 2_000;
 
@@ -341,7 +341,7 @@ impl Leave {
             Phase::AwaitingJoin | Phase::Active => self.deadline(),
         };
         match self.call {
-            CallState::InFlight(sent, patience_ms) => Some(sent.after(u64::from(patience_ms))),
+            CallState::InFlight(sent, timeout_ms) => Some(sent.after(u64::from(timeout_ms))),
             CallState::Scheduled(at) if !(sfu_silent && self.is_running()) => Some(at.min(end)),
             CallState::Scheduled(_) | CallState::Idle | CallState::Queued => Some(end),
         }
@@ -502,7 +502,7 @@ impl Leave {
             self.last_started = Some(now);
         }
         let left = until.min(around.replaced_until.unwrap_or(until)).since(now);
-        self.call = CallState::InFlight(now, patience_ms(left, around.usual_ms));
+        self.call = CallState::InFlight(now, timeout_ms(left, around.usual_ms));
         out.push(Output::Call(action));
     }
 
@@ -553,7 +553,7 @@ impl Leave {
                 if is_newest || !(self.refused || matches!(self.call, CallState::InFlight(..))) =>
             {
                 self.refused = true;
-                let pause = SECOND_OPINION_MS.min(self.deadline().since(now) / 4).max(LEAST_PAUSE);
+                let pause = SECOND_OPINION_MS.min(self.deadline().since(now) / 4).max(MIN_PAUSE_MS);
                 self.call = CallState::Scheduled(now.after(pause));
             }
             // A no to an earlier try: the newer one tells, or the one after the pause.
@@ -565,7 +565,7 @@ impl Leave {
                 // What a server says about when to come back does not cost a living event.
                 let mut next_try = |end: Time| {
                     let third = Duration::from_millis(end.since(now) / 3);
-                    let hint = hint.map(|hint| hint.min(third).min(LONGEST_HINT));
+                    let hint = hint.map(|hint| hint.min(third).min(MAX_HINT));
                     Schedule::RESTART.next_try(self.failures, hint, now, end, around.jitter)
                 };
                 let next = around.replaced_until.and_then(|end| next_try(end.min(self.deadline())));
@@ -604,7 +604,7 @@ impl Leave {
                     ..
                 },
             ) => self.finish(ending.failure(), out),
-            (Outcome::Limited(_), _) => self.call = CallState::Scheduled(now.after(LEAST_PAUSE)),
+            (Outcome::Limited(_), _) => self.call = CallState::Scheduled(now.after(MIN_PAUSE_MS)),
             (Outcome::Transient(hint), _) => {
                 self.failures = self.failures.saturating_add(1);
                 match Schedule::SEND.next_try(self.failures, hint, now, until, around.jitter) {
@@ -662,8 +662,8 @@ impl Leave {
         if self.phase != Phase::Replaced {
             (self.last_ack, self.counted_from) = (self.last_ack.before(lost_ms), self.counted_from.before(lost_ms));
         }
-        if let CallState::InFlight(_, patience_ms) = &mut self.call {
-            *patience_ms = patience_ms.saturating_sub(u32::try_from(lost_ms).unwrap_or(u32::MAX));
+        if let CallState::InFlight(_, timeout_ms) = &mut self.call {
+            *timeout_ms = timeout_ms.saturating_sub(u32::try_from(lost_ms).unwrap_or(u32::MAX));
         }
         if self.is_running() && self.deadline() <= now {
             // Over, as it seems: the homeserver knows.
@@ -696,8 +696,8 @@ impl Leave {
 
     fn settle(&mut self, around: &mut Around<'_>, out: &mut Vec<Output>) {
         let now = around.now;
-        if let CallState::InFlight(sent, patience_ms) = self.call {
-            if now.since(sent) < u64::from(patience_ms) {
+        if let CallState::InFlight(sent, timeout_ms) = self.call {
+            if now.since(sent) < u64::from(timeout_ms) {
                 return;
             }
             // Not waited for any longer; it is still taken when it comes.
@@ -795,7 +795,7 @@ impl Leave {
     }
 
     fn window(&self, now: Time) -> Time {
-        self.runs_until().clamp(now.after(SEND_AT_LEAST_MS), now.after(SEND_AT_MOST_MS))
+        self.runs_until().clamp(now.after(MIN_SEND_MS), now.after(MAX_SEND_MS))
     }
 
     /// Half of the delay after the last restart was sent, up to a tenth of it earlier.
@@ -811,7 +811,7 @@ impl Leave {
     }
 
     fn spaced(&self, at: Time) -> Time {
-        self.last_started.map_or(at, |started| at.max(started.after(LEAST_PAUSE)))
+        self.last_started.map_or(at, |started| at.max(started.after(MIN_PAUSE_MS)))
     }
 }
 

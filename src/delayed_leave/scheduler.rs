@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::backoff::{self, Jitter, LEAST_PAUSE, Schedule};
+use crate::backoff::{self, Jitter, MIN_PAUSE_MS, Schedule};
 use crate::delayed_event::{DelayedEventAction, Outcome};
 use crate::delayed_leave::LeaveId;
 use crate::slab::{Id, Slab};
@@ -21,7 +21,7 @@ const URGENT_MS: u64 = 3_000;
 const SLOW_MS: u64 = 2_000;
 const MAX_SLOW_CALLS: usize = 256;
 /// How many of the last calls tell the usual time.
-const SAMPLES: usize = 32;
+const MAX_SAMPLES: usize = 32;
 /// The bounds of the gap between calls to a homeserver that limits.
 const MIN_GAP_MS: u64 = 50;
 const MAX_GAP_MS: u64 = 5_000;
@@ -29,14 +29,14 @@ const MAX_GAP_MS: u64 = 5_000;
 const GAP_SHRINKS_WITHIN_MS: u64 = 60_000;
 /// After the pause that a 429 asked for, the homeserver counts as limiting for this long.
 const LIMITED_FOR_MS: u64 = 120_000;
-const IDLE_MS: u64 = 500;
+const IDLE_AFTER_MS: u64 = 500;
 const MAX_PAUSE_MS: u64 = 60_000;
 /// In a pause longer than this, calls with less than this left are tried as probes; in a shorter one, calls with less than
 /// [`PROBE_INTERVAL_MS`] left.
 const LONG_PAUSE_MS: u64 = 4_000;
 const PROBE_INTERVAL_MS: u64 = 1_000;
 /// Time that a refusal may take: room for one is kept before a restart that was set aside is taken back.
-const REFUSAL_MS: u64 = 500;
+const REFUSAL_TIME_MS: u64 = 500;
 /// How far ahead the queue of a limiting homeserver is looked at: it bounds the work of a step.
 const MAX_LOOKAHEAD: usize = 256;
 /// How many users with a recent call wait for the others while a homeserver limits.
@@ -106,9 +106,9 @@ pub struct Overload {
 
 /// How long to wait for the answer to a restart (L4): a quarter of what is left, at least 1 s and twice the usual time, at most 10 s.
 #[must_use]
-pub fn patience_ms(left_ms: u64, usual_ms: u64) -> u32 {
-    let patience = (left_ms / 4).max(1_000).max(usual_ms.saturating_mul(2));
-    u32::try_from(patience).unwrap_or(u32::MAX).min(10_000)
+pub fn timeout_ms(left_ms: u64, usual_ms: u64) -> u32 {
+    let timeout = (left_ms / 4).max(1_000).max(usual_ms.saturating_mul(2));
+    u32::try_from(timeout).unwrap_or(u32::MAX).min(10_000)
 }
 
 /// The parts of a homeserver's queue.
@@ -123,7 +123,7 @@ enum Class {
 }
 
 /// When a homeserver may have a permit to give; among those due at the same time, who has waited longest.
-type Turn = (Time, u64);
+type Position = (Time, u64);
 type Key = (Class, Time, LeaveId);
 
 #[derive(Clone, Copy, Debug)]
@@ -169,7 +169,7 @@ pub struct Homeserver {
     usual_ms: u64,
     limit: Option<Box<Limit>>,
     /// When it may have a permit to give: to a participant who was seen, and to one who never was.
-    agenda: [Option<Turn>; 2],
+    agenda: [Option<Position>; 2],
     warn_at: Option<Time>,
 }
 
@@ -180,9 +180,9 @@ pub struct CallScheduler {
     homeservers: Slab<Homeserver>,
     by_name: BTreeMap<Arc<str>, HomeserverId>,
     /// The homeservers' agendas and calls, each by [`pool`].
-    agendas: [BTreeSet<(Turn, HomeserverId)>; 4],
+    agendas: [BTreeSet<(Position, HomeserverId)>; 4],
     in_flight: [u32; 4],
-    turns: u64,
+    positions: u64,
     overloaded: BTreeSet<(Time, HomeserverId)>,
     /// The latest moment that was told.
     now: Time,
@@ -206,7 +206,7 @@ impl CallScheduler {
             by_name: BTreeMap::new(),
             agendas: Default::default(),
             in_flight: [0; 4],
-            turns: 0,
+            positions: 0,
             overloaded: BTreeSet::new(),
             now: Time::EARLIEST,
         }
@@ -234,9 +234,9 @@ impl CallScheduler {
                 let calls = u32::try_from(calls.count()).unwrap_or(0);
                 self.in_flight[old] -= calls;
                 self.in_flight[new] += calls;
-                if let Some(turn) = homeserver.agenda[usize::from(never_seen)] {
-                    self.agendas[old].remove(&(turn, id));
-                    self.agendas[new].insert((turn, id));
+                if let Some(position) = homeserver.agenda[usize::from(never_seen)] {
+                    self.agendas[old].remove(&(position, id));
+                    self.agendas[new].insert((position, id));
                 }
             }
             homeserver.listed = listed;
@@ -281,7 +281,7 @@ impl CallScheduler {
         self.plan(id, now);
     }
 
-    /// The next call that may be made now. It is out of the queue, and in flight until [`Self::called`] or [`Self::declined`].
+    /// The next call that may be made now. It is out of the queue, and in flight until [`Self::on_result`] or [`Self::declined`].
     #[must_use]
     pub fn next_permit(&mut self, now: Time) -> Option<Permit> {
         self.now = self.now.max(now);
@@ -298,8 +298,8 @@ impl CallScheduler {
                 let pool = pool(homeserver.listed, never_seen);
                 self.in_flight[pool] += 1;
                 // The others' turn is before its next one.
-                if let Some(turn) = homeserver.agenda[usize::from(never_seen)].take() {
-                    self.agendas[pool].remove(&(turn, id));
+                if let Some(position) = homeserver.agenda[usize::from(never_seen)].take() {
+                    self.agendas[pool].remove(&(position, id));
                 }
             }
             self.plan(id, now);
@@ -321,7 +321,7 @@ impl CallScheduler {
     }
 
     /// The call that was sent at that time has ended.
-    pub fn called(&mut self, id: HomeserverId, sent: Time, outcome: Outcome, now: Time, jitter: &mut Jitter) {
+    pub fn on_result(&mut self, id: HomeserverId, sent: Time, outcome: Outcome, now: Time, jitter: &mut Jitter) {
         let Some(homeserver) = self.homeservers.get_mut(id) else { return };
         homeserver.took(now.since(sent));
         homeserver.on_outcome(sent, outcome, now, jitter);
@@ -426,17 +426,17 @@ impl CallScheduler {
         let Some(homeserver) = self.homeservers.get_mut(id) else { return };
         for never_seen in [false, true] {
             let next = homeserver.next(never_seen, self.concurrency.per_homeserver, now).map(|(at, _)| at);
-            let turn = &mut homeserver.agenda[usize::from(never_seen)];
-            let old = turn.map(|(at, _)| at);
+            let position = &mut homeserver.agenda[usize::from(never_seen)];
+            let old = position.map(|(at, _)| at);
             // What is due keeps its turn.
             if old != next && !(old.is_some_and(|at| at <= now) && next.is_some_and(|at| at <= now)) {
                 let agendas = &mut self.agendas[pool(homeserver.listed, never_seen)];
-                self.turns += 1;
-                let new = next.map(|at| (at, self.turns));
-                if let Some(old) = std::mem::replace(turn, new) {
+                self.positions += 1;
+                let new = next.map(|at| (at, self.positions));
+                if let Some(old) = std::mem::replace(position, new) {
                     agendas.remove(&(old, id));
                 }
-                agendas.extend(new.map(|turn| (turn, id)));
+                agendas.extend(new.map(|position| (position, id)));
             }
         }
     }
@@ -468,7 +468,7 @@ impl Limit {
         let is_news = sent >= self.refused_at;
         self.refusals = self.refusals.saturating_add(u8::from(is_news));
         let pause = hint.map_or_else(|| Schedule::LIMITED.pause(self.refusals, jitter), backoff::as_millis);
-        let pause = pause.clamp(LEAST_PAUSE, MAX_PAUSE_MS);
+        let pause = pause.clamp(MIN_PAUSE_MS, MAX_PAUSE_MS);
         if is_news {
             if sent >= self.pause_until {
                 // What was granted between two refusals. Where the calls came seldom, it says too little.
@@ -549,11 +549,11 @@ impl Homeserver {
         };
         let mut best = None;
         for (key, queued) in first {
-            let turn = recent.iter().rposition(|&user| user == queued.user).map_or(0, |turn| turn + 1);
-            if best.is_none_or(|(least, _)| turn < least) {
-                best = Some((turn, *key));
+            let recency = recent.iter().rposition(|&user| user == queued.user).map_or(0, |at| at + 1);
+            if best.is_none_or(|(least, _)| recency < least) {
+                best = Some((recency, *key));
             }
-            if turn == 0 {
+            if recency == 0 {
                 break;
             }
         }
@@ -661,7 +661,7 @@ impl Homeserver {
         self.calls.push_back(Call { sent: now, leave, class });
         if let Some(limit) = &mut self.limit {
             // What could be granted meanwhile is unknown.
-            if now.since(limit.next_at.max(limit.pause_until)) > limit.gap_ms.max(IDLE_MS) {
+            if now.since(limit.next_at.max(limit.pause_until)) > limit.gap_ms.max(IDLE_AFTER_MS) {
                 limit.counted_from = now;
                 limit.let_through = 0;
             }
@@ -684,7 +684,7 @@ impl Homeserver {
         }
         let gap = self.limit(now).map_or(0, |limit| limit.gap_ms);
         let back = self.part(Class::Uncarried, now.after(gap.max(1))).next().map(|(key, _)| *key);
-        if let Some(key) = back.filter(|_| self.too_much(now.after(gap + REFUSAL_MS)).is_none()) {
+        if let Some(key) = back.filter(|_| self.too_much(now.after(gap + REFUSAL_TIME_MS)).is_none()) {
             self.reclass(key, Class::Restart);
         }
         shed
@@ -725,7 +725,7 @@ impl Homeserver {
     }
 
     fn took(&mut self, millis: u64) {
-        if self.call_times.len() == SAMPLES {
+        if self.call_times.len() == MAX_SAMPLES {
             self.call_times.pop_front();
         }
         self.call_times.push_back(u32::try_from(millis).unwrap_or(u32::MAX));

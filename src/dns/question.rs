@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::net::{DnsError as Refusal, NetError};
+use hickory_resolver::net::{DnsError as HickoryDnsError, NetError};
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Resolver, TokioResolver};
 use tokio::time::sleep;
@@ -17,13 +17,13 @@ use super::SrvTarget;
 use super::memory::{Answer, Found, NoAnswer};
 
 /// More targets or addresses than this of one name are not looked at.
-const MOST: usize = 8;
+const MAX_ADDRESSES: usize = 8;
 /// The longest name of a host that is kept, in bytes: no longer one can be asked about, unless most of it is escapes.
-const MAX_HOST: usize = 254;
+const MAX_HOST_BYTES: usize = 254;
 /// Some name servers drop questions for IPv6 addresses (RFC 4074): after this time IPv4 addresses do alone.
-const IPV6_PATIENCE: Duration = Duration::from_millis(500);
+const RESOLUTION_DELAY: Duration = Duration::from_millis(500);
 /// The longest text of a failure that is kept, in bytes.
-const MAX_TEXT: usize = 200;
+const MAX_TEXT_BYTES: usize = 200;
 const FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
 /// A resolver, made at first use so that it costs the start nothing.
@@ -140,7 +140,9 @@ pub(super) async fn targets(resolver: TokioResolver, name: Name) -> Answer {
 
 /// DNS did not say anything, for this reason.
 pub(super) fn failed(why: &str) -> NoAnswer {
-    let end = (0..=why.len().min(MAX_TEXT)).rfind(|at| why.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..=why.len().min(MAX_TEXT_BYTES))
+        .rfind(|at| why.is_char_boundary(*at))
+        .unwrap_or(0);
     NoAnswer::Failed(why[..end].into())
 }
 
@@ -148,7 +150,7 @@ fn no_answer(error: &NetError) -> NoAnswer {
     if !error.is_no_records_found() {
         return failed(&error.to_string());
     }
-    NoAnswer::Nothing(if let NetError::Dns(Refusal::NoRecordsFound(none)) = error {
+    NoAnswer::Nothing(if let NetError::Dns(HickoryDnsError::NoRecordsFound(none)) = error {
         none.negative_ttl.map(|seconds| Duration::from_secs(seconds.into()))
     } else {
         None
@@ -166,24 +168,24 @@ async fn both_families(resolver: &TokioResolver, name: Name) -> Result<(Instant,
         Ok((found.valid_until(), addresses))
     };
     let (mut v6, mut v4) = (std::pin::pin!(ask(RecordType::AAAA)), std::pin::pin!(ask(RecordType::A)));
-    let mut patience = std::pin::pin!(sleep(IPV6_PATIENCE));
-    let (mut of_v6, mut of_v4, mut patient) = (None, None, true);
+    let mut delay = std::pin::pin!(sleep(RESOLUTION_DELAY));
+    let (mut of_v6, mut of_v4, mut is_waiting) = (None, None, true);
     while of_v6.is_none() || of_v4.is_none() {
         tokio::select! {
             found = &mut v6, if of_v6.is_none() => of_v6 = Some(found),
             found = &mut v4, if of_v4.is_none() => of_v4 = Some(found),
-            () = &mut patience, if patient => patient = false,
+            () = &mut delay, if is_waiting => is_waiting = false,
         }
-        if !patient && [&of_v6, &of_v4].iter().any(|found| matches!(found, Some(Ok(_)))) {
+        if !is_waiting && [&of_v6, &of_v4].iter().any(|found| matches!(found, Some(Ok(_)))) {
             break;
         }
     }
     match (of_v6, of_v4) {
         (Some(Ok((until, mut addresses))), Some(Ok((also_until, more)))) => {
             // Neither family may crowd the other one out.
-            addresses.truncate(MOST - more.len().min(MOST / 2));
+            addresses.truncate(MAX_ADDRESSES - more.len().min(MAX_ADDRESSES / 2));
             addresses.extend(more);
-            addresses.truncate(MOST);
+            addresses.truncate(MAX_ADDRESSES);
             Ok((until.min(also_until), addresses))
         }
         (Some(Ok(found)), _) | (_, Some(Ok(found))) => Ok(found),
@@ -205,7 +207,7 @@ fn addresses_in(found: &Lookup) -> Vec<IpAddr> {
         .answers()
         .iter()
         .filter_map(|record| record.data.ip_addr())
-        .take(MOST)
+        .take(MAX_ADDRESSES)
         .collect()
 }
 
@@ -220,7 +222,7 @@ fn targets_in(found: &Lookup) -> Vec<SrvTarget> {
             port: srv.port,
             host: srv.target.to_ascii().trim_end_matches('.').to_owned(),
         })
-        .filter(|target| target.host.len() <= MAX_HOST)
-        .take(MOST)
+        .filter(|target| target.host.len() <= MAX_HOST_BYTES)
+        .take(MAX_ADDRESSES)
         .collect()
 }

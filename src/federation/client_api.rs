@@ -25,7 +25,7 @@ use crate::secret::Secret;
 use crate::server_name::ServerName;
 
 /// Largest well-known file (the specification's limit is of that order).
-const MAX_FILE: usize = 64 * 1024;
+const MAX_FILE_BYTES: usize = 64 * 1024;
 const TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Where a homeserver's client-server API is said to be, and for how long.
@@ -57,7 +57,7 @@ impl Federation {
         let (budget, queued) = (Budget::of(who.class), Notify::new());
         let attempt = Attempt::new(who, &budget, &queued, None);
         attempt.asks_since(since);
-        let file = follow::get(&self.dialer, host, port, path, self.trust(server), MAX_FILE, &attempt);
+        let file = follow::get(&self.dialer, host, port, path, self.trust(server), MAX_FILE_BYTES, &attempt);
         let reply = timeout(TIMEOUT, file).await.unwrap_or(Err(Failure::Timeout))?;
         let Some(reply) = reply else {
             return Err(Failure::NoClientApi("redirects lead nowhere"));
@@ -97,7 +97,7 @@ impl Federation {
 
     /// Counts the homeserver as verified at least: a caller of its client-server API has verified a token, be it long ago.
     fn long_verified(&self, server: &ServerName) -> Who {
-        self.dialer.names.who(server, self.class(server).min(Class::Verified))
+        self.dialer.hasher.who(server, self.class(server).min(Class::Verified))
     }
 
     pub(super) fn trust(&self, server: &ServerName) -> Trust {

@@ -25,14 +25,14 @@ use tokio_rustls::client::TlsStream;
 use tower::ServiceExt as _;
 use url::Url;
 
+use super::dial_limiter::{DialLimiter, DialPermit};
 use super::failure::Failure;
 use super::guard::{Guard, Trust};
-use super::pace::{Pace, Turn};
 use super::pool::Pool;
 use crate::admission::budget::Budget;
 use crate::admission::dials::Target;
 use crate::admission::limiter::{FairLimiter, Permit};
-use crate::admission::{Class, Client, Group, Names, Who, turns};
+use crate::admission::{Class, Client, Group, NameHasher, Who, fair_queue};
 use crate::dns::{Asker, Dns, DnsError};
 use crate::server_name::{Host, ServerName};
 use crate::tls::Tls;
@@ -41,10 +41,10 @@ use crate::tls::Tls;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A connection whose other end has not acknowledged what was sent for so long is broken.
-const VANISHED_AFTER_MS: u32 = 3000;
+const TCP_USER_TIMEOUT_MS: u32 = 3000;
 
 /// After this time the next address is tried too ("connection attempt delay", RFC 8305).
-const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// An open connection.
 pub(super) enum Stream {
@@ -61,8 +61,8 @@ pub(super) struct Dialer {
     pub(super) guard: Guard,
     pub(super) proxies: Matcher,
     pub(super) tls: Arc<Tls>,
-    pub(super) names: Names,
-    pub(super) pace: Pace,
+    pub(super) hasher: NameHasher,
+    pub(super) dial_limiter: DialLimiter,
     /// A place is one use of a connection.
     pub(super) places: FairLimiter,
     pub(super) pool: Arc<Pool>,
@@ -80,7 +80,7 @@ pub(super) struct Attempt<'a> {
     /// Told when an address is paced and there is a queue.
     pub(super) queued: &'a Notify,
     /// How to wait for a place; calls without it have a bound of their own.
-    pub(super) turns: Option<Turns>,
+    pub(super) queueing: Option<Queueing>,
     /// A place that was taken before it was clear whether anybody has to be dialled.
     pub(super) held: Mutex<Option<Place<'a>>>,
     /// Answers of DNS from before this moment do not count.
@@ -89,10 +89,10 @@ pub(super) struct Attempt<'a> {
 
 /// How a request waits for a place among the connections in use (decision H7a).
 #[derive(Clone, Copy)]
-pub(super) struct Turns {
+pub(super) struct Queueing {
     pub(super) client: Client,
     /// Moment until which a place is waited for.
-    pub(super) patience: Instant,
+    pub(super) until: Instant,
 }
 
 /// A place among the connections in use, and the machines that it is on. It is held until the answer is there.
@@ -101,23 +101,23 @@ pub(super) struct Place<'a> {
     _permit: Option<Permit<'a>>,
 }
 
-/// The permission to dial an address: its turn, and the place that the connection will have.
-struct DialPermit<'a> {
-    turn: Turn<'a>,
+/// The permission to dial an address: the permit for now, and the place that the connection will have.
+struct Permits<'a> {
+    dial: DialPermit<'a>,
     place: Place<'a>,
 }
 
 /// A connection that stands, on which nothing was said yet.
-type Connected<'a> = Result<(TcpStream, DialPermit<'a>), Failure>;
+type Connected<'a> = Result<(TcpStream, Permits<'a>), Failure>;
 
 impl<'a> Attempt<'a> {
-    /// For `who`; with `turns`, it waits for a place.
-    pub(super) fn new(who: Who, budget: &'a Budget, queued: &'a Notify, turns: Option<Turns>) -> Self {
+    /// For `who`; with `queueing`, it waits for a place.
+    pub(super) fn new(who: Who, budget: &'a Budget, queued: &'a Notify, queueing: Option<Queueing>) -> Self {
         Self {
             who,
             budget,
             queued,
-            turns,
+            queueing,
             held: Mutex::default(),
             since: Mutex::default(),
         }
@@ -152,24 +152,24 @@ impl<'a> Attempt<'a> {
 impl Dialer {
     /// Waits for a place to use a connection to the machines of `group`.
     pub(super) async fn place(&self, group: Group, attempt: &Attempt<'_>) -> Result<Place<'_>, Failure> {
-        let Some(turns) = attempt.turns else {
+        let Some(queueing) = attempt.queueing else {
             return Ok(Place { group, _permit: None });
         };
         let who = attempt.who;
-        let asker = turns::Asker {
+        let asker = fair_queue::Asker {
             class: who.class,
             group: match who.class {
                 // The operator chose the name: it is nobody else's.
                 Class::Listed => who.name,
-                Class::Verified | Class::Stranger => self.names.hash_of(&group),
+                Class::Verified | Class::Stranger => self.hasher.hash_of(&group),
             },
             domain: who.domain,
             name: who.name,
-            client: turns.client.0,
+            client: queueing.client.0,
         };
         let permit = match self.places.try_acquire(asker) {
             Some(permit) => permit,
-            None => timeout_at(turns.patience, self.places.acquire(asker))
+            None => timeout_at(queueing.until, self.places.acquire(asker))
                 .await
                 .map_err(|_| Failure::Busy)?,
         };
@@ -189,9 +189,9 @@ impl Dialer {
         attempt: &Attempt<'a>,
     ) -> Result<(Stream, Place<'a>), Failure> {
         let scheme = if tls_name.is_some() { "https" } else { "http" };
-        let (tcp, DialPermit { turn, place }) = self.tcp(scheme, host, port, trust, attempt).await?;
+        let (tcp, Permits { dial, place }) = self.tcp(scheme, host, port, trust, attempt).await?;
         let Some(name) = tls_name else {
-            turn.succeeded();
+            dial.succeeded();
             return Ok((Stream::Plain(tcp), place));
         };
         let failed = |error: String| Failure::Tls {
@@ -201,13 +201,13 @@ impl Dialer {
         let config = self.tls.config().map_err(|error| failed(error.to_string()))?;
         let error = match timeout(CONNECT_TIMEOUT, TlsConnector::from(config).connect(name.clone(), tcp)).await {
             Ok(Ok(tls)) => {
-                turn.succeeded();
+                dial.succeeded();
                 return Ok((Stream::Tls(Box::new(tls)), place));
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the handshake timed out".into(),
         };
-        turn.failed();
+        dial.failed();
         Err(failed(error))
     }
 
@@ -218,7 +218,7 @@ impl Dialer {
             return match tunnel(uri, &proxy, &target(host, port)).await {
                 Ok(stream) => Ok((stream, permit)),
                 Err(failure) => {
-                    permit.turn.failed();
+                    permit.dial.failed();
                     Err(failure)
                 }
             };
@@ -228,15 +228,15 @@ impl Dialer {
     }
 
     /// Waits until `target` may be dialled.
-    async fn permit<'a>(&'a self, target: Target, attempt: &Attempt<'a>) -> Result<DialPermit<'a>, Failure> {
+    async fn permit<'a>(&'a self, target: Target, attempt: &Attempt<'a>) -> Result<Permits<'a>, Failure> {
         let group = group_of(target);
         let place = match attempt.take_held(group) {
             Some(place) => place,
             None => self.place(group, attempt).await?,
         };
-        let turn = self.pace.turn(target, attempt.who, attempt.queued).await;
+        let dial = self.dial_limiter.acquire(target, attempt.who, attempt.queued).await;
         if attempt.budget.dial() {
-            Ok(DialPermit { turn, place })
+            Ok(Permits { dial, place })
         } else {
             Err(Failure::Spent)
         }
@@ -269,7 +269,7 @@ impl Dialer {
             let (at, done) = if addresses.len() == 0 {
                 done.await
             } else {
-                match timeout(NEXT_ADDRESS, done).await {
+                match timeout(ATTEMPT_DELAY, done).await {
                     Ok(done) => done,
                     Err(_) => continue,
                 }
@@ -291,13 +291,13 @@ impl Dialer {
                 // Requests are written whole; without it nothing works worse than a little slower.
                 let _ = stream.set_nodelay(true);
                 // Nor without this: a machine that has gone is missed before the request's time is over.
-                let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, VANISHED_AFTER_MS);
+                let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, TCP_USER_TIMEOUT_MS);
                 return Ok((stream, permit));
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer in time".into(),
         };
-        permit.turn.failed();
+        permit.dial.failed();
         Err(connect_failure(host, address.port(), error))
     }
 
@@ -351,7 +351,7 @@ impl Dialer {
             match self.guard.check(address, trust) {
                 Ok(()) => allowed.push(address),
                 Err(why) => {
-                    refused = Some(Failure::Refused {
+                    refused = Some(Failure::AddressDenied {
                         host: name.clone(),
                         address,
                         why,
@@ -376,7 +376,7 @@ impl Dialer {
     fn proxied(&self, host: &Host) -> Target {
         match host {
             Host::Ip(ip) => Target::from(*ip),
-            Host::Name(name) => Target::Proxied(self.names.hash(&name.trim_end_matches('.').to_ascii_lowercase())),
+            Host::Name(name) => Target::Proxied(self.hasher.hash(&name.trim_end_matches('.').to_ascii_lowercase())),
         }
     }
 }

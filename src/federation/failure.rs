@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::guard::Refused;
+use super::guard::AddressDenied;
 use crate::dns::DnsError;
 use crate::tls;
 
@@ -19,13 +19,13 @@ pub enum Failure {
     },
     /// The guard refused the address.
     #[error("{host} is at {address}: {why}")]
-    Refused {
+    AddressDenied {
         /// Name or literal that led to the address.
         host: String,
         /// Address in question.
         address: IpAddr,
         /// Kind of range that the address is in.
-        why: Refused,
+        why: AddressDenied,
     },
     /// No TCP connection could be made.
     #[error("cannot connect to {target}: {error}")]
@@ -83,7 +83,7 @@ impl Failure {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Dns { .. } | Self::Connect { .. } | Self::Tls { .. } | Self::Proxy { .. } | Self::Http(_) | Self::Timeout => true,
-            Self::Refused { .. }
+            Self::AddressDenied { .. }
             | Self::NoService(_)
             | Self::BadDelegation(_)
             | Self::NoClientApi(_)
@@ -105,7 +105,7 @@ impl Failure {
             | Self::Http(_)
             | Self::TooLarge(_)
             | Self::Timeout => true,
-            Self::Refused { .. } | Self::BadDelegation(_) | Self::NoClientApi(_) | Self::Busy | Self::Spent => false,
+            Self::AddressDenied { .. } | Self::BadDelegation(_) | Self::NoClientApi(_) | Self::Busy | Self::Spent => false,
         }
     }
 
@@ -127,10 +127,15 @@ impl Failure {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Dns { .. } => "check the server name's DNS records as seen from this machine or container",
-            Self::Refused { why: Refused::Private, .. } => {
+            Self::AddressDenied {
+                why: AddressDenied::Private,
+                ..
+            } => {
                 "if this homeserver is yours, name it in LIVEKIT_FULL_ACCESS_HOMESERVERS, or its network in LIVEKIT_FEDERATION_ALLOWED_NETWORKS (for example 10.0.0.0/8)"
             }
-            Self::Refused { why: Refused::Never, .. } => "such an address is never dialled; correct the DNS record or the delegation",
+            Self::AddressDenied {
+                why: AddressDenied::Never, ..
+            } => "such an address is never dialled; correct the DNS record or the delegation",
             Self::Connect { .. } => {
                 "check that the homeserver's federation port (8448, or the delegated one) is reachable from here; LIVEKIT_FEDERATION_URL_OVERRIDES can name an internal address"
             }

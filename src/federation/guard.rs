@@ -19,7 +19,7 @@ pub enum Trust {
 
 /// The address must not be dialled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum AddressDenied {
     /// Loopback, private, unique-local or carrier-NAT: allowed for listed names and allowed networks.
     #[error("the address is in a private network")]
     Private,
@@ -42,10 +42,10 @@ impl Guard {
     ///
     /// # Errors
     /// With the kind of range that it lies in.
-    pub fn check(&self, address: IpAddr, trust: Trust) -> Result<(), Refused> {
+    pub fn check(&self, address: IpAddr, trust: Trust) -> Result<(), AddressDenied> {
         match class(address) {
             Class::Public => Ok(()),
-            Class::Never => Err(Refused::Never),
+            Class::Never => Err(AddressDenied::Never),
             Class::Private => {
                 let allowed = self
                     .allowed_networks
@@ -54,7 +54,7 @@ impl Guard {
                 if allowed || self.lab || trust == Trust::Listed {
                     Ok(())
                 } else {
-                    Err(Refused::Private)
+                    Err(AddressDenied::Private)
                 }
             }
         }
@@ -151,7 +151,7 @@ fn embedded(address: Ipv6Addr) -> Vec<Ipv4Addr> {
 mod tests {
     use super::*;
 
-    fn verdict(address: &str, trust: Trust) -> Result<(), Refused> {
+    fn verdict(address: &str, trust: Trust) -> Result<(), AddressDenied> {
         Guard::default().check(address.parse().unwrap(), trust)
     }
 
@@ -203,7 +203,7 @@ mod tests {
             "2001:0:a00:1::fefe:fefe",
             "2001:0:101:101::f5ff:fffe",
         ] {
-            assert_eq!(verdict(address, Trust::Stranger), Err(Refused::Private), "{address}");
+            assert_eq!(verdict(address, Trust::Stranger), Err(AddressDenied::Private), "{address}");
         }
         for address in ["10.0.0.1", "127.0.0.1", "::1", "fd12::1", "::ffff:127.0.0.1"] {
             assert_eq!(verdict(address, Trust::Listed), Ok(()), "{address}");
@@ -247,13 +247,17 @@ mod tests {
             "2001:0:101:101::5601:5601",
         ] {
             for trust in [Trust::Stranger, Trust::Listed] {
-                assert_eq!(verdict(address, trust), Err(Refused::Never), "{address}");
+                assert_eq!(verdict(address, trust), Err(AddressDenied::Never), "{address}");
             }
             let lab = Guard {
                 allowed_networks: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
                 lab: true,
             };
-            assert_eq!(lab.check(address.parse().unwrap(), Trust::Listed), Err(Refused::Never), "{address}");
+            assert_eq!(
+                lab.check(address.parse().unwrap(), Trust::Listed),
+                Err(AddressDenied::Never),
+                "{address}"
+            );
         }
     }
 

@@ -23,9 +23,9 @@ use crate::clock::unix_seconds;
 use crate::server_name::ServerName;
 
 /// Homeservers that are listed or have verified a token here.
-const KNOWN: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+const MAX_KNOWN: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 /// The others. A flood of made-up names turns over this table and not the one above.
-const STRANGERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+const MAX_STRANGERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// A remembered failure is not asked again more often than this, however many requests want it.
 const FAILURE_MIN_AGE: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last well-known file is followed while its server does not answer.
 const LAST_FILE_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// The weight of one answer in what a homeserver usually needs is one part of so many.
-const USUAL_OF: u64 = 8;
+const USUAL_WEIGHT: u64 = 8;
 
 /// A homeserver, with what is remembered of it.
 pub struct Homeserver {
@@ -160,7 +160,8 @@ impl Homeserver {
     pub(super) fn took(&self, time: Duration) {
         let before = self.usual_ms.load(Ordering::Relaxed);
         let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        self.usual_ms.store(before - before / USUAL_OF + time / USUAL_OF, Ordering::Relaxed);
+        self.usual_ms
+            .store(before - before / USUAL_WEIGHT + time / USUAL_WEIGHT, Ordering::Relaxed);
     }
 
     /// The way to it: the remembered one while it is good, else discovery. Requests that come meanwhile wait for it. Who is
@@ -264,7 +265,7 @@ impl Homeserver {
 
     async fn discover<'a>(&self, dialer: &'a Dialer, attempt: &Attempt<'a>, since: Option<Instant>) -> Result<Found, Failure> {
         let queued = Notify::new();
-        let discovering = Attempt::new(attempt.who.discovered(), attempt.budget, &queued, attempt.turns);
+        let discovering = Attempt::new(attempt.who.discovered(), attempt.budget, &queued, attempt.queueing);
         discovering.asks_since(since);
         Box::pin(discover(dialer, &self.name, self.trust, &discovering)).await
     }
@@ -342,8 +343,8 @@ impl Table {
         };
         Self {
             entries: Mutex::new(Entries {
-                known: empty(KNOWN),
-                strangers: empty(STRANGERS),
+                known: empty(MAX_KNOWN),
+                strangers: empty(MAX_STRANGERS),
             }),
         }
     }
@@ -376,7 +377,7 @@ impl Table {
 #[cfg(test)]
 impl Homeserver {
     pub(crate) fn listed(name: ServerName) -> Self {
-        let who = crate::admission::Names::default().who(&name, Class::Listed);
+        let who = crate::admission::NameHasher::default().who(&name, Class::Listed);
         Self::new(name, Trust::Listed, who, 0)
     }
 }
@@ -384,31 +385,31 @@ impl Homeserver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admission::Names;
+    use crate::admission::NameHasher;
 
-    fn get(table: &Table, names: &Names, n: usize) -> Arc<Homeserver> {
+    fn get(table: &Table, hasher: &NameHasher, n: usize) -> Arc<Homeserver> {
         let name = ServerName::parse(&format!("n{n}.example")).unwrap();
         table.get(&name, 1, || {
-            Homeserver::new(name.clone(), Trust::Stranger, names.who(&name, Class::Stranger), 0)
+            Homeserver::new(name.clone(), Trust::Stranger, hasher.who(&name, Class::Stranger), 0)
         })
     }
 
     #[test]
     fn a_flood_of_names_neither_grows_the_table_nor_displaces_who_is_known() {
-        let (table, names) = (Table::new(), Names::default());
-        let home = get(&table, &names, 0);
+        let (table, hasher) = (Table::new(), NameHasher::default());
+        let home = get(&table, &hasher, 0);
         home.is_verified_until(2);
-        assert!(Arc::ptr_eq(&home, &get(&table, &names, 0)), "what is known of it stays");
+        assert!(Arc::ptr_eq(&home, &get(&table, &hasher, 0)), "what is known of it stays");
         for n in 1..10_000 {
-            get(&table, &names, n);
+            get(&table, &hasher, n);
         }
-        assert!(Arc::ptr_eq(&home, &get(&table, &names, 0)));
-        assert_eq!(table.lock().strangers.len(), STRANGERS.get());
+        assert!(Arc::ptr_eq(&home, &get(&table, &hasher, 0)));
+        assert_eq!(table.lock().strangers.len(), MAX_STRANGERS.get());
     }
 
     #[test]
     fn an_answer_takes_about_as_long_as_the_last_ones() {
-        let home = get(&Table::new(), &Names::default(), 0);
+        let home = get(&Table::new(), &NameHasher::default(), 0);
         (0..40).for_each(|_| home.took(Duration::from_millis(800)));
         assert!((700..=800).contains(&home.usual().as_millis()), "{:?}", home.usual());
     }

@@ -27,20 +27,20 @@ use super::route::Reply;
 use crate::admission::{Class, Group};
 
 /// Longest head of an answer.
-const MAX_HEAD: usize = 32 * 1024;
+const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// Bytes of an answer besides those of its body: the head, interim answers, the frames of chunks.
-const MAX_REST: usize = 16 * 1024;
+const MAX_REST_BYTES: usize = 16 * 1024;
 
 /// After so many bytes without a pause it is somebody else's turn on this thread.
-const AT_ONCE: usize = 16 * 1024;
+const YIELD_AFTER_BYTES: usize = 16 * 1024;
 
 /// Unused connections to one homeserver that are kept, and for how long; the same for a stranger's.
-const KEPT: usize = 32;
-const KEPT_FOR: Duration = Duration::from_secs(30);
-const STRANGER_KEPT: usize = 2;
-const STRANGER_KEPT_FOR: Duration = Duration::from_secs(5);
+const MAX_IDLE: usize = 32;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_STRANGER_IDLE: usize = 2;
+const STRANGER_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Unused connections to all strangers that are kept.
-const STRANGERS: usize = 128;
+const MAX_STRANGERS_IDLE: usize = 128;
 
 /// How many unused connections one route keeps, and for how long.
 #[derive(Clone, Copy, Debug)]
@@ -56,13 +56,13 @@ impl Keep {
         match class {
             Class::Listed | Class::Verified => Self {
                 stranger: false,
-                connections: KEPT,
-                time: KEPT_FOR,
+                connections: MAX_IDLE,
+                time: IDLE_TIMEOUT,
             },
             Class::Stranger => Self {
                 stranger: true,
-                connections: STRANGER_KEPT,
-                time: STRANGER_KEPT_FOR,
+                connections: MAX_STRANGER_IDLE,
+                time: STRANGER_IDLE_TIMEOUT,
             },
         }
     }
@@ -160,7 +160,7 @@ impl Pool {
             closed.push(connections.remove(oldest));
         }
         if keep.stranger
-            && connections.iter().filter(|kept| kept.stranger).count() >= STRANGERS
+            && connections.iter().filter(|kept| kept.stranger).count() >= MAX_STRANGERS_IDLE
             && let Some(oldest) = connections.iter().position(|kept| kept.stranger)
         {
             closed.push(connections.remove(oldest));
@@ -306,7 +306,7 @@ impl Open {
             at_once: 0,
         };
         let (sender, connection) = Builder::new()
-            .max_buf_size(MAX_HEAD)
+            .max_buf_size(MAX_HEAD_BYTES)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| Failure::Http(chain(&error)))?;
@@ -329,7 +329,7 @@ impl Open {
     /// Sends `request` and reads the whole answer.
     pub(super) async fn exchange(&mut self, request: Request<Full<Bytes>>, limit: usize) -> Result<Reply, Unanswered> {
         let began = Instant::now();
-        let budget = limit.saturating_add(MAX_REST);
+        let budget = limit.saturating_add(MAX_REST_BYTES);
         self.left.store(budget, Ordering::Relaxed);
         let safe = matches!(*request.method(), Method::GET | Method::HEAD);
         let Self {
@@ -441,7 +441,7 @@ struct Metered {
 
 impl AsyncRead for Metered {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.at_once >= AT_ONCE {
+        if self.at_once >= YIELD_AFTER_BYTES {
             self.at_once = 0;
             cx.waker().wake_by_ref();
             return Poll::Pending;

@@ -21,7 +21,7 @@ use crate::server_name::Host;
 
 const USER_AGENT: &str = concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION"));
 /// A look-up that failed is made again after this time.
-const LOOKED_UP_AGAIN_AFTER: Duration = Duration::from_secs(1);
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 /// Federation port where nothing else is said.
 const DEFAULT_PORT: u16 = 8448;
 
@@ -228,7 +228,7 @@ impl Link {
         if let Some(group) = self.group() {
             return Some(group);
         }
-        if failed.is_some_and(|failed| failed.elapsed() < LOOKED_UP_AGAIN_AFTER) {
+        if failed.is_some_and(|failed| failed.elapsed() < LOOKUP_INTERVAL) {
             return None;
         }
         let group = Box::pin(self.route.group(dialer, attempt)).await.ok();

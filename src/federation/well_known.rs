@@ -16,7 +16,7 @@ use crate::server_name::{Host, ServerName};
 
 static UNUSABLE: LogThrottle = LogThrottle::once_a_minute();
 
-const MAX_BODY: usize = 50 * 1024;
+const MAX_BODY_BYTES: usize = 50 * 1024;
 /// All of it, redirects included: the verification has ten seconds.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -51,7 +51,7 @@ pub(super) fn failure_life(failures_before: u32, known: bool) -> Duration {
 /// Only when the guard refused, or the request's budget is spent: what else goes wrong means that there is no file.
 pub(super) async fn fetch<'a>(dialer: &'a Dialer, name: &str, trust: Trust, attempt: &Attempt<'a>) -> Result<WellKnown, Failure> {
     let (host, path) = (Host::Name(name.into()), "/.well-known/matrix/server");
-    let file = follow::get(dialer, host, None, path, trust, MAX_BODY, attempt);
+    let file = follow::get(dialer, host, None, path, trust, MAX_BODY_BYTES, attempt);
     match timeout(TIMEOUT, file).await {
         Ok(Ok(Some(reply))) => {
             let file = read(reply.status, &reply.headers, &reply.body, SystemTime::now());
@@ -69,7 +69,7 @@ pub(super) async fn fetch<'a>(dialer: &'a Dialer, name: &str, trust: Trust, atte
         }
         Ok(Ok(None)) => Ok(WellKnown::None),
         Ok(Err(Failure::TooLarge(_))) => Ok(WellKnown::None),
-        Ok(Err(refused @ (Failure::Refused { .. } | Failure::Spent))) => Err(refused),
+        Ok(Err(refused @ (Failure::AddressDenied { .. } | Failure::Spent))) => Err(refused),
         Ok(Err(failure)) => {
             tracing::debug!(server = name, reason = failure.to_string(), "no well-known file");
             Ok(WellKnown::Unreachable)

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::versions::{Offers, Paths};
-use super::{Call, Homeservers, MAX_REPLY, segment};
+use super::{Call, Homeservers, MAX_REPLY_BYTES, segment};
 use crate::backoff::hint;
 use crate::delayed_event::{DelayedEventAction, Outcome};
 use crate::federation::{ClientApi, Reply};
@@ -151,7 +151,7 @@ impl Homeservers {
             tail: &tail(delay_id, what, authority),
             token: authority.map(Authority::as_token),
             json: Some(Bytes::from_static(b"{}")),
-            limit: MAX_REPLY,
+            limit: MAX_REPLY_BYTES,
         };
         let call = async |path: &str| match self.ask(server, api, &request, path).await {
             Ok(reply) => read(&reply),

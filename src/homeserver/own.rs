@@ -16,12 +16,12 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::delayed_events::{self, Authority, retry_after};
-use super::turns::QuestionLimiter;
+use super::question_limiter::QuestionLimiter;
 use super::versions::{Offer, Offers, Paths};
-use super::{Call, Homeservers, MAX_REPLY, is_error, segment};
+use super::{Call, Homeservers, MAX_REPLY_BYTES, is_error, segment};
 use crate::federation::{Failure, Reply};
-use crate::hold::pause;
 use crate::metrics::{CallResult, METRICS, Neighbour, NeighbourCall};
+use crate::retry::backoff;
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 use crate::state::{Age, Change, State};
@@ -46,22 +46,22 @@ const WHOAMI: Paths = Paths {
     unstable: "/_matrix/client/v3/account/whoami",
 };
 /// Longest room id in bytes.
-const MAX_ROOM_ID: usize = 255;
+const MAX_ROOM_ID_BYTES: usize = 255;
 /// Time for one question about a membership.
-const QUESTION: Duration = Duration::from_secs(10);
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for one question about a delayed event.
-const EVENT_QUESTION: Duration = Duration::from_secs(5);
+const EVENT_QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a homeserver that starts together with us is waited for before something is said.
-const STARTING: Duration = Duration::from_secs(30);
+const STARTUP_GRACE: Duration = Duration::from_secs(30);
 /// Largest list of members that is read: some ten thousand of them.
-const MAX_MEMBERS: usize = 8 * 1024 * 1024;
+const MAX_MEMBERS_BYTES: usize = 8 * 1024 * 1024;
 
 /// The homeserver that this service belongs to.
 pub struct OwnHomeserver {
     homeservers: Arc<Homeservers>,
     name: ServerName,
     as_token: Secret,
-    turns: QuestionLimiter,
+    questions: QuestionLimiter,
     state: State,
 }
 
@@ -232,7 +232,7 @@ impl OwnHomeserver {
             homeservers,
             name,
             as_token,
-            turns: QuestionLimiter::new(),
+            questions: QuestionLimiter::new(),
             state: State::new(Neighbour::Homeserver),
         }
     }
@@ -252,11 +252,16 @@ impl OwnHomeserver {
     }
 
     /// Asks a cheap question and logs what is wrong: a wrong registration is told at the start and not by the first user.
-    pub async fn check(&self, patience: Duration) {
+    pub async fn check(&self, retry_for: Duration) {
         // No room: the answer is no whatever goes on there. The homeserver may be starting, too.
         let room = format!("!lk-jwt-service:{}", self.name);
         let now = Instant::now();
-        let asked = self.is_joined(&room, Subject::Server(&self.name), now + patience, now + patience + QUESTION);
+        let asked = self.is_joined(
+            &room,
+            Subject::Server(&self.name),
+            now + retry_for,
+            now + retry_for + QUESTION_TIMEOUT,
+        );
         let error = asked.await.err();
         self.state
             .seen(error.as_ref().map(OwnError::remedy), |change| match (change, &error) {
@@ -280,18 +285,18 @@ impl OwnHomeserver {
 
     /// Checks it now and for ever, each `interval` while it fails, a tenth as often while it does not.
     pub async fn watch(&self, interval: Duration) {
-        let mut patience = STARTING;
+        let mut retry_for = STARTUP_GRACE;
         loop {
-            self.check(patience).await;
+            self.check(retry_for).await;
             // It is not starting any more.
-            patience = Duration::ZERO;
+            retry_for = Duration::ZERO;
             sleep(self.state.next_check(interval)).await;
         }
     }
 
     /// Asks the homeserver which one it is (decision A10). Where it cannot say it, the other question tells why.
     async fn check_name(&self) {
-        let Ok(reply) = self.get(|_| Offer::Stable, WHOAMI, "", MAX_REPLY, QUESTION).await else {
+        let Ok(reply) = self.get(|_| Offer::Stable, WHOAMI, "", MAX_REPLY_BYTES, QUESTION_TIMEOUT).await else {
             return;
         };
         let answer: Option<Value> = serde_json::from_slice(&reply.body).ok().filter(|_| reply.status.is_success());
@@ -316,12 +321,12 @@ impl OwnHomeserver {
         ours.then(|| Authority::new(&self.as_token, user))
     }
 
-    /// Whether somebody is joined to a room. What may pass is tried again until `patience` is over, and the last try may
+    /// Whether somebody is joined to a room. What may pass is tried again until `retry_until`, and the last try may
     /// take until `deadline`.
     ///
     /// # Errors
     /// When the homeserver does not say it.
-    pub async fn is_joined(&self, room_id: &str, subject: Subject<'_>, patience: Instant, deadline: Instant) -> Result<bool, OwnError> {
+    pub async fn is_joined(&self, room_id: &str, subject: Subject<'_>, retry_until: Instant, deadline: Instant) -> Result<bool, OwnError> {
         if !is_room_id(room_id) {
             return Err(OwnError::NoId);
         }
@@ -337,9 +342,11 @@ impl OwnHomeserver {
         };
         let tail = format!("{}/is_joined?{query}", segment(room_id));
         let ask = || async {
-            let _turn = self.turns.take(foreign).await;
+            let _permit = self.questions.take(foreign).await;
             let began = Instant::now();
-            let reply = self.get(|offers| offers.is_joined, IS_JOINED, &tail, MAX_REPLY, QUESTION).await;
+            let reply = self
+                .get(|offers| offers.is_joined, IS_JOINED, &tail, MAX_REPLY_BYTES, QUESTION_TIMEOUT)
+                .await;
             let result = match &reply {
                 Ok(reply) if reply.status.is_success() || reply.status.as_u16() == 404 => CallResult::Ok,
                 Ok(_) => CallResult::Refused,
@@ -359,7 +366,7 @@ impl OwnHomeserver {
                 _ => Err(refused(&reply, "rooms/{room_id}/is_joined (MSC4502)")),
             }
         };
-        hold(ask, patience, deadline).await
+        until_answered(ask, retry_until, deadline).await
     }
 
     /// Lists all who are joined to a room; `None` where the list is longer than is read, or not for us to see: no user of this
@@ -373,8 +380,9 @@ impl OwnHomeserver {
         }
         let tail = format!("{}/joined_members", segment(room_id));
         let asked = async {
-            let _turn = self.turns.take(None).await;
-            self.get(|_| Offer::Stable, JOINED_MEMBERS, &tail, MAX_MEMBERS, QUESTION).await
+            let _permit = self.questions.take(None).await;
+            self.get(|_| Offer::Stable, JOINED_MEMBERS, &tail, MAX_MEMBERS_BYTES, QUESTION_TIMEOUT)
+                .await
         };
         let reply = match timeout_at(deadline, asked).await.unwrap_or(Err(OwnError::Timeout)) {
             Ok(reply) => reply,
@@ -396,18 +404,18 @@ impl OwnHomeserver {
         &self,
         delay_id: &str,
         user: &str,
-        patience: Instant,
+        retry_until: Instant,
         deadline: Instant,
     ) -> Result<Option<Scheduled>, OwnError> {
         let tail = format!("{}?user_id={}", segment(delay_id), segment(user));
         let ask = || async {
-            let _turn = self.turns.take(None).await;
+            let _permit = self.questions.take(None).await;
             let asked = self.get(
                 |offers| offers.delayed_events,
                 delayed_events::PATHS,
                 &tail,
-                MAX_REPLY,
-                EVENT_QUESTION,
+                MAX_REPLY_BYTES,
+                EVENT_QUESTION_TIMEOUT,
             );
             let reply = asked.await?;
             match reply.status.as_u16() {
@@ -416,7 +424,7 @@ impl OwnHomeserver {
                 _ => Err(refused(&reply, "delayed_events (MSC4140)")),
             }
         };
-        hold(ask, patience, deadline).await
+        until_answered(ask, retry_until, deadline).await
     }
 
     /// POSTs `body` to the federation endpoint `path` of another homeserver's service.
@@ -428,7 +436,7 @@ impl OwnHomeserver {
         destination: &ServerName,
         path: &str,
         body: &Value,
-        patience: Instant,
+        retry_until: Instant,
         deadline: Instant,
     ) -> Result<Relayed, OwnError> {
         let json = json!({"destination": destination.as_str(), "method": "POST", "path": path, "body": body});
@@ -460,7 +468,7 @@ impl OwnHomeserver {
                 _ => Err(refused(&reply, "appservice/fed_proxy (MSC4512)")),
             }
         };
-        hold(ask, patience, deadline).await
+        until_answered(ask, retry_until, deadline).await
     }
 
     async fn get(&self, offer: fn(Offers) -> Offer, paths: Paths, tail: &str, limit: usize, within: Duration) -> Result<Reply, OwnError> {
@@ -480,7 +488,7 @@ impl OwnHomeserver {
             tail: "",
             token: Some(&self.as_token),
             json: Some(json),
-            limit: MAX_REPLY,
+            limit: MAX_REPLY_BYTES,
         };
         self.call(offer, paths, &call).await
     }
@@ -503,10 +511,10 @@ impl OwnHomeserver {
     }
 }
 
-/// Asks until there is an answer, as long as there is patience (decision T7a).
-async fn hold<T, F: Future<Output = Result<T, OwnError>>>(
+/// Asks until there is an answer, or `retry_until` is over (decision T7a).
+async fn until_answered<T, F: Future<Output = Result<T, OwnError>>>(
     ask: impl Fn() -> F,
-    patience: Instant,
+    retry_until: Instant,
     deadline: Instant,
 ) -> Result<T, OwnError> {
     let mut tries = 1;
@@ -518,8 +526,8 @@ async fn hold<T, F: Future<Output = Result<T, OwnError>>>(
                 // A try that the deadline cut short says less than the one before it.
                 let error = cause.take().filter(|_| matches!(error, OwnError::Timeout)).unwrap_or(error);
                 // A pause that is asked for is kept, or the answer is given now (decision A9).
-                let pause = pause(tries).max(error.retry_after().unwrap_or_default());
-                let has_time = Instant::now().checked_add(pause).is_some_and(|next| next < patience);
+                let pause = backoff(tries).max(error.retry_after().unwrap_or_default());
+                let has_time = Instant::now().checked_add(pause).is_some_and(|next| next < retry_until);
                 if !error.may_pass() || tries >= error.max_tries() || !has_time {
                     return Err(error);
                 }
@@ -554,7 +562,7 @@ fn is_fed_proxy(errcode: &str) -> bool {
 /// Whether it can be a room's id: what becomes a part of a path is looked at first
 /// ([room ids](https://spec.matrix.org/v1.16/appendices/#room-ids); since room version 12 without a server name).
 fn is_room_id(room_id: &str) -> bool {
-    room_id.len() <= MAX_ROOM_ID && room_id.len() > 1 && room_id.starts_with('!')
+    room_id.len() <= MAX_ROOM_ID_BYTES && room_id.len() > 1 && room_id.starts_with('!')
 }
 
 /// Reads a delayed event; `None` where the body holds none. Of one without a usable delay, the delay is absent and so is the event.

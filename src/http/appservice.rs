@@ -46,13 +46,13 @@ const USER: HeaderName = HeaderName::from_static("x-matrix-user-identifier");
 const ORIGIN: HeaderName = HeaderName::from_static("x-matrix-origin");
 
 /// State of the endpoints behind our homeserver.
-pub struct Appservice {
+pub struct AppServiceRoutes {
     service: AppService,
     hs_token: Secret,
     refused: LogThrottle,
 }
 
-impl Appservice {
+impl AppServiceRoutes {
     /// The homeserver proves itself by `hs_token`.
     #[must_use]
     pub const fn new(service: AppService, hs_token: Secret) -> Self {
@@ -89,7 +89,7 @@ impl Appservice {
 /// A request of our homeserver: whether it is, what it asks for, and for whom, in the order of the contract.
 async fn heard<T>(
     app: &App,
-    appservice: &Appservice,
+    appservice: &AppServiceRoutes,
     request: Request<Body>,
     whom: &HeaderName,
     parse: fn(&[u8]) -> Result<T, BadRequest>,
@@ -112,7 +112,7 @@ fn identity(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
 }
 
 /// Every route of this mode.
-pub(super) fn routes(appservice: &Arc<Appservice>) -> Router<Arc<App>> {
+pub(super) fn routes(appservice: &Arc<AppServiceRoutes>) -> Router<Arc<App>> {
     let mut router = Router::new();
     for prefix in CLIENT {
         router = router

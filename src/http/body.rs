@@ -11,11 +11,11 @@ use super::error::ApiError;
 use crate::connections::{Connection, Pot, Taken};
 
 /// Bytes that every body may have besides the pot: longer than an honest one, so that none waits for greedy ones.
-const OWN: usize = 2 * 1024;
+const OWN_BYTES: usize = 2 * 1024;
 /// Time for a body to arrive.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the pot is empty and nobody is slow yet.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// The length that a request announces.
 pub(super) fn declared(headers: &HeaderMap) -> Option<usize> {
@@ -83,14 +83,14 @@ impl Whole<'_> {
 
     /// Room for `capacity` bytes in all.
     async fn take(&mut self, capacity: usize) -> Result<(), ApiError> {
-        let wanted = capacity.saturating_sub(OWN) - self.taken;
+        let wanted = capacity.saturating_sub(OWN_BYTES) - self.taken;
         if wanted == 0 {
             return Ok(());
         }
         loop {
             match self.connection.take(self.pot, wanted) {
                 Taken::Yes => break,
-                Taken::NotYet => sleep(LOOK_AGAIN).await,
+                Taken::NotYet => sleep(RETRY_PAUSE).await,
                 Taken::GiveWay => return Err(ApiError::BUSY),
             }
         }

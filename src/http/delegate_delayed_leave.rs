@@ -15,13 +15,13 @@ use super::place::Place;
 use super::refused::tell;
 use super::request::{Received, json_reply};
 use crate::connections::Pot;
-use crate::exchange::Patience;
+use crate::exchange::Deadline;
 use crate::wire::DelegationRequest;
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
     let (received, request) = Received::parse(request, Pot::Strangers, DelegationRequest::parse).await?;
     let place = Place::take(&app, &received.connection, &request.openid_token.unverified_server_name)?;
-    let delegate = Box::pin(app.exchange.delegate(request, received.arrival(Patience::since), || place.keep()));
+    let delegate = Box::pin(app.exchange.delegate(request, received.arrival(Deadline::since), || place.keep()));
     match place.hold(delegate).await? {
         Ok(()) => json_reply(&json!({})),
         Err(refusal) => {

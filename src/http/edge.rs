@@ -20,7 +20,7 @@ use super::path::normalise;
 use crate::connections::Connection;
 use crate::federation::{Guard, Trust};
 use crate::outcome::Outcome;
-use crate::request_line::{Refused, RequestLine, note};
+use crate::request_line::{ErrorReport, RequestLine, note};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -32,7 +32,7 @@ const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-contro
 /// Headers that browsers may send whether they ask or not.
 const ALLOWED_HEADERS: &str = "Accept, Content-Type, Content-Length, Accept-Encoding, X-CSRF-Token, Authorization";
 /// Names of other headers that a browser may ask for in one preflight, in bytes.
-const MAX_ASKED_HEADERS: usize = 1024;
+const MAX_ASKED_HEADERS_BYTES: usize = 1024;
 
 /// Decisions H2 and H4: on every answer, whatever its status.
 const ON_EVERY_ANSWER: [(HeaderName, HeaderValue); 6] = [
@@ -145,7 +145,7 @@ fn allowed_headers(asked: &HeaderMap) -> Option<HeaderValue> {
         .filter(|name| !is_listed(name))
         .filter_map(|name| HeaderName::from_bytes(name).ok())
     {
-        if others.len() + ", ".len() + name.as_str().len() > MAX_ASKED_HEADERS {
+        if others.len() + ", ".len() + name.as_str().len() > MAX_ASKED_HEADERS_BYTES {
             break;
         }
         others.push_str(", ");
@@ -158,7 +158,7 @@ fn allowed_headers(asked: &HeaderMap) -> Option<HeaderValue> {
 fn finish(mut response: Response, id: &RequestId) -> Response {
     let error = response.extensions_mut().remove::<ApiError>();
     let outcome = error.map_or(Outcome::Ok, |error| error.outcome);
-    note(|line| line.answered(response.status().as_u16(), outcome));
+    note(|line| line.set_answer(response.status().as_u16(), outcome));
     if let Some(error) = error {
         let json = error_body(&error, id);
         *response.body_mut() = Body::from(json);
@@ -209,13 +209,13 @@ pub fn in_our_form(head: &[u8]) -> Option<Vec<u8>> {
     let id = RequestId::new();
     // Nothing of it is known, not even its path.
     let mut line = RequestLine::begin(id.0.clone(), Method::default(), "", None);
-    line.refuse(Refused {
+    line.refuse(ErrorReport {
         level: Level::INFO,
         message: "a request could not be read",
         detail: None,
         remedy: Some("this port speaks HTTP/1.1: no TLS, no HTTP/2 (h2c), no PROXY protocol; heads have 16 KiB and 100 headers at most"),
     });
-    line.answered(error.status.as_u16(), error.outcome);
+    line.set_answer(error.status.as_u16(), error.outcome);
     drop(line);
     let body = error_body(&error, &id);
     let mut headers = HeaderMap::new();

@@ -10,9 +10,9 @@ use http::StatusCode;
 use serde::Serialize;
 
 use crate::delayed_leave::CapacityError;
-use crate::exchange::{Refusal, RemoteRefusal};
+use crate::exchange::{RemoteTokenError, TokenError};
 use crate::federation::Failure;
-use crate::openid::Unverified;
+use crate::openid::OpenIdError;
 use crate::outcome::Outcome;
 use crate::sfu::SfuError;
 use crate::wire::BadRequest;
@@ -280,71 +280,71 @@ pub(super) enum Route {
 }
 
 impl ApiError {
-    pub(super) fn of(refusal: &Refusal, route: Route) -> Self {
+    pub(super) fn of(refusal: &TokenError, route: Route) -> Self {
         match refusal {
-            Refusal::BadServerName => Self::unauthorised(Outcome::InvalidServerName),
-            Refusal::Unverified(Unverified::Busy) => Self::BUSY,
-            Refusal::Unverified(unverified) => Self::unauthorised(unverified.outcome()),
-            Refusal::UserMismatch => Self::unauthorised(Outcome::UserMismatch),
-            Refusal::DelegationDenied => {
+            TokenError::BadServerName => Self::unauthorised(Outcome::InvalidServerName),
+            TokenError::OpenId(OpenIdError::Busy) => Self::BUSY,
+            TokenError::OpenId(unverified) => Self::unauthorised(unverified.outcome()),
+            TokenError::UserMismatch => Self::unauthorised(Outcome::UserMismatch),
+            TokenError::DelegationDenied => {
                 let text = "Delegation of delayed events is only supported for full access users";
                 match route {
                     Route::Token => Self::bad_json(text).called(Outcome::NotAllowed),
                     Route::Delegation => Self::forbidden(text),
                 }
             }
-            Refusal::DelegationTooLong => BadRequest::TooLong.into(),
+            TokenError::DelegationTooLong => BadRequest::TooLong.into(),
             // On the token routes the call matters more than its leave: the client asks again without it.
-            Refusal::NotReady | Refusal::DelegationLimit(CapacityError::Stopping) => match route {
+            TokenError::NotReady | TokenError::DelegationLimit(CapacityError::Stopping) => match route {
                 Route::Token => Self::bad_json("Delegation of delayed events is not available at the moment").called(Outcome::NotReady),
                 Route::Delegation => Self::NOT_READY,
             },
-            Refusal::DelegationLimit(_) => {
+            TokenError::DelegationLimit(_) => {
                 let text = "Too many delayed events are delegated already";
                 match route {
                     Route::Token => Self::bad_json(text).called(Outcome::LimitReached),
                     Route::Delegation => Self::limit_reached(text),
                 }
             }
-            Refusal::ClientApi(_) => Self::bad_json("Unable to resolve client-server API").called(Outcome::ClientApiNotFound),
+            TokenError::ClientApi(_) => Self::bad_json("Unable to resolve client-server API").called(Outcome::ClientApiNotFound),
             // A page of something in between is nothing that the SFU said.
-            Refusal::Sfu(SfuError::NotLiveKit(_)) => Self::no_room(Outcome::SfuUnreachable),
-            Refusal::Sfu(error) if error.may_pass() => Self::no_room(Outcome::SfuUnreachable),
-            Refusal::Sfu(_) => Self::no_room(Outcome::SfuRejected),
-            Refusal::Mint(_) => Self::INTERNAL,
-            Refusal::NotJoined => Self::forbidden("Not joined to the Matrix room").called(Outcome::NotJoined),
-            Refusal::OwnClientApi(Failure::Timeout) | Refusal::OutOfTime => {
+            TokenError::Sfu(SfuError::NotLiveKit(_)) => Self::no_room(Outcome::SfuUnreachable),
+            TokenError::Sfu(error) if error.may_pass() => Self::no_room(Outcome::SfuUnreachable),
+            TokenError::Sfu(_) => Self::no_room(Outcome::SfuRejected),
+            TokenError::Mint(_) => Self::INTERNAL,
+            TokenError::NotJoined => Self::forbidden("Not joined to the Matrix room").called(Outcome::NotJoined),
+            TokenError::OwnClientApi(Failure::Timeout) | TokenError::OutOfTime => {
                 Self::of_neighbour(StatusCode::BAD_GATEWAY, "The homeserver does not answer", true)
             }
-            Refusal::OwnClientApi(_) => Self::bad_json("Unable to resolve client-server API").called(Outcome::ClientApiNotFound),
-            Refusal::Membership(error) | Refusal::Event(error) | Refusal::Relay(error) if error.limited_for().is_some() => {
+            TokenError::OwnClientApi(_) => Self::bad_json("Unable to resolve client-server API").called(Outcome::ClientApiNotFound),
+            TokenError::Membership(error) | TokenError::Event(error) | TokenError::Relay(error) if error.limited_for().is_some() => {
                 Self::limited(error.limited_for().unwrap_or_default())
             }
-            Refusal::Membership(error) => Self::of_neighbour(
+            TokenError::Membership(error) => Self::of_neighbour(
                 StatusCode::BAD_GATEWAY,
                 "The homeserver does not say who is in the room",
                 error.may_pass(),
             ),
-            Refusal::TooManyTokens => Self::limit_reached("Too many tokens are in use"),
-            Refusal::OtherSfu => Self::bad_param("The request body `url` is not the SFU of this service").called(Outcome::OtherSfu),
-            Refusal::BadUserId | Refusal::NotOurUser(_) => Self::bad_param("The user id is not one of that homeserver"),
-            Refusal::ForeignUser => Self::forbidden("The user is not one of the homeserver that asks"),
-            Refusal::ClaimedUser => Self::bad_param("The request body `member` claims another user"),
-            Refusal::BadDestination => Self::bad_param("The request body `server_name` is not a server name"),
-            Refusal::NoSuchEvent => Self::bad_param("The user has no such delayed event in that room"),
-            Refusal::Event(error) => Self::of_neighbour(
+            TokenError::TooManyTokens => Self::limit_reached("Too many tokens are in use"),
+            TokenError::OtherSfu => Self::bad_param("The request body `url` is not the SFU of this service").called(Outcome::OtherSfu),
+            TokenError::BadUserId | TokenError::NotOurUser(_) => Self::bad_param("The user id is not one of that homeserver"),
+            TokenError::ForeignUser => Self::forbidden("The user is not one of the homeserver that asks"),
+            TokenError::ClaimedUser => Self::bad_param("The request body `member` claims another user"),
+            TokenError::BadDestination => Self::bad_param("The request body `server_name` is not a server name"),
+            TokenError::NoSuchEvent => Self::bad_param("The user has no such delayed event in that room"),
+            TokenError::Event(error) => Self::of_neighbour(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "The homeserver does not say whose delayed event that is",
                 error.may_pass(),
             ),
-            Refusal::Relay(error) => {
+            TokenError::Relay(error) => {
                 Self::of_neighbour(StatusCode::BAD_GATEWAY, "The other homeserver cannot be reached", error.may_pass())
             }
-            Refusal::Remote(RemoteRefusal::Forbidden) => Self::forbidden("The other homeserver's service refuses the request"),
-            Refusal::Remote(RemoteRefusal::InvalidParam) => {
+            TokenError::Remote(RemoteTokenError::Forbidden) => Self::forbidden("The other homeserver's service refuses the request"),
+            TokenError::Remote(RemoteTokenError::InvalidParam) => {
                 Self::bad_param("The other homeserver's service does not take these parameters")
             }
-            Refusal::Remote(RemoteRefusal::Unusable(_)) => {
+            TokenError::Remote(RemoteTokenError::Unusable(_)) => {
                 Self::of_neighbour(StatusCode::BAD_GATEWAY, "The other homeserver's service gives no token", false)
             }
         }
@@ -363,21 +363,21 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::federation::Refused;
+    use crate::federation::AddressDenied;
     use crate::openid::Answer;
 
     #[test]
     fn what_the_guard_refused_looks_like_an_unreachable_homeserver() {
-        let refused = Failure::Refused {
+        let refused = Failure::AddressDenied {
             host: "x".into(),
             address: [127, 0, 0, 1].into(),
-            why: Refused::Private,
+            why: AddressDenied::Private,
         };
-        let refused = Refusal::from(Unverified::Unreachable {
+        let refused = TokenError::from(OpenIdError::Unreachable {
             failure: refused,
             known: true,
         });
-        let away = Refusal::from(Unverified::Unreachable {
+        let away = TokenError::from(OpenIdError::Unreachable {
             failure: Failure::Timeout,
             known: false,
         });
@@ -387,12 +387,17 @@ mod tests {
     #[test]
     fn every_refusal_has_its_row() {
         for (refusal, status, errcode, reason) in [
-            (Refusal::DelegationDenied, 400, "M_BAD_JSON", Outcome::NotAllowed),
-            (Refusal::ClientApi(Failure::Timeout), 400, "M_BAD_JSON", Outcome::ClientApiNotFound),
-            (Refusal::BadServerName, 401, "M_UNAUTHORIZED", Outcome::InvalidServerName),
-            (Unverified::Rejected.into(), 401, "M_UNAUTHORIZED", Outcome::TokenRejected),
+            (TokenError::DelegationDenied, 400, "M_BAD_JSON", Outcome::NotAllowed),
             (
-                Unverified::Unusable {
+                TokenError::ClientApi(Failure::Timeout),
+                400,
+                "M_BAD_JSON",
+                Outcome::ClientApiNotFound,
+            ),
+            (TokenError::BadServerName, 401, "M_UNAUTHORIZED", Outcome::InvalidServerName),
+            (OpenIdError::Rejected.into(), 401, "M_UNAUTHORIZED", Outcome::TokenRejected),
+            (
+                OpenIdError::Unusable {
                     answer: Answer::NoSub,
                     known: true,
                 }
@@ -401,9 +406,9 @@ mod tests {
                 "M_UNAUTHORIZED",
                 Outcome::HomeserverError,
             ),
-            (Unverified::ForeignUser.into(), 401, "M_UNAUTHORIZED", Outcome::UserMismatch),
-            (Refusal::UserMismatch, 401, "M_UNAUTHORIZED", Outcome::UserMismatch),
-            (Unverified::Busy.into(), 503, "M_UNKNOWN", Outcome::Busy),
+            (OpenIdError::ForeignUser.into(), 401, "M_UNAUTHORIZED", Outcome::UserMismatch),
+            (TokenError::UserMismatch, 401, "M_UNAUTHORIZED", Outcome::UserMismatch),
+            (OpenIdError::Busy.into(), 503, "M_UNKNOWN", Outcome::Busy),
             (SfuError::Timeout.into(), 500, "M_UNKNOWN", Outcome::SfuUnreachable),
             (SfuError::NotLiveKit(401).into(), 500, "M_UNKNOWN", Outcome::SfuUnreachable),
             (SfuError::WrongSecret.into(), 500, "M_UNKNOWN", Outcome::SfuRejected),

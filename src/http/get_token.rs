@@ -14,7 +14,7 @@ use super::place::Place;
 use super::refused::tell;
 use super::request::{Received, json_reply};
 use crate::connections::Pot;
-use crate::exchange::Patience;
+use crate::exchange::Deadline;
 use crate::wire::{BadRequest, TokenReply, TokenRequest};
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
@@ -27,7 +27,7 @@ pub(super) async fn answer(
     request: Request<Body>,
     parse: fn(&[u8]) -> Result<TokenRequest, BadRequest>,
 ) -> Result<Response, ApiError> {
-    let jwt = token(app, request, parse, Patience::since).await?;
+    let jwt = token(app, request, parse, Deadline::since).await?;
     json_reply(&TokenReply { url: Some(&app.url), jwt })
 }
 
@@ -36,12 +36,12 @@ pub(super) async fn token(
     app: &App,
     request: Request<Body>,
     parse: impl FnOnce(&[u8]) -> Result<TokenRequest, BadRequest>,
-    patience: fn(Instant) -> Patience,
+    deadline: fn(Instant) -> Deadline,
 ) -> Result<String, ApiError> {
     let (received, request) = Received::parse(request, Pot::Strangers, parse).await?;
     let place = Place::take(app, &received.connection, &request.openid_token.unverified_server_name)?;
     // In memory of its own, so that a request whose body is on its way does not have it.
-    let exchange = Box::pin(app.exchange.exchange(request, received.arrival(patience), || place.keep()));
+    let exchange = Box::pin(app.exchange.exchange(request, received.arrival(deadline), || place.keep()));
     match place.hold(exchange).await? {
         Ok(jwt) => Ok(jwt),
         Err(refusal) => {

@@ -3,18 +3,18 @@
 
 use tracing::Level;
 
-use crate::exchange::{Refusal, RemoteRefusal};
+use crate::exchange::{RemoteTokenError, TokenError};
 use crate::federation::Failure;
 use crate::homeserver::OwnError;
-use crate::openid::{Answer, Unverified};
-use crate::request_line::{Refused, note};
+use crate::openid::{Answer, OpenIdError};
+use crate::request_line::{ErrorReport, note};
 
 /// Adds to the line of the request at hand why it is refused.
-pub(super) fn tell(refusal: &Refusal) {
+pub(super) fn tell(refusal: &TokenError) {
     let (level, message, remedy) = words(refusal);
     let detail = Some(refusal.to_string().into());
     note(|line| {
-        line.refuse(Refused {
+        line.refuse(ErrorReport {
             level,
             message,
             detail,
@@ -27,7 +27,7 @@ pub(super) fn tell(refusal: &Refusal) {
 pub(super) fn tell_mistake(mistake: &dyn std::fmt::Display) {
     let detail = Some(mistake.to_string().into());
     note(|line| {
-        line.refuse(Refused {
+        line.refuse(ErrorReport {
             level: Level::INFO,
             message: "refused",
             detail,
@@ -37,85 +37,85 @@ pub(super) fn tell_mistake(mistake: &dyn std::fmt::Display) {
 }
 
 /// Says whose fault a refusal is, what happened, and what can be done about it.
-fn words(refusal: &Refusal) -> (Level, &'static str, Option<&'static str>) {
+fn words(refusal: &TokenError) -> (Level, &'static str, Option<&'static str>) {
     match refusal {
-        Refusal::BadServerName
-        | Refusal::DelegationDenied
-        | Refusal::DelegationTooLong
-        | Refusal::NotReady
-        | Refusal::NotJoined
-        | Refusal::BadUserId
-        | Refusal::ForeignUser
-        | Refusal::ClaimedUser
-        | Refusal::BadDestination
-        | Refusal::NoSuchEvent
-        | Refusal::Remote(RemoteRefusal::Forbidden | RemoteRefusal::InvalidParam) => (Level::INFO, "refused", None),
+        TokenError::BadServerName
+        | TokenError::DelegationDenied
+        | TokenError::DelegationTooLong
+        | TokenError::NotReady
+        | TokenError::NotJoined
+        | TokenError::BadUserId
+        | TokenError::ForeignUser
+        | TokenError::ClaimedUser
+        | TokenError::BadDestination
+        | TokenError::NoSuchEvent
+        | TokenError::Remote(RemoteTokenError::Forbidden | RemoteTokenError::InvalidParam) => (Level::INFO, "refused", None),
         // Of a client's own making, or a sign that the homeserver's list of transports names another address than ours.
-        Refusal::OtherSfu => (
+        TokenError::OtherSfu => (
             Level::INFO,
             "refused: a token for another SFU",
             Some("the homeserver's matrix_rtc.transports must give clients the same address as LIVEKIT_URL"),
         ),
-        Refusal::NotOurUser(_) => (
+        TokenError::NotOurUser(_) => (
             Level::WARN,
             "refused: the homeserver is not the one that is configured",
             Some("LIVEKIT_HS_SERVER_NAME must be the server_name of the homeserver that has our registration"),
         ),
-        Refusal::OwnClientApi(failure) => (
+        TokenError::OwnClientApi(failure) => (
             Level::WARN,
             "refused: our homeserver's client-server API cannot be found",
             Some(failure.remedy()),
         ),
-        Refusal::Relay(error @ (OwnError::Relay(_) | OwnError::RelayBusy { .. })) => (
+        TokenError::Relay(error @ (OwnError::Relay(_) | OwnError::RelayBusy { .. })) => (
             Level::INFO,
             "refused: the other homeserver's service gives no answer",
             Some(error.remedy()),
         ),
-        Refusal::TooManyTokens => (Level::WARN, "refused: a token that could not be watched", None),
-        Refusal::OutOfTime => (
+        TokenError::TooManyTokens => (Level::WARN, "refused: a token that could not be watched", None),
+        TokenError::OutOfTime => (
             Level::WARN,
             "refused: no answer in time",
             Some("look for the homeserver or the SFU that is slow in the lines before"),
         ),
-        Refusal::Membership(error) | Refusal::Event(error) | Refusal::Relay(error) => {
+        TokenError::Membership(error) | TokenError::Event(error) | TokenError::Relay(error) => {
             (Level::WARN, "refused: our homeserver did not do its part", Some(error.remedy()))
         }
-        Refusal::Remote(RemoteRefusal::Unusable(_)) => (
+        TokenError::Remote(RemoteTokenError::Unusable(_)) => (
             Level::INFO,
             "refused: no token from the other homeserver's service",
             Some("the other homeserver's service is out of order, or too old or too new for ours"),
         ),
-        Refusal::UserMismatch | Refusal::Unverified(Unverified::Rejected | Unverified::ForeignUser) => {
+        TokenError::UserMismatch | TokenError::OpenId(OpenIdError::Rejected | OpenIdError::ForeignUser) => {
             (Level::INFO, "refused: the user could not be verified", None)
         }
         // Names come from strangers, and most of those that lead nowhere are probes: no warnings for these. The first
         // refusal of an address is told by `federation.rs`.
-        Refusal::Unverified(Unverified::Unreachable { failure, known }) => {
-            let level = if *known && !matches!(failure, Failure::Refused { .. }) {
+        TokenError::OpenId(OpenIdError::Unreachable { failure, known }) => {
+            let level = if *known && !matches!(failure, Failure::AddressDenied { .. }) {
                 Level::WARN
             } else {
                 Level::INFO
             };
             (level, "refused: the homeserver could not be reached", Some(failure.remedy()))
         }
-        Refusal::Unverified(Unverified::Unusable { known, answer }) => (
+        TokenError::OpenId(OpenIdError::Unusable { known, answer }) => (
             if *known { Level::WARN } else { Level::INFO },
             "refused: the homeserver's answer is unusable",
             Some(unusable(*answer)),
         ),
-        Refusal::Unverified(Unverified::Busy) => (Level::WARN, "refused: overloaded", Some(Failure::Busy.remedy())),
-        Refusal::DelegationLimit(_) => (Level::WARN, "refused: delegation", None),
-        Refusal::ClientApi(failure) => (
+        TokenError::OpenId(OpenIdError::Busy) => (Level::WARN, "refused: overloaded", Some(Failure::Busy.remedy())),
+        TokenError::DelegationLimit(_) => (Level::WARN, "refused: delegation", None),
+        TokenError::ClientApi(failure) => (
             Level::WARN,
             "refused: the homeserver's client-server API cannot be found",
             Some(failure.remedy()),
         ),
-        Refusal::Sfu(error) => (
+        TokenError::Sfu(error) => (
             Level::WARN,
             "refused: the room could not be opened on the SFU",
             Some(error.remedy()),
         ),
-        Refusal::Mint(_) => (Level::ERROR, "refused: the token could not be signed", None),
+        TokenError::Mint(_) => (Level::ERROR, "refused: the token could not be signed", None),
     }
 }
 

@@ -15,11 +15,11 @@ use super::error::ApiError;
 use super::refused::tell_mistake;
 use crate::admission::Client;
 use crate::connections::{Connection, Pot};
-use crate::exchange::{Arrival, Patience};
+use crate::exchange::{Arrival, Deadline};
 use crate::wire::BadRequest;
 
 /// Largest body of a client route.
-const MAX_BODY: usize = 64 * 1024;
+const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// When a request arrived, and on which connection it came.
 pub(super) struct Received {
@@ -42,7 +42,7 @@ impl Received {
         let declared = body::declared(&head.headers);
         drop(head);
         let parsed = {
-            let body = body::read(&connection, pot, declared, body, MAX_BODY).await?;
+            let body = body::read(&connection, pot, declared, body, MAX_BODY_BYTES).await?;
             parse(&body).inspect_err(|bad| tell_mistake(bad))?
         };
         Ok((
@@ -65,9 +65,9 @@ impl Received {
     }
 
     /// When it came, how long it may take, and from whom it is.
-    pub(super) fn arrival(&self, patience: fn(Instant) -> Patience) -> Arrival {
+    pub(super) fn arrival(&self, deadline: fn(Instant) -> Deadline) -> Arrival {
         Arrival {
-            patience: patience(self.at),
+            deadline: deadline(self.at),
             client: self.client,
         }
     }

@@ -19,12 +19,12 @@ use crate::connections::Pot;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{METRICS, WebhookResult};
 use crate::request_line::note;
-use crate::sfu::webhook::{Claims, Unverified, Webhook};
+use crate::sfu::webhook::{Claims, Webhook, WebhookAuthError};
 
 static UNREADABLE: LogThrottle = LogThrottle::once_a_minute();
 
 /// Largest webhook in bytes.
-const MAX_BODY: usize = 1024 * 1024;
+const MAX_BODY_BYTES: usize = 1024 * 1024;
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<StatusCode, ApiError> {
     let (mut head, body) = request.into_parts();
@@ -42,7 +42,7 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     let _place = app.webhooks.try_acquire().map_err(|_| ApiError::BUSY)?;
     let declared = body::declared(&head.headers);
     drop(head);
-    let body = body::read(&connection, Pot::Proven, declared, body, MAX_BODY).await?;
+    let body = body::read(&connection, Pot::Proven, declared, body, MAX_BODY_BYTES).await?;
     let verified = claims.body_matches(&body).map_err(|error| refuse(&app, error))?;
     // The end may have begun while the body was on its way.
     if !app.exchange.leaves.takes_webhooks() {
@@ -51,7 +51,7 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     match Webhook::parse(&body) {
         Ok(webhook) => {
             METRICS.webhook(WebhookResult::Accepted, unix_seconds());
-            app.exchange.sfu.told(&webhook);
+            app.exchange.sfu.handle_webhook(&webhook);
             if let Some(kick) = &app.exchange.kick {
                 kick.handle_webhook(&webhook);
             }
@@ -77,7 +77,7 @@ fn not_ready() -> ApiError {
     ApiError::NOT_READY
 }
 
-fn refuse(app: &App, error: Unverified) -> ApiError {
+fn refuse(app: &App, error: WebhookAuthError) -> ApiError {
     METRICS.webhook(WebhookResult::Rejected, unix_seconds());
     tell_mistake(&error);
     app.bad_webhooks.log(|count| {

@@ -14,7 +14,7 @@ use super::App;
 use super::error::ApiError;
 use super::get_token::token;
 use super::request::json_reply;
-use crate::exchange::Patience;
+use crate::exchange::Deadline;
 use crate::wire::{TokenRequest, TokenSourceHead, TokenSourceReply};
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
@@ -25,7 +25,7 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
         request.uri().query().unwrap_or_default(),
     );
     let parse = |body: &[u8]| TokenRequest::token_source(head, body);
-    let participant_token = token(&app, request, parse, Patience::of_token_source).await?;
+    let participant_token = token(&app, request, parse, Deadline::of_token_source).await?;
     let reply = json_reply(&TokenSourceReply {
         server_url: &app.url,
         participant_token,

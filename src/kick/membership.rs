@@ -36,7 +36,7 @@ use crate::store::token::StoredToken;
 use crate::time::{Time, WallClock};
 
 /// Questions to the homeserver at a time in each sweep, and calls to the SFU.
-pub(super) const LANES: usize = 8;
+pub(super) const MAX_CALLS: usize = 8;
 /// How long a no may be acted upon.
 pub(super) const EVIDENCE_MS: u64 = 10_000;
 /// For how long a no does not count after a yes, at most: the processes of a homeserver may disagree for a moment.
@@ -67,7 +67,7 @@ const MIN_SWEEP_GAP_MS: u64 = 1_000;
 /// Matrix rooms looked at in one go.
 const MAX_ROOMS_PER_STEP: usize = 1_000;
 /// Bytes of all names of a token.
-const MAX_NAMES: usize = 2 * 1024;
+const MAX_NAME_BYTES: usize = 2 * 1024;
 
 /// A LiveKit token that was issued, for the LiveKit room that belongs to the Matrix room `room_id`.
 #[derive(Clone, Copy, Debug)]
@@ -81,9 +81,9 @@ pub(super) struct IssuedToken<'a> {
     pub(super) checked: bool,
 }
 
-/// A participant of a LiveKit room.
+/// The [`ParticipantKey`](crate::identity::ParticipantKey) of a token, in little space: one for each token that is watched.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct ParticipantKey {
+pub(super) struct TokenKey {
     pub(super) room: Name,
     pub(super) identity: Name,
 }
@@ -96,13 +96,13 @@ pub(super) enum Action {
     /// Ask the SFU who is in a LiveKit room: [`MembershipTracker::on_list`].
     List(Name),
     /// Remove a participant, at once or not at all: [`MembershipTracker::on_removed`].
-    Remove(Arc<ParticipantKey>),
+    Remove(Arc<TokenKey>),
     /// The participant was removed from the Matrix room: a delegated leave has nothing left to send, its job ends without a call (L6).
-    EndDelegatedLeave(Arc<ParticipantKey>),
+    EndDelegatedLeave(Arc<TokenKey>),
     /// Store the token as [`MembershipTracker::record`] has it.
-    Persist(Arc<ParticipantKey>),
+    Persist(Arc<TokenKey>),
     /// Remove the token from the store.
-    Forget(Arc<ParticipantKey>),
+    Forget(Arc<TokenKey>),
 }
 
 /// A question to the homeserver.
@@ -162,7 +162,7 @@ pub(super) struct MembershipTracker {
     awake_since: Time,
     /// The homeserver wants no question before.
     paused_until: Time,
-    tokens: BTreeMap<Arc<ParticipantKey>, Token>,
+    tokens: BTreeMap<Arc<TokenKey>, Token>,
     calls: BTreeMap<Name, Call>,
     /// Matrix rooms, and until when their member lists are not asked for.
     rooms: BTreeMap<Arc<str>, Option<Time>>,
@@ -179,7 +179,7 @@ pub(super) struct MembershipTracker {
     /// Calls to the SFU under way, and those that wait.
     removing: usize,
     listing: BTreeSet<Name>,
-    removals: VecDeque<Arc<ParticipantKey>>,
+    removals: VecDeque<Arc<TokenKey>>,
     lists: VecDeque<Name>,
     /// Actions that [`Self::step`] gives beside what it finds.
     out: Vec<Action>,
@@ -232,7 +232,7 @@ struct User {
     membership: Membership,
     /// When a no was asked for that counts only if our homeserver is in the room.
     no: Option<Time>,
-    keys: Vec<Arc<ParticipantKey>>,
+    keys: Vec<Arc<TokenKey>>,
     /// When the user is to be asked about apart from sweeps.
     due: Option<Time>,
 }
@@ -262,7 +262,7 @@ struct Sweep {
     queue: VecDeque<MembershipQuery>,
 }
 
-impl ParticipantKey {
+impl TokenKey {
     pub(super) fn new(room: &str, identity: &str) -> Self {
         Self {
             room: room.into(),
@@ -346,7 +346,7 @@ impl MembershipTracker {
             end: clocks.time(stored.expires_at).min(now.after(MAX_TTL_MS)),
             checked: stored.member,
         };
-        if self.tokens.contains_key(&ParticipantKey::new(issued.room, issued.identity)) {
+        if self.tokens.contains_key(&TokenKey::new(issued.room, issued.identity)) {
             return;
         }
         let Ok((key, user_key)) = self.enter(&issued, true) else { return };
@@ -381,12 +381,12 @@ impl MembershipTracker {
 
     /// Takes in that a participant is there.
     pub(super) fn on_present(&mut self, room: &str, identity: &str, now: Time) {
-        self.is_there(&ParticipantKey::new(room, identity), now, now);
+        self.mark_present(&TokenKey::new(room, identity), now, now);
     }
 
     /// Takes in that a participant is gone.
     pub(super) fn on_gone(&mut self, room: &str, identity: &str, now: Time) {
-        self.went(&ParticipantKey::new(room, identity), now);
+        self.mark_left(&TokenKey::new(room, identity), now);
     }
 
     /// A LiveKit room has ended.
@@ -395,7 +395,7 @@ impl MembershipTracker {
         let here = tokens_of(&self.tokens, &room).filter(|(_, token)| token.presence != Presence::Gone);
         let keys: Vec<_> = here.map(|(key, _)| key.clone()).collect();
         for key in keys {
-            self.went(&key, now);
+            self.mark_left(&key, now);
         }
     }
 
@@ -412,8 +412,8 @@ impl MembershipTracker {
         let keys: Vec<_> = tokens_of(&self.tokens, room).map(|(key, _)| key.clone()).collect();
         for key in keys {
             match (present.map(|present| present.contains(&key.identity)), self.tokens.get_mut(&*key)) {
-                (Some(true), _) => self.is_there(&key, asked, now),
-                (Some(false), _) => self.is_absent(&key, asked),
+                (Some(true), _) => self.mark_present(&key, asked, now),
+                (Some(false), _) => self.mark_absent(&key, asked),
                 (None, Some(token)) if token.presence == Presence::Issued => token.presence = Presence::Present,
                 (None, _) => {}
             }
@@ -463,7 +463,7 @@ impl MembershipTracker {
     }
 
     /// Takes in the outcome of a removal that was asked for at `asked`.
-    pub(super) fn on_removed(&mut self, key: &Arc<ParticipantKey>, outcome: RemovalOutcome, asked: Time, now: Time) {
+    pub(super) fn on_removed(&mut self, key: &Arc<TokenKey>, outcome: RemovalOutcome, asked: Time, now: Time) {
         self.removing = self.removing.saturating_sub(1);
         let (Some(user_key), Some(token)) = (self.user_key(key), self.tokens.get_mut(&**key)) else {
             return;
@@ -480,7 +480,7 @@ impl MembershipTracker {
             RemovalOutcome::Removed | RemovalOutcome::NotThere if came_back => self.ask_at(&user_key, now),
             RemovalOutcome::Removed | RemovalOutcome::NotThere => {
                 self.out.push(Action::EndDelegatedLeave(key.clone()));
-                self.is_absent(key, if outcome == RemovalOutcome::Removed { now } else { asked });
+                self.mark_absent(key, if outcome == RemovalOutcome::Removed { now } else { asked });
             }
         }
     }
@@ -493,7 +493,7 @@ impl MembershipTracker {
     /// When there is something to be done next.
     pub(super) fn next_deadline(&self) -> Option<Time> {
         // While all places are taken, answers keep a sweep going.
-        let free = self.sweeps.iter().filter(|sweep| sweep.asking < LANES);
+        let free = self.sweeps.iter().filter(|sweep| sweep.asking < MAX_CALLS);
         let next = free.filter_map(|sweep| {
             let has_work = sweep.is_running || !sweep.queue.is_empty();
             let at = if has_work { Some(Time::EARLIEST) } else { sweep.at };
@@ -503,7 +503,7 @@ impl MembershipTracker {
     }
 
     /// A token as it is to be stored.
-    pub(super) fn record(&self, key: &ParticipantKey, clocks: &WallClock) -> Option<StoredToken<'_>> {
+    pub(super) fn record(&self, key: &TokenKey, clocks: &WallClock) -> Option<StoredToken<'_>> {
         let (token, call) = (self.tokens.get(key)?, self.calls.get(&key.room)?);
         let user = self.users.get(&self.user_key(key)?)?;
         Some(StoredToken {
@@ -521,11 +521,11 @@ impl MembershipTracker {
     // --- tokens come and go ---
 
     /// The token of a token, and its user.
-    fn enter(&mut self, issued: &IssuedToken<'_>, restored: bool) -> Result<(Arc<ParticipantKey>, UserKey), CapacityError> {
-        if issued.room_id.len() + issued.user_id.len() + issued.room.len() + issued.identity.len() > MAX_NAMES {
+    fn enter(&mut self, issued: &IssuedToken<'_>, restored: bool) -> Result<(Arc<TokenKey>, UserKey), CapacityError> {
+        if issued.room_id.len() + issued.user_id.len() + issued.room.len() + issued.identity.len() > MAX_NAME_BYTES {
             return Err(CapacityError::NameTooLong);
         }
-        let key = ParticipantKey::new(issued.room, issued.identity);
+        let key = TokenKey::new(issued.room, issued.identity);
         // Names are kept once.
         let room_id = self.rooms.get_key_value(issued.room_id).map(|(room_id, _)| room_id.clone());
         let room_id = self.calls.get(&key.room).map(|call| call.room_id.clone()).or(room_id);
@@ -573,7 +573,7 @@ impl MembershipTracker {
         Ok((key, user_key))
     }
 
-    fn leave(&mut self, key: &ParticipantKey) -> Option<Token> {
+    fn leave(&mut self, key: &TokenKey) -> Option<Token> {
         let token = self.tokens.remove(key)?;
         let user_key = (self.calls.get(&key.room)?.room_id.clone(), token.user.clone());
         if tokens_of(&self.tokens, &key.room).next().is_none() {
@@ -597,7 +597,7 @@ impl MembershipTracker {
     // --- who is in the call ---
 
     /// Notes that the participant was there at `seen`. Whoever came in just now is asked about.
-    fn is_there(&mut self, key: &ParticipantKey, seen: Time, now: Time) {
+    fn mark_present(&mut self, key: &TokenKey, seen: Time, now: Time) {
         let Some(token) = self.tokens.get_mut(key) else { return };
         // They left after that.
         if token.presence == Presence::Gone && token.seen.is_some_and(|last| last > seen) {
@@ -623,7 +623,7 @@ impl MembershipTracker {
     }
 
     /// Takes in that a departure is reported.
-    fn went(&mut self, key: &ParticipantKey, now: Time) {
+    fn mark_left(&mut self, key: &TokenKey, now: Time) {
         let Some(token) = self.tokens.get_mut(key) else { return };
         if token.presence == Presence::Present && token.seen.is_some_and(|seen| now.since(seen) < OLD_SESSION_MS) {
             if let Some(call) = self.calls.get_mut(&key.room) {
@@ -635,7 +635,7 @@ impl MembershipTracker {
     }
 
     /// Notes that the participant was not there at that time, as the SFU says.
-    fn is_absent(&mut self, key: &ParticipantKey, asked: Time) {
+    fn mark_absent(&mut self, key: &TokenKey, asked: Time) {
         let Some(token) = self.tokens.get_mut(key) else { return };
         // They came after the question.
         if token.seen.is_some_and(|seen| seen > asked) {
@@ -648,7 +648,7 @@ impl MembershipTracker {
         }
     }
 
-    fn forget(&mut self, key: &ParticipantKey) {
+    fn forget(&mut self, key: &TokenKey) {
         if self.leave(key).is_some() {
             self.out.push(Action::Forget(Arc::new(key.clone())));
         }
@@ -700,7 +700,7 @@ impl MembershipTracker {
         asked >= self.awake_since && now.since(asked) < EVIDENCE_MS
     }
 
-    fn user_key(&self, key: &ParticipantKey) -> Option<UserKey> {
+    fn user_key(&self, key: &TokenKey) -> Option<UserKey> {
         let (token, call) = (self.tokens.get(key)?, self.calls.get(&key.room)?);
         Some((call.room_id.clone(), token.user.clone()))
     }
@@ -832,7 +832,7 @@ impl MembershipTracker {
     /// Fills the free places of a sweep.
     fn ask_next(&mut self, origin: Origin, now: Time) {
         let mut rooms_left = MAX_ROOMS_PER_STEP;
-        while now >= self.paused_until && self.sweep(origin).asking < LANES {
+        while now >= self.paused_until && self.sweep(origin).asking < MAX_CALLS {
             let sweep = self.sweep(origin);
             if let Some(query) = sweep.queue.pop_front() {
                 sweep.asking += 1;
@@ -910,7 +910,7 @@ impl MembershipTracker {
 
     /// Fills the free places for calls to the SFU.
     fn call_sfu(&mut self, now: Time) {
-        while self.removing + self.listing.len() < LANES {
+        while self.removing + self.listing.len() < MAX_CALLS {
             if let Some(key) = self.removals.pop_front() {
                 if self.is_to_be_removed(&key, now) {
                     self.removing += 1;
@@ -928,7 +928,7 @@ impl MembershipTracker {
     }
 
     /// Whether the no still counts; one that waited for too long is asked for again.
-    fn is_to_be_removed(&mut self, key: &ParticipantKey, now: Time) -> bool {
+    fn is_to_be_removed(&mut self, key: &TokenKey, now: Time) -> bool {
         let Some(user_key) = self.user_key(key) else { return false };
         if let Some(Membership::Left(asked)) = self.users.get(&user_key).map(|user| user.membership) {
             if self.is_fresh(asked, now) {
@@ -943,15 +943,12 @@ impl MembershipTracker {
     }
 }
 
-fn tokens_of<'a>(
-    tokens: &'a BTreeMap<Arc<ParticipantKey>, Token>,
-    room: &Name,
-) -> impl Iterator<Item = (&'a Arc<ParticipantKey>, &'a Token)> {
-    let first = ParticipantKey {
+fn tokens_of<'a>(tokens: &'a BTreeMap<Arc<TokenKey>, Token>, room: &Name) -> impl Iterator<Item = (&'a Arc<TokenKey>, &'a Token)> {
+    let first = TokenKey {
         room: room.clone(),
         identity: Name::FIRST,
     };
-    let from = tokens.range::<ParticipantKey, _>(&first..);
+    let from = tokens.range::<TokenKey, _>(&first..);
     from.take_while(move |(key, _)| key.room == first.room)
 }
 

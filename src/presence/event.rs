@@ -9,8 +9,8 @@ use crate::livekit::DisconnectReason;
 use crate::time::Time;
 
 /// For how long an event is known as told, and how many are.
-const REMEMBERED_MS: u64 = 10 * 60_000;
-const MOST_REMEMBERED: usize = 65_536;
+const REMEMBERED_FOR_MS: u64 = 10 * 60_000;
+const MAX_REMEMBERED: usize = 65_536;
 /// Offsets between the clocks are forgotten after one to two of these.
 const WINDOW_MS: u64 = 5 * 60_000;
 
@@ -79,7 +79,7 @@ impl RecentEvents {
     /// Whether this event was told before. It is known from now on.
     pub(super) fn is_repeat(&mut self, event: &SfuEvent<'_>, now: Time) -> bool {
         while let Some(&(at, hash)) = self.order.front()
-            && (now.since(at) > REMEMBERED_MS || self.order.len() > MOST_REMEMBERED - 2)
+            && (now.since(at) > REMEMBERED_FOR_MS || self.order.len() > MAX_REMEMBERED - 2)
         {
             self.order.pop_front();
             self.known.remove(&hash);

@@ -134,9 +134,9 @@ impl SfuHealth {
     }
 
     /// A call other than the probe has ended.
-    pub(super) fn called(&mut self, reach: Reach, now: Time) {
+    pub(super) fn on_call(&mut self, reach: Reach, now: Time) {
         match reach {
-            Reach::Answered => self.answered(now),
+            Reach::Answered => self.on_answer(now),
             Reach::TimedOut => {
                 // Some questions have little time. One of them says nothing of an SFU that has just answered another.
                 if self.last_answer.is_none_or(|last| now.since(last) > 2 * PROBE_INTERVAL_MS) {
@@ -151,11 +151,11 @@ impl SfuHealth {
     }
 
     /// Takes in that a probe has ended.
-    pub(super) fn probed(&mut self, reach: Reach, now: Time) {
+    pub(super) fn on_probe(&mut self, reach: Reach, now: Time) {
         let asked = self.probing.take().unwrap_or(now);
         let pause = match reach {
             Reach::Answered => {
-                self.answered(now);
+                self.on_answer(now);
                 PROBE_INTERVAL_MS
             }
             Reach::TimedOut | Reach::Unreachable => {
@@ -170,12 +170,12 @@ impl SfuHealth {
     }
 
     /// The probe's own connection was closed.
-    pub(super) fn closed(&mut self, now: Time) {
+    pub(super) fn on_closed(&mut self, now: Time) {
         self.in_trouble(now);
     }
 
     /// A verified webhook came: the SFU lives, but that is no answer to a question.
-    pub(super) const fn heard(&mut self, now: Time) {
+    pub(super) const fn on_webhook(&mut self, now: Time) {
         self.last_answer = Some(now);
         self.silent = false;
     }
@@ -185,7 +185,7 @@ impl SfuHealth {
         (self.unanswered, self.silent) = (false, false);
     }
 
-    fn answered(&mut self, now: Time) {
+    fn on_answer(&mut self, now: Time) {
         self.last_answer = Some(now);
         self.unanswered = false;
         self.silent = false;

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use super::event::Event;
 use super::room::{Room, RoomStatus};
-use crate::backoff::{Jitter, LEAST_PAUSE, Schedule};
+use crate::backoff::{Jitter, MIN_PAUSE_MS, Schedule};
 use crate::livekit::{DisconnectReason, ParticipantRow};
 use crate::slab::Id;
 use crate::text::Text;
@@ -31,11 +31,11 @@ use crate::time::{Delay, Time};
 const FIRST_QUESTION_MS: u64 = 800;
 const SECOND_QUESTION_MS: u64 = 1_500;
 /// Between the two, however late the report seems: where nodes' clocks differ, it may have happened just now.
-const BETWEEN_QUESTIONS_MS: u64 = 500;
+const QUESTION_GAP_MS: u64 = 500;
 /// Time for the answer to such a question.
-const QUICK_ANSWER: Duration = Duration::from_millis(400);
+const QUICK_TIMEOUT: Duration = Duration::from_millis(400);
 /// Time for any other answer (T6).
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// From a report with a reason that people come back from to the question, and from one no to the next (L2a, L3).
 const SECOND_THOUGHT_MS: u64 = 3_000;
 /// After an aborted attempt of somebody who was never seen.
@@ -350,8 +350,8 @@ impl Participant {
         self.plan(Next::Asking(asked));
     }
 
-    const fn patience(&self) -> Duration {
-        if self.is_reported() { QUICK_ANSWER } else { ANSWER }
+    const fn answer_timeout(&self) -> Duration {
+        if self.is_reported() { QUICK_TIMEOUT } else { ANSWER_TIMEOUT }
     }
 
     // --- what happens to the delegation ---
@@ -520,7 +520,7 @@ impl Participant {
         let base = happened.after(1_000).min(now);
         if reason.is_usually_final() {
             let first = base.after(FIRST_QUESTION_MS).max(now);
-            let second = base.after(SECOND_QUESTION_MS).max(first.after(BETWEEN_QUESTIONS_MS));
+            let second = base.after(SECOND_QUESTION_MS).max(first.after(QUESTION_GAP_MS));
             self.suspect(Suspicion::Reported { second, denied: None }, now, first);
         } else if matches!(self.state, Presence::Present | Presence::Unknown { .. }) {
             let was_unknown = matches!(self.state, Presence::Unknown { .. });
@@ -582,7 +582,7 @@ impl Participant {
                     self.wait_on(around.webhooks_work, around);
                 }
             }
-            Presence::Present if listed && self.delegated <= asked => out.push(Effect::Ask { within: ANSWER }),
+            Presence::Present if listed && self.delegated <= asked => out.push(Effect::Ask { within: ANSWER_TIMEOUT }),
             Presence::Present if listed => {}
             Presence::Present => self.suspect(Suspicion::Missing { denials: 1 }, now, second),
             Presence::Suspected { why, next, .. } if *next == Next::Asking(asked) => match why {
@@ -737,16 +737,16 @@ impl Participant {
                     // One question that hangs must not take up the end of the wait.
                     Presence::Unknown { wait, .. } => {
                         let part = Duration::from_millis(wait.ends.since(around.now) / 8);
-                        part.clamp(QUICK_ANSWER, ANSWER)
+                        part.clamp(QUICK_TIMEOUT, ANSWER_TIMEOUT)
                     }
-                    Presence::Suspected { .. } | Presence::Present | Presence::Gone(_) => self.patience(),
+                    Presence::Suspected { .. } | Presence::Present | Presence::Gone(_) => self.answer_timeout(),
                 };
                 self.asking(around.now);
                 out.push(Effect::Ask { within });
             }
             Some(Next::Grace(until)) if until <= around.answering_ms => {
                 self.asking(around.now);
-                out.push(Effect::Ask { within: ANSWER });
+                out.push(Effect::Ask { within: ANSWER_TIMEOUT });
             }
             Some(Next::AskAt(_) | Next::Grace(_) | Next::Asking(_) | Next::RoomDecides(_)) | None => {}
         }
@@ -760,7 +760,7 @@ impl Participant {
             Presence::Unknown { .. } | Presence::Gone(_) => false,
         };
         if asks {
-            out.push(Effect::Ask { within: ANSWER });
+            out.push(Effect::Ask { within: ANSWER_TIMEOUT });
         }
     }
 
@@ -768,7 +768,7 @@ impl Participant {
 
     fn ask_now(&mut self, now: Time, out: &mut Vec<Effect>) {
         match &mut self.state {
-            Presence::Present => out.push(Effect::Ask { within: ANSWER }),
+            Presence::Present => out.push(Effect::Ask { within: ANSWER_TIMEOUT }),
             Presence::Unknown { next, .. } | Presence::Suspected { next, .. } => match next {
                 Next::AskAt(at) => *at = (*at).min(now),
                 Next::Asking(_) | Next::RoomDecides(_) | Next::Grace(_) => {}
@@ -813,7 +813,7 @@ impl Participant {
         } else {
             // A short delay has no room for long pauses, and the end of a wait none at all.
             let dense = (wait.delay.as_millis() / 6).max(1_000);
-            let closer = (wait.ends.since(now) / 2).max(LEAST_PAUSE).min(dense);
+            let closer = (wait.ends.since(now) / 2).max(MIN_PAUSE_MS).min(dense);
             now.after(Schedule::PARTICIPANT.pause(self.asks, around.jitter).min(closer))
         };
         *next = Next::AskAt(at);

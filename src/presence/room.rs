@@ -15,7 +15,7 @@ const LAG_MS: u64 = 7_000;
 const FORMER_MS: u64 = 10_000;
 const DEFAULT_DEPARTURE_TIMEOUT_MS: u64 = 20_000;
 /// Former sids of a room whose end is remembered.
-const REMEMBERED: usize = 3;
+const MAX_FORMER_SIDS: usize = 3;
 /// After a list that did not come, participants are asked about one by one for this long (L3).
 const NO_LISTS_FOR_MS: u64 = 10 * 60_000;
 const LATE_LISTS_FOR_MS: u64 = 2_000;
@@ -444,7 +444,7 @@ impl Room {
     fn end(&mut self, status: RoomStatus, now: Time) {
         if let Some(sid) = self.sid.take() {
             self.past.insert(0, (sid, status));
-            self.past.truncate(REMEMBERED);
+            self.past.truncate(MAX_FORMER_SIDS);
         }
         self.sid_since = now;
         self.missing = true;

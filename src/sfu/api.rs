@@ -27,15 +27,15 @@ pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Life of a token for one API call.
 const API_TOKEN_TTL: Duration = Duration::from_secs(60);
 /// How long the token for the participants of a room serves for further calls.
-const TOKEN_SERVES: Duration = Duration::from_secs(30);
+const TOKEN_REUSED_FOR: Duration = Duration::from_secs(30);
 /// Rooms whose tokens are kept.
-const TOKENS: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+const MAX_TOKENS: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 /// Largest answer that is read.
-const MAX_REPLY: usize = 4 * 1024 * 1024;
+const MAX_REPLY_BYTES: usize = 4 * 1024 * 1024;
 /// Content type that is sent, and that alone makes an answer a yes.
 const PROTOBUF: &str = "application/protobuf";
 /// Seconds until a room that everybody left is closed.
-const DEPARTURE_TIMEOUT: u32 = 20;
+const DEPARTURE_TIMEOUT_SECONDS: u32 = 20;
 
 /// Calls of the RoomService.
 pub(super) struct Api {
@@ -67,7 +67,7 @@ impl Api {
     pub(super) fn new(base: &Url, endpoint: Arc<Endpoint>, minter: Arc<Minter>) -> Self {
         // Bounded, and as small as what is in it.
         let mut tokens = LruCache::unbounded();
-        tokens.resize(TOKENS);
+        tokens.resize(MAX_TOKENS);
         Self {
             endpoint,
             methods: Methods::below(base),
@@ -87,7 +87,7 @@ impl Api {
         let request = CreateRoomRequest {
             name: room.to_owned(),
             empty_timeout,
-            departure_timeout: DEPARTURE_TIMEOUT,
+            departure_timeout: DEPARTURE_TIMEOUT_SECONDS,
             ..CreateRoomRequest::default()
         };
         let bearer = self.bearer(VideoGrants {
@@ -226,7 +226,7 @@ impl Api {
         let now = SystemTime::now();
         let tokens = || self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(token) = tokens().get(room)
-            && now.duration_since(token.minted).is_ok_and(|age| age < TOKEN_SERVES)
+            && now.duration_since(token.minted).is_ok_and(|age| age < TOKEN_REUSED_FOR)
         {
             return Ok(token.bearer.clone());
         }
@@ -289,7 +289,7 @@ async fn read<T: Message + Default>(request: reqwest::RequestBuilder) -> Result<
     let mut response = request.send().await.map_err(failure)?;
     let mut reply = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(failure)? {
-        if reply.len() + chunk.len() > MAX_REPLY {
+        if reply.len() + chunk.len() > MAX_REPLY_BYTES {
             return Err(SfuError::TooLarge);
         }
         reply.extend_from_slice(&chunk);

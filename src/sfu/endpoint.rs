@@ -22,7 +22,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long the name is taken to lead where it did while calls succeed: an SFU that is being replaced answers until its last
 /// call is over. What is asked then is what DNS said, as long as that counts.
-const FOLLOWED: Duration = Duration::from_secs(5);
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Where the SFU is.
 pub(super) struct Endpoint {
@@ -31,14 +31,14 @@ pub(super) struct Endpoint {
     /// The forward proxy on the way there.
     pub(super) proxy: Option<Intercept>,
     pub(super) tls: Arc<Tls>,
-    pub(super) names: Names,
+    pub(super) resolver: SfuResolver,
     /// The client, and how often the name had led elsewhere when it was made.
     client: Mutex<Option<(u64, reqwest::Client)>>,
 }
 
 /// Resolves names as those of homeservers are resolved; the SFU's address is the operator's own choice and not guarded.
 #[derive(Clone)]
-pub(super) struct Names {
+pub(super) struct SfuResolver {
     dns: Arc<Dns>,
     /// Host that connections are made to: the SFU, or the proxy on the way there. `None` where that is an address.
     host: Option<Arc<str>>,
@@ -69,7 +69,7 @@ impl Endpoint {
             uri,
             proxy,
             tls,
-            names: Names {
+            resolver: SfuResolver {
                 dns,
                 host,
                 led: Arc::default(),
@@ -81,7 +81,7 @@ impl Endpoint {
 
     /// How often the name has led elsewhere than before.
     pub(super) fn moves(&self) -> u64 {
-        lock(&self.names.led).moves
+        lock(&self.resolver.led).moves
     }
 
     /// The client. One with connections to another place is replaced.
@@ -89,7 +89,7 @@ impl Endpoint {
         // Read at first use: it takes longer than the whole rest of the start.
         let tls = self.tls.config().map_err(|error| SfuError::Connect(error.to_string()))?;
         let moves = self.moves();
-        if lock(&self.names.led).at.is_some_and(|at| at.elapsed() > FOLLOWED) {
+        if lock(&self.resolver.led).at.is_some_and(|at| at.elapsed() > LOOKUP_INTERVAL) {
             self.look(None);
         }
         let mut kept = lock(&self.client);
@@ -98,7 +98,7 @@ impl Endpoint {
         }
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls.as_ref().clone())
-            .dns_resolver(Arc::new(self.names.clone()))
+            .dns_resolver(Arc::new(self.resolver.clone()))
             .redirect(reqwest::redirect::Policy::none())
             // Its tries are for what HTTP/1.1 does not know, and cost a copy of each request.
             .retry(reqwest::retry::never().max_retries_per_request(0))
@@ -119,14 +119,14 @@ impl Endpoint {
 
     /// Asks in the background, one look at a time.
     fn look(&self, since: Option<Instant>) {
-        let names = self.names.clone();
-        if let Some(host) = names.host.clone()
-            && let Ok(look) = names.looking.clone().try_lock_owned()
+        let resolver = self.resolver.clone();
+        if let Some(host) = resolver.host.clone()
+            && let Ok(look) = resolver.looking.clone().try_lock_owned()
         {
             tokio::spawn(async move {
                 // Where DNS does not answer, nothing has changed.
-                if let Ok(found) = names.dns.addresses(&host, since).await {
-                    names.leads_to(found);
+                if let Ok(found) = resolver.dns.addresses(&host, since).await {
+                    resolver.leads_to(found);
                 }
                 drop(look);
             });
@@ -134,7 +134,7 @@ impl Endpoint {
     }
 }
 
-impl Names {
+impl SfuResolver {
     /// Where to connect to; the port is filled in by whoever connects.
     pub(super) async fn find(&self, name: &str) -> Result<Vec<SocketAddr>, DnsError> {
         let found = self.dns.addresses(name, None).await?;
@@ -156,9 +156,9 @@ impl Names {
     }
 }
 
-impl reqwest::dns::Resolve for Names {
+impl reqwest::dns::Resolve for SfuResolver {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let names = self.clone();
-        Box::pin(async move { Ok(Box::new(names.find(name.as_str()).await?.into_iter()) as reqwest::dns::Addrs) })
+        let resolver = self.clone();
+        Box::pin(async move { Ok(Box::new(resolver.find(name.as_str()).await?.into_iter()) as reqwest::dns::Addrs) })
     }
 }

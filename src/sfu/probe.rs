@@ -1,8 +1,8 @@
 //! Is the SFU there? A `GET` of its base address on a kept connection: livekit-server answers `OK` and, unlike for an API
 //! call, writes no line into its log. hyper tells when the connection closes; a pool would not (decision L13).
 //!
-//! A client that knocks between the SFU's first answer and the creation of its room is stranded for good. So a question
-//! that meets a closed port knocks a few times more before it says so. Nobody hears it.
+//! A client that connects between the SFU's first answer and the creation of its room is stranded for good. So a question
+//! that meets a closed port tries to connect a few times more before it says so, which costs the SFU nothing.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,8 +28,8 @@ use crate::livekit::Reach;
 
 /// How often a closed port is tried within one question, and the pause between: less than 100 ms in all, as the next
 /// question comes then.
-const KNOCKS: usize = 8;
-const BETWEEN_KNOCKS: Duration = Duration::from_millis(10);
+const CONNECT_ATTEMPTS: usize = 8;
+const CONNECT_RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Time for a connection to stand, shared by the addresses of a name: one that is dead must leave some of a question for the next.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(800);
 
@@ -123,15 +123,15 @@ impl Probe {
     async fn connect(&self, uri: &Uri) -> Option<Kept> {
         let moves = self.endpoint.moves();
         // The name is looked up once per question.
-        let (names, found) = (self.endpoint.names.clone(), Arc::new(OnceCell::<Vec<SocketAddr>>::new()));
-        let resolver = service_fn(move |name: Name| {
-            let (names, found) = (names.clone(), found.clone());
+        let (resolver, found) = (self.endpoint.resolver.clone(), Arc::new(OnceCell::<Vec<SocketAddr>>::new()));
+        let service = service_fn(move |name: Name| {
+            let (resolver, found) = (resolver.clone(), found.clone());
             async move {
-                let found = found.get_or_try_init(|| names.find(name.as_str())).await?;
+                let found = found.get_or_try_init(|| resolver.find(name.as_str())).await?;
                 Ok::<_, DnsError>(found.clone().into_iter())
             }
         });
-        let mut http = HttpConnector::new_with_resolver(resolver);
+        let mut http = HttpConnector::new_with_resolver(service);
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -142,7 +142,7 @@ impl Probe {
                 .https_or_http()
                 .enable_http1()
         };
-        let mut knocks = 1;
+        let mut attempts = 1;
         let stream = loop {
             let connected = match &self.endpoint.proxy {
                 None => over_tls().wrap_connector(http.clone()).oneshot(uri.clone()).await,
@@ -155,9 +155,9 @@ impl Probe {
             };
             match connected {
                 Ok(stream) => break stream,
-                Err(error) if knocks < KNOCKS && is_refused(error.as_ref()) => {
-                    knocks += 1;
-                    sleep(BETWEEN_KNOCKS).await;
+                Err(error) if attempts < CONNECT_ATTEMPTS && is_refused(error.as_ref()) => {
+                    attempts += 1;
+                    sleep(CONNECT_RETRY_PAUSE).await;
                 }
                 Err(_) => return None,
             }

@@ -8,8 +8,8 @@ use livekit_protocol::Room;
 use lru::LruCache;
 
 /// Rooms remembered at a time.
-const ROOMS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
-const LONGEST: Duration = Duration::from_secs(10);
+const MAX_ROOMS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+const MAX_LIFE: Duration = Duration::from_secs(10);
 /// Margin for clocks and rounding.
 const EMPTY_MARGIN_MS: i64 = 2_000;
 /// `num_participants` lags by up to five seconds, both ways; LiveKit counts whole seconds since the last one left, so a room
@@ -29,7 +29,7 @@ pub(super) fn stands_for(room: &Room, answered_at: Option<u64>) -> Duration {
     } else {
         shortest - OCCUPIED_MARGIN_MS
     };
-    Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(LONGEST)
+    Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(MAX_LIFE)
 }
 
 /// Age at the end of the second that the answer names; `None` when the clock makes no sense.
@@ -49,7 +49,7 @@ pub(super) struct RoomMemory(LruCache<Box<str>, Instant>);
 impl RoomMemory {
     pub(super) fn new() -> Self {
         let mut rooms = LruCache::unbounded();
-        rooms.resize(ROOMS);
+        rooms.resize(MAX_ROOMS);
         Self(rooms)
     }
 
@@ -78,9 +78,9 @@ impl RoomMemory {
 }
 
 /// How long after a token was made its holder may still be on the way into the room (decision T6b).
-const ON_THE_WAY: Duration = Duration::from_secs(15);
+const EXPECTED_FOR: Duration = Duration::from_secs(15);
 /// Holders remembered for one room.
-const HOLDERS: usize = 64;
+const MAX_HOLDERS: usize = 64;
 
 /// Holders of fresh full-access tokens who were not seen in their rooms yet. Identities may be long and are many, so only
 /// their hashes are kept, with a key of this process.
@@ -92,7 +92,7 @@ pub(super) struct Expected {
 impl Expected {
     pub(super) fn new() -> Self {
         let mut rooms = LruCache::unbounded();
-        rooms.resize(ROOMS);
+        rooms.resize(MAX_ROOMS);
         Self {
             rooms,
             hasher: RandomState::new(),
@@ -103,8 +103,8 @@ impl Expected {
     pub(super) fn expect(&mut self, room: &str, identity: &str, now: Instant) {
         let identity = self.hasher.hash_one(identity);
         let holders = self.rooms.get_or_insert_mut(room.into(), Vec::new);
-        holders.retain(|(other, since)| *other != identity && now < *since + ON_THE_WAY);
-        if holders.len() == HOLDERS {
+        holders.retain(|(other, since)| *other != identity && now < *since + EXPECTED_FOR);
+        if holders.len() == MAX_HOLDERS {
             holders.remove(0);
         }
         holders.push((identity, now));
@@ -122,7 +122,7 @@ impl Expected {
     pub(super) fn anybody(&mut self, room: &str, now: Instant) -> bool {
         self.rooms
             .pop(room)
-            .is_some_and(|holders| holders.iter().any(|(_, since)| now < *since + ON_THE_WAY))
+            .is_some_and(|holders| holders.iter().any(|(_, since)| now < *since + EXPECTED_FOR))
     }
 }
 
@@ -149,14 +149,14 @@ mod tests {
         }
         assert_eq!(
             stands_for(&room(1_000, 0, 300, 20), Some(NOW)),
-            LONGEST,
+            MAX_LIFE,
             "the smaller timeout counts"
         );
     }
 
     #[test]
     fn an_occupied_room_stands_for_its_departure_timeout() {
-        assert_eq!(stands_for(&room(9_999_999, 3, 20, 300), Some(NOW)), LONGEST);
+        assert_eq!(stands_for(&room(9_999_999, 3, 20, 300), Some(NOW)), MAX_LIFE);
         assert_eq!(stands_for(&room(0, 1, 9, 300), Some(NOW)).as_millis(), 1_000);
         assert_eq!(stands_for(&room(0, 1, 8, 300), Some(NOW)), Duration::ZERO);
     }
@@ -190,7 +190,7 @@ mod tests {
             empty_timeout: 300,
             ..Room::default()
         };
-        assert_eq!(stands_for(&old, Some(NOW)), LONGEST);
+        assert_eq!(stands_for(&old, Some(NOW)), MAX_LIFE);
     }
 
     #[test]
@@ -199,10 +199,10 @@ mod tests {
         assert!(!expected.anybody("r", now));
         expected.expect("r", "a", now);
         assert!(!expected.anybody("other", now));
-        assert!(expected.anybody("r", now + ON_THE_WAY / 2));
+        assert!(expected.anybody("r", now + EXPECTED_FOR / 2));
         assert!(!expected.anybody("r", now), "asked once");
         expected.expect("r", "a", now);
-        assert!(!expected.anybody("r", now + ON_THE_WAY));
+        assert!(!expected.anybody("r", now + EXPECTED_FOR));
         expected.expect("r", "a", now);
         expected.expect("r", "b", now);
         expected.arrived("r", "a");
@@ -213,18 +213,18 @@ mod tests {
         for n in 0..1000 {
             expected.expect("r", &n.to_string(), now);
         }
-        assert_eq!(expected.rooms.peek("r").map(Vec::len), Some(HOLDERS));
+        assert_eq!(expected.rooms.peek("r").map(Vec::len), Some(MAX_HOLDERS));
     }
 
     #[test]
     fn memory_ends_and_is_bounded() {
         let (mut memory, now) = (RoomMemory::new(), Instant::now());
-        memory.remember("a", now + LONGEST);
-        assert!(memory.stands("a", now) && !memory.stands("b", now) && !memory.stands("a", now + LONGEST));
+        memory.remember("a", now + MAX_LIFE);
+        assert!(memory.stands("a", now) && !memory.stands("b", now) && !memory.stands("a", now + MAX_LIFE));
         for n in 0..10_000 {
-            memory.remember(&n.to_string(), now + LONGEST);
+            memory.remember(&n.to_string(), now + MAX_LIFE);
         }
-        assert_eq!(memory.0.len(), ROOMS.get());
+        assert_eq!(memory.0.len(), MAX_ROOMS.get());
         memory.forget_all();
         assert!(!memory.stands("9999", now));
     }

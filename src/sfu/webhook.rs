@@ -49,7 +49,7 @@ pub struct Verified {
 
 /// Why a webhook is not the SFU's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unverified {
+pub enum WebhookAuthError {
     /// The `Authorization` header is missing.
     #[error("there is no Authorization header")]
     Missing,
@@ -82,7 +82,7 @@ pub enum Unverified {
     Body,
 }
 
-impl Unverified {
+impl WebhookAuthError {
     /// Advice to the operator.
     #[must_use]
     pub const fn remedy(self) -> &'static str {
@@ -124,46 +124,46 @@ impl Claims {
     ///
     /// # Errors
     /// When it does not prove that the SFU announces a webhook.
-    pub fn verify(authorization: &str, keys: &Keys, now: u64) -> Result<Self, Unverified> {
+    pub fn verify(authorization: &str, keys: &Keys, now: u64) -> Result<Self, WebhookAuthError> {
         let token = authorization.trim();
         let token = match token.split_at_checked(7) {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer ") => token.trim_start(),
             Some(_) | None => token,
         };
         if token.is_empty() {
-            return Err(Unverified::Missing);
+            return Err(WebhookAuthError::Missing);
         }
-        let (signed, signature) = token.rsplit_once('.').ok_or(Unverified::NotJwt)?;
-        let (header, payload) = signed.split_once('.').ok_or(Unverified::NotJwt)?;
+        let (signed, signature) = token.rsplit_once('.').ok_or(WebhookAuthError::NotJwt)?;
+        let (header, payload) = signed.split_once('.').ok_or(WebhookAuthError::NotJwt)?;
         let [header, payload, signature] = [decode(header)?, decode(payload)?, decode(signature)?];
 
-        let header: Header<'_> = serde_json::from_slice(&header).map_err(|_| Unverified::NotJwt)?;
+        let header: Header<'_> = serde_json::from_slice(&header).map_err(|_| WebhookAuthError::NotJwt)?;
         if header.alg != "HS256" {
-            return Err(Unverified::Algorithm);
+            return Err(WebhookAuthError::Algorithm);
         }
-        let unverified: Payload = serde_json::from_slice(&payload).map_err(|_| Unverified::NotJwt)?;
+        let unverified: Payload = serde_json::from_slice(&payload).map_err(|_| WebhookAuthError::NotJwt)?;
         check_signature(signed, &signature, unverified.iss.as_deref(), keys)?;
         let digest = signature.first_chunk().copied().map_or(0, u64::from_le_bytes);
         Self::check(unverified, digest, now)
     }
 
     /// Checks the claims of a token whose signature was right.
-    fn check(payload: Payload, digest: u64, now: u64) -> Result<Self, Unverified> {
+    fn check(payload: Payload, digest: u64, now: u64) -> Result<Self, WebhookAuthError> {
         #[expect(clippy::cast_precision_loss, reason = "exact for the next 285 million years")]
         let now = now as f64;
-        if payload.exp.ok_or(Unverified::Endless)? + LEEWAY_SECONDS < now {
-            return Err(Unverified::Expired);
+        if payload.exp.ok_or(WebhookAuthError::Endless)? + LEEWAY_SECONDS < now {
+            return Err(WebhookAuthError::Expired);
         }
         if payload.nbf.is_some_and(|nbf| nbf > now + LEEWAY_SECONDS) {
-            return Err(Unverified::Early);
+            return Err(WebhookAuthError::Early);
         }
-        let hash = payload.sha256.ok_or(Unverified::NotWebhook)?;
+        let hash = payload.sha256.ok_or(WebhookAuthError::NotWebhook)?;
         let hash = hash.replace('-', "+").replace('_', "/");
         // Of another length it is the hash of no body: there is nothing to wait for.
         let hash = STANDARD.decode(hash).ok().filter(|hash| hash.len() == 32);
         #[expect(clippy::cast_possible_truncation, reason = "a cast of floats saturates")]
         Ok(Self {
-            body_sha256: hash.ok_or(Unverified::NotWebhook)?,
+            body_sha256: hash.ok_or(WebhookAuthError::NotWebhook)?,
             digest,
             issued_at: payload.iat.map(|iat| iat as i64),
         })
@@ -173,24 +173,24 @@ impl Claims {
     ///
     /// # Errors
     /// When it is another one than the SFU announced.
-    pub fn body_matches(&self, body: &[u8]) -> Result<Verified, Unverified> {
+    pub fn body_matches(&self, body: &[u8]) -> Result<Verified, WebhookAuthError> {
         if bool::from(Sha256::digest(body).as_slice().ct_eq(&self.body_sha256)) {
             Ok(Verified {
                 issued_at: self.issued_at,
                 digest: self.digest,
             })
         } else {
-            Err(Unverified::Body)
+            Err(WebhookAuthError::Body)
         }
     }
 }
 
-fn decode(segment: &str) -> Result<Vec<u8>, Unverified> {
-    URL_SAFE_NO_PAD.decode(segment).map_err(|_| Unverified::NotJwt)
+fn decode(segment: &str) -> Result<Vec<u8>, WebhookAuthError> {
+    URL_SAFE_NO_PAD.decode(segment).map_err(|_| WebhookAuthError::NotJwt)
 }
 
 /// By the secrets of the key that `iss` names (two lines of a keys file may name one), else by all.
-fn check_signature(signed: &str, signature: &[u8], unverified_iss: Option<&str>, keys: &Keys) -> Result<(), Unverified> {
+fn check_signature(signed: &str, signature: &[u8], unverified_iss: Option<&str>, keys: &Keys) -> Result<(), WebhookAuthError> {
     let known = unverified_iss.is_some_and(|iss| keys.secret_of(iss).is_some());
     let mut candidates = keys.iter().filter(|pair| !known || Some(pair.key.as_str()) == unverified_iss);
     let fits = candidates.any(|pair| {
@@ -199,8 +199,8 @@ fn check_signature(signed: &str, signature: &[u8], unverified_iss: Option<&str>,
     });
     match (fits, known) {
         (true, _) => Ok(()),
-        (false, true) => Err(Unverified::Signature),
-        (false, false) => Err(Unverified::UnknownKey),
+        (false, true) => Err(WebhookAuthError::Signature),
+        (false, false) => Err(WebhookAuthError::UnknownKey),
     }
 }
 

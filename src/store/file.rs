@@ -22,7 +22,7 @@ type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 /// The file's name where only a directory is given.
 const NAME: &str = "lk-jwt-service.redb";
 /// Pages kept in memory. The whole process has to fit into a small container.
-const CACHE: usize = 4 * 1024 * 1024;
+const CACHE_BYTES: usize = 4 * 1024 * 1024;
 
 /// The file cannot do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -196,7 +196,7 @@ fn open(path: &Path) -> Result<Database, FileError> {
         .mode(0o600)
         .open(path)
         .map_err(FileError::Io)?;
-    let database = Builder::new().set_cache_size(CACHE).create_file(file).map_err(failure)?;
+    let database = Builder::new().set_cache_size(CACHE_BYTES).create_file(file).map_err(failure)?;
     let read = database.begin_read().map_err(failure)?;
     let tables: Vec<_> = read.list_tables().map_err(failure)?.collect();
     let has = |table: Table| tables.iter().any(|known| known.name() == table.name());

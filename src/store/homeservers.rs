@@ -18,9 +18,9 @@ const MAX_HOMESERVERS: usize = 4096;
 /// Records that are read: a table that somebody else has filled is not worth more memory.
 const MAX_RECORDS: usize = 4 * MAX_HOMESERVERS;
 /// Seconds for which a verification counts.
-const LIFE: u64 = 24 * 60 * 60;
+const LIFE_SECONDS: u64 = 24 * 60 * 60;
 /// Seconds between two looks for those that are out of date.
-const TIDY_EVERY: u64 = 60 * 60;
+const TIDY_INTERVAL_SECONDS: u64 = 60 * 60;
 
 /// The way to the store. All clones write to one table.
 #[derive(Clone)]
@@ -129,7 +129,7 @@ impl Kept {
 
     /// Takes out those that are out of date.
     fn tidy(&mut self, now: u64) -> Vec<Box<str>> {
-        if now.saturating_sub(self.tidied) < TIDY_EVERY {
+        if now.saturating_sub(self.tidied) < TIDY_INTERVAL_SECONDS {
             return Vec::new();
         }
         self.tidied = now;
@@ -143,7 +143,7 @@ fn is_host(host: &str) -> bool {
 }
 
 const fn is_expired(at: u64, now: u64) -> bool {
-    now.saturating_sub(at) > LIFE
+    now.saturating_sub(at) > LIFE_SECONDS
 }
 
 /// The moment in a record that counts. A wall clock that was set back must not make anybody known for longer.

@@ -9,7 +9,7 @@
 //! * [`Stored::Newer`]: a second record of the job that was handed over just before, under another spelling of its field, whose
 //!   event began to run later: it counts, and the other field goes with the next change.
 //! * [`Stored::End`]: that were all. With a [`Seen`] where the store was away before: for each job that is known, wait for its
-//!   [`Seen::turn`], and put it again where [`Seen::lacks`] says so.
+//!   [`Seen::spread`], and put it again where [`Seen::lacks`] says so.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -28,11 +28,11 @@ use crate::log_throttle::LogThrottle;
 /// Age beyond which a record that is over is dropped unread (decision L11).
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 /// In which time all jobs are put again, where that is necessary (decision L10).
-const SPREAD: Duration = Duration::from_secs(10);
-/// Turns that are closer together are not waited for.
-const TURN: Duration = Duration::from_millis(50);
+const SPREAD_OVER: Duration = Duration::from_secs(10);
+/// Waits that are shorter are left out.
+const MIN_WAIT: Duration = Duration::from_millis(50);
 /// A record is not older than a job for so little: two readings of the wall clock differ.
-const OLDER_MS: i64 = 1000;
+const CLOCK_TOLERANCE_MS: i64 = 1000;
 /// Memory for what others have in their records beside the jobs. What there is no room for is lost with the next change.
 const MAX_FOREIGN_BYTES: usize = 32 * 1024 * 1024;
 /// Records of one reading that are remembered. What is beyond counts as missing.
@@ -71,7 +71,7 @@ pub struct Seen {
     restarted: HashMap<u64, i64>,
     hasher: RandomState,
     began: Option<Instant>,
-    turns: u32,
+    spread: u32,
 }
 
 /// The records that do not stand in the store as [`JobRecord`] writes them, by the field as [`field`] spells it.
@@ -241,15 +241,15 @@ impl Seen {
     #[must_use]
     pub fn lacks(&self, job: &JobRecord<'_>) -> bool {
         let stored = self.restarted.get(&self.hasher.hash_one(job.field()));
-        stored.is_none_or(|stored| stored.saturating_add(OLDER_MS) < job.restarted_at_ms)
+        stored.is_none_or(|stored| stored.saturating_add(CLOCK_TOLERANCE_MS) < job.restarted_at_ms)
     }
 
-    /// Waits for the turn of the next one of so many jobs, which together take ten seconds.
-    pub async fn turn(&mut self, of: usize) {
-        let share = SPREAD.mul_f64(f64::from(self.turns) / f64::from(u32::try_from(of.max(1)).unwrap_or(u32::MAX)));
-        self.turns = self.turns.saturating_add(1);
-        let due = *self.began.get_or_insert_with(Instant::now) + share.min(SPREAD);
-        if due.saturating_duration_since(Instant::now()) > TURN {
+    /// Waits before the next one of so many jobs, which together take ten seconds.
+    pub async fn spread(&mut self, of: usize) {
+        let share = SPREAD_OVER.mul_f64(f64::from(self.spread) / f64::from(u32::try_from(of.max(1)).unwrap_or(u32::MAX)));
+        self.spread = self.spread.saturating_add(1);
+        let due = *self.began.get_or_insert_with(Instant::now) + share.min(SPREAD_OVER);
+        if due.saturating_duration_since(Instant::now()) > MIN_WAIT {
             sleep_until(due).await;
         }
     }

@@ -25,7 +25,7 @@ use crate::state::Age;
 use crate::store::record::MAX_BYTES;
 
 /// Most changes that are written at once.
-const BATCH: usize = 1024;
+const BATCH_CHANGES: usize = 1024;
 /// Bytes written at once, or one change of any size.
 const BATCH_BYTES: usize = 256 * 1024;
 /// How much smaller a batch is that follows a failure: a change that breaks the connection is alone soon, and goes to the end.
@@ -33,11 +33,11 @@ const BATCH_STEP: usize = 32;
 /// Bytes of removals that wait. One that is not noted leaves a record behind that expires by itself.
 const MAX_REMOVAL_BYTES: usize = 40 * 1024 * 1024;
 /// Counted for each removal besides its field: what it takes in the queue.
-const REMOVAL: usize = 160;
+const REMOVAL_BYTES: usize = 160;
 /// Fields that are remembered as changed until all records are read.
 const MAX_TOUCHED: usize = 1_000_000;
 /// Records that wait to be taken.
-const PARTS: usize = 64;
+const MAX_PARTS: usize = 64;
 /// Between two tries, at most: what is missing in a store that is back has to be found soon.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// Before a change is tried again that seems to end the connection.
@@ -45,9 +45,9 @@ const LONG_PAUSE: Duration = Duration::from_secs(10);
 /// Between two tries while stopping.
 const HURRIED_PAUSE: Duration = Duration::from_millis(200);
 /// How many seconds after the start and after each reconnection a shared store is read (decision L11).
-const READINGS: [u64; 5] = [0, 15, 60, 180, 600];
-/// A connection that is lost more often is read after for the first time when it has lasted for `READINGS[1]`.
-const CALM: Duration = Duration::from_secs(60);
+const READ_AFTER_SECONDS: [u64; 5] = [0, 15, 60, 180, 600];
+/// A connection that is lost more often is read after for the first time when it has lasted for `READ_AFTER_SECONDS[1]`.
+const CALM_AFTER: Duration = Duration::from_secs(60);
 
 static TOO_LARGE: LogThrottle = LogThrottle::once_a_minute();
 
@@ -117,7 +117,11 @@ impl Change {
 
     /// The bytes that the change counts for among removals.
     fn removal_bytes(&self) -> usize {
-        if self.value.is_none() { REMOVAL + self.field.len() } else { 0 }
+        if self.value.is_none() {
+            REMOVAL_BYTES + self.field.len()
+        } else {
+            0
+        }
     }
 }
 
@@ -125,7 +129,7 @@ impl Changes {
     /// Starts to read and to write. A store that keeps nothing costs nothing.
     #[must_use]
     pub fn start(store: Store) -> (Self, Entries) {
-        let (sender, parts) = mpsc::channel(PARTS);
+        let (sender, parts) = mpsc::channel(MAX_PARTS);
         let shared = Arc::new(Shared {
             table: store.table,
             ..Shared::default()
@@ -495,11 +499,11 @@ async fn read(store: Arc<Store>, shared: Arc<Shared>, parts: mpsc::Sender<Part>)
             }
             again = true;
             select! {
-                () = sleep(trouble.pause()) => {}
+                () = sleep(trouble.backoff()) => {}
                 () = parts.closed() => return,
             }
         };
-        if trouble.over(format!("the {table} in the store have been read")) {
+        if trouble.on_success(format!("the {table} in the store have been read")) {
             (since, step) = (Instant::now(), 1);
         }
         if again {
@@ -514,11 +518,11 @@ async fn read(store: Arc<Store>, shared: Arc<Shared>, parts: mpsc::Sender<Part>)
         }
         let Some(redis) = store.read_again() else { return };
         loop {
-            let due = READINGS.get(step).map(|seconds| since + Duration::from_secs(*seconds));
+            let due = READ_AFTER_SECONDS.get(step).map(|seconds| since + Duration::from_secs(*seconds));
             select! {
                 () = sleep_until(due.unwrap_or(since)), if due.is_some() => break,
                 () = redis.reconnected() => {
-                    let is_calm = last_again.is_none_or(|at: Instant| at.elapsed() >= CALM);
+                    let is_calm = last_again.is_none_or(|at: Instant| at.elapsed() >= CALM_AFTER);
                     (since, step, again) = (Instant::now(), usize::from(!is_calm), true);
                 }
                 () = parts.closed() => return,
@@ -533,16 +537,16 @@ async fn read(store: Arc<Store>, shared: Arc<Shared>, parts: mpsc::Sender<Part>)
 async fn write(store: Arc<Store>, shared: Arc<Shared>) {
     let table = shared.table;
     let mut trouble = Trouble::of(table);
-    let mut most = BATCH;
+    let mut most = BATCH_CHANGES;
     // When something was refused last, and how long it is left alone.
-    let (mut refused_at, mut patience) = (Instant::now(), Duration::ZERO);
+    let (mut refused_at, mut pause) = (Instant::now(), Duration::ZERO);
     loop {
         let (batch, retry_at, is_time) = {
             let state = shared.lock();
             if state.stopping && state.waiting.is_empty() {
                 return;
             }
-            let retry_at = refused_at + if state.stopping { HURRIED_PAUSE } else { patience };
+            let retry_at = refused_at + if state.stopping { HURRIED_PAUSE } else { pause };
             let is_time = Instant::now() >= retry_at;
             (state.batch(most, is_time), retry_at, is_time)
         };
@@ -560,16 +564,16 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
         }
         match store.write(&batch).await {
             Ok(refused) => {
-                most = (most * BATCH_STEP).min(BATCH);
+                most = (most * BATCH_STEP).min(BATCH_CHANGES);
                 let is_calm = shared.settle(&batch, refused.as_ref().map_or(&[], |refused| &refused.places));
                 match refused {
                     Some(refused) if shared.gives_up(&refused.error) => return,
                     Some(refused) => {
                         trouble.warn(&refused.error, table.unwritten());
-                        (refused_at, patience) = (Instant::now(), trouble.pause());
+                        (refused_at, pause) = (Instant::now(), trouble.backoff());
                     }
                     None if is_calm => {
-                        trouble.over(format!("the store takes {table} again"));
+                        trouble.on_success(format!("the store takes {table} again"));
                     }
                     None => {}
                 }
@@ -579,10 +583,10 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
                 most = (most / BATCH_STEP).max(1);
                 if batch.len() == 1 && error.broke_off() {
                     shared.lock().settle(&batch, &[0]);
-                    (refused_at, patience) = (Instant::now(), LONG_PAUSE);
+                    (refused_at, pause) = (Instant::now(), LONG_PAUSE);
                 }
                 trouble.warn(&error, table.unwritten());
-                let end_of_pause = Instant::now() + trouble.pause();
+                let end_of_pause = Instant::now() + trouble.backoff();
                 while !shared.lock().stopping && timeout_at(end_of_pause, shared.wake.notified()).await.is_ok() {}
                 if shared.lock().stopping {
                     sleep(HURRIED_PAUSE).await;
@@ -629,7 +633,7 @@ impl Trouble {
     }
 
     /// Whether there was any. Trouble that comes and goes is told of no more often than trouble that stays.
-    fn over(&mut self, what: impl Display) -> bool {
+    fn on_success(&mut self, what: impl Display) -> bool {
         let failures = std::mem::take(&mut self.failures);
         let after = self.since.take().map(|since| since.elapsed()).unwrap_or_default();
         if self.log.is_some() {
@@ -642,7 +646,7 @@ impl Trouble {
     }
 
     /// 0.1 s, doubled up to two seconds.
-    fn pause(&self) -> Duration {
+    fn backoff(&self) -> Duration {
         Duration::from_millis(100)
             .saturating_mul(1 << self.failures.saturating_sub(1).min(8))
             .min(MAX_PAUSE)

@@ -22,7 +22,7 @@ use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::{Change, Failure, Part, Refused, StoreError, Table};
+use super::{Change, Failure, Part, RejectedChanges, StoreError, Table};
 use crate::config::{self, RedisAddress, RedisTls};
 use crate::dns::Dns;
 use crate::tls::{Given, Tls};
@@ -30,11 +30,11 @@ use resp::Connection;
 pub(super) use resp::RedisError;
 
 /// Time for a connection to stand, for the handshake of TLS, and for the answer to a command or a batch of them.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 /// Time for one of several addresses of a name.
-const PATIENCE_PER_ADDRESS: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time for all records to be read, and to be taken by those who wanted them.
-const LOAD_PATIENCE: Duration = Duration::from_secs(600);
+const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
 /// About how many records come in one portion of a hash.
 const SCAN_COUNT: &[u8] = b"512";
 /// How long an idle connection is left alone: shorter than servers and proxies let one be idle.
@@ -107,7 +107,7 @@ impl Redis {
         }
     }
 
-    pub(super) async fn write(&self, changes: &[Change]) -> Result<Option<Refused>, StoreError> {
+    pub(super) async fn write(&self, changes: &[Change]) -> Result<Option<RejectedChanges>, StoreError> {
         let mut writer = self.writer.lock().await;
         // Only a connection that is known to be in order is put back.
         let mut known = writer.take();
@@ -127,9 +127,9 @@ impl Redis {
                     if is_new && !is_first {
                         self.reconnected.notify_one();
                     }
-                    return Ok(refused.map(|(places, error)| Refused {
+                    return Ok(refused.map(|(places, error)| RejectedChanges {
                         places,
-                        error: self.told(error),
+                        error: self.store_error(error),
                     }));
                 }
             }
@@ -137,7 +137,7 @@ impl Redis {
     }
 
     pub(super) async fn load(&self, parts: &mpsc::Sender<Part>) -> Result<usize, StoreError> {
-        timeout(LOAD_PATIENCE, self.load_all(parts))
+        timeout(LOAD_TIMEOUT, self.load_all(parts))
             .await
             .unwrap_or(Err(RedisError::Timeout))
             .map_err(|error| self.failed(error))
@@ -174,7 +174,7 @@ impl Redis {
             RedisAddress::Tcp { host, port, tls: None } => Box::new(in_time(self.tcp(host, *port)).await?),
             RedisAddress::Tcp { host, port, tls: Some(_) } => {
                 let stream = in_time(self.tcp(host, *port)).await?;
-                let encrypted = timeout(PATIENCE, self.encrypted(host, stream)).await;
+                let encrypted = timeout(TIMEOUT, self.encrypted(host, stream)).await;
                 Box::new(encrypted.unwrap_or_else(|_| Err(RedisError::Tls("no answer to the handshake".into())))?)
             }
         };
@@ -202,7 +202,7 @@ impl Redis {
     async fn tcp(&self, host: &str, port: u16) -> Result<TcpStream, RedisError> {
         let mut failure = String::from("no address");
         for address in self.dns.addresses(host, None).await.map_err(unreachable)? {
-            match timeout(PATIENCE_PER_ADDRESS, TcpStream::connect(SocketAddr::new(address, port))).await {
+            match timeout(CONNECT_TIMEOUT, TcpStream::connect(SocketAddr::new(address, port))).await {
                 Ok(Ok(stream)) => {
                     stream.set_nodelay(true)?;
                     // Whatever is in flight when we give a connection up is dropped with it, and not delivered later, when a
@@ -235,10 +235,10 @@ impl Redis {
             let (dns, host) = (self.dns.clone(), host.clone());
             tokio::spawn(async move { dns.addresses(&host, Some(Instant::now())).await });
         }
-        self.told(error)
+        self.store_error(error)
     }
 
-    fn told(&self, error: RedisError) -> StoreError {
+    fn store_error(&self, error: RedisError) -> StoreError {
         Failure::Redis(self.address.to_string().into(), error).into()
     }
 }
@@ -259,7 +259,7 @@ async fn take(connection: &mut Connection, command: &'static str, parts: &mpsc::
 }
 
 async fn in_time<T>(work: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
-    timeout(PATIENCE, work).await.unwrap_or(Err(RedisError::Timeout))
+    timeout(TIMEOUT, work).await.unwrap_or(Err(RedisError::Timeout))
 }
 
 fn unreachable(error: impl Display) -> RedisError {

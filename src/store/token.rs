@@ -101,7 +101,7 @@ impl Queue {
 }
 
 impl Restored {
-    /// The next record; none when all were read, which waits for a store that is away. One whose seat has got a new token
+    /// The next record; none when all were read, which waits for a store that is away. One whose participant has got a new token
     /// since the start does not come any more. What cannot be read stays where it is.
     pub async fn next(&mut self) -> Option<StoredToken<'static>> {
         self.0.next(StoredToken::read).await

@@ -14,27 +14,27 @@ use super::line::push_time;
 use crate::config::LogFormat;
 
 /// Bytes of all lines that wait or are being written.
-const MAX_WAITING: usize = 1024 * 1024;
+const MAX_WAITING_BYTES: usize = 1024 * 1024;
 /// The longest line in bytes.
-const MAX_LINE: usize = 16 * 1024;
+const MAX_LINE_BYTES: usize = 16 * 1024;
 /// Stands at the end of a line that was too long.
 const CUT: &str = "… (cut)\n";
 /// Bytes of a line in JSON that was too long. Two bytes for each is the most that quoting them takes.
-const BEGINNING: usize = MAX_LINE / 4;
+const BEGINNING_BYTES: usize = MAX_LINE_BYTES / 4;
 /// The queue grows by at most so many bytes at once.
-const GROWTH: usize = 256 * 1024;
+const GROWTH_BYTES: usize = 256 * 1024;
 /// Bytes written at once, or one line: what a pipe takes as a whole, so that other writers cannot cut a line in two.
-const AT_ONCE: usize = 4096;
+const WRITE_BYTES: usize = 4096;
 /// Lines that came quietly wait for company, up to so many bytes.
-const COMPANY: usize = 16 * 1024;
+const BATCH_BYTES: usize = 16 * 1024;
 /// How long the thread waits for company after it has written.
 const LINGER: Duration = Duration::from_millis(3);
 const IDLE_NAME: &CStr = c"log";
 const BUSY_NAME: &CStr = c"log-busy";
 /// Bytes of memory that an idle queue keeps.
-const IDLE: usize = 16 * 1024;
+const IDLE_BYTES: usize = 16 * 1024;
 /// Before another try where stderr takes nothing and does not block.
-const PAUSE: Duration = Duration::from_millis(20);
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// The handle. All clones write to one place.
 #[derive(Clone)]
@@ -84,7 +84,7 @@ impl LogWriter {
 
     /// Queues a line without waking the thread, unless many lines wait. True where [`Self::wake_sleeper`] has to be called soon.
     pub(super) fn push_quietly(&self, line: &[u8], format: LogFormat) -> bool {
-        let is_many = self.put(line, format) > COMPANY;
+        let is_many = self.put(line, format) > BATCH_BYTES;
         if is_many {
             self.wake();
         }
@@ -105,19 +105,19 @@ impl LogWriter {
 
     /// The bytes that wait now.
     fn put(&self, line: &[u8], format: LogFormat) -> usize {
-        let cut = (line.len() > MAX_LINE).then(|| cut(line, format));
+        let cut = (line.len() > MAX_LINE_BYTES).then(|| cut(line, format));
         let line = cut.as_deref().map_or(line, str::as_bytes);
         let mut queue = self.0.lock();
         let notice = match queue.dropped {
             0 => String::new(),
             dropped => notice(dropped, format),
         };
-        if queue.waiting.len() + queue.under_way + notice.len() + line.len() > MAX_WAITING {
+        if queue.waiting.len() + queue.under_way + notice.len() + line.len() > MAX_WAITING_BYTES {
             queue.dropped += 1;
             return queue.waiting.len();
         }
         queue.dropped = 0;
-        let growth = queue.waiting.len().min(GROWTH).max(notice.len() + line.len());
+        let growth = queue.waiting.len().min(GROWTH_BYTES).max(notice.len() + line.len());
         queue.waiting.reserve_exact(growth);
         queue.waiting.extend_from_slice(notice.as_bytes());
         queue.waiting.extend_from_slice(line);
@@ -149,7 +149,7 @@ impl Shared {
             if queue.waiting.is_empty() {
                 self.emptied.notify_all();
             }
-            if queue.waiting.len() < COMPANY {
+            if queue.waiting.len() < BATCH_BYTES {
                 // What comes in the next moment is written together, and nobody has to wake anybody for it.
                 let lingered = self.filled.wait_timeout(queue, LINGER);
                 queue = lingered.unwrap_or_else(PoisonError::into_inner).0;
@@ -163,7 +163,7 @@ impl Shared {
                 call_thread(BUSY_NAME);
             }
             batch.clear();
-            if batch.capacity() > IDLE {
+            if batch.capacity() > IDLE_BYTES {
                 batch = Vec::new();
             }
             std::mem::swap(&mut batch, &mut queue.waiting);
@@ -189,7 +189,7 @@ fn call_thread(name: &CStr) {
 /// The length of the lines that are written at once: one at least.
 fn whole_lines(bytes: &[u8]) -> usize {
     let end = |at: usize| at + 1;
-    let last = bytes.iter().take(AT_ONCE).rposition(|&byte| byte == b'\n');
+    let last = bytes.iter().take(WRITE_BYTES).rposition(|&byte| byte == b'\n');
     let first = || bytes.iter().position(|&byte| byte == b'\n');
     last.or_else(first).map_or(bytes.len(), end)
 }
@@ -201,7 +201,7 @@ fn write(out: &mut impl Write, mut bytes: &[u8]) {
             Ok(0) => return,
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(RETRY_PAUSE),
             Err(_) => return,
         }
     }
@@ -216,8 +216,8 @@ fn notice(dropped: u64, format: LogFormat) -> String {
 fn cut(line: &[u8], format: LogFormat) -> String {
     let beginning = |bytes: usize| String::from_utf8_lossy(line.get(..bytes).unwrap_or(line));
     match format {
-        LogFormat::Text => beginning(MAX_LINE - CUT.len()).trim_end_matches('\u{fffd}').to_owned() + CUT,
-        LogFormat::Json => own_line("a log line was too long and is cut", Some(&beginning(BEGINNING)), format),
+        LogFormat::Text => beginning(MAX_LINE_BYTES - CUT.len()).trim_end_matches('\u{fffd}').to_owned() + CUT,
+        LogFormat::Json => own_line("a log line was too long and is cut", Some(&beginning(BEGINNING_BYTES)), format),
     }
 }
 
@@ -295,13 +295,16 @@ mod tests {
             }
             assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
             let (kept, capacity) = bytes(&writer);
-            assert!(kept <= MAX_WAITING && capacity <= MAX_WAITING + GROWTH, "{kept} {capacity}");
+            assert!(
+                kept <= MAX_WAITING_BYTES && capacity <= MAX_WAITING_BYTES + GROWTH_BYTES,
+                "{kept} {capacity}"
+            );
             for _ in 0..10_000 {
                 permits.send(()).unwrap();
             }
             writer.flush(Duration::from_secs(20));
             let kept = text(&written).lines().count();
-            assert_eq!(kept, MAX_WAITING / 100);
+            assert_eq!(kept, MAX_WAITING_BYTES / 100);
             writer.push(b"after\n", format);
             writer.push(b"later\n", format);
             writer.flush(Duration::from_secs(20));
@@ -315,7 +318,7 @@ mod tests {
                 assert_eq!(serde_json::from_str::<serde_json::Value>(notice).unwrap()["message"], words);
             }
             assert_eq!((after, later), ("after", "later"));
-            assert!(bytes(&writer).1 <= MAX_WAITING);
+            assert!(bytes(&writer).1 <= MAX_WAITING_BYTES);
         }
     }
 
@@ -348,7 +351,7 @@ mod tests {
         writer.flush(Duration::from_secs(20));
         let line = text(&written);
         assert!(
-            line.len() <= MAX_LINE && line.ends_with(CUT) && !line.contains('\u{fffd}'),
+            line.len() <= MAX_LINE_BYTES && line.ends_with(CUT) && !line.contains('\u{fffd}'),
             "{}",
             line.len()
         );
@@ -359,6 +362,6 @@ mod tests {
         writer.flush(Duration::from_secs(20));
         let line = text(&written);
         let object: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert!(line.len() <= MAX_LINE && long.starts_with(object["beginning"].as_str().unwrap()));
+        assert!(line.len() <= MAX_LINE_BYTES && long.starts_with(object["beginning"].as_str().unwrap()));
     }
 }

@@ -128,20 +128,20 @@ fn any_body() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-fn all_is_there<'a>(mut texts: Vec<&'a str>, seat: &'a SeatRequest, body: &[u8]) {
-    match seat {
-        SeatRequest::Member {
+fn all_is_there<'a>(mut texts: Vec<&'a str>, participant: &'a ParticipantRequest, body: &[u8]) {
+    match participant {
+        ParticipantRequest::Member {
             room_id,
             slot_id,
             claimed_device_id,
             member_id,
         } => texts.extend([room_id.as_str(), slot_id, claimed_device_id, member_id]),
-        SeatRequest::Homeserver {
+        ParticipantRequest::Homeserver {
             room_id,
             slot_id,
             member_id,
         } => texts.extend([room_id.as_str(), slot_id, member_id]),
-        SeatRequest::Legacy { room, .. } => texts.push(room),
+        ParticipantRequest::Legacy { room, .. } => texts.push(room),
     }
     assert!(texts.iter().all(|text| !text.is_empty()));
     // A byte that is no UTF-8 becomes three; the id of a member may be there twice.
@@ -183,16 +183,16 @@ proptest! {
             let Ok(request) = TokenRequest::token_source(head, &body) else { continue };
             prop_assert!(request.openid_token.unverified_server_name.len() <= 255);
             prop_assert!(!request.openid_token.access_token.expose().is_empty());
-            prop_assert!(request.event.is_none() && request.seat.room_id().starts_with('!'));
-            let (length, is_sound) = match &request.seat {
-                SeatRequest::Member { room_id, slot_id, claimed_device_id, member_id } => (
+            prop_assert!(request.event.is_none() && request.participant.room_id().starts_with('!'));
+            let (length, is_sound) = match &request.participant {
+                ParticipantRequest::Member { room_id, slot_id, claimed_device_id, member_id } => (
                     room_id.len() + slot_id.len() + claimed_device_id.len() + member_id.len(),
                     ![slot_id, claimed_device_id, member_id].iter().any(|text| text.is_empty()),
                 ),
-                SeatRequest::Legacy { room, device_id } => {
+                ParticipantRequest::Legacy { room, device_id } => {
                     (room.len() + device_id.len(), !device_id.is_empty() && !begins_with_port(device_id))
                 }
-                SeatRequest::Homeserver { .. } => (0, false),
+                ParticipantRequest::Homeserver { .. } => (0, false),
             };
             prop_assert!(is_sound && length <= 3 * 255 + 511);
         }
@@ -201,22 +201,22 @@ proptest! {
     #[test]
     fn any_request_body_has_an_answer(body in any_body()) {
         for request in [TokenRequest::get_token(&body), TokenRequest::sfu_get(&body)].into_iter().flatten() {
-            all_is_there(texts(&request.openid_token), &request.seat, &body);
+            all_is_there(texts(&request.openid_token), &request.participant, &body);
             prop_assert!(request.claimed_user_id.is_none_or(|user| !user.is_empty()));
             is_sound(request.event.as_ref());
         }
         if let Ok(request) = DelegationRequest::parse(&body) {
-            all_is_there(texts(&request.openid_token), &request.seat, &body);
+            all_is_there(texts(&request.openid_token), &request.participant, &body);
             is_sound(Some(&request.event));
         }
         if let Ok(request) = ClientTokenRequest::parse(&body) {
-            all_is_there(vec![&request.url], &request.wanted.seat, &body);
+            all_is_there(vec![&request.url], &request.wanted.participant, &body);
         }
         if let Ok(request) = FederationTokenRequest::parse(&body) {
-            all_is_there(vec![&request.url, &request.unverified_user_id], &request.wanted.seat, &body);
+            all_is_there(vec![&request.url, &request.unverified_user_id], &request.wanted.participant, &body);
         }
         if let Ok(request) = ClientDelegationRequest::parse(&body) {
-            all_is_there(request.url.iter().map(String::as_str).collect(), &request.wanted.seat, &body);
+            all_is_there(request.url.iter().map(String::as_str).collect(), &request.wanted.participant, &body);
             is_an_id(&request.delay_id);
         }
     }

@@ -3,14 +3,16 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{BadRequest, MAX_ID, MAX_MEMBER_ID, MAX_URL, SeatRequest, is_delay_id, nested, object, optional, required};
+use super::{
+    BadRequest, MAX_ID_BYTES, MAX_MEMBER_ID_BYTES, MAX_URL_BYTES, ParticipantRequest, is_delay_id, nested, object, optional, required,
+};
 
-/// A seat that is asked for through a homeserver, in the words of any generation of the proposal: `member_id`, or
+/// A participant that is asked for through a homeserver, in the words of any generation of the proposal: `member_id`, or
 /// `member` with or without the device in it. Where both are there, `member_id` counts.
 #[derive(Debug, PartialEq, Eq)]
-pub struct HomeserverSeat {
-    /// The seat on the SFU.
-    pub seat: SeatRequest,
+pub struct HomeserverParticipant {
+    /// The participant on the SFU.
+    pub participant: ParticipantRequest,
     /// `member` of the older generation.
     pub member: Option<LegacyMember>,
 }
@@ -26,31 +28,31 @@ pub struct LegacyMember {
     pub claimed_user_id: Option<String>,
 }
 
-impl HomeserverSeat {
+impl HomeserverParticipant {
     fn read(body: &Map<String, Value>) -> Result<Self, BadRequest> {
-        let room_id = required(body, "room_id", MAX_ID, BadRequest::RoomOrSlot)?;
-        let slot_id = required(body, "slot_id", MAX_ID, BadRequest::RoomOrSlot)?;
-        let member_id = optional(body, "member_id", MAX_MEMBER_ID)?;
+        let room_id = required(body, "room_id", MAX_ID_BYTES, BadRequest::RoomOrSlot)?;
+        let slot_id = required(body, "slot_id", MAX_ID_BYTES, BadRequest::RoomOrSlot)?;
+        let member_id = optional(body, "member_id", MAX_MEMBER_ID_BYTES)?;
         let member = LegacyMember::read(body)?;
         let (member_id, device) = match (member_id, &member) {
             (Some(member_id), _) => (member_id, None),
             (None, Some(member)) => (member.id.clone(), member.claimed_device_id.clone()),
             (None, None) => return Err(BadRequest::MemberId),
         };
-        let seat = match device {
-            None => SeatRequest::Homeserver {
+        let participant = match device {
+            None => ParticipantRequest::Homeserver {
                 room_id,
                 slot_id,
                 member_id,
             },
-            Some(claimed_device_id) => SeatRequest::Member {
+            Some(claimed_device_id) => ParticipantRequest::Member {
                 room_id,
                 slot_id,
                 claimed_device_id,
                 member_id,
             },
         };
-        Ok(Self { seat, member })
+        Ok(Self { participant, member })
     }
 }
 
@@ -61,12 +63,12 @@ impl LegacyMember {
         }
         let member = nested(body, "member", BadRequest::MemberId)?;
         Ok(Some(Self {
-            id: required(member, "id", MAX_MEMBER_ID, BadRequest::MemberId)?,
-            claimed_device_id: match optional(member, "claimed_device_id", MAX_ID)? {
-                None => optional(member, "device_id", MAX_ID)?,
+            id: required(member, "id", MAX_MEMBER_ID_BYTES, BadRequest::MemberId)?,
+            claimed_device_id: match optional(member, "claimed_device_id", MAX_ID_BYTES)? {
+                None => optional(member, "device_id", MAX_ID_BYTES)?,
                 claimed => claimed,
             },
-            claimed_user_id: optional(member, "claimed_user_id", MAX_ID)?,
+            claimed_user_id: optional(member, "claimed_user_id", MAX_ID_BYTES)?,
         }))
     }
 }
@@ -76,9 +78,9 @@ impl LegacyMember {
 pub struct ClientTokenRequest {
     /// The SFU that the client means.
     pub url: String,
-    /// Seat that is asked for.
-    pub wanted: HomeserverSeat,
-    /// Homeserver whose SFU the seat is on, where it is said.
+    /// ParticipantKey that is asked for.
+    pub wanted: HomeserverParticipant,
+    /// Homeserver whose SFU the participant is on, where it is said.
     pub server_name: Option<String>,
 }
 
@@ -90,8 +92,8 @@ impl ClientTokenRequest {
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let body = object(body)?;
         Ok(Self {
-            url: required(&body, "url", MAX_URL, BadRequest::Url)?,
-            wanted: HomeserverSeat::read(&body)?,
+            url: required(&body, "url", MAX_URL_BYTES, BadRequest::Url)?,
+            wanted: HomeserverParticipant::read(&body)?,
             // The grammar of server names has a bound, and an answer of its own; so have users' and delayed events' ids below.
             server_name: optional(&body, "server_name", usize::MAX)?,
         })
@@ -105,8 +107,8 @@ pub struct FederationTokenRequest {
     pub unverified_user_id: String,
     /// The SFU that the client means.
     pub url: String,
-    /// Seat that is asked for.
-    pub wanted: HomeserverSeat,
+    /// ParticipantKey that is asked for.
+    pub wanted: HomeserverParticipant,
 }
 
 impl FederationTokenRequest {
@@ -118,8 +120,8 @@ impl FederationTokenRequest {
         let body = object(body)?;
         Ok(Self {
             unverified_user_id: required(&body, "user_id", usize::MAX, BadRequest::UserId)?,
-            url: required(&body, "url", MAX_URL, BadRequest::Url)?,
-            wanted: HomeserverSeat::read(&body)?,
+            url: required(&body, "url", MAX_URL_BYTES, BadRequest::Url)?,
+            wanted: HomeserverParticipant::read(&body)?,
         })
     }
 }
@@ -129,8 +131,8 @@ impl FederationTokenRequest {
 pub struct ClientDelegationRequest {
     /// The SFU that the client means, where it says it: it can only be ours (decision A3).
     pub url: Option<String>,
-    /// The seat that is watched.
-    pub wanted: HomeserverSeat,
+    /// The participant that is watched.
+    pub wanted: HomeserverParticipant,
     /// Id of the delayed event.
     pub delay_id: String,
 }
@@ -142,8 +144,8 @@ impl ClientDelegationRequest {
     /// The first thing that is wrong, in the order of the contract.
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let body = object(body)?;
-        let url = optional(&body, "url", MAX_URL)?;
-        let wanted = HomeserverSeat::read(&body)?;
+        let url = optional(&body, "url", MAX_URL_BYTES)?;
+        let wanted = HomeserverParticipant::read(&body)?;
         let delay_id = required(&body, "delay_id", usize::MAX, BadRequest::NoDelayId)?;
         if !is_delay_id(&delay_id) {
             return Err(BadRequest::DelayId);

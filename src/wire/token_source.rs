@@ -9,7 +9,8 @@ use serde_json::Value;
 use url::form_urlencoded;
 
 use super::{
-    BadRequest, MAX_ACCESS_TOKEN, MAX_ID, MAX_MEMBER_ID, SeatRequest, TokenRequest, UnverifiedOpenIdToken, begins_with_port, object,
+    BadRequest, MAX_ACCESS_TOKEN_BYTES, MAX_ID_BYTES, MAX_MEMBER_ID_BYTES, ParticipantRequest, TokenRequest, UnverifiedOpenIdToken,
+    begins_with_port, object,
 };
 use crate::identity::ROOM_SLOT;
 use crate::secret::Secret;
@@ -59,8 +60,12 @@ impl TokenSourceHead {
         if !slot_id.is_empty() && member_id.is_empty() {
             return Err(BadRequest::SlotWithoutMember);
         }
-        let lengths = [(&device_id, MAX_ID), (&member_id, MAX_MEMBER_ID), (&slot_id, MAX_ID)];
-        if lengths.iter().any(|(text, max)| text.len() > *max) || access_token.len() > MAX_ACCESS_TOKEN {
+        let lengths = [
+            (&device_id, MAX_ID_BYTES),
+            (&member_id, MAX_MEMBER_ID_BYTES),
+            (&slot_id, MAX_ID_BYTES),
+        ];
+        if lengths.iter().any(|(text, max)| text.len() > *max) || access_token.len() > MAX_ACCESS_TOKEN_BYTES {
             return Err(BadRequest::LongParameter);
         }
         let member = if member_id.is_empty() {
@@ -72,7 +77,7 @@ impl TokenSourceHead {
             Some((member_id, if slot_id.is_empty() { ROOM_SLOT.to_owned() } else { slot_id }))
         };
         // What is so long is no server name, which has an answer of its own; nothing is kept of it while the body comes.
-        if server_name.len() > MAX_ID {
+        if server_name.len() > MAX_ID_BYTES {
             server_name = String::new();
         }
         Ok(Self {
@@ -109,14 +114,14 @@ impl TokenRequest {
         } = head?;
         let body = object(body)?;
         let room = body.get("room_name").and_then(Value::as_str);
-        let room = room.filter(|room| room.starts_with('!') && room.len() <= MAX_ID);
+        let room = room.filter(|room| room.starts_with('!') && room.len() <= MAX_ID_BYTES);
         let room = room.ok_or(BadRequest::RoomName)?.to_owned();
         if NOT_OURS.iter().any(|key| body.get(*key).is_some_and(|value| !holds_nothing(value))) {
             return Err(BadRequest::NotTheClients);
         }
-        let seat = match member {
-            None => SeatRequest::Legacy { room, device_id },
-            Some((member_id, slot_id)) => SeatRequest::Member {
+        let participant = match member {
+            None => ParticipantRequest::Legacy { room, device_id },
+            Some((member_id, slot_id)) => ParticipantRequest::Member {
                 room_id: room,
                 slot_id,
                 claimed_device_id: device_id,
@@ -126,7 +131,7 @@ impl TokenRequest {
         Ok(Self {
             openid_token,
             claimed_user_id: None,
-            seat,
+            participant,
             event: None,
         })
     }
@@ -229,18 +234,18 @@ mod tests {
 
     #[test]
     fn the_participant_is_that_of_the_other_routes() {
-        let seat = |query: &str| request(query, &json!({"room_name": "!r:x"})).unwrap().seat.seat("@a:x");
+        let key = |query: &str| request(query, &json!({"room_name": "!r:x"})).unwrap().participant.key("@a:x");
         let of = |parse: fn(&[u8]) -> Result<TokenRequest, BadRequest>, body: Value| {
-            parse(body.to_string().as_bytes()).unwrap().seat.seat("@a:x")
+            parse(body.to_string().as_bytes()).unwrap().participant.key("@a:x")
         };
         let openid = json!({"access_token": "t", "matrix_server_name": "x"});
         let legacy = json!({"room": "!r:x", "device_id": "D", "openid_token": openid});
-        assert_eq!(seat("matrix_server_name=x&device_id=D"), of(TokenRequest::sfu_get, legacy));
+        assert_eq!(key("matrix_server_name=x&device_id=D"), of(TokenRequest::sfu_get, legacy));
         for (slot, slot_id) in [("", "m.call#ROOM"), ("&slot_id=m.call%23other", "m.call#other")] {
             let member = json!({"id": "a+b c", "claimed_user_id": "@a:x", "claimed_device_id": "D"});
             let body = json!({"room_id": "!r:x", "slot_id": slot_id, "member": member, "openid_token": openid});
             let query = format!("matrix_server_name=x&device_id=D&member_id=a%2Bb+c{slot}");
-            assert_eq!(seat(&query), of(TokenRequest::get_token, body));
+            assert_eq!(key(&query), of(TokenRequest::get_token, body));
         }
     }
 

@@ -11,7 +11,7 @@ use crate::support::client_api::{Managed, done, not_found, unrecognized, version
 use crate::support::hashes::identity;
 use crate::support::lateness;
 use crate::support::neighbour::Reply;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::service::Setup;
 use crate::support::sfu::Fault;
 use crate::support::wait_until;
@@ -72,10 +72,10 @@ fn who_never_comes_is_reported_after_one_delay() {
     let scene = Scene::new();
     let began = Instant::now();
     scene.delegate(seconds(2));
-    let sent = scene.wait_sent(SOON);
+    let sent = scene.wait_sent(TIMEOUT);
     assert!(sent - began > Duration::from_millis(1_500), "{:?}", sent - began);
     assert_eq!(scene.restarts().len(), 0);
-    scene.wait_over(SOON);
+    scene.wait_over(TIMEOUT);
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn a_goodbye_is_checked_twice_and_sent_within_two_seconds() {
     let session = scene.joined();
     let before = scene.sfu.lookups(&scene.alias, &scene.identity).len();
     let at = scene.leave(&session, "CLIENT_INITIATED");
-    let sent = scene.wait_sent(SOON);
+    let sent = scene.wait_sent(TIMEOUT);
     let took = sent - at;
     assert!(
         took > Duration::from_millis(1_400) && took < Duration::from_millis(2_600) + lateness::since(at),
@@ -104,7 +104,7 @@ fn a_goodbye_is_checked_twice_and_sent_within_two_seconds() {
         second > Duration::from_millis(1_400) && second < Duration::from_millis(2_000) + lateness::since(at),
         "{second:?}"
     );
-    scene.wait_over(SOON);
+    scene.wait_over(TIMEOUT);
     assert_eq!(scene.sends().len(), 1);
 }
 
@@ -133,7 +133,7 @@ fn who_is_back_under_another_sid_stays() {
     let second = scene.sfu.join(&scene.alias, &scene.identity);
     scene.stays_until(at + seconds(6), delay);
     let at = scene.leave(&second, "CLIENT_INITIATED");
-    let took = scene.wait_sent(SOON) - at;
+    let took = scene.wait_sent(TIMEOUT) - at;
     assert!(took < seconds(3), "{took:?}");
 }
 
@@ -143,11 +143,11 @@ fn who_is_displaced_by_itself_stays() {
     let scene = Scene::new();
     scene.delegate(delay);
     let first = scene.joined();
-    scene.told(&left(&first, "DUPLICATE_IDENTITY"));
+    scene.send_webhook(&left(&first, "DUPLICATE_IDENTITY"));
     let second = scene.join();
     scene.stays_until(Instant::now() + seconds(7), delay);
     scene.leave(&second, "CLIENT_INITIATED");
-    scene.wait_sent(SOON);
+    scene.wait_sent(TIMEOUT);
 }
 
 /// These are checked and then believed, whoever says them.
@@ -173,20 +173,20 @@ fn every_plain_reason_is_sent_within_two_seconds() {
             let session = scene
                 .sfu
                 .join(&scene.alias, &identity(&scene.home.user(&user), "DEVICE", "member1"));
-            scene.told(&joined(&session));
+            scene.send_webhook(&joined(&session));
             (session, id, reason)
         })
         .collect();
     for (_, id, _) in &stays {
-        wait_until("the restart", SOON, || scene.api.count("restart", id) >= 1);
+        wait_until("the restart", TIMEOUT, || scene.api.count("restart", id) >= 1);
     }
     for (session, id, reason) in &stays {
         scene.sfu.leave(&session.room, &session.identity);
         let mut event = left(session, "");
         event["participant"]["disconnectReason"] = (*reason).clone();
         let at = Instant::now();
-        scene.told(&event);
-        wait_until(&format!("the leave after {reason}"), SOON, || scene.api.count("send", id) == 1);
+        scene.send_webhook(&event);
+        wait_until(&format!("the leave after {reason}"), TIMEOUT, || scene.api.count("send", id) == 1);
         let took = scene.api.times("send", id)[0] - at;
         assert!(
             took > Duration::from_millis(1_400) && took < Duration::from_millis(2_600) + lateness::since(at),
@@ -204,10 +204,10 @@ fn a_goodbye_without_an_arrival_is_a_question() {
     let session = scene.sfu.join(&scene.alias, &scene.identity);
     let asked = scene.sfu.lookups(&scene.alias, &scene.identity).len();
     scene.leave(&session, "CLIENT_INITIATED");
-    wait_until("a question", SOON, || {
+    wait_until("a question", TIMEOUT, || {
         scene.sfu.lookups(&scene.alias, &scene.identity).len() > asked
     });
-    let sent = scene.wait_sent(SOON);
+    let sent = scene.wait_sent(TIMEOUT);
     assert!(sent - began > Duration::from_millis(3_500), "{:?}", sent - began);
 }
 
@@ -221,8 +221,8 @@ fn a_goodbye_from_before_the_delegation_changes_nothing() {
     scene.sfu.leave(&scene.alias, &scene.identity);
     let mut event = left(&session, "CLIENT_INITIATED");
     event["createdAt"] = json!((crate::support::webhook::now() - 10).to_string());
-    scene.told(&event);
-    let sent = scene.wait_sent(SOON);
+    scene.send_webhook(&event);
+    let sent = scene.wait_sent(TIMEOUT);
     // The wait for its coming, not the goodbye.
     assert!(sent - began > Duration::from_millis(3_500), "{:?}", sent - began);
 }
@@ -233,12 +233,12 @@ fn who_cannot_connect_is_waited_for() {
     scene.delegate(seconds(4));
     let mut session = scene.sfu.join(&scene.alias, &scene.identity);
     scene.sfu.leave(&scene.alias, &scene.identity);
-    scene.told(&event("participant_connection_aborted", &session, Some("SIGNAL_CLOSE")));
+    scene.send_webhook(&event("participant_connection_aborted", &session, Some("SIGNAL_CLOSE")));
     session = scene.join();
     scene.wait_restarts(1);
     scene.stays_until(Instant::now() + seconds(5), seconds(4));
     scene.leave(&session, "CLIENT_INITIATED");
-    scene.wait_sent(SOON);
+    scene.wait_sent(TIMEOUT);
 }
 
 /// The whole room in one question, and only those who are missing one by one.
@@ -253,8 +253,8 @@ fn a_sweep_asks_once_per_room() {
             let session = scene
                 .sfu
                 .join(&scene.alias, &identity(&scene.home.user(&user), "DEVICE", "member1"));
-            scene.told(&joined(&session));
-            wait_until("the restart", SOON, || scene.api.count("restart", &id) >= 1);
+            scene.send_webhook(&joined(&session));
+            wait_until("the restart", TIMEOUT, || scene.api.count("restart", &id) >= 1);
             session
         })
         .collect();
@@ -318,11 +318,11 @@ fn a_limit_is_waited_for() {
     let pause = restarts[1] - restarts[0];
     assert!(pause > Duration::from_millis(950) && pause < seconds(4), "{pause:?}");
     scene.leave(&session, "CLIENT_INITIATED");
-    wait_until("the second send", SOON, || scene.sends().len() == 2);
+    wait_until("the second send", TIMEOUT, || scene.sends().len() == 2);
     let sends = scene.sends();
     let pause = sends[1] - sends[0];
     assert!(pause > Duration::from_millis(950) && pause < seconds(4), "{pause:?}");
-    scene.wait_over(SOON);
+    scene.wait_over(TIMEOUT);
 }
 
 fn limited(retry_after: &str) -> Reply {
@@ -370,7 +370,7 @@ fn a_hint_of_nothing_makes_no_storm() {
     scene.api.answer(|_, _| limited("0"));
     scene.delegate(seconds(4));
     scene.joined();
-    scene.wait_over(SOON);
+    scene.wait_over(TIMEOUT);
     let tries = scene.restarts().len();
     assert!((2..=17).contains(&tries), "{tries} tries in four seconds");
 }
@@ -396,11 +396,11 @@ fn a_homeserver_that_is_away_gets_the_leave_when_it_is_back() {
     let session = scene.joined();
     scene.api.http.refuse();
     let at = scene.leave(&session, "CLIENT_INITIATED");
-    wait_until("six seconds to pass", SOON, || at.elapsed() > seconds(6));
+    wait_until("six seconds to pass", TIMEOUT, || at.elapsed() > seconds(6));
     assert_eq!(scene.sends().len(), 0);
     scene.api.http.listen_again();
     scene.wait_sent(seconds(20));
-    scene.wait_over(SOON);
+    scene.wait_over(TIMEOUT);
 }
 
 #[test]
@@ -421,7 +421,7 @@ fn what_may_pass_is_tried_again() {
         assert_no_storm(&restarts);
         scene.leave(&session, "CLIENT_INITIATED");
         wait_until(&format!("the leave after {failure:?}"), seconds(15), || scene.sends().len() == 3);
-        scene.wait_over(SOON);
+        scene.wait_over(TIMEOUT);
     }
 }
 
@@ -449,28 +449,28 @@ fn a_page_of_somebody_else_is_neither_a_yes_nor_a_no() {
                 let body = delegate_of(&scene.home, user, &scene.room, delay_id, 8000);
                 assert_eq!(scene.service.post("/delegate_delayed_leave", &body).status, 200);
                 let session = scene.sfu.join(&scene.alias, &identity(&scene.home.user(user), "DEVICE", "member1"));
-                scene.told(&joined(&session));
+                scene.send_webhook(&joined(&session));
                 session
             })
             .collect();
         let restarted = |least| users.iter().all(|(_, delay_id)| scene.api.count("restart", delay_id) >= least);
-        wait_until("everybody's first restart", SOON, || restarted(1));
+        wait_until("everybody's first restart", TIMEOUT, || restarted(1));
         let everything = Arc::new(Mutex::new(Some(answer.clone())));
         let said = everything.clone();
         scene.api.answer(move |_, _| said.lock().unwrap().clone().unwrap_or_else(done));
-        wait_until("everybody's restart to meet it", SOON, || restarted(2));
+        wait_until("everybody's restart to meet it", TIMEOUT, || restarted(2));
         *everything.lock().unwrap() = None;
-        wait_until("everybody's restart to be granted", SOON, || restarted(3));
+        wait_until("everybody's restart to be granted", TIMEOUT, || restarted(3));
         // The first leave meets it as well.
         *everything.lock().unwrap() = Some(answer.clone());
         let (gone, delay_id) = (&sessions[0], &users[0].1);
         scene
             .sfu
             .leave(&scene.alias, &identity(&scene.home.user("user0"), "DEVICE", "member1"));
-        scene.told(&left(gone, "CLIENT_INITIATED"));
-        wait_until("the leave to meet it", SOON, || scene.api.count("send", delay_id) >= 1);
+        scene.send_webhook(&left(gone, "CLIENT_INITIATED"));
+        wait_until("the leave to meet it", TIMEOUT, || scene.api.count("send", delay_id) >= 1);
         *everything.lock().unwrap() = None;
-        wait_until("the leave to be sent again", SOON, || scene.api.count("send", delay_id) >= 2);
+        wait_until("the leave to be sent again", TIMEOUT, || scene.api.count("send", delay_id) >= 2);
         let false_ones: usize = users[1..].iter().map(|(_, delay_id)| scene.api.count("send", delay_id)).sum();
         assert_eq!(false_ones, 0, "{answer:?}");
     }
@@ -491,7 +491,7 @@ fn an_event_that_is_gone_ends_the_job() {
         scene.api.answer(move |_, _| always.clone());
         scene.delegate(seconds(2));
         let session = scene.joined();
-        scene.wait_over(SOON);
+        scene.wait_over(TIMEOUT);
         let paths: Vec<_> = scene.api.calls(&scene.delay_id).iter().map(|c| c.stable).collect();
         let expected: &[bool] = if after == 2 { &[false, false] } else { &[false, true, false, true] };
         assert_eq!(paths, expected, "{answer:?}");
@@ -499,7 +499,7 @@ fn an_event_that_is_gone_ends_the_job() {
         scene.leave(&session, "CLIENT_INITIATED");
         scene.api.answer(|_, _| done());
         scene.delegate_as("later", seconds(2));
-        wait_until("the later one to be sent", SOON, || scene.api.count("send", "later") == 1);
+        wait_until("the later one to be sent", TIMEOUT, || scene.api.count("send", "later") == 1);
         assert_eq!(scene.api.calls(&scene.delay_id).len(), after, "{answer:?}");
     }
 }
@@ -511,7 +511,7 @@ fn an_event_that_was_sent_already_ends_the_job() {
     scene.delegate(seconds(8));
     let session = scene.joined();
     scene.leave(&session, "CLIENT_INITIATED");
-    scene.wait_over(SOON);
+    scene.wait_over(TIMEOUT);
     assert_eq!(scene.sends().len(), 1);
 }
 
@@ -560,9 +560,9 @@ fn another_event_replaces_the_first_which_is_cancelled() {
     let scene = Scene::new();
     scene.delegate_as("old", delay);
     scene.join();
-    wait_until("the first restart", SOON, || scene.api.count("restart", "old") == 1);
+    wait_until("the first restart", TIMEOUT, || scene.api.count("restart", "old") == 1);
     scene.delegate(delay);
-    wait_until("the old one to be cancelled", SOON, || scene.api.count("cancel", "old") == 1);
+    wait_until("the old one to be cancelled", TIMEOUT, || scene.api.count("cancel", "old") == 1);
     scene.wait_restarts(3);
     assert_eq!(scene.api.count("send", "old"), 0);
     assert_eq!(scene.api.count("cancel", "old"), 1);
@@ -583,7 +583,7 @@ fn a_cancellation_that_fails_is_tried_again() {
     });
     scene.delegate_as("old", seconds(8));
     scene.delegate(seconds(8));
-    wait_until("the old one to be cancelled", SOON, || scene.api.count("cancel", "old") == 3);
+    wait_until("the old one to be cancelled", TIMEOUT, || scene.api.count("cancel", "old") == 3);
 }
 
 #[test]
@@ -623,7 +623,7 @@ fn a_slow_homeserver_loses_nobody_who_is_there() {
         "{restarts:?}"
     );
     scene.leave(&session, "CLIENT_INITIATED");
-    scene.wait_sent(SOON);
+    scene.wait_sent(TIMEOUT);
 }
 
 #[test]
@@ -662,7 +662,7 @@ fn an_sfu_that_fails_for_a_while_loses_nobody() {
         }
         scene.stays_until(Instant::now() + seconds(4), delay);
         let at = scene.leave(&session, "CLIENT_INITIATED");
-        let took = scene.wait_sent(SOON) - at;
+        let took = scene.wait_sent(TIMEOUT) - at;
         assert!(took < seconds(4), "{what}: {took:?}");
     }
 }
@@ -678,7 +678,7 @@ fn a_proxy_that_refuses_the_list_of_rooms_keeps_no_leave_back() {
         // Nobody tells: it is found out by asking.
         scene.sfu.leave(&scene.alias, &scene.identity);
         let gone = Instant::now();
-        scene.wait_sent(SOON);
+        scene.wait_sent(TIMEOUT);
         eprintln!("{status}: sent after {:.1?}", gone.elapsed());
     }
 }
@@ -690,14 +690,14 @@ fn a_restarted_sfu_gets_its_room_back_and_nobody_is_reported() {
     let scene = Scene::with(watchful);
     scene.delegate(delay);
     scene.joined();
-    wait_until("the watch to begin", SOON, || scene.sfu.http.count(|r| r.method == "GET") >= 2);
+    wait_until("the watch to begin", TIMEOUT, || scene.sfu.http.count(|r| r.method == "GET") >= 2);
     scene.sfu.http.refuse();
     scene.sfu.leave(&scene.alias, &scene.identity);
     scene.sfu.forget_rooms();
     let before = scene.sfu.creations_of(&scene.alias);
     scene.sfu.http.listen_again();
     let back = Instant::now();
-    wait_until("the room to be created again", SOON, || {
+    wait_until("the room to be created again", TIMEOUT, || {
         scene.sfu.creations_of(&scene.alias) > before
     });
     assert!(back.elapsed() < seconds(2), "{:?}", back.elapsed());
@@ -705,7 +705,7 @@ fn a_restarted_sfu_gets_its_room_back_and_nobody_is_reported() {
     let session = scene.join();
     scene.stays_until(Instant::now() + seconds(5), delay);
     scene.leave(&session, "CLIENT_INITIATED");
-    scene.wait_sent(SOON);
+    scene.wait_sent(TIMEOUT);
 }
 
 #[test]
@@ -718,7 +718,7 @@ fn at_the_end_connected_events_run_anew_and_a_due_leave_is_sent() {
     assert_eq!(scene.service.post("/delegate_delayed_leave", &stays).status, 200);
     let bob = identity(&scene.home.user("bob"), "DEVICE", "member1");
     let bob = scene.sfu.join(&scene.alias, &bob);
-    scene.told(&joined(&bob));
+    scene.send_webhook(&joined(&bob));
     scene.wait_restarted("bob");
     scene.leave(&session, "CLIENT_INITIATED");
     let at = Instant::now();
@@ -777,7 +777,7 @@ fn a_limited_homeserver_carries_as_many_as_it_can() {
             .join(&scene.alias, &identity(&scene.home.user(&user), "DEVICE", "member1"));
         let body = delegate_of(&scene.home, &user, &scene.room, id, 8_000);
         assert_eq!(scene.service.post("/delegate_delayed_leave", &body).status, 200);
-        scene.told(&joined(&session));
+        scene.send_webhook(&joined(&session));
     }
     let delegated = Instant::now();
     wait_until("half a minute to pass", seconds(60), || began.elapsed() > seconds(30));
@@ -802,5 +802,5 @@ fn polling_that_is_switched_off_is_warned_about() {
     scene.delegate(seconds(8));
     let session = scene.joined();
     scene.leave(&session, "CLIENT_INITIATED");
-    scene.wait_sent(SOON);
+    scene.wait_sent(TIMEOUT);
 }

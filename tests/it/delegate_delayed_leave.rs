@@ -11,7 +11,7 @@ use crate::support::client::Call;
 use crate::support::client_api::{ClientApi, UNSTABLE, VERSIONS};
 use crate::support::homeserver::{CLIENT_WELL_KNOWN, Homeserver, USERINFO};
 use crate::support::neighbour::{Neighbour, Reply, Request};
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::service::Setup;
 use crate::support::sfu::{Fault, Sfu};
 use crate::support::world::World;
@@ -195,7 +195,7 @@ fn a_token_with_a_delegation_asks_in_order() {
         assert!(n > 0 || userinfo < well_known);
         assert_eq!((world.home.asked(), world.sfu.creations()), (n + 1, n + 1));
         assert_eq!(api.calls(&id), []);
-        wait_until("the participant to be looked for", SOON, || {
+        wait_until("the participant to be looked for", TIMEOUT, || {
             world.sfu.http.count(|r| r.path.ends_with("/GetParticipant")) > n
         });
     }
@@ -212,7 +212,7 @@ fn a_room_that_cannot_be_opened_delegates_nothing() {
     scene.sfu.fail(None);
     // A job of one second would have tried to send by now.
     scene.delegate_as("later", Duration::from_millis(1_500));
-    wait_until("the later one to be sent", SOON, || scene.api.count("send", "later") == 1);
+    wait_until("the later one to be sent", TIMEOUT, || scene.api.count("send", "later") == 1);
     assert_eq!(scene.api.calls(&scene.delay_id), []);
 }
 
@@ -278,10 +278,10 @@ fn a_delay_id_reaches_no_other_path() {
             continue;
         };
         assert_eq!(answer.status, 200, "{id:?}: {}", answer.text());
-        wait_until(&format!("{id:?} to be sent"), SOON, || scene.api.count("send", raw) == 1);
+        wait_until(&format!("{id:?} to be sent"), TIMEOUT, || scene.api.count("send", raw) == 1);
         let target = format!("{UNSTABLE}{raw}/send");
         // The fake notes a request when it has decided on the answer.
-        wait_until(&format!("{target} to be noted"), SOON, || {
+        wait_until(&format!("{target} to be noted"), TIMEOUT, || {
             scene.api.http.count(|r| r.target == target) == 1
         });
     }
@@ -348,7 +348,7 @@ fn a_well_known_file_that_fails_for_a_moment_is_asked_for_again() {
     let body = delegate_of(&world.home, "alice", &unique_room(), "syd_1", HOUR);
     let request = world.service.begin(&Call::json(ROUTE, &body));
     let asked = |home: &Homeserver| home.http.count(|r| r.path == CLIENT_WELL_KNOWN);
-    wait_until("the file to be asked for", SOON, || asked(&world.home) >= 2);
+    wait_until("the file to be asked for", TIMEOUT, || asked(&world.home) >= 2);
     world
         .home
         .answer_client_well_known(Reply::json(200, &json!({"m.homeserver": {"base_url": "https://localhost:1"}})));
@@ -365,17 +365,17 @@ fn an_earlier_request_that_takes_longer_does_not_replace_a_later_one() {
     let body = delegate_of(&scene.home, "alice", &scene.room, "earlier", 20_000);
     let body = with(&body, "/openid_token/access_token", Some(json!(scene.home.token_with(slow))));
     let earlier = scene.service.begin(&Call::json(ROUTE, &body));
-    wait_until("the earlier one to be checked", SOON, || scene.home.asked() == 1);
+    wait_until("the earlier one to be checked", TIMEOUT, || scene.home.asked() == 1);
     scene.delegate(Duration::from_secs(4));
     let session = scene.joined();
     assert_eq!(earlier.join().expect("the request").expect("an answer").status, 200);
-    wait_until("its event to be cancelled", SOON, || scene.api.count("cancel", "earlier") == 1);
+    wait_until("its event to be cancelled", TIMEOUT, || scene.api.count("cancel", "earlier") == 1);
     let restarts = scene.restarts().len();
     scene.wait_restarts(restarts + 2);
     assert_eq!(scene.api.calls("earlier").len(), 1);
     assert_eq!(scene.api.count("cancel", &scene.delay_id), 0);
     scene.leave(&session, "CLIENT_INITIATED");
-    scene.wait_sent(SOON);
+    scene.wait_sent(TIMEOUT);
 }
 
 /// Only the delegation cannot be taken any more: Element Call asks again without it.
@@ -395,7 +395,7 @@ fn at_the_end_a_token_is_not_refused_for_its_delegation() {
         let body = with(&body, "/openid_token/access_token", Some(json!(world.home.token_with(slow))));
         let body = with(&with(&body, "/delay_id", Some(json!("syd_1"))), "/delay_timeout", Some(json!(HOUR)));
         let request = world.service.begin(&Call::json(path, &body));
-        wait_until("the token to be checked", SOON, || world.home.asked() == 1);
+        wait_until("the token to be checked", TIMEOUT, || world.home.asked() == 1);
         world.service.signal("TERM");
         let answer = request.join().expect("the request").expect("an answer");
         answer.assert_errcode(status, errcode);
@@ -431,7 +431,7 @@ fn a_client_server_api_with_an_address_without_end_is_not_kept() {
             .answer_client_well_known(Reply::json(200, &json!({"m.homeserver": {"base_url": base_url(bytes)}})));
         let body = delegate_of(&world.home, "alice", &unique_room(), "syd_1", HOUR);
         // A failure is believed for a moment.
-        wait_until("the file to be read", SOON, || {
+        wait_until("the file to be read", TIMEOUT, || {
             let answer = world.service.post(ROUTE, &body);
             answer.status == status
         });

@@ -14,7 +14,7 @@ use crate::support::client::Call;
 use crate::support::homeserver::Homeserver;
 use crate::support::neighbour::Reply;
 use crate::support::redis::RedisServer;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::service::{Service, Setup};
 use crate::support::sfu::{Fault, Sfu};
 use crate::support::world::World;
@@ -392,7 +392,7 @@ fn faults_of_webhooks() {
     let session = scene.sfu.join(&scene.alias, "somebody");
     assert_eq!(webhook::tell(&scene.service, &other, &webhook::joined(&session)).status, 401);
     told("a wrong key", &scene.service, "webhooks are refused", "remedy");
-    scene.told(&webhook::joined(&session));
+    scene.send_webhook(&webhook::joined(&session));
     told("back", &scene.service, "webhooks of the SFU arrive", "");
     // A client's route below another prefix.
     let scene = Scene::with(quick);
@@ -404,7 +404,7 @@ fn faults_of_webhooks() {
         "LIVEKIT_JWT_PATH_PREFIX",
     );
     let session = scene.sfu.join(&scene.alias, "somebody");
-    scene.told(&webhook::joined(&session));
+    scene.send_webhook(&webhook::joined(&session));
     assert!(!scene.service.log().contains("no webhook of the SFU"));
 }
 
@@ -442,7 +442,7 @@ fn a_homeserver_that_limits() {
         .answer(|_, _| Reply::json(429, &json!({"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 60_000})));
     scene.delegate(Duration::from_secs(6));
     let session = scene.sfu.join(&scene.alias, &scene.identity);
-    scene.told(&webhook::joined(&session));
+    scene.send_webhook(&webhook::joined(&session));
     told("a pause", &scene.service, "a homeserver asks for a pause", "rc_delayed_event_mgmt");
     told(
         "given up",
@@ -493,7 +493,7 @@ fn sighup_reads_the_keys_again() {
     service.signal("HUP");
     told("a good file", &service, "the keys were read again", "newkey");
     // The room is remembered, so that the SFU, which does not know the new key, is not asked.
-    wait_until("the new key", SOON, || issuer() == "newkey");
+    wait_until("the new key", TIMEOUT, || issuer() == "newkey");
     let session = sfu.join("room", "somebody");
     assert_eq!(
         webhook::tell(&service, &sfu, &webhook::joined(&session)).status,

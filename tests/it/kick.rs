@@ -22,7 +22,7 @@ const TOKEN_PATH: &str = "/_matrix/client/unstable/io.element.msc4195/rtc/liveki
 /// From one sweep to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Longer than anything takes here: sweeps are a second apart.
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[test]
 fn who_leaves_is_removed_and_again_with_the_old_token() {
@@ -74,7 +74,9 @@ fn many_are_asked_about_at_once_and_only_those_who_are_there_are_removed() {
     for guest in &all[8..] {
         scene.matrix.leave(&guest.user);
     }
-    wait_until("two to be removed", SOON, || !scene.is_there(&all[8]) && !scene.is_there(&all[9]));
+    wait_until("two to be removed", TIMEOUT, || {
+        !scene.is_there(&all[8]) && !scene.is_there(&all[9])
+    });
     scene.sweeps(2);
     assert_eq!(scene.matrix.count("/is_joined"), asked, "one question for all");
     for guest in &all {
@@ -101,7 +103,7 @@ fn who_cannot_be_asked_about_keeps_nobody_from_being_removed() {
         scene.matrix.fail_about(&odd.user, invalid);
         scene.matrix.leave(&banned.user);
         let banned_at = Instant::now();
-        wait_until("the banned user to be gone", SOON, || !scene.is_there(&banned));
+        wait_until("the banned user to be gone", TIMEOUT, || !scene.is_there(&banned));
         let took = scene.removals(&banned)[0] - banned_at;
         eprintln!("{} people: banned user out after {took:?}", people + 2);
         assert!(took < INTERVAL + Duration::from_secs(2), "{took:?}");
@@ -118,7 +120,7 @@ fn a_token_that_nobody_uses_costs_no_question() {
     let asked = scene.matrix.count("");
     scene.tell(&webhook::joined(&session));
     let begun = Instant::now();
-    wait_until("ten questions", SOON, || scene.matrix.count("") >= asked + 10);
+    wait_until("ten questions", TIMEOUT, || scene.matrix.count("") >= asked + 10);
     // One a sweep and none for the eleven others, or the list.
     assert!(begun.elapsed() > Duration::from_secs(8), "{:?}", begun.elapsed());
     assert_eq!(scene.matrix.count("/joined_members"), 0);
@@ -127,7 +129,7 @@ fn a_token_that_nobody_uses_costs_no_question() {
         scene.tell(&webhook::joined(&session));
     }
     let asked = scene.matrix.count("/is_joined");
-    wait_until("the lists", SOON, || scene.matrix.count("/joined_members") >= 3);
+    wait_until("the lists", TIMEOUT, || scene.matrix.count("/joined_members") >= 3);
     assert!(scene.matrix.count("/is_joined") <= asked + 3, "a join costs one question at most");
 }
 
@@ -160,7 +162,7 @@ fn a_homeserver_that_asks_for_a_pause_gets_it() {
     scene.matrix.fail(Some(Reply::json(429, &limited)));
     scene.matrix.leave(&alice.user);
     let asked = scene.matrix.count("");
-    wait_until("a 429", SOON, || scene.matrix.count("") > asked);
+    wait_until("a 429", TIMEOUT, || scene.matrix.count("") > asked);
     let limited_at = Instant::now();
     scene.matrix.fail(None);
     scene.wait_removed(&alice, 1);
@@ -243,7 +245,7 @@ fn without_a_clear_answer(people: usize) {
     scene.matrix.leave(&guests[0].user);
     scene.sweeps(0);
     let mark = scene.matrix.count("");
-    wait_until("the next question", SOON, || scene.matrix.count("") > mark);
+    wait_until("the next question", TIMEOUT, || scene.matrix.count("") > mark);
     assert!(scene.removals(&guests[0]).is_empty());
     scene.matrix.fail(None);
     scene.wait_removed(&guests[0], 1);
@@ -289,14 +291,14 @@ fn a_removal_that_fails_is_tried_again() {
     scene.join(&alice);
     scene.sfu.fail(Some(crate::support::sfu::Fault::ProxyPage(503)));
     scene.matrix.leave(&alice.user);
-    wait_until("some tries", SOON, || scene.removals(&alice).len() >= 3);
+    wait_until("some tries", TIMEOUT, || scene.removals(&alice).len() >= 3);
     // A page, whatever its status, is no yes and no no.
     scene.sfu.fail(Some(crate::support::sfu::Fault::ProxyPage(200)));
-    wait_until("more tries", SOON, || scene.removals(&alice).len() >= 5);
+    wait_until("more tries", TIMEOUT, || scene.removals(&alice).len() >= 5);
     assert!(scene.is_there(&alice));
     scene.service.wait_log(&["warn", "the SFU does not remove", "remedy="]);
     scene.sfu.fail(None);
-    wait_until("alice to be gone", SOON, || !scene.is_there(&alice));
+    wait_until("alice to be gone", TIMEOUT, || !scene.is_there(&alice));
 }
 
 #[test]
@@ -308,7 +310,7 @@ fn an_interval_of_zero_is_off() {
     scene.matrix.leave(&alice.user);
     scene.tell(&webhook::joined(&session));
     let end = Instant::now() + Duration::from_secs(4);
-    wait_until("the time of some sweeps to pass", SOON, || {
+    wait_until("the time of some sweeps to pass", TIMEOUT, || {
         assert_eq!(scene.matrix.count(""), asked);
         assert!(scene.removals(&alice).is_empty());
         Instant::now() >= end
@@ -418,7 +420,7 @@ fn survives(store: impl Fn(Setup) -> Setup) {
     scene.matrix.leave(&bob.user);
     scene.wait_removed(&bob, 1);
     scene.service.signal("TERM");
-    assert!(scene.service.wait_exit(SOON).success());
+    assert!(scene.service.wait_exit(TIMEOUT).success());
     scene.matrix.leave(&alice.user);
     scene.join(&bob);
     let before = scene.removals(&bob).len();
@@ -528,7 +530,7 @@ impl Scene {
 
     #[track_caller]
     fn wait_removed(&self, guest: &Guest, times: usize) {
-        wait_until(&format!("{} to be removed", guest.user), SOON, || {
+        wait_until(&format!("{} to be removed", guest.user), TIMEOUT, || {
             !self.is_there(guest) && self.removals(guest).len() >= times
         });
     }
@@ -537,7 +539,7 @@ impl Scene {
     #[track_caller]
     fn sweeps(&self, count: usize) {
         let before = self.matrix.count("");
-        wait_until("sweeps", SOON, || self.matrix.count("") > before + count);
+        wait_until("sweeps", TIMEOUT, || self.matrix.count("") > before + count);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::support::bodies::{self, with};
 use crate::support::client::Call;
 use crate::support::homeserver::Homeserver;
 use crate::support::neighbour::Reply;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::service::{Service, Setup};
 use crate::support::sfu::Fault;
 use crate::support::world::World;
@@ -240,7 +240,7 @@ fn a_reader_of_the_log_that_hangs_stops_nothing() {
             assert_eq!(scene.service.post("/delegate_delayed_leave", &body).status, 200);
             let identity = hashes::identity(&scene.home.user(&user), "DEVICE", "member1");
             let session = scene.sfu.join(&scene.alias, &identity);
-            scene.told(&webhook::joined(&session));
+            scene.send_webhook(&webhook::joined(&session));
             (id, session)
         })
         .collect();
@@ -254,7 +254,7 @@ fn a_reader_of_the_log_that_hangs_stops_nothing() {
     }
     let grown = scene.service.rss_kib().saturating_sub(before);
     let mut slowest = Duration::ZERO;
-    wait_until("three delays to pass", delay * 3 + SOON, || {
+    wait_until("three delays to pass", delay * 3 + TIMEOUT, || {
         let asked = Instant::now();
         assert_eq!(scene.service.get("/healthz").status, 200);
         slowest = slowest.max(asked.elapsed());
@@ -273,11 +273,11 @@ fn a_reader_of_the_log_that_hangs_stops_nothing() {
     }
     let (id, session) = &people[7];
     scene.sfu.leave(&scene.alias, &session.identity);
-    scene.told(&webhook::left(session, "CLIENT_INITIATED"));
-    wait_until("the leave", SOON, || scene.api.count("send", id) == 1);
+    scene.send_webhook(&webhook::left(session, "CLIENT_INITIATED"));
+    wait_until("the leave", TIMEOUT, || scene.api.count("send", id) == 1);
     // The reader comes back.
     scene.service.read_log();
-    wait_until("a line that finds room", SOON, || {
+    wait_until("a line that finds room", TIMEOUT, || {
         assert_eq!(scene.service.get("/after").status, 404);
         scene.service.log().contains("path=\"/after\"")
     });
@@ -302,7 +302,7 @@ fn a_reader_of_the_log_that_hangs_does_not_hold_up_the_end() {
     world.service.flood(&calls, 50);
     let began = Instant::now();
     world.service.signal("TERM");
-    wait_until("the end", SOON, || world.service.exit_status().is_some());
+    wait_until("the end", TIMEOUT, || world.service.exit_status().is_some());
     assert!(world.service.exit_status().is_some_and(|status| status.success()));
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
@@ -314,7 +314,7 @@ fn everything_is_in_the_log_at_the_end() {
     let calls: Vec<_> = (0..500).map(|n| Call::new("GET", &format!("/last-{n}-words"))).collect();
     world.service.flood(&calls, 50);
     world.service.signal("TERM");
-    assert!(world.service.wait_exit(SOON).success());
+    assert!(world.service.wait_exit(TIMEOUT).success());
     let log = world.service.log();
     for n in 0..500 {
         assert!(log.contains(&format!("path=\"/last-{n}-words\"")), "{n}");

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::bodies::delegate_of;
 use crate::support::hashes::{self, SLOT};
 use crate::support::jwt::Jwt;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::sfu::Session;
 use crate::support::{lateness, unique_room, wait_until, webhook};
 
@@ -76,7 +76,7 @@ fn number(value: &Value) -> i64 {
 
 impl Recorded {
     /// Who is in it, and in which room.
-    fn seat(&self) -> Option<(String, String)> {
+    fn participant(&self) -> Option<(String, String)> {
         let row = self.rows.iter().find(|row| row.event["event"] == "participant_joined")?;
         let text = |pointer| row.event.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         Some((text("/room/name")?, text("/participant/identity")?))
@@ -110,7 +110,7 @@ fn short_scenes_end_in_one_leave_at_the_right_time() {
             let Some(left) = recorded.last_left().filter(|left| left.told <= SHORT_MS) else {
                 continue;
             };
-            if recorded.seat().is_some() {
+            if recorded.participant().is_some() {
                 played.push(recorded.name.as_str());
                 let scene = &scene;
                 threads.spawn(move || play(scene, n, recorded, left));
@@ -130,7 +130,7 @@ fn play(scene: &Scene, n: usize, recorded: &Recorded, left: &Row) {
     let body = delegate_of(&scene.home, &user, &room, &id, DELAY_MS);
     assert_eq!(scene.service.post("/delegate_delayed_leave", &body).status, 200);
 
-    let seat = recorded.seat().expect("somebody");
+    let participant = recorded.participant().expect("somebody");
     // When the scene began on its SFU's clock, as the tokens' whole seconds tell it. What was told again has the token of
     // the first time. Ours begins at the same fraction of a second, so that the seconds are cut where they were.
     let millis = |row: &Row| row.iat * 1000 - i64::try_from(row.told).expect("milliseconds");
@@ -147,7 +147,7 @@ fn play(scene: &Scene, n: usize, recorded: &Recorded, left: &Row) {
     steps.sort_by_key(|&(at, is_told, _)| (at, is_told));
     let mut left_told = began;
     for (at, is_told, row) in steps {
-        let event = ours(&row.event, &seat, (&alias, &identity), shift);
+        let event = ours(&row.event, &participant, (&alias, &identity), shift);
         std::thread::sleep((began + Duration::from_millis(at)).saturating_duration_since(Instant::now()));
         if !is_told {
             happens(scene, &event, &alias);
@@ -159,7 +159,7 @@ fn play(scene: &Scene, n: usize, recorded: &Recorded, left: &Row) {
                 if std::ptr::eq(row, left) {
                     left_told = Instant::now();
                 }
-                scene.told(&event);
+                scene.send_webhook(&event);
             }
             401 => {
                 let forged = Jwt::sign(&webhook::claims(&scene.sfu, text.as_bytes()), "another secret");
@@ -173,7 +173,7 @@ fn play(scene: &Scene, n: usize, recorded: &Recorded, left: &Row) {
     if left.answered != 200 {
         return;
     }
-    wait_until(&format!("{name}: the leave"), SOON, || scene.api.count("send", &id) >= 1);
+    wait_until(&format!("{name}: the leave"), TIMEOUT, || scene.api.count("send", &id) >= 1);
     let sent = scene.api.times("send", &id)[0];
     // Where the SFU could not tell for seconds, the service may have found it out by asking.
     assert!(

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use crate::support::bodies::{self, with};
 use crate::support::client::{Answer, Call, Connection, call};
 use crate::support::neighbour::Reply;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::service::{Setup, free_address};
 use crate::support::sfu::Fault;
 use crate::support::world::World;
@@ -160,7 +160,7 @@ fn a_client_that_gave_up_leaves_what_it_waited_for() {
     let ask = Call::json("/get_token", &bodies::get_token_of(&world.home, "alice", &unique_room())).header("X-Request-Id", "gone");
     let mut connection = world.service.connect();
     connection.send(&ask.bytes(world.service.address()));
-    wait_until("two tries", SOON, || world.sfu.creations() >= 2);
+    wait_until("two tries", TIMEOUT, || world.sfu.creations() >= 2);
     drop(connection);
     let line = line_of(&world, "gone");
     assert_eq!(line["outcome"], "client_gone", "{line}");
@@ -304,7 +304,7 @@ fn people_are_hashed_or_left_out() {
             &with(&good, "/member/claimed_user_id", Some(json!(scene.home.user("eve")))),
         );
         scene.leave(&session, "CLIENT_INITIATED");
-        scene.wait_sent(SOON);
+        scene.wait_sent(TIMEOUT);
         scene.service.wait_log(&["delegated leave is over"]);
         let log = scene.service.log();
         let names = [
@@ -394,11 +394,13 @@ fn metrics_move() {
     scene.wait_restarts(1);
     assert!(sample(&text(), "lk_jwt_jobs{state=\"watched\"}") > 0.5);
     scene.api.answer(|_, _| Reply::json(429, &json!({"errcode": "M_LIMIT_EXCEEDED"})));
-    wait_until("a 429", SOON, || sample(&text(), "lk_jwt_homeserver_rate_limited_total") > 0.5);
+    wait_until("a 429", TIMEOUT, || sample(&text(), "lk_jwt_homeserver_rate_limited_total") > 0.5);
     scene.api.answer(|_, _| client_api::done());
     scene.leave(&session, "CLIENT_INITIATED");
-    scene.wait_sent(SOON);
-    wait_until("the end", SOON, || sample(&text(), "lk_jwt_job_ends_total{reason=\"sent\"}") > 0.5);
+    scene.wait_sent(TIMEOUT);
+    wait_until("the end", TIMEOUT, || {
+        sample(&text(), "lk_jwt_job_ends_total{reason=\"sent\"}") > 0.5
+    });
     let after = text();
     for name in [
         "lk_jwt_requests_total{route=\"get_token\",outcome=\"ok\"}",
@@ -572,12 +574,12 @@ fn the_sfu_goes_and_comes_back_in_two_lines() {
     let (first, second) = (ask(), ask());
     assert_eq!((first.status, second.status), (500, 500));
     world.service.wait_log(&["WARN", "the SFU cannot be used", "remedy"]);
-    wait_until("the metric", SOON, || {
+    wait_until("the metric", TIMEOUT, || {
         metrics_of(&world).contains("lk_jwt_neighbour_up{neighbour=\"sfu\"} 0")
     });
     world.sfu.fail(None);
     // Nobody asks for anything: the check that is repeated finds it.
-    wait_until("it to be back", SOON, || {
+    wait_until("it to be back", TIMEOUT, || {
         world.service.log().contains("the SFU answers again, after ")
     });
     let log = world.service.log();

@@ -15,7 +15,7 @@ use crate::support::client::{Answer, Call};
 use crate::support::dns::{Dns, Kind, Say};
 use crate::support::homeserver::Homeserver;
 use crate::support::neighbour::{Greeting, Neighbour, Reply};
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::service::{Service, Setup};
 use crate::support::sfu::{Fault, Sfu};
 use crate::support::world::World;
@@ -120,7 +120,7 @@ fn an_sfu_that_is_being_replaced_is_left_for_the_new_one() {
     dns.address(&name, &[new.address().ip()]);
     let moved = Instant::now();
     let is_asked = |what: &str| new.count(|r| r.path.ends_with(what)) > 0;
-    wait_until("the watch to follow", SOON, || is_asked("/") && is_asked("/GetParticipant"));
+    wait_until("the watch to follow", TIMEOUT, || is_asked("/") && is_asked("/GetParticipant"));
     eprintln!("replaced: followed after {:.1?}", moved.elapsed());
     let before = creations(&scene.sfu.http);
     finish(begin(&scene.service, &scene.home), "replaced", AT_ONCE);
@@ -153,7 +153,7 @@ fn a_dead_address_among_several_is_passed_over() {
     finish(begin(&scene.service, &scene.home), "a dead address among several", AT_ONCE);
     scene.delegate(DELAY);
     scene.join();
-    wait_until("the watch", SOON, || scene.sfu.http.count(|r| r.method == "GET") >= 3);
+    wait_until("the watch", TIMEOUT, || scene.sfu.http.count(|r| r.method == "GET") >= 3);
     scene.stays_until(Instant::now() + Duration::from_secs(4), DELAY);
 }
 
@@ -185,10 +185,10 @@ fn an_sfu_that_is_away_costs_one_question_a_second() {
     let (before, began) = (dns.asked(&name, Kind::A), Instant::now());
     scene.sfu.http.refuse();
     let requests: Vec<_> = (0..20).map(|_| begin(&scene.service, &scene.home)).collect();
-    wait_until("some seconds to pass", SOON, || began.elapsed() > Duration::from_secs(5));
+    wait_until("some seconds to pass", TIMEOUT, || began.elapsed() > Duration::from_secs(5));
     let (asked, elapsed) = (dns.asked(&name, Kind::A) - before, began.elapsed());
     scene.sfu.http.listen_again();
-    requests.into_iter().for_each(|request| finish(request, "one of many", SOON));
+    requests.into_iter().for_each(|request| finish(request, "one of many", TIMEOUT));
     assert!(
         (3..=2 + elapsed.as_secs() as usize).contains(&asked),
         "{asked} questions in {elapsed:?}"
@@ -205,7 +205,7 @@ fn nothing_is_lost_while_dns_is_away_and_connections_are_cut() {
         dns.script(&name, kind, [Say::Silence]);
     }
     let away = Instant::now();
-    wait_until("what DNS said to be old", SOON, || away.elapsed() > Duration::from_secs(2));
+    wait_until("what DNS said to be old", TIMEOUT, || away.elapsed() > Duration::from_secs(2));
     scene.sfu.http.refuse();
     scene.sfu.http.listen_again();
     finish(begin(&scene.service, &scene.home), "without DNS", AT_ONCE);
@@ -213,7 +213,7 @@ fn nothing_is_lost_while_dns_is_away_and_connections_are_cut() {
     finish(begin(&scene.service, &scene.home), "without DNS", AT_ONCE);
     // Nobody tells: it is found out by asking.
     scene.sfu.leave(&scene.alias, &scene.identity);
-    scene.wait_sent(SOON);
+    scene.wait_sent(TIMEOUT);
 }
 
 /// A container that starts later than this one has no name at first.
@@ -226,7 +226,7 @@ fn a_name_that_comes_into_being_is_found_by_the_request_that_waits() {
         setup
     });
     let waiting = begin(&world.service, &world.home);
-    wait_until("the name to be asked for in vain", SOON, || dns.asked(&name, Kind::A) >= 2);
+    wait_until("the name to be asked for in vain", TIMEOUT, || dns.asked(&name, Kind::A) >= 2);
     dns.address(&name, &[world.sfu.http.address().ip()]);
     finish(waiting, "a new name", AT_ONCE);
 }
@@ -236,7 +236,7 @@ fn watched(name: &str, dns: &Dns) -> Scene {
     let scene = Scene::with(|setup| setup.env("LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "1").sfu_named(name, dns));
     scene.delegate(DELAY);
     scene.joined();
-    wait_until("the watch to begin", SOON, || scene.sfu.http.count(|r| r.method == "GET") >= 2);
+    wait_until("the watch to begin", TIMEOUT, || scene.sfu.http.count(|r| r.method == "GET") >= 2);
     scene
 }
 
@@ -262,14 +262,14 @@ fn leaves_follow_an_sfu_that_moves_with_its_people() {
         leave(&scene.sfu);
         dns.address(&name, &[new.address().ip()]);
         let moved = Instant::now();
-        wait_until(&format!("the watch to follow: {what}"), SOON, || {
+        wait_until(&format!("the watch to follow: {what}"), TIMEOUT, || {
             new.count(|r| r.method == "GET") > 0 && new.count(|r| r.path.ends_with("/GetParticipant")) > 0
         });
         eprintln!("{what}: followed after {:.1?}", moved.elapsed());
         scene.stays_until(moved + Duration::from_secs(6), DELAY);
         // Nobody tells: it is found out by asking.
         scene.sfu.leave(&scene.alias, &scene.identity);
-        scene.wait_sent(SOON);
+        scene.wait_sent(TIMEOUT);
     });
 }
 
@@ -285,13 +285,13 @@ fn an_sfu_that_was_made_anew_elsewhere_gets_its_room_back_and_nobody_is_reported
         leave(&scene.sfu);
         dns.address(&name, &[new.address().ip()]);
         let moved = Instant::now();
-        wait_until(&format!("the room to be created again: {what}"), SOON, || creations(&new) > 0);
+        wait_until(&format!("the room to be created again: {what}"), TIMEOUT, || creations(&new) > 0);
         eprintln!("{what}: created again after {:.1?}", moved.elapsed());
         scene.stays_until(moved + Duration::from_secs(8), DELAY);
         let session = scene.join();
         scene.stays_until(Instant::now() + Duration::from_secs(5), DELAY);
         scene.leave(&session, "CLIENT_INITIATED");
-        scene.wait_sent(SOON);
+        scene.wait_sent(TIMEOUT);
     });
 }
 
@@ -315,7 +315,7 @@ fn the_watch_goes_through_the_forward_proxy() {
     });
     scene.delegate(DELAY);
     scene.joined();
-    wait_until("the watch", SOON, || proxy.count(|r| r.method == "GET") >= 3);
+    wait_until("the watch", TIMEOUT, || proxy.count(|r| r.method == "GET") >= 3);
     for request in proxy.requests() {
         assert!(request.target.starts_with(&format!("http://{name}:7880/")), "{}", request.target);
         assert_eq!(request.header("host"), Some(format!("{name}:7880").as_str()));
@@ -338,7 +338,7 @@ fn the_watch_goes_through_the_forward_proxy() {
     });
     scene.delegate(DELAY);
     scene.joined();
-    wait_until("the watch", SOON, || scene.sfu.http.count(|r| r.method == "GET") >= 3);
+    wait_until("the watch", TIMEOUT, || scene.sfu.http.count(|r| r.method == "GET") >= 3);
     assert_eq!(
         proxy.seen().len(),
         scene.sfu.http.connections().len(),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::client::Call;
 use crate::support::jwt::Jwt;
 use crate::support::neighbour::{Greeting, Neighbour, Reply};
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::webhook::{self, claims, event, joined, left, signed, with_token};
 use crate::support::{Shared, unique, unique_loopback, wait_until};
 
@@ -280,7 +280,7 @@ fn while_it_stops_the_sfu_is_asked_to_come_back() {
     // The last restart hangs, so the service is still there.
     scene.api.answer(|_, _| Reply::Hang);
     scene.service.signal("TERM");
-    wait_until("the last restart", SOON, || scene.restarts().len() >= 2);
+    wait_until("the last restart", TIMEOUT, || scene.restarts().len() >= 2);
     stream.write_all(body.as_bytes()).expect("sent");
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).expect("an answer while stopping");
@@ -311,7 +311,7 @@ fn while_jobs_are_restored_the_sfu_is_asked_to_come_back() {
     assert_eq!(scene.tell(&joined(&session)).status, 200);
     scene.wait_restarts(2);
     scene.leave(&session, "CLIENT_INITIATED");
-    scene.wait_sent(SOON);
+    scene.wait_sent(TIMEOUT);
 }
 
 #[test]
@@ -321,7 +321,7 @@ fn repeated_late_and_disordered_events_do_no_harm() {
     scene.delegate(delay);
     let first = scene.sfu.join(&scene.alias, &scene.identity);
     let (first_joined, first_left) = (joined(&first), left(&first, "CLIENT_INITIATED"));
-    scene.told(&first_joined);
+    scene.send_webhook(&first_joined);
     scene.wait_restarts(1);
     // It comes back; the events of the first stay are repeated and come in the wrong order.
     let second = scene.sfu.join(&scene.alias, &scene.identity);
@@ -333,22 +333,22 @@ fn repeated_late_and_disordered_events_do_no_harm() {
         &first_joined,
         &first_left,
     ] {
-        scene.told(event);
+        scene.send_webhook(event);
     }
     let mut stranger = second.clone();
     stranger.sid = "PA_stranger".into();
-    scene.told(&event("track_published", &stranger, None));
+    scene.send_webhook(&event("track_published", &stranger, None));
     let mut elsewhere = second.clone();
     elsewhere.room = "another".into();
-    scene.told(&left(&elsewhere, "CLIENT_INITIATED"));
+    scene.send_webhook(&left(&elsewhere, "CLIENT_INITIATED"));
     scene.stays_until(Instant::now() + Duration::from_secs(6), delay);
     let at = scene.leave(&second, "CLIENT_INITIATED");
-    let sent = scene.wait_sent(SOON);
+    let sent = scene.wait_sent(TIMEOUT);
     assert!(sent - at > Duration::from_millis(1_000), "believed at once");
     // After the end nothing begins again.
     for event in [&first_joined, &first_left, &joined(&second), &left(&second, "CLIENT_INITIATED")] {
-        scene.told(event);
+        scene.send_webhook(event);
     }
-    scene.wait_over(SOON);
+    scene.wait_over(TIMEOUT);
     assert_eq!(scene.sends().len(), 1);
 }

@@ -28,11 +28,11 @@ use crate::support::redis::RedisServer;
 use crate::support::scene::Scene;
 use crate::support::{nothing_may_be_left_out, secrets, unique, unique_loopback, wait_until};
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the reply to a delegation waits for its write (decision L10).
 const WRITE: Duration = Duration::from_secs(3);
 const MANY: i64 = 10_000;
-const FEW: i64 = 300;
+const FEW_RECORDS: i64 = 300;
 /// Nothing that only takes a change in may take longer. Generous, since the machine is busy with other tests.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
@@ -68,10 +68,10 @@ fn suite(many: i64, store: impl AsyncFn() -> Store) {
         for n in 0..4 {
             queue.put(&numbered(n));
         }
-        assert!(queue.put_and_tell(&restarted(numbered(1), 5)).within(SOON).await);
+        assert!(queue.put_and_tell(&restarted(numbered(1), 5)).within(TIMEOUT).await);
         queue.remove(&numbered(2).room, &numbered(2).identity);
         queue.remove("never", "there");
-        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0);
         let expected = [numbered(0), restarted(numbered(1), 5), numbered(3)];
         let (queue, found) = start(store().await).await;
         assert_eq!(found, by_field(expected));
@@ -81,13 +81,13 @@ fn suite(many: i64, store: impl AsyncFn() -> Store) {
             queue.put(&restarted(numbered(0), n));
             queue.remove(&numbered(1).room, &numbered(1).identity);
             if n % 50 == 0 {
-                assert!(queue.put_and_tell(&restarted(numbered(1), n)).within(SOON).await);
+                assert!(queue.put_and_tell(&restarted(numbered(1), n)).within(TIMEOUT).await);
             }
             queue.remove(&numbered(3).room, &numbered(3).identity);
             queue.put(&restarted(numbered(3), n));
         }
         queue.remove(&numbered(1).room, &numbered(1).identity);
-        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0);
         let (queue, found) = start(store().await).await;
         assert_eq!(found, by_field([restarted(numbered(0), 499), restarted(numbered(3), 499)]));
 
@@ -95,7 +95,7 @@ fn suite(many: i64, store: impl AsyncFn() -> Store) {
         for n in 0..many {
             queue.put(&numbered(n));
         }
-        assert_eq!(queue.stop(began + SOON).await, 0);
+        assert_eq!(queue.stop(began + TIMEOUT).await, 0);
         eprintln!("{many} records stored within {:?}", began.elapsed());
         let began = Instant::now();
         let (queue, found) = start(store().await).await;
@@ -104,8 +104,8 @@ fn suite(many: i64, store: impl AsyncFn() -> Store) {
         for n in 0..many {
             queue.remove(&numbered(n).room, &numbered(n).identity);
         }
-        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
-        start_empty(store().await).await.stop(Instant::now() + SOON).await;
+        assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0);
+        start_empty(store().await).await.stop(Instant::now() + TIMEOUT).await;
     });
 }
 
@@ -114,8 +114,8 @@ fn redis_may_be_away_for_a_while() {
     let Some(mut server) = RedisServer::start(&[]) else { return };
     on_one_thread(async {
         let queue = start_empty(redis(&format!("redis://{}", server.address()))).await;
-        assert!(queue.put_and_tell(&numbered(0)).within(SOON).await);
-        assert!(queue.put_and_tell(&numbered(1)).within(SOON).await);
+        assert!(queue.put_and_tell(&numbered(0)).within(TIMEOUT).await);
+        assert!(queue.put_and_tell(&numbered(1)).within(TIMEOUT).await);
 
         server.kill();
         let began = Instant::now();
@@ -132,8 +132,8 @@ fn redis_may_be_away_for_a_while() {
         assert_eq!(queue.waiting(), 1001, "of each job the latest only");
 
         server.start_again();
-        assert!(early.within(SOON).await, "those who still wait are told");
-        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        assert!(early.within(TIMEOUT).await, "those who still wait are told");
+        assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0);
         let mut expected: Vec<_> = (2..1000).map(|n| restarted(numbered(n), n)).collect();
         expected.extend([restarted(numbered(0), 999), numbered(2000)]);
         let (_, found) = start(redis(&format!("redis://{}", server.address()))).await;
@@ -170,12 +170,12 @@ fn redis_may_move() {
         let delay = Duration::from_secs(3600);
         let jobs = |server: &RedisServer| server.ask(&["HLEN", "lk-jwt:jobs"]);
         scene.delegate(delay);
-        wait_until("the first job to be stored", SOON, || jobs(&old) == ":1\r\n");
+        wait_until("the first job to be stored", TIMEOUT, || jobs(&old) == ":1\r\n");
         leave(&mut old);
         dns.address(&name, &[new.address().ip()]);
         let moved = Instant::now();
         scene.delegate_as("another", delay);
-        wait_until(&format!("the second job to be stored elsewhere: {what}"), SOON, || {
+        wait_until(&format!("the second job to be stored elsewhere: {what}"), TIMEOUT, || {
             jobs(&new) == ":1\r\n"
         });
         eprintln!("{what}: stored elsewhere after {:.1?}", moved.elapsed());
@@ -187,7 +187,7 @@ fn redis_may_move() {
 fn somebody_else(old: &mut RedisServer, says: &'static [u8]) {
     old.kill();
     let mut listener = TcpListener::bind(old.address());
-    wait_until("the port to be free", SOON, || {
+    wait_until("the port to be free", TIMEOUT, || {
         listener = TcpListener::bind(old.address());
         listener.is_ok()
     });
@@ -204,7 +204,7 @@ fn redis_may_be_frozen_and_old_writes_do_not_come_back() {
     let Some(server) = RedisServer::start(&[]) else { return };
     on_one_thread(async {
         let queue = start_empty(redis(&format!("redis://{}", server.address()))).await;
-        assert!(queue.put_and_tell(&numbered(0)).within(SOON).await);
+        assert!(queue.put_and_tell(&numbered(0)).within(TIMEOUT).await);
         server.freeze();
         let began = Instant::now();
         // This is sent, and is carried out after the thaw.
@@ -218,8 +218,8 @@ fn redis_may_be_frozen_and_old_writes_do_not_come_back() {
         }
         queue.remove(&numbered(1).room, &numbered(1).identity);
         server.thaw();
-        assert!(stuck.within(SOON).await);
-        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        assert!(stuck.within(TIMEOUT).await);
+        assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0);
         sleep(Duration::from_millis(300)).await;
         let (_, found) = start(redis(&format!("redis://{}", server.address()))).await;
         assert_eq!(found, by_field([restarted(numbered(0), 49)]));
@@ -246,7 +246,7 @@ fn what_changed_before_redis_could_be_read_is_not_overwritten_by_what_it_remembe
         let (found, seen) = reading(&mut restored).await;
         assert_eq!(found, by_field([numbered(2)]));
         assert!(seen.is_some(), "the store was away");
-        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0);
         let (_, found) = start(redis(&format!("redis://{}", server.address()))).await;
         assert_eq!(found, by_field([restarted(numbered(0), 7), numbered(2)]));
     });
@@ -275,7 +275,7 @@ fn redis_may_refuse_everything_but_four_commands() {
     let user: Vec<&str> = std::iter::once("--user").chain(user.split(' ').skip(1)).collect();
     let Some(server) = RedisServer::start(&user) else { return };
     let url = format!("redis://{}", server.address());
-    suite(FEW, async || redis_as(&url, 0, Some("jobs"), Some(&password)));
+    suite(FEW_RECORDS, async || redis_as(&url, 0, Some("jobs"), Some(&password)));
     on_one_thread(async {
         // The same user has no other database, and no other password.
         for (database, password, remedy) in [
@@ -295,7 +295,7 @@ fn redis_may_not_know_what_other_clients_begin_with() {
     let options: Vec<&str> = gone.iter().flat_map(|command| ["--rename-command", command, ""]).collect();
     let Some(server) = RedisServer::start(&options) else { return };
     let url = format!("redis://{}", server.address());
-    suite(FEW, async || redis(&url));
+    suite(FEW_RECORDS, async || redis(&url));
     on_one_thread(async {
         // A server that does not know AUTH repeats the password.
         let error = redis_as(&url, 0, None, Some("sfusecretNEVERLOGrepeated")).ping().await.unwrap_err();
@@ -313,10 +313,10 @@ fn redis_may_want_a_password_and_hold_the_jobs_in_another_database() {
     };
     let server = server.with_login(&["AUTH", &password]);
     let url = format!("redis://{}", server.address());
-    suite(FEW, async || redis_as(&url, 5, None, Some(&password)));
+    suite(FEW_RECORDS, async || redis_as(&url, 5, None, Some(&password)));
     on_one_thread(async {
         let other = start_empty(redis_as(&url, 5, None, Some(&password))).await;
-        assert!(other.put_and_tell(&numbered(1)).within(SOON).await);
+        assert!(other.put_and_tell(&numbered(1)).within(TIMEOUT).await);
         start_empty(redis_as(&url, 0, None, Some(&password))).await;
         let error = redis(&url).ping().await.unwrap_err();
         assert!(error.remedy().contains("set LIVEKIT_REDIS_PASSWORD"), "{error}");
@@ -344,7 +344,7 @@ fn redis_says_why_it_refuses() {
         let queue = start_empty(redis(&url)).await;
         assert!(!queue.put_and_tell(&numbered(1)).within(AT_ONCE).await);
         server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
-        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0);
         let (_, found) = start(redis(&url)).await;
         assert_eq!(found, by_field([numbered(1)]));
     });
@@ -353,9 +353,9 @@ fn redis_says_why_it_refuses() {
 #[test]
 fn redis_behind_a_unix_socket_and_behind_tls() {
     let Some(server) = RedisServer::start(&[]) else { return };
-    suite(FEW, async || redis(&format!("unix://{}", server.socket().display())));
+    suite(FEW_RECORDS, async || redis(&format!("unix://{}", server.socket().display())));
     let encrypted = tls_in_front_of(server.address(), Ca::untrusted());
-    suite(FEW, async || redis(&format!("rediss://{encrypted}?skip_verify=true")));
+    suite(FEW_RECORDS, async || redis(&format!("rediss://{encrypted}?skip_verify=true")));
     on_one_thread(async {
         // This process trusts the system's authorities, and not that of the tests.
         let error = redis(&format!("rediss://{encrypted}")).ping().await.unwrap_err();
@@ -377,7 +377,7 @@ fn rediss_needs_a_certificate_that_verifies() {
     for (authority, verifies) in [(Ca::trusted(), true), (Ca::untrusted(), false)] {
         let url = format!("rediss://{}", tls_in_front_of(server.address(), authority));
         let scene = Scene::with(|setup| setup.env("LIVEKIT_REDIS_URL", &url));
-        scene.delegate(SOON);
+        scene.delegate(TIMEOUT);
         let script = r"return table.concat(redis.call('HVALS', KEYS[1]))";
         let stored = server.ask(&["EVAL", script, "1", "lk-jwt:jobs"]).contains(&scene.delay_id);
         assert_eq!(stored, verifies, "{}", scene.service.log());
@@ -398,7 +398,7 @@ fn idle_connections_may_be_closed() {
         let mut times = Vec::new();
         for n in 0..5 {
             let began = Instant::now();
-            assert!(queue.put_and_tell(&numbered(n)).within(SOON).await);
+            assert!(queue.put_and_tell(&numbered(n)).within(TIMEOUT).await);
             times.push(began.elapsed());
             server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
         }
@@ -458,7 +458,7 @@ fn records_of_the_go_service_are_read_and_written_back_without_loss() {
         let identities: Vec<_> = found.values().map(|job| &*job.identity).collect();
         assert_eq!(identities, ["@<a>&:x:DEV", "@a:x:DEV"]);
         found.values().for_each(|job| queue.put(job));
-        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0);
         for (field, value) in [plain, escaped] {
             assert_eq!(server.hget(field).as_deref(), Some(value));
         }
@@ -467,7 +467,7 @@ fn records_of_the_go_service_are_read_and_written_back_without_loss() {
         let (queue, restored) = Jobs::start(redis(&format!("redis://{}", server.address())));
         drop(restored);
         found.values().for_each(|job| queue.remove(&job.room, &job.identity));
-        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0);
         assert_eq!(server.ask(&["HLEN", "lk-jwt:jobs"]), ":2\r\n");
     });
 }
@@ -518,7 +518,7 @@ fn beside_each_other(store: impl AsyncFn() -> Store) {
         tokens.put(&token("r", "i", 2));
         tokens.put(&token("r", "j", 3));
         tokens.remove("r", "j");
-        let end = Instant::now() + SOON;
+        let end = Instant::now() + TIMEOUT;
         assert_eq!((tokens.stop(end).await, jobs.stop(end).await), (0, 0));
         drop((tokens, jobs));
 
@@ -529,7 +529,7 @@ fn beside_each_other(store: impl AsyncFn() -> Store) {
         let (jobs, found) = start(opened).await;
         assert_eq!(found, by_field([job("r", "i")]));
         jobs.remove("r", "i");
-        let end = Instant::now() + SOON;
+        let end = Instant::now() + TIMEOUT;
         assert_eq!((tokens.stop(end).await, jobs.stop(end).await), (0, 0));
         drop((tokens, jobs, restored));
 
@@ -563,7 +563,7 @@ fn verified_homeservers_live_in_redis() {
         let (table, found) = homeservers(&redis(&format!("redis://{}", server.address())), NOW + 4000).await;
         assert_eq!(found.get("ahead.example"), Some(&(NOW + 4000)));
         assert!(!found.contains_key("soon.example") && !found.contains_key("old.example"));
-        table.stop(Instant::now() + SOON).await;
+        table.stop(Instant::now() + TIMEOUT).await;
     });
     for (host, there) in [("soon.example", 0), ("old.example", 0), ("ahead.example", 1), ("x.example", 1)] {
         assert_eq!(
@@ -592,7 +592,7 @@ const NOW: u64 = 1_800_000_000;
 async fn homeservers(store: &Store, now: u64) -> (VerifiedHomeservers, BTreeMap<String, u64>) {
     let (table, mut restored) = VerifiedHomeservers::start(store, now);
     let mut found = BTreeMap::new();
-    while let Some((host, at)) = timeout(SOON, restored.next()).await.expect("homeservers in time") {
+    while let Some((host, at)) = timeout(TIMEOUT, restored.next()).await.expect("homeservers in time") {
         found.insert(host, at);
     }
     (table, found)
@@ -600,7 +600,7 @@ async fn homeservers(store: &Store, now: u64) -> (VerifiedHomeservers, BTreeMap<
 
 /// Lets go of the store.
 async fn end(table: VerifiedHomeservers) {
-    table.stop(Instant::now() + SOON).await;
+    table.stop(Instant::now() + TIMEOUT).await;
 }
 
 fn verified(store: impl AsyncFn() -> Store) {
@@ -705,12 +705,12 @@ fn a_redis_that_denies_the_hash_of_homeservers_keeps_jobs_all_the_same() {
             assert_eq!(found, BTreeMap::new(), "the reading ends");
             table.remember("x.example", NOW);
             let began = Instant::now();
-            table.stop(began + SOON).await;
+            table.stop(began + TIMEOUT).await;
             assert!(began.elapsed() < AT_ONCE, "nothing is tried again");
             let jobs = start_empty(store).await;
-            assert!(jobs.put_and_tell(&job("r", "i")).within(SOON).await);
+            assert!(jobs.put_and_tell(&job("r", "i")).within(TIMEOUT).await);
             jobs.remove("r", "i");
-            assert_eq!(jobs.stop(Instant::now() + SOON).await, 0);
+            assert_eq!(jobs.stop(Instant::now() + TIMEOUT).await, 0);
         });
         drop(logging);
         let log = lines.0.lock().unwrap().clone();
@@ -744,7 +744,7 @@ fn a_file_with_jobs_alone_gets_the_second_table() {
         let (_, found) = start(opened).await;
         assert_eq!(found, by_field([job("r", "i")]));
         tokens.put(&token("r", "i", 1));
-        assert_eq!(tokens.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(tokens.stop(Instant::now() + TIMEOUT).await, 0);
     });
 }
 
@@ -752,10 +752,10 @@ fn a_file_with_jobs_alone_gets_the_second_table() {
 fn a_file_may_be_named_by_its_directory_and_is_for_its_owner_only() {
     use std::os::unix::fs::PermissionsExt as _;
     let directory = Directory::new();
-    suite(FEW, async || Store::file(&directory.0).await.expect("the file"));
+    suite(FEW_RECORDS, async || Store::file(&directory.0).await.expect("the file"));
     let file = directory.path("lk-jwt-service.redb");
     assert_eq!(std::fs::metadata(&file).expect("the file").permissions().mode() & 0o777, 0o600);
-    suite(FEW, async || Store::file(&file).await.expect("the file"));
+    suite(FEW_RECORDS, async || Store::file(&file).await.expect("the file"));
 }
 
 #[test]
@@ -807,7 +807,7 @@ fn a_file_of_others_is_a_clear_error_and_left_as_it_is_and_a_damaged_one_is_set_
             queue.put(&numbered(n));
         }
         assert!(refused_while_open(&path).await.contains("another process uses this file"));
-        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0);
     });
     let whole = std::fs::read(&path).expect("the file");
     let mut set_aside = 0;
@@ -827,7 +827,7 @@ fn a_file_of_others_is_a_clear_error_and_left_as_it_is_and_a_damaged_one_is_set_
             // It is used from then on.
             let (queue, _) = start(store).await;
             queue.put(&numbered(5000));
-            assert_eq!(queue.stop(Instant::now() + SOON).await, 0, "{from}..{to}");
+            assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0, "{from}..{to}");
             found
         });
         assert!(found <= 1001, "{from}..{to}: {found}");
@@ -858,7 +858,7 @@ fn what_a_file_has_acknowledged_survives_kill_9() {
     on_one_thread(async {
         let queue = start_empty(Store::file(&path).await.expect("the file")).await;
         for n in 0..100 {
-            assert!(queue.put_and_tell(&numbered(n)).within(SOON).await);
+            assert!(queue.put_and_tell(&numbered(n)).within(TIMEOUT).await);
         }
         // What another process would find if this one were killed now.
         let copy = directory.path("copy");
@@ -874,7 +874,7 @@ fn a_disk_may_be_full_for_a_while() {
     let path = disk.0.path("jobs");
     on_one_thread(async {
         let queue = start_empty(Store::file(&path).await.expect("the file")).await;
-        assert!(queue.put_and_tell(&numbered(0)).within(SOON).await);
+        assert!(queue.put_and_tell(&numbered(0)).within(TIMEOUT).await);
         let filler = disk.0.path("filler");
         let mut file = std::fs::File::create(&filler).expect("a file");
         while file.write_all(&[0; 4096]).is_ok() {}
@@ -892,8 +892,8 @@ fn a_disk_may_be_full_for_a_while() {
         assert!(found.values().any(|job| *job == numbered(0)));
         drop(file);
         std::fs::remove_file(filler).expect("room");
-        assert!(queue.put_and_tell(&numbered(5001)).within(SOON).await);
-        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        assert!(queue.put_and_tell(&numbered(5001)).within(TIMEOUT).await);
+        assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0);
         let (_, found) = start(Store::file(&path).await.expect("the file")).await;
         assert_eq!(found, by_field((0..=5001).map(numbered)));
     });
@@ -931,7 +931,7 @@ async fn start(store: Store) -> (Jobs, BTreeMap<String, JobRecord<'static>>) {
 async fn reading(stored: &mut StoredJobs) -> (BTreeMap<String, JobRecord<'static>>, Option<Seen>) {
     let mut found = BTreeMap::new();
     loop {
-        match timeout(SOON, stored.next()).await.expect("records in time").expect("an end") {
+        match timeout(TIMEOUT, stored.next()).await.expect("records in time").expect("an end") {
             Stored::Record(job) | Stored::Newer(job) => found.insert(job.field(), *job),
             Stored::End(seen) => return (found, seen),
         };

@@ -91,7 +91,7 @@ impl Ask {
 
 /// Room and identity.
 #[track_caller]
-fn seat(token: &str) -> (String, String) {
+fn participant(token: &str) -> (String, String) {
     let claims = Jwt::decode(token).expect("a JWT").claims;
     let text = |value: &Value| value.as_str().expect("a text").to_owned();
     (text(&claims["video"]["room"]), text(&claims["sub"]))
@@ -100,7 +100,7 @@ fn seat(token: &str) -> (String, String) {
 #[track_caller]
 fn given(answer: &Answer) -> (String, String) {
     assert_eq!(answer.status, 201, "{}", answer.text());
-    seat(&answer.field("participant_token"))
+    participant(&answer.field("participant_token"))
 }
 
 /// What an SDK's developer can set, and how each SDK writes what was not set.
@@ -509,7 +509,7 @@ fn the_participants_are_those_of_the_other_routes() {
         let ask = Ask::of(home, localpart, &room).query("device_id", Some(device));
         assert_eq!(
             given(&ask.post(service)),
-            seat(&service.post("/sfu/get", &legacy).field("jwt")),
+            participant(&service.post("/sfu/get", &legacy).field("jwt")),
             "{device}"
         );
         let mut body = bodies::get_token_of(home, localpart, &room);
@@ -518,7 +518,7 @@ fn the_participants_are_those_of_the_other_routes() {
         let ask = ask.query("member_id", Some(member)).query("slot_id", slot);
         assert_eq!(
             given(&ask.post(service)),
-            seat(&service.post("/get_token", &body).field("jwt")),
+            participant(&service.post("/get_token", &body).field("jwt")),
             "{device}"
         );
     }

@@ -17,9 +17,9 @@ use crate::world::World;
 /// Most connections or requests of one kind in the air.
 const MOST_IN_AIR: u64 = 4_000;
 /// Nobody waits longer for an answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Nobody holds a connection longer.
-const HOLD: Duration = Duration::from_secs(120);
+const HELD_FOR: Duration = Duration::from_secs(120);
 /// Spellings and names of the hanging homeservers, by kinds of a fifth each.
 const SPELLINGS: u64 = 10_000;
 
@@ -151,13 +151,13 @@ impl Attackers {
             Kind::StalledHeads if i.is_multiple_of(2) => {
                 let head =
                     format!("POST /get_token HTTP/1.1\r\nHost: {to}\r\nContent-Type: application/json\r\nContent-Length: 2000\r\n\r\n");
-                self.send(to, head.as_bytes(), HOLD).await
+                self.send(to, head.as_bytes(), HELD_FOR).await
             }
             Kind::StalledHeads => {
                 let head = format!("POST /get_token HTTP/1.1\r\nHost: {to}\r\nX-Padding: {i:060}\r\n");
-                self.send(to, head.as_bytes(), HOLD).await
+                self.send(to, head.as_bytes(), HELD_FOR).await
             }
-            Kind::Silent => self.send(to, b"", HOLD).await,
+            Kind::Silent => self.send(to, b"", HELD_FOR).await,
             // Every other one is behind a name that was verified before.
             Kind::ChunkBombs => {
                 let name = match i % 4 {
@@ -190,7 +190,7 @@ impl Attackers {
                     // Neither does the head come to its end.
                     request.truncate(request.len() - body.len() - 2);
                 }
-                self.send(to, &request, HOLD).await
+                self.send(to, &request, HELD_FOR).await
             }
         }
     }
@@ -209,11 +209,11 @@ impl Attackers {
             },
             "member": {"id": format!("j{n}"), "claimed_user_id": format!("@j{n}:{server}"), "claimed_device_id": "JUNK"},
         });
-        self.send(to, &http::post(to, "/get_token", &body.to_string()), PATIENCE).await
+        self.send(to, &http::post(to, "/get_token", &body.to_string()), TIMEOUT).await
     }
 
     /// Writes, and holds the connection until there is an answer or an end.
-    async fn send(&self, to: SocketAddr, bytes: &[u8], patience: Duration) -> End {
+    async fn send(&self, to: SocketAddr, bytes: &[u8], limit: Duration) -> End {
         let Some(mut stream) = http::connect(self.places.attacker(self.next.fetch_add(1, Relaxed)), to).await else {
             return End::NotConnected;
         };
@@ -221,7 +221,7 @@ impl Attackers {
             return End::Closed;
         }
         let mut buffer = [0; 512];
-        match timeout(patience, stream.read(&mut buffer)).await {
+        match timeout(limit, stream.read(&mut buffer)).await {
             Err(_) => End::GaveUp,
             Ok(Ok(n)) if n > 12 => {
                 let status = std::str::from_utf8(&buffer[9..12]).ok().and_then(|s| s.parse().ok());

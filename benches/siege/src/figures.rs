@@ -9,7 +9,7 @@ const SECONDS: usize = 1500;
 /// A second in which the clock was later than this counts only by what is above it.
 const FORGIVEN: Duration = Duration::from_millis(20);
 /// Most samples of a siege.
-const MOST: usize = 400_000;
+const MAX_SAMPLES: usize = 400_000;
 
 /// How late a task was that wanted to run each millisecond, at worst in each second.
 pub struct Lateness {
@@ -149,7 +149,7 @@ impl Samples {
             }
         }
         let mut all = self.all.lock().unwrap();
-        if all.len() < MOST {
+        if all.len() < MAX_SAMPLES {
             all.push(sample);
         }
     }

@@ -14,7 +14,7 @@ use crate::world::{DELAY, LEAVE_WITHIN, SECRET, World, hashed};
 
 const SLOT: &str = "m.call#ROOM";
 /// Longer than the service may hold a request.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 pub const PARTICIPANTS: u64 = 40;
 /// A fresh homeserver comes so often.
 const FRESH_EVERY: Duration = Duration::from_secs(2);
@@ -59,7 +59,7 @@ pub async fn exchange(world: &World, server: &str, class: Option<Class>) -> u16 
         body = json!({"room": room, "openid_token": body["openid_token"], "device_id": "DEVICE"});
     }
     let request = http::post(world.places.service(), path, &body.to_string());
-    let outcome = http::ask(world.places.honest(n), world.places.service(), &request, PATIENCE).await;
+    let outcome = http::ask(world.places.honest(n), world.places.service(), &request, TIMEOUT).await;
     if let Some(class) = class {
         world.samples.add(class, &outcome);
     }
@@ -118,7 +118,7 @@ impl Activity {
                 let request = format!("GET /healthz HTTP/1.1\r\nHost: {to}\r\n\r\n");
                 world
                     .samples
-                    .add(Class::Health, &http::ask(from, to, request.as_bytes(), PATIENCE).await);
+                    .add(Class::Health, &http::ask(from, to, request.as_bytes(), TIMEOUT).await);
             }
             // Of participants whose leaves are not delegated.
             Self::Webhook => {
@@ -138,7 +138,7 @@ impl Activity {
 async fn tell(world: &World, event: &Value) -> bool {
     let (from, to) = (world.places.honest(world.unique()), world.places.service());
     let request = world.webhook(&event.to_string(), SECRET);
-    let outcome = http::ask(from, to, &request, PATIENCE).await;
+    let outcome = http::ask(from, to, &request, TIMEOUT).await;
     world.samples.add(Class::Webhook, &outcome);
     outcome.status == 200
 }
@@ -170,7 +170,7 @@ async fn participant(world: Arc<World>, signals: Arc<Signals>, i: u64) {
         world.schedule(&id);
         let to = world.places.service();
         let request = http::post(to, "/delegate_delayed_leave", &body.to_string());
-        let outcome = http::ask(world.places.honest(n), to, &request, PATIENCE).await;
+        let outcome = http::ask(world.places.honest(n), to, &request, TIMEOUT).await;
         world.samples.add(Class::Delegation, &outcome);
         if outcome.status != 200 {
             world.forget(&id);
@@ -215,6 +215,6 @@ async fn fresh(world: Arc<World>, signals: Arc<Signals>, k: u64) {
         tokio::task::spawn_local(async move { exchange(&world, &name, Some(class)).await });
         sleep(JUNK_FIRST).await;
     }
-    sleep(PATIENCE).await;
+    sleep(TIMEOUT).await;
     tasks.iter().for_each(tokio::task::AbortHandle::abort);
 }

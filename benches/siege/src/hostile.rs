@@ -17,14 +17,14 @@ use crate::places::{self, Places, VICTIM_PORTS, VICTIMS, number, scrambled};
 use crate::world::{USERINFO, WELL_KNOWN};
 
 /// Nobody holds a connection longer.
-const HOLD: Duration = Duration::from_secs(60);
+const HELD_FOR: Duration = Duration::from_secs(60);
 /// Chunks of a bomb, a byte each.
 const CHUNKS: usize = 65_500;
 /// What an endless stream of interim answers brings, in bytes a second.
 const STREAM: usize = 4 * 1024 * 1024;
 const BLOCK: usize = 64 * 1024;
 /// Most names that are remembered.
-const MOST: usize = 50_000;
+const MAX_ASKED: usize = 50_000;
 
 #[derive(Default)]
 pub struct Seen {
@@ -91,7 +91,7 @@ pub fn stand(places: Places, tls: Arc<ServerConfig>, seen: Arc<Seen>) -> std::io
             loop {
                 if let Ok((stream, _)) = listener.accept().await {
                     let _ = stream.set_nodelay(true);
-                    tokio::spawn(timeout(HOLD, hostile.clone().meet(stream, behaviour)));
+                    tokio::spawn(timeout(HELD_FOR, hostile.clone().meet(stream, behaviour)));
                 }
             }
         });
@@ -207,7 +207,7 @@ impl Hostile {
             return false;
         }
         let mut asked = self.seen.asked.lock().unwrap();
-        if asked.len() >= MOST {
+        if asked.len() >= MAX_ASKED {
             asked.clear();
         }
         let times = asked.entry(host.to_owned()).or_default();

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 /// How long a client waits for a connection to be taken by the kernel.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Most bytes of a request or an answer.
-const MOST: usize = 256 * 1024;
+const MAX_BYTES: usize = 256 * 1024;
 
 pub struct Request {
     pub path: String,
@@ -40,7 +40,7 @@ pub async fn request<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut Vec<u8>)
                     return Some(request);
                 }
             }
-            if buffer.len() > MOST || stream.read_buf(buffer).await.ok()? == 0 {
+            if buffer.len() > MAX_BYTES || stream.read_buf(buffer).await.ok()? == 0 {
                 return None;
             }
         }
@@ -117,7 +117,7 @@ pub struct Outcome {
 }
 
 /// Sends the request over a connection of its own, and waits for the whole answer.
-pub async fn ask(from: Ipv4Addr, to: SocketAddr, bytes: &[u8], patience: Duration) -> Outcome {
+pub async fn ask(from: Ipv4Addr, to: SocketAddr, bytes: &[u8], limit: Duration) -> Outcome {
     let mut outcome = Outcome {
         status: 0,
         written: Instant::now(),
@@ -128,7 +128,7 @@ pub async fn ask(from: Ipv4Addr, to: SocketAddr, bytes: &[u8], patience: Duratio
         && stream.write_all(bytes).await.is_ok()
     {
         outcome.written = Instant::now();
-        if let Ok(Some((status, body))) = timeout(patience, answer(&mut stream)).await {
+        if let Ok(Some((status, body))) = timeout(limit, answer(&mut stream)).await {
             (outcome.status, outcome.body) = (status, body);
         }
     }
@@ -139,7 +139,7 @@ pub async fn ask(from: Ipv4Addr, to: SocketAddr, bytes: &[u8], patience: Duratio
 async fn answer(stream: &mut TcpStream) -> Option<(u16, String)> {
     let mut buffer = Vec::with_capacity(2048);
     loop {
-        if stream.read_buf(&mut buffer).await.ok()? == 0 || buffer.len() > MOST {
+        if stream.read_buf(&mut buffer).await.ok()? == 0 || buffer.len() > MAX_BYTES {
             return None;
         }
         if let Some(end) = head_end(&buffer) {

@@ -12,7 +12,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 /// More domains than a siege has; then all are made anew.
-const MOST: usize = 4096;
+const MAX_MADE: usize = 4096;
 
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -55,7 +55,7 @@ impl ResolvesServerCert for Authority {
         if let Some(key) = made.get(domain) {
             return Some(key.clone());
         }
-        if made.len() >= MOST {
+        if made.len() >= MAX_MADE {
             made.clear();
         }
         let key = Arc::new(self.make(domain)?);

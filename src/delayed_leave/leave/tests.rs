@@ -562,7 +562,7 @@ impl Watched {
             }
         }
         if let Phase::Ending { until, .. } = self.bench.leave.phase() {
-            let most = self.bench.leave.delay().as_millis().max(SEND_AT_MOST_MS);
+            let most = self.bench.leave.delay().as_millis().max(MAX_SEND_MS);
             assert!(until <= now.after(most), "{until:?} {now:?}");
         }
         if let Some((_, until, relaxed)) = self.bench.leave.pending_call() {
@@ -674,7 +674,7 @@ proptest! {
         for (n, hint) in hints.into_iter().enumerate() {
             let failures = u8::try_from(n + 1).unwrap_or(u8::MAX);
             let Some(next) = Schedule::SEND.next_try(failures, hint.map(Duration::from_millis), now, until, &mut jitter) else { break };
-            prop_assert!(next <= until && next.since(now) >= LEAST_PAUSE);
+            prop_assert!(next <= until && next.since(now) >= MIN_PAUSE_MS);
             now = next;
         }
     }

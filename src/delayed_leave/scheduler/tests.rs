@@ -58,11 +58,11 @@ fn permits(scheduler: &mut CallScheduler, now: Time) -> Vec<LeaveId> {
 }
 
 #[test]
-fn patience_is_a_quarter_of_what_is_left_within_bounds() {
-    assert_eq!(patience_ms(20_000, 100), 5_000);
-    assert_eq!(patience_ms(2_000, 100), 1_000);
-    assert_eq!(patience_ms(4_000, 1_500), 3_000);
-    assert_eq!(patience_ms(3_600_000, 8_000), 10_000);
+fn the_timeout_is_a_quarter_of_what_is_left_within_bounds() {
+    assert_eq!(timeout_ms(20_000, 100), 5_000);
+    assert_eq!(timeout_ms(2_000, 100), 1_000);
+    assert_eq!(timeout_ms(4_000, 1_500), 3_000);
+    assert_eq!(timeout_ms(3_600_000, 8_000), 10_000);
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn urgent_restarts_go_first_then_sends_then_the_nearest_deadline_and_the_never_s
     let mut order = Vec::new();
     while let Some(permit) = scheduler.next_permit(at(0)) {
         order.push(permit.leave);
-        scheduler.called(hs[0], at(0), Outcome::Done, at(0), &mut Jitter::new(1));
+        scheduler.on_result(hs[0], at(0), Outcome::Done, at(0), &mut Jitter::new(1));
     }
     assert_eq!(
         order,
@@ -110,7 +110,7 @@ fn calls_are_bounded_per_homeserver_and_in_all() {
     }
     assert_eq!(permits(&mut scheduler, at(0)).len(), 8);
     assert_eq!(scheduler.next_deadline(), None);
-    scheduler.called(hs[0], at(0), Outcome::Done, at(5), &mut Jitter::new(1));
+    scheduler.on_result(hs[0], at(0), Outcome::Done, at(5), &mut Jitter::new(1));
     assert_eq!(permits(&mut scheduler, at(5)).len(), 1);
 }
 
@@ -135,7 +135,7 @@ fn a_429_pauses_the_homeserver_and_no_other() {
     let (mut scheduler, hs) = scheduler(&["a", "b"]);
     scheduler.enqueue(hs[0], leave(1), restart(30_000), at(0));
     assert_eq!(permits(&mut scheduler, at(0)), [leave(1)]);
-    scheduler.called(
+    scheduler.on_result(
         hs[0],
         at(0),
         Outcome::Limited(Some(Duration::from_secs(3))),
@@ -183,7 +183,7 @@ fn strangers_leave_room_for_listed_homeservers_and_none_holds_more_than_a_quarte
     let id = scheduler.enter("s", true);
     assert_eq!(id, strangers[0]);
     assert_eq!(permits(&mut scheduler, at(0)).len(), 0, "all are taken");
-    scheduler.called(listed, at(0), Outcome::Done, at(1), &mut Jitter::new(1));
+    scheduler.on_result(listed, at(0), Outcome::Done, at(1), &mut Jitter::new(1));
     assert_eq!(permits(&mut scheduler, at(1)).len(), 1);
 }
 
@@ -202,7 +202,7 @@ fn a_stranger_alone_is_lent_what_others_do_not_use() {
     scheduler.enqueue(other, leave(50), restart(9_000), at(1));
     scheduler.enqueue(other, leave(51), restart(9_000), at(1));
     for _ in 0..2 {
-        scheduler.called(alone, at(0), Outcome::Done, at(2), &mut Jitter::new(1));
+        scheduler.on_result(alone, at(0), Outcome::Done, at(2), &mut Jitter::new(1));
     }
     assert_eq!(permits(&mut scheduler, at(2)), [leave(50), leave(51)]);
 }
@@ -233,7 +233,7 @@ fn during_a_pause_of(hint: Duration, calls: &[(u32, PendingCall)], outcome: Outc
     let (mut scheduler, hs) = scheduler(&["a"]);
     scheduler.enqueue(hs[0], leave(99), restart(50_000), at(0));
     let _ = permits(&mut scheduler, at(0));
-    scheduler.called(hs[0], at(0), Outcome::Limited(Some(hint)), at(0), &mut Jitter::new(1));
+    scheduler.on_result(hs[0], at(0), Outcome::Limited(Some(hint)), at(0), &mut Jitter::new(1));
     for &(n, call) in calls {
         scheduler.enqueue(hs[0], leave(n), call, at(0));
     }
@@ -245,7 +245,7 @@ fn during_a_pause_of(hint: Duration, calls: &[(u32, PendingCall)], outcome: Outc
         };
         now = now.max(next);
         if let Some((_, sent)) = ends.take_if(|(ends, _)| *ends <= now) {
-            scheduler.called(hs[0], sent, outcome, now, &mut Jitter::new(1));
+            scheduler.on_result(hs[0], sent, outcome, now, &mut Jitter::new(1));
         }
         for leave in permits(&mut scheduler, now) {
             granted.push((leave, now.since(at(0))));
@@ -278,14 +278,14 @@ fn a_long_pause_ends_when_the_homeserver_takes_a_call() {
         scheduler.enqueue(hs[0], leave(n), restart(90_000), at(0));
     }
     assert_eq!(permits(&mut scheduler, at(0)).len(), 2);
-    scheduler.called(
+    scheduler.on_result(
         hs[0],
         at(0),
         Outcome::Limited(Some(Duration::from_secs(60))),
         at(1),
         &mut Jitter::new(1),
     );
-    scheduler.called(hs[0], at(0), Outcome::Done, at(2), &mut Jitter::new(1));
+    scheduler.on_result(hs[0], at(0), Outcome::Done, at(2), &mut Jitter::new(1));
     scheduler.enqueue(hs[0], leave(2), send(90_000), at(3));
     assert_eq!(permits(&mut scheduler, at(1_000)), []);
 }
@@ -295,7 +295,7 @@ fn while_limited_users_take_turns_with_their_sends() {
     let (mut scheduler, hs) = scheduler(&["a"]);
     scheduler.enqueue(hs[0], leave(99), restart(50_000), at(0));
     let _ = permits(&mut scheduler, at(0));
-    scheduler.called(hs[0], at(0), Outcome::Limited(None), at(0), &mut Jitter::new(1));
+    scheduler.on_result(hs[0], at(0), Outcome::Limited(None), at(0), &mut Jitter::new(1));
     for n in 0..100 {
         let user = u64::from(n / 98);
         scheduler.enqueue(hs[0], leave(n), PendingCall { user, ..send(30_000) }, at(0));
@@ -304,7 +304,7 @@ fn while_limited_users_take_turns_with_their_sends() {
     let mut order = Vec::new();
     for _ in 0..4 {
         order.extend(permits(&mut scheduler, now));
-        scheduler.called(hs[0], now, Outcome::Done, now, &mut Jitter::new(1));
+        scheduler.on_result(hs[0], now, Outcome::Done, now, &mut Jitter::new(1));
         now = now.after(1_000);
     }
     assert_eq!(order[..4], [0, 98, 1, 99].map(leave));
@@ -341,7 +341,7 @@ fn the_usual_time_is_the_median_of_the_last_32_calls() {
         for n in 0..calls {
             scheduler.enqueue(hs[0], leave(n), restart(9_000), at(0));
             let _ = permits(&mut scheduler, at(0));
-            scheduler.called(hs[0], at(0), Outcome::Transient(None), at(millis), &mut Jitter::new(1));
+            scheduler.on_result(hs[0], at(0), Outcome::Transient(None), at(millis), &mut Jitter::new(1));
         }
         assert_eq!(scheduler.usual_ms(hs[0]), usual);
     }
@@ -739,7 +739,7 @@ proptest! {
                 1 => now = now.after(ms),
                 _ => if let Some((permit, sent)) = flying.pop() {
                     let outcome = if kind == 2 { Outcome::Done } else { Outcome::Limited(hint.map(Duration::from_millis)) };
-                    scheduler.called(permit.homeserver, sent, outcome, now, &mut Jitter::new(1));
+                    scheduler.on_result(permit.homeserver, sent, outcome, now, &mut Jitter::new(1));
                 },
             }
             while let Some(permit) = scheduler.next_permit(now) {
@@ -751,7 +751,7 @@ proptest! {
         }
         for _ in 0..600 {
             while let Some((permit, sent)) = flying.pop() {
-                scheduler.called(permit.homeserver, sent, Outcome::Done, now, &mut Jitter::new(1));
+                scheduler.on_result(permit.homeserver, sent, Outcome::Done, now, &mut Jitter::new(1));
             }
             now = now.after(1_000);
             while let Some(permit) = scheduler.next_permit(now) {
@@ -787,7 +787,7 @@ fn two_hundred_thousand_calls_take_logarithmic_time_and_little_memory() {
             if limited {
                 scheduler.enqueue(id, leave(u32::MAX), restart(9_000), at(0));
                 let _ = scheduler.next_permit(at(0));
-                scheduler.called(id, at(0), Outcome::Limited(None), at(1), &mut Jitter::new(1));
+                scheduler.on_result(id, at(0), Outcome::Limited(None), at(1), &mut Jitter::new(1));
             }
             let started = std::time::Instant::now();
             let call = |n: u32| restart(1_000_000 + u64::from(n.wrapping_mul(2_654_435_761) % 1_000_000));
@@ -798,7 +798,7 @@ fn two_hundred_thousand_calls_take_logarithmic_time_and_little_memory() {
             for _ in 0..1_000 {
                 now = now.after(100);
                 while let Some(permit) = scheduler.next_permit(now) {
-                    scheduler.called(permit.homeserver, now, Outcome::Done, now, &mut Jitter::new(1));
+                    scheduler.on_result(permit.homeserver, now, Outcome::Done, now, &mut Jitter::new(1));
                     if limited {
                         break;
                     }

@@ -12,12 +12,12 @@ use super::super::App;
 use super::super::error::{ApiError, Route};
 use super::super::refused::tell;
 use super::super::request::json_reply;
-use super::{Appservice, USER, heard};
+use super::{AppServiceRoutes, USER, heard};
 use crate::wire::{ClientTokenRequest, TokenReply};
 
 pub(super) async fn post(
     State(app): State<Arc<App>>,
-    Extension(appservice): Extension<Arc<Appservice>>,
+    Extension(appservice): Extension<Arc<AppServiceRoutes>>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let (received, user, request) = heard(&app, &appservice, request, &USER, ClientTokenRequest::parse).await?;

@@ -11,13 +11,13 @@ use serde_json::json;
 
 use super::super::error::ApiError;
 use super::super::request::json_reply;
-use super::Appservice;
+use super::AppServiceRoutes;
 
-pub(super) async fn any(Extension(appservice): Extension<Arc<Appservice>>, headers: HeaderMap) -> Result<Response, ApiError> {
+pub(super) async fn any(Extension(appservice): Extension<Arc<AppServiceRoutes>>, headers: HeaderMap) -> Result<Response, ApiError> {
     appservice.admit(&headers)?;
     json_reply(&json!({}))
 }
 
-pub(super) async fn nothing_of_ours(Extension(appservice): Extension<Arc<Appservice>>, headers: HeaderMap) -> ApiError {
+pub(super) async fn nothing_of_ours(Extension(appservice): Extension<Arc<AppServiceRoutes>>, headers: HeaderMap) -> ApiError {
     appservice.admit(&headers).err().unwrap_or(ApiError::NOTHING_OF_OURS)
 }

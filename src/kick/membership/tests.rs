@@ -41,7 +41,7 @@ impl Tracker {
         self.0.step(now)
     }
 
-    fn on_removed(&mut self, key: &Arc<ParticipantKey>, outcome: RemovalOutcome, asked: Time, now: Time) -> Vec<Action> {
+    fn on_removed(&mut self, key: &Arc<TokenKey>, outcome: RemovalOutcome, asked: Time, now: Time) -> Vec<Action> {
         self.0.on_removed(key, outcome, asked, now);
         self.0.step(now)
     }
@@ -85,8 +85,8 @@ fn token<'a>(user_id: &'a str, identity: &'a str, now: u64, checked: bool) -> Is
     }
 }
 
-fn key(identity: &str) -> Arc<ParticipantKey> {
-    Arc::new(ParticipantKey::new(ROOM, identity))
+fn key(identity: &str) -> Arc<TokenKey> {
+    Arc::new(TokenKey::new(ROOM, identity))
 }
 
 fn query(scope: QueryScope, origin: Origin, is_sweep: bool) -> MembershipQuery {
@@ -367,7 +367,7 @@ fn a_user_is_not_asked_about_twice_at_a_time_and_the_questions_are_bounded() {
     let mut tracker = tracker();
     calls_with(&mut tracker, 20, &[ALICE]);
     let asked_first = asked(&tracker.on_time(at(INTERVAL)));
-    assert_eq!(asked_first.len(), LANES);
+    assert_eq!(asked_first.len(), MAX_CALLS);
     assert_eq!(
         tracker.next_deadline(),
         Some(at(2 * INTERVAL)),
@@ -386,7 +386,7 @@ fn a_user_is_not_asked_about_twice_at_a_time_and_the_questions_are_bounded() {
 #[test]
 fn users_of_other_homeservers_do_not_keep_our_own_waiting() {
     let mut tracker = tracker();
-    calls_with(&mut tracker, 2 * LANES, &["@u#:hostile.example", ALICE]);
+    calls_with(&mut tracker, 2 * MAX_CALLS, &["@u#:hostile.example", ALICE]);
     // No list comes where hostile homeservers take part, and nothing that is asked about their users is ever answered.
     let (mut ours, mut hanging, mut now) = (BTreeSet::new(), 0, INTERVAL);
     for _ in 0..10 {
@@ -407,7 +407,7 @@ fn users_of_other_homeservers_do_not_keep_our_own_waiting() {
         }
         now += INTERVAL;
     }
-    assert_eq!((ours.len(), hanging), (10 * 2 * LANES, LANES));
+    assert_eq!((ours.len(), hanging), (10 * 2 * MAX_CALLS, MAX_CALLS));
 }
 
 #[test]
@@ -716,7 +716,7 @@ fn a_checked_token_clears_the_mark_and_another_one_does_not() {
 #[test]
 fn a_token_that_is_issued_while_somebody_is_about_to_be_removed_stops_that() {
     let mut tracker = tracker();
-    calls_with(&mut tracker, LANES + 1, &["@u#:own.example"]);
+    calls_with(&mut tracker, MAX_CALLS + 1, &["@u#:own.example"]);
     // All places for calls to the SFU are taken by others.
     let mut waiting = asked(&tracker.on_time(at(INTERVAL)));
     let mut removals = Vec::new();
@@ -725,7 +725,7 @@ fn a_token_that_is_issued_while_somebody_is_about_to_be_removed_stops_that() {
         waiting.extend(asked(&out));
         removals.extend(out.into_iter().filter(|action| matches!(action, Action::Remove(_))));
     }
-    assert_eq!((removals.len(), tracker.removals.len()), (LANES, 1));
+    assert_eq!((removals.len(), tracker.removals.len()), (MAX_CALLS, 1));
     let last = tracker.removals.front().cloned().expect("a removal waits");
     let stored = tracker.record(&last, &CLOCKS).unwrap();
     let [room_id, user_id] = [stored.room_id, stored.user_id].map(String::from);
@@ -1046,13 +1046,13 @@ fn two_users_of_one_name_on_the_sfu_are_two() {
 #[test]
 fn a_token_is_small() {
     assert!(size_of::<Token>() <= 48, "{}", size_of::<Token>());
-    assert!(size_of::<ParticipantKey>() <= 80, "{}", size_of::<ParticipantKey>());
+    assert!(size_of::<TokenKey>() <= 80, "{}", size_of::<TokenKey>());
     assert!(size_of::<Call>() <= 40, "{}", size_of::<Call>());
     assert!(size_of::<User>() <= 56, "{}", size_of::<User>());
 }
 
 /// A room on the SFU, and the Matrix users and the identities of those who may sit there.
-const SEATS: [(&str, &str, &str); 6] = [
+const PARTICIPANTS: [(&str, &str, &str); 6] = [
     ("one", "@a:own.example", "a"),
     ("one", "@a:own.example", "a2"),
     ("one", "@b:own.example", "b"),
@@ -1073,12 +1073,12 @@ enum Act {
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
-    let seat = || 0..SEATS.len();
+    let participant = || 0..PARTICIPANTS.len();
     let act = prop_oneof![
-        2 => seat().prop_map(Act::Issue),
-        2 => (seat(), any::<bool>()).prop_map(|(seat, joined)| Act::Membership(seat, joined)),
-        3 => (seat(), any::<bool>()).prop_map(|(seat, told)| Act::Enter(seat, told)),
-        2 => (seat(), any::<bool>()).prop_map(|(seat, told)| Act::Exit(seat, told)),
+        2 => participant().prop_map(Act::Issue),
+        2 => (participant(), any::<bool>()).prop_map(|(participant, joined)| Act::Membership(participant, joined)),
+        3 => (participant(), any::<bool>()).prop_map(|(participant, told)| Act::Enter(participant, told)),
+        2 => (participant(), any::<bool>()).prop_map(|(participant, told)| Act::Exit(participant, told)),
         1 => any::<bool>().prop_map(Act::RoomEnds),
         3 => (0..45_000_u64).prop_map(Act::Wait),
         1 => (0..30 * 60_000_u64).prop_map(Act::Wait),
@@ -1099,7 +1099,7 @@ struct World {
     /// Those who were said to be joined, in a call.
     known: BTreeSet<(&'static str, &'static str)>,
     present: BTreeSet<usize>,
-    /// Until when a seat's newest token is good.
+    /// Until when a participant's newest token is good.
     tokens: BTreeMap<usize, u64>,
     /// Under way: what the answer will be, and when it was asked for.
     waiting: Vec<(Action, BTreeSet<String>, u64)>,
@@ -1112,7 +1112,7 @@ impl World {
             now: 0,
             tracker: tracker(),
             webhooks,
-            joined: SEATS.iter().map(|(_, user, _)| *user).collect(),
+            joined: PARTICIPANTS.iter().map(|(_, user, _)| *user).collect(),
             out_at: BTreeMap::new(),
             checked_at: BTreeMap::new(),
             known: BTreeSet::new(),
@@ -1125,10 +1125,10 @@ impl World {
 
     fn act(&mut self, act: Act) {
         match act {
-            Act::Issue(seat) => {
-                let (room, user_id, identity) = SEATS[seat];
+            Act::Issue(participant) => {
+                let (room, user_id, identity) = PARTICIPANTS[participant];
                 // A checked token is only for members.
-                let checked = seat % 2 == 0;
+                let checked = participant % 2 == 0;
                 if checked && !self.joined.contains(user_id) {
                     return;
                 }
@@ -1141,12 +1141,12 @@ impl World {
                     self.checked_at.insert((room, user_id), self.now);
                     self.known.insert((room, user_id));
                 }
-                self.tokens.insert(seat, self.now + HOUR);
+                self.tokens.insert(participant, self.now + HOUR);
                 let out = self.tracker.on_token(&token, at(self.now)).expect("a place");
                 self.take(out);
             }
-            Act::Membership(seat, joined) => {
-                let user = SEATS[seat].1;
+            Act::Membership(participant, joined) => {
+                let user = PARTICIPANTS[participant].1;
                 if joined {
                     if self.joined.insert(user) {
                         self.out_at.insert(user, self.now);
@@ -1155,14 +1155,14 @@ impl World {
                     self.joined.remove(user);
                 }
             }
-            Act::Enter(seat, told) => {
-                let (room, _, identity) = SEATS[seat];
-                if self.tokens.get(&seat).is_none_or(|end| end + LEEWAY_MS <= self.now) || !self.present.insert(seat) {
+            Act::Enter(participant, told) => {
+                let (room, _, identity) = PARTICIPANTS[participant];
+                if self.tokens.get(&participant).is_none_or(|end| end + LEEWAY_MS <= self.now) || !self.present.insert(participant) {
                     return;
                 }
                 if self.webhooks {
                     assert!(
-                        self.tracker.record(&ParticipantKey::new(room, identity), &CLOCKS).is_some(),
+                        self.tracker.record(&TokenKey::new(room, identity), &CLOCKS).is_some(),
                         "who can come in is kept in mind"
                     );
                 }
@@ -1171,18 +1171,23 @@ impl World {
                     self.take(out);
                 }
             }
-            Act::Exit(seat, told) => {
-                let (room, _, identity) = SEATS[seat];
-                if self.present.contains(&seat) {
-                    self.leaves(seat);
+            Act::Exit(participant, told) => {
+                let (room, _, identity) = PARTICIPANTS[participant];
+                if self.present.contains(&participant) {
+                    self.leaves(participant);
                     if told || self.webhooks {
                         self.tracker.on_gone(room, identity, at(self.now));
                     }
                 }
             }
             Act::RoomEnds(told) => {
-                for seat in self.present.clone().into_iter().filter(|seat| SEATS[*seat].0 == "one") {
-                    self.leaves(seat);
+                for participant in self
+                    .present
+                    .clone()
+                    .into_iter()
+                    .filter(|participant| PARTICIPANTS[*participant].0 == "one")
+                {
+                    self.leaves(participant);
                 }
                 if told || self.webhooks {
                     self.tracker.on_room_finished("one", at(self.now));
@@ -1206,9 +1211,9 @@ impl World {
     }
 
     /// The SFU has renewed the token while they were inside.
-    fn leaves(&mut self, seat: usize) {
-        self.present.remove(&seat);
-        let end = self.tokens.entry(seat).or_insert(0);
+    fn leaves(&mut self, participant: usize) {
+        self.present.remove(&participant);
+        let end = self.tokens.entry(participant).or_insert(0);
         *end = (*end).max(self.now + RENEWED_MS - LEEWAY_MS);
     }
 
@@ -1221,10 +1226,10 @@ impl World {
                 // Told when it is known that they are not joined; they may have come back since.
                 Action::EndDelegatedLeave(_) => continue,
                 Action::Remove(key) => {
-                    let seat = self.seat(key);
-                    self.may_be_removed(seat);
+                    let participant = self.participant(key);
+                    self.may_be_removed(participant);
                     // It happens now; that it happened may never be heard of.
-                    if self.present.contains(&seat) {
+                    if self.present.contains(&participant) {
                         truth.insert("removed".into());
                     }
                 }
@@ -1232,7 +1237,7 @@ impl World {
                 Action::Forget(key) => {
                     assert!(self.tracker.record(key, &CLOCKS).is_none());
                     // Who comes in unseen with a token that was renewed unseen may be missed.
-                    let inside = self.present.contains(&self.seat(key));
+                    let inside = self.present.contains(&self.participant(key));
                     assert!(!(self.webhooks && inside), "who is inside is kept in mind");
                 }
             }
@@ -1241,13 +1246,13 @@ impl World {
             }
         }
         let tracker = &self.tracker;
-        assert!(tracker.sweeps.iter().all(|sweep| sweep.asking <= LANES));
-        assert!(tracker.removing + tracker.listing.len() <= LANES);
-        assert!(self.waiting.len() <= 3 * LANES);
+        assert!(tracker.sweeps.iter().all(|sweep| sweep.asking <= MAX_CALLS));
+        assert!(tracker.removing + tracker.listing.len() <= MAX_CALLS);
+        assert!(self.waiting.len() <= 3 * MAX_CALLS);
     }
 
-    fn may_be_removed(&self, seat: usize) {
-        let (room, user, _) = SEATS[seat];
+    fn may_be_removed(&self, participant: usize) {
+        let (room, user, _) = PARTICIPANTS[participant];
         assert!(self.known.contains(&(room, user)), "never known as a member");
         if self.joined.contains(user) {
             // They were not, a moment ago, and have got no new token since.
@@ -1261,15 +1266,15 @@ impl World {
     }
 
     fn present_in(&self, room: &Name) -> BTreeSet<String> {
-        let here = self.present.iter().map(|seat| SEATS[*seat]);
+        let here = self.present.iter().map(|participant| PARTICIPANTS[*participant]);
         here.filter(|(name, ..)| Name::from(*name) == *room)
             .map(|(_, _, identity)| identity.to_owned())
             .collect()
     }
 
-    fn seat(&self, key: &ParticipantKey) -> usize {
-        let same = |(room, _, identity): &(&str, &str, &str)| ParticipantKey::new(room, identity) == *key;
-        SEATS.iter().position(same).expect("a seat")
+    fn participant(&self, key: &TokenKey) -> usize {
+        let same = |(room, _, identity): &(&str, &str, &str)| TokenKey::new(room, identity) == *key;
+        PARTICIPANTS.iter().position(same).expect("a participant")
     }
 
     fn answer(&mut self, which: usize, fails: bool) {
@@ -1287,7 +1292,7 @@ impl World {
                 if !fails {
                     // As a list of all members does: also about those who have come since.
                     let room = if &*query.room_id == ROOM_ID { "one" } else { "two" };
-                    let joined = SEATS.iter().filter(|(_, user, _)| truth.contains(*user));
+                    let joined = PARTICIPANTS.iter().filter(|(_, user, _)| truth.contains(*user));
                     self.known.extend(joined.map(|(_, user, _)| (room, *user)));
                 }
                 self.tracker.on_membership(&query, answer, asked, now)
@@ -1298,7 +1303,7 @@ impl World {
                 self.tracker.on_list(&room, Some(&present), asked, now)
             }
             Action::Remove(key) => {
-                let seat = self.seat(&key);
+                let participant = self.participant(&key);
                 let outcome = if fails {
                     RemovalOutcome::Failed
                 } else if truth.contains("removed") {
@@ -1306,9 +1311,9 @@ impl World {
                 } else {
                     RemovalOutcome::NotThere
                 };
-                if outcome == RemovalOutcome::Removed && self.present.contains(&seat) {
+                if outcome == RemovalOutcome::Removed && self.present.contains(&participant) {
                     self.removals += 1;
-                    self.leaves(seat);
+                    self.leaves(participant);
                 }
                 self.tracker.on_removed(&key, outcome, asked, now)
             }
@@ -1345,15 +1350,15 @@ proptest! {
             world.act(act);
         }
         world.calm(2 * INTERVAL + MIN_SWEEP_GAP_MS);
-        for seat in world.present.clone() {
-            let (room, user, identity) = SEATS[seat];
-            if let Some(row) = world.tracker.record(&ParticipantKey::new(room, identity), &CLOCKS) {
+        for participant in world.present.clone() {
+            let (room, user, identity) = PARTICIPANTS[participant];
+            if let Some(row) = world.tracker.record(&TokenKey::new(room, identity), &CLOCKS) {
                 prop_assert!(!row.member || world.joined.contains(user), "{user} is still in {room}");
             }
         }
         // When nobody comes any more, nothing is left.
-        for seat in world.present.clone() {
-            world.leaves(seat);
+        for participant in world.present.clone() {
+            world.leaves(participant);
         }
         world.calm(4 * HOUR);
         prop_assert!(is_clean(&world.tracker), "{:?}", world.tracker);

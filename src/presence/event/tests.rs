@@ -90,7 +90,7 @@ fn l2_repeats_are_known_for_ten_minutes_and_65_536_at_most() {
             },
             at(0)
         ));
-        assert!(recent.known.len() <= MOST_REMEMBERED && recent.order.len() == recent.known.len());
+        assert!(recent.known.len() <= MAX_REMEMBERED && recent.order.len() == recent.known.len());
     }
     assert!(recent.is_repeat(&event(199_999, ""), at(1)));
     assert!(!recent.is_repeat(&event(150_000, ""), at(1)), "the oldest went");

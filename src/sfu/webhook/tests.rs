@@ -56,14 +56,20 @@ fn recorded_webhooks_are_verified() {
         ] {
             let claims = Claims::verify(&spelling, &devkey(), then + 1).unwrap();
             assert_eq!(claims.body_matches(body.as_bytes()).unwrap().issued_at, payload["iat"].as_i64());
-            assert_eq!(claims.body_matches(format!("{body} ").as_bytes()).unwrap_err(), Unverified::Body);
+            assert_eq!(
+                claims.body_matches(format!("{body} ").as_bytes()).unwrap_err(),
+                WebhookAuthError::Body
+            );
         }
         assert_eq!(Claims::verify(authorization, &devkey(), then + 300 + 59).err(), None);
         assert_eq!(
             Claims::verify(authorization, &devkey(), then + 300 + 61).unwrap_err(),
-            Unverified::Expired
+            WebhookAuthError::Expired
         );
-        assert_eq!(Claims::verify(authorization, &devkey(), then - 61).unwrap_err(), Unverified::Early);
+        assert_eq!(
+            Claims::verify(authorization, &devkey(), then - 61).unwrap_err(),
+            WebhookAuthError::Early
+        );
     }
 }
 
@@ -144,26 +150,26 @@ fn a_token_proves_only_what_it_says() {
     let verify = |token: &str| Claims::verify(token, &devkey(), THEN).map(|_| ());
     assert_eq!(verify(&sign(&header, &good, SECRET)), Ok(()));
     for (token, error) in [
-        (String::new(), Unverified::Missing),
-        (" ".into(), Unverified::Missing),
-        ("Bearer ".into(), Unverified::NotJwt),
-        ("Basic Zm9vOmJhcg==".into(), Unverified::NotJwt),
-        ("a.b".into(), Unverified::NotJwt),
-        ("é.é.é".into(), Unverified::NotJwt),
-        ("a.b.c.d".into(), Unverified::NotJwt),
-        (sign(&json!({"alg": "none"}), &good, SECRET), Unverified::Algorithm),
-        (sign(&json!({"alg": "HS512"}), &good, SECRET), Unverified::Algorithm),
-        (sign(&json!({}), &good, SECRET), Unverified::NotJwt),
-        (sign(&header, &json!([]), SECRET), Unverified::NotJwt),
-        (sign(&header, &good, "another"), Unverified::Signature),
-        (with("iss", json!("somebody")).replace('.', ".x"), Unverified::NotJwt),
-        (with("exp", json!(null)), Unverified::Endless),
-        (with("exp", json!(THEN - 61)), Unverified::Expired),
-        (with("nbf", json!(THEN + 61)), Unverified::Early),
-        (with("sha256", json!(null)), Unverified::NotWebhook),
-        (with("sha256", json!("?")), Unverified::NotWebhook),
+        (String::new(), WebhookAuthError::Missing),
+        (" ".into(), WebhookAuthError::Missing),
+        ("Bearer ".into(), WebhookAuthError::NotJwt),
+        ("Basic Zm9vOmJhcg==".into(), WebhookAuthError::NotJwt),
+        ("a.b".into(), WebhookAuthError::NotJwt),
+        ("é.é.é".into(), WebhookAuthError::NotJwt),
+        ("a.b.c.d".into(), WebhookAuthError::NotJwt),
+        (sign(&json!({"alg": "none"}), &good, SECRET), WebhookAuthError::Algorithm),
+        (sign(&json!({"alg": "HS512"}), &good, SECRET), WebhookAuthError::Algorithm),
+        (sign(&json!({}), &good, SECRET), WebhookAuthError::NotJwt),
+        (sign(&header, &json!([]), SECRET), WebhookAuthError::NotJwt),
+        (sign(&header, &good, "another"), WebhookAuthError::Signature),
+        (with("iss", json!("somebody")).replace('.', ".x"), WebhookAuthError::NotJwt),
+        (with("exp", json!(null)), WebhookAuthError::Endless),
+        (with("exp", json!(THEN - 61)), WebhookAuthError::Expired),
+        (with("nbf", json!(THEN + 61)), WebhookAuthError::Early),
+        (with("sha256", json!(null)), WebhookAuthError::NotWebhook),
+        (with("sha256", json!("?")), WebhookAuthError::NotWebhook),
         // Of another length it is the hash of no body.
-        (with("sha256", json!("AAAA")), Unverified::NotWebhook),
+        (with("sha256", json!("AAAA")), WebhookAuthError::NotWebhook),
     ] {
         assert_eq!(verify(&token), Err(error), "{token}");
         assert!(!error.remedy().is_empty());
@@ -181,7 +187,7 @@ fn a_token_proves_only_what_it_says() {
     ] {
         let claims = Claims::verify(&fine, &devkey(), THEN).unwrap();
         claims.body_matches(b"{}").unwrap();
-        assert_eq!(claims.body_matches(b"").unwrap_err(), Unverified::Body);
+        assert_eq!(claims.body_matches(b"").unwrap_err(), WebhookAuthError::Body);
     }
     assert_eq!(
         Claims::verify(&with("iat", json!(null)), &devkey(), THEN)
@@ -210,10 +216,10 @@ fn every_configured_key_is_tried() {
         (Some("second"), "three", Ok(())),
         (Some("renamed"), "two", Ok(())),
         (None, "three", Ok(())),
-        (Some("first"), "two", Err(Unverified::Signature)),
-        (Some("renamed"), "four", Err(Unverified::UnknownKey)),
-        (None, "four", Err(Unverified::UnknownKey)),
-        (None, "", Err(Unverified::UnknownKey)),
+        (Some("first"), "two", Err(WebhookAuthError::Signature)),
+        (Some("renamed"), "four", Err(WebhookAuthError::UnknownKey)),
+        (None, "four", Err(WebhookAuthError::UnknownKey)),
+        (None, "", Err(WebhookAuthError::UnknownKey)),
     ] {
         assert_eq!(
             Claims::verify(&token(iss, secret), &keys, THEN).map(|_| ()),
@@ -230,7 +236,7 @@ fn our_own_tokens_are_no_webhooks() {
         secret: Secret::new(SECRET),
     };
     let minter = crate::token::Minter::new(&pair, std::time::Duration::from_secs(3600), true).unwrap();
-    let seat = crate::identity::Seat {
+    let participant = crate::identity::ParticipantKey {
         room: "r".into(),
         identity: "i".into(),
     };
@@ -244,10 +250,10 @@ fn our_own_tokens_are_no_webhooks() {
         .unwrap()
         .as_secs();
     for token in [
-        minter.mint(&seat, access).unwrap(),
+        minter.mint(&participant, access).unwrap(),
         minter.api_token(grants, std::time::Duration::from_secs(60)).unwrap(),
     ] {
-        assert_eq!(Claims::verify(&token, &devkey(), now).unwrap_err(), Unverified::NotWebhook);
+        assert_eq!(Claims::verify(&token, &devkey(), now).unwrap_err(), WebhookAuthError::NotWebhook);
     }
 }
 

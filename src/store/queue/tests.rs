@@ -15,7 +15,7 @@ fn fields(batch: &[Change]) -> Vec<(&str, Option<&str>)> {
 
 /// Everything that waits, batch after batch.
 fn drain(state: &mut State) {
-    while let batch = state.batch(BATCH, false)
+    while let batch = state.batch(BATCH_CHANGES, false)
         && !batch.is_empty()
     {
         state.settle(&batch, &[]);
@@ -28,18 +28,18 @@ fn the_latest_change_of_a_field_takes_the_place_of_the_first() {
     for (field, value) in [("a", Some("1")), ("b", Some("1")), ("a", Some("2")), ("c", None), ("b", None)] {
         state.push(change(field, value));
     }
-    assert_eq!((state.waiting.len(), state.removals), (3, 2 * (REMOVAL + 1)));
-    let batch = state.batch(BATCH, false);
+    assert_eq!((state.waiting.len(), state.removals), (3, 2 * (REMOVAL_BYTES + 1)));
+    let batch = state.batch(BATCH_CHANGES, false);
     assert_eq!(fields(&batch), [("b", None), ("c", None), ("a", Some("2"))], "removals first");
     // Meanwhile `b` is put again; then the batch fails.
     state.push(change("b", Some("3")));
     state.push(change("d", Some("1")));
-    assert_eq!((state.waiting.len(), state.removals), (4, REMOVAL + 1));
-    let again = state.batch(BATCH, false);
+    assert_eq!((state.waiting.len(), state.removals), (4, REMOVAL_BYTES + 1));
+    let again = state.batch(BATCH_CHANGES, false);
     assert_eq!(fields(&again), [("c", None), ("a", Some("2")), ("b", Some("3")), ("d", Some("1"))]);
     // Had it not failed, the newer change would still wait.
     state.settle(&batch, &[]);
-    assert_eq!(fields(&state.batch(BATCH, false)), [("b", Some("3")), ("d", Some("1"))]);
+    assert_eq!(fields(&state.batch(BATCH_CHANGES, false)), [("b", Some("3")), ("d", Some("1"))]);
     assert_eq!(state.removals, 0);
 }
 
@@ -47,12 +47,12 @@ fn the_latest_change_of_a_field_takes_the_place_of_the_first() {
 async fn those_who_wait_for_an_old_value_are_told_of_the_new_one() {
     let shared = Arc::new(Shared::default());
     let changes = Changes(shared.clone());
-    let batch = || shared.lock().batch(BATCH, false);
-    let patience = Duration::from_secs(3);
-    let first = tokio::spawn(changes.make("a".into(), Some("1".into())).within(patience));
-    let other = tokio::spawn(changes.make("b".into(), Some("1".into())).within(patience));
+    let batch = || shared.lock().batch(BATCH_CHANGES, false);
+    let timeout = Duration::from_secs(3);
+    let first = tokio::spawn(changes.make("a".into(), Some("1".into())).within(timeout));
+    let other = tokio::spawn(changes.make("b".into(), Some("1".into())).within(timeout));
     let old = batch();
-    let second = tokio::spawn(changes.make("a".into(), Some("2".into())).within(patience));
+    let second = tokio::spawn(changes.make("a".into(), Some("2".into())).within(timeout));
     tokio::task::yield_now().await;
     shared.settle(&old, &[1]);
     tokio::task::yield_now().await;
@@ -61,7 +61,7 @@ async fn those_who_wait_for_an_old_value_are_told_of_the_new_one() {
     assert!(first.await.unwrap() && second.await.unwrap());
     assert!(!other.await.unwrap(), "it was refused");
     let too_large = "x".repeat(MAX_BYTES + 1);
-    assert!(!changes.make("c".into(), Some(too_large)).within(patience).await);
+    assert!(!changes.make("c".into(), Some(too_large)).within(timeout).await);
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn nothing_grows_without_bound_while_the_store_is_away() {
         state.push(change(&(n % 7).to_string(), Some("x")));
     }
     assert_eq!((state.waiting.len(), state.touched.len()), (7, 7));
-    let (long, bytes) = ("x".repeat(1000), REMOVAL + 1000 + 6);
+    let (long, bytes) = ("x".repeat(1000), REMOVAL_BYTES + 1000 + 6);
     let most = MAX_REMOVAL_BYTES.div_ceil(bytes);
     for n in 0..most + 10 {
         state.push(change(&format!("{long}{n:06}"), None));
@@ -95,13 +95,13 @@ fn batches_are_bounded() {
     for n in 0..100 {
         state.push(change(&n.to_string(), Some(&large)));
     }
-    assert_eq!(state.batch(BATCH, false).len(), 16);
+    assert_eq!(state.batch(BATCH_CHANGES, false).len(), 16);
     for n in 0..5000 {
         state.push(change(&format!("s{n}"), Some("x")));
     }
     while !state.waiting.is_empty() {
-        let batch = state.batch(BATCH, false);
-        assert!((1..=BATCH).contains(&batch.len()));
+        let batch = state.batch(BATCH_CHANGES, false);
+        assert!((1..=BATCH_CHANGES).contains(&batch.len()));
         state.settle(&batch, &[]);
     }
 }
@@ -114,7 +114,7 @@ fn pauses_grow_to_two_seconds() {
                 failures,
                 ..Trouble::of(Table::Jobs)
             };
-            trouble.pause().as_millis()
+            trouble.backoff().as_millis()
         })
         .into();
     assert_eq!(pauses, [100, 200, 400, 2000, 2000, 2000, 2000]);
@@ -185,10 +185,10 @@ proptest! {
                     apply(&mut stored, &batch);
                     state.settle(&batch, &[]);
                 }
-                (None, _) => under_way = Some(state.batch(BATCH, false)),
+                (None, _) => under_way = Some(state.batch(BATCH_CHANGES, false)),
             }
         }
-        let batch = state.batch(BATCH, false);
+        let batch = state.batch(BATCH_CHANGES, false);
         apply(&mut stored, &batch);
         state.settle(&batch, &[]);
         prop_assert_eq!(stored, latest);
@@ -203,19 +203,19 @@ fn what_is_refused_keeps_nothing_else_back() {
     for field in ["a", "b", "c"] {
         push(field, Some("1"));
     }
-    let batch = shared.lock().batch(BATCH, false);
+    let batch = shared.lock().batch(BATCH_CHANGES, false);
     assert!(!shared.settle(&batch, &[0, 2]), "two are refused");
     push("d", None);
     push("e", Some("1"));
-    let batch = shared.lock().batch(BATCH, false);
+    let batch = shared.lock().batch(BATCH_CHANGES, false);
     assert_eq!(fields(&batch), [("d", None), ("e", Some("1"))], "they wait for their time");
     assert!(!shared.settle(&batch, &[]));
     // A newer change of the same field is tried at once.
     push("c", None);
-    let batch = shared.lock().batch(BATCH, false);
+    let batch = shared.lock().batch(BATCH_CHANGES, false);
     assert_eq!(fields(&batch), [("c", None)]);
     assert!(!shared.settle(&batch, &[]));
-    let batch = shared.lock().batch(BATCH, true);
+    let batch = shared.lock().batch(BATCH_CHANGES, true);
     assert_eq!(fields(&batch), [("a", Some("1"))]);
     assert!(shared.settle(&batch, &[]));
     assert!(shared.lock().waiting.is_empty());
@@ -232,7 +232,7 @@ fn what_waits_or_is_being_written_when_a_reading_begins_is_newer_than_what_it_re
     state.push(change("d", None));
     drain(&mut state);
     state.push(change("a", None));
-    let batch = state.batch(BATCH, false);
+    let batch = state.batch(BATCH_CHANGES, false);
     state.push(change("b", None));
     state.begin_reading(&sender);
     state.settle(&batch, &[]);

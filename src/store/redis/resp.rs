@@ -5,14 +5,14 @@ use std::io;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::time::timeout;
 
-use super::{PATIENCE, Wire, in_time};
+use super::{TIMEOUT, Wire, in_time};
 use crate::store::Entry;
 use crate::store::record::MAX_BYTES;
 
 /// Longest line; the lines that matter are short.
-const MAX_LINE: u64 = 8 * 1024;
+const MAX_LINE_BYTES: u64 = 8 * 1024;
 /// Read at once, at most.
-const CHUNK: usize = 64 * 1024;
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Redis cannot do what it should. Nothing that the server said is repeated, but the code of an error.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +79,7 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(wire: Box<dyn Wire>) -> Self {
         Self {
-            wire: BufReader::with_capacity(CHUNK, wire),
+            wire: BufReader::with_capacity(CHUNK_BYTES, wire),
             unsent: Vec::new(),
         }
     }
@@ -149,7 +149,7 @@ impl Connection {
         let fits = usize::try_from(left).ok().filter(|length| *length <= MAX_BYTES);
         let mut bulk = fits.map(Vec::with_capacity);
         while left > 0 {
-            let come = timeout(PATIENCE, self.wire.fill_buf()).await.map_err(|_| RedisError::Timeout)??;
+            let come = timeout(TIMEOUT, self.wire.fill_buf()).await.map_err(|_| RedisError::Timeout)??;
             if come.is_empty() {
                 return Err(RedisError::Closed);
             }
@@ -180,7 +180,7 @@ impl Connection {
     /// Reads a line without its end.
     async fn line(&mut self) -> Result<Vec<u8>, RedisError> {
         let mut line = Vec::new();
-        let mut bounded = (&mut self.wire).take(MAX_LINE);
+        let mut bounded = (&mut self.wire).take(MAX_LINE_BYTES);
         in_time(async { Ok(bounded.read_until(b'\n', &mut line).await?) }).await?;
         if line.ends_with(b"\r\n") {
             line.truncate(line.len() - 2);

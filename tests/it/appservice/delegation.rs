@@ -17,7 +17,7 @@ use crate::support::process::directory;
 use crate::support::sfu::Session;
 use crate::support::{bodies, unique, unique_room, wait_until, webhook};
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 const EVENT: Done = Done {
     events: 1,
@@ -179,7 +179,7 @@ fn a_delegation_without_a_url_is_taken() {
         assert_eq!(answer.status, 200, "{}", answer.text());
         let session = joins(&stage, &ask);
         let delay_id = ask.body["delay_id"].as_str().expect("an id");
-        wait_until("a restart", SOON, || !stage.own.managed(delay_id, "restart").is_empty());
+        wait_until("a restart", TIMEOUT, || !stage.own.managed(delay_id, "restart").is_empty());
         leaves(&stage, &session);
     }
 }
@@ -245,9 +245,9 @@ fn restarts_and_sends_carry_the_token_and_the_users_name() {
     let session = stage.sfu.join(&alias(&room, SLOT), &homeserver_identity(&user, "member1"));
     assert_eq!(webhook::tell(&stage.service, &stage.sfu, &webhook::joined(&session)).status, 200);
     // The delay is the homeserver's three seconds, and not the hour that the client says.
-    wait_until("three restarts", SOON, || stage.own.managed(&delay_id, "restart").len() >= 3);
+    wait_until("three restarts", TIMEOUT, || stage.own.managed(&delay_id, "restart").len() >= 3);
     leaves(&stage, &session);
-    wait_until("the leave", SOON, || !stage.own.managed(&delay_id, "send").is_empty());
+    wait_until("the leave", TIMEOUT, || !stage.own.managed(&delay_id, "send").is_empty());
     for what in ["restart", "send"] {
         assert_signed(&stage.own, &user, &stage.own.managed(&delay_id, what));
     }
@@ -263,7 +263,7 @@ fn one_event_is_cancelled_with_the_token_when_another_takes_its_place() {
     let user = stage.own.user("alice");
     let second_id = stage.own.schedule(&user, &first.room(), 600_000);
     assert_eq!(stage.call(&first.clone().set("delay_id", second_id.as_str())).status, 200);
-    wait_until("the first one to be cancelled", SOON, || {
+    wait_until("the first one to be cancelled", TIMEOUT, || {
         !stage.own.managed(&first_id, "cancel").is_empty()
     });
     assert_signed(&stage.own, &user, &stage.own.managed(&first_id, "cancel"));
@@ -281,10 +281,10 @@ fn a_job_keeps_its_user_over_a_restart_of_the_service() {
     let (user, delay_id) = (stage.own.user("alice"), ask.body["delay_id"].as_str().expect("an id").to_owned());
     assert_eq!(stage.call(&ask).status, 200);
     let session = joins(&stage, &ask);
-    wait_until("a restart", SOON, || !stage.own.managed(&delay_id, "restart").is_empty());
+    wait_until("a restart", TIMEOUT, || !stage.own.managed(&delay_id, "restart").is_empty());
     let Stage { service, sfu, own } = stage;
     service.signal("TERM");
-    assert!(service.wait_exit(SOON).success());
+    assert!(service.wait_exit(TIMEOUT).success());
     drop(service);
     let kept = stored(&file);
     assert!(kept.contains(&delay_id) && !kept.contains("NEVERLOG"), "{kept}");
@@ -295,11 +295,11 @@ fn a_job_keeps_its_user_over_a_restart_of_the_service() {
         .start();
     let stage = Stage { service, sfu, own };
     assert_eq!(webhook::tell(&stage.service, &stage.sfu, &webhook::joined(&session)).status, 200);
-    wait_until("a restart by the next process", SOON, || {
+    wait_until("a restart by the next process", TIMEOUT, || {
         stage.own.managed(&delay_id, "restart").len() > before
     });
     leaves(&stage, &session);
-    wait_until("the leave", SOON, || !stage.own.managed(&delay_id, "send").is_empty());
+    wait_until("the leave", TIMEOUT, || !stage.own.managed(&delay_id, "send").is_empty());
     for what in ["restart", "send"] {
         assert_signed(&stage.own, &user, &stage.own.managed(&delay_id, what));
     }
@@ -328,9 +328,9 @@ fn events_are_managed_on_the_path_that_there_is() {
             all.find(|(_, asked)| asked.is_manage(&delay_id, what))
                 .and_then(|(_, asked)| asked.proposal())
         };
-        wait_until("a restart on that path", SOON, || last("restart") == Some(path(has)));
+        wait_until("a restart on that path", TIMEOUT, || last("restart") == Some(path(has)));
         leaves(&stage, &session);
-        wait_until("a leave on that path", SOON, || last("send") == Some(path(has)));
+        wait_until("a leave on that path", TIMEOUT, || last("send") == Some(path(has)));
         for what in ["restart", "send"] {
             assert_signed(&stage.own, &stage.own.user("alice"), &stage.own.managed(&delay_id, what));
         }
@@ -362,12 +362,12 @@ fn standalone_delegations_carry_the_token_for_our_users_only() {
     let (user, room) = (stage.own.user("alice"), unique_room());
     let ours = stage.own.schedule(&user, &room, 600_000);
     standalone(&stage, &stage.own.federation, &ours, &room);
-    wait_until("a restart", SOON, || !stage.own.managed(&ours, "restart").is_empty());
+    wait_until("a restart", TIMEOUT, || !stage.own.managed(&ours, "restart").is_empty());
     assert_signed(&stage.own, &user, &stage.own.managed(&ours, "restart"));
 
     let theirs = format!("syd_{}", unique());
     standalone(&stage, &away, &theirs, &unique_room());
-    wait_until("a restart there", SOON, || api.count("restart", &theirs) > 0);
+    wait_until("a restart there", TIMEOUT, || api.count("restart", &theirs) > 0);
     for call in api.http.requests() {
         assert_eq!(
             (call.header("authorization"), call.query("user_id")),
@@ -408,16 +408,16 @@ fn who_was_removed_from_the_call_has_no_leave_left_to_send() {
     let session = stage.sfu.join(&alias(&room, SLOT), &identity);
     assert_eq!(webhook::tell(&stage.service, &stage.sfu, &webhook::joined(&session)).status, 200);
     let calls = || ["restart", "send", "cancel"].map(|what| stage.own.managed(&delay_id, what).len());
-    wait_until("restarts", SOON, || calls()[0] >= 2);
+    wait_until("restarts", TIMEOUT, || calls()[0] >= 2);
     stage.own.part(&room, &user);
-    wait_until("the removal", SOON, || !stage.sfu.has(&session.room, &session.identity));
+    wait_until("the removal", TIMEOUT, || !stage.sfu.has(&session.room, &session.identity));
     let left = webhook::left(&session, "PARTICIPANT_REMOVED");
     assert_eq!(webhook::tell(&stage.service, &stage.sfu, &left).status, 200);
     // What was under way when that was told may still arrive.
     let removed = Instant::now();
-    wait_until("half a second to pass", SOON, || removed.elapsed() > Duration::from_millis(500));
+    wait_until("half a second to pass", TIMEOUT, || removed.elapsed() > Duration::from_millis(500));
     let before = calls();
-    wait_until("four seconds to pass", SOON, || removed.elapsed() > Duration::from_secs(4));
+    wait_until("four seconds to pass", TIMEOUT, || removed.elapsed() > Duration::from_secs(4));
     eprintln!("removed: {:?} calls before, {:?} after four seconds", before, calls());
     assert_eq!(calls(), before, "a call about an event of somebody who was removed");
     assert_eq!(before[1..], [0, 0]);

@@ -119,7 +119,7 @@ fn a_homeserver_is_told_the_token_and_nothing_else() {
     assert_eq!(ours["url"], stage.sfu.url());
 }
 
-/// Nothing that a client names can make two seats one.
+/// Nothing that a client names can make two participants one.
 #[test]
 fn seats_are_the_same_for_the_same_request_and_different_for_others() {
     let stage = Stage::new();

@@ -1,6 +1,7 @@
 //! Application-service mode (decisions A1 to A7), with a fake of the homeserver that the service belongs to.
 
 mod client_token;
+mod deadlines;
 mod delegation;
 mod evil;
 mod federation_token;
@@ -8,7 +9,6 @@ mod grants;
 mod membership;
 mod off;
 mod paths;
-mod patience;
 mod registration;
 mod relay;
 mod standalone;

@@ -140,7 +140,7 @@ fn a_token_with_a_delegation_is_for_members_too() {
     assert_eq!(stage.service.post("/get_token", &body).status, 200);
 }
 
-/// What the operator has to mend is said at once; see `patience.rs` for what may pass.
+/// What the operator has to mend is said at once; see `deadlines.rs` for what may pass.
 #[test]
 fn a_homeserver_that_does_not_let_us_ask_is_a_502() {
     let stage = Stage::new();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{seconds, watchful, within};
 use crate::support::jwt::Jwt;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::sfu::Session;
 use crate::support::{wait_until, webhook};
 
@@ -12,7 +12,7 @@ const DELAY: Duration = seconds(10);
 
 fn wait(time: Duration) {
     let end = Instant::now() + time;
-    wait_until("the time to pass", time + SOON, || Instant::now() >= end);
+    wait_until("the time to pass", time + TIMEOUT, || Instant::now() >= end);
 }
 
 /// LiveKit sends a webhook again with the same JWT. Eight seconds later, the delegation of the next session is one second old.
@@ -33,7 +33,7 @@ fn a_departure_sent_again_is_not_the_next_sessions() {
                         identity: "another".into(),
                         ..former
                     };
-                    scene.told(&webhook::joined(&other));
+                    scene.send_webhook(&webhook::joined(&other));
                 }
                 wait(seconds(7).saturating_sub(born.elapsed()));
                 scene.delegate(DELAY);
@@ -46,7 +46,7 @@ fn a_departure_sent_again_is_not_the_next_sessions() {
                 let session = scene.joined();
                 scene.stays_until(Instant::now() + seconds(6), DELAY);
                 let absent = scene.leave(&session, "CLIENT_INITIATED");
-                let took = scene.wait_sent(SOON) - absent;
+                let took = scene.wait_sent(TIMEOUT) - absent;
                 eprintln!("sent again after 8 s, clock known {clock_known}: kept, and watched: sent {took:.1?} after she left");
                 assert!(took < within(seconds(4), absent), "{took:?}");
             });
@@ -77,19 +77,19 @@ fn sessions_of_nodes_with_other_clocks_are_told_apart() {
                     event
                 };
                 if told {
-                    scene.told(&of_second(webhook::joined(&second)));
+                    scene.send_webhook(&of_second(webhook::joined(&second)));
                 }
-                scene.told(&webhook::left(&first, "CLIENT_INITIATED"));
+                scene.send_webhook(&webhook::left(&first, "CLIENT_INITIATED"));
                 scene.stays_until(Instant::now() + seconds(8), DELAY);
                 scene.sfu.leave(&scene.alias, &scene.identity);
                 let absent = Instant::now();
                 if told {
-                    scene.told(&of_second(webhook::left(&second, "CLIENT_INITIATED")));
+                    scene.send_webhook(&of_second(webhook::left(&second, "CLIENT_INITIATED")));
                 }
                 let took = scene.wait_sent(seconds(20)) - absent;
                 eprintln!("{what}: 0 sent while she was there; sent {took:.1?} after she left");
                 assert!(took < within(seconds(5), absent), "{what}: {took:?}");
-                scene.wait_over(SOON);
+                scene.wait_over(TIMEOUT);
             });
         }
     });
@@ -111,7 +111,7 @@ fn who_is_back_on_a_node_that_is_behind_stays() {
                 goodbye["createdAt"] = (webhook::now() - 5).to_string().into();
                 scene.sfu.leave(&scene.alias, &scene.identity);
                 let gone = Instant::now();
-                scene.told(&goodbye);
+                scene.send_webhook(&goodbye);
                 wait(Duration::from_millis(300).saturating_sub(gone.elapsed()));
                 scene.sfu.join(&scene.alias, &scene.identity);
                 scene.stays_until(gone + seconds(8), DELAY);

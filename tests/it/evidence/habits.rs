@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{delegate_all, people, seconds, wait_restarted_all, watchful, within};
 use crate::support::client_api::done;
 use crate::support::neighbour::Reply;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::sfu::{Fault, Session};
 use crate::support::wait_until;
 
@@ -81,7 +81,7 @@ fn leave(scene: &Scene, session: &Session) -> Instant {
 /// The leave has come, in time.
 #[track_caller]
 fn sent_in_time(scene: &Scene, delay_id: &str, absent: Instant, what: &str) {
-    wait_until(&format!("{what}: the leave to be sent"), LIMIT + SOON, || {
+    wait_until(&format!("{what}: the leave to be sent"), LIMIT + TIMEOUT, || {
         scene.api.count("send", delay_id) > 0
     });
     let took = scene.api.times("send", delay_id)[0] - absent;
@@ -92,7 +92,7 @@ fn sent_in_time(scene: &Scene, delay_id: &str, absent: Instant, what: &str) {
 #[track_caller]
 fn stays_for(scene: &Scene, delay_id: &str, time: Duration, what: &str) {
     let end = Instant::now() + time;
-    wait_until("the time to pass", time + SOON, || {
+    wait_until("the time to pass", time + TIMEOUT, || {
         assert_eq!(
             scene.api.count("send", delay_id),
             0,
@@ -117,13 +117,13 @@ fn joined_and_left_are_told() {
         let scene = scene();
         scene.delegate(DELAY);
         let session = enter(&scene, &scene.identity, nameless);
-        scene.told(&bare("participant_joined", &session, None));
+        scene.send_webhook(&bare("participant_joined", &session, None));
         scene.wait_restarts(1);
         stays_for(&scene, &scene.delay_id, seconds(3), &what);
         let absent = leave(&scene, &session);
-        scene.told(&bare("participant_left", &session, reason));
+        scene.send_webhook(&bare("participant_left", &session, reason));
         sent_in_time(&scene, &scene.delay_id, absent, &what);
-        scene.wait_over(SOON);
+        scene.wait_over(TIMEOUT);
         assert_eq!(scene.sends().len(), 1, "{what}");
     });
 }
@@ -143,18 +143,18 @@ fn a_departure_that_is_not_told_is_found() {
         let scene = scene();
         if told == Told::Before {
             let session = enter(&scene, &scene.identity, nameless);
-            scene.told(&bare("participant_joined", &session, None));
+            scene.send_webhook(&bare("participant_joined", &session, None));
         }
         scene.delegate(DELAY);
         let session = enter(&scene, &scene.identity, nameless);
         if told == Told::Joined {
-            scene.told(&bare("participant_joined", &session, None));
+            scene.send_webhook(&bare("participant_joined", &session, None));
         }
         scene.wait_restarts(1);
         stays_for(&scene, &scene.delay_id, seconds(3), &what);
         let absent = leave(&scene, &session);
         sent_in_time(&scene, &scene.delay_id, absent, &what);
-        scene.wait_over(SOON);
+        scene.wait_over(TIMEOUT);
         assert_eq!(scene.sends().len(), 1, "{what}");
     });
 }
@@ -168,16 +168,18 @@ fn who_is_back_stays_until_the_last_departure() {
         let scene = scene();
         scene.delegate(DELAY);
         let first = enter(&scene, &scene.identity, nameless);
-        scene.told(&bare("participant_joined", &first, None));
+        scene.send_webhook(&bare("participant_joined", &first, None));
         scene.wait_restarts(1);
         let gone = leave(&scene, &first);
-        scene.told(&bare("participant_left", &first, Some("CLIENT_INITIATED")));
-        wait_until("the page to be reloaded", SOON, || gone.elapsed() >= Duration::from_millis(pause));
+        scene.send_webhook(&bare("participant_left", &first, Some("CLIENT_INITIATED")));
+        wait_until("the page to be reloaded", TIMEOUT, || {
+            gone.elapsed() >= Duration::from_millis(pause)
+        });
         let second = enter(&scene, &scene.identity, nameless);
-        scene.told(&bare("participant_joined", &second, None));
+        scene.send_webhook(&bare("participant_joined", &second, None));
         stays_for(&scene, &scene.delay_id, seconds(7), &what);
         let absent = leave(&scene, &second);
-        scene.told(&bare("participant_left", &second, Some("CLIENT_INITIATED")));
+        scene.send_webhook(&bare("participant_left", &second, Some("CLIENT_INITIATED")));
         sent_in_time(&scene, &scene.delay_id, absent, &what);
         assert_eq!(scene.sends().len(), 1, "{what}");
     });
@@ -191,12 +193,12 @@ fn a_second_stay_is_a_stay_of_its_own() {
         let delay_id = format!("{}_{stay}", scene.delay_id);
         scene.delegate_as(&delay_id, DELAY);
         let session = enter(&scene, &scene.identity, true);
-        scene.told(&bare("participant_joined", &session, None));
-        wait_until("a restart", SOON, || scene.api.count("restart", &delay_id) > 0);
+        scene.send_webhook(&bare("participant_joined", &session, None));
+        wait_until("a restart", TIMEOUT, || scene.api.count("restart", &delay_id) > 0);
         stays_for(&scene, &delay_id, seconds(2), stay);
         let absent = leave(&scene, &session);
         if told {
-            scene.told(&bare("participant_left", &session, Some("CLIENT_INITIATED")));
+            scene.send_webhook(&bare("participant_left", &session, Some("CLIENT_INITIATED")));
         }
         sent_in_time(&scene, &delay_id, absent, stay);
         assert_eq!(scene.api.count("send", &delay_id), 1, "{stay}");
@@ -214,19 +216,19 @@ fn of_two_in_a_room_who_stays_is_never_sent() {
         delegate_all(&scene, &both, DELAY);
         let sessions: Vec<_> = both.iter().map(|p| enter(&scene, &p.identity, nameless)).collect();
         for session in &sessions {
-            scene.told(&bare("participant_joined", session, None));
+            scene.send_webhook(&bare("participant_joined", session, None));
         }
         wait_restarted_all(&scene, &both);
         let absent = leave(&scene, &sessions[0]);
         if told {
-            scene.told(&bare("participant_left", &sessions[0], Some("CLIENT_INITIATED")));
+            scene.send_webhook(&bare("participant_left", &sessions[0], Some("CLIENT_INITIATED")));
         }
         sent_in_time(&scene, &both[0].delay_id, absent, &what);
         stays_for(&scene, &both[1].delay_id, seconds(8), &what);
         // And then the other one.
         let absent = leave(&scene, &sessions[1]);
         if told {
-            scene.told(&bare("participant_left", &sessions[1], Some("CLIENT_INITIATED")));
+            scene.send_webhook(&bare("participant_left", &sessions[1], Some("CLIENT_INITIATED")));
         }
         sent_in_time(&scene, &both[1].delay_id, absent, &what);
         assert_eq!(
@@ -243,7 +245,7 @@ fn one_who_stays_is_never_sent() {
     let scene = scene();
     scene.delegate(seconds(6));
     let session = enter(&scene, &scene.identity, true);
-    scene.told(&bare("participant_joined", &session, None));
+    scene.send_webhook(&bare("participant_joined", &session, None));
     scene.wait_restarts(1);
     // Somebody else, whose events have the same id and none of what tells them apart.
     let other = Session {
@@ -252,8 +254,8 @@ fn one_who_stays_is_never_sent() {
     };
     let began = Instant::now();
     while began.elapsed() < seconds(12) {
-        scene.told(&bare("participant_joined", &other, None));
-        scene.told(&bare("participant_left", &other, Some("CLIENT_INITIATED")));
+        scene.send_webhook(&bare("participant_joined", &other, None));
+        scene.send_webhook(&bare("participant_left", &other, Some("CLIENT_INITIATED")));
         stays_for(&scene, &scene.delay_id, seconds(1), "one who stays");
     }
     scene.stays_until(began + seconds(12), seconds(6));

@@ -16,7 +16,7 @@ mod rooms;
 use std::time::{Duration, Instant};
 
 use crate::support::client::Call;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::service::Setup;
 use crate::support::sfu::Session;
 use crate::support::{bodies, hashes, lateness, unique, wait_until};
@@ -70,7 +70,7 @@ fn enter_all(scene: &Scene, people: &[Person]) -> Vec<Session> {
 
 #[track_caller]
 fn wait_restarted_all(scene: &Scene, people: &[Person]) {
-    wait_until("everybody's first restart", SOON * 2, || {
+    wait_until("everybody's first restart", TIMEOUT * 2, || {
         people.iter().all(|p| scene.api.count("restart", &p.delay_id) > 0)
     });
 }
@@ -83,7 +83,7 @@ fn sent(scene: &Scene, people: &[Person]) -> usize {
 /// Polls until this moment; fails at once where one of them is reported gone.
 #[track_caller]
 fn nobody_is_sent_until(scene: &Scene, people: &[Person], end: Instant) {
-    wait_until("the time to pass", end.saturating_duration_since(Instant::now()) + SOON, || {
+    wait_until("the time to pass", end.saturating_duration_since(Instant::now()) + TIMEOUT, || {
         assert_eq!(sent(scene, people), 0, "people who are there were reported gone");
         Instant::now() >= end
     });

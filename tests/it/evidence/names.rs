@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{seconds, watchful};
 use crate::support::client_api::ClientApi;
 use crate::support::homeserver::Homeserver;
-use crate::support::scene::SOON;
+use crate::support::scene::TIMEOUT;
 use crate::support::service::Setup;
 use crate::support::sfu::Sfu;
 use crate::support::{bodies, unique, unique_loopback, unique_room, wait_until};
@@ -38,7 +38,7 @@ fn who_has_a_name_that_reads_alike_cancels_nothing() {
     assert_eq!(victim.status, 200, "{}", victim.text());
     let began = Instant::now();
     let other = ask(&ip.to_string(), "8448:D", &others);
-    wait_until("one delay to pass", DELAY + SOON, || {
+    wait_until("one delay to pass", DELAY + TIMEOUT, || {
         assert_eq!(api.count("cancel", &victims), 0, "cancelled by somebody else: {}", other.status);
         began.elapsed() > DELAY
     });

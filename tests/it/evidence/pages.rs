@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{delegate_all, enter_all, nobody_is_sent_until, people, seconds, sent, wait_restarted_all, watchful, within};
 use crate::support::client_api::done;
 use crate::support::neighbour::Reply;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::sfu::Fault;
 use crate::support::{lateness, wait_until, webhook};
 
@@ -36,7 +36,7 @@ fn kept_behind(what: &str, reply: &Reply, time: Duration) {
     delegate_all(&scene, &all, DELAY);
     let sessions = enter_all(&scene, &all);
     for session in &sessions {
-        scene.told(&webhook::joined(session));
+        scene.send_webhook(&webhook::joined(session));
     }
     wait_restarted_all(&scene, &all);
     let began = Instant::now();
@@ -61,7 +61,7 @@ fn kept_behind(what: &str, reply: &Reply, time: Duration) {
     for session in &sessions {
         scene.leave(session, "CLIENT_INITIATED");
     }
-    wait_until("every leave", SOON * 2, || sent(&scene, &all) == MANY);
+    wait_until("every leave", TIMEOUT * 2, || sent(&scene, &all) == MANY);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn leaves_behind_ten_seconds_of_pages_are_sent_after_them() {
         delegate_all(&scene, &all, seconds(20));
         let sessions = enter_all(&scene, &all);
         for session in &sessions {
-            scene.told(&webhook::joined(session));
+            scene.send_webhook(&webhook::joined(session));
         }
         wait_restarted_all(&scene, &all);
         let began = Instant::now();
@@ -107,7 +107,7 @@ fn leaves_behind_ten_seconds_of_pages_are_sent_after_them() {
             scene.leave(session, "CLIENT_INITIATED");
         }
         let came = |delay_id: &str| scene.api.times("send", delay_id).into_iter().any(|at| at >= end);
-        wait_until("every leave", seconds(10) + SOON * 2, || all.iter().all(|p| came(&p.delay_id)));
+        wait_until("every leave", seconds(10) + TIMEOUT * 2, || all.iter().all(|p| came(&p.delay_id)));
         eprintln!("20 of 20 sent {:.1?} after ten seconds of pages", end.elapsed());
     }
 }
@@ -129,14 +129,14 @@ fn pages_in_the_sfus_place_are_neither_a_yes_nor_a_no() {
                 delegate_all(&scene, &all, DELAY);
                 let sessions = enter_all(&scene, &all);
                 for session in &sessions {
-                    scene.told(&webhook::joined(session));
+                    scene.send_webhook(&webhook::joined(session));
                 }
                 wait_restarted_all(&scene, &all);
                 let reply = if case % 2 == 0 { page(200) } else { nothing(200) };
                 scene.sfu.fail(Some(Fault::InsteadOf(calls, reply)));
                 // Half of them are said to be gone, by an SFU that was wrong.
                 for session in sessions.iter().step_by(2) {
-                    scene.told(&webhook::left(session, "CONNECTION_TIMEOUT"));
+                    scene.send_webhook(&webhook::left(session, "CONNECTION_TIMEOUT"));
                 }
                 nobody_is_sent_until(&scene, &all, Instant::now() + seconds(10));
                 // And half of them go while nothing can be asked.
@@ -148,7 +148,7 @@ fn pages_in_the_sfus_place_are_neither_a_yes_nor_a_no() {
                 wait_until(&format!("five leaves: {calls:?}"), seconds(40), || sent(&scene, &all) == 5);
                 eprintln!("{calls:?}: 0 of 10 in ten seconds; 5 of 5 sent {:.1?} after them", began.elapsed());
                 let staying = all.iter().skip(1).step_by(2);
-                wait_until("the time to pass", within(seconds(4), began) + SOON, || {
+                wait_until("the time to pass", within(seconds(4), began) + TIMEOUT, || {
                     began.elapsed() > seconds(4)
                 });
                 assert_eq!(staying.filter(|p| scene.api.count("send", &p.delay_id) > 0).count(), 0, "{calls:?}");

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{delegate_all, enter_all, people, seconds, sent, wait_restarted_all, watchful, within};
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::sfu::Fault;
 use crate::support::{bodies, hashes, lateness, unique_room, wait_until, webhook};
 
@@ -18,14 +18,14 @@ fn thirty_who_leave_one_room_are_sent_within_five_seconds() {
     delegate_all(&scene, &all, DELAY);
     let sessions = enter_all(&scene, &all);
     for session in &sessions {
-        scene.told(&webhook::joined(session));
+        scene.send_webhook(&webhook::joined(session));
     }
     wait_restarted_all(&scene, &all);
     for session in &sessions {
         scene.sfu.leave(&session.room, &session.identity);
     }
     let absent = Instant::now();
-    wait_until("every leave", SOON * 2, || sent(&scene, &all) == MANY);
+    wait_until("every leave", TIMEOUT * 2, || sent(&scene, &all) == MANY);
     let took = absent.elapsed();
     eprintln!("one room: {MANY} of {MANY} sent within {took:.1?}");
     assert!(took < within(seconds(5), absent), "{took:?}");
@@ -42,16 +42,16 @@ fn thirty_who_leave_thirty_rooms_are_sent_within_five_seconds() {
         let body = bodies::delegate_of(&scene.home, "alice", room, delay_id, 12_000);
         assert_eq!(scene.service.post("/delegate_delayed_leave", &body).status, 200);
         let alias = hashes::alias(room, hashes::SLOT);
-        scene.told(&webhook::joined(&scene.sfu.join(&alias, identity)));
+        scene.send_webhook(&webhook::joined(&scene.sfu.join(&alias, identity)));
         aliases.push(alias);
     }
     let all = |what: &str| events.iter().filter(|(_, id)| scene.api.count(what, id) > 0).count() == MANY;
-    wait_until("everybody's first restart", SOON * 2, || all("restart"));
+    wait_until("everybody's first restart", TIMEOUT * 2, || all("restart"));
     for alias in &aliases {
         scene.sfu.leave(alias, identity);
     }
     let absent = Instant::now();
-    wait_until("every leave", SOON * 2, || all("send"));
+    wait_until("every leave", TIMEOUT * 2, || all("send"));
     let took = absent.elapsed();
     eprintln!("thirty rooms: {MANY} of {MANY} sent within {took:.1?}");
     assert!(took < within(seconds(5), absent), "{took:?}");
@@ -65,7 +65,7 @@ fn a_front_with_a_dead_backend_does_not_get_all_rooms_asked_for_every_second() {
     scene.joined();
     let lists = || scene.sfu.http.count(|r| r.path.ends_with("/ListRooms"));
     let probes = || scene.sfu.http.count(|r| r.method == "GET");
-    wait_until("the watch to begin", SOON, || probes() >= 2);
+    wait_until("the watch to begin", TIMEOUT, || probes() >= 2);
     let (before, began) = (lists(), Instant::now());
     scene.sfu.fail(Some(Fault::HalfDead));
     scene.stays_until(began + seconds(15), DELAY);

@@ -4,7 +4,7 @@
 //! first thing that is wrong:
 //!
 //! * *false*: somebody was shown as gone, or a leave was sent, while they were there.
-//! * *lost*: a departure that was not reported within what [`Trouble::patience_ms`] allows.
+//! * *lost*: a departure that was not reported within what [`Trouble::allowed_ms`] allows.
 //! * *excused*: the homeserver's own timer ended the event of somebody who was there while nobody could restart it: 18 s, and a service
 //!   that stands still for 30 s. No leave was sent, and the last restart that was granted was a whole delay ago.
 
@@ -100,7 +100,7 @@ impl Trouble {
     }
 
     /// Within what time a departure is reported, counted from it or from the end of the trouble, whichever is later.
-    const fn patience_ms(self) -> u64 {
+    const fn allowed_ms(self) -> u64 {
         match self {
             Self::ServiceFrozen => 20_000,
             // A room whose end came while nobody listened seems forgotten, and whoever was in it has a minute to be back (L11, L13).
@@ -366,12 +366,12 @@ impl Guest {
     }
 
     /// Waits for the report of their departure.
-    fn is_reported(&self, counted_from: u64, patience_ms: u64, seen: &mut Seen) {
+    fn is_reported(&self, counted_from: u64, allowed_ms: u64, seen: &mut Seen) {
         let Some(gone) = self.gone else { return };
         let from = gone.max(counted_from);
         let left = loop {
             let left = self.caller.left();
-            if left.is_some() || now_ms() > from + patience_ms + lateness_since(from) {
+            if left.is_some() || now_ms() > from + allowed_ms + lateness_since(from) {
                 break left;
             }
             sleep_s(0.1);
@@ -540,9 +540,9 @@ fn a_call(round: Round) -> Seen {
         ..Seen::default()
     };
     let unable = (trouble == Trouble::ServiceFrozen && delay_s < 30).then_some((began, ended));
-    let patience = trouble.patience_ms();
+    let allowed_ms = trouble.allowed_ms();
     for guest in &guests {
-        guest.is_reported(ended, patience, &mut seen);
+        guest.is_reported(ended, allowed_ms, &mut seen);
     }
     // What was left of a short delay then is over.
     sleep_until(ended + 20_000);
@@ -559,8 +559,8 @@ fn a_call(round: Round) -> Seen {
         of(who).leave(names[who]);
     }
     for &who in &staying {
-        let patience = if trouble == Trouble::WebhooksDown { patience } else { 10_000 };
-        guests[who].is_reported(0, patience, &mut seen);
+        let allowed_ms = if trouble == Trouble::WebhooksDown { allowed_ms } else { 10_000 };
+        guests[who].is_reported(0, allowed_ms, &mut seen);
     }
     for &who in &staying {
         guests[who].judge(None, &mut seen);
@@ -603,15 +603,11 @@ fn a_scenario(round: Round, scenario: &str) -> Seen {
     let state = settled(&tab);
     if state == "disconnected" {
         guests[0].gone = Some(given_up(&tab, &guests[0].caller, began));
-        guests[0].is_reported(0, round.trouble.patience_ms(), &mut seen);
+        guests[0].is_reported(0, round.trouble.allowed_ms(), &mut seen);
     }
     guests.iter().for_each(|guest| guest.judge(None, &mut seen));
     // One who still tries (there is no TURN for force-tls) is there and not there: found missing by asking.
-    let patience = if state == "connected" {
-        10_000
-    } else {
-        round.trouble.patience_ms()
-    };
+    let allowed_ms = if state == "connected" { 10_000 } else { round.trouble.allowed_ms() };
     if guests[0].gone.is_none() {
         guests[0].gone = Some(now_ms());
         tab.leave();
@@ -620,7 +616,7 @@ fn a_scenario(round: Round, scenario: &str) -> Seen {
     party.leave("beside");
     tab.close();
     for guest in &guests {
-        guest.is_reported(0, patience, &mut seen);
+        guest.is_reported(0, allowed_ms, &mut seen);
         guest.judge(None, &mut seen);
     }
     dump_where_wrong(&stage, round, &seen);

@@ -14,7 +14,7 @@ use crate::support::Shared;
 use crate::support::process::{self, Process};
 
 /// For one order; machines are busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 struct Heard {
@@ -60,7 +60,7 @@ impl Steered {
         }
         let (heard, changed) = &*self.heard;
         let (mut heard, _) = changed
-            .wait_timeout_while(heard.lock().unwrap(), PATIENCE, |heard| {
+            .wait_timeout_while(heard.lock().unwrap(), TIMEOUT, |heard| {
                 !heard.ended && !heard.answers.contains_key(&id)
             })
             .unwrap();

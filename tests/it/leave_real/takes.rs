@@ -9,7 +9,7 @@ use super::stage::Caller;
 use super::steered::Tab;
 use crate::support::process::say;
 
-/// So often is a scene played. Browsers knock in the wrong moment in a few takes of a hundred.
+/// So often is a scene played. Browsers connect in the wrong moment in a few takes of a hundred.
 const TAKES: usize = 5;
 
 /// Why a take shows nothing.
@@ -45,13 +45,13 @@ pub(super) fn stands_again(caller: &Caller, since: u64, within_ms: u64) {
 
 /// Waits until a browser is back by itself after the SFU was restarted.
 ///
-/// livekit-client gives up for good at the first 404. One that knocked between the SFU's first answer and the creation of
+/// livekit-client gives up for good at the first 404. One that connected between the SFU's first answer and the creation of
 /// its room was lost before anybody could do anything about it; that the room came in time is for the scene to see. It
 /// counts only where the SFU's own log shows that order.
 #[track_caller]
 pub(super) fn wait_back(caller: &Caller, tab: &Tab, since: u64) -> Result<Value, Void> {
-    const PATIENCE: Duration = Duration::from_secs(45);
-    let end = Instant::now() + PATIENCE;
+    const TIMEOUT: Duration = Duration::from_secs(45);
+    let end = Instant::now() + TIMEOUT;
     loop {
         let events = tab.events(since);
         let of = |name: &str| events.iter().find(|event| event["event"] == name);
@@ -60,13 +60,13 @@ pub(super) fn wait_back(caller: &Caller, tab: &Tab, since: u64) -> Result<Value,
         }
         if of("Disconnected").is_some() && was_refused_before_the_room_stood(caller) {
             return Err(Void(format!(
-                "{}: the browser knocked between the SFU's first answer and the creation of its room",
+                "{}: the browser connected between the SFU's first answer and the creation of its room",
                 caller.name
             )));
         }
         assert!(
             of("Disconnected").is_none() && Instant::now() < end,
-            "{}: the browser is not back within {PATIENCE:?}: {events:?}",
+            "{}: the browser is not back within {TIMEOUT:?}: {events:?}",
             caller.name
         );
         std::thread::sleep(Duration::from_millis(20));

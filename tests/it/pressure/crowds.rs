@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lk_jwt_service::store::{JobRecord, Jobs, Store, Stored};
 use serde_json::json;
 
-use super::{AT_ONCE, Timers, guests, join, leaves, pass, seconds, told, told_left};
+use super::{AT_ONCE, Timers, guests, join, leaves, pass, seconds, send_webhooks, told_left};
 use crate::support::bodies::delegate_of;
 use crate::support::client::Call;
 use crate::support::client_api::{ClientApi, Managed, done};
@@ -50,7 +50,7 @@ fn a_mass_reconnect_reports_nobody() {
     told_left(&scene, &sessions);
     eprintln!("{} webhooks took {:.1?}", guests.len(), told_at.elapsed());
     pass(told_at, seconds(4));
-    told(&scene, &back.iter().map(webhook::joined).collect::<Vec<_>>());
+    send_webhooks(&scene, &back.iter().map(webhook::joined).collect::<Vec<_>>());
     pass(told_at, seconds(8));
     eprintln!("mass reconnect: {} of {} reported gone", scene.api.sends(), guests.len());
     assert_eq!(scene.api.sends(), 0);
@@ -145,7 +145,7 @@ fn somebody_who_delegates_ten_a_second_costs_nobody_else_the_event() {
         .iter()
         .map(|guest| webhook::joined(&scene.sfu.join(&guest.alias, &guest.identity)))
         .collect();
-    told(&scene, &events);
+    send_webhooks(&scene, &events);
     let (mut taken, mut asked) = (0, 0);
     while began.elapsed() < seconds(30) {
         let body = delegate_of(&scene.home, "mallory", &unique_room(), &format!("syd_{}", unique()), 18_000);

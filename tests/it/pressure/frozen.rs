@@ -9,7 +9,7 @@ use crate::support::bodies::delegate_of;
 use crate::support::client_api::{Managed, done};
 use crate::support::lateness;
 use crate::support::neighbour::Reply;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::{wait_until, webhook};
 
 /// A hundred whose resume failed and who are back already; the process is frozen for twelve seconds just after the webhooks.
@@ -46,7 +46,7 @@ fn frozen_between_two_tries(scene: &Scene) -> (Instant, usize) {
     scene.delegate(seconds(60));
     let session = scene.joined();
     scene.leave(&session, "CLIENT_INITIATED");
-    scene.wait_sent(SOON);
+    scene.wait_sent(TIMEOUT);
     scene.service.signal("STOP");
     let frozen = Instant::now();
     // What was under way when it was stopped has arrived.
@@ -66,7 +66,7 @@ fn a_leave_that_was_due_before_the_freeze_is_asked_about_first() {
     let asked = scene.sfu.lookups(&scene.alias, &scene.identity).len();
     scene.service.signal("CONT");
     let awake = Instant::now();
-    wait_until("a question", SOON, || {
+    wait_until("a question", TIMEOUT, || {
         scene.sfu.lookups(&scene.alias, &scene.identity).len() > asked
     });
     pass(awake, seconds(4));
@@ -123,7 +123,7 @@ fn a_leave_that_could_not_be_sent_for_long_is_asked_about_again() {
     scene.delegate(seconds(60));
     let session = scene.joined();
     scene.leave(&session, "CLIENT_INITIATED");
-    let sent = scene.wait_sent(SOON);
+    let sent = scene.wait_sent(TIMEOUT);
     scene.sfu.join(&scene.alias, &scene.identity);
     // The no is older than the first try.
     pass(sent, seconds(10));
@@ -283,7 +283,7 @@ fn a_request_that_was_held_for_longer_than_the_delay_restarts_first() {
         let answered = Instant::now();
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert!(answer.took >= seconds(7), "{:?}", answer.took);
-        wait_until("the first call", SOON, || !scene.api.calls(&scene.delay_id).is_empty());
+        wait_until("the first call", TIMEOUT, || !scene.api.calls(&scene.delay_id).is_empty());
         let calls = scene.api.calls(&scene.delay_id);
         eprintln!(
             "held for {:.1?}: {} {:.1?} after the answer",

@@ -16,7 +16,7 @@ use crate::support::client::Call;
 use crate::support::client_api::{ClientApi, Managed};
 use crate::support::hashes::{self, SLOT};
 use crate::support::neighbour::Reply;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::sfu::Session;
 use crate::support::{unique, unique_room, wait_until, webhook};
 
@@ -29,7 +29,7 @@ const fn seconds(seconds: u64) -> Duration {
 
 /// Lets this much time pass.
 fn pass(from: Instant, time: Duration) {
-    wait_until("the time to pass", time + SOON, || from.elapsed() >= time);
+    wait_until("the time to pass", time + TIMEOUT, || from.elapsed() >= time);
 }
 
 /// Somebody with a delegated leave.
@@ -71,10 +71,10 @@ fn guests(scene: &Scene, count: usize, per_room: usize, delay: Duration) -> Vec<
 fn join(scene: &Scene, guests: &[Guest]) -> Vec<Session> {
     let sessions: Vec<_> = guests.iter().map(|guest| scene.sfu.join(&guest.alias, &guest.identity)).collect();
     let events: Vec<_> = sessions.iter().map(webhook::joined).collect();
-    told(scene, &events);
+    send_webhooks(scene, &events);
     // Some were restarted while they were waited for.
     let mut waited_for = guests.iter().peekable();
-    wait_until("the restarts of those who joined", SOON * 3, || {
+    wait_until("the restarts of those who joined", TIMEOUT * 3, || {
         while waited_for
             .next_if(|guest| scene.api.count("restart", &guest.delay_id) > 0)
             .is_some()
@@ -86,7 +86,7 @@ fn join(scene: &Scene, guests: &[Guest]) -> Vec<Session> {
 
 /// The SFU tells all this, and is heard.
 #[track_caller]
-fn told(scene: &Scene, events: &[serde_json::Value]) {
+fn send_webhooks(scene: &Scene, events: &[serde_json::Value]) {
     let calls: Vec<_> = events.iter().map(|event| webhook::signed(&scene.sfu, &event.to_string())).collect();
     for answer in scene.service.flood(&calls, AT_ONCE) {
         assert_eq!(answer.status, 200, "{}", answer.text());
@@ -97,7 +97,7 @@ fn told(scene: &Scene, events: &[serde_json::Value]) {
 #[track_caller]
 fn told_left(scene: &Scene, sessions: &[Session]) {
     let left = |session| webhook::left(session, "CLIENT_INITIATED");
-    told(scene, &sessions.iter().map(left).collect::<Vec<_>>());
+    send_webhooks(scene, &sessions.iter().map(left).collect::<Vec<_>>());
 }
 
 /// This one leaves, and is reported: the watch goes on.
@@ -105,7 +105,7 @@ fn told_left(scene: &Scene, sessions: &[Session]) {
 fn leaves(scene: &Scene, guest: &Guest, session: &Session) {
     scene.sfu.leave(&guest.alias, &guest.identity);
     told_left(scene, std::slice::from_ref(session));
-    wait_until("the leave of one who is gone", SOON * 2, || {
+    wait_until("the leave of one who is gone", TIMEOUT * 2, || {
         scene.api.count("send", &guest.delay_id) > 0
     });
 }

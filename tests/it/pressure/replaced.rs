@@ -10,7 +10,7 @@ use crate::support::lateness;
 use crate::support::neighbour::Reply;
 use crate::support::process::directory;
 use crate::support::redis::RedisServer;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::service::Setup;
 use crate::support::{unique, wait_until};
 
@@ -35,7 +35,7 @@ fn a_replaced_event_is_cancelled_once_the_new_one_was_restarted() {
         .answer(move |call, _| if call.delay_id == refused { unavailable() } else { done() });
     scene.delegate_as(&new, seconds(60));
     let replaced = Instant::now();
-    wait_until("a restart of the new event", SOON, || scene.api.count("restart", &new) > 0);
+    wait_until("a restart of the new event", TIMEOUT, || scene.api.count("restart", &new) > 0);
     pass(replaced, seconds(3));
     assert_eq!(
         scene.api.count("cancel", &scene.delay_id),
@@ -44,7 +44,7 @@ fn a_replaced_event_is_cancelled_once_the_new_one_was_restarted() {
     );
     scene.api.answer(|_, _| done());
     let tried = scene.api.count("restart", &new);
-    wait_until("the old event to be cancelled", SOON * 2, || {
+    wait_until("the old event to be cancelled", TIMEOUT * 2, || {
         scene.api.count("cancel", &scene.delay_id) > 0
     });
     let granted = scene.api.times("restart", &new)[tried];
@@ -70,12 +70,14 @@ fn an_event_that_is_delegated_again_while_it_is_being_cancelled_lives() {
     scene.joined();
     let between = another();
     scene.delegate_as(&between, delay);
-    wait_until("a cancellation to be tried", SOON, || {
+    wait_until("a cancellation to be tried", TIMEOUT, || {
         scene.api.count("cancel", &scene.delay_id) > 0
     });
     scene.delegate(delay);
     let again = Instant::now();
-    wait_until("the one between to be cancelled", SOON, || scene.api.count("cancel", &between) > 0);
+    wait_until("the one between to be cancelled", TIMEOUT, || {
+        scene.api.count("cancel", &between) > 0
+    });
     let tried = scene.api.count("cancel", &scene.delay_id);
     scene.api.answer(|_, _| done());
     scene.stays_until(again + seconds(10), delay);
@@ -106,13 +108,13 @@ fn a_final_no_to_the_new_event_makes_the_old_one_the_job_again() {
         .answer(move |call, _| if call.delay_id == unknown { not_found() } else { done() });
     scene.delegate_as(&new, delay);
     let replaced = Instant::now();
-    wait_until("a second no", SOON, || scene.api.count("restart", &new) >= 2);
+    wait_until("a second no", TIMEOUT, || scene.api.count("restart", &new) >= 2);
     scene.stays_until(replaced + seconds(14), delay);
     eprintln!("the old event was restarted {} times", scene.restarts().len());
     assert_eq!(scene.api.count("cancel", &scene.delay_id), 0);
     assert_eq!(scene.api.count("send", &new), 0);
     scene.leave(&session, "CLIENT_INITIATED");
-    scene.wait_sent(SOON);
+    scene.wait_sent(TIMEOUT);
 }
 
 /// kill -9 while the old event is still to be cancelled; with a file and with a real Redis.
@@ -130,16 +132,16 @@ fn survives(store: impl Fn(Setup) -> Setup) {
     scene.joined();
     let new = another();
     scene.delegate_as(&new, seconds(3_600));
-    wait_until("a cancellation to be tried", SOON, || {
+    wait_until("a cancellation to be tried", TIMEOUT, || {
         scene.api.count("cancel", &scene.delay_id) > 0
     });
     scene.service.signal("KILL");
-    scene.service.wait_exit(SOON);
+    scene.service.wait_exit(TIMEOUT);
     let tried = scene.api.count("cancel", &scene.delay_id);
     scene.api.answer(|_, _| done());
     scene.service = setup.expect("just set").start();
     let started = Instant::now();
-    wait_until("the old event to be cancelled", SOON * 2, || {
+    wait_until("the old event to be cancelled", TIMEOUT * 2, || {
         scene.api.count("cancel", &scene.delay_id) > tried
     });
     let cancelled = scene.api.times("cancel", &scene.delay_id)[tried];
@@ -154,7 +156,7 @@ fn survives(store: impl Fn(Setup) -> Setup) {
     let session = scene.join();
     pass(started, Duration::from_millis(2_500));
     scene.leave(&session, "CLIENT_INITIATED");
-    wait_until("the leave", SOON * 2, || scene.api.count("send", &new) > 0);
+    wait_until("the leave", TIMEOUT * 2, || scene.api.count("send", &new) > 0);
     assert_eq!(scene.sends().len(), 0, "the replaced event was sent");
 }
 

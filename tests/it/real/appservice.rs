@@ -398,8 +398,8 @@ fn who_leaves_the_matrix_room_is_removed_from_the_sfu_and_again_with_the_old_tok
         200
     );
     let (_client, name) = join(&side.livekit, &token(&carol, &body(&side.livekit, &room, "m")));
-    let patience = Instant::now() + Duration::from_secs(6);
-    while Instant::now() < patience {
+    let end = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < end {
         assert!(present().contains(&name), "removed although joined again");
         std::thread::sleep(Duration::from_millis(200));
     }

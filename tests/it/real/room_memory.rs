@@ -101,7 +101,7 @@ struct Tally {
     tokens: AtomicUsize,
     from_memory: AtomicUsize,
     /// Of tokens from memory: used for the first step of a join, and by a real client that joined.
-    knocks: AtomicUsize,
+    signals: AtomicUsize,
     joins: AtomicUsize,
     all_joins: AtomicUsize,
     left: AtomicUsize,
@@ -115,11 +115,11 @@ struct Tally {
 
 impl Tally {
     fn table(&self) -> String {
-        let [rooms, tokens, memory, knocks, joins, all, left, killed, reopened, gone] = [
+        let [rooms, tokens, memory, signals, joins, all, left, killed, reopened, gone] = [
             &self.rooms,
             &self.tokens,
             &self.from_memory,
-            &self.knocks,
+            &self.signals,
             &self.joins,
             &self.all_joins,
             &self.left,
@@ -130,7 +130,7 @@ impl Tally {
         .map(|counter| counter.load(Relaxed));
         format!(
             "room memory: {tokens} tokens for {rooms} rooms, {memory} from memory, {} violations\n\
-             \x20 tokens from memory used at once: {knocks} for the first step of a join, {joins} by a real client\n\
+             \x20 tokens from memory used at once: {signals} for the first step of a join, {joins} by a real client\n\
              \x20 clients: {all} joined, {left} left, {killed} were killed; rooms that had ended and were opened again: {reopened}\n\
              \x20 gone at once although the SFU had just been asked: {gone}",
             self.violations.lock().unwrap().len(),
@@ -177,7 +177,7 @@ impl Scene {
                 let asked = Instant::now();
                 let (token, from_memory) = self.ask(&mut visit);
                 match rng.random_range(0..10) {
-                    0..3 => self.knock(rng, &visit, &token, from_memory.then_some(asked)),
+                    0..3 => self.signal(rng, &visit, &token, from_memory.then_some(asked)),
                     3..6 if inside.is_none() => inside = self.join(crowd, &visit, &token, from_memory.then_some(asked)),
                     _ => {}
                 }
@@ -236,14 +236,14 @@ impl Scene {
     }
 
     /// The first step of a join at a random moment within the second, then gone.
-    fn knock(&self, rng: &mut StdRng, visit: &Visit, token: &Value, from_memory: Option<Instant>) {
+    fn signal(&self, rng: &mut StdRng, visit: &Visit, token: &Value, from_memory: Option<Instant>) {
         std::thread::sleep(AT_ONCE.mul_f64(rng.random_range(0.0..0.9)));
         let stay = Duration::from_millis(rng.random_range(0..300));
-        let knocked = Instant::now();
-        let status = self.livekit.knock(token["jwt"].as_str().expect("jwt"), stay);
+        let began = Instant::now();
+        let status = self.livekit.signal(token["jwt"].as_str().expect("jwt"), stay);
         // Nor is the margin over: a machine that is busy with other tests may have let it lie.
-        if from_memory.is_some_and(|asked| knocked - asked < AT_ONCE && asked.elapsed() < 2 * AT_ONCE + stay) {
-            self.tally.knocks.fetch_add(1, Relaxed);
+        if from_memory.is_some_and(|asked| began - asked < AT_ONCE && asked.elapsed() < 2 * AT_ONCE + stay) {
+            self.tally.signals.fetch_add(1, Relaxed);
             if status != 101 {
                 self.violation(visit, &format!("a join was answered with {status}"));
             }

@@ -148,7 +148,7 @@ pub(super) struct Story {
 }
 
 /// People in the largest story.
-const MOST: usize = 20;
+const MAX_USERS: usize = 20;
 
 const REASONS: [DisconnectReason; 17] = [
     DisconnectReason::ClientInitiated,
@@ -190,7 +190,11 @@ impl Story {
                 _ => Limiter::None,
             })
             .collect();
-        let count = if house == 3 { MOST } else { chance.pick(&[1, 2, 3, 4, 5, 6, 8]) };
+        let count = if house == 3 {
+            MAX_USERS
+        } else {
+            chance.pick(&[1, 2, 3, 4, 5, 6, 8])
+        };
         let rooms = chance.between(1, 3);
         let people: Vec<_> = (0..count)
             .map(|n| {

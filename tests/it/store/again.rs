@@ -5,7 +5,7 @@ use std::time::Duration;
 use lk_jwt_service::store::{Jobs, Store};
 use tokio::time::Instant;
 
-use super::{SOON, by_field, job, numbered, on_one_thread, reading, redis, restarted};
+use super::{TIMEOUT, by_field, job, numbered, on_one_thread, reading, redis, restarted};
 use crate::support::bodies::delegate_of;
 use crate::support::redis::RedisServer;
 use crate::support::scene::Scene;
@@ -55,7 +55,7 @@ fn what_others_write_comes_with_the_next_reading_and_what_was_removed_here_does_
         assert!((Duration::from_secs(15)..Duration::from_secs(20)).contains(&at), "{at:?}");
         eprintln!("read again after {at:.1?}");
         assert_eq!(scans(&server), 2, "never more often");
-        assert_eq!(jobs.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(jobs.stop(Instant::now() + TIMEOUT).await, 0);
     });
 }
 
@@ -70,7 +70,7 @@ fn a_store_that_comes_back_empty_is_told_apart_from_one_that_has_everything() {
         for n in 0..10 {
             jobs.put(&numbered(n));
         }
-        assert!(jobs.put_and_tell(&numbered(10)).within(SOON).await);
+        assert!(jobs.put_and_tell(&numbered(10)).within(TIMEOUT).await);
         server.kill();
         server.start_again();
         server.hset(&numbered(3).field(), &numbered(3).value());
@@ -82,14 +82,14 @@ fn a_store_that_comes_back_empty_is_told_apart_from_one_that_has_everything() {
         assert!(seen.lacks(&restarted(numbered(3), 1)), "older than ours");
         let began = Instant::now();
         for n in 0..1000 {
-            seen.turn(1000).await;
+            seen.spread(1000).await;
             if n < 11 {
                 jobs.put(&numbered(n));
             }
         }
         let took = began.elapsed();
         assert!((Duration::from_secs(9)..Duration::from_secs(12)).contains(&took), "{took:?}");
-        assert_eq!(jobs.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(jobs.stop(Instant::now() + TIMEOUT).await, 0);
         assert_eq!(server.ask(&["HLEN", "lk-jwt:jobs"]), ":11\r\n");
     });
 }
@@ -145,8 +145,8 @@ fn a_delegation_that_the_old_instance_took_after_the_new_one_has_read_is_watched
     });
     scene.sfu.leave(&alias, identity);
     let at = std::time::Instant::now();
-    scene.told(&webhook::left(&session, "CLIENT_INITIATED"));
-    let sent = scene.wait_sent(SOON);
+    scene.send_webhook(&webhook::left(&session, "CLIENT_INITIATED"));
+    let sent = scene.wait_sent(TIMEOUT);
     eprintln!("sent {:.1?} after the event", sent.saturating_duration_since(at));
 }
 
@@ -179,7 +179,7 @@ fn a_hash_of_large_records_is_read_once_and_to_its_end() {
         let once = scans(&server);
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert_eq!(scans(&server), once, "it is read again and again");
-        jobs.stop(Instant::now() + SOON).await;
+        jobs.stop(Instant::now() + TIMEOUT).await;
     });
 }
 
@@ -199,12 +199,12 @@ fn five_thousand_changes_are_written_while_the_service_goes_on() {
                 queue.put(&numbered(n));
             }
             let began = Instant::now();
-            while queue.waiting() > 0 && began.elapsed() < SOON * 3 {
+            while queue.waiting() > 0 && began.elapsed() < TIMEOUT * 3 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             eprintln!("{name}: {jobs} changes written within {:.1?}", began.elapsed());
             assert_eq!(queue.waiting(), 0, "{name}");
-            assert_eq!(queue.stop(Instant::now() + SOON).await, 0, "{name}");
+            assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0, "{name}");
         }
     });
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use lk_jwt_service::store::{JobRecord, Jobs, Stored};
 use tokio::time::{Instant, timeout};
 
-use super::{SOON, job, on_one_thread, redis};
+use super::{TIMEOUT, job, on_one_thread, redis};
 use crate::support::redis::RedisServer;
 
 fn now_ms() -> i64 {
@@ -18,7 +18,7 @@ async fn brought(server: &RedisServer) -> (Jobs, Vec<(JobRecord<'static>, bool)>
     let (jobs, mut stored) = Jobs::start(redis(&format!("redis://{}", server.address())));
     let mut found = Vec::new();
     loop {
-        match timeout(SOON, stored.next()).await.expect("in time").expect("an end") {
+        match timeout(TIMEOUT, stored.next()).await.expect("in time").expect("an end") {
             Stored::Record(job) => found.push((*job, false)),
             Stored::Newer(job) => found.push((*job, true)),
             Stored::End(_) => return (jobs, found),
@@ -61,7 +61,7 @@ fn what_looks_expired_is_handed_over_and_what_is_over_for_a_day_is_removed() {
         let mut expected: Vec<_> = records.iter().filter(|job| job.identity != "over").cloned().collect();
         expected.sort_by(|a, b| a.identity.cmp(&b.identity));
         assert_eq!(found, expected);
-        assert_eq!(jobs.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(jobs.stop(Instant::now() + TIMEOUT).await, 0);
         assert_eq!(server.hget(&records[2].field()), None, "what is over is removed");
         let left = records.len() - 1 + unreadable.len();
         assert_eq!(
@@ -101,7 +101,7 @@ fn of_two_fields_for_one_job_the_later_one_counts_and_the_other_one_goes() {
             } else {
                 jobs.put(&changed);
             }
-            assert_eq!(jobs.stop(Instant::now() + SOON).await, 0);
+            assert_eq!(jobs.stop(Instant::now() + TIMEOUT).await, 0);
             assert_eq!(server.hget(latest), (!ends).then(|| changed.value()), "{records:?}");
             let left = usize::from(!ends);
             assert_eq!(server.ask(&["HLEN", "lk-jwt:jobs"]), format!(":{left}\r\n"), "{records:?}");
@@ -123,7 +123,7 @@ fn an_older_spelling_of_a_job_that_changed_here_meanwhile_is_removed() {
         server.start_again();
         let next = timeout(Duration::from_secs(20), stored.next()).await.expect("in time");
         assert!(matches!(next, Some(Stored::End(_))), "{next:?}");
-        assert_eq!(jobs.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(jobs.stop(Instant::now() + TIMEOUT).await, 0);
         assert_eq!(server.hget(odd), None);
         assert_eq!(server.hget(&newer.field()), Some(newer.value()));
     });

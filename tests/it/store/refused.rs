@@ -7,7 +7,7 @@ use lk_jwt_service::store::Jobs;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep};
 
-use super::{SOON, by_field, job, numbered, on_one_thread, reading, redis, start, start_empty};
+use super::{TIMEOUT, by_field, job, numbered, on_one_thread, reading, redis, start, start_empty};
 use crate::support::redis::RedisServer;
 use crate::support::unique_loopback;
 
@@ -32,7 +32,7 @@ fn a_full_redis_gets_emptier() {
         for n in 0..ENDED {
             queue.put(&numbered(n));
         }
-        wait_records(&server, 3000, SOON).await;
+        wait_records(&server, 3000, TIMEOUT).await;
         server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
         for n in ENDED..2 * ENDED {
             queue.put(&numbered(n));
@@ -45,7 +45,7 @@ fn a_full_redis_gets_emptier() {
         eprintln!("{ENDED} ended jobs have left a full Redis after {took:.1?}");
         assert_eq!(queue.waiting(), 3000);
         server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
-        assert_eq!(queue.stop(Instant::now() + SOON).await, 0);
+        assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0);
         let (_, found) = start(redis(&format!("redis://{}", server.address()))).await;
         assert_eq!(found, by_field((ENDED..2 * ENDED).map(numbered)));
     });
@@ -91,12 +91,12 @@ fn a_change_that_ends_the_connection_waits_behind_the_others() {
         for n in 0..2000 {
             queue.put(&numbered(n));
         }
-        let took = wait_records(&server, 2000, SOON).await;
+        let took = wait_records(&server, 2000, TIMEOUT).await;
         eprintln!("2000 others were stored after {took:.1?}");
         queue.put(&numbered(2000));
-        wait_records(&server, 2001, SOON).await;
+        wait_records(&server, 2001, TIMEOUT).await;
         queue.remove("room", "poison");
         queue.remove(&numbered(5).room, &numbered(5).identity);
-        wait_records(&server, 2000, SOON).await;
+        wait_records(&server, 2000, TIMEOUT).await;
     });
 }

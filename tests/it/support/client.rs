@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::secrets;
 
 /// Longer than any answer may take.
-const PATIENCE: Duration = Duration::from_secs(40);
+const TIMEOUT: Duration = Duration::from_secs(40);
 
 /// A request to build.
 #[derive(Clone, Debug)]
@@ -261,8 +261,8 @@ impl Connection {
     pub(crate) fn open(to: SocketAddr) -> std::io::Result<Self> {
         let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         Ok(Self {
             stream,
             buffer: Vec::new(),
@@ -286,7 +286,7 @@ impl Connection {
         self.stream.peek(&mut [0]).is_ok_and(|count| count > 0)
     }
 
-    /// The next answer; `None` when the connection ended, or stayed silent for `PATIENCE`, without one.
+    /// The next answer; `None` when the connection ended, or stayed silent for `TIMEOUT`, without one.
     pub(crate) fn answer(&mut self) -> Option<Answer> {
         self.answer_to(false)
     }
@@ -386,7 +386,7 @@ async fn call_kept(to: SocketAddr, bytes: &[u8], kept: &mut Option<tokio::net::T
             }
             return Ok(answer);
         }
-        match tokio::time::timeout(PATIENCE, stream.read_buf(&mut buffer)).await {
+        match tokio::time::timeout(TIMEOUT, stream.read_buf(&mut buffer)).await {
             Ok(Ok(0)) => return Err(failed("reading", &"closed", used)),
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(failed("reading", &error, used)),

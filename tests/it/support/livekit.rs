@@ -212,7 +212,7 @@ impl Livekit {
 
     /// The first step of a join, with a token as the service returned it. The status of the answer: 101 when the SFU
     /// would go on, 404 when there is no such room. The connection is dropped after `stay`.
-    pub(crate) fn knock(&self, jwt: &str, stay: Duration) -> u16 {
+    pub(crate) fn signal(&self, jwt: &str, stay: Duration) -> u16 {
         let call = Call::new("GET", &format!("/rtc?access_token={jwt}&protocol=16&sdk=rust"))
             .header("Connection", "Upgrade")
             .header("Upgrade", "websocket")

@@ -10,7 +10,7 @@ use super::process::{program, real_neighbours};
 use super::{unique, unique_loopback, wait_until};
 
 /// Longest wait for an answer in a test.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Keeps what it has acknowledged across [`RedisServer::kill`]. Killed when it is dropped.
 pub(crate) struct RedisServer {
@@ -58,7 +58,7 @@ impl RedisServer {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         self.child = Some(command.spawn().expect("redis-server"));
-        wait_until("redis-server to answer", PATIENCE, || {
+        wait_until("redis-server to answer", TIMEOUT, || {
             self.try_ask(&["PING"]).is_some_and(|answer| !answer.starts_with("-LOADING"))
         });
     }
@@ -117,8 +117,8 @@ impl RedisServer {
     }
 
     fn try_ask(&self, command: &[&str]) -> Option<String> {
-        let mut stream = TcpStream::connect_timeout(&self.address(), PATIENCE).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        let mut stream = TcpStream::connect_timeout(&self.address(), TIMEOUT).ok()?;
+        stream.set_read_timeout(Some(TIMEOUT)).ok()?;
         let login: Vec<&str> = self.login.iter().map(String::as_str).collect();
         if !login.is_empty() {
             stream.write_all(&encoded(&login)).ok()?;

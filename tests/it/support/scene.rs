@@ -11,7 +11,7 @@ use super::sfu::{Session, Sfu};
 use super::{bodies, lateness, unique, unique_room, wait_until, webhook};
 
 /// Longer than anything takes that is not timed by the service itself.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Scene {
     // Dropped first: its log is judged while its neighbours still stand.
@@ -85,7 +85,7 @@ impl Scene {
     #[track_caller]
     pub(crate) fn join(&self) -> Session {
         let session = self.sfu.join(&self.alias, &self.identity);
-        self.told(&webhook::joined(&session));
+        self.send_webhook(&webhook::joined(&session));
         session
     }
 
@@ -94,13 +94,13 @@ impl Scene {
     pub(crate) fn leave(&self, session: &Session, reason: &str) -> Instant {
         self.sfu.leave(&session.room, &session.identity);
         let at = Instant::now();
-        self.told(&webhook::left(session, reason));
+        self.send_webhook(&webhook::left(session, reason));
         at
     }
 
-    /// The SFU tells, and is heard.
+    /// Sends a webhook of the SFU, which is taken.
     #[track_caller]
-    pub(crate) fn told(&self, event: &serde_json::Value) {
+    pub(crate) fn send_webhook(&self, event: &serde_json::Value) {
         let answer = self.tell(event);
         assert_eq!((answer.status, answer.text().as_str()), (200, ""), "{event}");
     }
@@ -119,13 +119,13 @@ impl Scene {
 
     #[track_caller]
     pub(crate) fn wait_restarts(&self, count: usize) {
-        wait_until(&format!("{count} restarts"), SOON * 2, || self.restarts().len() >= count);
+        wait_until(&format!("{count} restarts"), TIMEOUT * 2, || self.restarts().len() >= count);
     }
 
     /// Waits until the service has heard that this event was restarted.
     #[track_caller]
     pub(crate) fn wait_restarted(&self, delay_id: &str) {
-        wait_until(&format!("{delay_id} to have been restarted"), SOON, || {
+        wait_until(&format!("{delay_id} to have been restarted"), TIMEOUT, || {
             // The log does not name events: as many as were asked for.
             let heard = self.service.log().matches("what=Restart outcome=Done").count();
             self.api.count("restart", delay_id) > 0 && heard >= self.api.restarts()
@@ -142,7 +142,7 @@ impl Scene {
     /// Until this moment the participant is there: nothing may be sent, and restarts come as long as the event would run.
     #[track_caller]
     pub(crate) fn stays_until(&self, end: Instant, delay: Duration) {
-        wait_until("the time to pass", end.saturating_duration_since(Instant::now()) + SOON, || {
+        wait_until("the time to pass", end.saturating_duration_since(Instant::now()) + TIMEOUT, || {
             assert_eq!(self.sends().len(), 0, "somebody who is there was reported gone");
             Instant::now() >= end
         });

@@ -217,8 +217,8 @@ impl Sfu {
             joined_at_ms: session.joined_at_ms,
             ..Default::default()
         };
-        let seat = (session.room.clone(), session.identity.clone());
-        self.state.present.lock().unwrap().insert(seat, participant);
+        let key = (session.room.clone(), session.identity.clone());
+        self.state.present.lock().unwrap().insert(key, participant);
     }
 
     /// The room stands under this sid, or it does not stand.

@@ -242,10 +242,10 @@ impl World {
         let (homeserver, id, _) = &mut self.homeservers[job.homeserver];
         let answer = homeserver(now, n, call.action);
         let left = call.deadline.since(now);
-        let patience = if job.leaves {
+        let timeout = if job.leaves {
             10_000
         } else {
-            patience_ms(left, self.scheduler.usual_ms(*id))
+            timeout_ms(left, self.scheduler.usual_ms(*id))
         };
         let number = self.made.len();
         self.made.push(Made {
@@ -255,20 +255,20 @@ impl World {
             outcome: answer.map(|(outcome, _)| outcome),
             waiting: true,
         });
-        self.at(now.after(u64::from(patience)), n, Event::GivenUp(number));
+        self.at(now.after(u64::from(timeout)), n, Event::GivenUp(number));
         if let Some((_, millis)) = answer {
             self.at(now.after(millis), n, Event::Answered(number));
         }
     }
 
-    fn ended(&mut self, number: usize, answered: bool, now: Time) {
+    fn on_end(&mut self, number: usize, answered: bool, now: Time) {
         let made = self.made[number];
         let job = self.jobs[made.job].job;
         let id = self.homeservers[job.homeserver].1;
         let outcome = made.outcome.filter(|_| answered).unwrap_or(Outcome::Transient(None));
         if made.waiting {
             self.made[number].waiting = false;
-            self.scheduler.called(id, made.sent, outcome, now, &mut self.jitter);
+            self.scheduler.on_result(id, made.sent, outcome, now, &mut self.jitter);
             self.refused += usize::from(matches!(outcome, Outcome::Limited(_)));
         } else if outcome != Outcome::Done {
             return;
@@ -350,10 +350,10 @@ impl World {
                     }
                     Event::GivenUp(number) => {
                         if self.made[number].waiting {
-                            self.ended(number, false, now);
+                            self.on_end(number, false, now);
                         }
                     }
-                    Event::Answered(number) => self.ended(number, true, now),
+                    Event::Answered(number) => self.on_end(number, true, now),
                 }
             }
             while let Some((expiry, n)) = expiries.first().copied().filter(|(expiry, _)| *expiry <= now) {

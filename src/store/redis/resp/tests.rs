@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use std::time::Duration;
 use tokio::runtime::Builder;
 
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs on a connection to a server that says this and closes.
 fn hearing<T>(said: &[u8], then: impl AsyncFnOnce(&mut Connection) -> T) -> T {
@@ -86,7 +86,7 @@ fn waits_no_longer_than_it_should() {
         assert!(matches!(connection.done("PING").await.unwrap_err(), RedisError::Timeout));
         connection.command(&[&[b'x'; 100]]);
         assert!(matches!(connection.send().await.unwrap_err(), RedisError::Timeout));
-        assert_eq!(began.elapsed(), PATIENCE * 2);
+        assert_eq!(began.elapsed(), TIMEOUT * 2);
     });
 }
 

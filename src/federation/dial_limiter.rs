@@ -10,29 +10,29 @@ use crate::admission::Who;
 use crate::admission::dials::{Decision, Dials, Target, Ticket};
 
 /// A connection that is given up after so long counts as one that failed.
-const HUNG: Duration = Duration::from_secs(3);
+const HUNG_AFTER: Duration = Duration::from_secs(3);
 
-/// Hands out turns to dial.
+/// Limits how often an address is dialled.
 #[derive(Default)]
-pub(super) struct Pace {
+pub(super) struct DialLimiter {
     dials: Mutex<Dials>,
     freed: Notify,
 }
 
 /// The permission to dial an address once, and what became of it.
-pub(super) struct Turn<'a> {
-    pace: &'a Pace,
+pub(super) struct DialPermit<'a> {
+    limiter: &'a DialLimiter,
     target: Target,
     who: Who,
     since: Instant,
     settled: bool,
 }
 
-impl Pace {
-    /// Waits for a turn to dial `target` for `who`; `queued` is told when that takes time.
-    pub(super) async fn turn(&self, target: Target, who: Who, queued: &Notify) -> Turn<'_> {
+impl DialLimiter {
+    /// Waits for the permit to dial `target` for `who`; `queued` is told when that takes time.
+    pub(super) async fn acquire(&self, target: Target, who: Who, queued: &Notify) -> DialPermit<'_> {
         let mut waiting = Waiting {
-            pace: self,
+            limiter: self,
             ticket: self.lock().enter(Instant::now().into_std(), target, who),
             done: false,
         };
@@ -51,8 +51,8 @@ impl Pace {
             }
         }
         waiting.done = true;
-        Turn {
-            pace: self,
+        DialPermit {
+            limiter: self,
             target,
             who,
             since: Instant::now(),
@@ -65,12 +65,12 @@ impl Pace {
     }
 }
 
-impl Turn<'_> {
+impl DialPermit<'_> {
     /// The connection stands, and is encrypted where it has to be.
     pub(super) fn succeeded(mut self) {
         self.settled = true;
-        if self.pace.lock().succeeded(self.target, self.who) {
-            self.pace.freed.notify_waiters();
+        if self.limiter.lock().succeeded(self.target, self.who) {
+            self.limiter.freed.notify_waiters();
         }
     }
 
@@ -81,20 +81,20 @@ impl Turn<'_> {
 
     fn settle_failed(&mut self) {
         self.settled = true;
-        self.pace.lock().failed(Instant::now().into_std(), self.target, self.who);
+        self.limiter.lock().failed(Instant::now().into_std(), self.target, self.who);
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for DialPermit<'_> {
     fn drop(&mut self) {
-        if !self.settled && self.since.elapsed() >= HUNG {
+        if !self.settled && self.since.elapsed() >= HUNG_AFTER {
             self.settle_failed();
         }
     }
 }
 
 struct Waiting<'a> {
-    pace: &'a Pace,
+    limiter: &'a DialLimiter,
     ticket: Ticket,
     done: bool,
 }
@@ -102,7 +102,7 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if !self.done {
-            self.pace.lock().leave(&self.ticket);
+            self.limiter.lock().leave(&self.ticket);
         }
     }
 }
@@ -119,29 +119,29 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn four_a_second_after_a_burst_of_eight() {
-        let (pace, queued) = (Pace::default(), Notify::new());
+        let (limiter, queued) = (DialLimiter::default(), Notify::new());
         let target = Target::from(IpAddr::from([192, 0, 2, 1]));
         let start = Instant::now();
         for n in 0..16 {
-            drop(pace.turn(target, who(Class::Stranger, n), &queued).await);
+            drop(limiter.acquire(target, who(Class::Stranger, n), &queued).await);
         }
         assert!((2000..2100).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
-        drop(pace.turn(target, who(Class::Verified, 99), &queued).await);
+        drop(limiter.acquire(target, who(Class::Verified, 99), &queued).await);
         assert!(start.elapsed().as_millis() < 2100);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_success_sets_everybody_free() {
-        let (pace, queued) = (Pace::default(), Notify::new());
+        let (limiter, queued) = (DialLimiter::default(), Notify::new());
         let target = Target::from(IpAddr::from([192, 0, 2, 1]));
         let one = who(Class::Listed, 1);
-        let turn = pace.turn(target, one, &queued).await;
-        turn.failed();
-        let probe = pace.turn(target, one, &queued).await;
+        let permit = limiter.acquire(target, one, &queued).await;
+        permit.failed();
+        let probe = limiter.acquire(target, one, &queued).await;
         let start = Instant::now();
         let waiting = async {
             for _ in 0..50 {
-                drop(pace.turn(target, one, &queued).await);
+                drop(limiter.acquire(target, one, &queued).await);
             }
         };
         tokio::join!(waiting, async { probe.succeeded() });

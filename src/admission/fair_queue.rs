@@ -5,7 +5,7 @@
 //!   places at once; whatever is given back goes first to a class below its share.
 //! * A group may hold a part, an eighth say, of what its class could still have ("dynamic threshold", Choudhury and Hahne
 //!   1998): one group alone has a ninth at the most, and after twenty groups that hang a newcomer still finds some.
-//! * Turns go round by group, then by domain, then by name, then by client; inside one client the newest is first, since
+//! * FairQueue go round by group, then by domain, then by name, then by client; inside one client the newest is first, since
 //!   whoever has waited for longest is the likeliest to have gone.
 
 use std::collections::VecDeque;
@@ -78,7 +78,7 @@ impl Places {
 
 /// The places, and those who wait for one.
 #[derive(Debug)]
-pub struct Turns {
+pub struct FairQueue {
     places: Places,
     held: [u32; 3],
     groups: BTreeMap<(Class, u64), u32>,
@@ -87,7 +87,7 @@ pub struct Turns {
     next: u64,
 }
 
-impl Turns {
+impl FairQueue {
     /// Makes a queue whose places are all free.
     #[must_use]
     pub fn new(places: Places) -> Self {
@@ -105,8 +105,8 @@ impl Turns {
     ///
     /// # Errors
     /// With the ticket.
-    pub fn ask(&mut self, asker: &Asker) -> Result<(), Ticket> {
-        if self.take_at_once(asker) {
+    pub fn acquire(&mut self, asker: &Asker) -> Result<(), Ticket> {
+        if self.try_acquire(asker) {
             return Ok(());
         }
         let ticket = Ticket(self.next);
@@ -116,7 +116,7 @@ impl Turns {
     }
 
     /// Takes a place if one may be taken at once.
-    pub fn take_at_once(&mut self, asker: &Asker) -> bool {
+    pub fn try_acquire(&mut self, asker: &Asker) -> bool {
         let may = self.class_may(asker.class) && self.group_may(asker.class, asker.group) && self.name_may(asker.class, asker.name);
         if may {
             self.take(asker);
@@ -125,12 +125,12 @@ impl Turns {
     }
 
     /// Takes an asker who waits no longer out of the queue.
-    pub fn leave(&mut self, asker: &Asker, ticket: Ticket) {
+    pub fn cancel(&mut self, asker: &Asker, ticket: Ticket) {
         self.waiting[asker.class as usize].remove(&asker.path(), ticket);
     }
 
     /// A place is given back; [`Self::grant_next`] says who has it now.
-    pub fn give_back(&mut self, asker: &Asker) {
+    pub fn release(&mut self, asker: &Asker) {
         self.held[asker.class as usize] -= 1;
         for (held, key) in [(&mut self.groups, asker.group), (&mut self.names, asker.name)] {
             if let Entry::Occupied(mut count) = held.entry((asker.class, key)) {
@@ -148,7 +148,7 @@ impl Turns {
         if self.waiting() == 0 {
             return None;
         }
-        let below_share = |turns: &Self, class: Class| turns.held[class as usize] < turns.places.shares[class as usize];
+        let below_share = |queue: &Self, class: Class| queue.held[class as usize] < queue.places.shares[class as usize];
         for borrowing in [false, true] {
             for class in Class::ALL {
                 if below_share(self, class) != borrowing

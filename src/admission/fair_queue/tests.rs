@@ -15,12 +15,12 @@ fn asker(class: Class, group: u64, name: u64, client: u64) -> Asker {
 }
 
 /// Takes places for one group until it has to wait.
-fn fill(turns: &mut Turns, class: Class, group: u64) -> u32 {
+fn fill(queue: &mut FairQueue, class: Class, group: u64) -> u32 {
     let mut taken = 0;
     for name in 0.. {
         let asker = asker(class, group, group * 1000 + name, 0);
-        if let Err(ticket) = turns.ask(&asker) {
-            turns.leave(&asker, ticket);
+        if let Err(ticket) = queue.acquire(&asker) {
+            queue.cancel(&asker, ticket);
             break;
         }
         taken += 1;
@@ -28,8 +28,8 @@ fn fill(turns: &mut Turns, class: Class, group: u64) -> u32 {
     taken
 }
 
-fn turns(total: u32) -> Turns {
-    Turns::new(Places::shared(total, true, [32, 32, 4]))
+fn queue(total: u32) -> FairQueue {
+    FairQueue::new(Places::shared(total, true, [32, 32, 4]))
 }
 
 #[test]
@@ -39,15 +39,15 @@ fn no_class_finds_the_door_shut_by_another() {
         (Class::Verified, [Class::Listed, Class::Stranger]),
         (Class::Listed, [Class::Verified, Class::Stranger]),
     ] {
-        let mut turns = turns(512);
+        let mut queue = queue(512);
         for group in 0..1000 {
-            fill(&mut turns, greedy, group);
+            fill(&mut queue, greedy, group);
         }
         for (n, other) in (0..).zip(others) {
-            let kept = turns.places.shares[other as usize] / KEPT;
+            let kept = queue.places.shares[other as usize] / KEPT;
             for place in 0..u64::from(kept) {
                 assert!(
-                    turns.ask(&asker(other, 5000 + 100 * n + place, 10_000 + place, 0)).is_ok(),
+                    queue.acquire(&asker(other, 5000 + 100 * n + place, 10_000 + place, 0)).is_ok(),
                     "{greedy:?} shuts {other:?} out"
                 );
             }
@@ -57,20 +57,20 @@ fn no_class_finds_the_door_shut_by_another() {
 
 #[test]
 fn what_is_given_back_goes_to_the_class_below_its_share() {
-    let mut turns = turns(64);
+    let mut queue = queue(64);
     let hogs: Vec<_> = (0..64).map(|n| asker(Class::Stranger, n, n, 0)).collect();
-    let taken = hogs.iter().take_while(|hog| turns.ask(hog).is_ok()).count();
+    let taken = hogs.iter().take_while(|hog| queue.acquire(hog).is_ok()).count();
     let listed = asker(Class::Listed, 900, 900, 0);
     let mut have = 0;
-    while turns.ask(&listed).is_ok() {
+    while queue.acquire(&listed).is_ok() {
         have += 1;
     }
     let mut names = 901..;
     for hog in &hogs[..taken] {
         let name = names.next().unwrap_or_default();
-        let _ = turns.ask(&asker(Class::Listed, name, name, 0));
-        turns.give_back(hog);
-        assert!(turns.grant_next().is_some());
+        let _ = queue.acquire(&asker(Class::Listed, name, name, 0));
+        queue.release(hog);
+        assert!(queue.grant_next().is_some());
         have += 1;
         if have == 32 {
             return;
@@ -82,31 +82,31 @@ fn what_is_given_back_goes_to_the_class_below_its_share() {
 #[test]
 fn twenty_groups_that_hang_leave_some_for_the_next() {
     for class in [Class::Verified, Class::Stranger] {
-        let mut turns = turns(512);
-        let held: Vec<_> = (0..20).map(|group| fill(&mut turns, class, group)).collect();
-        let newcomer = fill(&mut turns, class, 99);
+        let mut queue = queue(512);
+        let held: Vec<_> = (0..20).map(|group| fill(&mut queue, class, group)).collect();
+        let newcomer = fill(&mut queue, class, 99);
         assert!(newcomer >= 1, "{held:?} leave {newcomer}");
-        assert!(turns.ask(&asker(Class::Listed, 100, 100, 0)).is_ok());
+        assert!(queue.acquire(&asker(Class::Listed, 100, 100, 0)).is_ok());
     }
 }
 
 #[test]
 fn one_name_has_its_own_bound() {
     for (class, most) in [(Class::Listed, 32), (Class::Stranger, 4)] {
-        let mut turns = turns(512);
+        let mut queue = queue(512);
         let one = asker(class, 1, 1, 0);
-        let taken = (0..100).take_while(|_| turns.ask(&one).is_ok()).count();
+        let taken = (0..100).take_while(|_| queue.acquire(&one).is_ok()).count();
         assert!(taken <= most && taken * 10 >= most * 8, "{taken} of {most}");
     }
 }
 
 /// The order in which those who wait go on, one place at a time.
-fn order(turns: &mut Turns, holder: &Asker, tickets: &BTreeMap<Ticket, &'static str>) -> Vec<&'static str> {
+fn order(queue: &mut FairQueue, holder: &Asker, tickets: &BTreeMap<Ticket, &'static str>) -> Vec<&'static str> {
     let mut order = Vec::new();
     let mut holder = *holder;
     for _ in 0..tickets.len() {
-        turns.give_back(&holder);
-        let ticket = turns.grant_next().expect("somebody waits");
+        queue.release(&holder);
+        let ticket = queue.grant_next().expect("somebody waits");
         order.push(tickets[&ticket]);
         // The name of the next holder does not matter here: all are of one name and group.
         holder.client = 0;
@@ -116,72 +116,72 @@ fn order(turns: &mut Turns, holder: &Asker, tickets: &BTreeMap<Ticket, &'static 
 
 #[test]
 fn inside_one_homeserver_turns_go_round_by_client_and_the_newest_is_first() {
-    let mut turns = Turns::new(Places {
+    let mut queue = FairQueue::new(Places {
         total: 1,
         shares: [1, 0, 0],
         per_name: [1; 3],
         group_part: 1,
     });
     let of = |client| asker(Class::Listed, 1, 1, client);
-    assert!(turns.ask(&of(0)).is_ok());
+    assert!(queue.acquire(&of(0)).is_ok());
     let mut tickets = BTreeMap::new();
     for (client, what) in [(1, "junk 1"), (1, "junk 2"), (1, "junk 3"), (2, "honest")] {
-        tickets.insert(turns.ask(&of(client)).expect_err("waits"), what);
+        tickets.insert(queue.acquire(&of(client)).expect_err("waits"), what);
     }
-    assert_eq!(order(&mut turns, &of(0), &tickets), ["junk 3", "honest", "junk 2", "junk 1"]);
-    assert_eq!(turns.waiting(), 0);
+    assert_eq!(order(&mut queue, &of(0), &tickets), ["junk 3", "honest", "junk 2", "junk 1"]);
+    assert_eq!(queue.waiting(), 0);
 }
 
 #[test]
 fn whoever_gives_up_leaves_nothing_behind() {
-    let mut turns = turns(4);
+    let mut queue = queue(4);
     for class in Class::ALL {
         for n in 0..1000 {
             let asker = asker(class, n, n, n);
-            match turns.ask(&asker) {
-                Ok(()) => turns.give_back(&asker),
-                Err(ticket) => turns.leave(&asker, ticket),
+            match queue.acquire(&asker) {
+                Ok(()) => queue.release(&asker),
+                Err(ticket) => queue.cancel(&asker, ticket),
             }
         }
     }
-    assert_eq!(turns.waiting(), 0);
-    assert!(turns.groups.is_empty() && turns.names.is_empty() && turns.held == [0; 3]);
-    assert!(turns.waiting.iter().all(|queue| queue.ring.is_empty() && queue.below.is_empty()));
+    assert_eq!(queue.waiting(), 0);
+    assert!(queue.groups.is_empty() && queue.names.is_empty() && queue.held == [0; 3]);
+    assert!(queue.waiting.iter().all(|queue| queue.ring.is_empty() && queue.below.is_empty()));
 }
 
 proptest! {
     /// However they come and go: the places are never overdrawn, nobody who may go on is kept waiting, all go on in the end.
     #[test]
     fn nobody_is_forgotten(total in 16_u32..60, steps in proptest::collection::vec((0_usize..3, 0_u64..6, 0_u64..4, 0_u64..3, 0_u8..3), 1..200)) {
-        let mut turns = Turns::new(Places::shared(total, true, [8, 8, 2]));
+        let mut queue = FairQueue::new(Places::shared(total, true, [8, 8, 2]));
         let (mut holding, mut waiting) = (Vec::new(), BTreeMap::new());
-        let settle = |turns: &mut Turns, holding: &mut Vec<Asker>, waiting: &mut BTreeMap<Ticket, Asker>| {
-            while let Some(ticket) = turns.grant_next() {
+        let settle = |queue: &mut FairQueue, holding: &mut Vec<Asker>, waiting: &mut BTreeMap<Ticket, Asker>| {
+            while let Some(ticket) = queue.grant_next() {
                 holding.push(waiting.remove(&ticket).expect("known, and only once"));
             }
         };
         for (class, group, name, client, what) in steps {
             if what == 0 && !holding.is_empty() {
                 let asker = holding.swap_remove(usize::try_from(group).unwrap() % holding.len());
-                turns.give_back(&asker);
+                queue.release(&asker);
             } else if what == 1 && !waiting.is_empty() {
                 let ticket = *waiting.keys().next().unwrap();
                 let asker = waiting.remove(&ticket).unwrap();
-                turns.leave(&asker, ticket);
+                queue.cancel(&asker, ticket);
             } else {
                 let asker = asker(Class::ALL[class], group, group * 10 + name, client);
-                match turns.ask(&asker) {
+                match queue.acquire(&asker) {
                     Ok(()) => holding.push(asker),
                     Err(ticket) => { waiting.insert(ticket, asker); }
                 }
             }
-            settle(&mut turns, &mut holding, &mut waiting);
+            settle(&mut queue, &mut holding, &mut waiting);
             prop_assert!(holding.len() <= total as usize);
-            prop_assert_eq!(turns.waiting(), waiting.len());
+            prop_assert_eq!(queue.waiting(), waiting.len());
         }
         while let Some(asker) = holding.pop() {
-            turns.give_back(&asker);
-            settle(&mut turns, &mut holding, &mut waiting);
+            queue.release(&asker);
+            settle(&mut queue, &mut holding, &mut waiting);
         }
         prop_assert!(waiting.is_empty(), "{} wait for ever in {total} places", waiting.len());
     }

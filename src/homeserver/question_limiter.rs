@@ -6,22 +6,22 @@
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::admission::fair_queue::{Asker, Places};
 use crate::admission::limiter::{FairLimiter, Permit};
-use crate::admission::turns::{Asker, Places};
-use crate::admission::{Class, Names};
+use crate::admission::{Class, NameHasher};
 use crate::server_name::ServerName;
 
 /// Questions under way about the homeserver's own users, and about servers.
-const OWN: usize = 64;
+const MAX_OWN: usize = 64;
 /// Questions under way about users of other homeservers.
-const FOREIGN: u32 = 48;
+const MAX_FOREIGN: u32 = 48;
 /// Part of the places for users of other homeservers that the users of one of them may have: half of what is left.
 const GROUP_PART: u32 = 2;
 
 pub(super) struct QuestionLimiter {
     own: Semaphore,
     foreign: FairLimiter,
-    names: Names,
+    hasher: NameHasher,
 }
 
 /// A place, given back when it is dropped.
@@ -34,14 +34,14 @@ pub(super) struct Place<'a> {
 impl QuestionLimiter {
     pub(super) fn new() -> Self {
         Self {
-            own: Semaphore::new(OWN),
+            own: Semaphore::new(MAX_OWN),
             foreign: FairLimiter::new(Places {
-                total: FOREIGN,
-                shares: [0, 0, FOREIGN],
-                per_name: [FOREIGN; 3],
+                total: MAX_FOREIGN,
+                shares: [0, 0, MAX_FOREIGN],
+                per_name: [MAX_FOREIGN; 3],
                 group_part: GROUP_PART,
             }),
-            names: Names::default(),
+            hasher: NameHasher::default(),
         }
     }
 
@@ -53,9 +53,9 @@ impl QuestionLimiter {
         };
         // What is no server's name is asked about all the same: the homeserver says so.
         let (name, domain) = ServerName::parse(server).map_or_else(
-            |_| (self.names.hash(server), 0),
+            |_| (self.hasher.hash(server), 0),
             |server| {
-                let who = self.names.who(&server, Class::Stranger);
+                let who = self.hasher.who(&server, Class::Stranger);
                 (who.name, who.domain)
             },
         );
@@ -101,7 +101,7 @@ mod tests {
         assert!(taken.len() >= 14, "{}", taken.len());
         assert!(!has_to_wait(&limiter, Some("good.test")).await);
         let mut own = Vec::new();
-        for _ in 0..OWN {
+        for _ in 0..MAX_OWN {
             own.push(limiter.take(None).await);
         }
         assert!(has_to_wait(&limiter, None).await);

@@ -17,7 +17,7 @@ use crate::support::unique_room;
 /// What A5 promises.
 const BUDGET: Duration = Duration::from_secs(25);
 /// Never given up before.
-const PATIENCE: Duration = Duration::from_secs(8);
+const TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The beginning of an answer, and no more.
 fn stalled() -> Reply {
@@ -144,7 +144,7 @@ fn stalling(which: fn(&Asked) -> bool) -> Stage {
 #[track_caller]
 fn assert_ended(what: &str, answer: &Answer, status: u16) {
     answer.assert_errcode(status, "M_UNKNOWN");
-    assert!(answer.took > PATIENCE && answer.took < BUDGET, "{what}: after {:?}", answer.took);
+    assert!(answer.took > TIMEOUT && answer.took < BUDGET, "{what}: after {:?}", answer.took);
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn a_homeserver_behind_ours_that_is_down_is_asked_twice() {
     }
 }
 
-/// A wait that ends after our patience is handed on at once (decision A9).
+/// A wait that ends after our own time is handed on at once (decision A9).
 #[test]
 fn a_rate_limit_is_answered_with_its_wait() {
     fn limited() -> Reply {
