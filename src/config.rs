@@ -37,7 +37,6 @@ pub use livekit::Livekit;
 pub use log::{LogFormat, LogSettings, LogUsers, format as log_format};
 pub use reader::{ConfigErrors, Sources};
 pub use redis::{Redis, RedisAddress, RedisTls};
-pub use summary::Summary;
 pub use variables::{VARIABLES, Variable};
 
 pub(crate) use reader::shown;

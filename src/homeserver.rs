@@ -23,8 +23,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use url::Url;
 
-pub use delayed_events::Authority;
-pub use own::{JoinedMembers, OwnError, OwnHomeserver, Relayed, Scheduled, Subject};
+pub use own::{OwnError, OwnHomeserver, Relayed, Subject};
 
 use crate::admission::Class;
 use crate::federation::{BaseUrl, ClientApi, Failure, Federation, Next, Rediscovery, Reply};

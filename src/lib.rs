@@ -53,6 +53,7 @@
 //!                         moments, pauses, numbered values, short strings; LiveKit's and MSC4140's words
 //! clock.rs dns.rs tls.rs retry.rs log_throttle.rs single_flight.rs
 //!                         time, names, certificates, deadlines and retries, how often something is logged, shared calls
+//! internals.rs            what the tests in tests/ look into; all else that is `pub` here, main.rs needs
 //! ```
 //!
 //! A module uses only what is below it (`tests/it/layers.rs` reads all imports):
@@ -68,49 +69,51 @@
 //! ```
 #![forbid(unsafe_code)]
 
-pub mod access;
-pub mod admission;
-pub mod app_service;
-pub mod backoff;
-pub mod bind;
+mod access;
+mod admission;
+mod app_service;
+mod backoff;
+mod bind;
 pub mod cli;
-pub mod clock;
+mod clock;
 pub mod config;
-pub mod connections;
-pub mod delayed_event;
-pub mod delayed_leave;
-pub mod dns;
-pub mod driver;
-pub mod exchange;
-pub mod federation;
+mod connections;
+mod delayed_event;
+mod delayed_leave;
+mod dns;
+mod driver;
+mod exchange;
+mod federation;
 pub mod healthcheck;
-pub mod homeserver;
-pub mod http;
-pub mod identity;
-pub mod kick;
-pub mod limits;
-pub mod livekit;
-pub mod log_throttle;
-pub mod members;
-pub mod metrics;
-pub mod openid;
-pub mod outcome;
-pub mod presence;
+mod homeserver;
+mod http;
+mod identity;
+#[doc(hidden)]
+pub mod internals;
+mod kick;
+mod limits;
+mod livekit;
+mod log_throttle;
+mod members;
+mod metrics;
+mod openid;
+mod outcome;
+mod presence;
 pub mod registration;
-pub mod request_line;
-pub mod retry;
+mod request_line;
+mod retry;
 pub mod secret;
 pub mod server;
-pub mod server_name;
-pub mod sfu;
-pub mod single_flight;
-pub mod slab;
-pub mod state;
-pub mod store;
+mod server_name;
+mod sfu;
+mod single_flight;
+mod slab;
+mod state;
+mod store;
 pub mod telemetry;
 mod text;
-pub mod time;
+mod time;
 mod timers;
-pub mod tls;
-pub mod token;
-pub mod wire;
+mod tls;
+mod token;
+mod wire;

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use event::{EventKind, SfuEvent};
 pub use participant::{
-    DepartureCause, DepartureEvidence, FRESH_MS, LOST_GRACE_MS, Next, Participant, Presence as State, SessionRecord, Suspicion, Wait,
+    DepartureCause, DepartureEvidence, FRESH_MS, LOST_GRACE_MS, Next, Participant, Presence as State, SessionRecord, Suspicion,
 };
 pub use room::{Room, RoomStatus};
 

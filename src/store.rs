@@ -24,7 +24,7 @@ use crate::tls::Tls;
 use file::FileError;
 use redis::RedisError;
 
-pub use homeservers::{RestoredHomeservers, VerifiedHomeservers};
+pub use homeservers::VerifiedHomeservers;
 pub use jobs::{Jobs, Seen, Stored, StoredJobs};
 pub use queue::{Changes, Entries, Written};
 pub use record::{JobRecord, Replaced};

@@ -58,6 +58,7 @@ const FLOORS: &[&str] = &[
     // delivery
     "http",
     "server",
+    "internals",
 ];
 
 /// Files and folders that make no call, read no clock and throw no dice.

@@ -5,8 +5,8 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lk_jwt_service::metrics::{Gauges, METRICS};
-use lk_jwt_service::outcome::Outcome;
+use lk_jwt_service::internals::metrics::Outcome;
+use lk_jwt_service::internals::metrics::{Gauges, METRICS};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 

@@ -13,12 +13,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lk_jwt_service::config::Redis;
-use lk_jwt_service::dns::Dns;
+use lk_jwt_service::internals::dns::Dns;
+use lk_jwt_service::internals::store::field;
+use lk_jwt_service::internals::store::{JobRecord, Jobs, Part, Replaced, Seen, Store, StoreError, Stored, StoredJobs, VerifiedHomeservers};
+use lk_jwt_service::internals::store::{StoredToken, token};
+use lk_jwt_service::internals::tls::{Given, Tls};
 use lk_jwt_service::secret::Secret;
-use lk_jwt_service::store::record::field;
-use lk_jwt_service::store::token::{self, StoredToken};
-use lk_jwt_service::store::{JobRecord, Jobs, Part, Replaced, Seen, Store, StoreError, Stored, StoredJobs, VerifiedHomeservers};
-use lk_jwt_service::tls::{Given, Tls};
 use tokio::time::{Instant, sleep, timeout};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 

@@ -1,9 +1,9 @@
 //! Random sequences of answers and webhooks. Whole random worlds are told by `simulation`.
 
 use super::world::{Fate, World};
-use lk_jwt_service::driver::core::Settings;
-use lk_jwt_service::livekit::DisconnectReason;
-use lk_jwt_service::presence::EventKind;
+use lk_jwt_service::internals::core::Settings;
+use lk_jwt_service::internals::livekit::DisconnectReason;
+use lk_jwt_service::internals::presence::EventKind;
 use proptest::prelude::*;
 
 const DELAY: u64 = 18_000;

@@ -1,10 +1,10 @@
 //! Every recorded scene of a real SFU, replayed at its recorded times: the right restarts and sends for each, no others.
 
 use super::world::{Fate, Guest, SimRoom, Told, World};
-use lk_jwt_service::delayed_event::DelayedEventAction;
-use lk_jwt_service::driver::core::Settings;
-use lk_jwt_service::livekit::DisconnectReason;
-use lk_jwt_service::presence::EventKind;
+use lk_jwt_service::internals::core::Settings;
+use lk_jwt_service::internals::delayed_event::DelayedEventAction;
+use lk_jwt_service::internals::livekit::DisconnectReason;
+use lk_jwt_service::internals::presence::EventKind;
 use serde_json::Value;
 use std::collections::BTreeMap;
 

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lk_jwt_service::delayed_event::{DelayedEventAction, Outcome};
-use lk_jwt_service::delayed_leave::{CapacityError, Handover};
-use lk_jwt_service::driver::core::{Core, Delegation, Fact, Settings};
-use lk_jwt_service::livekit::{Answer, DisconnectReason, ParticipantRow};
-use lk_jwt_service::presence::{self, EventKind};
-use lk_jwt_service::store::JobRecord;
-use lk_jwt_service::time::{Delay, Time};
+use lk_jwt_service::internals::core::{Core, Delegation, Fact, Settings};
+use lk_jwt_service::internals::delayed_event::{DelayedEventAction, Outcome};
+use lk_jwt_service::internals::delayed_leave::{CapacityError, Handover};
+use lk_jwt_service::internals::livekit::{Answer, DisconnectReason, ParticipantRow};
+use lk_jwt_service::internals::presence::{self, EventKind};
+use lk_jwt_service::internals::store::JobRecord;
+use lk_jwt_service::internals::time::{Delay, Time};
 
 use super::world::{Fate, Told, World};
 

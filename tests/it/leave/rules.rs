@@ -1,13 +1,13 @@
 //! The rules that take more than one job: sweeps, pace, bounds, restore, stop, the SFU's restarts, replacement.
 
 use super::world::{Fate, World};
-use lk_jwt_service::delayed_event::{DelayedEventAction, Outcome};
-use lk_jwt_service::delayed_leave::{Bounds, CapacityError, Delegated, FinishReason, Handover};
-use lk_jwt_service::driver::core::{Core, Delegation, Fact, Settings};
-use lk_jwt_service::livekit::{Answer, DisconnectReason, ParticipantRow};
-use lk_jwt_service::presence::{self, DepartureCause, EventKind, State};
-use lk_jwt_service::store::{JobRecord, Replaced};
-use lk_jwt_service::time::{Delay, Time};
+use lk_jwt_service::internals::core::{Core, Delegation, Fact, Settings};
+use lk_jwt_service::internals::delayed_event::{DelayedEventAction, Outcome};
+use lk_jwt_service::internals::delayed_leave::{Bounds, CapacityError, Delegated, FinishReason, Handover};
+use lk_jwt_service::internals::livekit::{Answer, DisconnectReason, ParticipantRow};
+use lk_jwt_service::internals::presence::{self, DepartureCause, EventKind, State};
+use lk_jwt_service::internals::store::{JobRecord, Replaced};
+use lk_jwt_service::internals::time::{Delay, Time};
 use std::time::Duration;
 
 const DELAY: u64 = 18_000;

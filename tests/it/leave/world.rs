@@ -2,15 +2,15 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use lk_jwt_service::backoff::Jitter;
-use lk_jwt_service::delayed_event::{DelayedEventAction, Outcome};
-use lk_jwt_service::delayed_leave::leave::Returned;
-use lk_jwt_service::delayed_leave::{CapacityError, Delegated, Ending, FinishReason, Handover, HomeserverId, LeaveId, Phase};
-use lk_jwt_service::driver::core::{Action, Core, Delegation, Fact, Settings};
-use lk_jwt_service::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};
-use lk_jwt_service::presence::{EventKind, ParticipantId, Question, RoomId, SfuEvent, State};
-use lk_jwt_service::store::JobRecord;
-use lk_jwt_service::time::{Delay, Time, WallClock};
+use lk_jwt_service::internals::backoff::Jitter;
+use lk_jwt_service::internals::core::{Action, Core, Delegation, Fact, Settings};
+use lk_jwt_service::internals::delayed_event::{DelayedEventAction, Outcome};
+use lk_jwt_service::internals::delayed_leave::Returned;
+use lk_jwt_service::internals::delayed_leave::{CapacityError, Delegated, Ending, FinishReason, Handover, HomeserverId, LeaveId, Phase};
+use lk_jwt_service::internals::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};
+use lk_jwt_service::internals::presence::{EventKind, ParticipantId, Question, RoomId, SfuEvent, State};
+use lk_jwt_service::internals::store::JobRecord;
+use lk_jwt_service::internals::time::{Delay, Time, WallClock};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use lk_jwt_service::store::{JobRecord, Jobs, Store, Stored};
+use lk_jwt_service::internals::store::{JobRecord, Jobs, Store, Stored};
 use serde_json::json;
 
 use super::{AT_ONCE, Timers, guests, join, leaves, pass, seconds, send_webhooks, told_left};

@@ -1,7 +1,7 @@
 //! The model homeservers: delayed events and their timers, and limits on calls about them.
 
 use super::story::Limiter;
-use lk_jwt_service::delayed_event::{DelayedEventAction, Outcome};
+use lk_jwt_service::internals::delayed_event::{DelayedEventAction, Outcome};
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -3,8 +3,8 @@
 use super::homeserver::Fate;
 use super::world::{Client, Trouble, World, name};
 use crate::leave::world::agree;
-use lk_jwt_service::presence::{DepartureCause, FRESH_MS, Next, State};
-use lk_jwt_service::time::Time;
+use lk_jwt_service::internals::presence::{DepartureCause, FRESH_MS, Next, State};
+use lk_jwt_service::internals::time::Time;
 
 /// From an arrival, or a delegation, to the restart of an event that is about to end: less than this cannot be asked for.
 const LATE_MS: u64 = 2_500;

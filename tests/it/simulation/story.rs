@@ -1,8 +1,8 @@
 //! What happens in a simulated world, all of it drawn from the seed before the world begins.
 
 use super::world::{Spell, Trouble};
-use lk_jwt_service::backoff::Jitter;
-use lk_jwt_service::livekit::DisconnectReason;
+use lk_jwt_service::internals::backoff::Jitter;
+use lk_jwt_service::internals::livekit::DisconnectReason;
 
 /// Chance, by seed.
 pub(super) struct Chance(Jitter);

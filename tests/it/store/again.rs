@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lk_jwt_service::store::{Jobs, Store};
+use lk_jwt_service::internals::store::{Jobs, Store};
 use tokio::time::Instant;
 
 use super::{TIMEOUT, by_field, job, numbered, on_one_thread, reading, redis, restarted};
@@ -170,7 +170,7 @@ fn a_hash_of_large_records_is_read_once_and_to_its_end() {
         let began = Instant::now();
         let (jobs, mut stored) = Jobs::start(store(&server));
         let mut found = 0;
-        while let Some(lk_jwt_service::store::Stored::Record(job)) = stored.next().await {
+        while let Some(lk_jwt_service::internals::store::Stored::Record(job)) = stored.next().await {
             assert_eq!(job.delay_ms, 8000);
             found += 1;
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use lk_jwt_service::store::{JobRecord, Jobs, Stored};
+use lk_jwt_service::internals::store::{JobRecord, Jobs, Stored};
 use tokio::time::{Instant, timeout};
 
 use super::{TIMEOUT, job, on_one_thread, redis};
