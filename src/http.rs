@@ -7,14 +7,13 @@ mod appservice;
 mod body;
 mod delegate_delayed_leave;
 mod edge;
-mod error;
 mod get_token;
 mod healthz;
 mod metrics;
 mod path;
 mod place;
 mod readyz;
-mod refused;
+mod report;
 mod request;
 mod sfu_get;
 mod sfu_webhook;
@@ -32,8 +31,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use appservice::AppServiceRoutes;
 pub use edge::{Edge, in_our_form};
-pub use error::ApiError;
 use place::Waiting;
+pub use report::ApiError;
 
 use crate::exchange::Exchange;
 use crate::log_throttle::LogThrottle;

@@ -24,7 +24,7 @@
 //! http/path.rs            the one spelling of a path
 //! http/body.rs            request bodies, bounded
 //! http/place.rs           places for complete requests
-//! http/error.rs           the only place where an error becomes status + errcode + text
+//! http/report.rs          the error table: error + route -> status, errcode, text, reason; log level, message, remedy
 //! wire.rs + wire/         request and reply JSON, parsed into types that cannot be empty
 //! exchange.rs             THE PIPELINE: who is asking -> what they may do -> room -> token
 //! app_service.rs          the same behind our homeserver, which has settled who is asking

@@ -18,7 +18,7 @@ use http::{HeaderMap, HeaderName, Request, header};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::error::ApiError;
+use super::report::ApiError;
 use super::request::Received;
 use super::{App, method_not_allowed};
 use crate::app_service::AppService;

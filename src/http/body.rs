@@ -7,7 +7,7 @@ use http::{HeaderMap, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::time::{sleep, timeout};
 
-use super::error::ApiError;
+use super::report::ApiError;
 use crate::connections::{Connection, Pot, Taken};
 
 /// Bytes that every body may have besides the pot: longer than an honest one, so that none waits for greedy ones.

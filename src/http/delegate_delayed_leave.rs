@@ -10,9 +10,8 @@ use http::Request;
 use serde_json::json;
 
 use super::App;
-use super::error::{ApiError, Route};
 use super::place::Place;
-use super::refused::tell;
+use super::report::{ApiError, Route, report};
 use super::request::{Received, json_reply};
 use crate::connections::Pot;
 use crate::exchange::Deadline;
@@ -24,9 +23,6 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     let delegate = Box::pin(app.exchange.delegate(request, received.arrival(Deadline::since), || place.keep()));
     match place.hold(delegate).await? {
         Ok(()) => json_reply(&json!({})),
-        Err(refusal) => {
-            tell(&refusal);
-            Err(ApiError::of(&refusal, Route::Delegation))
-        }
+        Err(error) => Err(report(&error, Route::Delegation)),
     }
 }

@@ -15,8 +15,8 @@ use tower::ServiceExt as _;
 use tracing::Level;
 
 use super::App;
-use super::error::{ApiError, ErrorBody};
 use super::path::normalise;
+use super::report::{ApiError, ErrorBody};
 use crate::connections::Connection;
 use crate::federation::{Guard, Trust};
 use crate::outcome::Outcome;

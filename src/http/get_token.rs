@@ -9,9 +9,8 @@ use http::Request;
 use tokio::time::Instant;
 
 use super::App;
-use super::error::{ApiError, Route};
 use super::place::Place;
-use super::refused::tell;
+use super::report::{ApiError, Route, report};
 use super::request::{Received, json_reply};
 use crate::connections::Pot;
 use crate::exchange::Deadline;
@@ -44,9 +43,6 @@ pub(super) async fn token(
     let exchange = Box::pin(app.exchange.exchange(request, received.arrival(deadline), || place.keep()));
     match place.hold(exchange).await? {
         Ok(jwt) => Ok(jwt),
-        Err(refusal) => {
-            tell(&refusal);
-            Err(ApiError::of(&refusal, Route::Token))
-        }
+        Err(error) => Err(report(&error, Route::Token)),
     }
 }

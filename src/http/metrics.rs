@@ -8,7 +8,7 @@ use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderValue, header};
 
 use super::App;
-use super::error::ApiError;
+use super::report::ApiError;
 use crate::metrics::{CONTENT_TYPE, METRICS};
 
 /// Headers that proxies add.

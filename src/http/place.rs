@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::App;
-use super::error::ApiError;
+use super::report::ApiError;
 use crate::admission::room::{Entered, Room, Ticket};
 use crate::connections::Connection;
 use crate::metrics::Limit;

@@ -11,8 +11,7 @@ use tokio::time::Instant;
 
 use super::body;
 use super::edge::Arrived;
-use super::error::ApiError;
-use super::refused::tell_mistake;
+use super::report::{ApiError, report_mistake};
 use crate::admission::Client;
 use crate::connections::{Connection, Pot};
 use crate::exchange::{Arrival, Deadline};
@@ -43,7 +42,7 @@ impl Received {
         drop(head);
         let parsed = {
             let body = body::read(&connection, pot, declared, body, MAX_BODY_BYTES).await?;
-            parse(&body).inspect_err(|bad| tell_mistake(bad))?
+            parse(&body).inspect_err(|bad| report_mistake(bad))?
         };
         Ok((
             Self {

@@ -8,8 +8,8 @@ use axum::response::Response;
 use http::Request;
 
 use super::App;
-use super::error::ApiError;
 use super::get_token::answer;
+use super::report::ApiError;
 use crate::wire::TokenRequest;
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {

@@ -12,8 +12,7 @@ use http::{Request, StatusCode, header};
 use super::App;
 use super::body;
 use super::edge::Arrived;
-use super::error::ApiError;
-use super::refused::tell_mistake;
+use super::report::{ApiError, report_mistake};
 use crate::clock::unix_seconds;
 use crate::connections::Pot;
 use crate::log_throttle::LogThrottle;
@@ -79,7 +78,7 @@ fn not_ready() -> ApiError {
 
 fn refuse(app: &App, error: WebhookAuthError) -> ApiError {
     METRICS.webhook(WebhookResult::Rejected, unix_seconds());
-    tell_mistake(&error);
+    report_mistake(&error);
     app.bad_webhooks.log(|count| {
         let (reason, remedy) = (error.to_string(), error.remedy());
         tracing::warn!(reason, count, remedy, "webhooks are refused");

@@ -11,8 +11,8 @@ use axum::response::{IntoResponse as _, Response};
 use http::{Request, StatusCode, header};
 
 use super::App;
-use super::error::ApiError;
 use super::get_token::token;
+use super::report::ApiError;
 use super::request::json_reply;
 use crate::exchange::Deadline;
 use crate::wire::{TokenRequest, TokenSourceHead, TokenSourceReply};

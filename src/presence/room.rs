@@ -186,7 +186,11 @@ impl Room {
     /// happened well before the room at hand was known to stand.
     pub(super) fn is_of_former(&self, sid: &str, happened: Option<Time>) -> bool {
         let is_other = self.sid.as_ref().is_some_and(|known| **known != *sid);
-        let is_before = || happened.zip(self.stood).is_some_and(|(happened, stood)| happened.after(FORMER_MS) < stood);
+        let is_before = || {
+            happened
+                .zip(self.stood)
+                .is_some_and(|(happened, stood)| happened.after(FORMER_MS) < stood)
+        };
         self.is_past(sid) || (is_other && is_before())
     }
 

@@ -11,8 +11,7 @@ use http::Request;
 use serde_json::json;
 
 use super::super::App;
-use super::super::error::{ApiError, Route};
-use super::super::refused::tell;
+use super::super::report::{ApiError, Route, report};
 use super::super::request::json_reply;
 use super::{AppServiceRoutes, USER, heard};
 use crate::wire::ClientDelegationRequest;
@@ -25,9 +24,6 @@ pub(super) async fn post(
     let (received, user, request) = heard(&app, &appservice, request, &USER, ClientDelegationRequest::parse).await?;
     match appservice.service.delegate(&user, request, received.at).await {
         Ok(()) => json_reply(&json!({})),
-        Err(refusal) => {
-            tell(&refusal);
-            Err(ApiError::of(&refusal, Route::Delegation))
-        }
+        Err(error) => Err(report(&error, Route::Delegation)),
     }
 }

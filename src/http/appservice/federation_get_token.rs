@@ -9,8 +9,7 @@ use axum::response::Response;
 use http::Request;
 
 use super::super::App;
-use super::super::error::{ApiError, Route};
-use super::super::refused::tell;
+use super::super::report::{ApiError, Route, report};
 use super::super::request::json_reply;
 use super::{AppServiceRoutes, ORIGIN, heard};
 use crate::wire::{FederationTokenRequest, TokenReply};
@@ -23,9 +22,6 @@ pub(super) async fn post(
     let (received, origin, request) = heard(&app, &appservice, request, &ORIGIN, FederationTokenRequest::parse).await?;
     match appservice.service.federation_token(&origin, &request, received.at).await {
         Ok(jwt) => json_reply(&TokenReply { url: None, jwt }),
-        Err(refusal) => {
-            tell(&refusal);
-            Err(ApiError::of(&refusal, Route::Delegation))
-        }
+        Err(error) => Err(report(&error, Route::Delegation)),
     }
 }

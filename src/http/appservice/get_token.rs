@@ -9,8 +9,7 @@ use axum::response::Response;
 use http::Request;
 
 use super::super::App;
-use super::super::error::{ApiError, Route};
-use super::super::refused::tell;
+use super::super::report::{ApiError, Route, report};
 use super::super::request::json_reply;
 use super::{AppServiceRoutes, USER, heard};
 use crate::wire::{ClientTokenRequest, TokenReply};
@@ -26,9 +25,6 @@ pub(super) async fn post(
             url: Some(&request.url),
             jwt,
         }),
-        Err(refusal) => {
-            tell(&refusal);
-            Err(ApiError::of(&refusal, Route::Delegation))
-        }
+        Err(error) => Err(report(&error, Route::Delegation)),
     }
 }

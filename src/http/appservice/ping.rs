@@ -9,7 +9,7 @@ use axum::response::Response;
 use http::HeaderMap;
 use serde_json::json;
 
-use super::super::error::ApiError;
+use super::super::report::ApiError;
 use super::super::request::json_reply;
 use super::AppServiceRoutes;
 

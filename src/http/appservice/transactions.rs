@@ -12,7 +12,7 @@ use http_body_util::{BodyExt as _, Limited};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::super::error::ApiError;
+use super::super::report::ApiError;
 use super::super::request::json_reply;
 use super::AppServiceRoutes;
 

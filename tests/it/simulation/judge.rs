@@ -120,7 +120,11 @@ impl Person {
         if self.denied.is_none_or(|denied| denied.asked < sample.asked) {
             self.denied = Some(sample);
         }
-        if let Some(stay) = self.stays.last_mut().filter(|stay| stay.until.is_some_and(|until| until <= sample.sampled)) {
+        if let Some(stay) = self
+            .stays
+            .last_mut()
+            .filter(|stay| stay.until.is_some_and(|until| until <= sample.sampled))
+        {
             stay.missed.get_or_insert(sample.sampled);
         }
     }
@@ -360,7 +364,11 @@ impl World {
         }
         let delay = running.iter().map(|(_, event)| event.delay_ms).max().unwrap_or(0);
         // Whoever asks for a token comes, whatever has become of the event that they hand over.
-        let delegated = self.events.iter().filter(|event| event.who == who).filter_map(|event| event.delegated);
+        let delegated = self
+            .events
+            .iter()
+            .filter(|event| event.who == who)
+            .filter_map(|event| event.delegated);
         let delegated = delegated.map(|(at, _)| at).max().unwrap_or(0);
         let hs = self.story.people[who].homeserver;
         let found = &self.people[who].stays[stay];
@@ -368,7 +376,8 @@ impl World {
         let is_placed = self.has_one_clock() || delegated + 12_000 < left;
         let told = found.told.filter(|_| is_placed);
         // Where rooms are not swept, whoever is not believed to have gone is missed when the room is empty, at last.
-        if !self.story.sweeps && !(found.noticed && found.active && told.is_some_and(|(_, believed)| believed)) {
+        let believed = told.is_some_and(|(_, believed)| believed);
+        if !(self.story.sweeps || found.noticed && found.active && believed) {
             return;
         }
         let latency = 3 * self.story.sfu_latency.1 + 3 * self.story.homeserver_latency.1;

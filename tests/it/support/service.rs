@@ -21,9 +21,8 @@ use super::{secrets, unique_loopback, wait_until};
 
 /// The binary under test: the one that Cargo built beside the tests, or the one that `LK_TESTS_BINARY` names.
 pub(crate) fn binary() -> &'static str {
-    static BINARY: LazyLock<String> = LazyLock::new(|| {
-        std::env::var("LK_TESTS_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_lk-jwt-service").to_owned())
-    });
+    static BINARY: LazyLock<String> =
+        LazyLock::new(|| std::env::var("LK_TESTS_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_lk-jwt-service").to_owned()));
     &BINARY
 }
 /// A start takes some ten milliseconds; the rest is for a machine that is busy with other tests.

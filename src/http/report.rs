@@ -1,26 +1,31 @@
-//! The only place where an error becomes a status, an errcode and a text.
+//! The error table: what a client is answered (status, errcode, text, reason), and what the operator reads (level, message, remedy).
 //!
-//! Every text is a constant: nothing that a neighbour said, and nothing that a client sent, comes back in an answer. The
-//! causes are in the log, under the `request_id` that the answer carries.
+//! Every text is a constant: nothing that a neighbour said, and nothing that a client sent, comes back in an answer. The causes
+//! are in the log, under the `request_id` that the answer carries: a client's fault at info, a neighbour's at warn, ours at error
+//! (decision P12).
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Serialize;
+use tracing::Level;
 
 use crate::delayed_leave::CapacityError;
 use crate::exchange::{RemoteTokenError, TokenError};
 use crate::federation::Failure;
-use crate::openid::OpenIdError;
+use crate::homeserver::OwnError;
+use crate::openid::{Answer, OpenIdError};
 use crate::outcome::Outcome;
+use crate::request_line::{ErrorReport, note};
 use crate::sfu::SfuError;
 use crate::wire::BadRequest;
 
 /// The longest wait that is handed on, in seconds.
 const MAX_WAIT_SECONDS: u32 = 24 * 60 * 60;
 
-/// A row of the error table.
+/// Answer to a request that is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ApiError {
     /// HTTP status of the answer.
@@ -125,6 +130,12 @@ impl ApiError {
     );
     /// The call of the webhook is not the SFU's.
     pub const BAD_WEBHOOK: Self = Self::unauthorised(Outcome::WebhookRejected);
+    /// The client-server API of a homeserver cannot be found.
+    const NO_CLIENT_API: Self = Self::bad_json("Unable to resolve client-server API").called(Outcome::ClientApiNotFound);
+    /// Our homeserver does not answer in time.
+    const SILENT_HOMESERVER: Self = Self::of_neighbour(StatusCode::BAD_GATEWAY, "The homeserver does not answer", true);
+    /// The user is none of the homeserver's that asks.
+    const FOREIGN_USER_ID: Self = Self::bad_param("The user id is not one of that homeserver");
     /// A defect of this service.
     pub const INTERNAL: Self = Self::new(
         StatusCode::INTERNAL_SERVER_ERROR,
@@ -174,7 +185,7 @@ impl ApiError {
     }
 
     /// A neighbour of ours did not do its part.
-    fn of_neighbour(status: StatusCode, text: &'static str, may_pass: bool) -> Self {
+    const fn of_neighbour(status: StatusCode, text: &'static str, may_pass: bool) -> Self {
         let outcome = if may_pass {
             Outcome::HomeserverUnreachable
         } else {
@@ -279,75 +290,225 @@ pub(super) enum Route {
     Delegation,
 }
 
+/// A row of the error table.
+struct Row {
+    answer: ApiError,
+    level: Level,
+    message: &'static str,
+    remedy: Option<&'static str>,
+}
+
+impl Row {
+    fn remedy(self, remedy: &'static str) -> Self {
+        Self {
+            remedy: Some(remedy),
+            ..self
+        }
+    }
+}
+
 impl ApiError {
-    pub(super) fn of(refusal: &TokenError, route: Route) -> Self {
-        match refusal {
-            TokenError::BadServerName => Self::unauthorised(Outcome::InvalidServerName),
-            TokenError::OpenId(OpenIdError::Busy) => Self::BUSY,
-            TokenError::OpenId(unverified) => Self::unauthorised(unverified.outcome()),
-            TokenError::UserMismatch => Self::unauthorised(Outcome::UserMismatch),
-            TokenError::DelegationDenied => {
-                let text = "Delegation of delayed events is only supported for full access users";
-                match route {
-                    Route::Token => Self::bad_json(text).called(Outcome::NotAllowed),
-                    Route::Delegation => Self::forbidden(text),
-                }
-            }
-            TokenError::DelegationTooLong => BadRequest::TooLong.into(),
-            // On the token routes the call matters more than its leave: the client asks again without it.
-            TokenError::NotReady | TokenError::DelegationLimit(CapacityError::Stopping) => match route {
-                Route::Token => Self::bad_json("Delegation of delayed events is not available at the moment").called(Outcome::NotReady),
-                Route::Delegation => Self::NOT_READY,
-            },
-            TokenError::DelegationLimit(_) => {
-                let text = "Too many delayed events are delegated already";
-                match route {
-                    Route::Token => Self::bad_json(text).called(Outcome::LimitReached),
-                    Route::Delegation => Self::limit_reached(text),
-                }
-            }
-            TokenError::ClientApi(_) => Self::bad_json("Unable to resolve client-server API").called(Outcome::ClientApiNotFound),
-            // A page of something in between is nothing that the SFU said.
-            TokenError::Sfu(SfuError::NotLiveKit(_)) => Self::no_room(Outcome::SfuUnreachable),
-            TokenError::Sfu(error) if error.may_pass() => Self::no_room(Outcome::SfuUnreachable),
-            TokenError::Sfu(_) => Self::no_room(Outcome::SfuRejected),
-            TokenError::Mint(_) => Self::INTERNAL,
-            TokenError::NotJoined => Self::forbidden("Not joined to the Matrix room").called(Outcome::NotJoined),
-            TokenError::OwnClientApi(Failure::Timeout) | TokenError::OutOfTime => {
-                Self::of_neighbour(StatusCode::BAD_GATEWAY, "The homeserver does not answer", true)
-            }
-            TokenError::OwnClientApi(_) => Self::bad_json("Unable to resolve client-server API").called(Outcome::ClientApiNotFound),
-            TokenError::Membership(error) | TokenError::Event(error) | TokenError::Relay(error) if error.limited_for().is_some() => {
-                Self::limited(error.limited_for().unwrap_or_default())
-            }
-            TokenError::Membership(error) => Self::of_neighbour(
-                StatusCode::BAD_GATEWAY,
-                "The homeserver does not say who is in the room",
-                error.may_pass(),
-            ),
-            TokenError::TooManyTokens => Self::limit_reached("Too many tokens are in use"),
-            TokenError::OtherSfu => Self::bad_param("The request body `url` is not the SFU of this service").called(Outcome::OtherSfu),
-            TokenError::BadUserId | TokenError::NotOurUser(_) => Self::bad_param("The user id is not one of that homeserver"),
-            TokenError::ForeignUser => Self::forbidden("The user is not one of the homeserver that asks"),
-            TokenError::ClaimedUser => Self::bad_param("The request body `member` claims another user"),
-            TokenError::BadDestination => Self::bad_param("The request body `server_name` is not a server name"),
-            TokenError::NoSuchEvent => Self::bad_param("The user has no such delayed event in that room"),
-            TokenError::Event(error) => Self::of_neighbour(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "The homeserver does not say whose delayed event that is",
-                error.may_pass(),
-            ),
-            TokenError::Relay(error) => {
-                Self::of_neighbour(StatusCode::BAD_GATEWAY, "The other homeserver cannot be reached", error.may_pass())
-            }
-            TokenError::Remote(RemoteTokenError::Forbidden) => Self::forbidden("The other homeserver's service refuses the request"),
-            TokenError::Remote(RemoteTokenError::InvalidParam) => {
-                Self::bad_param("The other homeserver's service does not take these parameters")
-            }
-            TokenError::Remote(RemoteTokenError::Unusable(_)) => {
-                Self::of_neighbour(StatusCode::BAD_GATEWAY, "The other homeserver's service gives no token", false)
+    /// Puts a row together: the answer, and what the operator reads about it.
+    const fn told(self, level: Level, message: &'static str) -> Row {
+        Row {
+            answer: self,
+            level,
+            message,
+            remedy: None,
+        }
+    }
+
+    /// A client's fault that needs no more words.
+    const fn refused(self) -> Row {
+        self.told(Level::INFO, "refused")
+    }
+}
+
+/// Tells the operator about `error`, in the line of the request at hand, and says what the client is answered.
+pub(super) fn report(error: &TokenError, route: Route) -> ApiError {
+    let row = row(error, route);
+    tell(row.level, row.message, error, row.remedy);
+    row.answer
+}
+
+/// Tells the operator, in the line of the request at hand, what is wrong with the request itself.
+pub(super) fn report_mistake(mistake: &dyn Display) {
+    tell(Level::INFO, "refused", mistake, None);
+}
+
+fn tell(level: Level, message: &'static str, detail: &dyn Display, remedy: Option<&'static str>) {
+    let detail = Some(detail.to_string().into());
+    note(|line| {
+        line.refuse(ErrorReport {
+            level,
+            message,
+            detail,
+            remedy,
+        });
+    });
+}
+
+/// Row of `error`. On the token routes the call matters more than its leave: after 400 the client asks again without it.
+fn row(error: &TokenError, route: Route) -> Row {
+    match error {
+        TokenError::BadServerName => ApiError::unauthorised(Outcome::InvalidServerName).refused(),
+        TokenError::OpenId(error) => openid_row(error),
+        TokenError::UserMismatch => {
+            ApiError::unauthorised(Outcome::UserMismatch).told(Level::INFO, "refused: the user could not be verified")
+        }
+        TokenError::DelegationDenied => {
+            let text = "Delegation of delayed events is only supported for full access users";
+            match route {
+                Route::Token => ApiError::bad_json(text).called(Outcome::NotAllowed).refused(),
+                Route::Delegation => ApiError::forbidden(text).refused(),
             }
         }
+        TokenError::DelegationTooLong => ApiError::from(BadRequest::TooLong).refused(),
+        TokenError::NotReady => not_ready(route).refused(),
+        TokenError::DelegationLimit(CapacityError::Stopping) => not_ready(route).told(Level::WARN, "refused: delegation"),
+        TokenError::DelegationLimit(_) => {
+            let text = "Too many delayed events are delegated already";
+            let answer = match route {
+                Route::Token => ApiError::bad_json(text).called(Outcome::LimitReached),
+                Route::Delegation => ApiError::limit_reached(text),
+            };
+            answer.told(Level::WARN, "refused: delegation")
+        }
+        TokenError::ClientApi(failure) => ApiError::NO_CLIENT_API
+            .told(Level::WARN, "refused: the homeserver's client-server API cannot be found")
+            .remedy(failure.remedy()),
+        TokenError::Sfu(error) => {
+            // A page of something in between is nothing that the SFU said.
+            let is_away = error.may_pass() || matches!(error, SfuError::NotLiveKit(_));
+            ApiError::no_room(if is_away { Outcome::SfuUnreachable } else { Outcome::SfuRejected })
+                .told(Level::WARN, "refused: the room could not be opened on the SFU")
+                .remedy(error.remedy())
+        }
+        TokenError::Mint(_) => ApiError::INTERNAL.told(Level::ERROR, "refused: the token could not be signed"),
+        TokenError::NotJoined => ApiError::forbidden("Not joined to the Matrix room")
+            .called(Outcome::NotJoined)
+            .refused(),
+        TokenError::OwnClientApi(failure) => {
+            let is_late = matches!(failure, Failure::Timeout);
+            let answer = if is_late {
+                ApiError::SILENT_HOMESERVER
+            } else {
+                ApiError::NO_CLIENT_API
+            };
+            answer
+                .told(Level::WARN, "refused: our homeserver's client-server API cannot be found")
+                .remedy(failure.remedy())
+        }
+        TokenError::OutOfTime => ApiError::SILENT_HOMESERVER
+            .told(Level::WARN, "refused: no answer in time")
+            .remedy("look for the homeserver or the SFU that is slow in the lines before"),
+        TokenError::Membership(error) => own_row(error, StatusCode::BAD_GATEWAY, "The homeserver does not say who is in the room"),
+        TokenError::Event(error) => own_row(
+            error,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "The homeserver does not say whose delayed event that is",
+        ),
+        TokenError::Relay(error) => own_row(error, StatusCode::BAD_GATEWAY, "The other homeserver cannot be reached"),
+        TokenError::TooManyTokens => {
+            ApiError::limit_reached("Too many tokens are in use").told(Level::WARN, "refused: a token that could not be watched")
+        }
+        // Of a client's own making, or a sign that the homeserver's list of transports names another address than ours.
+        TokenError::OtherSfu => ApiError::bad_param("The request body `url` is not the SFU of this service")
+            .called(Outcome::OtherSfu)
+            .told(Level::INFO, "refused: a token for another SFU")
+            .remedy("the homeserver's matrix_rtc.transports must give clients the same address as LIVEKIT_URL"),
+        TokenError::BadUserId => ApiError::FOREIGN_USER_ID.refused(),
+        TokenError::NotOurUser(_) => ApiError::FOREIGN_USER_ID
+            .told(Level::WARN, "refused: the homeserver is not the one that is configured")
+            .remedy("LIVEKIT_HS_SERVER_NAME must be the server_name of the homeserver that has our registration"),
+        TokenError::ForeignUser => ApiError::forbidden("The user is not one of the homeserver that asks").refused(),
+        TokenError::ClaimedUser => ApiError::bad_param("The request body `member` claims another user").refused(),
+        TokenError::BadDestination => ApiError::bad_param("The request body `server_name` is not a server name").refused(),
+        TokenError::NoSuchEvent => ApiError::bad_param("The user has no such delayed event in that room").refused(),
+        TokenError::Remote(RemoteTokenError::Forbidden) => {
+            ApiError::forbidden("The other homeserver's service refuses the request").refused()
+        }
+        TokenError::Remote(RemoteTokenError::InvalidParam) => {
+            ApiError::bad_param("The other homeserver's service does not take these parameters").refused()
+        }
+        TokenError::Remote(RemoteTokenError::Unusable(_)) => {
+            ApiError::of_neighbour(StatusCode::BAD_GATEWAY, "The other homeserver's service gives no token", false)
+                .told(Level::INFO, "refused: no token from the other homeserver's service")
+                .remedy("the other homeserver's service is out of order, or too old or too new for ours")
+        }
+    }
+}
+
+/// Answer while delegations are not taken.
+const fn not_ready(route: Route) -> ApiError {
+    match route {
+        Route::Token => ApiError::bad_json("Delegation of delayed events is not available at the moment").called(Outcome::NotReady),
+        Route::Delegation => ApiError::NOT_READY,
+    }
+}
+
+/// Row of a user who could not be verified.
+fn openid_row(error: &OpenIdError) -> Row {
+    let answer = ApiError::unauthorised(error.outcome());
+    match error {
+        OpenIdError::Busy => ApiError::BUSY
+            .told(Level::WARN, "refused: overloaded")
+            .remedy(Failure::Busy.remedy()),
+        OpenIdError::Rejected | OpenIdError::ForeignUser => answer.told(Level::INFO, "refused: the user could not be verified"),
+        // Names come from strangers, and most of those that lead nowhere are probes: no warnings for these. The first
+        // refusal of an address is told by `federation.rs`.
+        OpenIdError::Unreachable { failure, known } => {
+            let is_trouble = *known && !matches!(failure, Failure::AddressDenied { .. });
+            answer
+                .told(
+                    if is_trouble { Level::WARN } else { Level::INFO },
+                    "refused: the homeserver could not be reached",
+                )
+                .remedy(failure.remedy())
+        }
+        OpenIdError::Unusable { known, answer: said } => answer
+            .told(
+                if *known { Level::WARN } else { Level::INFO },
+                "refused: the homeserver's answer is unusable",
+            )
+            .remedy(unusable(*said)),
+    }
+}
+
+/// Row of something that our homeserver did not do for us. A pause that it asks for is handed on (decision A9).
+fn own_row(error: &OwnError, status: StatusCode, text: &'static str) -> Row {
+    let answer = match error.limited_for() {
+        Some(wait) => ApiError::limited(wait),
+        None => ApiError::of_neighbour(status, text, error.may_pass()),
+    };
+    let row = if matches!(error, OwnError::Relay(_) | OwnError::RelayBusy { .. }) {
+        answer.told(Level::INFO, "refused: the other homeserver's service gives no answer")
+    } else {
+        answer.told(Level::WARN, "refused: our homeserver did not do its part")
+    };
+    row.remedy(error.remedy())
+}
+
+/// Remedy for an answer to userinfo that is neither yes nor no.
+const fn unusable(answer: Answer) -> &'static str {
+    let (Answer::Status(status) | Answer::NoJson(status)) = answer else {
+        return "check that /_matrix/federation/v1/openid is routed to that homeserver and enabled there (a listener's `openid` resource)";
+    };
+    match status {
+        301 | 302 | 303 | 307 | 308 => {
+            "it redirects, which is not followed: name the host that it redirects to in its .well-known/matrix/server (or in \
+             LIVEKIT_FEDERATION_URL_OVERRIDES), or serve /_matrix/federation where it is asked"
+        }
+        403 => {
+            "federation is refused: by a firewall, an allow-list, or a homeserver with federation switched off; let this service's address \
+             through, and see that a listener has the `openid` resource, which needs no federation"
+        }
+        429 => "the homeserver, or what stands before it, limits how often it is asked: raise the limit for this service's address",
+        502..=504 => {
+            "the proxy before the homeserver answers and the homeserver behind it does not: see that it runs, and where the proxy sends \
+             /_matrix/federation"
+        }
+        _ => "check that /_matrix/federation/v1/openid is routed to that homeserver and enabled there (a listener's `openid` resource)",
     }
 }
 
@@ -381,7 +542,7 @@ mod tests {
             failure: Failure::Timeout,
             known: false,
         });
-        assert_eq!(ApiError::of(&refused, Route::Token), ApiError::of(&away, Route::Token));
+        assert_eq!(row(&refused, Route::Token).answer, row(&away, Route::Token).answer);
     }
 
     #[test]
@@ -413,7 +574,7 @@ mod tests {
             (SfuError::NotLiveKit(401).into(), 500, "M_UNKNOWN", Outcome::SfuUnreachable),
             (SfuError::WrongSecret.into(), 500, "M_UNKNOWN", Outcome::SfuRejected),
         ] {
-            let error = ApiError::of(&refusal, Route::Token);
+            let error = row(&refusal, Route::Token).answer;
             assert_eq!(
                 (error.status.as_u16(), error.errcode, error.outcome),
                 (status, errcode, reason),
