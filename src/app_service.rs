@@ -11,16 +11,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 use url::Url;
 
 use crate::access::Access;
-use crate::exchange::{Admitted, Deadline, Exchange, RemoteTokenError, TokenError, must_be_joined};
+use crate::exchange::{Admitted, Exchange, RemoteTokenError, TokenError, must_be_joined};
 use crate::homeserver::{OwnHomeserver, Relayed, Subject};
 use crate::members::Members;
 use crate::openid::VerifiedUser;
 use crate::request_line::note;
-use crate::retry::{ANSWER_TIMEOUT, RETRY_BUDGET};
+use crate::retry::{ANSWER_TIMEOUT, Deadline};
 use crate::server_name::ServerName;
 use crate::wire::{
     ClientDelegationRequest, ClientTokenRequest, DelayedEvent, FederationTokenRequest, HomeserverParticipant, LegacyMember,
@@ -61,11 +61,11 @@ impl AppService {
     ///
     /// # Errors
     /// With the first check that refused.
-    pub async fn client_token(&self, user_id: &str, request: &ClientTokenRequest, received: Instant) -> Result<String, TokenError> {
-        in_time(received, self.token_for_ours(user_id, request, received)).await
+    pub async fn client_token(&self, user_id: &str, request: &ClientTokenRequest, deadline: Deadline) -> Result<String, TokenError> {
+        in_time(deadline, self.token_for_ours(user_id, request, deadline)).await
     }
 
-    async fn token_for_ours(&self, user_id: &str, request: &ClientTokenRequest, received: Instant) -> Result<String, TokenError> {
+    async fn token_for_ours(&self, user_id: &str, request: &ClientTokenRequest, deadline: Deadline) -> Result<String, TokenError> {
         let wanted = &request.wanted;
         note(|line| line.matrix_room = Some(wanted.participant.room_id().into()));
         let other = request.server_name.as_deref().filter(|name| *name != self.own.name().as_str());
@@ -75,8 +75,8 @@ impl AppService {
         let user = self.own_user(user_id, wanted)?;
         let other = other.map(ServerName::parse).transpose().map_err(|_| TokenError::BadDestination)?;
         note(|line| line.server = other.as_ref().map(|other| other.as_str().into()));
-        self.must_be_reachable(received).await?;
-        self.must_be_joined(wanted.participant.room_id(), Subject::User(&user.id), received)
+        self.must_be_reachable(deadline).await?;
+        self.must_be_joined(wanted.participant.room_id(), Subject::User(&user.id), deadline)
             .await?;
         match other {
             None => {
@@ -85,14 +85,12 @@ impl AppService {
                     access: Access::of_member(true),
                     is_member: true,
                 };
-                self.exchange
-                    .issue(&admitted, &wanted.participant, None, Deadline::since(received))
-                    .await
+                self.exchange.issue(&admitted, &wanted.participant, None, deadline).await
             }
             Some(other) => {
-                self.must_be_joined(wanted.participant.room_id(), Subject::Server(&other), received)
+                self.must_be_joined(wanted.participant.room_id(), Subject::Server(&other), deadline)
                     .await?;
-                self.relay(&user, &other, request, received).await
+                self.relay(&user, &other, request, deadline).await
             }
         }
     }
@@ -101,11 +99,11 @@ impl AppService {
     ///
     /// # Errors
     /// With the first check that refused.
-    pub async fn federation_token(&self, origin: &str, request: &FederationTokenRequest, received: Instant) -> Result<String, TokenError> {
-        in_time(received, self.token_for_theirs(origin, request, received)).await
+    pub async fn federation_token(&self, origin: &str, request: &FederationTokenRequest, deadline: Deadline) -> Result<String, TokenError> {
+        in_time(deadline, self.token_for_theirs(origin, request, deadline)).await
     }
 
-    async fn token_for_theirs(&self, origin: &str, request: &FederationTokenRequest, received: Instant) -> Result<String, TokenError> {
+    async fn token_for_theirs(&self, origin: &str, request: &FederationTokenRequest, deadline: Deadline) -> Result<String, TokenError> {
         let wanted = &request.wanted;
         let user = VerifiedUser::vouched_for(request.unverified_user_id.clone()).ok_or(TokenError::BadUserId)?;
         if user.server.as_str() != origin {
@@ -117,18 +115,16 @@ impl AppService {
             line.matrix_room = Some(room_id.into());
             (line.user, line.server) = (Some(user.id.as_str().into()), Some(origin.into()));
         });
-        self.must_be_reachable(received).await?;
-        self.must_be_joined(room_id, Subject::Server(self.own.name()), received).await?;
-        self.must_be_joined(room_id, Subject::User(&user.id), received).await?;
+        self.must_be_reachable(deadline).await?;
+        self.must_be_joined(room_id, Subject::Server(self.own.name()), deadline).await?;
+        self.must_be_joined(room_id, Subject::User(&user.id), deadline).await?;
         self.must_be_ours(&request.url)?;
         let admitted = Admitted {
             user: &user,
             access: Access::of_member(self.exchange.policy.of(&user.server).publishes),
             is_member: true,
         };
-        self.exchange
-            .issue(&admitted, &wanted.participant, None, Deadline::since(received))
-            .await
+        self.exchange.issue(&admitted, &wanted.participant, None, deadline).await
     }
 
     /// Takes over a delayed leave event of one of our users. How long its delay is, and that it is theirs, our homeserver
@@ -136,33 +132,31 @@ impl AppService {
     ///
     /// # Errors
     /// With the first check that refused.
-    pub async fn delegate(&self, user_id: &str, request: ClientDelegationRequest, received: Instant) -> Result<(), TokenError> {
-        in_time(received, self.take_over(user_id, request, received)).await
+    pub async fn delegate(&self, user_id: &str, request: ClientDelegationRequest, deadline: Deadline) -> Result<(), TokenError> {
+        in_time(deadline, self.take_over(user_id, request, deadline)).await
     }
 
-    async fn take_over(&self, user_id: &str, request: ClientDelegationRequest, received: Instant) -> Result<(), TokenError> {
+    async fn take_over(&self, user_id: &str, request: ClientDelegationRequest, deadline: Deadline) -> Result<(), TokenError> {
         let ClientDelegationRequest { url, wanted, delay_id } = request;
         note(|line| line.matrix_room = Some(wanted.participant.room_id().into()));
         if let Some(url) = url {
             self.must_be_ours(&url)?;
         }
         let user = self.own_user(user_id, &wanted)?;
-        self.must_be_reachable(received).await?;
-        let (retry_until, deadline) = (received + RETRY_BUDGET, received + QUESTIONS_TIMEOUT);
-        let found = self.own.delayed_event(&delay_id, &user.id, retry_until, deadline).await;
+        self.must_be_reachable(deadline).await?;
+        let ends = deadline.received + QUESTIONS_TIMEOUT;
+        let found = self.own.delayed_event(&delay_id, &user.id, deadline.retry_until, ends).await;
         let room_id = wanted.participant.room_id();
         let event = found
             .map_err(TokenError::Event)?
             .filter(|event| event.room_id == room_id)
             .ok_or(TokenError::NoSuchEvent)?;
-        self.must_be_joined(room_id, Subject::User(&user.id), received).await?;
+        self.must_be_joined(room_id, Subject::User(&user.id), deadline).await?;
         let event = DelayedEvent {
             id: delay_id,
             delay: event.delay,
         };
-        self.exchange
-            .take_over(&user, &wanted.participant, &event, Deadline::since(received))
-            .await
+        self.exchange.take_over(&user, &wanted.participant, &event, deadline).await
     }
 
     /// The homeserver speaks for its own users only: for one of another server it, or `LIVEKIT_HS_SERVER_NAME`, is not what
@@ -185,12 +179,12 @@ impl AppService {
         }
     }
 
-    async fn must_be_reachable(&self, received: Instant) -> Result<(), TokenError> {
-        self.own.resolve(received + RETRY_BUDGET).await.map_err(TokenError::OwnClientApi)
+    async fn must_be_reachable(&self, deadline: Deadline) -> Result<(), TokenError> {
+        self.own.resolve(deadline.retry_until).await.map_err(TokenError::OwnClientApi)
     }
 
-    async fn must_be_joined(&self, room_id: &str, subject: Subject<'_>, received: Instant) -> Result<(), TokenError> {
-        must_be_joined(&self.members, room_id, subject, Deadline::since(received)).await
+    async fn must_be_joined(&self, room_id: &str, subject: Subject<'_>, deadline: Deadline) -> Result<(), TokenError> {
+        must_be_joined(&self.members, room_id, subject, deadline).await
     }
 
     /// Asks the other homeserver's service, in the words of the newer generation; where it does not understand them and the
@@ -200,19 +194,19 @@ impl AppService {
         user: &VerifiedUser,
         other: &ServerName,
         request: &ClientTokenRequest,
-        received: Instant,
+        deadline: Deadline,
     ) -> Result<String, TokenError> {
         let mut path = FEDERATION_PATH;
-        let mut relayed = self.ask(user, other, path, request, None, received).await?;
+        let mut relayed = self.ask(user, other, path, request, None, deadline).await?;
         if relayed.status == 404 && errcode(&relayed) == Some("M_UNRECOGNIZED") {
             path = STABLE_FEDERATION_PATH;
-            relayed = self.ask(user, other, path, request, None, received).await?;
+            relayed = self.ask(user, other, path, request, None, deadline).await?;
         }
         if let Some(member) = &request.wanted.member
             && relayed.status == 400
             && matches!(errcode(&relayed), Some("M_NOT_JSON" | "M_BAD_JSON"))
         {
-            relayed = self.ask(user, other, path, request, Some(member), received).await?;
+            relayed = self.ask(user, other, path, request, Some(member), deadline).await?;
         }
         match (relayed.status, errcode(&relayed), relayed.content.get("jwt")) {
             (200..=299, _, Some(Value::String(jwt))) if !jwt.is_empty() => Ok(jwt.clone()),
@@ -229,7 +223,7 @@ impl AppService {
         path: &str,
         request: &ClientTokenRequest,
         in_old_words: Option<&LegacyMember>,
-        received: Instant,
+        deadline: Deadline,
     ) -> Result<Relayed, TokenError> {
         let (room_id, slot_id, member_id) = match &request.wanted.participant {
             ParticipantRequest::Homeserver {
@@ -261,15 +255,17 @@ impl AppService {
         // Texts always serialise.
         let body = serde_json::to_value(&relayed).unwrap_or_default();
         self.own
-            .relay(other, path, &body, received + RETRY_BUDGET, received + RELAY_TIMEOUT)
+            .relay(other, path, &body, deadline.retry_until, deadline.received + RELAY_TIMEOUT)
             .await
             .map_err(TokenError::Relay)
     }
 }
 
 /// Each step has its time; together, with what others began, they have no more than this.
-async fn in_time<T>(received: Instant, work: impl Future<Output = Result<T, TokenError>>) -> Result<T, TokenError> {
-    timeout_at(received + TIMEOUT, work).await.unwrap_or(Err(TokenError::OutOfTime))
+async fn in_time<T>(deadline: Deadline, work: impl Future<Output = Result<T, TokenError>>) -> Result<T, TokenError> {
+    timeout_at(deadline.received + TIMEOUT, work)
+        .await
+        .unwrap_or(Err(TokenError::OutOfTime))
 }
 
 /// `member` may name the user, but not another one.

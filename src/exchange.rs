@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 use crate::access::{Access, Homeservers as PolicyList, Policy};
 use crate::admission::Client;
@@ -25,7 +25,7 @@ use crate::metrics::{Limit, METRICS, TokenAccess};
 use crate::openid::{OpenId, OpenIdError, VerifiedUser};
 use crate::outcome::Outcome;
 use crate::request_line::{Step, note, step};
-use crate::retry::{ANSWER_TIMEOUT, RETRY_BUDGET, TOKEN_SOURCE_ANSWER_TIMEOUT, TOKEN_SOURCE_RETRY_BUDGET};
+use crate::retry::Deadline;
 use crate::server_name::ServerName;
 use crate::sfu::{Sfu, SfuError};
 use crate::store::JobRecord;
@@ -39,39 +39,6 @@ pub struct Arrival {
     pub deadline: Deadline,
     /// Sender of the request, as far as that can be told.
     pub client: Client,
-}
-
-/// How long a request may take (decision T7a).
-#[derive(Clone, Copy, Debug)]
-pub struct Deadline {
-    /// When the head of the request was there.
-    pub received: Instant,
-    /// Until when that which may pass is tried again.
-    pub retry_until: Instant,
-    /// When no answer of a neighbour is waited for any more.
-    pub answer_by: Instant,
-}
-
-impl Deadline {
-    /// For a request to any route but `/token_source`.
-    #[must_use]
-    pub fn since(received: Instant) -> Self {
-        Self {
-            received,
-            retry_until: received + RETRY_BUDGET,
-            answer_by: received + ANSWER_TIMEOUT,
-        }
-    }
-
-    /// For a request to `/token_source`.
-    #[must_use]
-    pub fn of_token_source(received: Instant) -> Self {
-        Self {
-            received,
-            retry_until: received + TOKEN_SOURCE_RETRY_BUDGET,
-            answer_by: received + TOKEN_SOURCE_ANSWER_TIMEOUT,
-        }
-    }
 }
 
 /// Why a request is not carried out.
@@ -446,7 +413,7 @@ fn limit_reached(error: CapacityError) -> TokenError {
 
 /// Stops whoever is not in the Matrix room.
 pub(crate) async fn must_be_joined(members: &Members, room_id: &str, subject: Subject<'_>, deadline: Deadline) -> Result<(), TokenError> {
-    let asking = members.is_joined(room_id, subject, deadline.retry_until, deadline.answer_by);
+    let asking = members.is_joined(room_id, subject, deadline);
     match step(Step::Members, asking).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(TokenError::NotJoined),

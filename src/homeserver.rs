@@ -20,7 +20,7 @@ use bytes::Bytes;
 use http::{StatusCode, header};
 use lru::LruCache;
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 pub use own::{OwnError, OwnHomeserver, Relayed, Subject};
@@ -28,7 +28,7 @@ pub use own::{OwnError, OwnHomeserver, Relayed, Subject};
 use crate::admission::Class;
 use crate::federation::{BaseUrl, ClientApi, Failure, Federation, Next, Rediscovery, Reply};
 use crate::log_throttle::LogThrottle;
-use crate::retry::backoff;
+use crate::retry;
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 use crate::wire::errcode;
@@ -123,21 +123,11 @@ impl Homeservers {
 
     /// Finds the API of `server` for calls with the `as_token`, or without.
     async fn resolve_for(&self, server: &ServerName, with_token: bool, deadline: Instant) -> Result<(), Failure> {
-        let mut tries = 1;
-        loop {
-            let found = timeout_at(deadline, self.api_for(server, with_token))
-                .await
-                .unwrap_or(Err(Failure::Timeout));
-            let Err(failure) = found else {
-                return Ok(());
-            };
-            let pause = backoff(tries);
-            if !failure.may_pass() || Instant::now() + pause >= deadline {
-                return Err(failure);
-            }
-            sleep(pause).await;
-            tries += 1;
-        }
+        let find = || async {
+            let found = timeout_at(deadline, self.api_for(server, with_token)).await;
+            found.unwrap_or(Err(Failure::Timeout)).map(|_| ())
+        };
+        retry::until(deadline, find).await
     }
 
     async fn api(&self, server: &ServerName) -> Result<(Arc<ClientApi>, Offers), Failure> {

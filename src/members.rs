@@ -13,6 +13,7 @@ use lru::LruCache;
 use tokio::time::{Instant, timeout_at};
 
 use crate::homeserver::{OwnError, OwnHomeserver, Subject};
+use crate::retry::Deadline;
 use crate::single_flight::SingleFlight;
 
 /// How long a yes is believed (decision A8).
@@ -43,13 +44,13 @@ impl Members {
         }
     }
 
-    /// Whether somebody is joined to a room: what may pass is tried again until `retry_until`, and nothing is waited
-    /// for after `ends`.
+    /// Whether somebody is joined to a room: what may pass is tried again, and nothing is waited for after the end of `deadline`.
     ///
     /// # Errors
     /// When the homeserver does not say it.
-    pub async fn is_joined(&self, room_id: &str, subject: Subject<'_>, retry_until: Instant, answer_by: Instant) -> Result<bool, OwnError> {
-        let deadline = answer_by.min(retry_until + LAST_QUESTION_TIMEOUT);
+    pub async fn is_joined(&self, room_id: &str, subject: Subject<'_>, deadline: Deadline) -> Result<bool, OwnError> {
+        let retry_until = deadline.retry_until;
+        let deadline = deadline.answer_by.min(retry_until + LAST_QUESTION_TIMEOUT);
         let came = Instant::now();
         // Neither names of users nor of servers hold a NUL, whatever stands in the room's id.
         let key = match subject {

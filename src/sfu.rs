@@ -28,8 +28,7 @@ use crate::identity::ParticipantKey;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{METRICS, Neighbour, RoomResult};
 use crate::presence::LOST_GRACE_MS;
-use crate::request_line::neighbour_said;
-use crate::retry::backoff;
+use crate::retry;
 use crate::single_flight::SingleFlight;
 use crate::state::{Age, Change, State};
 use crate::tls::Tls;
@@ -47,9 +46,6 @@ const _: () = assert!(
     EMPTY_TIMEOUT_AGAIN_SECONDS as u64 * 1_000 >= LOST_GRACE_MS,
     "a room that is created again stands as long as its participants have to come back"
 );
-
-/// How often what somebody else answered is tried again: for more than a second, in which DNS was asked anew (decision O2).
-const TRIES_ELSEWHERE: u32 = 3;
 
 static LOST_ROOMS: LogThrottle = LogThrottle::ten_a_second();
 
@@ -92,25 +88,9 @@ impl Sfu {
             METRICS.room(RoomResult::Remembered);
             return Ok(());
         }
-        let mut tries = 1;
-        loop {
-            let outcome = self.create_once(room).await;
-            let Err(error) = outcome else {
-                METRICS.room(RoomResult::Opened);
-                return Ok(());
-            };
-            let reason = error.to_string();
-            neighbour_said(&reason);
-            let pause = backoff(tries);
-            let passes = error.may_pass() || (error.is_elsewhere() && tries <= TRIES_ELSEWHERE);
-            if !passes || Instant::now() + pause >= deadline {
-                METRICS.room(RoomResult::Failed);
-                return Err(error);
-            }
-            tracing::debug!(reason, tries, "trying the SFU again");
-            sleep(pause).await;
-            tries += 1;
-        }
+        let opened = retry::until(deadline, || self.create_once(room)).await;
+        METRICS.room(if opened.is_ok() { RoomResult::Opened } else { RoomResult::Failed });
+        opened
     }
 
     /// All who want the same room at the same time share one call.

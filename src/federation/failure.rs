@@ -1,9 +1,11 @@
 //! Why a homeserver could not be asked, in words for the operator's log. Nothing here reaches a client.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::guard::AddressDenied;
 use crate::dns::DnsError;
+use crate::retry::{Transient, backoff};
 use crate::tls;
 
 /// A failed attempt to reach a homeserver.
@@ -75,6 +77,14 @@ pub enum Failure {
     /// The request has made as many connections or asked as many questions as one request may.
     #[error("no more connections are made for one request")]
     Spent,
+}
+
+impl Transient for Failure {
+    const NEIGHBOUR: &'static str = "the homeserver";
+
+    fn pause(&self, tries: u32) -> Option<Duration> {
+        self.may_pass().then(|| backoff(tries))
+    }
 }
 
 impl Failure {

@@ -21,7 +21,7 @@ use super::versions::{Offer, Offers, Paths};
 use super::{Call, Homeservers, MAX_REPLY_BYTES, is_error, segment};
 use crate::federation::{Failure, Reply};
 use crate::metrics::{CallResult, METRICS, Neighbour, NeighbourCall};
-use crate::retry::backoff;
+use crate::retry::{self, Transient, backoff};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 use crate::state::{Age, Change, State};
@@ -511,33 +511,28 @@ impl OwnHomeserver {
     }
 }
 
-/// Asks until there is an answer, or `retry_until` is over (decision T7a).
+impl Transient for OwnError {
+    const NEIGHBOUR: &'static str = "our homeserver";
+
+    /// A pause that is asked for is kept, or the answer is given now (decision A9).
+    fn pause(&self, tries: u32) -> Option<Duration> {
+        let pause = backoff(tries).max(self.retry_after().unwrap_or_default());
+        (self.may_pass() && tries < self.max_tries()).then_some(pause)
+    }
+
+    fn says_nothing(&self) -> bool {
+        matches!(self, Self::Timeout)
+    }
+}
+
+/// Asks until there is an answer, or `retry_until` is over (decision T7a); the last try ends at `deadline`.
 async fn until_answered<T, F: Future<Output = Result<T, OwnError>>>(
     ask: impl Fn() -> F,
     retry_until: Instant,
     deadline: Instant,
 ) -> Result<T, OwnError> {
-    let mut tries = 1;
-    let mut cause = None;
-    loop {
-        match timeout_at(deadline, ask()).await.unwrap_or(Err(OwnError::Timeout)) {
-            Ok(answer) => return Ok(answer),
-            Err(error) => {
-                // A try that the deadline cut short says less than the one before it.
-                let error = cause.take().filter(|_| matches!(error, OwnError::Timeout)).unwrap_or(error);
-                // A pause that is asked for is kept, or the answer is given now (decision A9).
-                let pause = backoff(tries).max(error.retry_after().unwrap_or_default());
-                let has_time = Instant::now().checked_add(pause).is_some_and(|next| next < retry_until);
-                if !error.may_pass() || tries >= error.max_tries() || !has_time {
-                    return Err(error);
-                }
-                tracing::debug!(reason = error.to_string(), tries, "trying our homeserver again");
-                cause = Some(error);
-                sleep(pause).await;
-                tries += 1;
-            }
-        }
-    }
+    let ask = || async { timeout_at(deadline, ask()).await.unwrap_or(Err(OwnError::Timeout)) };
+    retry::until(retry_until, ask).await
 }
 
 /// Reads a status that none of the calls expects.

@@ -14,7 +14,7 @@ use super::place::Place;
 use super::report::{ApiError, Route, report};
 use super::request::{Received, json_reply};
 use crate::connections::Pot;
-use crate::exchange::Deadline;
+use crate::retry::Deadline;
 use crate::wire::DelegationRequest;
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {

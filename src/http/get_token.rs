@@ -13,7 +13,7 @@ use super::place::Place;
 use super::report::{ApiError, Route, report};
 use super::request::{Received, json_reply};
 use crate::connections::Pot;
-use crate::exchange::Deadline;
+use crate::retry::Deadline;
 use crate::wire::{BadRequest, TokenReply, TokenRequest};
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {

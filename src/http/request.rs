@@ -14,7 +14,8 @@ use super::edge::Arrived;
 use super::report::{ApiError, report_mistake};
 use crate::admission::Client;
 use crate::connections::{Connection, Pot};
-use crate::exchange::{Arrival, Deadline};
+use crate::exchange::Arrival;
+use crate::retry::Deadline;
 use crate::wire::BadRequest;
 
 /// Largest body of a client route.

@@ -14,7 +14,7 @@ use super::App;
 use super::get_token::token;
 use super::report::ApiError;
 use super::request::json_reply;
-use crate::exchange::Deadline;
+use crate::retry::Deadline;
 use crate::wire::{TokenRequest, TokenSourceHead, TokenSourceReply};
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {

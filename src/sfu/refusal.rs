@@ -2,9 +2,12 @@
 //!
 //! The SFU's own text may contain our token (`invalid token: <the whole token>, …`), so it is read and never passed on.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use serde::Deserialize;
 
+use crate::retry::{Transient, backoff};
 use crate::tls;
 
 /// Why a call to the SFU failed.
@@ -52,6 +55,18 @@ pub enum SfuError {
     /// No token could be made for the call.
     #[error("no token could be made for the call")]
     Token,
+}
+
+/// How often what somebody else answered is tried again: for more than a second, in which DNS was asked anew (decision O2).
+const TRIES_ELSEWHERE: u32 = 3;
+
+impl Transient for SfuError {
+    const NEIGHBOUR: &'static str = "the SFU";
+
+    fn pause(&self, tries: u32) -> Option<Duration> {
+        let passes = self.may_pass() || (self.is_elsewhere() && tries <= TRIES_ELSEWHERE);
+        passes.then(|| backoff(tries))
+    }
 }
 
 impl SfuError {

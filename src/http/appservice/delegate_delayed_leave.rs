@@ -14,6 +14,7 @@ use super::super::App;
 use super::super::report::{ApiError, Route, report};
 use super::super::request::json_reply;
 use super::{AppServiceRoutes, USER, heard};
+use crate::retry::Deadline;
 use crate::wire::ClientDelegationRequest;
 
 pub(super) async fn post(
@@ -22,7 +23,7 @@ pub(super) async fn post(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let (received, user, request) = heard(&app, &appservice, request, &USER, ClientDelegationRequest::parse).await?;
-    match appservice.service.delegate(&user, request, received.at).await {
+    match appservice.service.delegate(&user, request, Deadline::since(received.at)).await {
         Ok(()) => json_reply(&json!({})),
         Err(error) => Err(report(&error, Route::Delegation)),
     }

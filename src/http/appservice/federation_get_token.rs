@@ -12,6 +12,7 @@ use super::super::App;
 use super::super::report::{ApiError, Route, report};
 use super::super::request::json_reply;
 use super::{AppServiceRoutes, ORIGIN, heard};
+use crate::retry::Deadline;
 use crate::wire::{FederationTokenRequest, TokenReply};
 
 pub(super) async fn post(
@@ -20,7 +21,11 @@ pub(super) async fn post(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let (received, origin, request) = heard(&app, &appservice, request, &ORIGIN, FederationTokenRequest::parse).await?;
-    match appservice.service.federation_token(&origin, &request, received.at).await {
+    match appservice
+        .service
+        .federation_token(&origin, &request, Deadline::since(received.at))
+        .await
+    {
         Ok(jwt) => json_reply(&TokenReply { url: None, jwt }),
         Err(error) => Err(report(&error, Route::Delegation)),
     }

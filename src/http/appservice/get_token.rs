@@ -12,6 +12,7 @@ use super::super::App;
 use super::super::report::{ApiError, Route, report};
 use super::super::request::json_reply;
 use super::{AppServiceRoutes, USER, heard};
+use crate::retry::Deadline;
 use crate::wire::{ClientTokenRequest, TokenReply};
 
 pub(super) async fn post(
@@ -20,7 +21,7 @@ pub(super) async fn post(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let (received, user, request) = heard(&app, &appservice, request, &USER, ClientTokenRequest::parse).await?;
-    match appservice.service.client_token(&user, &request, received.at).await {
+    match appservice.service.client_token(&user, &request, Deadline::since(received.at)).await {
         Ok(jwt) => json_reply(&TokenReply {
             url: Some(&request.url),
             jwt,
