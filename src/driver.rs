@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "the driver of presence and leaves")]
 
 pub mod core;
+mod reservation;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,11 +16,12 @@ use livekit_protocol::{ParticipantInfo, Room};
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+pub use reservation::{Delegation, DelegationError, Reservation};
+
 use crate::clock::Clock;
 use crate::delayed_event::{DelayedEventAction, Outcome};
-use crate::delayed_leave::{CapacityError, Delegated, Ending, FinishReason, Handover, HomeserverId, LeaveId, Phase};
+use crate::delayed_leave::{CapacityError, Delegated, Ending, FinishReason, HomeserverId, LeaveId, Phase};
 use crate::homeserver::{Homeservers, OwnHomeserver};
-use crate::identity::ParticipantKey;
 use crate::livekit::{Answer, ParticipantRow, RoomRow};
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{Gauges, JobEnd, METRICS};
@@ -28,7 +30,7 @@ use crate::server_name::ServerName;
 use crate::sfu::webhook::{Kind, Verified, Webhook};
 use crate::sfu::{Probe, Sfu, SfuError};
 use crate::store::{self, JobRecord, Seen, Stored, StoredJobs, Written};
-use crate::time::{Delay, Time, WallClock};
+use crate::time::{Time, WallClock};
 use core::{Action, Core, Fact};
 
 /// How long jobs may take to be restored before webhooks and delegations are taken all the same (decision L11).
@@ -75,24 +77,6 @@ pub struct Settings {
     pub listed: Box<dyn Fn(&str) -> bool + Send + Sync>,
 }
 
-/// A delegation whose checks are done.
-pub struct Delegation<'a> {
-    /// The participant that is watched.
-    pub participant: &'a ParticipantKey,
-    /// The Matrix user.
-    pub user: &'a str,
-    /// The user's homeserver.
-    pub homeserver: &'a str,
-    /// Id of the delayed event.
-    pub delay_id: &'a str,
-    /// Delay of the event.
-    pub delay: Delay,
-    /// When the request arrived.
-    pub received: Instant,
-    /// Calls about it are made in the user's name, with the `as_token`.
-    pub as_user: bool,
-}
-
 /// Told of a room, the identities in it, and when the SFU was asked.
 pub type OnList = Box<dyn Fn(&str, &[&str], Instant) + Send + Sync>;
 
@@ -137,34 +121,6 @@ impl Leaves {
     #[must_use]
     pub fn takes_webhooks(&self) -> bool {
         self.0.is_open()
-    }
-
-    /// Waits until delegations are taken; `false` when that does not happen before `deadline`.
-    pub async fn ready(&self, deadline: Instant) -> bool {
-        timeout_at(deadline, self.0.open()).await.is_ok() && self.0.is_open()
-    }
-
-    /// Whether the delegation would be taken: to be asked before anything is done for it.
-    ///
-    /// # Errors
-    /// When there are too many.
-    pub fn admit(&self, delegation: &Delegation<'_>) -> Result<(), CapacityError> {
-        self.0.lock().cores.admit(&self.0.pure(delegation))
-    }
-
-    /// Takes a delegation, and waits a little for its record to be written.
-    ///
-    /// # Errors
-    /// When there are too many.
-    pub async fn delegate(&self, delegation: &Delegation<'_>) -> Result<(), CapacityError> {
-        if let Some(written) = self.0.delegate(delegation)?
-            && !written.within(WRITE_TIMEOUT).await
-        {
-            UNWRITTEN.log(|count| {
-                tracing::warn!(count, "the store is slow or away: a delegation lives in memory until it answers");
-            });
-        }
-        Ok(())
     }
 
     /// Acts upon a verified webhook.
@@ -303,13 +259,12 @@ impl Driver {
     }
 
     /// Takes the delegation, and says when it is written.
-    fn delegate(self: &Arc<Self>, delegation: &Delegation<'_>) -> Result<Option<Written>, CapacityError> {
-        let pure = self.pure(delegation);
+    fn delegate(self: &Arc<Self>, delegation: &core::Delegation<'_>) -> Result<Option<Written>, CapacityError> {
         let mut state = self.lock();
         // Another fact like any other; one that may be refused.
         let (now, mut actions) = self.look_at_clocks(&mut state);
         actions.extend(state.cores.handle(Fact::Time, now));
-        let delegated = state.cores.delegate(&pure, now).map(|(delegated, more)| {
+        let delegated = state.cores.delegate(delegation, now).map(|(delegated, more)| {
             actions.extend(more);
             delegated
         });
@@ -321,8 +276,8 @@ impl Driver {
         };
         let written = self.act(state, actions, told);
         delegated?;
-        let (room, identity) = (delegation.participant.room.as_str(), delegation.participant.identity.as_str());
-        tracing::debug!(room, identity, delay_ms = delegation.delay.as_millis(), outcome, "leave delegated");
+        let core::Delegation { room, identity, handover } = delegation;
+        tracing::debug!(room, identity, delay_ms = handover.delay.as_millis(), outcome, "leave delegated");
         Ok(written)
     }
 
@@ -787,22 +742,6 @@ impl Driver {
         }
         self.store.put(&record);
         None
-    }
-
-    fn pure<'a>(&self, delegation: &'a Delegation<'_>) -> core::Delegation<'a> {
-        core::Delegation {
-            room: &delegation.participant.room,
-            identity: &delegation.participant.identity,
-            handover: Handover {
-                user: delegation.user,
-                homeserver: delegation.homeserver,
-                delay_id: delegation.delay_id,
-                delay: delegation.delay,
-                arrived: self.clock.at(delegation.received),
-                listed: (self.listed)(delegation.homeserver),
-                as_user: delegation.as_user,
-            },
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Driven> {

@@ -14,10 +14,9 @@ use tokio::time::timeout_at;
 use crate::access::{Access, Homeservers as PolicyList, Policy};
 use crate::admission::Client;
 use crate::config::changes;
-use crate::delayed_leave::CapacityError;
-use crate::driver::{Delegation, Leaves};
+use crate::driver::{Delegation, DelegationError, Leaves, Reservation};
 use crate::federation::Failure;
-use crate::homeserver::{Homeservers, OwnError, OwnHomeserver, Subject};
+use crate::homeserver::{OwnError, Subject};
 use crate::identity::ParticipantKey;
 use crate::kick::KickOnLeave;
 use crate::members::Members;
@@ -28,7 +27,6 @@ use crate::request_line::{Step, note, step};
 use crate::retry::Deadline;
 use crate::server_name::ServerName;
 use crate::sfu::{Sfu, SfuError};
-use crate::store::JobRecord;
 use crate::token::{MintError, Minter};
 use crate::wire::{DelayedEvent, DelegationRequest, ParticipantRequest, TokenRequest, UnverifiedOpenIdToken};
 
@@ -56,18 +54,9 @@ pub enum TokenError {
     /// The user may not delegate.
     #[error("only full-access users may delegate delayed events")]
     DelegationDenied,
-    /// The record of the delegated leave would be too long.
-    #[error("the names of the delegation are too long together")]
-    DelegationTooLong,
-    /// There are too many delegated leaves.
-    #[error("too many delegated leaves: {0:?}")]
-    DelegationLimit(CapacityError),
-    /// The homeserver's client-server API cannot be found.
+    /// The delegation is not taken.
     #[error("{0}")]
-    ClientApi(Failure),
-    /// Delegations are not taken: the service has just started, or is stopping.
-    #[error("delegations are not taken at the moment")]
-    NotReady,
+    Delegation(#[from] DelegationError),
     /// The room could not be opened.
     #[error("{0}")]
     Sfu(#[from] SfuError),
@@ -151,14 +140,10 @@ pub struct Exchange {
     pub policy: Policy,
     /// Opens rooms on the SFU.
     pub sfu: Arc<Sfu>,
-    /// Finds the client-server APIs that delayed events are managed on.
-    pub homeservers: Arc<Homeservers>,
     /// Watches delegated leaves.
     pub leaves: Leaves,
     /// Signs tokens for the SFU.
     pub minter: Arc<Minter>,
-    /// Our own homeserver, where there is one.
-    pub own: Option<Arc<OwnHomeserver>>,
     /// Memberships of Matrix rooms, where tokens are for members only (decision A7).
     pub members: Option<Arc<Members>>,
     /// Removes from the call who leaves the Matrix room (decision A8).
@@ -275,8 +260,8 @@ impl Exchange {
             line.livekit_room = Some(key.room.as_str().into());
             line.delegated = Some(true);
         });
-        let leave = self.leave(user, &key, event, deadline).await?;
-        self.hand_over(&leave).await
+        let reservation = self.reserve(user, &key, event, deadline).await?;
+        Ok(step(Step::Store, reservation.commit()).await?)
     }
 
     /// Verifies who is asking.
@@ -323,9 +308,9 @@ impl Exchange {
             line.livekit_room = Some(key.room.as_str().into());
             (line.opens_rooms, line.publishes) = (Some(access.creates_rooms), Some(access.publishes));
         });
-        let leave = match event {
+        let reservation = match event {
             Some(_) if !access.creates_rooms => return Err(TokenError::DelegationDenied),
-            Some(event) => Some(self.leave(user, &key, event, deadline).await?),
+            Some(event) => Some(self.reserve(user, &key, event, deadline).await?),
             None => None,
         };
         // Before the token leaves: whoever has it is watched. Nobody gets one who could not be removed.
@@ -340,8 +325,8 @@ impl Exchange {
             step(Step::Sfu, room).await.unwrap_or(Err(SfuError::Timeout))?;
             self.sfu.expect(&key);
         }
-        if let Some(leave) = &leave {
-            self.hand_over(leave).await?;
+        if let Some(reservation) = reservation {
+            step(Step::Store, reservation.commit()).await?;
         }
         let jwt = self.minter.mint(&key, access)?;
         METRICS.token(match (access.creates_rooms, access.publishes) {
@@ -352,63 +337,23 @@ impl Exchange {
         Ok(jwt)
     }
 
-    async fn hand_over(&self, leave: &Delegation<'_>) -> Result<(), TokenError> {
-        let handed_over = step(Step::Store, self.leaves.delegate(leave)).await;
-        handed_over.map_err(limit_reached)
-    }
-
-    /// A delegation that can be carried out.
-    async fn leave<'a>(
-        &self,
+    /// Checks whether a delegation can be carried out.
+    async fn reserve<'a>(
+        &'a self,
         user: &'a VerifiedUser,
         key: &'a ParticipantKey,
         event: &'a DelayedEvent,
         deadline: Deadline,
-    ) -> Result<Delegation<'a>, TokenError> {
-        // In the user's name where our own homeserver can be asked in it (decision A6).
-        let own = self.own.as_ref().filter(|own| own.authority(&user.server, &user.id).is_some());
-        let record = JobRecord {
-            room: key.room.as_str().into(),
-            identity: key.identity.as_str().into(),
-            delay_id: event.id.as_str().into(),
-            delay_ms: i64::try_from(event.delay.as_millis()).unwrap_or(i64::MAX),
-            homeserver: user.server.as_str().into(),
-            user: user.id.as_str().into(),
-            as_user: own.is_some(),
-            ..JobRecord::default()
-        };
-        if !record.fits() {
-            return Err(TokenError::DelegationTooLong);
-        }
+    ) -> Result<Reservation<'a>, DelegationError> {
         let delegation = Delegation {
             participant: key,
             user: &user.id,
-            homeserver: user.server.as_str(),
+            homeserver: &user.server,
             delay_id: &event.id,
             delay: event.delay,
-            received: deadline.received,
-            as_user: own.is_some(),
         };
-        let deadline = deadline.retry_until;
-        if !self.leaves.ready(deadline).await {
-            return Err(TokenError::NotReady);
-        }
-        self.leaves.admit(&delegation).map_err(limit_reached)?;
-        let found = match own {
-            Some(own) => own.resolve(deadline).await,
-            None => self.homeservers.resolve(&user.server, deadline).await,
-        };
-        found.map_err(TokenError::ClientApi)?;
-        Ok(delegation)
+        self.leaves.reserve(&delegation, deadline).await
     }
-}
-
-/// Counts a limit that was met.
-fn limit_reached(error: CapacityError) -> TokenError {
-    if error != CapacityError::Stopping {
-        METRICS.limit_hit(Limit::Jobs);
-    }
-    TokenError::DelegationLimit(error)
 }
 
 /// Stops whoever is not in the Matrix room.

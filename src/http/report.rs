@@ -13,6 +13,7 @@ use serde::Serialize;
 use tracing::Level;
 
 use crate::delayed_leave::CapacityError;
+use crate::driver::DelegationError;
 use crate::exchange::{RemoteTokenError, TokenError};
 use crate::federation::Failure;
 use crate::homeserver::OwnError;
@@ -363,20 +364,7 @@ fn row(error: &TokenError, route: Route) -> Row {
                 Route::Delegation => ApiError::forbidden(text).refused(),
             }
         }
-        TokenError::DelegationTooLong => ApiError::from(BadRequest::TooLong).refused(),
-        TokenError::NotReady => not_ready(route).refused(),
-        TokenError::DelegationLimit(CapacityError::Stopping) => not_ready(route).told(Level::WARN, "refused: delegation"),
-        TokenError::DelegationLimit(_) => {
-            let text = "Too many delayed events are delegated already";
-            let answer = match route {
-                Route::Token => ApiError::bad_json(text).called(Outcome::LimitReached),
-                Route::Delegation => ApiError::limit_reached(text),
-            };
-            answer.told(Level::WARN, "refused: delegation")
-        }
-        TokenError::ClientApi(failure) => ApiError::NO_CLIENT_API
-            .told(Level::WARN, "refused: the homeserver's client-server API cannot be found")
-            .remedy(failure.remedy()),
+        TokenError::Delegation(error) => delegation_row(error, route),
         TokenError::Sfu(error) => {
             // A page of something in between is nothing that the SFU said.
             let is_away = error.may_pass() || matches!(error, SfuError::NotLiveKit(_));
@@ -439,11 +427,27 @@ fn row(error: &TokenError, route: Route) -> Row {
     }
 }
 
-/// Answer while delegations are not taken.
-const fn not_ready(route: Route) -> ApiError {
-    match route {
+/// Row of a delegation that is not taken.
+fn delegation_row(error: &DelegationError, route: Route) -> Row {
+    let not_ready = match route {
         Route::Token => ApiError::bad_json("Delegation of delayed events is not available at the moment").called(Outcome::NotReady),
         Route::Delegation => ApiError::NOT_READY,
+    };
+    match error {
+        DelegationError::TooLong => ApiError::from(BadRequest::TooLong).refused(),
+        DelegationError::NotReady => not_ready.refused(),
+        DelegationError::Limit(CapacityError::Stopping) => not_ready.told(Level::WARN, "refused: delegation"),
+        DelegationError::Limit(_) => {
+            let text = "Too many delayed events are delegated already";
+            let answer = match route {
+                Route::Token => ApiError::bad_json(text).called(Outcome::LimitReached),
+                Route::Delegation => ApiError::limit_reached(text),
+            };
+            answer.told(Level::WARN, "refused: delegation")
+        }
+        DelegationError::ClientApi(failure) => ApiError::NO_CLIENT_API
+            .told(Level::WARN, "refused: the homeserver's client-server API cannot be found")
+            .remedy(failure.remedy()),
     }
 }
 
@@ -550,7 +554,7 @@ mod tests {
         for (refusal, status, errcode, reason) in [
             (TokenError::DelegationDenied, 400, "M_BAD_JSON", Outcome::NotAllowed),
             (
-                TokenError::ClientApi(Failure::Timeout),
+                DelegationError::ClientApi(Failure::Timeout).into(),
                 400,
                 "M_BAD_JSON",
                 Outcome::ClientApiNotFound,
