@@ -8,11 +8,12 @@ mod memory;
 mod question;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::proto::rr::Name;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{sleep_until, timeout, timeout_at};
 
@@ -97,7 +98,7 @@ impl Side {
     fn resolver(&self) -> Result<TokioResolver, DnsError> {
         let ready = self.resolvers.ready().map_err(|error| DnsError::Failed(error.to_string().into()))?;
         if ready.is_new {
-            lock(&self.memory).outdate();
+            self.memory.lock().outdate();
         }
         Ok(ready.resolver)
     }
@@ -116,11 +117,11 @@ impl Side {
             }
             let asked = Instant::now();
             // Somebody may have had an answer on the way here.
-            if let Known::Current(known) = lock(&self.memory).get(&key, since, asked) {
+            if let Known::Current(known) = self.memory.lock().get(&key, since, asked) {
                 return known;
             }
             let answer = question.await;
-            let mut memory = lock(&self.memory);
+            let mut memory = self.memory.lock();
             let now = Instant::now();
             memory.put(&key, &answer, asked, now);
             match memory.get(&key, Some(asked), now) {
@@ -209,11 +210,11 @@ impl Dns {
         let side = self.side(asker);
         let resolver = side.resolver()?;
         let now = Instant::now();
-        let mut known = lock(&side.memory).get(&key, since, now);
+        let mut known = side.memory.lock().get(&key, since, now);
         if matches!(known, Known::Unknown) && asker.is_some_and(|asker| asker.who.class == Class::Verified) {
             // What was found while it was a stranger, by the files as they are now.
             self.strangers.resolver()?;
-            let (mut memory, mut before) = (lock(&side.memory), lock(&self.strangers.memory));
+            let (mut memory, mut before) = (side.memory.lock(), self.strangers.memory.lock());
             memory.take_over(&mut before, &key);
             known = memory.get(&key, since, now);
         }
@@ -270,7 +271,7 @@ impl Dns {
 /// A place among the look-ups of strangers.
 async fn place(lookups: Arc<Mutex<Lookups<oneshot::Sender<Place>>>>, domain: u64) -> Place {
     let waiting = {
-        let mut lookups = lock(&lookups);
+        let mut lookups = lookups.lock();
         if lookups.take(Instant::now(), domain) {
             None
         } else {
@@ -306,7 +307,7 @@ impl Drop for Place {
         let now = Instant::now();
         let hung = self.hung || now >= self.since + STRANGER_LOOKUP_TIMEOUT / 2;
         let mut unwanted = Vec::new();
-        let mut lookups = lock(&self.lookups);
+        let mut lookups = self.lookups.lock();
         lookups.release(now, self.domain, hung);
         while let Some((domain, waker)) = lookups.next(now) {
             let place = Self {
@@ -320,10 +321,6 @@ impl Drop for Place {
         }
         drop(lookups);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Names without case and final dot are one.

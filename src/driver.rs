@@ -8,11 +8,12 @@ pub mod core;
 mod reservation;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use livekit_protocol::participant_info::State as ParticipantState;
 use livekit_protocol::{ParticipantInfo, Room};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -504,7 +505,7 @@ impl Driver {
             // Not the event's id: where homeservers let anybody manage delayed events, it is all that it takes.
             Action::Finished { room, reason, delay_id } => {
                 METRICS.job_ended(job_end(*reason));
-                let failing = lock_failing(&self.failing).remove(delay_id);
+                let failing = self.failing.lock().remove(delay_id);
                 if matches!(
                     reason,
                     FinishReason::GivenUp | FinishReason::NotSent(_) | FinishReason::Refused | FinishReason::SfuSilent
@@ -548,7 +549,7 @@ impl Driver {
 
     /// Remembers how calls about a delayed event failed last, for the line about its end, and tells of long pauses.
     fn note_answer(&self, server: &ServerName, delay_id: &str, action: DelayedEventAction, outcome: Outcome) {
-        let mut all = lock_failing(&self.failing);
+        let mut all = self.failing.lock();
         let (answer, pause) = match outcome {
             Outcome::Done => {
                 all.remove(delay_id);
@@ -745,12 +746,8 @@ impl Driver {
     }
 
     fn lock(&self) -> MutexGuard<'_, Driven> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
-}
-
-fn lock_failing(failing: &Mutex<HashMap<Box<str>, Failing>>) -> MutexGuard<'_, HashMap<Box<str>, Failing>> {
-    failing.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const fn job_end(reason: FinishReason) -> JobEnd {

@@ -6,9 +6,10 @@
 //! exists.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::time::timeout_at;
 
 use crate::access::{Access, Homeservers as PolicyList, Policy};
@@ -174,7 +175,7 @@ impl Unlisted {
         if self.a_listed_one_was_seen.load(Relaxed) {
             return;
         }
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         if told.len() >= MAX_UNLISTED || !told.insert(server.clone()) {
             return;
         }

@@ -13,12 +13,13 @@ mod question_limiter;
 mod versions;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{StatusCode, header};
 use lru::LruCache;
+use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
@@ -267,7 +268,7 @@ impl Homeservers {
     }
 
     fn known(&self, server: &ServerName) -> Arc<AsyncMutex<Known>> {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.lock();
         // Who is asked for leaves takes a lock of its own, and never comes here under it.
         if !table.contains(server) {
             make_room(&mut table, |name| self.has_leaves.get().is_some_and(|has_leaves| has_leaves(name)));

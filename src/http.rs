@@ -19,13 +19,14 @@ mod sfu_get;
 mod sfu_webhook;
 mod token_source;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
 use axum::body::Body;
 use axum::routing::{any, get, post};
 use http::{Request, header};
+use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -88,13 +89,13 @@ impl App {
 
     /// Verifies webhooks with these keys from now on.
     pub fn verify_with(&self, keys: Keys) {
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+        *self.keys.write() = Arc::new(keys);
     }
 
     /// The keys that verify webhooks.
     #[must_use]
     pub fn keys(&self) -> Arc<Keys> {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.keys.read().clone()
     }
 
     /// From now on `/readyz` sends traffic elsewhere.

@@ -18,10 +18,11 @@ mod membership;
 mod name;
 mod shares;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use livekit_protocol::participant_info::State as ParticipantState;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
@@ -323,6 +324,6 @@ impl KickOnLeave {
     }
 
     fn tracker(&self) -> MutexGuard<'_, MembershipTracker> {
-        self.0.tracker.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.tracker.lock()
     }
 }

@@ -1,8 +1,9 @@
 //! Bounds how often the same thing is logged: what strangers can cause must not fill the log.
 #![expect(clippy::disallowed_methods, reason = "counts by the time at which something is logged")]
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Lets so many lines through in each span of time, and counts the others.
 pub struct LogThrottle {
@@ -51,7 +52,7 @@ impl LogThrottle {
     /// Calls `say` where there is room for a line, with the number of times that there was something to say since the last
     /// line, this one included.
     pub fn log(&self, say: impl FnOnce(u64)) {
-        let mut span = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut span = self.state.lock();
         let count = span.count(Instant::now(), self.lines, self.per);
         drop(span);
         if let Some(count) = count {
@@ -80,7 +81,7 @@ mod tests {
 
     #[test]
     fn so_many_and_then_a_count() {
-        let mut span = LogThrottle::ten_a_second().state.into_inner().unwrap();
+        let mut span = LogThrottle::ten_a_second().state.into_inner();
         let began = Instant::now();
         let mut shown = Vec::new();
         // 100 a second for three seconds.

@@ -6,10 +6,11 @@
 #![expect(clippy::disallowed_methods, reason = "an adapter: asks, waits and remembers")]
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lru::LruCache;
+use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use crate::homeserver::{OwnError, OwnHomeserver, Subject};
@@ -87,12 +88,12 @@ impl Members {
     }
 
     fn remembers(&self, key: &str) -> bool {
-        let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut joined = self.joined.lock();
         joined.get(key).is_some_and(|asked| asked.elapsed() < REMEMBERED_FOR)
     }
 
     fn remember(&self, key: &str, asked: Instant) {
-        let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut joined = self.joined.lock();
         joined.put(key.into(), asked);
     }
 }

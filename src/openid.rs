@@ -6,11 +6,12 @@
 #![expect(clippy::disallowed_methods, reason = "an adapter: asks, waits and remembers")]
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
@@ -233,7 +234,7 @@ impl OpenId {
     }
 
     fn refused(&self) -> MutexGuard<'_, LruCache<u128, Instant>> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+        self.refused.lock()
     }
 }
 

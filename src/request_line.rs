@@ -9,10 +9,10 @@
 
 use std::cell::RefCell;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Method};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::task_local;
 use tracing::Level;
 
@@ -376,7 +376,7 @@ impl Bucket {
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -12,9 +12,11 @@ mod refusal;
 mod room_memory;
 pub mod webhook;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as StdInstant};
+
+use parking_lot::Mutex;
 
 pub use livekit_protocol::{ParticipantInfo, Room};
 use tokio::time::{Instant, sleep};
@@ -84,7 +86,7 @@ impl Sfu {
     /// # Errors
     /// When the SFU refused, or did not answer in time.
     pub async fn ensure_room(&self, room: &str, deadline: Instant) -> Result<(), SfuError> {
-        if lock(&self.rooms).stands(room, StdInstant::now()) {
+        if self.rooms.lock().stands(room, StdInstant::now()) {
             METRICS.room(RoomResult::Remembered);
             return Ok(());
         }
@@ -103,7 +105,7 @@ impl Sfu {
         let (created, answered_at) = self.seen(self.api.create_room(room, EMPTY_TIMEOUT_SECONDS).await)?;
         let stands = stands_for(&created, answered_at);
         if !stands.is_zero() {
-            lock(&self.rooms).remember(room, asked + stands);
+            self.rooms.lock().remember(room, asked + stands);
         }
         Ok(())
     }
@@ -162,7 +164,9 @@ impl Sfu {
 
     /// Notes that the holder of this participant may open rooms and is on the way.
     pub fn expect(&self, participant: &ParticipantKey) {
-        lock(&self.expected).expect(&participant.room, &participant.identity, StdInstant::now());
+        self.expected
+            .lock()
+            .expect(&participant.room, &participant.identity, StdInstant::now());
     }
 
     /// Takes in what the SFU says by itself. A room that ended under somebody on the way into it is created once more
@@ -173,14 +177,14 @@ impl Sfu {
         };
         match webhook.kind {
             Kind::RoomFinished => {
-                lock(&self.rooms).forget(&room);
-                if lock(&self.expected).anybody(&room, StdInstant::now()) {
+                self.rooms.lock().forget(&room);
+                if self.expected.lock().anybody(&room, StdInstant::now()) {
                     tokio::spawn(self.clone().create_once_more(room));
                 }
             }
             Kind::ParticipantJoined => {
                 if let Some(participant) = &webhook.participant {
-                    lock(&self.expected).arrived(&room, &participant.identity);
+                    self.expected.lock().arrived(&room, &participant.identity);
                 }
             }
             Kind::RoomStarted
@@ -215,7 +219,7 @@ impl Sfu {
 
     /// The SFU may have been restarted.
     pub fn forget_rooms(&self) {
-        lock(&self.rooms).forget_all();
+        self.rooms.lock().forget_all();
     }
 
     /// Asks a cheap question and logs what is wrong: a wrong key or path is told at the start and not by the first user.
@@ -288,8 +292,4 @@ impl Sfu {
         }
         outcome
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
 
@@ -68,7 +69,7 @@ impl<K: Clone + Eq + Hash, T: Clone> SingleFlight<K, T> {
 
 impl<K, T> SingleFlight<K, T> {
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Entry<T>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -3,8 +3,9 @@
 #![expect(clippy::disallowed_methods, reason = "tells for how long a state has lasted")]
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{METRICS, Neighbour};
@@ -89,7 +90,7 @@ impl State {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 }
 

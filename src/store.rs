@@ -14,7 +14,7 @@ mod redis;
 pub mod token;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
@@ -236,8 +236,4 @@ pub struct RejectedChanges {
     pub places: Vec<usize>,
     /// Error for which the first of the changes was refused.
     pub error: StoreError,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

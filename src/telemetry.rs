@@ -194,8 +194,9 @@ fn log_panic(info: &PanicHookInfo<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
+    use parking_lot::Mutex;
     use tracing::{debug, info, trace, warn};
 
     use super::line::acts;
@@ -209,9 +210,9 @@ mod tests {
             colour,
             people: People::new(settings.users, "hunter2"),
         };
-        let write = move |line: &str| into.lock().unwrap().push_str(line);
+        let write = move |line: &str| into.lock().push_str(line);
         tracing::subscriber::with_default(subscriber(settings, shape, write), work);
-        sink.lock().unwrap().clone()
+        sink.lock().clone()
     }
 
     fn logged(settings: &LogSettings, work: impl FnOnce()) -> String {

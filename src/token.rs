@@ -6,13 +6,13 @@
 #![expect(clippy::disallowed_methods, reason = "tokens begin and end at the time of day")]
 
 use std::io;
-use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use livekit_api::access_token::{AccessToken, AccessTokenError, Claims, VideoGrants};
+use parking_lot::RwLock;
 use serde::Serialize as _;
 
 use crate::access::Access;
@@ -71,7 +71,7 @@ impl Minter {
     /// # Errors
     /// When that pair cannot sign; then the former one goes on.
     pub fn sign_with(&self, pair: &KeyPair) -> Result<(), MintError> {
-        *self.signing.write().unwrap_or_else(PoisonError::into_inner) = Signing::new(pair)?;
+        *self.signing.write() = Signing::new(pair)?;
         Ok(())
     }
 
@@ -121,7 +121,7 @@ impl Minter {
     fn sign(&self, video: VideoGrants, identity: String, ttl: Duration) -> Result<String, MintError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let seconds = |time: Duration| usize::try_from(time.as_secs()).unwrap_or(usize::MAX);
-        let signing = self.signing.read().unwrap_or_else(PoisonError::into_inner);
+        let signing = self.signing.read();
         let claims = Claims {
             iss: signing.key.clone(),
             sub: identity,

@@ -1,8 +1,8 @@
 //! The async side of [`FairQueue`]: waits for a place, and gives it back when it is dropped.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use super::fair_queue::{Asker, FairQueue, Places, Ticket};
@@ -63,7 +63,7 @@ impl FairLimiter {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
@@ -11,6 +10,7 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError as HickoryDnsError, NetError};
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Resolver, TokioResolver};
+use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use super::SrvTarget;
@@ -56,7 +56,7 @@ impl Resolvers {
     /// The resolver for the files as they are now.
     pub(super) fn ready(&self) -> Result<Ready, NetError> {
         let files = files();
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = self.made.lock();
         if let Some((_, resolver)) = made.as_ref().filter(|(before, _)| *before == files) {
             let resolver = resolver.clone();
             return Ok(Ready { resolver, is_new: false });

@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant as StdInstant};
 
@@ -15,6 +15,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use rustls::pki_types::ServerName as TlsName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -125,18 +126,18 @@ impl<'a> Attempt<'a> {
 
     /// The place that is held, if it is one for the machines of `group`.
     fn take_held(&self, group: Group) -> Option<Place<'a>> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let held = self.held.lock().take()?;
         (held.group == group || self.who.class == Class::Listed).then_some(Place { group, ..held })
     }
 
     /// Holds `place` for whoever is dialled next.
     pub(super) fn hold(&self, place: Option<Place<'a>>) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = place;
+        *self.held.lock() = place;
     }
 
     /// Has answers of DNS from before `since` count no more.
     pub(super) fn asks_since(&self, since: Option<Instant>) {
-        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since.map(Instant::into_std);
+        *self.since.lock() = since.map(Instant::into_std);
     }
 
     /// Describes to the resolver who asks.
@@ -144,7 +145,7 @@ impl<'a> Attempt<'a> {
         Asker {
             who: self.who,
             budget: self.budget,
-            since: *self.since.lock().unwrap_or_else(PoisonError::into_inner),
+            since: *self.since.lock(),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! How often an address is dialled: the waiting for what `admission/dials.rs` decides.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
@@ -61,7 +61,7 @@ impl DialLimiter {
     }
 
     fn lock(&self) -> MutexGuard<'_, Dials> {
-        self.dials.lock().unwrap_or_else(PoisonError::into_inner)
+        self.dials.lock()
     }
 }
 

@@ -1,11 +1,12 @@
 //! Memory of each homeserver. Bounded: the names come from strangers.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -143,12 +144,12 @@ impl Homeserver {
 
     /// The machines it is on, as far as they are known.
     pub(super) fn group(&self) -> Option<Group> {
-        *self.group.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.group.lock()
     }
 
     /// Notes the machines that the homeserver has answered from.
     pub(super) fn is_on(&self, group: Option<Group>) {
-        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = group;
+        *self.group.lock() = group;
     }
 
     /// How long an answer usually takes.
@@ -370,7 +371,7 @@ impl Table {
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock()
     }
 }
 

@@ -1,11 +1,12 @@
 //! Where the requests for one server name go, and a client that goes there and nowhere else.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Full;
+use parking_lot::Mutex;
 use rustls::pki_types::ServerName as TlsName;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
@@ -167,14 +168,14 @@ impl Link {
     /// Marks the open connections as doubtful, or notes at `now` that no server is there: DNS is asked past its memory, and
     /// everybody goes there by a new connection.
     pub(super) fn doubt(&self, now: Instant) {
-        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.since.lock() = Some(now);
+        *self.group.lock() = None;
         self.share.renew();
     }
 
     /// The machines that were dialled last.
     pub(super) fn group(&self) -> Option<Group> {
-        *self.group.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.group.lock()
     }
 
     /// Sends one GET; redirects are answers like any other.
@@ -192,7 +193,7 @@ impl Link {
     pub(super) async fn ask<'a>(&self, dialer: &'a Dialer, ask: &Ask<'_>, limit: usize, attempt: &Attempt<'a>) -> Result<Reply, Failure> {
         let keep = Keep::of(attempt.who.class);
         let share = self.share.key();
-        attempt.asks_since(*self.since.lock().unwrap_or_else(PoisonError::into_inner));
+        attempt.asks_since(*self.since.lock());
         // A place first: while one waits for it, somebody else may have done with a connection.
         let group = match self.share.group().or_else(|| self.group()) {
             Some(group) => Some(group),
@@ -233,7 +234,7 @@ impl Link {
         }
         let group = Box::pin(self.route.group(dialer, attempt)).await.ok();
         *failed = group.is_none().then(Instant::now);
-        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = group;
+        *self.group.lock() = group;
         group
     }
 
@@ -252,7 +253,7 @@ impl Link {
                 (connection, place)
             }
         };
-        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection.group());
+        *self.group.lock() = Some(connection.group());
         Ok((connection, place))
     }
 }

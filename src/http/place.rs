@@ -1,6 +1,8 @@
 //! Places for complete requests (decision H7). Who gets one, and who gives one up, `admission::room` decides.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::App;
 use super::report::ApiError;
@@ -23,7 +25,7 @@ impl Waiting {
     }
 
     fn lock(&self) -> MutexGuard<'_, Room<Arc<Connection>>> {
-        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+        self.room.lock()
     }
 }
 

@@ -2,7 +2,7 @@
 //! ([LiveKit, "Server APIs"](https://docs.livekit.io/reference/server/server-apis/))
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderValue, header};
@@ -12,6 +12,7 @@ use livekit_protocol::{
     RemoveParticipantResponse, Room, RoomParticipantIdentity,
 };
 use lru::LruCache;
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::time::{Instant, timeout};
 use url::Url;
@@ -79,7 +80,7 @@ impl Api {
 
     /// When an answer with a `Date` came last, and that date in seconds since 1970.
     pub(super) fn last_date(&self) -> Option<(Instant, i64)> {
-        *self.last_date.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.last_date.lock()
     }
 
     /// The room, new or existing, and the `Date` of the answer in seconds since 1970.
@@ -150,7 +151,7 @@ impl Api {
     }
 
     pub(super) fn forget_tokens(&self) {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.tokens.lock().clear();
     }
 
     /// Whether joining a room that does not exist would open it: the SFU is asked whether it would let somebody in, and nobody
@@ -209,7 +210,7 @@ impl Api {
         }
         if let Ok((_, Some(date))) = &answer {
             let date = i64::try_from(*date).unwrap_or(0);
-            *self.last_date.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), date));
+            *self.last_date.lock() = Some((Instant::now(), date));
         }
         answer
     }
@@ -224,7 +225,7 @@ impl Api {
     /// The token for the participants of a room. Many jobs ask about the same one.
     fn admin(&self, room: &str) -> Result<HeaderValue, SfuError> {
         let now = SystemTime::now();
-        let tokens = || self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let tokens = || self.tokens.lock();
         if let Some(token) = tokens().get(room)
             && now.duration_since(token.minted).is_ok_and(|age| age < TOKEN_REUSED_FOR)
         {

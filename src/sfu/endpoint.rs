@@ -5,14 +5,14 @@
 //! the name leads elsewhere, the kept connections are let go. Nobody waits for that: whoever tries again finds out.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Uri;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use parking_lot::Mutex;
 use url::Url;
 
-use super::lock;
 use super::refusal::SfuError;
 use crate::dns::{Dns, DnsError};
 use crate::tls::Tls;
@@ -81,7 +81,7 @@ impl Endpoint {
 
     /// How often the name has led elsewhere than before.
     pub(super) fn moves(&self) -> u64 {
-        lock(&self.resolver.led).moves
+        self.resolver.led.lock().moves
     }
 
     /// The client. One with connections to another place is replaced.
@@ -89,10 +89,10 @@ impl Endpoint {
         // Read at first use: it takes longer than the whole rest of the start.
         let tls = self.tls.config().map_err(|error| SfuError::Connect(error.to_string()))?;
         let moves = self.moves();
-        if lock(&self.resolver.led).at.is_some_and(|at| at.elapsed() > LOOKUP_INTERVAL) {
+        if self.resolver.led.lock().at.is_some_and(|at| at.elapsed() > LOOKUP_INTERVAL) {
             self.look(None);
         }
-        let mut kept = lock(&self.client);
+        let mut kept = self.client.lock();
         if let Some((_, client)) = kept.as_ref().filter(|(made_after, _)| *made_after == moves) {
             return Ok(client.clone());
         }
@@ -148,7 +148,7 @@ impl SfuResolver {
     /// Notes where the name leads.
     fn leads_to(&self, mut found: Vec<IpAddr>) {
         found.sort_unstable();
-        let mut led = lock(&self.led);
+        let mut led = self.led.lock();
         let before = std::mem::replace(&mut led.addresses, found);
         let moved = !before.is_empty() && before != led.addresses;
         led.moves += u64::from(moved);

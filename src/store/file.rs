@@ -7,13 +7,14 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableHandle as _};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::{Change, Entry, Failure, Part, StoreError, Table, lock};
+use super::{Change, Entry, Failure, Part, StoreError, Table};
 use crate::clock::unix_seconds;
 use crate::store::record::MAX_BYTES;
 
@@ -94,7 +95,7 @@ impl File {
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        self.run(|file| file.opened(&mut lock(&file.database)).map(drop)).await
+        self.run(|file| file.opened(&mut file.database.lock()).map(drop)).await
     }
 
     pub(super) async fn load(&self, parts: &mpsc::Sender<Part>) -> Result<usize, StoreError> {
@@ -111,7 +112,7 @@ impl File {
     pub(super) async fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
         let changes = changes.to_vec();
         self.run(move |file| {
-            let mut database = lock(&file.database);
+            let mut database = file.database.lock();
             let outcome = file
                 .opened(&mut database)
                 .and_then(|database| write(&database, file.table, &changes));
@@ -132,7 +133,7 @@ impl File {
 
     /// Gives the damaged file another name: a safety net must not keep the house shut (decision L10).
     fn set_aside(&self) -> Result<(), FileError> {
-        let mut database = lock(&self.database);
+        let mut database = self.database.lock();
         *database = None;
         let path = file_of(&self.path);
         let mut aside = path.clone().into_os_string();
@@ -155,7 +156,7 @@ impl File {
     }
 
     fn load_all(&self, parts: &mpsc::Sender<Part>) -> Result<usize, FileError> {
-        let database = self.opened(&mut lock(&self.database))?;
+        let database = self.opened(&mut self.database.lock())?;
         let table = database.begin_read().map_err(failure)?.open_table(self.table).map_err(failure)?;
         let mut skipped = 0;
         for entry in table.iter().map_err(failure)? {

@@ -4,12 +4,13 @@
 //! does not take it is left alone.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::queue::{Changes, Entries};
-use super::{Store, Table, lock};
+use super::{Store, Table};
 
 /// The longest field and the longest value: as long as names in DNS may be.
 pub(super) const MAX_BYTES: usize = 255;
@@ -72,7 +73,7 @@ impl VerifiedHomeservers {
         if !self.changes.are_kept() || !is_host(host) {
             return;
         }
-        let mut kept = lock(&self.kept);
+        let mut kept = self.kept.lock();
         for expired in kept.tidy(at) {
             self.changes.make(expired.into(), None);
         }
@@ -83,7 +84,7 @@ impl VerifiedHomeservers {
 
     /// Removes the homeserver on `host`. It need not be there.
     pub fn forget(&self, host: &str) {
-        if lock(&self.kept).homeservers.remove(host).is_some() {
+        if self.kept.lock().homeservers.remove(host).is_some() {
             self.changes.make(host.to_owned(), None);
         }
     }
@@ -103,7 +104,7 @@ impl RestoredHomeservers {
             && let Some((host, at)) = self.entries.next(read).await
         {
             self.records += 1;
-            match parse(&host, &at, self.now).filter(|at| lock(&self.table.kept).put(&host, *at)) {
+            match parse(&host, &at, self.now).filter(|at| self.table.kept.lock().put(&host, *at)) {
                 Some(at) => return Some((host, at)),
                 None if is_host(&host) => drop(self.table.changes.make(host, None)),
                 None => {}

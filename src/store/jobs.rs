@@ -14,14 +14,15 @@
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use super::queue::{Changes, Entries, Written};
 use super::record::{JobRecord, MAX_REPLACED, field};
-use super::{Part, Store, lock};
+use super::{Part, Store};
 use crate::clock::unix_millis;
 use crate::log_throttle::LogThrottle;
 
@@ -131,7 +132,7 @@ impl Jobs {
     pub fn remove(&self, room: &str, identity: &str) {
         if self.changes.are_kept() {
             let field = field(room, identity);
-            let known = lock(&self.foreign).take(&field);
+            let known = self.foreign.lock().take(&field);
             self.remove_all(known.map_or_else(|| vec![field.into()], |known| known.fields));
         }
     }
@@ -150,7 +151,7 @@ impl Jobs {
     /// The job's field, as it was read, and its value.
     fn written(&self, job: &JobRecord<'_>) -> (String, String) {
         let field = job.field();
-        let mut foreign = lock(&self.foreign);
+        let mut foreign = self.foreign.lock();
         let Some(mut known) = foreign.take(&field) else {
             drop(foreign);
             return (field, job.value());
@@ -209,7 +210,7 @@ impl StoredJobs {
         }
         let hash = self.seen.hasher.hash_one(&field);
         let first = self.seen.restarted.get(&hash).copied();
-        let mut foreign = lock(&self.jobs.foreign);
+        let mut foreign = self.jobs.foreign.lock();
         let mut known = foreign.take(&field).unwrap_or_default();
         if first.is_some() && known.fields.is_empty() {
             // Where it was not remembered it stands as it should.

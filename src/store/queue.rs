@@ -10,15 +10,16 @@ use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
 use std::hash::BuildHasher as _;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::select;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use super::{Change, MAX_TOKEN_BYTES, Part, Store, StoreError, Table, homeservers, lock};
+use super::{Change, MAX_TOKEN_BYTES, Part, Store, StoreError, Table, homeservers};
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{METRICS, Neighbour};
 use crate::state::Age;
@@ -139,7 +140,7 @@ impl Changes {
             shared.lock().begin_reading(&sender);
             let store = Arc::new(store);
             tokio::spawn(read(store.clone(), shared.clone(), sender));
-            *lock(&shared.task) = Some(tokio::spawn(write(store, shared.clone())));
+            *shared.task.lock() = Some(tokio::spawn(write(store, shared.clone())));
         } else {
             shared.lock().given_up = true;
             // There is room for it.
@@ -193,7 +194,7 @@ impl Changes {
         let shared = &self.0;
         shared.lock().stopping = true;
         shared.wake.notify_one();
-        let task = lock(&shared.task).take();
+        let task = shared.task.lock().take();
         if let Some(mut task) = task
             && timeout_at(deadline, &mut task).await.is_err()
         {
@@ -343,7 +344,7 @@ impl Drop for Entries {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        self.state.lock()
     }
 
     /// Waits until no change of the field waits.

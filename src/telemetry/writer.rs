@@ -5,10 +5,12 @@
 
 use std::ffi::CStr;
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::line::push_time;
 use crate::config::LogFormat;
@@ -127,18 +129,18 @@ impl LogWriter {
     /// Waits until everything is written, `within` at most.
     pub(super) fn flush(&self, within: Duration) {
         self.wake();
-        let queue = self.0.lock();
+        let mut queue = self.0.lock();
         // Whether it was in time makes no difference to the end of the process.
         let _ = self
             .0
             .emptied
-            .wait_timeout_while(queue, within, |queue| !queue.waiting.is_empty() || queue.under_way > 0);
+            .wait_while_for(&mut queue, |queue| !queue.waiting.is_empty() || queue.under_way > 0, within);
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     fn run(&self, mut out: impl Write) {
@@ -151,14 +153,12 @@ impl Shared {
             }
             if queue.waiting.len() < BATCH_BYTES {
                 // What comes in the next moment is written together, and nobody has to wake anybody for it.
-                let lingered = self.filled.wait_timeout(queue, LINGER);
-                queue = lingered.unwrap_or_else(PoisonError::into_inner).0;
+                self.filled.wait_for(&mut queue, LINGER);
             }
             if queue.waiting.is_empty() {
                 call_thread(IDLE_NAME);
                 self.asleep.store(true, Relaxed);
-                let filled = self.filled.wait_while(queue, |queue| queue.waiting.is_empty());
-                queue = filled.unwrap_or_else(PoisonError::into_inner);
+                self.filled.wait_while(&mut queue, |queue| queue.waiting.is_empty());
                 self.asleep.store(false, Relaxed);
                 call_thread(BUSY_NAME);
             }
@@ -256,7 +256,7 @@ mod tests {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.permits.recv().map_err(|_| io::ErrorKind::BrokenPipe)?;
             assert!(bytes.ends_with(b"\n"), "half a line");
-            self.written.lock().unwrap().extend_from_slice(bytes);
+            self.written.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -276,7 +276,7 @@ mod tests {
     }
 
     fn text(written: &Mutex<Vec<u8>>) -> String {
-        String::from_utf8(written.lock().unwrap().clone()).unwrap()
+        String::from_utf8(written.lock().clone()).unwrap()
     }
 
     fn bytes(writer: &LogWriter) -> (usize, usize) {
@@ -356,7 +356,7 @@ mod tests {
             line.len()
         );
         permits.send(()).unwrap();
-        written.lock().unwrap().clear();
+        written.lock().clear();
         let long = serde_json::json!({"message": "\"\\".repeat(100_000)}).to_string() + "\n";
         writer.push(long.as_bytes(), LogFormat::Json);
         writer.flush(Duration::from_secs(20));

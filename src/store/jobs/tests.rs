@@ -52,20 +52,20 @@ async fn what_others_have_in_their_records_is_kept_within_a_bound_and_no_longer_
         };
         assert!(read(&mut stored, &job.field(), &job.value().replacen('{', &filler, 1)).is_some());
     }
-    let foreign = lock(&stored.jobs.foreign);
+    let foreign = stored.jobs.foreign.lock();
     assert!((1000..4000).contains(&foreign.known.len()) && foreign.bytes <= MAX_FOREIGN_BYTES);
     drop(foreign);
     for n in 0..10_000 {
-        lock(&stored.jobs.foreign).take(&field("r", &format!("i{n}")));
+        stored.jobs.foreign.lock().take(&field("r", &format!("i{n}")));
     }
-    assert_eq!(lock(&stored.jobs.foreign).bytes, 0);
+    assert_eq!(stored.jobs.foreign.lock().bytes, 0);
 
     // More digits of a time count as long as the time does.
     let value = record(now).value().replace("Z\"", "0001Z\"");
     assert!(read(&mut stored, &record(now).field(), &value).is_some());
     assert_eq!(stored.jobs.written(&record(now)).1, value);
     assert_eq!(stored.jobs.written(&record(now + 4000)).1, record(now + 4000).value());
-    assert!(lock(&stored.jobs.foreign).known.is_empty());
+    assert!(stored.jobs.foreign.lock().known.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
