@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::net::{TcpListener, TcpSocket};
 
+use crate::server_name::port_number;
+
 /// New connections that the kernel keeps until they are taken: as many as may have a request in flight. Beyond it, it drops
 /// them, and clients try again after one, three and seven seconds.
 const BACKLOG: u32 = 4096;
@@ -61,7 +63,7 @@ impl Bind {
     /// When the text is none of these.
     pub fn parse(text: &str) -> Result<Self, InvalidBind> {
         if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-            return port_number(text).map(Self::any);
+            return port_number(text).map(Self::any).ok_or(InvalidBind::Port);
         }
         let (host, port) = match text.rsplit_once(':') {
             // The last colon stands inside the brackets.
@@ -71,7 +73,7 @@ impl Bind {
         };
         // The host first: for `http://host` and `::1` its message is the helpful one.
         let host = parse_host(host)?;
-        port_number(port).map(|port| Self { host, port })
+        port_number(port).map(|port| Self { host, port }).ok_or(InvalidBind::Port)
     }
 
     /// The addresses to try, the best first.
@@ -167,11 +169,6 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_send_buffer_size(KERNEL_BUFFER_BYTES)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
-}
-
-fn port_number(digits: &str) -> Result<u16, InvalidBind> {
-    let plain = digits.bytes().all(|b| b.is_ascii_digit());
-    digits.parse().ok().filter(|_| plain).ok_or(InvalidBind::Port)
 }
 
 fn parse_host(host: &str) -> Result<Host, InvalidBind> {

@@ -32,6 +32,10 @@ const STRANGER_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 const FORMER_ANSWER_AFTER: Duration = Duration::from_millis(500);
 /// How long it is waited for where the former answer could not be used.
 const DOUBTED_ANSWER_AFTER: Duration = Duration::from_secs(2);
+const _: () = assert!(
+    FORMER_ANSWER_AFTER.as_millis() < DOUBTED_ANSWER_AFTER.as_millis(),
+    "a former answer that is doubted is kept back for longer"
+);
 
 /// A target of an SRV record set, RFC 2782.
 #[derive(Debug, Clone, PartialEq, Eq)]

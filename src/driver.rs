@@ -798,11 +798,13 @@ fn sfu_event(verified: Verified, webhook: &Webhook) -> SfuEvent<'_> {
         room_sid: room.map_or("", |room| &room.sid),
         identity: participant.map_or("", |participant| &participant.identity),
         sid: participant.map_or("", |participant| &participant.sid),
-        joined_at_ms: participant.map_or(0, |participant| match participant.joined_at_ms {
-            0 => participant.joined_at.saturating_mul(1000),
-            joined_at_ms => joined_at_ms,
-        }),
+        joined_at_ms: participant.map_or(0, |participant| joined_at_ms(participant.joined_at_ms, participant.joined_at)),
     }
+}
+
+/// When a participant joined; older SFUs say it in seconds only.
+const fn joined_at_ms(ms: u64, seconds: u64) -> u64 {
+    if ms == 0 { seconds.saturating_mul(1000) } else { ms }
 }
 
 /// Reads a participant who is there.
@@ -810,15 +812,11 @@ fn participant_row(participant: &ParticipantInfo) -> Option<ParticipantRow<'_>> 
     if participant.state == ParticipantState::Disconnected as i32 {
         return None;
     }
-    let joined_at_ms = if participant.joined_at_ms > 0 {
-        participant.joined_at_ms
-    } else {
-        participant.joined_at.saturating_mul(1000)
-    };
+    let [ms, seconds] = [participant.joined_at_ms, participant.joined_at].map(|at| u64::try_from(at).unwrap_or(0));
     Some(ParticipantRow {
         identity: &participant.identity,
         sid: &participant.sid,
-        joined_at_ms: u64::try_from(joined_at_ms).unwrap_or(0),
+        joined_at_ms: joined_at_ms(ms, seconds),
         active: participant.state == ParticipantState::Active as i32,
     })
 }

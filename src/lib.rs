@@ -49,8 +49,8 @@
 //! driver.rs + driver/     the one driver of both: facts in, calls out, the only clock; the handle to all leaves
 //! kick.rs + kick/         who left the Matrix room leaves the call: the handle, its calls and clock; below it the pure core
 //! store.rs + store/       jobs, tokens and verified homeservers in Redis, in a file or nowhere: records, one ordered queue
-//! time.rs timers.rs backoff.rs slab.rs text.rs livekit.rs delayed_event.rs
-//!                         moments, pauses, numbered values, short strings; LiveKit's and MSC4140's words
+//! time.rs timers.rs backoff.rs slab.rs cache.rs text.rs livekit.rs delayed_event.rs
+//!                         moments, pauses, numbered values, bounded memories, texts; LiveKit's and MSC4140's words
 //! clock.rs dns.rs tls.rs retry.rs log_throttle.rs single_flight.rs
 //!                         time, names, certificates, deadlines and retries, how often something is logged, shared calls
 //! internals.rs            what the tests in tests/ look into; all else that is `pub` here, main.rs needs
@@ -65,7 +65,7 @@
 //! pure       presence ; delayed_leave ; driver::core ; kick::{membership, shares, name} ; store::record ; sfu::{room_memory, refusal, webhook} ;
 //!            federation::guard ; admission (but its waiting)
 //! tools      config ; dns ; tls ; retry ; clock ; telemetry ; request_line ; connections ; limits ; log_throttle ; single_flight ; state
-//! values     outcome ; metrics ; wire ; token ; access ; identity ; server_name ; secret ; livekit ; delayed_event ; time ; backoff ; slab ; text
+//! values     outcome ; metrics ; wire ; token ; access ; identity ; server_name ; secret ; livekit ; delayed_event ; time ; backoff ; slab ; cache ; text
 //! ```
 #![forbid(unsafe_code)]
 
@@ -74,6 +74,7 @@ mod admission;
 mod app_service;
 mod backoff;
 mod bind;
+mod cache;
 pub mod cli;
 mod clock;
 pub mod config;

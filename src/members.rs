@@ -13,8 +13,9 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
+use crate::cache::bounded;
 use crate::homeserver::{OwnError, OwnHomeserver, Subject};
-use crate::retry::Deadline;
+use crate::retry::{ANSWER_TIMEOUT, Deadline, RETRY_BUDGET};
 use crate::single_flight::SingleFlight;
 
 /// How long a yes is believed (decision A8).
@@ -24,6 +25,10 @@ const MAX_REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// For how long an answer is waited for after there was no time left to ask again.
 const LAST_QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+const _: () = assert!(
+    RETRY_BUDGET.as_millis() + LAST_QUESTION_TIMEOUT.as_millis() < ANSWER_TIMEOUT.as_millis(),
+    "the last answer is there in time"
+);
 
 /// Asks our own homeserver.
 pub struct Members {
@@ -36,11 +41,9 @@ impl Members {
     /// Makes an empty memory; the homeserver is asked at the first question.
     #[must_use]
     pub fn new(own: Arc<OwnHomeserver>) -> Self {
-        let mut joined = LruCache::unbounded();
-        joined.resize(MAX_REMEMBERED);
         Self {
             own,
-            joined: Mutex::new(joined),
+            joined: Mutex::new(bounded(MAX_REMEMBERED)),
             calls: SingleFlight::new(),
         }
     }

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
 use crate::admission::{Class, Client, Who};
+use crate::cache::bounded;
 use crate::clock::unix_seconds;
 use crate::federation::{Caller, Failure, Federation, Get, Homeserver};
 use crate::metrics::{CallResult, METRICS, NeighbourCall};
@@ -106,12 +107,10 @@ impl OpenId {
     /// Asks through `federation`.
     #[must_use]
     pub fn new(federation: Arc<Federation>) -> Self {
-        let mut refused = LruCache::unbounded();
-        refused.resize(MAX_REFUSED);
         Self {
             federation,
             questions: SingleFlight::new(),
-            refused: Mutex::new(refused),
+            refused: Mutex::new(bounded(MAX_REFUSED)),
         }
     }
 

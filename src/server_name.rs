@@ -57,14 +57,15 @@ impl ServerName {
 fn split(text: &str) -> Option<(Host, Option<u16>)> {
     let (host, port) = match text.rsplit_once(':') {
         // The last colon of a bracketed address without port stands inside the brackets.
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port_number(port)?)),
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port_number(port).filter(|_| port.len() <= 5)?)),
         _ => (text, None),
     };
     Some((parse_host(host)?, port))
 }
 
-fn port_number(digits: &str) -> Option<u16> {
-    let plain = (1..=5).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+/// Reads a port: digits and nothing else, though Rust takes a sign before them.
+pub(crate) fn port_number(digits: &str) -> Option<u16> {
+    let plain = digits.bytes().all(|b| b.is_ascii_digit());
     digits.parse().ok().filter(|_| plain)
 }
 

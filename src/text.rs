@@ -1,4 +1,4 @@
-//! A string that stands where it is used, as long as it is short. Pure.
+//! A string that stands where it is used, as long as it is short; an error with its causes as text. Pure.
 //!
 //! Jobs live for hours. A few small allocations for each of a hundred thousand, between those of the requests that brought
 //! them, would leave half of the memory in holes.
@@ -49,6 +49,20 @@ impl<const N: usize> fmt::Debug for Text<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.as_str().fmt(f)
     }
+}
+
+/// An error with its causes, as one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]

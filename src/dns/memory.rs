@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
+use crate::cache::bounded;
+
 use super::{DnsError, SrvTarget};
 
 /// Names remembered for each class. Each holds at most eight addresses or targets, whatever came, which bounds it in bytes
@@ -77,9 +79,7 @@ struct Entry {
 
 impl Memory {
     pub(super) fn new() -> Self {
-        let mut names = LruCache::unbounded();
-        names.resize(MAX_NAMES);
-        Self(names)
+        Self(bounded(MAX_NAMES))
     }
 
     /// Looks up what is known of `name`. An answer to a question that was asked before `since` does not count, but no name is asked

@@ -35,11 +35,17 @@ use crate::admission::dials::Target;
 use crate::admission::limiter::{FairLimiter, Permit};
 use crate::admission::{Class, Client, Group, NameHasher, Who, fair_queue};
 use crate::dns::{Asker, Dns, DnsError};
+use crate::retry::RETRY_BUDGET;
 use crate::server_name::{Host, ServerName};
+use crate::text::error_chain;
 use crate::tls::Tls;
 
 /// A dead target must leave time for the next one within the ten seconds of a verification.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+const _: () = assert!(
+    2 * CONNECT_TIMEOUT.as_millis() < RETRY_BUDGET.as_millis(),
+    "a dead target leaves time for the next one"
+);
 
 /// A connection whose other end has not acknowledged what was sent for so long is broken.
 const TCP_USER_TIMEOUT_MS: u32 = 3000;
@@ -433,7 +439,7 @@ async fn tunnel(destination: Uri, proxy: &Intercept, target: &str) -> Result<Tcp
     }
     match timeout(CONNECT_TIMEOUT * 2, tunnel.oneshot(destination)).await {
         Ok(Ok(stream)) => Ok(TokioIo::into_inner(stream)),
-        Ok(Err(error)) => Err(failed(chain(&error))),
+        Ok(Err(error)) => Err(failed(error_chain(&error))),
         Err(_) => Err(failed("no answer in time".into())),
     }
 }
@@ -450,20 +456,6 @@ pub(super) fn target(host: &Host, port: u16) -> String {
         Host::Ip(IpAddr::V4(ip)) => format!("{ip}:{port}"),
         Host::Name(name) => format!("{name}:{port}"),
     }
-}
-
-/// An error with its causes, as one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 impl AsyncRead for Stream {

@@ -20,6 +20,7 @@ use super::route::Link;
 use super::well_known::failure_life;
 use crate::admission::budget::Budget;
 use crate::admission::{Class, Group, Who};
+use crate::cache::bounded;
 use crate::clock::unix_seconds;
 use crate::server_name::ServerName;
 
@@ -337,15 +338,10 @@ struct Entries {
 
 impl Table {
     pub(super) fn new() -> Self {
-        let empty = |bound| {
-            let mut cache = LruCache::unbounded();
-            cache.resize(bound);
-            cache
-        };
         Self {
             entries: Mutex::new(Entries {
-                known: empty(MAX_KNOWN),
-                strangers: empty(MAX_STRANGERS),
+                known: bounded(MAX_KNOWN),
+                strangers: bounded(MAX_STRANGERS),
             }),
         }
     }

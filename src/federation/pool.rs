@@ -22,10 +22,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::dial::{Place, Stream, chain};
+use super::dial::{Place, Stream};
 use super::failure::Failure;
 use super::route::Reply;
 use crate::admission::{Class, Group};
+use crate::text::error_chain;
 
 /// Longest head of an answer.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
@@ -310,7 +311,7 @@ impl Open {
             .max_buf_size(MAX_HEAD_BYTES)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| Failure::Http(chain(&error)))?;
+            .map_err(|error| Failure::Http(error_chain(&error)))?;
         let open = Box::new(Self {
             sender,
             connection,
@@ -344,7 +345,7 @@ impl Open {
         let mut answer = pin!(async {
             let response = sent.await.map_err(|mut error| Unanswered {
                 again: error.take_message().is_some() || (safe && left.load(Ordering::Relaxed) == budget),
-                failure: Failure::Http(chain(error.error())),
+                failure: Failure::Http(error_chain(error.error())),
             })?;
             collect(response, limit)
                 .await
@@ -397,7 +398,7 @@ async fn collect(response: http::Response<hyper::body::Incoming>, limit: usize) 
     let (head, mut body) = response.into_parts();
     let mut whole = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::Http(chain(&error)))?;
+        let frame = frame.map_err(|error| Failure::Http(error_chain(&error)))?;
         let Some(data) = frame.data_ref() else { continue };
         let needed = whole.len() + data.remaining();
         if needed > limit {

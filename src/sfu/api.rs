@@ -19,7 +19,9 @@ use url::Url;
 
 use super::endpoint::Endpoint;
 use super::refusal::{self, SfuError};
+use crate::cache::bounded;
 use crate::metrics::{CallResult, METRICS, NeighbourCall};
+use crate::text::error_chain;
 use crate::tls;
 use crate::token::Minter;
 
@@ -66,14 +68,11 @@ struct Token {
 
 impl Api {
     pub(super) fn new(base: &Url, endpoint: Arc<Endpoint>, minter: Arc<Minter>) -> Self {
-        // Bounded, and as small as what is in it.
-        let mut tokens = LruCache::unbounded();
-        tokens.resize(MAX_TOKENS);
         Self {
             endpoint,
             methods: Methods::below(base),
             minter,
-            tokens: Mutex::new(tokens),
+            tokens: Mutex::new(bounded(MAX_TOKENS)),
             last_date: Mutex::new(None),
         }
     }
@@ -331,20 +330,11 @@ fn date(headers: &HeaderMap) -> Option<u64> {
 
 fn failure(error: reqwest::Error) -> SfuError {
     let error = error.without_url();
-    let text = || {
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(inner) = cause {
-            text = format!("{text}: {inner}");
-            cause = inner.source();
-        }
-        text
-    };
     if error.is_timeout() {
         SfuError::Timeout
     } else if error.is_connect() {
-        SfuError::Connect(tls::with_date(text()))
+        SfuError::Connect(tls::with_date(error_chain(&error)))
     } else {
-        SfuError::Broken(text())
+        SfuError::Broken(error_chain(&error))
     }
 }

@@ -13,12 +13,17 @@ use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use parking_lot::Mutex;
 use url::Url;
 
+use super::api::CALL_TIMEOUT;
 use super::refusal::SfuError;
 use crate::dns::{Dns, DnsError};
 use crate::tls::Tls;
 
 /// Time for a connection to stand, shared by the addresses of a name: one that is dead must leave some for the next.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const _: () = assert!(
+    CONNECT_TIMEOUT.as_millis() < CALL_TIMEOUT.as_millis(),
+    "a call has time left once it is connected"
+);
 
 /// How long the name is taken to lead where it did while calls succeed: an SFU that is being replaced answers until its last
 /// call is over. What is asked then is what DNS said, as long as that counts.

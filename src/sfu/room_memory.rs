@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use livekit_protocol::Room;
 use lru::LruCache;
 
+use crate::cache::bounded;
+
 /// Rooms remembered at a time.
 const MAX_ROOMS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 const MAX_LIFE: Duration = Duration::from_secs(10);
@@ -48,9 +50,7 @@ pub(super) struct RoomMemory(LruCache<Box<str>, Instant>);
 
 impl RoomMemory {
     pub(super) fn new() -> Self {
-        let mut rooms = LruCache::unbounded();
-        rooms.resize(MAX_ROOMS);
-        Self(rooms)
+        Self(bounded(MAX_ROOMS))
     }
 
     pub(super) fn stands(&mut self, room: &str, now: Instant) -> bool {
@@ -91,10 +91,8 @@ pub(super) struct Expected {
 
 impl Expected {
     pub(super) fn new() -> Self {
-        let mut rooms = LruCache::unbounded();
-        rooms.resize(MAX_ROOMS);
         Self {
-            rooms,
+            rooms: bounded(MAX_ROOMS),
             hasher: RandomState::new(),
         }
     }
