@@ -170,28 +170,8 @@ impl OpenId {
         let mut looked_again = false;
         loop {
             let (used, dials) = (Instant::now(), budget.dials_left());
-            let get = Get {
-                path: &path,
-                limit: MAX_REPLY_BYTES,
-                again: tries > 1,
-            };
-            let outcome = self.federation.get(homeserver, &get, &caller).await;
-            let took = used.elapsed();
-            let outcome = match outcome {
-                Ok(reply) => check_answer(reply.status, &reply.body, homeserver),
-                Err(Failure::Busy) => Err(OpenIdError::Busy),
-                Err(failure) => Err(unreachable(homeserver, failure)),
-            };
-            METRICS.called(NeighbourCall::Userinfo, call_result(&outcome), took);
-            match outcome {
-                Ok(user) => {
-                    self.federation.has_answered(homeserver);
-                    return Ok(user);
-                }
-                Err(OpenIdError::Rejected) => {
-                    self.federation.has_answered(homeserver);
-                    return Err(OpenIdError::Rejected);
-                }
+            match self.ask_once(homeserver, &path, tries > 1, &caller).await {
+                outcome @ (Ok(_) | Err(OpenIdError::Rejected)) => return outcome,
                 Err(error) => {
                     // A try that the deadline or the budget cut short says less than the one before it.
                     let error = cause.take().filter(|_| error.says_nothing()).unwrap_or(error);
@@ -230,6 +210,31 @@ impl OpenId {
                 }
             }
         }
+    }
+
+    async fn ask_once(
+        &self,
+        homeserver: &Arc<Homeserver>,
+        path: &str,
+        again: bool,
+        caller: &Caller<'_>,
+    ) -> Result<VerifiedUser, OpenIdError> {
+        let began = Instant::now();
+        let get = Get {
+            path,
+            limit: MAX_REPLY_BYTES,
+            again,
+        };
+        let outcome = match self.federation.get(homeserver, &get, caller).await {
+            Ok(reply) => check_answer(reply.status, &reply.body, homeserver),
+            Err(Failure::Busy) => Err(OpenIdError::Busy),
+            Err(failure) => Err(unreachable(homeserver, failure)),
+        };
+        METRICS.called(NeighbourCall::Userinfo, call_result(&outcome), began.elapsed());
+        if matches!(outcome, Ok(_) | Err(OpenIdError::Rejected)) {
+            self.federation.has_answered(homeserver);
+        }
+        outcome
     }
 
     fn refused(&self) -> MutexGuard<'_, LruCache<u128, Instant>> {

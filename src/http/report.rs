@@ -413,13 +413,16 @@ fn row(error: &TokenError, route: Route) -> Row {
         TokenError::ClaimedUser => ApiError::bad_param("The request body `member` claims another user").refused(),
         TokenError::BadDestination => ApiError::bad_param("The request body `server_name` is not a server name").refused(),
         TokenError::NoSuchEvent => ApiError::bad_param("The user has no such delayed event in that room").refused(),
-        TokenError::Remote(RemoteTokenError::Forbidden) => {
-            ApiError::forbidden("The other homeserver's service refuses the request").refused()
-        }
-        TokenError::Remote(RemoteTokenError::InvalidParam) => {
-            ApiError::bad_param("The other homeserver's service does not take these parameters").refused()
-        }
-        TokenError::Remote(RemoteTokenError::Unusable(_)) => {
+        TokenError::Remote(error) => remote_row(*error),
+    }
+}
+
+/// Row of a refusal of another homeserver's service.
+fn remote_row(error: RemoteTokenError) -> Row {
+    match error {
+        RemoteTokenError::Forbidden => ApiError::forbidden("The other homeserver's service refuses the request").refused(),
+        RemoteTokenError::InvalidParam => ApiError::bad_param("The other homeserver's service does not take these parameters").refused(),
+        RemoteTokenError::Unusable(_) => {
             ApiError::of_neighbour(StatusCode::BAD_GATEWAY, "The other homeserver's service gives no token", false)
                 .told(Level::INFO, "refused: no token from the other homeserver's service")
                 .remedy("the other homeserver's service is out of order, or too old or too new for ours")
