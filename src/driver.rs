@@ -26,7 +26,7 @@ use crate::homeserver::{Homeservers, OwnHomeserver};
 use crate::livekit::{Answer, ParticipantRow, RoomRow};
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{Gauges, JobEnd, METRICS};
-use crate::presence::{EventKind, ParticipantId, Question, RoomId, SfuEvent};
+use crate::presence::{DepartureCause, EventKind, ParticipantId, Question, RoomId, SfuEvent};
 use crate::server_name::ServerName;
 use crate::sfu::webhook::{Kind, Verified, Webhook};
 use crate::sfu::{Probe, Sfu, SfuError};
@@ -48,9 +48,10 @@ const URGENT: usize = 0;
 const ORDINARY: usize = 1;
 /// A question that has to be answered within less than this does not wait behind others.
 const URGENT_BELOW: Duration = Duration::from_secs(1);
-/// How often the clocks are compared while there are leaves, and what makes a process one that stood still (decision L5a).
-const CLOCK_CHECK_INTERVAL_MS: u64 = 1_000;
-const SUSPENDED_AFTER_MS: u64 = 3_000;
+/// How often the clocks are compared while there are leaves.
+pub const CLOCK_CHECK_INTERVAL_MS: u64 = 1_000;
+/// Standstill of the process, or jump of a clock, after which the SFU is asked before anything is concluded (decision L5a).
+pub const SUSPENDED_AFTER_MS: u64 = 3_000;
 
 /// Events of which it is remembered how calls fail.
 const MAX_FAILING: usize = 4096;
@@ -512,13 +513,13 @@ impl Driver {
                 ) {
                     return self.given_up(room, *reason, failing.unwrap_or_default());
                 }
-                let reason = format!("{reason:?}");
+                let (reason, cause) = (job_end(*reason).word(), reason.cause().map(DepartureCause::word));
                 self.finished.log(|count| {
                     let hidden = count - 1;
                     if hidden > 0 {
                         tracing::info!("{hidden} more delegated leaves are over");
                     }
-                    tracing::info!(room = &**room, reason, "delegated leave is over");
+                    tracing::info!(room = &**room, reason, cause, "delegated leave is over");
                 });
             }
             Action::SfuSilent(silence) => {
@@ -599,7 +600,8 @@ impl Driver {
             tracing::warn!(
                 room,
                 server = &*server,
-                reason = format!("{reason:?}"),
+                reason = job_end(reason).word(),
+                cause = reason.cause().map(DepartureCause::word),
                 last_answer = if answer.is_empty() { "none" } else { answer },
                 times,
                 count,
@@ -720,7 +722,7 @@ impl Driver {
                     if let (Some(since), Outcome::Done) = (gone_since, outcome) {
                         METRICS.leave_lag.observe(Duration::from_millis(driver.clock.now().since(since)));
                     }
-                    tracing::debug!(server = server.as_str(), what = ?action, ?outcome, "delayed event managed");
+                    tracing::debug!(server = server.as_str(), what = action.word(), ?outcome, "delayed event managed");
                     outcome
                 }
                 // A record that names no server: nobody can be called.

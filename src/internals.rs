@@ -16,6 +16,7 @@ pub mod dns {
 }
 pub mod core {
     pub use crate::driver::core::{Action, Core, Delegation, Fact, Settings};
+    pub use crate::driver::{CLOCK_CHECK_INTERVAL_MS, RESTORE_TIMEOUT, SUSPENDED_AFTER_MS};
 }
 pub mod livekit {
     pub use crate::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};

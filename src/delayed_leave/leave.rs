@@ -144,6 +144,25 @@ pub enum FinishReason {
     Evicted,
 }
 
+impl FinishReason {
+    /// Cause of the departure that the leave was to be sent for.
+    #[must_use]
+    pub const fn cause(self) -> Option<DepartureCause> {
+        match self {
+            Self::Sent(cause) | Self::NotSent(cause) => Some(cause),
+            Self::EventGone
+            | Self::Refused
+            | Self::GivenUp
+            | Self::SfuSilent
+            | Self::JoinFailed
+            | Self::NeverJoined
+            | Self::Replaced
+            | Self::Kicked
+            | Self::Evicted => None,
+        }
+    }
+}
+
 /// News for a leave.
 #[derive(Clone, Copy, Debug)]
 pub enum Input {

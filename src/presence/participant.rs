@@ -143,6 +143,20 @@ pub enum DepartureCause {
     NeverJoined,
 }
 
+impl DepartureCause {
+    /// The word in the log.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Reported => "reported",
+            Self::Missing => "missing",
+            Self::RoomClosed => "room_closed",
+            Self::RoomLost => "room_lost",
+            Self::NeverJoined => "never_joined",
+        }
+    }
+}
+
 /// Requests of a participant, or changes of its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {

@@ -305,7 +305,8 @@ fn people_are_hashed_or_left_out() {
         );
         scene.leave(&session, "CLIENT_INITIATED");
         scene.wait_sent(TIMEOUT);
-        scene.service.wait_log(&["delegated leave is over"]);
+        let line = scene.service.wait_log(&["delegated leave is over"]);
+        assert!(line.contains("reason=\"sent\" cause=\"reported\""), "{line}");
         let log = scene.service.log();
         let names = [
             scene.home.user("alice"),

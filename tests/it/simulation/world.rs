@@ -5,7 +5,9 @@ use super::homeserver::{Event, Fate, Homeserver};
 use super::judge::{Departure, Person, Sample, Stay};
 use super::sfu::{Guest, Sfu, WALL};
 use super::story::{Chance, Happening, Story, covered};
-use lk_jwt_service::internals::core::{Action, Core, Delegation, Fact, Settings};
+use lk_jwt_service::internals::core::{
+    Action, CLOCK_CHECK_INTERVAL_MS, Core, Delegation, Fact, RESTORE_TIMEOUT, SUSPENDED_AFTER_MS, Settings,
+};
 use lk_jwt_service::internals::delayed_event::{DelayedEventAction, Outcome};
 use lk_jwt_service::internals::delayed_leave::{Delegated, Ending, FinishReason, Handover, HomeserverId, LeaveId, Phase};
 use lk_jwt_service::internals::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};
@@ -15,11 +17,7 @@ use lk_jwt_service::internals::time::{Delay, Time, WallClock};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Of the driver: what makes a process one that stood still, and how often it looks.
-const STOOD_STILL_MS: u64 = 3_000;
-const LOOK_AT_CLOCKS_MS: u64 = 1_000;
 const GRACE_MS: u64 = 10_000;
-const RESTORING_MS: u64 = 5_000;
 /// When livekit-client tries again after the SFU was lost.
 const ATTEMPTS: [u64; 7] = [300, 600, 2_000, 5_000, 11_000, 19_000, 26_000];
 
@@ -1223,7 +1221,7 @@ impl World {
 
     fn rearm(&mut self) {
         let now = self.mono();
-        let look = (!self.process.core.leaves().is_empty()).then(|| now.after(LOOK_AT_CLOCKS_MS));
+        let look = (!self.process.core.leaves().is_empty()).then(|| now.after(CLOCK_CHECK_INTERVAL_MS));
         let next = self.process.core.next_deadline();
         self.process.armed = [next, look].into_iter().flatten().min().map(|at| at.max(now));
     }
@@ -1234,7 +1232,7 @@ impl World {
         let now = self.mono();
         let late = self.process.armed.map_or(0, |at| now.since(at));
         let mut actions = Vec::new();
-        if late > STOOD_STILL_MS || jumped.unsigned_abs() > STOOD_STILL_MS {
+        if late > SUSPENDED_AFTER_MS || jumped.unsigned_abs() > SUSPENDED_AFTER_MS {
             tell!(self, "woke: {late} ms late, the clock jumped {jumped} ms");
             self.process.armed = None;
             actions = self.process.core.handle(Fact::Woke(u64::try_from(jumped).unwrap_or(0)), now);
@@ -1538,7 +1536,7 @@ impl World {
         }
         let after = self.chance.between(2, 400);
         self.after(after, Due::Restores { epoch });
-        self.after(RESTORING_MS, Due::Opens { epoch });
+        self.after(u64::try_from(RESTORE_TIMEOUT.as_millis()).expect("short"), Due::Opens { epoch });
         self.act(Vec::new());
     }
 
