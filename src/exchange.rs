@@ -6,6 +6,7 @@
 //! exists.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -270,12 +271,12 @@ impl Exchange {
             .verify(&request.openid_token, request.claimed_user_id.as_deref(), arrival)
             .await?;
         verified();
-        // Boxed: whoever waits to be verified does not carry what comes after it.
         let admitted = Admitted {
-            is_member: Box::pin(self.must_be_joined(&user, &request.seat, patience)).await?,
+            is_member: self.must_be_joined(&user, &request.seat, patience).await?,
             access: self.policy.of(&user.server),
             user: &user,
         };
+        // Boxed: whoever waits to be verified does not carry what comes after it.
         Box::pin(self.issue(&admitted, &request.seat, request.event.as_ref(), patience)).await
     }
 
@@ -288,7 +289,7 @@ impl Exchange {
         note(|line| line.matrix_room = Some(request.seat.room_id().into()));
         let user = self.verify(&request.openid_token, Some(&request.claimed_user_id), arrival).await?;
         verified();
-        Box::pin(self.must_be_joined(&user, &request.seat, patience)).await?;
+        self.must_be_joined(&user, &request.seat, patience).await?;
         if !self.policy.of(&user.server).creates_rooms {
             return Err(Refusal::DelegationDenied);
         }
@@ -323,7 +324,7 @@ impl Exchange {
         let asking = self
             .openid
             .verify(&server, &token.access_token, arrival.client, arrival.patience.held_until);
-        let asked = step(Step::Verify, asking).await;
+        let asked = step(Step::Verify, pin!(asking)).await;
         METRICS.verified(asked.as_ref().map_or_else(Unverified::outcome, |_| Outcome::Ok));
         let user = asked?;
         if claimed_user_id.is_some_and(|claimed| claimed != user.id) {
@@ -370,7 +371,7 @@ impl Exchange {
         }
         if access.creates_rooms {
             let room = timeout_at(patience.ends, self.sfu.ensure_room(&seat.room, patience.held_until));
-            step(Step::Sfu, room).await.unwrap_or(Err(SfuError::Timeout))?;
+            step(Step::Sfu, pin!(room)).await.unwrap_or(Err(SfuError::Timeout))?;
             self.sfu.expect(&seat);
         }
         if let Some(leave) = &leave {
@@ -386,7 +387,7 @@ impl Exchange {
     }
 
     async fn hand_over(&self, leave: &Delegation<'_>) -> Result<(), Refusal> {
-        let handed_over = step(Step::Store, self.leaves.delegate(leave)).await;
+        let handed_over = step(Step::Store, pin!(self.leaves.delegate(leave))).await;
         handed_over.map_err(limit_reached)
     }
 
@@ -446,7 +447,8 @@ fn limit_reached(error: CapacityError) -> Refusal {
 
 /// Stops whoever is not in the Matrix room.
 pub(crate) async fn must_be_joined(members: &Members, room_id: &str, subject: Subject<'_>, patience: Patience) -> Result<(), Refusal> {
-    let asking = members.is_joined(room_id, subject, patience.held_until, patience.ends);
+    // Boxed: of use only where tokens are for members only.
+    let asking = Box::pin(members.is_joined(room_id, subject, patience.held_until, patience.ends));
     match step(Step::Members, asking).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Refusal::NotJoined),

@@ -12,6 +12,7 @@ mod refusal;
 mod room_memory;
 pub mod webhook;
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as StdInstant};
@@ -94,7 +95,8 @@ impl Sfu {
         }
         let mut tries = 1;
         loop {
-            let outcome = self.create_once(room).await;
+            // Boxed: nearly every room stands.
+            let outcome = Box::pin(self.create_once(room)).await;
             let Err(error) = outcome else {
                 METRICS.room(RoomResult::Opened);
                 return Ok(());
@@ -115,7 +117,7 @@ impl Sfu {
 
     /// All who want the same room at the same time share one call.
     async fn create_once(&self, room: &str) -> Result<(), SfuError> {
-        self.creations.run(room.into(), self.create(room)).await.0
+        self.creations.run(room.into(), pin!(self.create(room))).await.0
     }
 
     async fn create(&self, room: &str) -> Result<(), SfuError> {
