@@ -10,8 +10,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use livekit_protocol::Room;
 use livekit_protocol::participant_info::State as ParticipantState;
-use livekit_protocol::{ParticipantInfo, Room};
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -26,7 +26,7 @@ use crate::metrics::{Gauges, JobEnd, METRICS};
 use crate::presence::{EventKind, ParticipantId, Question, RoomId, SfuEvent};
 use crate::server_name::ServerName;
 use crate::sfu::webhook::{Kind, Verified, Webhook};
-use crate::sfu::{Probe, Sfu, SfuError};
+use crate::sfu::{Participant, Probe, Sfu, SfuError};
 use crate::store::{self, JobRecord, Seen, Stored, StoredJobs, Written};
 use crate::time::{Delay, Time, WallClock};
 use core::{Action, Core, Fact};
@@ -868,7 +868,7 @@ fn sfu_event(verified: Verified, webhook: &Webhook) -> SfuEvent<'_> {
 }
 
 /// Reads a participant who is there.
-fn participant_row(participant: &ParticipantInfo) -> Option<ParticipantRow<'_>> {
+fn participant_row(participant: &Participant) -> Option<ParticipantRow<'_>> {
     if participant.state == ParticipantState::Disconnected as i32 {
         return None;
     }

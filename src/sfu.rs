@@ -17,10 +17,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as StdInstant};
 
-pub use livekit_protocol::{ParticipantInfo, Room};
+pub use livekit_protocol::Room;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
+pub use api::Participant;
 pub use probe::Probe;
 pub use refusal::SfuError;
 
@@ -148,7 +149,7 @@ impl Sfu {
     ///
     /// # Errors
     /// [`SfuError::NotFound`] where the SFU knows no such room or participant; anything else says nothing about it.
-    pub async fn participant(&self, room: &str, identity: &str, within: Duration) -> Result<ParticipantInfo, SfuError> {
+    pub async fn participant(&self, room: &str, identity: &str, within: Duration) -> Result<Participant, SfuError> {
         self.seen_within(self.api.get_participant(room, identity, within).await, within)
     }
 
@@ -156,7 +157,7 @@ impl Sfu {
     ///
     /// # Errors
     /// When the SFU refused, or did not answer in time.
-    pub async fn participants(&self, room: &str, within: Duration) -> Result<Vec<ParticipantInfo>, SfuError> {
+    pub async fn participants(&self, room: &str, within: Duration) -> Result<Vec<Participant>, SfuError> {
         self.seen_within(self.api.list_participants(room, within).await, within)
     }
 
