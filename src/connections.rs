@@ -506,6 +506,8 @@ impl AsyncRead for Counted {
             }
             return Poll::Ready(Ok(()));
         }
+        // Before the buffer is made ready: the HTTP library looks for the end of the stream whenever anything wakes it.
+        ready!(self.stream.poll_read_ready(cx))?;
         let mut chunk = ReadBuf::new(into.initialize_unfilled_to(most));
         // After less than was asked for, nothing is asked for again until more comes: `try_read` would not know that.
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut chunk))?;
