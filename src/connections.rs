@@ -480,16 +480,6 @@ impl Counted {
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    fn read_chunk(&self, cx: &mut Context<'_>, chunk: &mut [u8]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            match self.stream.try_read(chunk) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read),
-            }
-        }
-    }
-
     /// Writes the beginning of `bytes`, which begin with what the HTTP library has put at the front of an answer.
     fn write(&mut self, cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let Some((head, rewritten)) = bytes.first().and_then(|head| Some((head, (self.rewrite)(head)?))) else {
@@ -517,8 +507,12 @@ impl AsyncRead for Counted {
             }
             return Poll::Ready(Ok(()));
         }
-        let mut chunk = [0; CHUNK_BYTES];
-        let count = ready!(self.read_chunk(cx, &mut chunk[..most]))?;
+        // Before the buffer is made ready: the HTTP library looks for the end of the stream whenever anything wakes it.
+        ready!(self.stream.poll_read_ready(cx))?;
+        let mut chunk = ReadBuf::new(into.initialize_unfilled_to(most));
+        // After less than was asked for, nothing is asked for again until more comes: `try_read` would not know that.
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut chunk))?;
+        let count = chunk.filled().len();
         // The HTTP library gives up a request at the end of the stream, and an answer that is on its way.
         if count == 0 && (self.connection.awaits_answer() || self.timer.is_some()) {
             ready!(self.wait(cx, HALF_CLOSED_TIMEOUT));
@@ -526,7 +520,7 @@ impl AsyncRead for Counted {
         if count > 0 && !self.connection.on_bytes(count) {
             return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
         }
-        into.put_slice(&chunk[..count]);
+        into.advance(count);
         Poll::Ready(Ok(()))
     }
 }

@@ -8,6 +8,7 @@ mod memory;
 mod question;
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -115,7 +116,7 @@ impl Side {
         due: Option<Instant>,
         question: impl Future<Output = Answer>,
     ) -> Result<Found, DnsError> {
-        let asking = async {
+        let asking = pin!(async {
             if let Some(due) = due {
                 sleep_until(due.into()).await;
             }
@@ -133,7 +134,7 @@ impl Side {
                 // What was put there a moment ago counts.
                 Known::Former(_) | Known::Unknown => Err(DnsError::NotFound),
             }
-        };
+        });
         self.questions.run(key.clone(), asking).await.0
     }
 }

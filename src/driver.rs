@@ -11,8 +11,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use livekit_protocol::Room;
 use livekit_protocol::participant_info::State as ParticipantState;
-use livekit_protocol::{ParticipantInfo, Room};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -29,7 +29,7 @@ use crate::metrics::{Gauges, JobEnd, METRICS};
 use crate::presence::{DepartureCause, EventKind, ParticipantId, Question, RoomId, SfuEvent};
 use crate::server_name::ServerName;
 use crate::sfu::webhook::{Kind, Verified, Webhook};
-use crate::sfu::{Probe, Sfu, SfuError};
+use crate::sfu::{Participant, Probe, Sfu, SfuError};
 use crate::store::{self, JobRecord, Seen, Stored, StoredJobs, Written};
 use crate::time::{Time, WallClock};
 use core::{Action, Core, Fact};
@@ -810,7 +810,7 @@ const fn joined_at_ms(ms: u64, seconds: u64) -> u64 {
 }
 
 /// Reads a participant who is there.
-fn participant_row(participant: &ParticipantInfo) -> Option<ParticipantRow<'_>> {
+fn participant_row(participant: &Participant) -> Option<ParticipantRow<'_>> {
     if participant.state == ParticipantState::Disconnected as i32 {
         return None;
     }

@@ -6,6 +6,7 @@
 //! exists.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -223,12 +224,12 @@ impl Exchange {
             .verify(&request.openid_token, request.claimed_user_id.as_deref(), arrival)
             .await?;
         verified();
-        // Boxed: whoever waits to be verified does not carry what comes after it.
         let admitted = Admitted {
-            is_member: Box::pin(self.must_be_joined(&user, &request.participant, deadline)).await?,
+            is_member: self.must_be_joined(&user, &request.participant, deadline).await?,
             access: self.policy.of(&user.server),
             user: &user,
         };
+        // Boxed: whoever waits to be verified does not carry what comes after it.
         Box::pin(self.issue(&admitted, &request.participant, request.event.as_ref(), deadline)).await
     }
 
@@ -241,7 +242,7 @@ impl Exchange {
         note(|line| line.matrix_room = Some(request.participant.room_id().into()));
         let user = self.verify(&request.openid_token, Some(&request.claimed_user_id), arrival).await?;
         verified();
-        Box::pin(self.must_be_joined(&user, &request.participant, deadline)).await?;
+        self.must_be_joined(&user, &request.participant, deadline).await?;
         if !self.policy.of(&user.server).creates_rooms {
             return Err(TokenError::DelegationDenied);
         }
@@ -262,7 +263,7 @@ impl Exchange {
             line.delegated = Some(true);
         });
         let reservation = self.reserve(user, &key, event, deadline).await?;
-        Ok(step(Step::Store, reservation.commit()).await?)
+        Ok(step(Step::Store, pin!(reservation.commit())).await?)
     }
 
     /// Verifies who is asking.
@@ -276,7 +277,7 @@ impl Exchange {
         let asking = self
             .openid
             .verify(&server, &token.access_token, arrival.client, arrival.deadline.retry_until);
-        let asked = step(Step::Verify, asking).await;
+        let asked = step(Step::Verify, pin!(asking)).await;
         METRICS.verified(asked.as_ref().map_or_else(OpenIdError::outcome, |_| Outcome::Ok));
         let user = asked?;
         if claimed_user_id.is_some_and(|claimed| claimed != user.id) {
@@ -323,11 +324,11 @@ impl Exchange {
         }
         if access.creates_rooms {
             let room = timeout_at(deadline.answer_by, self.sfu.ensure_room(&key.room, deadline.retry_until));
-            step(Step::Sfu, room).await.unwrap_or(Err(SfuError::Timeout))?;
+            step(Step::Sfu, pin!(room)).await.unwrap_or(Err(SfuError::Timeout))?;
             self.sfu.expect(&key);
         }
         if let Some(reservation) = reservation {
-            step(Step::Store, reservation.commit()).await?;
+            step(Step::Store, pin!(reservation.commit())).await?;
         }
         let jwt = self.minter.mint(&key, access)?;
         METRICS.token(match (access.creates_rooms, access.publishes) {
@@ -359,7 +360,8 @@ impl Exchange {
 
 /// Stops whoever is not in the Matrix room.
 pub(crate) async fn must_be_joined(members: &Members, room_id: &str, subject: Subject<'_>, deadline: Deadline) -> Result<(), TokenError> {
-    let asking = members.is_joined(room_id, subject, deadline);
+    // Boxed: of use only where tokens are for members only.
+    let asking = Box::pin(members.is_joined(room_id, subject, deadline));
     match step(Step::Members, asking).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(TokenError::NotJoined),

@@ -6,6 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "an adapter: asks, waits and remembers")]
 
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,7 +66,7 @@ impl Members {
             if self.remembers(&key) {
                 return Ok(true);
             }
-            let call = self.own.is_joined(room_id, subject, retry_until, deadline);
+            let call = pin!(self.own.is_joined(room_id, subject, retry_until, deadline));
             // Somebody else's call may have longer than we have.
             let Ok((answer, asked)) = timeout_at(deadline, self.calls.run(key.as_str().into(), call)).await else {
                 return Err(OwnError::Timeout);

@@ -135,8 +135,8 @@ impl RequestLine {
         })
     }
 
-    /// The line is written when `work` is over or dropped.
-    pub async fn around<T>(self: Box<Self>, work: impl Future<Output = T>) -> T {
+    /// The line is written when `work` is over or dropped. Pinned, as for [`step`].
+    pub async fn around<T>(self: Box<Self>, work: impl Future<Output = T> + Unpin) -> T {
         CURRENT.scope(RefCell::new(self), work).await
     }
 
@@ -261,8 +261,9 @@ pub fn neighbour_said(said: &str) {
     note(|line| line.said = Some(said.into()));
 }
 
-/// Measures a step of the request at hand.
-pub async fn step<T>(step: Step, work: impl Future<Output = T>) -> T {
+/// Measures a step of the request at hand. Pinned: a future that is moved into another one is there twice, and every request would
+/// allocate and copy both.
+pub async fn step<T>(step: Step, work: impl Future<Output = T> + Unpin) -> T {
     let began = Instant::now();
     note(|line| line.waits = Some((step, began)));
     let done = work.await;

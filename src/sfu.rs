@@ -12,16 +12,18 @@ mod refusal;
 mod room_memory;
 pub mod webhook;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant as StdInstant};
 
 use parking_lot::Mutex;
 
-pub use livekit_protocol::{ParticipantInfo, Room};
+pub use livekit_protocol::Room;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
+pub use api::Participant;
 pub use probe::Probe;
 pub use refusal::SfuError;
 
@@ -90,14 +92,15 @@ impl Sfu {
             METRICS.room(RoomResult::Remembered);
             return Ok(());
         }
-        let opened = retry::until(deadline, || self.create_once(room)).await;
+        // Boxed: nearly every room stands.
+        let opened = retry::until(deadline, || Box::pin(self.create_once(room))).await;
         METRICS.room(if opened.is_ok() { RoomResult::Opened } else { RoomResult::Failed });
         opened
     }
 
     /// All who want the same room at the same time share one call.
     async fn create_once(&self, room: &str) -> Result<(), SfuError> {
-        self.creations.run(room.into(), self.create(room)).await.0
+        self.creations.run(room.into(), pin!(self.create(room))).await.0
     }
 
     async fn create(&self, room: &str) -> Result<(), SfuError> {
@@ -128,7 +131,7 @@ impl Sfu {
     ///
     /// # Errors
     /// [`SfuError::NotFound`] where the SFU knows no such room or participant; anything else says nothing about it.
-    pub async fn participant(&self, room: &str, identity: &str, within: Duration) -> Result<ParticipantInfo, SfuError> {
+    pub async fn participant(&self, room: &str, identity: &str, within: Duration) -> Result<Participant, SfuError> {
         self.seen_within(self.api.get_participant(room, identity, within).await, within)
     }
 
@@ -136,7 +139,7 @@ impl Sfu {
     ///
     /// # Errors
     /// When the SFU refused, or did not answer in time.
-    pub async fn participants(&self, room: &str, within: Duration) -> Result<Vec<ParticipantInfo>, SfuError> {
+    pub async fn participants(&self, room: &str, within: Duration) -> Result<Vec<Participant>, SfuError> {
         self.seen_within(self.api.list_participants(room, within).await, within)
     }
 

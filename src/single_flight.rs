@@ -31,15 +31,15 @@ impl<K: Clone + Eq + Hash, T: Clone> SingleFlight<K, T> {
     }
 
     /// The answer to the call that is under way for `key`, or to `call`; and when that began, at the latest. When the one who
-    /// makes the call goes away, the next one makes it.
-    pub async fn run(&self, key: K, call: impl Future<Output = T>) -> (T, Instant) {
+    /// makes the call goes away, the next one makes it. Pinned: moving `call` to where it runs would keep it in memory several times.
+    pub async fn run(&self, key: K, call: impl Future<Output = T> + Unpin) -> (T, Instant) {
         let shared = self.share(key);
         let answer = shared.call.answer.get_or_init(|| call).await.clone();
         (answer, shared.call.began)
     }
 
     /// Runs or joins the call until `deadline`, which `call` keeps by itself: whoever made another call may have longer.
-    pub async fn run_until(&self, key: K, deadline: Instant, call: impl Future<Output = T>) -> Option<T> {
+    pub async fn run_until(&self, key: K, deadline: Instant, call: impl Future<Output = T> + Unpin) -> Option<T> {
         let shared = self.share(key);
         let answer = shared.call.answer.get_or_init(|| call);
         if shared.is_first {
@@ -118,7 +118,7 @@ impl<K: Eq + Hash, T> Drop for Shared<'_, K, T> {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::future::pending;
+    use std::future::{pending, ready};
     use std::time::Duration;
 
     use tokio::task::yield_now;
@@ -129,10 +129,12 @@ mod tests {
     #[tokio::test]
     async fn those_who_come_meanwhile_share_the_answer_and_those_who_come_later_do_not() {
         let (flights, calls) = (SingleFlight::new(), Cell::new(0));
-        let call = async || {
-            calls.set(calls.get() + 1);
-            yield_now().await;
-            calls.get()
+        let call = || {
+            Box::pin(async {
+                calls.set(calls.get() + 1);
+                yield_now().await;
+                calls.get()
+            })
         };
         let (one, two, other) = tokio::join!(flights.run("a", call()), flights.run("a", call()), flights.run("b", call()));
         assert_eq!((one.0, one.1), (two.0, two.1));
@@ -145,7 +147,7 @@ mod tests {
     async fn when_the_caller_goes_away_the_next_one_calls() {
         let flights = SingleFlight::new();
         let waits = timeout(Duration::from_millis(1), flights.run("a", pending::<u8>()));
-        let (gone, answer) = tokio::join!(waits, flights.run("a", async { 7 }));
+        let (gone, answer) = tokio::join!(waits, flights.run("a", ready(7)));
         assert!(gone.is_err());
         assert_eq!(answer.0, 7);
         assert!(flights.lock().is_empty());

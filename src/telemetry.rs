@@ -122,9 +122,8 @@ pub(crate) fn request(level: Level, fill: impl FnOnce(&mut Line<'_>)) {
     fill(&mut line);
     let line = line.end();
     // To wake the log's thread for each line would cost more than the line.
-    if writer.push_quietly(line.as_bytes(), shape.format) {
-        HELD.store(true, Relaxed);
-    }
+    writer.push_quietly(line.as_bytes(), shape.format);
+    HELD.store(true, Relaxed);
 }
 
 /// To be called whenever the process has nothing to do: what was held back for company is written.

@@ -605,17 +605,22 @@ impl Homeserver {
 
     /// The next call, and when it may be made; it is the next one only if that is now.
     fn next(&self, never_seen: bool, places: u32, now: Time) -> Option<(Time, Key)> {
+        // Asked after each call, when mostly nothing waits, and in vain for each part of the queue.
+        if self.queue.is_empty() {
+            return None;
+        }
+        let limit = self.limit(now);
+        let unseen = match never_seen {
+            true => Some(self.first(Class::NeverSeen, limit.map(|limit| &limit.recent_users))?),
+            false => None,
+        };
         let place = self.place_at(places, now, |_| true)?;
         let seen = self.next_seen(places, now).map(|(at, key)| (at.max(place), key));
-        if !never_seen {
-            return seen;
-        }
+        let Some(key) = unseen else { return seen };
         let calls = self.calls.iter().filter(|call| call.class == Class::NeverSeen);
         if calls.count() >= NEVER_SEEN_CALLS_PER_HOMESERVER {
             return None;
         }
-        let limit = self.limit(now);
-        let key = self.first(Class::NeverSeen, limit.map(|limit| &limit.recent_users))?;
         // While the homeserver limits, they get every second place that nobody else needs.
         let gap = limit.map_or(0, |limit| limit.gap_ms);
         let at = limit

@@ -4,6 +4,7 @@
 use std::any::Any;
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use axum::Router;
@@ -87,7 +88,7 @@ impl Edge {
         }
         let client = client_address(connection.peer(), request.headers());
         let line = RequestLine::begin(id.0.clone(), request.method().clone(), request.uri().path(), Some(client));
-        let answering = async {
+        let answering = pin!(async {
             let response = if request.method() == Method::OPTIONS {
                 preflight(request.headers())
             } else {
@@ -95,7 +96,7 @@ impl Edge {
                 router.oneshot(request).await.unwrap_or_else(|never| match never {})
             };
             finish(response, &id)
-        };
+        });
         Ok(line.around(answering).await)
     }
 }

@@ -98,8 +98,10 @@ impl<'a> Line<'a> {
                 };
                 line.text.push_str(dim);
                 push_time(&mut line.text);
-                // Writing to a String cannot fail.
-                let _ = write!(line.text, "{end} {colour}{:>5}{end} {dim}{target}:{end}", level.as_str());
+                // Part by part: `write!` costs as much as all the fields together.
+                for part in [end, " ", colour, padded(level), end, " ", dim, target, ":", end] {
+                    line.text.push_str(part);
+                }
             }
         }
         line
@@ -130,16 +132,8 @@ impl<'a> Line<'a> {
 
     /// Text that anybody may have written. Where the field is about people, as they are to be shown.
     pub(crate) fn text(&mut self, name: &str, text: &str) {
-        if !PEOPLE.contains(&name) {
-            self.name(name);
-            return self.quoted(text);
-        }
         match &self.shape.people {
-            People::Full => {
-                self.name(name);
-                self.quoted(text);
-            }
-            People::Hashed(mac) => {
+            People::Hashed(mac) if PEOPLE.contains(&name) => {
                 let mut mac = mac.clone();
                 mac.update(text.as_bytes());
                 let digest = mac.finalize().into_bytes();
@@ -150,7 +144,11 @@ impl<'a> Line<'a> {
                 }
                 self.text.push('"');
             }
-            People::Hidden => {}
+            People::Hidden if PEOPLE.contains(&name) => {}
+            People::Full | People::Hashed(_) | People::Hidden => {
+                self.name(name);
+                self.quoted(text);
+            }
         }
     }
 
@@ -162,9 +160,17 @@ impl<'a> Line<'a> {
     /// A client's address; in lines that hash people its network, a /24 or a /48.
     pub(crate) fn client(&mut self, address: IpAddr) {
         match (&self.shape.people, address.to_canonical()) {
-            (People::Full, address) => {
+            (People::Full, IpAddr::V4(v4)) => {
                 self.name("client");
-                let _ = write!(self.text, "\"{address}\"");
+                for (octet, before) in v4.octets().into_iter().zip(['"', '.', '.', '.']) {
+                    self.text.push(before);
+                    push_number(&mut self.text, octet.into());
+                }
+                self.text.push('"');
+            }
+            (People::Full, IpAddr::V6(v6)) => {
+                self.name("client");
+                let _ = write!(self.text, "\"{v6}\"");
             }
             (People::Hashed(_), IpAddr::V4(v4)) => {
                 let [a, b, c, _] = v4.octets();
@@ -183,19 +189,7 @@ impl<'a> Line<'a> {
     /// Any kind of number.
     pub(crate) fn number(&mut self, name: &str, number: u64) {
         self.name(name);
-        let mut digits = [0; 20];
-        let mut at = digits.len();
-        let mut rest = number;
-        loop {
-            at -= 1;
-            digits[at] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-            rest /= 10;
-            if rest == 0 {
-                break;
-            }
-        }
-        // Digits are text.
-        self.text.push_str(str::from_utf8(&digits[at..]).unwrap_or_default());
+        push_number(&mut self.text, number);
     }
 
     /// Yes or no.
@@ -345,6 +339,32 @@ fn push_json(into: &mut String, text: &str) {
         }
     }
     into.push('"');
+}
+
+fn push_number(into: &mut String, number: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    let mut rest = number;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    // Digits are text.
+    into.push_str(str::from_utf8(&digits[at..]).unwrap_or_default());
+}
+
+const fn padded(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "ERROR",
+        Level::WARN => " WARN",
+        Level::INFO => " INFO",
+        Level::DEBUG => "DEBUG",
+        Level::TRACE => "TRACE",
+    }
 }
 
 const fn ansi(level: Level) -> &'static str {

@@ -34,7 +34,7 @@ const LINGER: Duration = Duration::from_millis(3);
 const IDLE_NAME: &CStr = c"log";
 const BUSY_NAME: &CStr = c"log-busy";
 /// Bytes of memory that an idle queue keeps.
-const IDLE_BYTES: usize = 16 * 1024;
+const IDLE_BYTES: usize = 2 * BATCH_BYTES;
 /// Before another try where stderr takes nothing and does not block.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -84,13 +84,12 @@ impl LogWriter {
         self.wake();
     }
 
-    /// Queues a line without waking the thread, unless many lines wait. True where [`Self::wake_sleeper`] has to be called soon.
-    pub(super) fn push_quietly(&self, line: &[u8], format: LogFormat) -> bool {
-        let is_many = self.put(line, format) > BATCH_BYTES;
-        if is_many {
+    /// Queues a line without waking the thread, unless many lines wait. [`Self::wake_sleeper`] has to be called soon.
+    pub(super) fn push_quietly(&self, line: &[u8], format: LogFormat) {
+        // Once: each call is one to the system, and the thread may not have had its turn yet.
+        if self.put(line, format) {
             self.wake();
         }
-        !is_many
     }
 
     /// Wakes the thread.
@@ -105,8 +104,8 @@ impl LogWriter {
         }
     }
 
-    /// The bytes that wait now.
-    fn put(&self, line: &[u8], format: LogFormat) -> usize {
+    /// Whether there are many lines now, and were not before.
+    fn put(&self, line: &[u8], format: LogFormat) -> bool {
         let cut = (line.len() > MAX_LINE_BYTES).then(|| cut(line, format));
         let line = cut.as_deref().map_or(line, str::as_bytes);
         let mut queue = self.0.lock();
@@ -116,14 +115,16 @@ impl LogWriter {
         };
         if queue.waiting.len() + queue.under_way + notice.len() + line.len() > MAX_WAITING_BYTES {
             queue.dropped += 1;
-            return queue.waiting.len();
+            return false;
         }
         queue.dropped = 0;
-        let growth = queue.waiting.len().min(GROWTH_BYTES).max(notice.len() + line.len());
-        queue.waiting.reserve_exact(growth);
+        let (before, needed) = (queue.waiting.len(), notice.len() + line.len());
+        if queue.waiting.capacity() - before < needed {
+            queue.waiting.reserve_exact(before.min(GROWTH_BYTES).max(needed));
+        }
         queue.waiting.extend_from_slice(notice.as_bytes());
         queue.waiting.extend_from_slice(line);
-        queue.waiting.len()
+        before <= BATCH_BYTES && before + needed > BATCH_BYTES
     }
 
     /// Waits until everything is written, `within` at most.
