@@ -5,7 +5,6 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lk_jwt_service::internals::metrics::Outcome;
 use lk_jwt_service::internals::metrics::{Gauges, METRICS};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -199,77 +198,6 @@ fn metrics_of(world: &World) -> String {
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     answer.text()
-}
-
-/// The word in the log is the word in the body and the label of the metric.
-#[test]
-fn one_vocabulary() {
-    let world = json_world(|setup| setup.env("LIVEKIT_METRICS_BIND", "main"));
-    let good = bodies::get_token_of(&world.home, "alice", &unique_room());
-    let unverified = with(&good, "/openid_token/access_token", Some(json!(secrets::token())));
-    let refused = || -> Vec<(Call, Option<Fault>, Outcome)> {
-        let of = |body: &Value| Call::json("/get_token", body);
-        vec![
-            (of(&good), None, Outcome::Ok),
-            (Call::new("GET", "/none"), None, Outcome::NotFound),
-            (Call::new("GET", "/get_token"), None, Outcome::MethodNotAllowed),
-            (Call::post("/get_token", "x"), None, Outcome::BadRequest),
-            (Call::post("/get_token", vec![b' '; 70_000]), None, Outcome::TooLarge),
-            (of(&unverified), None, Outcome::TokenRejected),
-            (
-                of(&with(&good, "/openid_token/matrix_server_name", Some(json!("no server")))),
-                None,
-                Outcome::InvalidServerName,
-            ),
-            (
-                of(&with(&good, "/member/claimed_user_id", Some(json!("@eve:example.org")))),
-                None,
-                Outcome::UserMismatch,
-            ),
-            (
-                of(&with(&good, "/openid_token/matrix_server_name", Some(json!("169.254.1.1")))),
-                None,
-                Outcome::HomeserverUnreachable,
-            ),
-            (
-                of(&bodies::get_token_of(&world.home, "alice", &unique_room())),
-                Some(Fault::NoGrant),
-                Outcome::SfuRejected,
-            ),
-            (Call::post("/token_source", "{}"), None, Outcome::TokenMissing),
-            (Call::post("/sfu_webhook", "{}"), None, Outcome::WebhookRejected),
-            (
-                Call::json(
-                    "/delegate_delayed_leave",
-                    &bodies::delegate_of(&world.away, "bob", &unique_room(), "id", 60_000),
-                ),
-                None,
-                Outcome::NotAllowed,
-            ),
-        ]
-    };
-    for (n, (ask, fault, outcome)) in refused().into_iter().enumerate() {
-        world.sfu.fail(fault);
-        let id = format!("vocabulary-{n}");
-        let count = |text: &str| {
-            let lines = text.lines().filter(|line| line.starts_with("lk_jwt_requests_total{"));
-            let lines = lines.filter(|line| line.contains(&format!("outcome=\"{}\"", outcome.word())));
-            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>()
-        };
-        let before = count(&metrics_of(&world));
-        let answer = world.service.call(&ask.header("X-Request-Id", &id));
-        world.sfu.fail(None);
-        if outcome == Outcome::Ok {
-            assert_eq!(answer.status, 200, "{}", answer.text());
-        } else {
-            assert_eq!(answer.field("reason"), outcome.word(), "{}", answer.text());
-        }
-        let line = line_of(&world, &id);
-        assert_eq!(line["outcome"], outcome.word(), "{line}");
-        // A scrape is a request that went well, too.
-        let own = u64::from(outcome == Outcome::Ok);
-        assert_eq!(count(&metrics_of(&world)), before + 1 + own, "{}", outcome.word());
-    }
 }
 
 /// What names a user, a room or a client, and must not be seen.
