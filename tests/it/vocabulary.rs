@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::TcpListener;
+use std::time::Instant;
 
 use lk_jwt_service::outcome::Outcome;
 use serde_json::{Value, json};
 
 use crate::support::bodies::{self, with};
 use crate::support::client::{Answer, Call};
+use crate::support::client_api::ClientApi;
 use crate::support::hashes::SLOT;
 use crate::support::homeserver::Homeserver;
 use crate::support::neighbour::Reply;
@@ -16,7 +18,7 @@ use crate::support::own_homeserver::{OwnHomeserver, error};
 use crate::support::scene::SOON;
 use crate::support::service::{Service, Setup};
 use crate::support::sfu::{Fault, Sfu};
-use crate::support::{secrets, unique, unique_loopback, unique_room, wait_until};
+use crate::support::{secrets, unique, unique_loopback, unique_room, wait_until, webhook};
 
 /// A service whose every line and every number is looked at.
 struct Witness {
@@ -76,18 +78,28 @@ impl Witness {
                 Some(((route.to_owned(), outcome.to_owned()), count))
             })
             .collect();
+        // The scrape has a line, and had not counted itself.
+        let mut expected = counted;
+        *expected.entry(("metrics".into(), "ok".into())).or_default() += 1;
         let mut lines = BTreeMap::new();
-        let log = self.service.log();
-        for line in log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
-            if let ("request", Some(route), Some(outcome)) = (line["target"].as_str().unwrap_or_default(), line["route"].as_str(), line["outcome"].as_str()) {
-                *lines.entry((route.to_owned(), outcome.to_owned())).or_insert(0) += 1;
-            }
+        let end = Instant::now() + SOON;
+        while lines != expected && Instant::now() < end {
+            lines = requests(&self.service.log());
         }
-        // The last scrape has a line, and had not counted itself.
-        *lines.get_mut(&("metrics".into(), "ok".into())).expect("a scrape") -= 1;
-        assert_eq!(lines, counted);
+        assert_eq!(lines, expected);
         self.seen
     }
+}
+
+/// How many lines there are, by route and outcome.
+fn requests(log: &str) -> BTreeMap<(String, String), u64> {
+    let mut lines = BTreeMap::new();
+    for line in log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+        if let (Some("request"), Some(route), Some(outcome)) = (line["target"].as_str(), line["route"].as_str(), line["outcome"].as_str()) {
+            *lines.entry((route.to_owned(), outcome.to_owned())).or_default() += 1;
+        }
+    }
+    lines
 }
 
 fn named(call: Call) -> (String, Call) {
@@ -107,7 +119,9 @@ fn standalone() -> Vec<Outcome> {
     let good = bodies::get_token_of(&home, "alice", &unique_room());
     // Ten seconds, in the background.
     let (late_id, late) = named(Call::post("/get_token", "{"));
-    let late = String::from_utf8(late.bytes(it.service.address())).expect("text").replace("Length: 1\r", "Length: 2\r");
+    let late = String::from_utf8(late.bytes(it.service.address()))
+        .expect("text")
+        .replace("Length: 1\r", "Length: 2\r");
     let mut late_connection = it.service.connect();
     late_connection.send(late.as_bytes());
 
@@ -160,11 +174,15 @@ fn standalone() -> Vec<Outcome> {
 
 /// A hundred delegated leaves are a user's share.
 fn shares() -> Vec<Outcome> {
-    let (sfu, home) = (Sfu::start(), Homeserver::start());
-    let api = crate::support::client_api::ClientApi::start();
+    let (sfu, home, api) = (Sfu::start(), Homeserver::start(), ClientApi::start());
     let setup = Setup::new(&sfu).full_access(&[&home]);
     let mut it = Witness::of(setup.env("LIVEKIT_CS_API_URL_OVERRIDES", &api.override_of(&home)));
-    let call = |n: usize| Call::json("/delegate_delayed_leave", &bodies::delegate_of(&home, "alice", &unique_room(), &n.to_string(), 3_600_000));
+    let call = |n: usize| {
+        Call::json(
+            "/delegate_delayed_leave",
+            &bodies::delegate_of(&home, "alice", &unique_room(), &n.to_string(), 3_600_000),
+        )
+    };
     let calls: Vec<_> = (0..100).map(call).collect();
     assert!(it.service.flood(&calls, 10).iter().all(|answer| answer.status == 200));
     it.ends(Outcome::LimitReached, call(100));
@@ -187,7 +205,10 @@ fn behind_our_homeserver() -> Vec<Outcome> {
     it.ends(Outcome::Ok, ask(&hs_token, Some(&alice), &good));
     it.ends(Outcome::HsTokenRejected, ask("another", Some(&alice), &good));
     it.ends(Outcome::IdentityMissing, ask(&hs_token, None, &good));
-    it.ends(Outcome::OtherSfu, ask(&hs_token, Some(&alice), &body("wss://other.example.org", &room)));
+    it.ends(
+        Outcome::OtherSfu,
+        ask(&hs_token, Some(&alice), &body("wss://other.example.org", &room)),
+    );
     let elsewhere = body(&sfu.url(), &unique_room());
     it.ends(Outcome::NotJoined, ask(&hs_token, Some(&alice), &elsewhere));
     own.script(|_, asked| asked.is_about_user().then(|| limited(60_000)));
@@ -200,7 +221,9 @@ fn limited(millis: u64) -> Reply {
     let mut reply = error(429, "M_LIMIT_EXCEEDED", "Too Many Requests");
     if let Reply::Answer { headers, body, .. } = &mut reply {
         headers.push(("Retry-After".into(), (millis / 1000).to_string()));
-        *body = json!({"errcode": "M_LIMIT_EXCEEDED", "error": "Too Many Requests", "retry_after_ms": millis}).to_string().into();
+        *body = json!({"errcode": "M_LIMIT_EXCEEDED", "error": "Too Many Requests", "retry_after_ms": millis})
+            .to_string()
+            .into();
     }
     reply
 }
@@ -213,11 +236,11 @@ fn while_starting() -> Vec<Outcome> {
         let mut kept: Vec<_> = silent.incoming().flatten().collect();
         kept.iter_mut().for_each(|stream| drop(stream.read(&mut [0])));
     });
-    let (sfu, home) = (Sfu::start(), Homeserver::start());
-    let mut it = Witness::of(Setup::new(&sfu).full_access(&[&home]).env("LIVEKIT_REDIS_URL", &url));
-    // The port opens after 2 s at most, and 5 s after the start delegations are taken.
-    let body = bodies::delegate_of(&home, "alice", &unique_room(), "id", 60_000);
-    it.ends(Outcome::NotReady, Call::json("/delegate_delayed_leave", &body));
+    let sfu = Sfu::start();
+    let mut it = Witness::of(Setup::new(&sfu).env("LIVEKIT_REDIS_URL", &url));
+    // The port opens after 2 s at most, and 5 s after the start webhooks are taken.
+    let joined = webhook::joined(&sfu.join("room", "somebody"));
+    it.ends(Outcome::NotReady, webhook::signed(&sfu, &joined.to_string()));
     it.adds_up()
 }
 
