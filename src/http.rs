@@ -37,7 +37,7 @@ pub use report::ApiError;
 
 use crate::exchange::Exchange;
 use crate::log_throttle::LogThrottle;
-use crate::secret::Keys;
+use crate::secret::{Keys, Secret};
 
 /// Most webhooks in flight.
 const MAX_WEBHOOKS: usize = 256;
@@ -93,9 +93,15 @@ impl App {
     }
 
     /// The keys that verify webhooks.
-    #[must_use]
-    pub fn keys(&self) -> Arc<Keys> {
+    fn keys(&self) -> Arc<Keys> {
         self.keys.read().clone()
+    }
+
+    /// Our homeserver, if there is one, proves itself by this token from now on.
+    pub fn admit_homeserver_with(&self, hs_token: Secret) {
+        if let Some(appservice) = &self.appservice {
+            appservice.use_token(hs_token);
+        }
     }
 
     /// From now on `/readyz` sends traffic elsewhere.

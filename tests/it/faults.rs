@@ -13,6 +13,7 @@ use crate::support::ca::Ca;
 use crate::support::client::Call;
 use crate::support::homeserver::Homeserver;
 use crate::support::neighbour::Reply;
+use crate::support::own_homeserver::OwnHomeserver;
 use crate::support::redis::RedisServer;
 use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::service::{Service, Setup};
@@ -500,5 +501,50 @@ fn sighup_reads_the_keys_again() {
         200,
         "signed with the former key"
     );
+    assert!(service.exit_status().is_none());
+}
+
+/// The registration is read again, too: the homeserver that has new tokens is asked with them, and comes with them.
+#[test]
+fn sighup_reads_the_registration_again() {
+    let (sfu, own) = (Sfu::start(), OwnHomeserver::start());
+    let registration = |as_token: &str, hs_token: &str| format!("as_token: {as_token}\nhs_token: {hs_token}\n");
+    let path = file("registration", &registration(&own.as_token, &own.hs_token));
+    let setup = own.serving(quick(Setup::new(&sfu)));
+    let setup = setup.unset("LIVEKIT_AS_TOKEN").unset("LIVEKIT_HS_TOKEN");
+    let service = setup.env("LIVEKIT_AS_REGISTRATION_FILE", &path).start();
+    told("at first", &service, "our homeserver accepts the as_token", "");
+    let (room, alice) = (unique_room(), own.user("alice"));
+    own.join(&room, &alice);
+    let status = |hs_token: &str| {
+        let body = json!({"url": sfu.url(), "room_id": room, "slot_id": "m.call#ROOM", "member_id": "m"});
+        let call = Call::json("/_matrix/client/v1/rtc/livekit/get_token", &body)
+            .header("Authorization", &format!("Bearer {hs_token}"))
+            .header("X-Matrix-User-Identifier", &alice);
+        service.call(&call).status
+    };
+    assert_eq!(status(&own.hs_token), 200);
+    // A bad file keeps what was there.
+    fs::write(&path, "as_token: only\n").expect("a file");
+    service.signal("HUP");
+    told(
+        "a bad file",
+        &service,
+        "cannot be read again (SIGHUP)",
+        "LIVEKIT_AS_REGISTRATION_FILE",
+    );
+    assert_eq!(status(&own.hs_token), 200);
+    let (as_token, hs_token) = (secrets::as_token(), secrets::hs_token());
+    own.change_token(&as_token);
+    fs::write(&path, registration(&as_token, &hs_token)).expect("a file");
+    service.signal("HUP");
+    told(
+        "a good file",
+        &service,
+        "the registration was read again",
+        "the homeserver must have the same",
+    );
+    wait_until("the new tokens", SOON, || status(&hs_token) == 200);
+    assert_eq!(status(&own.hs_token), 401, "the former token");
     assert!(service.exit_status().is_none());
 }
