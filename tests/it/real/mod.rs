@@ -7,6 +7,7 @@ mod dev;
 mod edge;
 mod exchange;
 mod fakes;
+mod faults;
 mod moves;
 mod proxies;
 mod room_memory;
