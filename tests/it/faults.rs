@@ -435,7 +435,12 @@ fn faults_of_webhooks() {
     let other = Sfu::start();
     let session = scene.sfu.join(&scene.alias, "somebody");
     assert_eq!(webhook::tell(&scene.service, &other, &webhook::joined(&session)).status, 401);
-    told("a wrong key", &scene.service, "webhooks are refused", "remedy");
+    told(
+        "a wrong key",
+        &scene.service,
+        "webhooks are refused",
+        "LIVEKIT_SECRET must be the secret of that key",
+    );
     scene.send_webhook(&webhook::joined(&session));
     told("back", &scene.service, "webhooks of the SFU arrive", "");
     // A client's route below another prefix.
@@ -474,7 +479,12 @@ fn neighbours_away_and_back() {
     drop(ask.join());
     drop(server);
     scene.delegate(Duration::from_secs(60));
-    told("Redis is away", &scene.service, "cannot be stored", "remedy");
+    told(
+        "Redis is away",
+        &scene.service,
+        "cannot be stored",
+        "check that Redis runs",
+    );
 }
 
 /// A limit that delays, told with the line for homeserver.yaml; and a leave that is given up.

@@ -16,7 +16,7 @@ use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::service::{Setup, free_address};
 use crate::support::sfu::Fault;
 use crate::support::world::World;
-use crate::support::{client_api, nothing_may_be_left_out, secrets, unique_room, wait_until};
+use crate::support::{client_api, nothing_may_be_left_out, secrets, unique, unique_room, wait_until};
 
 /// The fields of a line in JSON.
 fn object(line: &str) -> Value {
@@ -75,80 +75,133 @@ fn a_token_leaves_a_line_with_all_that_it_is_about() {
     assert!(line.get("members_ms").is_none() && line.get("store_ms").is_none(), "{line}");
 }
 
-/// Requests of all kinds, and clients that hang up: as many lines.
+/// Fields of the line of every request, and of one that had this outcome on this route, if something went well enough to know them.
+fn fields_of(route: &str, outcome: &str) -> &'static [&'static str] {
+    match (route, outcome) {
+        ("get_token" | "sfu_get", "ok") => &[
+            "user",
+            "server",
+            "matrix_room",
+            "livekit_room",
+            "opens_rooms",
+            "publishes",
+            "delegated",
+            "verify_ms",
+        ],
+        ("sfu_get", "token_rejected") => &["server", "verify_ms", "detail"],
+        ("sfu_get", "client_gone") => &["server", "waited_for", "verify_ms"],
+        ("sfu_get", "invalid_server_name") | ("get_token", "bad_request") | ("sfu_webhook", "webhook_rejected") => &["detail"],
+        _ => &[],
+    }
+}
+
+/// Twenty thousand requests of all kinds, and clients that hang up: as many lines, each with its fields, and nobody in them who is
+/// not to be seen.
 #[test]
 fn every_request_leaves_a_line() {
-    const EACH: usize = 1_000;
-    for level in ["info", "debug"] {
-        let world = json_world(|setup| setup.env("LIVEKIT_LOG_LEVEL", level));
-        let mut calls = Vec::new();
-        let room = unique_room();
-        let good = bodies::get_token_of(&world.home, "alice", &room);
-        let away = bodies::sfu_get_of(&world.away, "bob", &room);
-        for n in 0..EACH {
-            calls.push(Call::json("/get_token", &good));
-            calls.push(Call::json("/sfu/get", &away));
-            calls.push(Call::new("GET", &format!("/nothing/{n}")));
-            calls.push(Call::new("GET", "/get_token"));
-            calls.push(Call::post("/get_token", "nonsense"));
-            calls.push(Call::json(
-                "/sfu/get",
-                &bodies::sfu_get("!r:x", &world.home.name, &secrets::token()),
-            ));
-            calls.push(Call::json("/sfu/get", &bodies::sfu_get("!r:x", "no server", "token")));
-            calls.push(Call::post("/sfu_webhook", "{}"));
-            calls.push(Call::new("OPTIONS", "/get_token"));
-            calls.push(Call::new("GET", "/healthz"));
+    std::thread::scope(|scope| {
+        for (level, users, each) in [
+            ("info", "full", 1000),
+            ("debug", "full", 500),
+            ("debug", "hash", 250),
+            ("debug", "none", 250),
+        ] {
+            scope.spawn(move || as_many_lines_as_requests(level, users, each));
         }
-        let probes = 2 * EACH;
-        for answer in world.service.flood(&calls, 50) {
-            assert!(answer.status < 500, "{}", answer.text());
-        }
-        let mut hung_up = 0;
-        world.home.http.refuse();
-        for n in 0..100 {
-            let body = bodies::sfu_get_of(&world.home, "alice", &format!("!hung-up-{n}:x"));
-            let mut connection = world.service.connect();
-            connection.send(&Call::json("/sfu/get", &body).bytes(world.service.address()));
-            drop(connection);
-            hung_up += 1;
-        }
-        let wanted = calls.len() + hung_up - if level == "info" { probes } else { 0 };
-        let healthz = usize::from(level == "debug");
-        let count = || {
-            let log = world.service.log();
-            let lines = requests(&log);
-            let suppressed: u64 = lines.iter().filter_map(|line| line["suppressed"].as_u64()).sum();
-            let lines = lines.iter().filter(|line| line.get("outcome").is_some()).count();
-            let dropped: usize = log
-                .lines()
-                .filter_map(|line| {
-                    object(line)["message"]
-                        .as_str()?
-                        .split_once(" log lines were dropped")?
-                        .0
-                        .parse::<usize>()
-                        .ok()
-                })
-                .sum();
-            (lines + dropped, usize::try_from(suppressed).expect("a count"))
+    });
+}
+
+fn as_many_lines_as_requests(level: &str, users: &str, each: usize) {
+    const HUNG_UP: usize = 100;
+    let world = json_world(|setup| setup.env("LIVEKIT_LOG_LEVEL", level).env("LIVEKIT_LOG_USERS", users));
+    let (room, elsewhere) = (unique_room(), unique_room());
+    let good = bodies::get_token_of(&world.home, "alice", &room);
+    let away = bodies::sfu_get_of(&world.away, "bob", &room);
+    let alice = world.home.user("alice");
+    let mut calls = Vec::new();
+    for n in 0..each {
+        calls.push(Call::json("/get_token", &good));
+        calls.push(Call::json("/sfu/get", &away));
+        calls.push(Call::new("GET", &format!("/nothing/{n}/{alice}/{room}")));
+        calls.push(Call::new("GET", "/get_token"));
+        calls.push(Call::post("/get_token", "nonsense"));
+        calls.push(Call::json(
+            "/sfu/get",
+            &bodies::sfu_get(&elsewhere, &world.home.name, &secrets::token()),
+        ));
+        calls.push(Call::json("/sfu/get", &bodies::sfu_get(&elsewhere, "no server", "token")));
+        calls.push(Call::post("/sfu_webhook", "{}"));
+        calls.push(Call::new("OPTIONS", "/get_token"));
+        calls.push(Call::new("GET", "/healthz"));
+    }
+    // The start asks, too: for /healthz until it is answered.
+    let mine = |call: Call| {
+        call.header("X-Forwarded-For", "8.8.4.4")
+            .header("X-Request-Id", &format!("mine-{}", unique()))
+    };
+    let calls: Vec<_> = calls.into_iter().map(mine).collect();
+    for answer in world.service.flood(&calls, 25) {
+        assert!(answer.status < 500, "{}", answer.text());
+    }
+    world.home.http.refuse();
+    for _ in 0..HUNG_UP {
+        let body = bodies::sfu_get_of(&world.home, "alice", &elsewhere);
+        let mut connection = world.service.connect();
+        connection.send(&mine(Call::json("/sfu/get", &body)).bytes(world.service.address()));
+    }
+    // Preflights and probes are at debug.
+    let quiet = if level == "info" { 2 * each } else { 0 };
+    let wanted = calls.len() + HUNG_UP - quiet;
+    let count = || {
+        let log = world.service.log();
+        let all = requests(&log);
+        let mine = |line: &&Value| line["request_id"].as_str().is_some_and(|id| id.starts_with("mine-"));
+        let lines = all.iter().filter(mine).count();
+        let suppressed: u64 = all.iter().filter_map(|line| line["suppressed"].as_u64()).sum();
+        let dropped: usize = log
+            .lines()
+            .filter_map(|line| {
+                object(line)["message"]
+                    .as_str()?
+                    .split_once(" log lines were dropped")?
+                    .0
+                    .parse::<usize>()
+                    .ok()
+            })
+            .sum();
+        (lines + dropped, usize::try_from(suppressed).expect("a count"))
+    };
+    let sum = |(lines, suppressed): (usize, usize)| lines + suppressed;
+    wait_until("all lines", Duration::from_secs(30), || sum(count()) >= wanted);
+    let (lines, suppressed) = count();
+    eprintln!("{level}, {users}: {wanted} requests, {lines} lines, {suppressed} suppressed");
+    assert_eq!(lines + suppressed, wanted, "{level}, {users}");
+    assert_eq!(suppressed > 0, level == "info");
+
+    let log = world.service.log();
+    for line in requests(&log).iter().filter(|line| line.get("outcome").is_some()) {
+        let words = (
+            line["route"].as_str().expect("a route"),
+            line["outcome"].as_str().expect("an outcome"),
+        );
+        let own = if line["method"] == "POST" {
+            fields_of(words.0, words.1)
+        } else {
+            &[]
         };
-        // The start asks for /healthz until it is answered.
-        wait_until("all lines", Duration::from_secs(20), || count().0 + count().1 >= wanted + healthz);
-        let (lines, suppressed) = count();
-        eprintln!("{level}: {wanted} requests, {lines} lines, {suppressed} suppressed");
-        assert!(lines + suppressed <= wanted + healthz * 200, "{lines} + {suppressed} > {wanted}");
-        assert_eq!(suppressed > 0, level == "info");
-        if level == "info" {
-            assert_eq!(lines + suppressed, wanted);
+        for field in ["request_id", "route", "method", "total_ms", "client"].iter().chain(own) {
+            let is_hidden = users == "none" && ["user", "matrix_room", "livekit_room", "client"].contains(field);
+            assert_eq!(line.get(field).is_none(), is_hidden, "{field} in {line}");
         }
-        for line in requests(&world.service.log()).iter().filter(|line| line.get("outcome").is_some()) {
-            for field in ["request_id", "route", "method", "total_ms", "client"] {
-                assert!(line.get(field).is_some(), "no {field} in {line}");
-            }
-            assert_ne!(line["server"], "", "{line}");
-            assert_eq!(line.get("status").is_none(), line["outcome"] == "client_gone", "{line}");
-        }
+        assert_eq!(line.get("path").is_some(), words.0 == "other" && users == "full", "{line}");
+        assert_ne!(line["server"], "", "{line}");
+        assert_eq!(line.get("status").is_none(), words.1 == "client_gone", "{line}");
+    }
+    let names = [alice, world.away.user("bob"), room, elsewhere, "8.8.4.4".to_owned()];
+    let aliases = world.sfu.rooms();
+    for name in names.iter().chain(&aliases) {
+        let seen = log.lines().find(|line| line.contains(name.as_str()));
+        assert_eq!(seen.is_some(), users == "full", "{users}: {name} in {seen:?}");
     }
 }
 

@@ -445,17 +445,17 @@ fn neighbours_that_go_and_come_back() {
     told("the SFU is back", &stack.service, "the SFU answers again, after ", "");
 
     stack.redis.kill();
-    told(
-        "Redis is away",
-        &stack.service,
-        "jobs cannot be stored",
-        "the host and port of LIVEKIT_REDIS_URL",
-    );
+    told("Redis is away", &stack.service, "jobs cannot be stored", "check that Redis runs");
     stack.redis.start_again();
     told("Redis is back", &stack.service, "the store takes jobs again, after ", "");
 
     stack.synapse.freeze();
-    told("our homeserver is away", &stack.service, "our homeserver cannot be asked", "remedy");
+    told(
+        "our homeserver is away",
+        &stack.service,
+        "our homeserver cannot be asked",
+        "check that the homeserver runs",
+    );
     stack.synapse.thaw();
     told(
         "our homeserver is back",
