@@ -479,12 +479,7 @@ fn neighbours_away_and_back() {
     drop(ask.join());
     drop(server);
     scene.delegate(Duration::from_secs(60));
-    told(
-        "Redis is away",
-        &scene.service,
-        "cannot be stored",
-        "check that Redis runs",
-    );
+    told("Redis is away", &scene.service, "cannot be stored", "check that Redis runs");
 }
 
 /// A limit that delays, told with the line for homeserver.yaml; and a leave that is given up.

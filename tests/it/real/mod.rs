@@ -2,6 +2,7 @@
 //!
 //! `tests/run` installs them. Without it (`LK_TESTS_REAL`) these tests are left out, which stderr says.
 
+mod alerts;
 mod appservice;
 mod dev;
 mod edge;
