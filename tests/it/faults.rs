@@ -275,15 +275,13 @@ fn faults_of_the_list() {
     for (what, listed) in [
         ("a port", format!("{host}:1")),
         ("a typo", typo),
-        ("a delegated host", format!("matrix.{host}")),
+        ("a host below it", format!("matrix.{}", home.name)),
     ] {
         let sfu = Sfu::start();
         let service = quick(Setup::new(&sfu)).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &listed).start();
         let answer = service.post("/sfu/get", &bodies::sfu_get_of(&home, "alice", &unique_room()));
         assert_eq!(answer.status, 200, "{}", answer.text());
-        if what != "a delegated host" {
-            told(what, &service, &format!("did you mean {}", home.name), &listed);
-        }
+        told(what, &service, &format!("did you mean {}", home.name), &listed);
         told(
             what,
             &service,
@@ -300,6 +298,30 @@ fn faults_of_the_list() {
         .service
         .post("/sfu/get", &bodies::sfu_get_of(&world.away, "bob", &unique_room()));
     assert!(!world.service.log().contains("without full access come"), "{}", world.service.log());
+}
+
+/// The list has the host to which a homeserver delegates, and not the homeserver's name.
+#[test]
+fn a_list_of_hosts() {
+    with_low_ports(|| {
+        let (sfu, dns, at) = (Sfu::start(), Dns::start(), unique_loopback());
+        let (name, host) = ("example.org", "synapse.hosting.example");
+        dns.address(name, &[at.into()]);
+        dns.address(host, &[at.into()]);
+        let web = Homeserver::builder().at(at, 443).named(name).certified_for([name]).start();
+        web.answer_well_known(Reply::json(200, &json!({"m.server": format!("{host}:8448")})));
+        let there = Homeserver::builder().at(at, 8448).named(name).certified_for([host]).start();
+        let setup = quick(Setup::new(&sfu)).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", host);
+        let service = dns.serving(setup).start();
+        let answer = service.post("/sfu/get", &bodies::sfu_get_of(&there, "alice", &unique_room()));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        told(
+            "a host",
+            &service,
+            "users of a homeserver without full access come",
+            "did you mean example.org where LIVEKIT_FULL_ACCESS_HOMESERVERS has synapse.hosting.example",
+        );
+    });
 }
 
 /// The answers to userinfo, each with a text of its own.
