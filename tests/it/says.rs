@@ -12,9 +12,10 @@ use sha2::{Digest as _, Sha256};
 use crate::support::bodies::{self, with};
 use crate::support::client::{Answer, Call, Connection, call};
 use crate::support::neighbour::Reply;
-use crate::support::scene::{Scene, TIMEOUT};
+use crate::support::own_homeserver::OwnHomeserver;
+use crate::support::scene::{SOON, Scene};
 use crate::support::service::{Setup, free_address};
-use crate::support::sfu::Fault;
+use crate::support::sfu::{Fault, Sfu};
 use crate::support::world::World;
 use crate::support::{client_api, nothing_may_be_left_out, secrets, unique, unique_room, wait_until};
 
@@ -366,8 +367,10 @@ fn metrics_move() {
         "/get_token",
         &with(&good, "/openid_token/access_token", Some(json!(secrets::token()))),
     );
-    let away = with(&good, "/openid_token/matrix_server_name", Some(json!("169.254.169.254")));
-    scene.service.post("/get_token", &away);
+    for address in ["169.254.169.254", "10.0.0.1"] {
+        let away = with(&good, "/openid_token/matrix_server_name", Some(json!(address)));
+        scene.service.post("/get_token", &away);
+    }
     scene.service.post("/sfu_webhook", &json!({}));
     scene.delegate(Duration::from_secs(10));
     let waiting = text();
@@ -399,6 +402,7 @@ fn metrics_move() {
         "lk_jwt_webhooks_total{result=\"rejected\"}",
         "lk_jwt_webhook_last_received_timestamp_seconds",
         "lk_jwt_guard_refusals_total{reason=\"never\"}",
+        "lk_jwt_guard_refusals_total{reason=\"private\"}",
         "lk_jwt_neighbour_request_duration_seconds_count{neighbour=\"sfu\",call=\"create_room\",result=\"ok\"}",
         "lk_jwt_neighbour_request_duration_seconds_count{neighbour=\"homeservers\",call=\"send_delayed_event\",result=\"ok\"}",
         "process_cpu_seconds_total",
@@ -420,6 +424,23 @@ fn metrics_move() {
     for name in [&scene.home.name, &scene.room, &scene.home.user("alice")] {
         assert!(!after.contains(name.as_str()), "{name} is a label");
     }
+}
+
+/// Our homeserver goes and comes back; the SFU and the store do in other tests.
+#[test]
+fn our_homeserver_is_up_or_not() {
+    let (sfu, own) = (Sfu::start(), OwnHomeserver::start());
+    let setup = own.serving(Setup::new(&sfu)).env("LIVEKIT_METRICS_BIND", "main");
+    let service = setup.env("LIVEKIT_NEIGHBOUR_CHECK_INTERVAL_SECONDS", "1").start();
+    let wait_up = |up: u8| {
+        let line = format!("\nlk_jwt_neighbour_up{{neighbour=\"homeserver\"}} {up}\n");
+        wait_until(&line, SOON * 3, || service.get("/metrics").text().contains(&line));
+    };
+    wait_up(1);
+    own.http.refuse();
+    wait_up(0);
+    own.http.listen_again();
+    wait_up(1);
 }
 
 #[test]

@@ -186,6 +186,12 @@ fn shares() -> Vec<Outcome> {
     let calls: Vec<_> = (0..100).map(call).collect();
     assert!(it.service.flood(&calls, 10).iter().all(|answer| answer.status == 200));
     it.ends(Outcome::LimitReached, call(100));
+    assert!(
+        it.service
+            .get("/metrics")
+            .text()
+            .contains("\nlk_jwt_limit_hits_total{limit=\"jobs\"} 1\n")
+    );
     it.adds_up()
 }
 
@@ -271,6 +277,11 @@ fn with_few_places() -> Vec<Outcome> {
             others.push(connection);
         }
     }
+    let text = it.service.get("/metrics").text();
+    assert!(
+        !text.contains("\nlk_jwt_limit_hits_total{limit=\"requests_in_flight\"} 0\n"),
+        "{text}"
+    );
     drop(others);
     it.adds_up()
 }

@@ -153,6 +153,11 @@ fn alerts_fire_and_panels_show_something() {
     redis.kill();
     scene.sfu.http.refuse();
     prometheus.wait_firing("StoreDown");
+    let unwritten = bodies::delegate_of(&scene.home, "alice", &unique_room(), "syd_unwritten", 60_000);
+    assert_eq!(scene.service.post("/delegate_delayed_leave", &unwritten).status, 200);
+    for counted in ["lk_jwt_store_pending_writes > 0", "increase(lk_jwt_store_errors_total[1m]) > 0"] {
+        wait_until(counted, PATIENCE, || prometheus.has(counted));
+    }
     prometheus.wait_firing("SfuDown");
     // Back, with a webhook: nothing but the leave that was given up is left.
     redis.start_again();
