@@ -142,7 +142,7 @@ pub async fn run(config: Config, reload: mpsc::Receiver<Config>, stop: impl Futu
         sfu: sfu.clone(),
         own: own.clone(),
         keys,
-        former: Vec::new(),
+        former: FormerKeys::default(),
         tokens,
     };
     tokio::spawn(reloaded.follow(reload));
@@ -318,16 +318,37 @@ struct Reloaded {
     sfu: Arc<Sfu>,
     own: Option<Arc<OwnHomeserver>>,
     keys: Keys,
-    /// Keys that are in the file no longer, and until when they verify webhooks.
-    former: Vec<(KeyPair, Instant)>,
+    former: FormerKeys,
     tokens: Option<config::AppService>,
+}
+
+/// Keys that are in the file no longer, and until when they verify webhooks.
+#[derive(Default)]
+struct FormerKeys(Vec<(KeyPair, Instant)>);
+
+impl FormerKeys {
+    /// These keys are used no longer; from now on they have their day.
+    fn add(&mut self, keys: &Keys, now: Instant) {
+        self.0.extend(keys.iter().map(|pair| (pair.clone(), now + FORMER_KEYS)));
+    }
+
+    /// All keys that verify now: those in use, and those whose day is not over.
+    fn with(&mut self, keys: &Keys, now: Instant) -> Keys {
+        self.0.retain(|(pair, until)| *until > now && !keys.has(pair));
+        keys.with_former(self.0.iter().map(|(pair, _)| pair))
+    }
+
+    /// When the next one's day is over.
+    fn next_end(&self) -> Option<Instant> {
+        self.0.iter().map(|(_, until)| *until).min()
+    }
 }
 
 impl Reloaded {
     /// Uses what `reload` brings, and forgets former keys when their day is over.
     async fn follow(mut self, mut reload: mpsc::Receiver<Config>) {
         loop {
-            let next = self.former.iter().map(|(_, until)| *until).min();
+            let next = self.former.next_end();
             let end = async {
                 match next {
                     Some(until) => sleep_until(until).await,
@@ -354,8 +375,7 @@ impl Reloaded {
             return;
         }
         self.sfu.forget_tokens();
-        let until = Instant::now() + FORMER_KEYS_LIFE;
-        self.former.extend(self.keys.iter().map(|pair| (pair.clone(), until)));
+        self.former.add(&self.keys, Instant::now());
         self.keys = keys;
         self.verify();
         tracing::info!(
@@ -365,10 +385,7 @@ impl Reloaded {
     }
 
     fn verify(&mut self) {
-        let now = Instant::now();
-        let Self { former, keys, .. } = self;
-        former.retain(|(pair, until)| *until > now && !keys.has(pair));
-        self.app.verify_with(keys.with_former(former.iter().map(|(pair, _)| pair)));
+        self.app.verify_with(self.former.with(&self.keys, Instant::now()));
     }
 
     /// Takes other tokens of the registration. There are no former ones: the homeserver reads its own when it is started again.
@@ -572,4 +589,34 @@ async fn answer(edge: Edge, request: Request<Incoming>, connection: Arc<Connecti
         answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    #[test]
+    fn a_former_key_verifies_for_a_day_however_often_the_files_are_read() {
+        let keys = |name: &str| {
+            let (key, secret) = (name.to_owned(), Secret::new(name));
+            Keys::new(KeyPair { key, secret }, Vec::new())
+        };
+        let names = |keys: Keys| keys.iter().map(|pair| pair.key.clone()).collect::<Vec<_>>();
+        let (mut former, began, hour) = (FormerKeys::default(), Instant::now(), Duration::from_secs(3600));
+        former.add(&keys("a"), began);
+        assert_eq!(names(former.with(&keys("b"), began)), ["b", "a"]);
+        // The same file again, and another one.
+        former.add(&keys("b"), began + hour);
+        assert_eq!(names(former.with(&keys("b"), began + hour)), ["b", "a"]);
+        former.add(&keys("b"), began + hour * 2);
+        assert_eq!(names(former.with(&keys("c"), began + hour * 2)), ["c", "a", "b"]);
+        assert_eq!(former.next_end(), Some(began + hour * 24));
+        assert_eq!(names(former.with(&keys("c"), began + hour * 24)), ["c", "b"]);
+        // A key that comes back is in use.
+        former.add(&keys("c"), began + hour * 25);
+        assert_eq!(names(former.with(&keys("b"), began + hour * 25)), ["b", "c"]);
+        assert_eq!(names(former.with(&keys("b"), began + hour * 49)), ["b"]);
+        assert_eq!(former.next_end(), None);
+    }
 }

@@ -4,6 +4,7 @@
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -14,6 +15,7 @@ use crate::support::client::{self, Call};
 use crate::support::client_api::ClientApi;
 use crate::support::hashes::{self, SLOT, alias};
 use crate::support::homeserver::Homeserver;
+use crate::support::jwt::Jwt;
 use crate::support::livekit::{Client, Livekit};
 use crate::support::process::{self, Process, program, real_neighbours};
 use crate::support::redis::RedisServer;
@@ -479,4 +481,65 @@ fn neighbours_that_go_and_come_back() {
         "LIVEKIT_HS_SERVER_NAME is not the homeserver that has our registration",
         "set LIVEKIT_HS_SERVER_NAME to the server_name of that homeserver",
     );
+}
+
+/// A key is rotated while people come: nobody is refused, the new one signs, and webhooks of both are taken.
+#[test]
+fn a_rotated_key_costs_nobody_a_token() {
+    if !real_neighbours() {
+        return;
+    }
+    let (home, address, new_secret) = (Homeserver::start(), free_address(), secrets::sfu_secret());
+    let told_to = format!("http://{address}/sfu_webhook");
+    let livekit = Livekit::prepare_with(&[told_to], json!({"keys": {"newkey": new_secret}}));
+    livekit.start();
+    let keys = process::directory("keys").join("keys.yaml");
+    let write = |text: String| std::fs::write(&keys, text).expect("a file");
+    let former = format!("{}: {}\n", livekit.key(), livekit.secret());
+    write(former.clone());
+    let setup = livekit.setup(&[&home.name]).unset("LIVEKIT_KEY").unset("LIVEKIT_SECRET");
+    let setup = setup
+        .env("LIVEKIT_KEY_FILE", &keys.to_string_lossy())
+        .env("LIVEKIT_JWT_BIND", &address.to_string());
+    let service = quick(setup).reached_at(address).start();
+    let ask = || {
+        let answer = service.post("/get_token", &bodies::get_token_of(&home, "alice", &unique_room()));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let jwt = Jwt::decode(&answer.field("jwt")).expect("a JWT");
+        jwt.claims["iss"].as_str().expect("iss").to_owned()
+    };
+    let (asked, rotated) = (AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !rotated.load(Relaxed) {
+                    ask();
+                    asked.fetch_add(1, Relaxed);
+                }
+            });
+        }
+        let more = |count: usize| wait_until("more requests", SOON, || asked.load(Relaxed) >= count);
+        more(20);
+        for text in ["no keys".to_owned(), format!("newkey: {new_secret}\n")] {
+            write(text);
+            service.signal("HUP");
+            more(asked.load(Relaxed) + 20);
+        }
+        wait_until("the new key", SOON, || ask() == "newkey");
+        more(asked.load(Relaxed) + 20);
+        rotated.store(true, Relaxed);
+    });
+    told("a bad file", &service, "cannot be read again (SIGHUP)", "LIVEKIT_KEY_FILE");
+    // livekit-server signs with the former one.
+    let mark = service.log().len();
+    ask();
+    let line = service.wait_log_after(mark, &["route=sfu_webhook"]);
+    assert!(line.contains("outcome=ok"), "{line}");
+    let body = json!({"event": "room_started"}).to_string();
+    let mut claims = webhook::claims(&Sfu::start(), body.as_bytes());
+    claims["iss"] = json!("newkey");
+    let call = webhook::with_token(body, &Jwt::sign(&claims, &new_secret));
+    assert_eq!(service.call(&call).status, 200, "signed with the new key");
+    assert!(service.exit_status().is_none());
+    eprintln!("{} requests while the key was rotated", asked.load(Relaxed));
 }
