@@ -529,6 +529,22 @@ fn a_homeserver_that_limits() {
     );
 }
 
+/// One that wants to be left alone for a while, and limits nothing: the limit is not what is to be raised.
+#[test]
+fn a_homeserver_that_is_overloaded() {
+    let scene = Scene::with(quick);
+    scene.api.answer(|_, _| Reply::json(503, &json!({"retry_after_ms": 60_000})));
+    scene.delegate(Duration::from_secs(60));
+    let session = scene.sfu.join(&scene.alias, &scene.identity);
+    scene.told(&webhook::joined(&session));
+    told(
+        "a pause",
+        &scene.service,
+        "a homeserver asks for a pause",
+        "has too much to do or is being restarted: see that both run",
+    );
+}
+
 /// Keys are read again without an end and without a failed request (decision P19).
 #[test]
 fn sighup_reads_the_keys_again() {
