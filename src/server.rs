@@ -327,7 +327,7 @@ struct Reloaded {
 struct FormerKeys(Vec<(KeyPair, Instant)>);
 
 impl FormerKeys {
-    /// These keys are used no longer; from now on they have their day.
+    /// Gives `keys`, which are used no longer, their day from now on.
     fn add(&mut self, keys: &Keys, now: Instant) {
         self.0.extend(keys.iter().map(|pair| (pair.clone(), now + FORMER_KEYS)));
     }
