@@ -38,6 +38,7 @@ pub use report::ApiError;
 use crate::exchange::Exchange;
 use crate::log_throttle::LogThrottle;
 use crate::secret::{Keys, Secret};
+use crate::telemetry;
 
 /// Most webhooks in flight.
 const MAX_WEBHOOKS: usize = 256;
@@ -152,7 +153,7 @@ async fn not_found(request: Request<Body>) -> ApiError {
         None => return ApiError::NOT_FOUND,
     };
     MISPLACED.log(|count| {
-        let path = path.get(..256).unwrap_or(path);
+        let path = (!telemetry::hides_people()).then(|| path.get(..256).unwrap_or(path));
         match ours {
             Some(route) => tracing::warn!(path, count, remedy, "a request for {route} came at another path"),
             None => tracing::warn!(path, count, remedy, "a webhook came at another path"),

@@ -11,13 +11,14 @@ use sha2::{Digest as _, Sha256};
 
 use crate::support::bodies::{self, with};
 use crate::support::client::{Answer, Call, Connection, call};
+use crate::support::hashes::{SLOT, alias, homeserver_identity};
 use crate::support::neighbour::Reply;
 use crate::support::own_homeserver::OwnHomeserver;
 use crate::support::scene::{SOON, Scene};
 use crate::support::service::{Setup, free_address};
 use crate::support::sfu::{Fault, Sfu};
 use crate::support::world::World;
-use crate::support::{client_api, nothing_may_be_left_out, secrets, unique, unique_room, wait_until};
+use crate::support::{client_api, nothing_may_be_left_out, secrets, unique, unique_room, wait_until, webhook};
 
 /// The fields of a line in JSON.
 fn object(line: &str) -> Value {
@@ -280,6 +281,9 @@ fn people_are_hashed_or_left_out() {
             &bodies::sfu_get_of(&scene.home, "alice", &scene.room),
         );
         ask(&[], &format!("/_matrix/app/v1/users/{}", scene.home.user("alice")), &good);
+        // A route of ours at another path is warned about.
+        ask(&[], &format!("/{}/{}/get_token", scene.home.user("alice"), scene.room), &good);
+        scene.service.wait_log(&["came at another path"]);
         ask(
             &[],
             "/get_token",
@@ -327,6 +331,43 @@ fn people_are_hashed_or_left_out() {
                 assert!(!plain.starts_with(user), "a plain hash is guessed");
             }
             _ => assert!(user.is_none() && !log.contains("client="), "{line}"),
+        }
+    }
+}
+
+/// The same behind our homeserver, which says who is in a room: who left it is removed from the call.
+#[test]
+fn people_of_our_homeserver_are_hashed_or_left_out() {
+    const PATH: &str = "/_matrix/client/v1/rtc/livekit";
+    for mode in ["full", "hash", "none"] {
+        let (sfu, own) = (Sfu::start(), OwnHomeserver::start());
+        let setup = own.serving(Setup::new(&sfu)).env("LIVEKIT_LOG_USERS", mode);
+        let setup = setup
+            .env("RUST_LOG", "lk_jwt_service=trace")
+            .env("LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS", "1");
+        let service = setup.start();
+        let (room, alice, bob) = (unique_room(), own.user("alice"), own.user("bob"));
+        own.join(&room, &alice);
+        let ask = |what: &str, who: &str, body: &Value| {
+            let call = Call::json(&format!("{PATH}/{what}"), body).header("Authorization", &format!("Bearer {}", own.hs_token));
+            service.call(&call.header("X-Matrix-User-Identifier", who)).status
+        };
+        let mut body = json!({"url": sfu.url(), "room_id": room, "slot_id": SLOT, "member_id": "m"});
+        assert_eq!(ask("get_token", &alice, &body), 200);
+        assert_eq!(ask("get_token", &bob, &body), 403);
+        assert_eq!(ask("get_token", &format!("{bob}:x"), &body), 400);
+        body["delay_id"] = json!(own.schedule(&alice, &room, 60_000));
+        assert_eq!(ask("delegate_delayed_leave", &alice, &body), 200);
+        let (alias, identity) = (alias(&room, SLOT), homeserver_identity(&alice, "m"));
+        let session = sfu.join(&alias, &identity);
+        assert_eq!(webhook::tell(&service, &sfu, &webhook::joined(&session)).status, 200);
+        own.part(&room, &alice);
+        wait_until("the removal", SOON, || !sfu.removals(&alias, &identity).is_empty());
+        service.wait_log(&["removed participant from LiveKit"]);
+        let log = service.log();
+        for (name, shown) in [(&alice, true), (&bob, true), (&room, true), (&alias, true), (&identity, true)] {
+            let seen = log.lines().find(|line| line.contains(name.as_str()));
+            assert_eq!(seen.is_some(), shown && mode == "full", "{mode}: {name} in {seen:?}");
         }
     }
 }
