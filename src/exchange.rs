@@ -186,7 +186,7 @@ impl Unlisted {
             let host = |text: &str| text.split(':').next().unwrap_or_default().to_owned();
             // A delegated host such as matrix.example.com is often listed in place of example.com.
             let is_delegated = host(&name) == host(&asked_at) || name.ends_with(&format!(".{server}"));
-            changes(&name, server) <= TYPO || host(&name) == host(server) || is_delegated
+            changes(&name, server) <= MAX_TYPO_CHANGES || host(&name) == host(server) || is_delegated
         };
         let meant = listed.iter().find(is_meant).map(ServerName::as_str);
         let server = server.as_str();

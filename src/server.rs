@@ -29,7 +29,7 @@ use crate::app_service::AppService;
 use crate::backoff::as_millis;
 use crate::bind;
 use crate::clock::unix_seconds;
-use crate::config::{self, Config, MetricsBind};
+use crate::config::{AppServiceConfig, Config, MetricsBind};
 use crate::connections::{Connection, Connections, Counted, MAX_HEAD_BYTES, Opened, first_head};
 use crate::delayed_leave::Bounds;
 use crate::dns::Dns;
@@ -319,7 +319,7 @@ struct Reloaded {
     own: Option<Arc<OwnHomeserver>>,
     keys: Keys,
     former: FormerKeys,
-    tokens: Option<config::AppService>,
+    tokens: Option<AppServiceConfig>,
 }
 
 /// Keys that are in the file no longer, and until when they verify webhooks.
@@ -329,7 +329,7 @@ struct FormerKeys(Vec<(KeyPair, Instant)>);
 impl FormerKeys {
     /// Gives `keys`, which are used no longer, their day from now on.
     fn add(&mut self, keys: &Keys, now: Instant) {
-        self.0.extend(keys.iter().map(|pair| (pair.clone(), now + FORMER_KEYS)));
+        self.0.extend(keys.iter().map(|pair| (pair.clone(), now + FORMER_KEYS_LIFE)));
     }
 
     /// All keys that verify now: those in use, and those whose day is not over.
@@ -389,9 +389,9 @@ impl Reloaded {
     }
 
     /// Takes other tokens of the registration. There are no former ones: the homeserver reads its own when it is started again.
-    fn use_tokens(&mut self, tokens: Option<config::AppService>) {
+    fn use_tokens(&mut self, tokens: Option<AppServiceConfig>) {
         let (Some(own), Some(tokens)) = (&self.own, tokens) else { return };
-        let is_same = |former: &config::AppService| {
+        let is_same = |former: &AppServiceConfig| {
             former.as_token.expose() == tokens.as_token.expose() && former.hs_token.expose() == tokens.hs_token.expose()
         };
         if self.tokens.as_ref().is_some_and(is_same) {

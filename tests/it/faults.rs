@@ -536,7 +536,7 @@ fn a_homeserver_that_is_overloaded() {
     scene.api.answer(|_, _| Reply::json(503, &json!({"retry_after_ms": 60_000})));
     scene.delegate(Duration::from_secs(60));
     let session = scene.sfu.join(&scene.alias, &scene.identity);
-    scene.told(&webhook::joined(&session));
+    scene.send_webhook(&webhook::joined(&session));
     told(
         "a pause",
         &scene.service,
@@ -630,7 +630,7 @@ fn sighup_reads_the_registration_again() {
         "the registration was read again",
         "the homeserver must have the same",
     );
-    wait_until("the new tokens", SOON, || status(&hs_token) == 200);
+    wait_until("the new tokens", TIMEOUT, || status(&hs_token) == 200);
     assert_eq!(status(&own.hs_token), 401, "the former token");
     assert!(service.exit_status().is_none());
 }

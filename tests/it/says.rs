@@ -14,7 +14,7 @@ use crate::support::client::{Answer, Call, Connection, call};
 use crate::support::hashes::{SLOT, alias, homeserver_identity};
 use crate::support::neighbour::Reply;
 use crate::support::own_homeserver::OwnHomeserver;
-use crate::support::scene::{SOON, Scene};
+use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::service::{Setup, free_address};
 use crate::support::sfu::{Fault, Sfu};
 use crate::support::world::World;
@@ -362,7 +362,7 @@ fn people_of_our_homeserver_are_hashed_or_left_out() {
         let session = sfu.join(&alias, &identity);
         assert_eq!(webhook::tell(&service, &sfu, &webhook::joined(&session)).status, 200);
         own.part(&room, &alice);
-        wait_until("the removal", SOON, || !sfu.removals(&alias, &identity).is_empty());
+        wait_until("the removal", TIMEOUT, || !sfu.removals(&alias, &identity).is_empty());
         service.wait_log(&["removed participant from LiveKit"]);
         let log = service.log();
         for (name, shown) in [(&alice, true), (&bob, true), (&room, true), (&alias, true), (&identity, true)] {
@@ -475,7 +475,7 @@ fn our_homeserver_is_up_or_not() {
     let service = setup.env("LIVEKIT_NEIGHBOUR_CHECK_INTERVAL_SECONDS", "1").start();
     let wait_up = |up: u8| {
         let line = format!("\nlk_jwt_neighbour_up{{neighbour=\"homeserver\"}} {up}\n");
-        wait_until(&line, SOON * 3, || service.get("/metrics").text().contains(&line));
+        wait_until(&line, TIMEOUT * 3, || service.get("/metrics").text().contains(&line));
     };
     wait_up(1);
     own.http.refuse();

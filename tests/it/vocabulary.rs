@@ -15,7 +15,7 @@ use crate::support::hashes::SLOT;
 use crate::support::homeserver::Homeserver;
 use crate::support::neighbour::Reply;
 use crate::support::own_homeserver::{OwnHomeserver, error};
-use crate::support::scene::SOON;
+use crate::support::scene::TIMEOUT;
 use crate::support::service::{Service, Setup};
 use crate::support::sfu::{Fault, Sfu};
 use crate::support::{secrets, unique, unique_loopback, unique_room, wait_until, webhook};
@@ -64,7 +64,7 @@ impl Witness {
     #[track_caller]
     fn adds_up(self) -> Vec<Outcome> {
         // What is still under way is over, but for the scrape itself.
-        wait_until("all requests to end", SOON, || {
+        wait_until("all requests to end", TIMEOUT, || {
             self.service.get("/metrics").text().contains("\nlk_jwt_requests_in_flight 1\n")
         });
         let text = self.service.get("/metrics").text();
@@ -82,7 +82,7 @@ impl Witness {
         let mut expected = counted;
         *expected.entry(("metrics".into(), "ok".into())).or_default() += 1;
         let mut lines = BTreeMap::new();
-        let end = Instant::now() + SOON;
+        let end = Instant::now() + TIMEOUT;
         while lines != expected && Instant::now() < end {
             lines = requests(&self.service.log());
         }
@@ -163,7 +163,7 @@ fn standalone() -> Vec<Outcome> {
     let (id, call) = named(Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), &home.name, &stuck)));
     let mut connection = it.service.connect();
     connection.send(&call.bytes(it.service.address()));
-    wait_until("the homeserver to be asked", SOON, || home.asked_about(&stuck) > 0);
+    wait_until("the homeserver to be asked", TIMEOUT, || home.asked_about(&stuck) > 0);
     drop(connection);
     it.agree(Outcome::ClientGone, &id, None);
 
@@ -265,7 +265,7 @@ fn with_few_places() -> Vec<Outcome> {
         })
         .collect();
     let (mut busy, mut others) = (None, Vec::new());
-    wait_until("one too many", SOON, || {
+    wait_until("one too many", TIMEOUT, || {
         busy = stuck.iter().position(|(_, connection)| connection.has_unread());
         busy.is_some()
     });

@@ -19,8 +19,8 @@ use crate::support::jwt::Jwt;
 use crate::support::livekit::{Client, Livekit};
 use crate::support::process::{self, Process, program, real_neighbours};
 use crate::support::redis::RedisServer;
-use crate::support::scene::SOON;
-use crate::support::service::{BINARY, Service, Setup, free_address};
+use crate::support::scene::TIMEOUT;
+use crate::support::service::{Service, Setup, binary, free_address};
 use crate::support::sfu::Sfu;
 use crate::support::synapse::{Synapse, User};
 use crate::support::{bodies, secrets, unique_room, wait_until, webhook};
@@ -355,7 +355,7 @@ impl Stack {
         let redis = RedisServer::start(&[])?;
         let (address, ports) = (free_address(), [process::free_port(), process::free_port()]);
         let (name, url) = (format!("127.0.0.1:{}", ports[0]), format!("http://{address}"));
-        let printed = Command::new(BINARY)
+        let printed = Command::new(binary())
             .args(["generate-registration", &name, &url])
             .env_clear()
             .output()
@@ -426,7 +426,7 @@ fn neighbours_that_go_and_come_back() {
     wait_until("the leave", Duration::from_secs(60), || {
         alice.request("GET", &path, None).json() == json!({})
     });
-    wait_until("the end of the job", SOON, || {
+    wait_until("the end of the job", TIMEOUT, || {
         stack.service.log().contains("delegated leave is over")
     });
     let log = stack.service.log();
@@ -518,14 +518,14 @@ fn a_rotated_key_costs_nobody_a_token() {
                 }
             });
         }
-        let more = |count: usize| wait_until("more requests", SOON, || asked.load(Relaxed) >= count);
+        let more = |count: usize| wait_until("more requests", TIMEOUT, || asked.load(Relaxed) >= count);
         more(20);
         for text in ["no keys".to_owned(), format!("newkey: {new_secret}\n")] {
             write(text);
             service.signal("HUP");
             more(asked.load(Relaxed) + 20);
         }
-        wait_until("the new key", SOON, || ask() == "newkey");
+        wait_until("the new key", TIMEOUT, || ask() == "newkey");
         more(asked.load(Relaxed) + 20);
         rotated.store(true, Relaxed);
     });
