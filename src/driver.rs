@@ -61,6 +61,9 @@ const LONG_PAUSE: Duration = Duration::from_secs(5);
 const LIMITS: &str =
     "raise rc_delayed_event_mgmt in Synapse's homeserver.yaml, as `rc_delayed_event_mgmt: { per_second: 20, burst_count: 100 }`";
 
+/// Remedy for a homeserver that asks for a pause by another status than 429.
+const OVERLOADED: &str = "the homeserver, or the proxy before it, has too much to do or is being restarted: see that both run";
+
 static UNWRITTEN: LogThrottle = LogThrottle::once_a_minute();
 
 /// Parts that the driver works with.
@@ -578,7 +581,7 @@ impl Driver {
                     answer,
                     pause_seconds = pause.as_secs(),
                     count,
-                    remedy = LIMITS,
+                    remedy = if answer == "429" { LIMITS } else { OVERLOADED },
                     "a homeserver asks for a pause: delayed events wait"
                 );
             });

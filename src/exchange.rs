@@ -168,7 +168,7 @@ const MAX_UNLISTED: usize = 32;
 const MAX_TYPO_CHANGES: usize = 2;
 
 impl Unlisted {
-    fn seen(&self, server: &ServerName, full_access: &PolicyList) {
+    fn seen(&self, server: &ServerName, full_access: &PolicyList, asked_at: impl FnOnce() -> Option<String>) {
         let PolicyList::Listed(listed) = full_access else { return };
         if listed.contains(server) {
             self.a_listed_one_was_seen.store(true, Relaxed);
@@ -181,11 +181,13 @@ impl Unlisted {
             return;
         }
         drop(told);
+        let asked_at = asked_at().unwrap_or_default();
         let is_meant = |name: &&ServerName| {
             let (name, server) = (name.as_str().to_ascii_lowercase(), server.as_str());
             let host = |text: &str| text.split(':').next().unwrap_or_default().to_owned();
             // A delegated host such as matrix.example.com is often listed in place of example.com.
-            changes(&name, server) <= MAX_TYPO_CHANGES || host(&name) == host(server) || name.ends_with(&format!(".{server}"))
+            let is_delegated = host(&name) == host(&asked_at) || name.ends_with(&format!(".{server}"));
+            changes(&name, server) <= MAX_TYPO_CHANGES || host(&name) == host(server) || is_delegated
         };
         let meant = listed.iter().find(is_meant).map(ServerName::as_str);
         let server = server.as_str();
@@ -284,7 +286,8 @@ impl Exchange {
             return Err(TokenError::UserMismatch);
         }
         note(|line| (line.is_proven, line.user) = (true, Some(user.id.as_str().into())));
-        self.unlisted.seen(&user.server, &self.policy.full_access);
+        self.unlisted
+            .seen(&user.server, &self.policy.full_access, || self.openid.asked_at(&user.server));
         Ok(user)
     }
 

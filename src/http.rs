@@ -37,7 +37,8 @@ pub use report::ApiError;
 
 use crate::exchange::Exchange;
 use crate::log_throttle::LogThrottle;
-use crate::secret::Keys;
+use crate::secret::{Keys, Secret};
+use crate::telemetry;
 
 /// Most webhooks in flight.
 const MAX_WEBHOOKS: usize = 256;
@@ -93,9 +94,15 @@ impl App {
     }
 
     /// The keys that verify webhooks.
-    #[must_use]
-    pub fn keys(&self) -> Arc<Keys> {
+    fn keys(&self) -> Arc<Keys> {
         self.keys.read().clone()
+    }
+
+    /// Our homeserver, if there is one, proves itself by this token from now on.
+    pub fn admit_homeserver_with(&self, hs_token: Secret) {
+        if let Some(appservice) = &self.appservice {
+            appservice.use_token(hs_token);
+        }
     }
 
     /// From now on `/readyz` sends traffic elsewhere.
@@ -146,7 +153,7 @@ async fn not_found(request: Request<Body>) -> ApiError {
         None => return ApiError::NOT_FOUND,
     };
     MISPLACED.log(|count| {
-        let path = path.get(..256).unwrap_or(path);
+        let path = (!telemetry::hides_people()).then(|| path.get(..256).unwrap_or(path));
         match ours {
             Some(route) => tracing::warn!(path, count, remedy, "a request for {route} came at another path"),
             None => tracing::warn!(path, count, remedy, "a webhook came at another path"),

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 
 use lk_jwt_service::cli::{self, Command};
 use lk_jwt_service::config::{self, Config, ConfigErrors, LogFormat};
-use lk_jwt_service::secret::Keys;
 use lk_jwt_service::{healthcheck, registration, server, telemetry};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -74,12 +73,12 @@ fn serve(dev: bool) -> ExitCode {
 
 /// Reads the files that the environment names again, each time that it is asked for. What cannot be read is told, and what was
 /// there stays.
-async fn read_again(mut hangup: Signal, dev: bool, send: mpsc::Sender<Keys>) {
+async fn read_again(mut hangup: Signal, dev: bool, send: mpsc::Sender<Config>) {
     while hangup.recv().await.is_some() {
         // A file may be a pipe, whose writer is waited for.
         match tokio::task::spawn_blocking(move || Config::from_environment(dev)).await {
             Ok(Ok((config, _))) => {
-                if send.send(config.livekit.keys).await.is_err() {
+                if send.send(config).await.is_err() {
                     return;
                 }
             }

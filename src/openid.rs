@@ -114,6 +114,12 @@ impl OpenId {
         }
     }
 
+    /// Returns the name of the place where `server` was asked last: where it delegates, another one.
+    #[must_use]
+    pub fn asked_at(&self, server: &ServerName) -> Option<String> {
+        self.federation.homeserver(server).asked_at()
+    }
+
     /// Returns the marks that tell `server` from others, with its class.
     #[must_use]
     pub fn who(&self, server: &ServerName) -> Who {

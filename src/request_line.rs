@@ -28,6 +28,8 @@ task_local! {
 /// Lines a second of each kind of refusals to those who are not verified; the others are counted.
 const MAX_LINES_PER_SECOND: u32 = 10;
 const SECOND: Duration = Duration::from_secs(1);
+/// Remedy where the client did not wait for a neighbour that is asked again.
+const GAVE_UP: &str = "see to that neighbour; a proxy that gave up must wait for 25 s at least (nginx: proxy_read_timeout)";
 /// Bytes of texts that others wrote.
 const MAX_TEXT_BYTES: usize = 512;
 
@@ -217,6 +219,7 @@ impl RequestLine {
         // Old news once there is an answer.
         if let (None, Some(said)) = (self.answer, &self.said) {
             line.text("neighbour_said", beginning(said, MAX_TEXT_BYTES));
+            line.text("remedy", GAVE_UP);
         }
         if let Some(ErrorReport { detail, remedy, .. }) = &self.refused {
             if let Some(detail) = detail {

@@ -59,16 +59,18 @@ impl Keys {
 
     /// Adds `former` keys, which go on verifying.
     #[must_use]
-    pub fn with_former(&self, former: &Self) -> Self {
-        let is_here = |pair: &KeyPair| {
-            self.iter()
-                .any(|own| own.key == pair.key && own.secret.expose() == pair.secret.expose())
-        };
-        let others = self.others.iter().chain(former.iter().filter(|pair| !is_here(pair))).cloned();
+    pub fn with_former<'a>(&'a self, former: impl Iterator<Item = &'a KeyPair>) -> Self {
         Self {
             signing: self.signing.clone(),
-            others: others.collect(),
+            others: self.others.iter().chain(former).cloned().collect(),
         }
+    }
+
+    /// Whether this very pair is one of them.
+    #[must_use]
+    pub fn has(&self, pair: &KeyPair) -> bool {
+        self.iter()
+            .any(|own| own.key == pair.key && own.secret.expose() == pair.secret.expose())
     }
 
     /// The pair that signs our tokens: the first of the file.

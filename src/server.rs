@@ -2,8 +2,9 @@
 #![expect(clippy::disallowed_methods, reason = "the wiring: starts what runs")]
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::access::Policy;
 use crate::admission::Class;
@@ -28,7 +29,7 @@ use crate::app_service::AppService;
 use crate::backoff::as_millis;
 use crate::bind;
 use crate::clock::unix_seconds;
-use crate::config::{Config, MetricsBind};
+use crate::config::{AppServiceConfig, Config, MetricsBind};
 use crate::connections::{Connection, Connections, Counted, MAX_HEAD_BYTES, Opened, first_head};
 use crate::delayed_leave::Bounds;
 use crate::dns::Dns;
@@ -45,7 +46,7 @@ use crate::metrics::{CONTENT_TYPE, METRICS};
 use crate::openid::OpenId;
 use crate::presence;
 use crate::request_line::tell_suppressed;
-use crate::secret::Keys;
+use crate::secret::{KeyPair, Keys};
 use crate::sfu::Sfu;
 use crate::store::{self, Store, StoreError, StoredJobs, VerifiedHomeservers, token};
 use crate::tls::Tls;
@@ -96,14 +97,15 @@ pub enum StartError {
     Store(#[from] StoreError),
 }
 
-/// Serves until `stop` is done, then lets what is in flight finish. Keys that `reload` brings are used from then on.
+/// Serves until `stop` is done, then lets what is in flight finish. Keys and tokens that `reload` brings are used from then on.
 ///
 /// # Errors
 /// When the service cannot start. Nothing is bound then.
-pub async fn run(config: Config, mut reload: mpsc::Receiver<Keys>, stop: impl Future<Output = ()>) -> Result<(), StartError> {
+pub async fn run(config: Config, reload: mpsc::Receiver<Config>, stop: impl Future<Output = ()>) -> Result<(), StartError> {
     let grace = config.shutdown_grace;
     let (bind, metrics, check_interval) = (config.bind.clone(), config.metrics.clone(), config.check_interval);
     let (url, summary) = (config.livekit.shown_url(), config.summary());
+    let (keys, tokens) = (config.livekit.keys.clone(), config.app_service.clone());
     let limits = Limits::of(Resources::of_this_process());
     let Parts {
         app,
@@ -134,7 +136,16 @@ pub async fn run(config: Config, mut reload: mpsc::Receiver<Keys>, stop: impl Fu
         "listening"
     );
     summary.log();
-    let reloaded_sfu = sfu.clone();
+    let reloaded = Reloaded {
+        app: app.clone(),
+        minter,
+        sfu: sfu.clone(),
+        own: own.clone(),
+        keys,
+        former: FormerKeys::default(),
+        tokens,
+    };
+    tokio::spawn(reloaded.follow(reload));
     tokio::spawn(async move { sfu.watch(check_interval).await });
     if let Some(own) = own {
         tokio::spawn(async move { own.watch(check_interval).await });
@@ -147,14 +158,6 @@ pub async fn run(config: Config, mut reload: mpsc::Receiver<Keys>, stop: impl Fu
     if let Some((listener, app)) = metrics {
         tokio::spawn(serve_metrics(listener, app));
     }
-    tokio::spawn({
-        let (app, sfu) = (app.clone(), reloaded_sfu);
-        async move {
-            while let Some(keys) = reload.recv().await {
-                use_keys(&app, &minter, &sfu, &keys);
-            }
-        }
-    });
     let stores = Stores { leaves, kick, verified };
     serve(listener, Connections::new(&limits), app, stores, stop, grace).await;
     Ok(())
@@ -308,27 +311,99 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
     })
 }
 
-/// Signs with other keys from now on; the former ones verify webhooks for another day (decision P19).
-fn use_keys(app: &Arc<App>, minter: &Minter, sfu: &Sfu, keys: &Keys) {
-    if let Err(error) = minter.sign_with(keys.signing()) {
-        tracing::error!(reason = error.to_string(), "the keys cannot be used; the former ones go on");
-        return;
+/// Keys and tokens that are read again while the service runs, and who uses them (decision P19).
+struct Reloaded {
+    app: Arc<App>,
+    minter: Arc<Minter>,
+    sfu: Arc<Sfu>,
+    own: Option<Arc<OwnHomeserver>>,
+    keys: Keys,
+    former: FormerKeys,
+    tokens: Option<AppServiceConfig>,
+}
+
+/// Keys that are in the file no longer, and until when they verify webhooks.
+#[derive(Default)]
+struct FormerKeys(Vec<(KeyPair, Instant)>);
+
+impl FormerKeys {
+    /// Gives `keys`, which are used no longer, their day from now on.
+    fn add(&mut self, keys: &Keys, now: Instant) {
+        self.0.extend(keys.iter().map(|pair| (pair.clone(), now + FORMER_KEYS_LIFE)));
     }
-    sfu.forget_tokens();
-    let both = keys.with_former(&app.keys());
-    app.verify_with(both.clone());
-    tracing::info!(
-        key = keys.signing().key,
-        "the keys were read again: tokens are signed with the first of them"
-    );
-    let (app, keys) = (app.clone(), keys.clone());
-    tokio::spawn(async move {
-        sleep(FORMER_KEYS_LIFE).await;
-        // Others were read meanwhile.
-        if app.keys().iter().count() == both.iter().count() && app.keys().signing().key == keys.signing().key {
-            app.verify_with(keys);
+
+    /// All keys that verify now: those in use, and those whose day is not over.
+    fn with(&mut self, keys: &Keys, now: Instant) -> Keys {
+        self.0.retain(|(pair, until)| *until > now && !keys.has(pair));
+        keys.with_former(self.0.iter().map(|(pair, _)| pair))
+    }
+
+    /// When the next one's day is over.
+    fn next_end(&self) -> Option<Instant> {
+        self.0.iter().map(|(_, until)| *until).min()
+    }
+}
+
+impl Reloaded {
+    /// Uses what `reload` brings, and forgets former keys when their day is over.
+    async fn follow(mut self, mut reload: mpsc::Receiver<Config>) {
+        loop {
+            let next = self.former.next_end();
+            let end = async {
+                match next {
+                    Some(until) => sleep_until(until).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                config = reload.recv() => match config {
+                    Some(config) => {
+                        self.use_tokens(config.app_service);
+                        self.use_keys(config.livekit.keys);
+                    }
+                    None => return,
+                },
+                () = end => self.verify(),
+            }
         }
-    });
+    }
+
+    /// Signs with other keys from now on.
+    fn use_keys(&mut self, keys: Keys) {
+        if let Err(error) = self.minter.sign_with(keys.signing()) {
+            tracing::error!(reason = error.to_string(), "the keys cannot be used; the former ones go on");
+            return;
+        }
+        self.sfu.forget_tokens();
+        self.former.add(&self.keys, Instant::now());
+        self.keys = keys;
+        self.verify();
+        tracing::info!(
+            key = self.keys.signing().key,
+            "the keys were read again: tokens are signed with the first of them"
+        );
+    }
+
+    fn verify(&mut self) {
+        self.app.verify_with(self.former.with(&self.keys, Instant::now()));
+    }
+
+    /// Takes other tokens of the registration. There are no former ones: the homeserver reads its own when it is started again.
+    fn use_tokens(&mut self, tokens: Option<AppServiceConfig>) {
+        let (Some(own), Some(tokens)) = (&self.own, tokens) else { return };
+        let is_same = |former: &AppServiceConfig| {
+            former.as_token.expose() == tokens.as_token.expose() && former.hs_token.expose() == tokens.hs_token.expose()
+        };
+        if self.tokens.as_ref().is_some_and(is_same) {
+            return;
+        }
+        own.use_token(tokens.as_token.clone());
+        self.app.admit_homeserver_with(tokens.hs_token.clone());
+        self.tokens = Some(tokens);
+        tracing::info!("the registration was read again: its tokens are used from now on; the homeserver must have the same");
+        let own = own.clone();
+        tokio::spawn(async move { own.check(Duration::ZERO).await });
+    }
 }
 
 /// Stores that have to be written before the end.
@@ -351,30 +426,16 @@ async fn serve(
     let edge = Edge::new(app.clone());
     let mut stop = pin!(stop);
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let (stream, peer) = tokio::select! {
+            accepted = accept(&listener) => accepted,
             () = &mut stop => break,
         };
-        match accepted {
-            Ok((stream, peer)) => {
-                if connections.is_full() {
-                    // Whoever has sent something by now is heard before anybody has to give way.
-                    yield_now().await;
-                }
-                if let Some(opened) = connections.open(peer.ip()) {
-                    tokio::spawn(serve_connection(stream, opened, edge.clone(), graceful.watcher()));
-                }
-            }
-            Err(error) => {
-                NOT_ACCEPTED.log(|count| {
-                    tracing::warn!(
-                        error = error.to_string(),
-                        count,
-                        "a connection could not be accepted; too few file descriptors? (ulimit -n)"
-                    );
-                });
-                sleep(Duration::from_millis(50)).await;
-            }
+        if connections.is_full() {
+            // Whoever has sent something by now is heard before anybody has to give way.
+            yield_now().await;
+        }
+        if let Some(opened) = connections.open(peer.ip()) {
+            tokio::spawn(serve_connection(stream, opened, edge.clone(), graceful.watcher()));
         }
     }
     drop(listener);
@@ -397,6 +458,25 @@ async fn serve(
     };
     tokio::join!(stores.leaves.close_store(deadline), tokens, stores.verified.stop(deadline));
     tell_suppressed();
+}
+
+/// Waits for the next connection.
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                NOT_ACCEPTED.log(|count| {
+                    tracing::warn!(
+                        error = error.to_string(),
+                        count,
+                        "a connection could not be accepted; too few file descriptors? (ulimit -n)"
+                    );
+                });
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
 }
 
 /// Tells once that webhooks do not come although somebody with a delegated leave has joined, and once that they do.
@@ -433,10 +513,7 @@ async fn serve_metrics(listener: TcpListener, app: Arc<App>) {
     loop {
         // Nobody closes it.
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
-            sleep(Duration::from_millis(50)).await;
-            continue;
-        };
+        let (stream, _) = accept(&listener).await;
         let app = app.clone();
         tokio::spawn(async move {
             let _place = place;
@@ -512,4 +589,34 @@ async fn answer(edge: Edge, request: Request<Incoming>, connection: Arc<Connecti
         answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    #[test]
+    fn a_former_key_verifies_for_a_day_however_often_the_files_are_read() {
+        let keys = |name: &str| {
+            let (key, secret) = (name.to_owned(), Secret::new(name));
+            Keys::new(KeyPair { key, secret }, Vec::new())
+        };
+        let names = |keys: Keys| keys.iter().map(|pair| pair.key.clone()).collect::<Vec<_>>();
+        let (mut former, began, hour) = (FormerKeys::default(), Instant::now(), Duration::from_secs(3600));
+        former.add(&keys("a"), began);
+        assert_eq!(names(former.with(&keys("b"), began)), ["b", "a"]);
+        // The same file again, and another one.
+        former.add(&keys("b"), began + hour);
+        assert_eq!(names(former.with(&keys("b"), began + hour)), ["b", "a"]);
+        former.add(&keys("b"), began + hour * 2);
+        assert_eq!(names(former.with(&keys("c"), began + hour * 2)), ["c", "a", "b"]);
+        assert_eq!(former.next_end(), Some(began + hour * 24));
+        assert_eq!(names(former.with(&keys("c"), began + hour * 24)), ["c", "b"]);
+        // A key that comes back is in use.
+        former.add(&keys("c"), began + hour * 25);
+        assert_eq!(names(former.with(&keys("b"), began + hour * 25)), ["b", "c"]);
+        assert_eq!(names(former.with(&keys("b"), began + hour * 49)), ["b"]);
+        assert_eq!(former.next_end(), None);
+    }
 }

@@ -126,6 +126,11 @@ pub(crate) fn request(level: Level, fill: impl FnOnce(&mut Line<'_>)) {
     HELD.store(true, Relaxed);
 }
 
+/// Whether nothing may hold the name of a user or a room: what strangers wrote freely, such as a path, must stay out.
+pub(crate) fn hides_people() -> bool {
+    SHAPE.get().is_some_and(Shape::hides_people)
+}
+
 /// To be called whenever the process has nothing to do: what was held back for company is written.
 pub fn before_idle() {
     if HELD.load(Relaxed) {

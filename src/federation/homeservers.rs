@@ -205,6 +205,12 @@ impl Homeserver {
         Ok(link)
     }
 
+    /// The name of the place where it is asked, which is another one where it delegates; none while that is being looked for.
+    pub fn asked_at(&self) -> Option<String> {
+        let remembered = self.link.try_lock().ok()?;
+        remembered.link.as_ref().map(|link| link.route.host_header.clone())
+    }
+
     /// Notes that the homeserver did not answer while there was time: the next request looks for it anew.
     pub(super) fn is_missed(&self) {
         self.missed.store(true, Ordering::Relaxed);

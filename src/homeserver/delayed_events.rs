@@ -26,17 +26,17 @@ pub(super) const PATHS: Paths = Paths {
 
 /// In whose name a call is made. Only [`super::OwnHomeserver::authority`] gives it, and only for its own users.
 pub struct Authority<'a> {
-    as_token: &'a Secret,
+    as_token: Secret,
     user: &'a str,
 }
 
 impl<'a> Authority<'a> {
-    pub(super) const fn new(as_token: &'a Secret, user: &'a str) -> Self {
+    pub(super) const fn new(as_token: Secret, user: &'a str) -> Self {
         Self { as_token, user }
     }
 
-    pub(super) const fn as_token(&self) -> &'a Secret {
-        self.as_token
+    pub(super) const fn as_token(&self) -> &Secret {
+        &self.as_token
     }
 
     pub(super) const fn user(&self) -> &'a str {
@@ -324,8 +324,7 @@ mod tests {
         ] {
             assert_eq!(tail(id, DelayedEventAction::Send, None), expected);
         }
-        let as_token = Secret::new("t");
-        let authority = Authority::new(&as_token, "@a+b:x");
+        let authority = Authority::new(Secret::new("t"), "@a+b:x");
         assert_eq!(
             tail("i", DelayedEventAction::Restart, Some(&authority)),
             "i/restart?user_id=%40a%2Bb%3Ax"

@@ -5,7 +5,7 @@
 //! nobody else: the server is never derived from what a caller says, redirects are not followed, and an address that was
 //! only discovered has to be https.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -60,7 +60,7 @@ const MAX_MEMBERS_BYTES: usize = 8 * 1024 * 1024;
 pub struct OwnHomeserver {
     homeservers: Arc<Homeservers>,
     name: ServerName,
-    as_token: Secret,
+    as_token: RwLock<Secret>,
     questions: QuestionLimiter,
     state: State,
 }
@@ -231,7 +231,7 @@ impl OwnHomeserver {
         Self {
             homeservers,
             name,
-            as_token,
+            as_token: RwLock::new(as_token),
             questions: QuestionLimiter::new(),
             state: State::new(Neighbour::Homeserver),
         }
@@ -241,6 +241,15 @@ impl OwnHomeserver {
     #[must_use]
     pub const fn name(&self) -> &ServerName {
         &self.name
+    }
+
+    /// Proves who we are by `as_token` from now on.
+    pub fn use_token(&self, as_token: Secret) {
+        *self.as_token.write().unwrap_or_else(PoisonError::into_inner) = as_token;
+    }
+
+    fn as_token(&self) -> Secret {
+        self.as_token.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Finds its client-server API; what may pass is tried again until `deadline`.
@@ -318,7 +327,7 @@ impl OwnHomeserver {
     #[must_use]
     pub fn authority<'a>(&'a self, server: &ServerName, user: &'a str) -> Option<Authority<'a>> {
         let ours = *server == self.name && user.split_once(':').is_some_and(|(_, domain)| domain == self.name.as_str());
-        ours.then(|| Authority::new(&self.as_token, user))
+        ours.then(|| Authority::new(self.as_token(), user))
     }
 
     /// Whether somebody is joined to a room. What may pass is tried again until `retry_until`, and the last try may
@@ -472,9 +481,10 @@ impl OwnHomeserver {
     }
 
     async fn get(&self, offer: fn(Offers) -> Offer, paths: Paths, tail: &str, limit: usize, within: Duration) -> Result<Reply, OwnError> {
+        let as_token = self.as_token();
         let call = Call {
             tail,
-            token: Some(&self.as_token),
+            token: Some(&as_token),
             json: None,
             limit,
         };
@@ -484,9 +494,10 @@ impl OwnHomeserver {
     }
 
     async fn post(&self, offer: fn(Offers) -> Offer, paths: Paths, json: Bytes) -> Result<Reply, OwnError> {
+        let as_token = self.as_token();
         let call = Call {
             tail: "",
-            token: Some(&self.as_token),
+            token: Some(&as_token),
             json: Some(json),
             limit: MAX_REPLY_BYTES,
         };

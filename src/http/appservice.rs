@@ -9,7 +9,7 @@ mod get_token;
 mod ping;
 mod transactions;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
 use axum::body::Body;
@@ -48,7 +48,7 @@ const ORIGIN: HeaderName = HeaderName::from_static("x-matrix-origin");
 /// State of the endpoints behind our homeserver.
 pub struct AppServiceRoutes {
     service: AppService,
-    hs_token: Secret,
+    hs_token: RwLock<Secret>,
     refused: LogThrottle,
 }
 
@@ -58,9 +58,14 @@ impl AppServiceRoutes {
     pub const fn new(service: AppService, hs_token: Secret) -> Self {
         Self {
             service,
-            hs_token,
+            hs_token: RwLock::new(hs_token),
             refused: LogThrottle::once_a_minute(),
         }
+    }
+
+    /// The homeserver proves itself by `hs_token` from now on.
+    pub(super) fn use_token(&self, hs_token: Secret) {
+        *self.hs_token.write().unwrap_or_else(PoisonError::into_inner) = hs_token;
     }
 
     /// Whether it is our homeserver that calls.
@@ -73,7 +78,8 @@ impl AppServiceRoutes {
             .filter(|token| !token.is_empty())
             .ok_or(ApiError::NO_HS_TOKEN)?;
         // Of their hashes, so that the time does not tell the length either.
-        let (given, ours) = (Sha256::digest(token), Sha256::digest(self.hs_token.expose()));
+        let ours = Sha256::digest(self.hs_token.read().unwrap_or_else(PoisonError::into_inner).expose());
+        let given = Sha256::digest(token);
         if bool::from(given.as_slice().ct_eq(ours.as_slice())) {
             note(|line| line.is_proven = true);
             return Ok(());

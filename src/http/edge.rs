@@ -277,6 +277,8 @@ fn rewrite(uri: &mut Uri, mut path: String) {
 mod tests {
     use super::*;
     use crate::admission::Client;
+    use crate::metrics::{Gauges, METRICS};
+    use http_body_util::BodyExt as _;
 
     #[test]
     fn proxies_of_ours_say_who_the_client_is_and_nobody_else_does() {
@@ -350,6 +352,26 @@ mod tests {
         ] {
             assert_eq!(in_our_form(other), None, "{}", String::from_utf8_lossy(other));
         }
+    }
+
+    /// A panic is a defect: none is known that a request can bring about.
+    #[tokio::test]
+    async fn a_panic_is_answered_and_counted_as_a_defect() {
+        let counted = || {
+            let text = METRICS.text(&Gauges::default());
+            let name = "lk_jwt_requests_total{route=\"other\",outcome=\"internal_error\"} ";
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.map_or(0, |count| count.parse::<u64>().unwrap())
+        };
+        let before = counted();
+        let id = RequestId(HeaderValue::from_static("defect"));
+        let line = RequestLine::begin(id.0.clone(), Method::GET, "/nowhere", None);
+        let response = line.around(pin!(async { finish(panicked(Box::new("x")), &id) })).await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["reason"], Outcome::InternalError.word());
+        assert!(counted() > before);
     }
 
     #[test]

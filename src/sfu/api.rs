@@ -77,14 +77,20 @@ struct Participants {
     participants: Vec<Participant>,
 }
 
-/// Where each method is.
+/// The methods of the RoomService, and the question about a join.
 struct Methods {
-    create_room: Url,
-    list_rooms: Url,
-    get_participant: Url,
-    list_participants: Url,
-    remove_participant: Url,
+    create_room: Method,
+    list_rooms: Method,
+    get_participant: Method,
+    list_participants: Method,
+    remove_participant: Method,
     validate: Url,
+}
+
+/// A method of the RoomService: where it is, and as what it is counted.
+struct Method {
+    url: Url,
+    call: NeighbourCall,
 }
 
 /// A token for the participants of one room.
@@ -122,7 +128,7 @@ impl Api {
             room_create: true,
             ..VideoGrants::default()
         })?;
-        let (created, answered_at) = self.call::<Room>(NeighbourCall::CreateRoom, bearer, &request, CALL_TIMEOUT).await?;
+        let (created, answered_at) = self.call::<Room>(&self.methods.create_room, bearer, &request, CALL_TIMEOUT).await?;
         its_own(created.name == room)?;
         Ok((created, answered_at))
     }
@@ -135,7 +141,7 @@ impl Api {
         })?;
         let request = ListRoomsRequest { names };
         let (list, _) = self
-            .call::<ListRoomsResponse>(NeighbourCall::ListRooms, bearer, &request, CALL_TIMEOUT)
+            .call::<ListRoomsResponse>(&self.methods.list_rooms, bearer, &request, CALL_TIMEOUT)
             .await?;
         Ok(list.rooms)
     }
@@ -148,7 +154,7 @@ impl Api {
             ..RoomParticipantIdentity::default()
         };
         let (participant, _) = self
-            .call::<Participant>(NeighbourCall::GetParticipant, self.admin(room)?, &request, within)
+            .call::<Participant>(&self.methods.get_participant, self.admin(room)?, &request, within)
             .await?;
         its_own(participant.identity == identity)?;
         Ok(participant)
@@ -163,7 +169,7 @@ impl Api {
             identity: identity.to_owned(),
             revoke_token_ts: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
         };
-        self.call::<RemoveParticipantResponse>(NeighbourCall::RemoveParticipant, self.admin(room)?, &request, CALL_TIMEOUT)
+        self.call::<RemoveParticipantResponse>(&self.methods.remove_participant, self.admin(room)?, &request, CALL_TIMEOUT)
             .await?;
         Ok(())
     }
@@ -172,7 +178,7 @@ impl Api {
     pub(super) async fn list_participants(&self, room: &str, within: Duration) -> Result<Vec<Participant>, SfuError> {
         let request = ListParticipantsRequest { room: room.to_owned() };
         let (list, _) = self
-            .call::<Participants>(NeighbourCall::ListParticipants, self.admin(room)?, &request, within)
+            .call::<Participants>(&self.methods.list_participants, self.admin(room)?, &request, within)
             .await?;
         Ok(list.participants)
     }
@@ -213,7 +219,7 @@ impl Api {
 
     async fn call<T: Message + Default>(
         &self,
-        call: NeighbourCall,
+        method: &Method,
         bearer: HeaderValue,
         request: &impl Message,
         within: Duration,
@@ -222,13 +228,13 @@ impl Api {
         let request = self
             .endpoint
             .client()?
-            .post(self.methods.of(call).clone())
+            .post(method.url.clone())
             .header(header::AUTHORIZATION, bearer)
             .header(header::CONTENT_TYPE, PROTOBUF)
             .body(request.encode_to_vec());
         // The client's own time-out would cost four allocations for each call.
         let answer = timeout(within, read(request)).await.unwrap_or(Err(SfuError::Timeout));
-        METRICS.called(call, result(&answer), began.elapsed());
+        METRICS.called(method.call, result(&answer), began.elapsed());
         if answer
             .as_ref()
             .is_err_and(|error| error.connection_failed() || error.is_elsewhere())
@@ -273,41 +279,24 @@ impl Api {
 }
 
 impl Methods {
-    const fn of(&self, call: NeighbourCall) -> &Url {
-        match call {
-            NeighbourCall::ListRooms => &self.list_rooms,
-            NeighbourCall::GetParticipant => &self.get_participant,
-            NeighbourCall::ListParticipants => &self.list_participants,
-            NeighbourCall::RemoveParticipant => &self.remove_participant,
-            // The others are not calls to the SFU.
-            NeighbourCall::CreateRoom
-            | NeighbourCall::Userinfo
-            | NeighbourCall::RestartDelayedEvent
-            | NeighbourCall::SendDelayedEvent
-            | NeighbourCall::CancelDelayedEvent
-            | NeighbourCall::IsJoined
-            | NeighbourCall::Write => &self.create_room,
-        }
-    }
-
     fn below(base: &Url) -> Self {
         let prefix = base.path().trim_end_matches('/');
-        let method = |name: &str| {
+        let below = |path: &str| {
             let mut url = base.clone();
-            url.set_path(&format!("{prefix}/twirp/livekit.RoomService/{name}"));
+            url.set_path(&format!("{prefix}/{path}"));
             url
         };
+        let method = |name: &str, call| Method {
+            url: below(&format!("twirp/livekit.RoomService/{name}")),
+            call,
+        };
         Self {
-            create_room: method("CreateRoom"),
-            list_rooms: method("ListRooms"),
-            get_participant: method("GetParticipant"),
-            list_participants: method("ListParticipants"),
-            remove_participant: method("RemoveParticipant"),
-            validate: {
-                let mut url = base.clone();
-                url.set_path(&format!("{prefix}/rtc/validate"));
-                url
-            },
+            create_room: method("CreateRoom", NeighbourCall::CreateRoom),
+            list_rooms: method("ListRooms", NeighbourCall::ListRooms),
+            get_participant: method("GetParticipant", NeighbourCall::GetParticipant),
+            list_participants: method("ListParticipants", NeighbourCall::ListParticipants),
+            remove_participant: method("RemoveParticipant", NeighbourCall::RemoveParticipant),
+            validate: below("rtc/validate"),
         }
     }
 }

@@ -39,6 +39,13 @@ pub(super) struct Shape {
     pub(super) people: People,
 }
 
+impl Shape {
+    /// Whether nothing may hold the name of a user or a room.
+    pub(super) const fn hides_people(&self) -> bool {
+        !matches!(self.people, People::Full)
+    }
+}
+
 /// How people are shown.
 #[derive(Clone)]
 pub(super) enum People {
@@ -154,7 +161,7 @@ impl<'a> Line<'a> {
 
     /// Whether nothing may hold the name of a user or a room.
     pub(crate) const fn hides_people(&self) -> bool {
-        !matches!(self.shape.people, People::Full)
+        self.shape.hides_people()
     }
 
     /// A client's address; in lines that hash people its network, a /24 or a /48.

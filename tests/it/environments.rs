@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::start;
 use crate::support::ca::Ca;
 use crate::support::client::Connection;
 use crate::support::service::{Service, Setup, free_address, free_port_of};
@@ -141,8 +142,12 @@ fn started(environment: &[Pairs<'_>], files: &Files) -> Service {
     }
 }
 
-/// The process of an environment in which `{dir}`, `{bind}`, `{port}` and `{ca}` are filled in.
 fn spawn(environment: &[Pairs<'_>], files: &Files) -> Service {
+    prepare(environment, files).spawn()
+}
+
+/// An environment in which `{dir}`, `{bind}`, `{port}` and `{ca}` are filled in.
+fn prepare(environment: &[Pairs<'_>], files: &Files) -> Setup {
     let on_all = environment.iter().copied().flatten().any(|(_, value)| value.contains("{port}"));
     let address = if on_all { free_port_of_all() } else { free_address() };
     let ca = Ca::trusted().file().to_string_lossy();
@@ -160,7 +165,7 @@ fn spawn(environment: &[Pairs<'_>], files: &Files) -> Service {
             value => setup.env(name, &fill(value)),
         };
     }
-    setup.reached_at(address).secret("hunter2").spawn()
+    setup.reached_at(address).secret("hunter2")
 }
 
 fn assert_outcome(what: &str, service: &Service, outcome: &Outcome) {
@@ -188,6 +193,10 @@ fn assert_outcome(what: &str, service: &Service, outcome: &Outcome) {
 
 fn assert_each(table: &[(&str, &[Pairs<'_>], Outcome)]) {
     let files = Files::new();
+    for (what, environment, outcome) in table {
+        let code = start::assert_check_config_says_the_same(what, &prepare(environment, &files));
+        assert_eq!(code, i32::from(matches!(outcome, Fails(_))), "{what}");
+    }
     for portion in table.chunks(8) {
         let running: Vec<_> = portion
             .iter()

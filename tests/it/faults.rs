@@ -11,8 +11,11 @@ use serde_json::json;
 
 use crate::support::ca::Ca;
 use crate::support::client::Call;
+use crate::support::dns::Dns;
 use crate::support::homeserver::Homeserver;
 use crate::support::neighbour::Reply;
+use crate::support::network::{in_own_network, with_low_ports};
+use crate::support::own_homeserver::OwnHomeserver;
 use crate::support::redis::RedisServer;
 use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::service::{Service, Setup};
@@ -21,11 +24,11 @@ use crate::support::world::World;
 use crate::support::{bodies, secrets, unique, unique_loopback, unique_room, wait_until, webhook};
 
 /// Within that time each fault is told; the checks that are repeated each 60 s are repeated each second here.
-const WITHIN: Duration = Duration::from_secs(20);
+const WITHIN: Duration = Duration::from_secs(60);
 
 /// Waits for one line that has both texts, at info or above.
 #[track_caller]
-fn told(what: &str, service: &Service, cause: &str, remedy: &str) {
+pub(crate) fn told(what: &str, service: &Service, cause: &str, remedy: &str) {
     let began = Instant::now();
     loop {
         let log = service.log();
@@ -39,7 +42,7 @@ fn told(what: &str, service: &Service, cause: &str, remedy: &str) {
     }
 }
 
-fn quick(setup: Setup) -> Setup {
+pub(crate) fn quick(setup: Setup) -> Setup {
     setup
         .env("LIVEKIT_LOG_LEVEL", "info")
         .env("LIVEKIT_NEIGHBOUR_CHECK_INTERVAL_SECONDS", "1")
@@ -203,18 +206,63 @@ fn faults_that_end_the_start() {
         assert_eq!(service.wait_exit(WITHIN).code(), Some(1), "{what}: {}", service.log());
         told(what, &service, cause, remedy);
     }
-    // A low port, without the right to it; where the kernel knows low ports at all.
-    let start = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
-    if start.trim().parse().is_ok_and(|port: u16| port <= 80) {
-        eprintln!("left out: every user may open port 80 here");
-        return;
-    }
-    let setup = bare()
-        .env("LIVEKIT_JWT_BIND", ":80")
-        .wrapped_in(&["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]);
-    let service = setup.secret("hunter2").spawn();
-    assert_eq!(service.wait_exit(WITHIN).code(), Some(1), "{}", service.log());
-    told("a low port", &service, "Permission denied", "ports below 1024");
+}
+
+/// A low port, without the right to it: in a network of its own, in which the kernel knows low ports.
+#[test]
+fn a_low_port_wants_a_right() {
+    in_own_network(|| {
+        let setup = bare()
+            .env("LIVEKIT_JWT_BIND", ":80")
+            .wrapped_in(&["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]);
+        let service = setup.secret("hunter2").spawn();
+        assert_eq!(service.wait_exit(WITHIN).code(), Some(1), "{}", service.log());
+        told("a low port", &service, "Permission denied", "ports below 1024");
+    });
+}
+
+/// A well-known file that is there and cannot be used, for the federation API and for clients.
+#[test]
+fn faults_of_well_known_files() {
+    with_low_ports(|| {
+        let (sfu, dns) = (Sfu::start(), Dns::start());
+        let page = || Reply::text(200, "text/html", "<html>Welcome</html>");
+        let serve = |name: &str, file: Reply| {
+            let at = unique_loopback();
+            dns.address(name, &[at.into()]);
+            let web = Homeserver::builder().at(at, 443).named(name).certified_for([name]).start();
+            web.answer_well_known(file);
+            web.answer_client_well_known(page());
+            (web, Homeserver::builder().at(at, 8448).named(name).certified_for([name]).start())
+        };
+        let (_web, plain) = serve("page.example.org", page());
+        let (_other, scheme) = serve(
+            "scheme.example.org",
+            Reply::json(200, &json!({"m.server": "https://scheme.example.org"})),
+        );
+        let setup = quick(Setup::new(&sfu)).full_access(&[&plain, &scheme]);
+        let service = dns.serving(setup).start();
+        // The page counts as no file.
+        let answer = service.post("/sfu/get", &bodies::sfu_get_of(&plain, "alice", &unique_room()));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        told(
+            "a page",
+            &service,
+            "/.well-known/matrix/server is there and cannot be used",
+            "serve it as a JSON object",
+        );
+        let answer = service.post("/sfu/get", &bodies::sfu_get_of(&scheme, "alice", &unique_room()));
+        assert_eq!(answer.status, 401, "{}", answer.text());
+        told("an address", &service, "something that is not a server name", "without https://");
+        let body = bodies::delegate_of(&plain, "alice", &unique_room(), "id", 60_000);
+        assert_eq!(service.post("/delegate_delayed_leave", &body).status, 400);
+        told(
+            "the file for clients",
+            &service,
+            "/.well-known/matrix/client cannot be used",
+            "serve the file with m.homeserver.base_url",
+        );
+    });
 }
 
 /// A list that is not what the operator means is seen when users come.
@@ -227,15 +275,13 @@ fn faults_of_the_list() {
     for (what, listed) in [
         ("a port", format!("{host}:1")),
         ("a typo", typo),
-        ("a delegated host", format!("matrix.{host}")),
+        ("a host below it", format!("matrix.{}", home.name)),
     ] {
         let sfu = Sfu::start();
         let service = quick(Setup::new(&sfu)).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &listed).start();
         let answer = service.post("/sfu/get", &bodies::sfu_get_of(&home, "alice", &unique_room()));
         assert_eq!(answer.status, 200, "{}", answer.text());
-        if what != "a delegated host" {
-            told(what, &service, &format!("did you mean {}", home.name), &listed);
-        }
+        told(what, &service, &format!("did you mean {}", home.name), &listed);
         told(
             what,
             &service,
@@ -252,6 +298,30 @@ fn faults_of_the_list() {
         .service
         .post("/sfu/get", &bodies::sfu_get_of(&world.away, "bob", &unique_room()));
     assert!(!world.service.log().contains("without full access come"), "{}", world.service.log());
+}
+
+/// The list has the host to which a homeserver delegates, and not the homeserver's name.
+#[test]
+fn a_list_of_hosts() {
+    with_low_ports(|| {
+        let (sfu, dns, at) = (Sfu::start(), Dns::start(), unique_loopback());
+        let (name, host) = ("example.org", "synapse.hosting.example");
+        dns.address(name, &[at.into()]);
+        dns.address(host, &[at.into()]);
+        let web = Homeserver::builder().at(at, 443).named(name).certified_for([name]).start();
+        web.answer_well_known(Reply::json(200, &json!({"m.server": format!("{host}:8448")})));
+        let there = Homeserver::builder().at(at, 8448).named(name).certified_for([host]).start();
+        let setup = quick(Setup::new(&sfu)).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", host);
+        let service = dns.serving(setup).start();
+        let answer = service.post("/sfu/get", &bodies::sfu_get_of(&there, "alice", &unique_room()));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        told(
+            "a host",
+            &service,
+            "users of a homeserver without full access come",
+            "did you mean example.org where LIVEKIT_FULL_ACCESS_HOMESERVERS has synapse.hosting.example",
+        );
+    });
 }
 
 /// The answers to userinfo, each with a text of its own.
@@ -278,33 +348,29 @@ fn faults_of_a_homeserver() {
         ),
         (page(502), "status 502", "the homeserver behind it does not"),
     ];
-    let waiting: Vec<_> = table
-        .iter()
-        .enumerate()
-        .map(|(n, (reply, ..))| {
-            let token = world.home.token_with(reply.clone());
-            let body = bodies::sfu_get(&unique_room(), &world.home.name, &token);
-            let call = Call::json("/sfu/get", &body).header("X-Request-Id", &format!("userinfo-{n}"));
-            world.service.begin(&call)
-        })
-        .collect();
+    for (n, (reply, ..)) in table.iter().enumerate() {
+        let token = world.home.token_with(reply.clone());
+        let body = bodies::sfu_get(&unique_room(), &world.home.name, &token);
+        let call = Call::json("/sfu/get", &body).header("X-Request-Id", &format!("userinfo-{n}"));
+        drop(world.service.begin(&call));
+    }
     for (n, (_, cause, remedy)) in table.iter().enumerate() {
         told(cause, &world.service, &format!("\"userinfo-{n}\""), remedy);
         told(cause, &world.service, &format!("\"userinfo-{n}\""), cause);
     }
-    waiting.into_iter().for_each(|answer| drop(answer.join()));
-    // Plain HTTP where TLS is asked for, a certificate of nobody, a file that is no file.
+    // Plain HTTP where TLS is asked for, a certificate of nobody.
     let plain = plain_port();
     let unknown = Homeserver::builder().signed_by(Ca::untrusted()).start();
+    let sfu = Sfu::start();
+    let listed = format!("{plain} {}", unknown.name);
+    let service = quick(Setup::new(&sfu)).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &listed).start();
     for (name, cause, remedy) in [
         (plain.to_string(), "TLS", "that port speaks plain HTTP"),
         (unknown.name.clone(), "UnknownIssuer", "SSL_CERT_FILE"),
     ] {
-        let sfu = Sfu::start();
-        let service = quick(Setup::new(&sfu)).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &name).start();
-        let answer = service.begin(&Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), &name, &secrets::token())));
+        let body = bodies::sfu_get(&unique_room(), &name, &secrets::token());
+        drop(service.begin(&Call::json("/sfu/get", &body)));
         told(&name, &service, cause, remedy);
-        drop(answer.join());
     }
 }
 
@@ -391,7 +457,12 @@ fn faults_of_webhooks() {
     let other = Sfu::start();
     let session = scene.sfu.join(&scene.alias, "somebody");
     assert_eq!(webhook::tell(&scene.service, &other, &webhook::joined(&session)).status, 401);
-    told("a wrong key", &scene.service, "webhooks are refused", "remedy");
+    told(
+        "a wrong key",
+        &scene.service,
+        "webhooks are refused",
+        "LIVEKIT_SECRET must be the secret of that key",
+    );
     scene.send_webhook(&webhook::joined(&session));
     told("back", &scene.service, "webhooks of the SFU arrive", "");
     // A client's route below another prefix.
@@ -430,7 +501,7 @@ fn neighbours_away_and_back() {
     drop(ask.join());
     drop(server);
     scene.delegate(Duration::from_secs(60));
-    told("Redis is away", &scene.service, "cannot be stored", "remedy");
+    told("Redis is away", &scene.service, "cannot be stored", "check that Redis runs");
 }
 
 /// A limit that delays, told with the line for homeserver.yaml; and a leave that is given up.
@@ -455,6 +526,22 @@ fn a_homeserver_that_limits() {
         &scene.service,
         "delegated leave is over: it is given up",
         "rc_delayed_event_mgmt",
+    );
+}
+
+/// One that wants to be left alone for a while, and limits nothing: the limit is not what is to be raised.
+#[test]
+fn a_homeserver_that_is_overloaded() {
+    let scene = Scene::with(quick);
+    scene.api.answer(|_, _| Reply::json(503, &json!({"retry_after_ms": 60_000})));
+    scene.delegate(Duration::from_secs(60));
+    let session = scene.sfu.join(&scene.alias, &scene.identity);
+    scene.send_webhook(&webhook::joined(&session));
+    told(
+        "a pause",
+        &scene.service,
+        "a homeserver asks for a pause",
+        "has too much to do or is being restarted: see that both run",
     );
 }
 
@@ -500,5 +587,50 @@ fn sighup_reads_the_keys_again() {
         200,
         "signed with the former key"
     );
+    assert!(service.exit_status().is_none());
+}
+
+/// The registration is read again, too: the homeserver that has new tokens is asked with them, and comes with them.
+#[test]
+fn sighup_reads_the_registration_again() {
+    let (sfu, own) = (Sfu::start(), OwnHomeserver::start());
+    let registration = |as_token: &str, hs_token: &str| format!("as_token: {as_token}\nhs_token: {hs_token}\n");
+    let path = file("registration", &registration(&own.as_token, &own.hs_token));
+    let setup = own.serving(quick(Setup::new(&sfu)));
+    let setup = setup.unset("LIVEKIT_AS_TOKEN").unset("LIVEKIT_HS_TOKEN");
+    let service = setup.env("LIVEKIT_AS_REGISTRATION_FILE", &path).start();
+    told("at first", &service, "our homeserver accepts the as_token", "");
+    let (room, alice) = (unique_room(), own.user("alice"));
+    own.join(&room, &alice);
+    let status = |hs_token: &str| {
+        let body = json!({"url": sfu.url(), "room_id": room, "slot_id": "m.call#ROOM", "member_id": "m"});
+        let call = Call::json("/_matrix/client/v1/rtc/livekit/get_token", &body)
+            .header("Authorization", &format!("Bearer {hs_token}"))
+            .header("X-Matrix-User-Identifier", &alice);
+        service.call(&call).status
+    };
+    assert_eq!(status(&own.hs_token), 200);
+    // A bad file keeps what was there.
+    fs::write(&path, "as_token: only\n").expect("a file");
+    service.signal("HUP");
+    told(
+        "a bad file",
+        &service,
+        "cannot be read again (SIGHUP)",
+        "LIVEKIT_AS_REGISTRATION_FILE",
+    );
+    assert_eq!(status(&own.hs_token), 200);
+    let (as_token, hs_token) = (secrets::as_token(), secrets::hs_token());
+    own.change_token(&as_token);
+    fs::write(&path, registration(&as_token, &hs_token)).expect("a file");
+    service.signal("HUP");
+    told(
+        "a good file",
+        &service,
+        "the registration was read again",
+        "the homeserver must have the same",
+    );
+    wait_until("the new tokens", TIMEOUT, || status(&hs_token) == 200);
+    assert_eq!(status(&own.hs_token), 401, "the former token");
     assert!(service.exit_status().is_none());
 }

@@ -26,7 +26,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[test]
 fn who_leaves_is_removed_and_again_with_the_old_token() {
-    let scene = Scene::new();
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_METRICS_BIND", "main"));
+    assert!(scene.service.get("/metrics").text().contains("\nlk_jwt_kicks_total 0\n"));
     let [alice, bob] = [scene.token("alice"), scene.token("bob")];
     let (session, _) = (scene.join(&alice), scene.join(&bob));
     scene.tell(&webhook::joined(&session));
@@ -42,6 +43,7 @@ fn who_leaves_is_removed_and_again_with_the_old_token() {
     scene.join(&alice);
     scene.wait_removed(&alice, 3);
     scene.service.wait_log(&["info", "removed participant from LiveKit", &scene.alias]);
+    assert!(!scene.service.get("/metrics").text().contains("\nlk_jwt_kicks_total 0\n"));
 
     // Back in the Matrix room, they may stay.
     scene.matrix.join(&alice.user);

@@ -54,3 +54,4 @@ mod tarpit;
 mod token;
 mod token_source;
 mod unreadable;
+mod vocabulary;

@@ -5,19 +5,20 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lk_jwt_service::internals::metrics::Outcome;
 use lk_jwt_service::internals::metrics::{Gauges, METRICS};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::support::bodies::{self, with};
 use crate::support::client::{Answer, Call, Connection, call};
+use crate::support::hashes::{SLOT, alias, homeserver_identity};
 use crate::support::neighbour::Reply;
+use crate::support::own_homeserver::OwnHomeserver;
 use crate::support::scene::{Scene, TIMEOUT};
 use crate::support::service::{Setup, free_address};
-use crate::support::sfu::Fault;
+use crate::support::sfu::{Fault, Sfu};
 use crate::support::world::World;
-use crate::support::{client_api, nothing_may_be_left_out, secrets, unique_room, wait_until};
+use crate::support::{client_api, nothing_may_be_left_out, secrets, unique, unique_room, wait_until, webhook};
 
 /// The fields of a line in JSON.
 fn object(line: &str) -> Value {
@@ -76,80 +77,133 @@ fn a_token_leaves_a_line_with_all_that_it_is_about() {
     assert!(line.get("members_ms").is_none() && line.get("store_ms").is_none(), "{line}");
 }
 
-/// Requests of all kinds, and clients that hang up: as many lines.
+/// Fields of the line of every request, and of one that had this outcome on this route, if something went well enough to know them.
+fn fields_of(route: &str, outcome: &str) -> &'static [&'static str] {
+    match (route, outcome) {
+        ("get_token" | "sfu_get", "ok") => &[
+            "user",
+            "server",
+            "matrix_room",
+            "livekit_room",
+            "opens_rooms",
+            "publishes",
+            "delegated",
+            "verify_ms",
+        ],
+        ("sfu_get", "token_rejected") => &["server", "verify_ms", "detail"],
+        ("sfu_get", "client_gone") => &["server", "waited_for", "verify_ms"],
+        ("sfu_get", "invalid_server_name") | ("get_token", "bad_request") | ("sfu_webhook", "webhook_rejected") => &["detail"],
+        _ => &[],
+    }
+}
+
+/// Twenty thousand requests of all kinds, and clients that hang up: as many lines, each with its fields, and nobody in them who is
+/// not to be seen.
 #[test]
 fn every_request_leaves_a_line() {
-    const EACH: usize = 1_000;
-    for level in ["info", "debug"] {
-        let world = json_world(|setup| setup.env("LIVEKIT_LOG_LEVEL", level));
-        let mut calls = Vec::new();
-        let room = unique_room();
-        let good = bodies::get_token_of(&world.home, "alice", &room);
-        let away = bodies::sfu_get_of(&world.away, "bob", &room);
-        for n in 0..EACH {
-            calls.push(Call::json("/get_token", &good));
-            calls.push(Call::json("/sfu/get", &away));
-            calls.push(Call::new("GET", &format!("/nothing/{n}")));
-            calls.push(Call::new("GET", "/get_token"));
-            calls.push(Call::post("/get_token", "nonsense"));
-            calls.push(Call::json(
-                "/sfu/get",
-                &bodies::sfu_get("!r:x", &world.home.name, &secrets::token()),
-            ));
-            calls.push(Call::json("/sfu/get", &bodies::sfu_get("!r:x", "no server", "token")));
-            calls.push(Call::post("/sfu_webhook", "{}"));
-            calls.push(Call::new("OPTIONS", "/get_token"));
-            calls.push(Call::new("GET", "/healthz"));
+    std::thread::scope(|scope| {
+        for (level, users, each) in [
+            ("info", "full", 1000),
+            ("debug", "full", 500),
+            ("debug", "hash", 250),
+            ("debug", "none", 250),
+        ] {
+            scope.spawn(move || as_many_lines_as_requests(level, users, each));
         }
-        let probes = 2 * EACH;
-        for answer in world.service.flood(&calls, 50) {
-            assert!(answer.status < 500, "{}", answer.text());
-        }
-        let mut hung_up = 0;
-        world.home.http.refuse();
-        for n in 0..100 {
-            let body = bodies::sfu_get_of(&world.home, "alice", &format!("!hung-up-{n}:x"));
-            let mut connection = world.service.connect();
-            connection.send(&Call::json("/sfu/get", &body).bytes(world.service.address()));
-            drop(connection);
-            hung_up += 1;
-        }
-        let wanted = calls.len() + hung_up - if level == "info" { probes } else { 0 };
-        let healthz = usize::from(level == "debug");
-        let count = || {
-            let log = world.service.log();
-            let lines = requests(&log);
-            let suppressed: u64 = lines.iter().filter_map(|line| line["suppressed"].as_u64()).sum();
-            let lines = lines.iter().filter(|line| line.get("outcome").is_some()).count();
-            let dropped: usize = log
-                .lines()
-                .filter_map(|line| {
-                    object(line)["message"]
-                        .as_str()?
-                        .split_once(" log lines were dropped")?
-                        .0
-                        .parse::<usize>()
-                        .ok()
-                })
-                .sum();
-            (lines + dropped, usize::try_from(suppressed).expect("a count"))
+    });
+}
+
+fn as_many_lines_as_requests(level: &str, users: &str, each: usize) {
+    const HUNG_UP: usize = 100;
+    let world = json_world(|setup| setup.env("LIVEKIT_LOG_LEVEL", level).env("LIVEKIT_LOG_USERS", users));
+    let (room, elsewhere) = (unique_room(), unique_room());
+    let good = bodies::get_token_of(&world.home, "alice", &room);
+    let away = bodies::sfu_get_of(&world.away, "bob", &room);
+    let alice = world.home.user("alice");
+    let mut calls = Vec::new();
+    for n in 0..each {
+        calls.push(Call::json("/get_token", &good));
+        calls.push(Call::json("/sfu/get", &away));
+        calls.push(Call::new("GET", &format!("/nothing/{n}/{alice}/{room}")));
+        calls.push(Call::new("GET", "/get_token"));
+        calls.push(Call::post("/get_token", "nonsense"));
+        calls.push(Call::json(
+            "/sfu/get",
+            &bodies::sfu_get(&elsewhere, &world.home.name, &secrets::token()),
+        ));
+        calls.push(Call::json("/sfu/get", &bodies::sfu_get(&elsewhere, "no server", "token")));
+        calls.push(Call::post("/sfu_webhook", "{}"));
+        calls.push(Call::new("OPTIONS", "/get_token"));
+        calls.push(Call::new("GET", "/healthz"));
+    }
+    // The start asks, too: for /healthz until it is answered.
+    let mine = |call: Call| {
+        call.header("X-Forwarded-For", "8.8.4.4")
+            .header("X-Request-Id", &format!("mine-{}", unique()))
+    };
+    let calls: Vec<_> = calls.into_iter().map(mine).collect();
+    for answer in world.service.flood(&calls, 25) {
+        assert!(answer.status < 500, "{}", answer.text());
+    }
+    world.home.http.refuse();
+    for _ in 0..HUNG_UP {
+        let body = bodies::sfu_get_of(&world.home, "alice", &elsewhere);
+        let mut connection = world.service.connect();
+        connection.send(&mine(Call::json("/sfu/get", &body)).bytes(world.service.address()));
+    }
+    // Preflights and probes are at debug.
+    let quiet = if level == "info" { 2 * each } else { 0 };
+    let wanted = calls.len() + HUNG_UP - quiet;
+    let count = || {
+        let log = world.service.log();
+        let all = requests(&log);
+        let mine = |line: &&Value| line["request_id"].as_str().is_some_and(|id| id.starts_with("mine-"));
+        let lines = all.iter().filter(mine).count();
+        let suppressed: u64 = all.iter().filter_map(|line| line["suppressed"].as_u64()).sum();
+        let dropped: usize = log
+            .lines()
+            .filter_map(|line| {
+                object(line)["message"]
+                    .as_str()?
+                    .split_once(" log lines were dropped")?
+                    .0
+                    .parse::<usize>()
+                    .ok()
+            })
+            .sum();
+        (lines + dropped, usize::try_from(suppressed).expect("a count"))
+    };
+    let sum = |(lines, suppressed): (usize, usize)| lines + suppressed;
+    wait_until("all lines", Duration::from_secs(30), || sum(count()) >= wanted);
+    let (lines, suppressed) = count();
+    eprintln!("{level}, {users}: {wanted} requests, {lines} lines, {suppressed} suppressed");
+    assert_eq!(lines + suppressed, wanted, "{level}, {users}");
+    assert_eq!(suppressed > 0, level == "info");
+
+    let log = world.service.log();
+    for line in requests(&log).iter().filter(|line| line.get("outcome").is_some()) {
+        let words = (
+            line["route"].as_str().expect("a route"),
+            line["outcome"].as_str().expect("an outcome"),
+        );
+        let own = if line["method"] == "POST" {
+            fields_of(words.0, words.1)
+        } else {
+            &[]
         };
-        // The start asks for /healthz until it is answered.
-        wait_until("all lines", Duration::from_secs(20), || count().0 + count().1 >= wanted + healthz);
-        let (lines, suppressed) = count();
-        eprintln!("{level}: {wanted} requests, {lines} lines, {suppressed} suppressed");
-        assert!(lines + suppressed <= wanted + healthz * 200, "{lines} + {suppressed} > {wanted}");
-        assert_eq!(suppressed > 0, level == "info");
-        if level == "info" {
-            assert_eq!(lines + suppressed, wanted);
+        for field in ["request_id", "route", "method", "total_ms", "client"].iter().chain(own) {
+            let is_hidden = users == "none" && ["user", "matrix_room", "livekit_room", "client"].contains(field);
+            assert_eq!(line.get(field).is_none(), is_hidden, "{field} in {line}");
         }
-        for line in requests(&world.service.log()).iter().filter(|line| line.get("outcome").is_some()) {
-            for field in ["request_id", "route", "method", "total_ms", "client"] {
-                assert!(line.get(field).is_some(), "no {field} in {line}");
-            }
-            assert_ne!(line["server"], "", "{line}");
-            assert_eq!(line.get("status").is_none(), line["outcome"] == "client_gone", "{line}");
-        }
+        assert_eq!(line.get("path").is_some(), words.0 == "other" && users == "full", "{line}");
+        assert_ne!(line["server"], "", "{line}");
+        assert_eq!(line.get("status").is_none(), words.1 == "client_gone", "{line}");
+    }
+    let names = [alice, world.away.user("bob"), room, elsewhere, "8.8.4.4".to_owned()];
+    let aliases = world.sfu.rooms();
+    for name in names.iter().chain(&aliases) {
+        let seen = log.lines().find(|line| line.contains(name.as_str()));
+        assert_eq!(seen.is_some(), users == "full", "{users}: {name} in {seen:?}");
     }
 }
 
@@ -201,77 +255,6 @@ fn metrics_of(world: &World) -> String {
     answer.text()
 }
 
-/// The word in the log is the word in the body and the label of the metric.
-#[test]
-fn one_vocabulary() {
-    let world = json_world(|setup| setup.env("LIVEKIT_METRICS_BIND", "main"));
-    let good = bodies::get_token_of(&world.home, "alice", &unique_room());
-    let unverified = with(&good, "/openid_token/access_token", Some(json!(secrets::token())));
-    let refused = || -> Vec<(Call, Option<Fault>, Outcome)> {
-        let of = |body: &Value| Call::json("/get_token", body);
-        vec![
-            (of(&good), None, Outcome::Ok),
-            (Call::new("GET", "/none"), None, Outcome::NotFound),
-            (Call::new("GET", "/get_token"), None, Outcome::MethodNotAllowed),
-            (Call::post("/get_token", "x"), None, Outcome::BadRequest),
-            (Call::post("/get_token", vec![b' '; 70_000]), None, Outcome::TooLarge),
-            (of(&unverified), None, Outcome::TokenRejected),
-            (
-                of(&with(&good, "/openid_token/matrix_server_name", Some(json!("no server")))),
-                None,
-                Outcome::InvalidServerName,
-            ),
-            (
-                of(&with(&good, "/member/claimed_user_id", Some(json!("@eve:example.org")))),
-                None,
-                Outcome::UserMismatch,
-            ),
-            (
-                of(&with(&good, "/openid_token/matrix_server_name", Some(json!("169.254.1.1")))),
-                None,
-                Outcome::HomeserverUnreachable,
-            ),
-            (
-                of(&bodies::get_token_of(&world.home, "alice", &unique_room())),
-                Some(Fault::NoGrant),
-                Outcome::SfuRejected,
-            ),
-            (Call::post("/token_source", "{}"), None, Outcome::TokenMissing),
-            (Call::post("/sfu_webhook", "{}"), None, Outcome::WebhookRejected),
-            (
-                Call::json(
-                    "/delegate_delayed_leave",
-                    &bodies::delegate_of(&world.away, "bob", &unique_room(), "id", 60_000),
-                ),
-                None,
-                Outcome::NotAllowed,
-            ),
-        ]
-    };
-    for (n, (ask, fault, outcome)) in refused().into_iter().enumerate() {
-        world.sfu.fail(fault);
-        let id = format!("vocabulary-{n}");
-        let count = |text: &str| {
-            let lines = text.lines().filter(|line| line.starts_with("lk_jwt_requests_total{"));
-            let lines = lines.filter(|line| line.contains(&format!("outcome=\"{}\"", outcome.word())));
-            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>()
-        };
-        let before = count(&metrics_of(&world));
-        let answer = world.service.call(&ask.header("X-Request-Id", &id));
-        world.sfu.fail(None);
-        if outcome == Outcome::Ok {
-            assert_eq!(answer.status, 200, "{}", answer.text());
-        } else {
-            assert_eq!(answer.field("reason"), outcome.word(), "{}", answer.text());
-        }
-        let line = line_of(&world, &id);
-        assert_eq!(line["outcome"], outcome.word(), "{line}");
-        // A scrape is a request that went well, too.
-        let own = u64::from(outcome == Outcome::Ok);
-        assert_eq!(count(&metrics_of(&world)), before + 1 + own, "{}", outcome.word());
-    }
-}
-
 /// What names a user, a room or a client, and must not be seen.
 #[test]
 fn people_are_hashed_or_left_out() {
@@ -298,6 +281,9 @@ fn people_are_hashed_or_left_out() {
             &bodies::sfu_get_of(&scene.home, "alice", &scene.room),
         );
         ask(&[], &format!("/_matrix/app/v1/users/{}", scene.home.user("alice")), &good);
+        // A route of ours at another path is warned about.
+        ask(&[], &format!("/{}/{}/get_token", scene.home.user("alice"), scene.room), &good);
+        scene.service.wait_log(&["came at another path"]);
         ask(
             &[],
             "/get_token",
@@ -349,6 +335,43 @@ fn people_are_hashed_or_left_out() {
     }
 }
 
+/// The same behind our homeserver, which says who is in a room: who left it is removed from the call.
+#[test]
+fn people_of_our_homeserver_are_hashed_or_left_out() {
+    const PATH: &str = "/_matrix/client/v1/rtc/livekit";
+    for mode in ["full", "hash", "none"] {
+        let (sfu, own) = (Sfu::start(), OwnHomeserver::start());
+        let setup = own.serving(Setup::new(&sfu)).env("LIVEKIT_LOG_USERS", mode);
+        let setup = setup
+            .env("RUST_LOG", "lk_jwt_service=trace")
+            .env("LIVEKIT_MEMBERSHIP_CHECK_INTERVAL_SECONDS", "1");
+        let service = setup.start();
+        let (room, alice, bob) = (unique_room(), own.user("alice"), own.user("bob"));
+        own.join(&room, &alice);
+        let ask = |what: &str, who: &str, body: &Value| {
+            let call = Call::json(&format!("{PATH}/{what}"), body).header("Authorization", &format!("Bearer {}", own.hs_token));
+            service.call(&call.header("X-Matrix-User-Identifier", who)).status
+        };
+        let mut body = json!({"url": sfu.url(), "room_id": room, "slot_id": SLOT, "member_id": "m"});
+        assert_eq!(ask("get_token", &alice, &body), 200);
+        assert_eq!(ask("get_token", &bob, &body), 403);
+        assert_eq!(ask("get_token", &format!("{bob}:x"), &body), 400);
+        body["delay_id"] = json!(own.schedule(&alice, &room, 60_000));
+        assert_eq!(ask("delegate_delayed_leave", &alice, &body), 200);
+        let (alias, identity) = (alias(&room, SLOT), homeserver_identity(&alice, "m"));
+        let session = sfu.join(&alias, &identity);
+        assert_eq!(webhook::tell(&service, &sfu, &webhook::joined(&session)).status, 200);
+        own.part(&room, &alice);
+        wait_until("the removal", TIMEOUT, || !sfu.removals(&alias, &identity).is_empty());
+        service.wait_log(&["removed participant from LiveKit"]);
+        let log = service.log();
+        for (name, shown) in [(&alice, true), (&bob, true), (&room, true), (&alias, true), (&identity, true)] {
+            let seen = log.lines().find(|line| line.contains(name.as_str()));
+            assert_eq!(seen.is_some(), shown && mode == "full", "{mode}: {name} in {seen:?}");
+        }
+    }
+}
+
 fn promtool(arguments: &[&str], input: &str) -> Option<String> {
     let child = Command::new("promtool")
         .args(arguments)
@@ -385,8 +408,10 @@ fn metrics_move() {
         "/get_token",
         &with(&good, "/openid_token/access_token", Some(json!(secrets::token()))),
     );
-    let away = with(&good, "/openid_token/matrix_server_name", Some(json!("169.254.169.254")));
-    scene.service.post("/get_token", &away);
+    for address in ["169.254.169.254", "10.0.0.1"] {
+        let away = with(&good, "/openid_token/matrix_server_name", Some(json!(address)));
+        scene.service.post("/get_token", &away);
+    }
     scene.service.post("/sfu_webhook", &json!({}));
     scene.delegate(Duration::from_secs(10));
     let waiting = text();
@@ -418,6 +443,7 @@ fn metrics_move() {
         "lk_jwt_webhooks_total{result=\"rejected\"}",
         "lk_jwt_webhook_last_received_timestamp_seconds",
         "lk_jwt_guard_refusals_total{reason=\"never\"}",
+        "lk_jwt_guard_refusals_total{reason=\"private\"}",
         "lk_jwt_neighbour_request_duration_seconds_count{neighbour=\"sfu\",call=\"create_room\",result=\"ok\"}",
         "lk_jwt_neighbour_request_duration_seconds_count{neighbour=\"homeservers\",call=\"send_delayed_event\",result=\"ok\"}",
         "process_cpu_seconds_total",
@@ -439,6 +465,23 @@ fn metrics_move() {
     for name in [&scene.home.name, &scene.room, &scene.home.user("alice")] {
         assert!(!after.contains(name.as_str()), "{name} is a label");
     }
+}
+
+/// Our homeserver goes and comes back; the SFU and the store do in other tests.
+#[test]
+fn our_homeserver_is_up_or_not() {
+    let (sfu, own) = (Sfu::start(), OwnHomeserver::start());
+    let setup = own.serving(Setup::new(&sfu)).env("LIVEKIT_METRICS_BIND", "main");
+    let service = setup.env("LIVEKIT_NEIGHBOUR_CHECK_INTERVAL_SECONDS", "1").start();
+    let wait_up = |up: u8| {
+        let line = format!("\nlk_jwt_neighbour_up{{neighbour=\"homeserver\"}} {up}\n");
+        wait_until(&line, TIMEOUT * 3, || service.get("/metrics").text().contains(&line));
+    };
+    wait_up(1);
+    own.http.refuse();
+    wait_up(0);
+    own.http.listen_again();
+    wait_up(1);
 }
 
 #[test]

@@ -55,6 +55,26 @@ fn run(setup: Setup) -> (Service, i32) {
     (service, code)
 }
 
+/// What is wrong is what a start says, word by word, and nothing is begun; the code with which `check-config` ends.
+#[track_caller]
+pub(crate) fn assert_check_config_says_the_same(what: &str, setup: &Setup) -> i32 {
+    let (checked, code) = run(setup.clone().argument("check-config"));
+    if code != 0 {
+        let (started, failed) = run(setup.clone());
+        let words = |service: &Service| {
+            let log = service.log();
+            let lines = log.lines().map(|line| match serde_json::from_str::<serde_json::Value>(line) {
+                Ok(object) => format!("{:?} {}", object["variable"], object["message"]),
+                Err(_) => line.to_owned(),
+            });
+            lines.collect::<Vec<_>>()
+        };
+        assert_eq!((code, words(&checked)), (failed, words(&started)), "{what}");
+        assert_eq!(checked.stdout(), "", "{what}");
+    }
+    code
+}
+
 #[test]
 fn help_lists_every_variable() {
     for argument in ["--help", "-h"] {
@@ -126,6 +146,7 @@ fn all_mistakes_are_told_at_once_whatever_the_log_level() {
                 .env("LIVEKIT_REDIS_URL", "redis://user:redispasswordNEVERLOG@host:port/")
                 .env("RUST_LOG", "off")
                 .secret("redispasswordNEVERLOG");
+            assert_eq!(assert_check_config_says_the_same(level, &setup), 1);
             let (service, code) = run(setup);
             assert_eq!(code, 1, "{level}: {}", service.log());
             for variable in [
@@ -199,8 +220,10 @@ fn each_mistake_names_its_variable_and_binds_no_port() {
             Some(value) => setup.env(variable, value),
             None => setup.unset(variable),
         };
+        let what = format!("{variable}={value:?}");
+        assert_eq!(assert_check_config_says_the_same(&what, &setup), 1, "{what}");
         let (service, code) = run(setup);
-        assert_eq!(code, 1, "{variable}={value:?}: {}", service.log());
+        assert_eq!(code, 1, "{what}: {}", service.log());
         assert!(
             service.log().contains(variable),
             "{variable}={value:?} is not named:\n{}",

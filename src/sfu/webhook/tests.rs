@@ -1,3 +1,5 @@
+use hmac::{Hmac, Mac as _};
+
 use super::*;
 use crate::secret::{KeyPair, Secret};
 use proptest::prelude::*;

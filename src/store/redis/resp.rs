@@ -48,7 +48,7 @@ impl RedisError {
                 "check that Redis speaks TLS on this port (rediss://), that its certificate names the host of LIVEKIT_REDIS_URL, and SSL_CERT_FILE"
             }
             Self::Timeout => "check Redis's load, and the network between",
-            Self::Closed | Self::Broken(_) => "check Redis's log; a rediss:// port must not be spoken to by redis://",
+            Self::Closed | Self::Broken(_) => "check that Redis runs, and its log; a rediss:// port must not be spoken to by redis://",
             Self::Refused { command, code } => match (*command, &**code) {
                 ("AUTH", _) | (_, "WRONGPASS") => "check the user name in LIVEKIT_REDIS_URL, and LIVEKIT_REDIS_PASSWORD",
                 (_, "NOAUTH") => "Redis wants a password: set LIVEKIT_REDIS_PASSWORD",

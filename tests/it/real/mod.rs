@@ -2,11 +2,13 @@
 //!
 //! `tests/run` installs them. Without it (`LK_TESTS_REAL`) these tests are left out, which stderr says.
 
+mod alerts;
 mod appservice;
 mod dev;
 mod edge;
 mod exchange;
 mod fakes;
+mod faults;
 mod moves;
 mod proxies;
 mod room_memory;

@@ -66,7 +66,12 @@ impl Ca {
 
     /// Certificate and key in PEM, for a server with these names or addresses.
     pub(crate) fn server_pem(&self, names: &[String]) -> (String, String) {
-        let (certificate, key) = self.issue(names, None);
+        self.server_pem_until(names, None)
+    }
+
+    /// The same with a certificate whose last day was the first of this year.
+    pub(crate) fn server_pem_until(&self, names: &[String], last_year: Option<i32>) -> (String, String) {
+        let (certificate, key) = self.issue(names, last_year);
         (certificate.pem(), key.serialize_pem())
     }
 

@@ -29,6 +29,8 @@ pub(crate) struct Livekit {
     address: SocketAddr,
     /// Whom it tells what happens.
     told: Vec<String>,
+    /// What its configuration has besides, or instead.
+    changes: Value,
     directory: PathBuf,
     process: Mutex<Option<Process>>,
 }
@@ -51,7 +53,13 @@ impl Livekit {
 
     /// The same; it tells these addresses what happens.
     pub(crate) fn prepare_with_webhooks(urls: &[String]) -> Self {
+        Self::prepare_with(urls, json!({}))
+    }
+
+    /// The same; the sections of its configuration have these members besides, or instead.
+    pub(crate) fn prepare_with(urls: &[String], changes: Value) -> Self {
         Self {
+            changes,
             key: "realkey".to_owned(),
             secret: secrets::sfu_secret(),
             address: (Ipv4Addr::LOCALHOST, process::free_port()).into(),
@@ -64,6 +72,7 @@ impl Livekit {
     /// Another one on the same port of another address, for the same key; it is not started.
     pub(crate) fn elsewhere(&self) -> Self {
         Self {
+            changes: self.changes.clone(),
             key: self.key.clone(),
             secret: self.secret.clone(),
             address: (unique_loopback(), self.address.port()).into(),
@@ -75,8 +84,7 @@ impl Livekit {
 
     /// Media has other ports each time: while it was away, somebody else may have taken the last ones.
     fn configure(&self) {
-        // JSON is YAML.
-        let config = json!({
+        let mut config = json!({
             "port": self.address.port(),
             "bind_addresses": [self.address.ip()],
             "rtc": {
@@ -91,12 +99,34 @@ impl Livekit {
             "room": {"auto_create": false},
             "webhook": {"api_key": &self.key, "urls": self.told},
         });
-        std::fs::write(self.directory.join("livekit.yaml"), config.to_string()).expect("livekit.yaml");
+        for (section, changes) in self.changes.as_object().into_iter().flatten() {
+            for (name, value) in changes.as_object().into_iter().flatten() {
+                config[section][name] = value.clone();
+            }
+        }
+        // Sections in lines, as people write them; JSON is YAML below.
+        let mut text = String::new();
+        for (section, value) in config.as_object().into_iter().flatten() {
+            match value.as_object() {
+                None => text += &format!("{section}: {value}\n"),
+                Some(members) => {
+                    text += &format!("{section}:\n");
+                    members.iter().for_each(|(name, value)| text += &format!("  {name}: {value}\n"));
+                }
+            }
+        }
+        std::fs::write(self.configuration(), text).expect("livekit.yaml");
+    }
+
+    /// Its configuration file.
+    pub(crate) fn configuration(&self) -> PathBuf {
+        self.directory.join("livekit.yaml")
     }
 
     /// `livekit-server --dev`: its own values for everything.
     pub(crate) fn start_dev() -> Self {
         let livekit = Self {
+            changes: json!({}),
             key: "devkey".into(),
             secret: "secret".into(),
             address: (Ipv4Addr::LOCALHOST, 7880).into(),
@@ -264,6 +294,11 @@ impl Client {
         let client = Self::start(answer);
         let identity = client.joined();
         (client, identity)
+    }
+
+    /// Says goodbye.
+    pub(crate) fn leave(&self) {
+        self.0.signal("TERM");
     }
 
     /// Waits until the SFU ends it, and tells why, by LiveKit's name.

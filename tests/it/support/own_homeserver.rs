@@ -114,7 +114,7 @@ type Peer = dyn Fn(&Value) -> (u16, Value) + Send + Sync;
 
 struct State {
     name: String,
-    as_token: String,
+    as_token: Mutex<String>,
     /// Which paths are served: stable or not.
     served: Mutex<HashSet<(Proposal, bool)>>,
     /// `unstable_features`.
@@ -153,7 +153,7 @@ impl OwnHomeserver {
         let as_token = secrets::as_token();
         let state = Arc::new(State {
             name: federation.name.clone(),
-            as_token: as_token.clone(),
+            as_token: Mutex::new(as_token.clone()),
             served: Mutex::new(Proposal::ALL.map(|proposal| (proposal, false)).into()),
             // Synapse has no flag for MSC4512.
             features: Mutex::new(json!({"org.matrix.msc4140": true, "org.matrix.msc4143": true, "io.element.msc4502": true})),
@@ -201,6 +201,11 @@ impl OwnHomeserver {
             .env("LIVEKIT_AS_TOKEN", &self.as_token)
             .env("LIVEKIT_HS_TOKEN", &self.hs_token)
             .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", self.name())
+    }
+
+    /// It was started again with another registration.
+    pub(crate) fn change_token(&self, as_token: &str) {
+        *self.state.as_token.lock().unwrap() = as_token.to_owned();
     }
 
     /// From now on this user, or this homeserver, is in the room.
@@ -340,7 +345,7 @@ impl State {
         let Some(authorization) = request.header("authorization") else {
             return Err(error(401, "M_MISSING_TOKEN", "Missing access token"));
         };
-        if authorization != format!("Bearer {}", self.as_token) {
+        if authorization != format!("Bearer {}", self.as_token.lock().unwrap()) {
             let body = json!({"errcode": "M_UNKNOWN_TOKEN", "error": "Invalid access token passed.", "soft_logout": false});
             return Err(Reply::json(401, &body));
         }
