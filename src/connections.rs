@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
@@ -132,13 +132,13 @@ impl Connections {
     /// Whether somebody has to give way for the next one.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.lock().by_id.len() >= self.most
+        self.open.lock().by_id.len() >= self.most
     }
 
     /// A connection was accepted. Where there are too many, others give way at once; `None` only when nearly all wait for
     /// their answers.
     pub fn open(self: &Arc<Self>, peer: IpAddr) -> Option<Opened> {
-        let mut open = self.lock();
+        let mut open = self.open.lock();
         if open.by_id.len() >= self.most {
             // A few at a time, so that a flood costs one look at everybody per batch.
             let now = self.now();
@@ -174,7 +174,7 @@ impl Connections {
 
     /// Closes those on which no request has come: they are nobody's, and must not hold up the end.
     pub fn stop(&self) {
-        let mut open = self.lock();
+        let mut open = self.open.lock();
         open.stopping = true;
         for connection in open.by_id.values().filter(|connection| connection.opening.load(Relaxed)) {
             connection.tell(CLOSE);
@@ -191,10 +191,6 @@ impl Connections {
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Registry> {
-        self.open.lock()
-    }
-
     fn now(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -202,7 +198,7 @@ impl Connections {
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        self.0.all.lock().by_id.remove(&self.0.id);
+        self.0.all.open.lock().by_id.remove(&self.0.id);
         for pot in [Pot::Strangers, Pot::Proven] {
             self.0.give_back(pot, usize::MAX);
         }
@@ -280,7 +276,7 @@ impl Connection {
                 return Taken::NotYet;
             }
             let slowest = {
-                let open = self.all.lock();
+                let open = self.all.open.lock();
                 let holding = open.by_id.values().filter(|other| other.held[pot as usize].load(Relaxed) > 0);
                 slowest(holding.map(|other| (other, other.look(now)))).cloned()
             };
@@ -595,7 +591,7 @@ mod tests {
         assert_eq!(told(&open[3]), GO_ON);
         open.clear();
         drop(newcomer);
-        assert!(all.lock().by_id.is_empty());
+        assert!(all.open.lock().by_id.is_empty());
     }
 
     #[test]

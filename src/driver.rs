@@ -98,7 +98,7 @@ impl Leaves {
         let has_leaves = move |server: &str| {
             known
                 .upgrade()
-                .is_some_and(|driver| driver.lock().cores.leaves().has_any_of(server))
+                .is_some_and(|driver| driver.state.lock().cores.leaves().has_any_of(server))
         };
         driver.homeservers.keep_those_with_leaves(Box::new(has_leaves));
         tokio::spawn(driver.clone().keep_time());
@@ -141,7 +141,7 @@ impl Leaves {
     /// How many there are, and what of them is not stored yet.
     #[must_use]
     pub fn gauges(&self) -> Gauges {
-        let (all, waiting) = self.0.lock().cores.leaves().counts();
+        let (all, waiting) = self.0.state.lock().cores.leaves().counts();
         Gauges {
             jobs_waiting: waiting,
             jobs_watched: all.saturating_sub(waiting),
@@ -265,7 +265,7 @@ impl Driver {
 
     /// Takes the delegation, and says when it is written.
     fn delegate(self: &Arc<Self>, delegation: &core::Delegation<'_>) -> Result<Option<Written>, CapacityError> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         // Another fact like any other; one that may be refused.
         let (now, mut actions) = self.look_at_clocks(&mut state);
         actions.extend(state.cores.handle(Fact::Time, now));
@@ -299,7 +299,7 @@ impl Driver {
         let rest = async {
             loop {
                 let progress = self.progress.notified();
-                if self.lock().cores.is_at_rest() {
+                if self.state.lock().cores.is_at_rest() {
                     return;
                 }
                 progress.await;
@@ -317,7 +317,7 @@ impl Driver {
         loop {
             let rearm = self.rearm.notified();
             let armed = {
-                let mut state = self.lock();
+                let mut state = self.state.lock();
                 let now = self.clock.now();
                 let look = (!state.cores.leaves().is_empty()).then(|| now.after(CLOCK_CHECK_INTERVAL_MS));
                 let next = state.cores.next_deadline();
@@ -408,7 +408,7 @@ impl Driver {
             return false;
         }
         let listed = (self.listed)(&job.homeserver);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let is_known = state.cores.find(&job.room, &job.identity).is_some();
         let (now, mut actions) = self.look_at_clocks(&mut state);
         let clocks = state.clocks;
@@ -419,10 +419,10 @@ impl Driver {
 
     /// Stores again what a store lacks that was away.
     async fn put_again(&self, mut seen: Seen) {
-        let leaves: Vec<_> = self.lock().cores.leaves().all().collect();
+        let leaves: Vec<_> = self.state.lock().cores.leaves().all().collect();
         for &leave in &leaves {
             seen.spread(leaves.len()).await;
-            if let Some(record) = self.lock().cores.record(leave, &self.clock.wall())
+            if let Some(record) = self.state.lock().cores.record(leave, &self.clock.wall())
                 && seen.lacks(&record)
             {
                 self.store.put(&record);
@@ -447,7 +447,7 @@ impl Driver {
     // --- the loop: facts in, calls out ---
 
     fn feed(self: &Arc<Self>, fact: Fact<'_>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let (now, mut actions) = self.look_at_clocks(&mut state);
         actions.extend(state.cores.handle(fact, now));
         let _ = self.act(state, actions, None);
@@ -619,7 +619,7 @@ impl Driver {
         let mut next = Some(first);
         while let Some(question) = next {
             self.ask(question).await;
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             let lane = &mut state.lanes[lane];
             next = lane.waiting.pop_front();
             if next.is_none() {
@@ -640,7 +640,7 @@ impl Driver {
             Question::Participants { room, asked, within } => self.ask_participants(room, asked, within).await,
             Question::Rooms { rooms, asked } => {
                 let names = {
-                    let state = self.lock();
+                    let state = self.state.lock();
                     let names = rooms.iter().filter_map(|&room| state.cores.presence().room_name(room));
                     names.map(ToString::to_string).collect::<Vec<_>>()
                 };
@@ -653,7 +653,7 @@ impl Driver {
                 self.feed(Fact::Rooms(&rooms, asked, read(&answer, |_| Some(rows.as_slice()))));
             }
             Question::CreateRoom { room } => {
-                let Some(name) = self.lock().cores.presence().room_name(room).cloned() else {
+                let Some(name) = self.state.lock().cores.presence().room_name(room).cloned() else {
                     return;
                 };
                 let answer = self.sfu.create_again(&name).await;
@@ -669,7 +669,7 @@ impl Driver {
 
     async fn ask_participant(self: &Arc<Self>, participant: ParticipantId, asked: Time, within: Duration) {
         let found = {
-            let state = self.lock();
+            let state = self.state.lock();
             let presence = state.cores.presence();
             presence.get(participant).and_then(|found| {
                 let room = presence.room_of(participant)?.clone();
@@ -686,7 +686,7 @@ impl Driver {
     }
 
     async fn ask_participants(self: &Arc<Self>, room: RoomId, asked: Time, within: Duration) {
-        let Some(name) = self.lock().cores.presence().room_name(room).cloned() else {
+        let Some(name) = self.state.lock().cores.presence().room_name(room).cloned() else {
             return;
         };
         let answer = self.sfu.participants(&name, within).await;
@@ -748,10 +748,6 @@ impl Driver {
         }
         self.store.put(&record);
         None
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Driven> {
-        self.state.lock()
     }
 }
 

@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
@@ -170,7 +170,7 @@ impl Federation {
         self.homeservers.get(server, now(), || {
             let (trust, until) = match self.trust(server) {
                 Trust::Listed => (Trust::Listed, 0),
-                Trust::Stranger => (Trust::Stranger, self.verified().until(&host_key(server))),
+                Trust::Stranger => (Trust::Stranger, self.verified.lock().until(&host_key(server))),
             };
             let class = match trust {
                 Trust::Listed => Class::Listed,
@@ -203,7 +203,7 @@ impl Federation {
         let Some(group) = homeserver.group() else { return };
         let host = host_key(homeserver.name());
         let (changes, until) = {
-            let mut verified = self.verified();
+            let mut verified = self.verified.lock();
             (verified.on_answer(&host, group, now), verified.until(&host))
         };
         homeserver.is_verified_until(until);
@@ -217,7 +217,7 @@ impl Federation {
 
     /// The homeserver of `host` had answered well at this second, before the start.
     pub fn restore(&self, host: &str, at: u64) {
-        self.verified().restore(host, at, now());
+        self.verified.lock().restore(host, at, now());
     }
 
     /// Returns the budget of one request about `homeserver`.
@@ -303,10 +303,6 @@ impl Federation {
                 false
             }
         }
-    }
-
-    fn verified(&self) -> MutexGuard<'_, Verified> {
-        self.verified.lock()
     }
 
     fn is_listed(&self, server: &ServerName) -> bool {

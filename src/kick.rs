@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use livekit_protocol::participant_info::State as ParticipantState;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
@@ -184,7 +184,7 @@ impl KickOnLeave {
     async fn keep_time(self) {
         let clock = &self.0.clock;
         loop {
-            let Some(at) = self.tracker().next_deadline() else {
+            let Some(at) = self.0.tracker.lock().next_deadline() else {
                 self.0.rearm.notified().await;
                 continue;
             };
@@ -192,7 +192,7 @@ impl KickOnLeave {
                 let _ = timeout_at(clock.instant(at), self.0.rearm.notified()).await;
                 let now = clock.now();
                 if now.since(at) > WOKE_MS {
-                    self.tracker().on_woke(now);
+                    self.0.tracker.lock().on_woke(now);
                 }
                 // Another moment may come first now.
                 if now < at {
@@ -207,7 +207,7 @@ impl KickOnLeave {
 
     fn feed<T>(&self, fact: impl FnOnce(&mut MembershipTracker, Time) -> T) -> T {
         let Driver { clock, settings, .. } = &*self.0;
-        let mut tracker = self.tracker();
+        let mut tracker = self.0.tracker.lock();
         // Read under the lock, so that the core never sees time run backwards.
         let now = clock.now();
         let result = fact(&mut tracker, now);
@@ -321,9 +321,5 @@ impl KickOnLeave {
                 "the SFU does not remove, or does not show, those who hold tokens; it is tried again"
             );
         });
-    }
-
-    fn tracker(&self) -> MutexGuard<'_, MembershipTracker> {
-        self.0.tracker.lock()
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use lru::LruCache;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
@@ -139,7 +139,12 @@ impl OpenId {
     ) -> Result<VerifiedUser, OpenIdError> {
         // A server name holds no slash.
         let question = self.federation.fingerprint(&format!("{server}/{}", token.expose()));
-        if self.refused().get(&question).is_some_and(|since| since.elapsed() < REFUSED_FOR) {
+        if self
+            .refused
+            .lock()
+            .get(&question)
+            .is_some_and(|since| since.elapsed() < REFUSED_FOR)
+        {
             return Err(OpenIdError::Rejected);
         }
         let homeserver = self.federation.homeserver(server);
@@ -148,7 +153,7 @@ impl OpenId {
         let outcome = self.questions.run_until(question, deadline, asked).await;
         let outcome = outcome.unwrap_or_else(|| Err(unreachable(&homeserver, Failure::Timeout)));
         if matches!(outcome, Err(OpenIdError::Rejected)) {
-            self.refused().put(question, Instant::now());
+            self.refused.lock().put(question, Instant::now());
         }
         outcome
     }
@@ -241,10 +246,6 @@ impl OpenId {
             self.federation.has_answered(homeserver);
         }
         outcome
-    }
-
-    fn refused(&self) -> MutexGuard<'_, LruCache<u128, Instant>> {
-        self.refused.lock()
     }
 }
 

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Method};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::task_local;
 use tracing::Level;
 
@@ -335,7 +335,7 @@ impl Bucket {
 
     /// Whether there is room for one more line; else it is counted, and the count is told within a second.
     fn has_room(&'static self, outcome: Outcome) -> bool {
-        let mut counts = self.lock();
+        let mut counts = self.state.lock();
         let now = Instant::now();
         if counts.began.is_none_or(|began| now.saturating_duration_since(began) >= SECOND) {
             (counts.began, counts.shown) = (Some(now), 0);
@@ -359,7 +359,7 @@ impl Bucket {
     }
 
     fn tell(&self) {
-        let mut counts = self.lock();
+        let mut counts = self.state.lock();
         counts.is_timed = false;
         let suppressed = std::mem::take(&mut counts.suppressed);
         let by_outcome = std::mem::replace(&mut counts.by_outcome, [0; Outcome::COUNT]);
@@ -377,10 +377,6 @@ impl Bucket {
                 }
             }
         });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.state.lock()
     }
 }
 
@@ -428,7 +424,7 @@ mod tests {
     fn ten_refusals_a_second_are_shown_and_the_others_counted() {
         static BUCKET: Bucket = Bucket::new("test");
         let shown = (0..1000).filter(|_| BUCKET.has_room(Outcome::TokenRejected)).count();
-        let counts = BUCKET.lock();
+        let counts = BUCKET.state.lock();
         assert!(shown.is_multiple_of(10) && shown < 100, "{shown}");
         assert_eq!(counts.suppressed, 1000 - shown as u64);
         assert_eq!(counts.by_outcome[Outcome::TokenRejected as usize], counts.suppressed);

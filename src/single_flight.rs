@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
 
@@ -51,11 +51,11 @@ impl<K: Clone + Eq + Hash, T: Clone> SingleFlight<K, T> {
 
     /// Since when somebody makes the call for `key`, if anybody does.
     pub fn began(&self, key: &K) -> Option<Instant> {
-        self.lock().get(key).map(|entry| entry.call.began)
+        self.0.lock().get(key).map(|entry| entry.call.began)
     }
 
     fn share(&self, key: K) -> Shared<'_, K, T> {
-        let mut calls = self.lock();
+        let mut calls = self.0.lock();
         let entry = calls.entry(key.clone()).or_insert_with(Entry::new);
         entry.sharers += 1;
         Shared {
@@ -67,11 +67,7 @@ impl<K: Clone + Eq + Hash, T: Clone> SingleFlight<K, T> {
     }
 }
 
-impl<K, T> SingleFlight<K, T> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, Entry<T>>> {
-        self.0.lock()
-    }
-}
+impl<K, T> SingleFlight<K, T> {}
 
 impl<K: Clone + Eq + Hash, T: Clone> Default for SingleFlight<K, T> {
     fn default() -> Self {
@@ -104,7 +100,7 @@ struct Shared<'a, K: Eq + Hash, T> {
 
 impl<K: Eq + Hash, T> Drop for Shared<'_, K, T> {
     fn drop(&mut self) {
-        let mut calls = self.all.lock();
+        let mut calls = self.all.0.lock();
         // A later call for the same is none of ours.
         if let Some(entry) = calls.get_mut(&self.key).filter(|entry| Arc::ptr_eq(&entry.call, &self.call)) {
             entry.sharers -= 1;
@@ -140,7 +136,7 @@ mod tests {
         assert_eq!((one.0, one.1), (two.0, two.1));
         assert_eq!((other.0, calls.get()), (2, 2));
         assert_eq!(flights.run("a", call()).await.0, 3);
-        assert!(flights.lock().is_empty());
+        assert!(flights.0.lock().is_empty());
     }
 
     #[tokio::test]
@@ -150,6 +146,6 @@ mod tests {
         let (gone, answer) = tokio::join!(waits, flights.run("a", ready(7)));
         assert!(gone.is_err());
         assert_eq!(answer.0, 7);
-        assert!(flights.lock().is_empty());
+        assert!(flights.0.lock().is_empty());
     }
 }

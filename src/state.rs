@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{METRICS, Neighbour};
@@ -59,7 +59,7 @@ impl State {
     }
 
     fn change(&self, remedy: Option<&'static str>) -> Option<Change> {
-        let mut known = self.lock();
+        let mut known = self.known.lock();
         let now = Instant::now();
         let (change, since) = match *known {
             Some(known) if known.remedy == remedy => return None,
@@ -77,7 +77,7 @@ impl State {
     /// Whether it can be used, and for how long that has been so; `None` as long as nothing is known.
     #[must_use]
     pub fn now(&self) -> Option<(bool, Duration)> {
-        self.lock().map(|known| (known.remedy.is_none(), known.since.elapsed()))
+        self.known.lock().map(|known| (known.remedy.is_none(), known.since.elapsed()))
     }
 
     /// When it is to be looked at again: soon while it is not well.
@@ -87,10 +87,6 @@ impl State {
             Some((true, _)) => interval * 10,
             Some((false, _)) | None => interval,
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Known>> {
-        self.known.lock()
     }
 }
 

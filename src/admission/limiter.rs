@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::fair_queue::{Asker, FairQueue, Places, Ticket};
@@ -36,13 +36,13 @@ impl FairLimiter {
 
     /// A place, if one may be taken at once.
     pub fn try_acquire(&self, asker: Asker) -> Option<Permit<'_>> {
-        self.lock().queue.try_acquire(&asker).then(|| Permit { limiter: self, asker })
+        self.0.lock().queue.try_acquire(&asker).then(|| Permit { limiter: self, asker })
     }
 
     /// Waits for a place. Whoever drops the future does not wait any more.
     pub async fn acquire(&self, asker: Asker) -> Permit<'_> {
         let (ticket, granted) = {
-            let mut inner = self.lock();
+            let mut inner = self.0.lock();
             match inner.queue.acquire(&asker) {
                 Ok(()) => return Permit { limiter: self, asker },
                 Err(ticket) => {
@@ -61,10 +61,6 @@ impl FairLimiter {
         let _ = granted.await;
         waiting.go_on()
     }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock()
-    }
 }
 
 impl Inner {
@@ -79,7 +75,7 @@ impl Inner {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        let mut inner = self.limiter.lock();
+        let mut inner = self.limiter.0.lock();
         inner.queue.release(&self.asker);
         inner.grant();
     }
@@ -105,7 +101,7 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket else { return };
-        let mut inner = self.limiter.lock();
+        let mut inner = self.limiter.0.lock();
         if inner.waiting.remove(&ticket).is_some() {
             inner.queue.cancel(&self.asker, ticket);
         } else {
@@ -165,7 +161,7 @@ mod tests {
             drop(held);
             drop(waits);
         }
-        assert!(limiter.lock().waiting.is_empty());
+        assert!(limiter.0.lock().waiting.is_empty());
         let _place = limiter.acquire(asker(3)).await;
     }
 }

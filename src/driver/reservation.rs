@@ -92,7 +92,7 @@ impl Leaves {
                 as_user: own.is_some(),
             },
         };
-        driver.lock().cores.admit(&delegation)?;
+        driver.state.lock().cores.admit(&delegation)?;
         let found = match own {
             Some(own) => own.resolve(until).await,
             None => driver.homeservers.resolve(server, until).await,

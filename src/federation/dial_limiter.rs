@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
@@ -33,12 +33,12 @@ impl DialLimiter {
     pub(super) async fn acquire(&self, target: Target, who: Who, queued: &Notify) -> DialPermit<'_> {
         let mut waiting = Waiting {
             limiter: self,
-            ticket: self.lock().enter(Instant::now().into_std(), target, who),
+            ticket: self.dials.lock().enter(Instant::now().into_std(), target, who),
             done: false,
         };
         loop {
             let freed = self.freed.notified();
-            let decision = self.lock().poll(Instant::now().into_std(), &waiting.ticket);
+            let decision = self.dials.lock().poll(Instant::now().into_std(), &waiting.ticket);
             match decision {
                 Decision::Go => break,
                 Decision::At(at) => {
@@ -59,17 +59,13 @@ impl DialLimiter {
             settled: false,
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, Dials> {
-        self.dials.lock()
-    }
 }
 
 impl DialPermit<'_> {
     /// The connection stands, and is encrypted where it has to be.
     pub(super) fn succeeded(mut self) {
         self.settled = true;
-        if self.limiter.lock().succeeded(self.target, self.who) {
+        if self.limiter.dials.lock().succeeded(self.target, self.who) {
             self.limiter.freed.notify_waiters();
         }
     }
@@ -81,7 +77,7 @@ impl DialPermit<'_> {
 
     fn settle_failed(&mut self) {
         self.settled = true;
-        self.limiter.lock().failed(Instant::now().into_std(), self.target, self.who);
+        self.limiter.dials.lock().failed(Instant::now().into_std(), self.target, self.who);
     }
 }
 
@@ -102,7 +98,7 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if !self.done {
-            self.limiter.lock().leave(&self.ticket);
+            self.limiter.dials.lock().leave(&self.ticket);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lru::LruCache;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -354,7 +354,7 @@ impl Table {
 
     /// The entry of `name`, or what `make` makes. Who has become known is not displaced by strangers any more.
     pub(super) fn get(&self, name: &ServerName, now: u64, make: impl FnOnce() -> Homeserver) -> Arc<Homeserver> {
-        let mut entries = self.lock();
+        let mut entries = self.entries.lock();
         if let Some(found) = entries.known.get(name) {
             return found.clone();
         }
@@ -370,10 +370,6 @@ impl Table {
         };
         table.put(name.clone(), found.clone());
         found
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock()
     }
 }
 
@@ -407,7 +403,7 @@ mod tests {
             get(&table, &hasher, n);
         }
         assert!(Arc::ptr_eq(&home, &get(&table, &hasher, 0)));
-        assert_eq!(table.lock().strangers.len(), MAX_STRANGERS.get());
+        assert_eq!(table.entries.lock().strangers.len(), MAX_STRANGERS.get());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
@@ -125,7 +125,7 @@ impl Pool {
 
     /// Closes the unused connections of a share.
     fn close(&self, key: u64) {
-        let mut idle = self.lock();
+        let mut idle = self.idle.lock();
         let (closed, others) = std::mem::take(&mut idle.connections).into_iter().partition(|kept| kept.key == key);
         idle.connections = others;
         drop(idle);
@@ -136,7 +136,7 @@ impl Pool {
     fn count(&self) -> Counted {
         let counted = Counted::new(&self.open);
         if self.open.load(Ordering::Relaxed) > self.most {
-            let mut idle = self.lock();
+            let mut idle = self.idle.lock();
             let connections = &mut idle.connections;
             // The oldest stranger's, else the oldest.
             let at = connections.iter().position(|kept| kept.stranger).unwrap_or(0);
@@ -149,7 +149,7 @@ impl Pool {
 
     fn put(self: &Arc<Self>, key: u64, keep: Keep, connection: Box<Open>) {
         let mut closed = Vec::new();
-        let mut idle = self.lock();
+        let mut idle = self.idle.lock();
         let Idle { connections, reaping } = &mut *idle;
         if self.open.load(Ordering::Relaxed) > self.most {
             drop(idle);
@@ -181,7 +181,7 @@ impl Pool {
     }
 
     fn take(&self, key: u64) -> Option<Box<Open>> {
-        let mut idle = self.lock();
+        let mut idle = self.idle.lock();
         let at = idle.connections.iter().rposition(|kept| kept.key == key)?;
         let kept = idle.connections.remove(at);
         drop(idle);
@@ -191,7 +191,7 @@ impl Pool {
     /// Closes what was unused for too long. When the next one is due; `None`: there is none left.
     fn close_old(&self) -> Option<Instant> {
         let now = Instant::now();
-        let mut idle = self.lock();
+        let mut idle = self.idle.lock();
         let (old, fresh) = std::mem::take(&mut idle.connections)
             .into_iter()
             .partition(|kept| kept.until <= now);
@@ -201,10 +201,6 @@ impl Pool {
         drop(idle);
         drop::<Vec<Kept>>(old);
         next
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Idle> {
-        self.idle.lock()
     }
 }
 
@@ -224,7 +220,7 @@ impl Share {
 
     /// The machines at the other end of the unused connection that would be taken.
     pub(super) fn group(&self) -> Option<Group> {
-        let idle = self.pool.lock();
+        let idle = self.pool.idle.lock();
         let key = self.key();
         let kept = idle.connections.iter().rfind(|kept| kept.key == key);
         kept.map(|kept| kept.connection.group)

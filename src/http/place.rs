@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use super::App;
 use super::report::ApiError;
@@ -23,10 +23,6 @@ impl Waiting {
             room: Mutex::new(Room::new(most)),
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, Room<Arc<Connection>>> {
-        self.room.lock()
-    }
 }
 
 /// A place among the requests in flight, given back when it is dropped.
@@ -44,7 +40,7 @@ impl<'a> Place<'a> {
         if let Ok(server) = ServerName::parse(unverified_server_name) {
             let who = app.exchange.openid.who(&server);
             note(|line| (line.class, line.server) = (Some(who.class), Some(server.as_str().into())));
-            let entered = waiting.lock().enter(who, connection.clone());
+            let entered = waiting.room.lock().enter(who, connection.clone());
             ticket = Some(match entered {
                 Entered::In(ticket) => ticket,
                 Entered::InsteadOf(ticket, other) => {
@@ -68,7 +64,7 @@ impl<'a> Place<'a> {
     /// The user is known: from now on nobody pushes this request out.
     pub(super) fn keep(&self) {
         if let Some(ticket) = self.ticket {
-            self.waiting.lock().keep(ticket);
+            self.waiting.room.lock().keep(ticket);
         }
     }
 
@@ -85,7 +81,7 @@ impl<'a> Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            self.waiting.lock().leave(ticket);
+            self.waiting.room.lock().leave(ticket);
         }
     }
 }

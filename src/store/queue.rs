@@ -13,7 +13,7 @@ use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::select;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -137,12 +137,12 @@ impl Changes {
         });
         if store.keeps() {
             // Before anything can be changed.
-            shared.lock().begin_reading(&sender);
+            shared.state.lock().begin_reading(&sender);
             let store = Arc::new(store);
             tokio::spawn(read(store.clone(), shared.clone(), sender));
             *shared.task.lock() = Some(tokio::spawn(write(store, shared.clone())));
         } else {
-            shared.lock().given_up = true;
+            shared.state.lock().given_up = true;
             // There is room for it.
             let _ = sender.try_send(Part::End { skipped: 0, again: false });
         }
@@ -157,7 +157,7 @@ impl Changes {
     /// Whether anything is stored at all. If not, changes need not be made.
     #[must_use]
     pub fn are_kept(&self) -> bool {
-        !self.0.lock().given_up
+        !self.0.state.lock().given_up
     }
 
     /// Gives a field a value, or removes it, which need not be there.
@@ -173,7 +173,7 @@ impl Changes {
             field: field.clone(),
             value: value.map(Into::into),
         };
-        let mut state = shared.lock();
+        let mut state = shared.state.lock();
         if state.given_up {
             return Written::DONE;
         }
@@ -186,13 +186,13 @@ impl Changes {
     /// How many changes are not known to be in the store.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.0.lock().waiting.len()
+        self.0.state.lock().waiting.len()
     }
 
     /// Writes what is waiting, until `deadline`. Says how many changes were not written.
     pub async fn stop(&self, deadline: Instant) -> usize {
         let shared = &self.0;
-        shared.lock().stopping = true;
+        shared.state.lock().stopping = true;
         shared.wake.notify_one();
         let task = shared.task.lock().take();
         if let Some(mut task) = task
@@ -200,7 +200,7 @@ impl Changes {
         {
             task.abort();
         }
-        let changes = shared.lock().waiting.len();
+        let changes = shared.state.lock().waiting.len();
         let table = shared.table;
         if changes > 0 && table.is_optional() {
             tracing::debug!(changes, "the store did not take all {table} before the end");
@@ -295,7 +295,7 @@ impl Entries {
     }
 
     fn end(&mut self, skipped: usize) {
-        if self.shared.lock().has_forgotten() {
+        if self.shared.state.lock().has_forgotten() {
             tracing::error!("so much has changed while the store could not be read that its records are left alone");
         }
         let records = skipped + std::mem::take(&mut self.unreadable);
@@ -305,7 +305,7 @@ impl Entries {
                 "records in the store cannot be read and are left there; if no other service uses them, remove them"
             );
         }
-        self.shared.lock().end_reading();
+        self.shared.state.lock().end_reading();
     }
 
     /// The next record that can be read, until the end of the first reading, which waits for a store that is away.
@@ -328,7 +328,7 @@ impl Entries {
 
     /// Whether the field was changed since this reading began.
     pub(super) fn is_touched(&self, field: &[u8]) -> bool {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         state.touched.contains(&state.hasher.hash_one(field)) || state.has_forgotten()
     }
 }
@@ -337,21 +337,17 @@ impl Drop for Entries {
     fn drop(&mut self) {
         // First, so that no other reading begins.
         self.parts.close();
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         (state.readings, state.touched) = (0, HashSet::new());
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
     /// Waits until no change of the field waits.
     async fn written(&self, field: &str) {
         loop {
             let settled = self.settled.notified();
-            if !self.lock().places.contains_key(field) {
+            if !self.state.lock().places.contains_key(field) {
                 return;
             }
             settled.await;
@@ -360,7 +356,7 @@ impl Shared {
 
     /// All of a batch was written but what stands at the `refused` places. Whether nothing is refused any more.
     fn settle(&self, batch: &[Change], refused: &[usize]) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.settle(batch, refused);
         self.settled.notify_waiters();
         !state.has_refused()
@@ -371,7 +367,7 @@ impl Shared {
         if !self.table.gives_up(error) {
             return false;
         }
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let first = !state.given_up;
         *state = State {
             given_up: true,
@@ -530,7 +526,7 @@ async fn read(store: Arc<Store>, shared: Arc<Shared>, parts: mpsc::Sender<Part>)
             }
         }
         step += 1;
-        shared.lock().begin_reading(&parts);
+        shared.state.lock().begin_reading(&parts);
     }
 }
 
@@ -543,7 +539,7 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
     let (mut refused_at, mut pause) = (Instant::now(), Duration::ZERO);
     loop {
         let (batch, retry_at, is_time) = {
-            let state = shared.lock();
+            let state = shared.state.lock();
             if state.stopping && state.waiting.is_empty() {
                 return;
             }
@@ -583,13 +579,13 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
             Err(error) => {
                 most = (most / BATCH_STEP).max(1);
                 if batch.len() == 1 && error.broke_off() {
-                    shared.lock().settle(&batch, &[0]);
+                    shared.state.lock().settle(&batch, &[0]);
                     (refused_at, pause) = (Instant::now(), LONG_PAUSE);
                 }
                 trouble.warn(&error, table.unwritten());
                 let end_of_pause = Instant::now() + trouble.backoff();
-                while !shared.lock().stopping && timeout_at(end_of_pause, shared.wake.notified()).await.is_ok() {}
-                if shared.lock().stopping {
+                while !shared.state.lock().stopping && timeout_at(end_of_pause, shared.wake.notified()).await.is_ok() {}
+                if shared.state.lock().stopping {
                     sleep(HURRIED_PAUSE).await;
                 }
             }

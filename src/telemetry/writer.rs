@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use super::line::push_time;
 use crate::config::LogFormat;
@@ -108,7 +108,7 @@ impl LogWriter {
     fn put(&self, line: &[u8], format: LogFormat) -> bool {
         let cut = (line.len() > MAX_LINE_BYTES).then(|| cut(line, format));
         let line = cut.as_deref().map_or(line, str::as_bytes);
-        let mut queue = self.0.lock();
+        let mut queue = self.0.queue.lock();
         let notice = match queue.dropped {
             0 => String::new(),
             dropped => notice(dropped, format),
@@ -130,7 +130,7 @@ impl LogWriter {
     /// Waits until everything is written, `within` at most.
     pub(super) fn flush(&self, within: Duration) {
         self.wake();
-        let mut queue = self.0.lock();
+        let mut queue = self.0.queue.lock();
         // Whether it was in time makes no difference to the end of the process.
         let _ = self
             .0
@@ -140,14 +140,10 @@ impl LogWriter {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock()
-    }
-
     fn run(&self, mut out: impl Write) {
         let mut batch = Vec::new();
         loop {
-            let mut queue = self.lock();
+            let mut queue = self.queue.lock();
             queue.under_way = 0;
             if queue.waiting.is_empty() {
                 self.emptied.notify_all();
@@ -175,7 +171,7 @@ impl Shared {
                 let (lines, later) = rest.split_at(whole_lines(rest));
                 write(&mut out, lines);
                 rest = later;
-                self.lock().under_way = rest.len();
+                self.queue.lock().under_way = rest.len();
             }
         }
     }
@@ -281,7 +277,7 @@ mod tests {
     }
 
     fn bytes(writer: &LogWriter) -> (usize, usize) {
-        let queue = writer.0.lock();
+        let queue = writer.0.queue.lock();
         (queue.waiting.len() + queue.under_way, queue.waiting.capacity())
     }
 

@@ -47,7 +47,7 @@ fn the_latest_change_of_a_field_takes_the_place_of_the_first() {
 async fn those_who_wait_for_an_old_value_are_told_of_the_new_one() {
     let shared = Arc::new(Shared::default());
     let changes = Changes(shared.clone());
-    let batch = || shared.lock().batch(BATCH_CHANGES, false);
+    let batch = || shared.state.lock().batch(BATCH_CHANGES, false);
     let timeout = Duration::from_secs(3);
     let first = tokio::spawn(changes.make("a".into(), Some("1".into())).within(timeout));
     let other = tokio::spawn(changes.make("b".into(), Some("1".into())).within(timeout));
@@ -147,9 +147,9 @@ fn what_can_do_without_a_store_does_when_it_is_denied() {
             table,
             ..Shared::default()
         });
-        shared.lock().push(change("a", Some("1")));
+        shared.state.lock().push(change("a", Some("1")));
         assert_eq!(shared.gives_up(&error), given_up);
-        assert_eq!(shared.lock().waiting.len(), usize::from(!given_up));
+        assert_eq!(shared.state.lock().waiting.len(), usize::from(!given_up));
         let later = Changes(shared).make("b".into(), Some("1".into()));
         assert_eq!(matches!(later.0, Way::Done), given_up);
     }
@@ -199,26 +199,26 @@ proptest! {
 #[test]
 fn what_is_refused_keeps_nothing_else_back() {
     let shared = Shared::default();
-    let push = |field: &str, value: Option<&str>| shared.lock().push(change(field, value));
+    let push = |field: &str, value: Option<&str>| shared.state.lock().push(change(field, value));
     for field in ["a", "b", "c"] {
         push(field, Some("1"));
     }
-    let batch = shared.lock().batch(BATCH_CHANGES, false);
+    let batch = shared.state.lock().batch(BATCH_CHANGES, false);
     assert!(!shared.settle(&batch, &[0, 2]), "two are refused");
     push("d", None);
     push("e", Some("1"));
-    let batch = shared.lock().batch(BATCH_CHANGES, false);
+    let batch = shared.state.lock().batch(BATCH_CHANGES, false);
     assert_eq!(fields(&batch), [("d", None), ("e", Some("1"))], "they wait for their time");
     assert!(!shared.settle(&batch, &[]));
     // A newer change of the same field is tried at once.
     push("c", None);
-    let batch = shared.lock().batch(BATCH_CHANGES, false);
+    let batch = shared.state.lock().batch(BATCH_CHANGES, false);
     assert_eq!(fields(&batch), [("c", None)]);
     assert!(!shared.settle(&batch, &[]));
-    let batch = shared.lock().batch(BATCH_CHANGES, true);
+    let batch = shared.state.lock().batch(BATCH_CHANGES, true);
     assert_eq!(fields(&batch), [("a", Some("1"))]);
     assert!(shared.settle(&batch, &[]));
-    assert!(shared.lock().waiting.is_empty());
+    assert!(shared.state.lock().waiting.is_empty());
 }
 
 #[test]
