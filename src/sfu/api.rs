@@ -47,7 +47,7 @@ pub(super) struct Api {
     last_date: Mutex<Option<(Instant, i64)>>,
 }
 
-/// What is read of LiveKit's `ParticipantInfo`: the whole of it takes five times the memory, and sweeps read everybody's.
+/// Fields that are read of LiveKit's `ParticipantInfo`: the whole of it takes five times the memory, and sweeps read everybody's.
 #[derive(Clone, PartialEq, Message)]
 pub struct Participant {
     /// Sid of the session.
@@ -67,7 +67,7 @@ pub struct Participant {
     pub joined_at_ms: i64,
 }
 
-/// What is read of a `ListParticipantsResponse`.
+/// Participants of a room, as a `ListParticipantsResponse` has them.
 #[derive(Clone, PartialEq, Message)]
 struct Participants {
     #[prost(message, repeated, tag = "1")]
