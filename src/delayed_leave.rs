@@ -547,7 +547,7 @@ impl Leaves {
     fn tell(&mut self, id: LeaveId, is_there: bool, now: Time) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.is_there = is_there;
-        if is_there {
+        if is_there && !job.leave.goes_on() {
             self.step(id, Input::Present, now);
         }
     }

@@ -417,6 +417,12 @@ impl Leave {
 
     // --- what is known of the participant ---
 
+    /// Whether it is restarted by itself, so that a participant who is still there is no news: every sweep says so of everybody.
+    #[must_use]
+    pub fn goes_on(&self) -> bool {
+        self.phase == Phase::Active && self.call != CallState::Idle
+    }
+
     fn on_present(&mut self, around: &Around<'_>) {
         match &mut self.phase {
             Phase::AwaitingJoin => {

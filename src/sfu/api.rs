@@ -50,7 +50,7 @@ pub(super) struct Api {
     last_date: Mutex<Option<(Instant, i64)>>,
 }
 
-/// The part of LiveKit's `ParticipantInfo` that is used: the whole of it takes five times the memory, and sweeps read everybody's.
+/// Fields that are read of LiveKit's `ParticipantInfo`: the whole of it takes five times the memory, and sweeps read everybody's.
 #[derive(Clone, PartialEq, Message)]
 pub struct Participant {
     /// Sid of the session.
@@ -70,7 +70,7 @@ pub struct Participant {
     pub joined_at_ms: i64,
 }
 
-/// The part of a `ListParticipantsResponse` that is used.
+/// Participants of a room, as a `ListParticipantsResponse` has them.
 #[derive(Clone, PartialEq, Message)]
 struct Participants {
     #[prost(message, repeated, tag = "1")]
