@@ -5,11 +5,12 @@
 //! nobody else: the server is never derived from what a caller says, redirects are not followed, and an address that was
 //! only discovered has to be https.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::StatusCode;
+use parking_lot::RwLock;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
@@ -245,11 +246,11 @@ impl OwnHomeserver {
 
     /// Proves who we are by `as_token` from now on.
     pub fn use_token(&self, as_token: Secret) {
-        *self.as_token.write().unwrap_or_else(PoisonError::into_inner) = as_token;
+        *self.as_token.write() = as_token;
     }
 
     fn as_token(&self) -> Secret {
-        self.as_token.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.as_token.read().clone()
     }
 
     /// Finds its client-server API; what may pass is tried again until `deadline`.

@@ -9,12 +9,13 @@ mod get_token;
 mod ping;
 mod transactions;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use axum::routing::{any, post, put};
 use http::{HeaderMap, HeaderName, Request, header};
+use parking_lot::RwLock;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -65,7 +66,7 @@ impl AppServiceRoutes {
 
     /// The homeserver proves itself by `hs_token` from now on.
     pub(super) fn use_token(&self, hs_token: Secret) {
-        *self.hs_token.write().unwrap_or_else(PoisonError::into_inner) = hs_token;
+        *self.hs_token.write() = hs_token;
     }
 
     /// Whether it is our homeserver that calls.
@@ -78,7 +79,7 @@ impl AppServiceRoutes {
             .filter(|token| !token.is_empty())
             .ok_or(ApiError::NO_HS_TOKEN)?;
         // Of their hashes, so that the time does not tell the length either.
-        let ours = Sha256::digest(self.hs_token.read().unwrap_or_else(PoisonError::into_inner).expose());
+        let ours = Sha256::digest(self.hs_token.read().expose());
         let given = Sha256::digest(token);
         if bool::from(given.as_slice().ct_eq(ours.as_slice())) {
             note(|line| line.is_proven = true);
