@@ -127,7 +127,7 @@ impl Scene {
     pub(crate) fn wait_restarted(&self, delay_id: &str) {
         wait_until(&format!("{delay_id} to have been restarted"), TIMEOUT, || {
             // The log does not name events: as many as were asked for.
-            let heard = self.service.log().matches("what=Restart outcome=Done").count();
+            let heard = self.service.log().matches("what=\"restart\" outcome=Done").count();
             self.api.count("restart", delay_id) > 0 && heard >= self.api.restarts()
         });
     }
