@@ -50,7 +50,7 @@ pub(super) struct Api {
     last_date: Mutex<Option<(Instant, i64)>>,
 }
 
-/// What is read of LiveKit's `ParticipantInfo`: the whole of it takes five times the memory, and sweeps read everybody's.
+/// Part of LiveKit's `ParticipantInfo` that is read: the whole of it takes five times the memory, and sweeps read everybody's.
 #[derive(Clone, PartialEq, Message)]
 pub struct Participant {
     /// Sid of the session.
@@ -70,7 +70,7 @@ pub struct Participant {
     pub joined_at_ms: i64,
 }
 
-/// What is read of a `ListParticipantsResponse`.
+/// Part of a `ListParticipantsResponse` that is read.
 #[derive(Clone, PartialEq, Message)]
 struct Participants {
     #[prost(message, repeated, tag = "1")]
