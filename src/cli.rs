@@ -3,6 +3,10 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 
+mod doctor;
+
+pub use doctor::{DoctorOptions, HELP as DOCTOR_HELP};
+
 use crate::config::{VARIABLES, Variable};
 
 /// Action that the arguments ask for.
@@ -24,6 +28,10 @@ pub enum Command {
     },
     /// Run the healthcheck.
     Healthcheck,
+    /// Say what is wrong around the service.
+    Doctor(Box<DoctorOptions>),
+    /// Print how that is asked for.
+    DoctorHelp,
     /// Print the registration of an application service.
     GenerateRegistration {
         /// The homeserver; else the environment's.
@@ -49,6 +57,11 @@ impl Command {
             ["check-config"] => Self::CheckConfig { dev: false },
             ["check-config", "--dev"] | ["--dev", "check-config"] => Self::CheckConfig { dev: true },
             ["healthcheck"] => Self::Healthcheck,
+            ["doctor", "help" | "--help" | "-h"] => Self::DoctorHelp,
+            ["doctor", rest @ ..] => match DoctorOptions::parse(rest) {
+                Ok(options) => Self::Doctor(Box::new(options)),
+                Err(mistake) => Self::Invalid(format!("doctor: {mistake}; see lk-jwt-service doctor --help")),
+            },
             ["generate-registration", rest @ ..] if rest.len() <= 2 && rest.iter().all(|word| !word.starts_with('-')) => {
                 Self::GenerateRegistration {
                     server_name: rest.first().map(ToString::to_string),
@@ -96,6 +109,8 @@ Usage:
   lk-jwt-service check-config  say what a start would say, print what the configuration comes to, without secrets, and exit
                                with 0 or 1 (with --dev, too)
   lk-jwt-service healthcheck   exit with 0 if the service on this machine answers, else with 1
+  lk-jwt-service doctor        say what is wrong around the service (SFU, proxy, discovery, homeserver, store), and what to do;
+                               doctor --help has its options
   lk-jwt-service generate-registration [SERVER_NAME [URL]]
                                print the registration that makes it an application service of that homeserver, which
                                reaches it at URL; else of LIVEKIT_HS_SERVER_NAME, at http://localhost:8080

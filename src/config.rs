@@ -39,6 +39,7 @@ pub use reader::{ConfigErrors, Sources};
 pub use redis::{Redis, RedisAddress, RedisTls};
 pub use variables::{VARIABLES, Variable};
 
+pub(crate) use files::read as read_file;
 pub(crate) use reader::shown;
 use reader::{Above, Reader};
 pub(crate) use unknown::changes;
@@ -86,6 +87,8 @@ pub struct Config {
     pub app_service: Option<AppServiceConfig>,
     /// Whether and how often memberships are checked.
     pub membership: Membership,
+    /// Whether what is unset has the values of `livekit-server --dev`, which everybody knows.
+    pub dev: bool,
 }
 
 /// Settings of delegated leave.
@@ -182,6 +185,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
             room_watch_interval: reader.interval("LIVEKIT_ROOM_WATCH_INTERVAL_SECONDS", 30),
         },
         membership: app_service::membership(reader, alone),
+        dev: reader.dev,
         app_service,
         // Last, so that all others have been read.
         livekit: livekit?,

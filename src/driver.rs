@@ -138,6 +138,12 @@ impl Leaves {
         self.0.feed(Fact::Kicked(room, identity));
     }
 
+    /// Whether a leave of this room and identity is watched here.
+    #[must_use]
+    pub fn knows(&self, room: &str, identity: &str) -> bool {
+        self.0.state.lock().cores.find(room, identity).is_some()
+    }
+
     /// How many there are, and what of them is not stored yet.
     #[must_use]
     pub fn gauges(&self) -> Gauges {

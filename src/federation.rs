@@ -12,6 +12,7 @@
 //!   `pool.rs` connections, and answers bounded as they come
 //! * whose turn it is to be asked, `admission` says
 //! * `follow.rs` files behind redirects; `client_api.rs` the way to a homeserver's client-server API
+//! * `look.rs` one look at an address, for `doctor`
 //! * `homeservers.rs` what is remembered of each homeserver, bounded; `rediscovery.rs` when that is asked for again
 //!
 //! Who is who on that homeserver is `openid.rs`.
@@ -25,6 +26,7 @@ mod failure;
 mod follow;
 mod guard;
 mod homeservers;
+mod look;
 mod pool;
 mod rediscovery;
 mod route;
@@ -45,6 +47,7 @@ pub use client_api::{BaseUrl, ClientApi};
 pub use failure::Failure;
 pub use guard::{AddressDenied, Guard, Trust};
 pub use homeservers::Homeserver;
+pub use look::{Look, Looked, Upgrade};
 pub(crate) use rediscovery::{Next, Rediscovery};
 pub use route::Reply;
 

@@ -397,7 +397,7 @@ fn is_error(body: &[u8], code: &str) -> bool {
 }
 
 /// Text as one segment of a path, whatever is in it.
-fn segment(text: &str) -> String {
+pub(crate) fn segment(text: &str) -> String {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     let mut segment = String::with_capacity(text.len() + 16);
     for byte in text.bytes() {

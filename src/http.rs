@@ -6,6 +6,7 @@
 mod appservice;
 mod body;
 mod delegate_delayed_leave;
+mod doctor;
 mod edge;
 mod get_token;
 mod healthz;
@@ -24,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::State;
 use axum::routing::{any, get, post};
 use http::{Request, header};
 use parking_lot::RwLock;
@@ -35,6 +37,7 @@ pub use edge::{Edge, in_our_form};
 use place::Waiting;
 pub use report::ApiError;
 
+use crate::doctor::{Astray, Doctor};
 use crate::exchange::Exchange;
 use crate::log_throttle::LogThrottle;
 use crate::secret::{Keys, Secret};
@@ -42,6 +45,14 @@ use crate::telemetry;
 
 /// Most webhooks in flight.
 const MAX_WEBHOOKS: usize = 256;
+
+/// Routes that are for operators.
+pub struct Operators {
+    /// Whether `/metrics` is a route.
+    pub serves_metrics: bool,
+    /// The part that answers `/doctor`.
+    pub doctor: Arc<Doctor>,
+}
 
 /// State that the handlers share.
 pub struct App {
@@ -54,14 +65,14 @@ pub struct App {
     webhooks: Semaphore,
     keys: RwLock<Arc<Keys>>,
     serves_metrics: bool,
+    doctor: Arc<Doctor>,
     bad_webhooks: LogThrottle,
     stopping: AtomicBool,
 }
 
 impl App {
     /// `url` is what clients are told, `path_prefix` a prefix that a proxy may have left on the path, and webhooks are
-    /// signed with one of `keys`. `appservice` is there in application-service mode. Whether `/metrics` is a route, `serves_metrics`
-    /// says.
+    /// signed with one of `keys`. `appservice` is there in application-service mode. What is for operators, `operators` says.
     #[must_use]
     pub fn new(
         exchange: Arc<Exchange>,
@@ -70,8 +81,9 @@ impl App {
         path_prefix: Option<String>,
         keys: Keys,
         in_flight: usize,
-        serves_metrics: bool,
+        operators: Operators,
     ) -> Self {
+        let Operators { serves_metrics, doctor } = operators;
         Self {
             exchange,
             appservice: appservice.map(Arc::new),
@@ -83,6 +95,7 @@ impl App {
             webhooks: Semaphore::new(MAX_WEBHOOKS),
             keys: RwLock::new(Arc::new(keys)),
             serves_metrics,
+            doctor,
             bad_webhooks: LogThrottle::once_a_minute(),
             stopping: AtomicBool::new(false),
         }
@@ -130,13 +143,14 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/healthz", get(healthz::get).fallback(method_not_allowed))
         .route("/readyz", get(readyz::get).fallback(method_not_allowed))
         .route("/metrics", get(metrics::get).fallback(not_found))
+        .route("/doctor", post(doctor::post).fallback(method_not_allowed))
         .fallback(any(not_found))
         .layer(CatchPanicLayer::custom(edge::panicked))
         .with_state(app)
 }
 
 /// A route of ours below another prefix, or a webhook at another path, is a proxy or a configuration to correct.
-async fn not_found(request: Request<Body>) -> ApiError {
+async fn not_found(State(app): State<Arc<App>>, request: Request<Body>) -> ApiError {
     static MISPLACED: LogThrottle = LogThrottle::once_a_minute();
     const CLIENTS: [&str; 4] = ["/get_token", "/sfu/get", "/token_source", "/delegate_delayed_leave"];
     let path = request.uri().path();
@@ -148,6 +162,7 @@ async fn not_found(request: Request<Body>) -> ApiError {
     let remedy = match ours {
         Some(_) => "let the proxy strip what stands before the route, or set LIVEKIT_JWT_PATH_PREFIX to it",
         None if is_webhook() => {
+            app.doctor.arrivals().astray(Astray::Path(path.into()));
             "webhook.urls of livekit-server must end in /sfu_webhook, with nothing or LIVEKIT_JWT_PATH_PREFIX before it"
         }
         None => return ApiError::NOT_FOUND,

@@ -14,6 +14,9 @@ pub mod delayed_leave {
 pub mod dns {
     pub use crate::dns::Dns;
 }
+pub mod doctor {
+    pub use crate::doctor::{Group, TicketKey, Use, Wishes, fault};
+}
 pub mod core {
     pub use crate::driver::core::{Action, Core, Delegation, Fact, Settings};
     pub use crate::driver::{CLOCK_CHECK_INTERVAL_MS, RESTORE_TIMEOUT, SUSPENDED_AFTER_MS};

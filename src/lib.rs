@@ -47,6 +47,7 @@
 //! delayed_leave.rs + delayed_leave/
 //!                         delegated leaves, pure: one event, the table of all, whose call to a homeserver is next
 //! driver.rs + driver/     the one driver of both: facts in, calls out, the only clock; the handle to all leaves
+//! doctor.rs + doctor/     `lk-jwt-service doctor`: what is wrong around the service, and the remedy
 //! kick.rs + kick/         who left the Matrix room leaves the call: the handle, its calls and clock; below it the pure core
 //! store.rs + store/       jobs, tokens and verified homeservers in Redis, in a file or nowhere: records, one ordered queue
 //! time.rs timers.rs backoff.rs slab.rs cache.rs text.rs livekit.rs delayed_event.rs
@@ -60,7 +61,7 @@
 //!
 //! ```text
 //! delivery   main -> server -> http/*
-//! use cases  app_service ; exchange ; driver ; kick ; members
+//! use cases  doctor ; app_service ; exchange ; driver ; kick ; members
 //! adapters   openid ; sfu ; homeserver ; store ; federation
 //! pure       presence ; delayed_leave ; driver::core ; kick::{membership, shares, name} ; store::record ; sfu::{room_memory, refusal, webhook} ;
 //!            federation::guard ; admission (but its waiting)
@@ -82,6 +83,7 @@ mod connections;
 mod delayed_event;
 mod delayed_leave;
 mod dns;
+mod doctor;
 mod driver;
 mod exchange;
 mod federation;
@@ -118,3 +120,5 @@ mod timers;
 mod tls;
 mod token;
 mod wire;
+
+pub use doctor::command as run_doctor;

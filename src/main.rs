@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use lk_jwt_service::cli::{self, Command};
 use lk_jwt_service::config::{self, Config, ConfigErrors, LogFormat};
-use lk_jwt_service::{healthcheck, registration, server, telemetry};
+use lk_jwt_service::{healthcheck, registration, run_doctor, server, telemetry};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -24,6 +24,8 @@ fn main() -> ExitCode {
         Command::Version => print(&cli::version()),
         Command::CheckConfig { dev } => check_config(dev),
         Command::Healthcheck => healthcheck::run(&config::environment),
+        Command::Doctor(options) => run_doctor(&options),
+        Command::DoctorHelp => print(cli::DOCTOR_HELP),
         Command::GenerateRegistration { server_name, url } => {
             match registration::generate(server_name, url, &config::environment, &mut rand::random) {
                 Ok(text) => print(&text),

@@ -167,6 +167,8 @@ words! {
         ListParticipants = "list_participants",
         /// Removes a participant.
         RemoveParticipant = "remove_participant",
+        /// Ends a room that `doctor` has opened.
+        DeleteRoom = "delete_room",
         /// Asks a homeserver whose OpenID token it is.
         Userinfo = "userinfo",
         /// Restarts a delayed event.
@@ -187,9 +189,12 @@ impl NeighbourCall {
     #[must_use]
     pub const fn neighbour(self) -> &'static str {
         match self {
-            Self::CreateRoom | Self::ListRooms | Self::GetParticipant | Self::ListParticipants | Self::RemoveParticipant => {
-                Neighbour::Sfu.word()
-            }
+            Self::CreateRoom
+            | Self::ListRooms
+            | Self::GetParticipant
+            | Self::ListParticipants
+            | Self::RemoveParticipant
+            | Self::DeleteRoom => Neighbour::Sfu.word(),
             Self::Userinfo | Self::RestartDelayedEvent | Self::SendDelayedEvent | Self::CancelDelayedEvent => "homeservers",
             Self::IsJoined => Neighbour::Homeserver.word(),
             Self::Write => Neighbour::Store.word(),

@@ -105,6 +105,8 @@ words! {
         Readyz = "readyz",
         /// The route `/metrics`.
         Metrics = "metrics",
+        /// The route `/doctor`.
+        Doctor = "doctor",
         /// The route `…/client/…/rtc/livekit/get_token`.
         ClientGetToken = "client_get_token",
         /// The route `…/client/…/rtc/livekit/delegate_delayed_leave`.
@@ -139,6 +141,7 @@ impl Route {
             "/healthz" => Self::Healthz,
             "/readyz" => Self::Readyz,
             "/metrics" => Self::Metrics,
+            "/doctor" => Self::Doctor,
             _ => match path.strip_prefix("/_matrix/") {
                 Some(rest) if rest.starts_with("app/") => Self::AppService,
                 Some(rest) if rest.starts_with("client/") && rest.ends_with("/rtc/livekit/get_token") => Self::ClientGetToken,

@@ -33,11 +33,12 @@ use crate::config::{AppServiceConfig, Config, MetricsBind};
 use crate::connections::{Connection, Connections, Counted, MAX_HEAD_BYTES, Opened, first_head};
 use crate::delayed_leave::Bounds;
 use crate::dns::Dns;
+use crate::doctor::{self, Arrivals, Doctor, View};
 use crate::driver::{self, Leaves, RESTORE_TIMEOUT};
 use crate::exchange::{Exchange, Unlisted};
 use crate::federation::{Federation, Guard, Settings};
 use crate::homeserver::{Homeservers, OwnHomeserver};
-use crate::http::{App, AppServiceRoutes, Edge, in_our_form};
+use crate::http::{App, AppServiceRoutes, Edge, Operators, in_our_form};
 use crate::kick::{self, KickOnLeave};
 use crate::limits::{Limits, Resources};
 use crate::log_throttle::LogThrottle;
@@ -48,7 +49,7 @@ use crate::presence;
 use crate::request_line::tell_suppressed;
 use crate::secret::{KeyPair, Keys};
 use crate::sfu::Sfu;
-use crate::store::{self, Store, StoreError, StoredJobs, VerifiedHomeservers, token};
+use crate::store::{self, Store, StoreError, StoredJobs, Table, VerifiedHomeservers, token};
 use crate::tls::Tls;
 use crate::token::{MintError, Minter};
 
@@ -176,6 +177,7 @@ struct Parts {
 
 /// Values, not the configuration, go below this function.
 async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
+    let examined = doctor::Settings::of(&config);
     let tls = Arc::new(Tls::new(config.skip_tls_verification, config.certificates));
     let dns = Arc::new(Dns::new(&config.dns_servers));
     let own_name = config.app_service.as_ref().map(|own| own.server_name.clone());
@@ -184,6 +186,7 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
         (None, Some(path)) => Store::file(&path).await?,
         (None, None) => Store::memory(),
     };
+    let examined_store = store.with(Table::Jobs);
     let (verified, mut already_verified) = VerifiedHomeservers::start(&store, unix_seconds());
     let federation = Arc::new(Federation::new(
         Settings {
@@ -268,7 +271,7 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
         on_leave
     });
     let exchange = Arc::new(Exchange {
-        openid: OpenId::new(federation),
+        openid: OpenId::new(federation.clone()),
         policy: Policy {
             full_access: config.full_access,
             remote_can_publish: config.remote_can_publish,
@@ -281,6 +284,24 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
         kick: on_leave.clone(),
         unlisted: Unlisted::default(),
     });
+    let arrivals = Arc::new(Arrivals::default());
+    let doctor = Doctor::new(
+        doctor::Context {
+            view: View::Inside,
+            federation,
+            sfu: Some(sfu.clone()),
+            own: own.clone(),
+            store: Some(examined_store),
+            knows: Some(Box::new({
+                let leaves = leaves.clone();
+                move |room, identity| leaves.knows(room, identity)
+            })),
+            arrivals: Some(arrivals.clone()),
+            settings: examined,
+        },
+        arrivals,
+        config.dev,
+    );
     let appservice = own.clone().zip(members).zip(hs_token).map(|((own, members), hs_token)| {
         let service = AppService {
             exchange: exchange.clone(),
@@ -297,7 +318,10 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
         config.path_prefix,
         config.livekit.keys,
         limits.in_flight,
-        config.metrics == Some(MetricsBind::Main),
+        Operators {
+            serves_metrics: config.metrics == Some(MetricsBind::Main),
+            doctor: Arc::new(doctor),
+        },
     ));
     Ok(Parts {
         app,

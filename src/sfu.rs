@@ -10,6 +10,7 @@ mod endpoint;
 mod probe;
 mod refusal;
 mod room_memory;
+mod trial;
 pub mod webhook;
 
 use std::pin::pin;

@@ -15,7 +15,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_BYTES: u64 = 256 * 1024;
 
 /// The text of a file or a pipe.
-pub(super) fn read(path: &str) -> io::Result<String> {
+pub(crate) fn read(path: &str) -> io::Result<String> {
     let (send, receive) = mpsc::channel();
     let path = path.to_owned();
     // Opening a pipe waits for its writer, and nothing but a thread of its own can be left waiting.

@@ -20,7 +20,7 @@ use crate::dns::{self, DnsError, SrvTarget};
 use crate::secret::Secret;
 use crate::server_name::Host;
 
-const USER_AGENT: &str = concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: &str = concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION"));
 /// A look-up that failed is made again after this time.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 /// Federation port where nothing else is said.
@@ -88,7 +88,7 @@ impl Route {
         }
     }
 
-    async fn connect<'d>(&self, dialer: &'d Dialer, attempt: &Attempt<'d>) -> Result<(Stream, Place<'d>), Failure> {
+    pub(super) async fn connect<'d>(&self, dialer: &'d Dialer, attempt: &Attempt<'d>) -> Result<(Stream, Place<'d>), Failure> {
         match &self.via {
             Via::Fixed(host, port) => dialer.open(host, *port, self.dialled, self.tls_name.as_ref(), attempt).await,
             Via::Srv(name) => self.connect_by_srv(dialer, name, attempt).await,

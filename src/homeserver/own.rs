@@ -5,6 +5,8 @@
 //! nobody else: the server is never derived from what a caller says, redirects are not followed, and an address that was
 //! only discovered has to be https.
 
+mod trial;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -306,14 +308,8 @@ impl OwnHomeserver {
 
     /// Asks the homeserver which one it is (decision A10). Where it cannot say it, the other question tells why.
     async fn check_name(&self) {
-        let Ok(reply) = self.get(|_| Offer::Stable, WHOAMI, "", MAX_REPLY_BYTES, QUESTION_TIMEOUT).await else {
-            return;
-        };
-        let answer: Option<Value> = serde_json::from_slice(&reply.body).ok().filter(|_| reply.status.is_success());
-        let user_id = answer.as_ref().and_then(|answer| answer.get("user_id")?.as_str());
-        let Some((_, its_name)) = user_id.and_then(|user_id| user_id.split_once(':')) else {
-            return;
-        };
+        let Ok(user_id) = self.whoami().await else { return };
+        let Some((_, its_name)) = user_id.split_once(':') else { return };
         if its_name != self.name.as_str() {
             tracing::error!(
                 configured = self.name.as_str(),

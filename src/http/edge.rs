@@ -19,6 +19,7 @@ use super::App;
 use super::path::normalise;
 use super::report::{ApiError, ErrorBody};
 use crate::connections::Connection;
+use crate::doctor::HEADER;
 use crate::federation::{Guard, Trust};
 use crate::outcome::Outcome;
 use crate::request_line::{ErrorReport, RequestLine, note};
@@ -89,13 +90,21 @@ impl Edge {
         let client = client_address(connection.peer(), request.headers());
         let line = RequestLine::begin(id.0.clone(), request.method().clone(), request.uri().path(), Some(client));
         let answering = pin!(async {
+            let introduced = match request.headers().contains_key(HEADER) {
+                true => Box::pin(app.introduce(request.headers())).await,
+                false => None,
+            };
             let response = if request.method() == Method::OPTIONS {
                 preflight(request.headers())
             } else {
                 request.extensions_mut().insert(Arrived { connection, client });
                 router.oneshot(request).await.unwrap_or_else(|never| match never {})
             };
-            finish(response, &id)
+            let mut response = finish(response, &id);
+            if let Some(introduced) = introduced {
+                response.headers_mut().insert(X_SERVED_BY, introduced);
+            }
+            response
         });
         Ok(line.around(answering).await)
     }

@@ -129,6 +129,8 @@ impl ApiError {
         Outcome::NotFound,
         "There is no such thing here",
     );
+    /// The caller of `/doctor` does not prove to know the secret that signs.
+    pub const NOT_THE_OPERATOR: Self = Self::unauthorised(Outcome::NotAllowed);
     /// The call of the webhook is not the SFU's.
     pub const BAD_WEBHOOK: Self = Self::unauthorised(Outcome::WebhookRejected);
     /// The client-server API of a homeserver cannot be found.
@@ -193,6 +195,14 @@ impl ApiError {
             Outcome::HomeserverError
         };
         Self::new(status, "M_UNKNOWN", outcome, text)
+    }
+
+    /// Another run of `/doctor` is not over, or there were enough of them in the last minute.
+    pub(super) const fn examined_already(seconds: u32) -> Self {
+        Self {
+            retry_after: Some(seconds),
+            ..Self::limit_reached("One run at a time, six a minute")
+        }
     }
 
     const fn limit_reached(text: &'static str) -> Self {

@@ -15,6 +15,7 @@ use super::edge::Arrived;
 use super::report::{ApiError, report_mistake};
 use crate::clock::unix_seconds;
 use crate::connections::Pot;
+use crate::doctor::Astray;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{METRICS, WebhookResult};
 use crate::request_line::note;
@@ -50,6 +51,9 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     match Webhook::parse(&body) {
         Ok(webhook) => {
             METRICS.webhook(WebhookResult::Accepted, unix_seconds());
+            if let Some(room) = &webhook.room {
+                app.doctor.arrivals().told_of(&room.name);
+            }
             app.exchange.sfu.handle_webhook(&webhook);
             if let Some(kick) = &app.exchange.kick {
                 kick.handle_webhook(&webhook);
@@ -78,6 +82,7 @@ fn not_ready() -> ApiError {
 
 fn refuse(app: &App, error: WebhookAuthError) -> ApiError {
     METRICS.webhook(WebhookResult::Rejected, unix_seconds());
+    app.doctor.arrivals().astray(Astray::Refused(error));
     report_mistake(&error);
     app.bad_webhooks.log(|count| {
         let (reason, remedy) = (error.to_string(), error.remedy());

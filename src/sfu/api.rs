@@ -9,8 +9,8 @@ use http::{HeaderMap, HeaderValue, header};
 use livekit_api::access_token::VideoGrants;
 use livekit_protocol::participant_info::State;
 use livekit_protocol::{
-    CreateRoomRequest, ListParticipantsRequest, ListRoomsRequest, ListRoomsResponse, RemoveParticipantResponse, Room,
-    RoomParticipantIdentity,
+    CreateRoomRequest, DeleteRoomRequest, DeleteRoomResponse, ListParticipantsRequest, ListRoomsRequest, ListRoomsResponse,
+    RemoveParticipantResponse, Room, RoomParticipantIdentity,
 };
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -22,6 +22,7 @@ use super::endpoint::Endpoint;
 use super::refusal::{self, SfuError};
 use crate::cache::bounded;
 use crate::metrics::{CallResult, METRICS, NeighbourCall};
+use crate::secret::Secret;
 use crate::text::error_chain;
 use crate::tls;
 use crate::token::Minter;
@@ -84,7 +85,9 @@ struct Methods {
     get_participant: Method,
     list_participants: Method,
     remove_participant: Method,
+    delete_room: Method,
     validate: Url,
+    base: Url,
 }
 
 /// A method of the RoomService: where it is, and as what it is counted.
@@ -131,6 +134,59 @@ impl Api {
         let (created, answered_at) = self.call::<Room>(&self.methods.create_room, bearer, &request, CALL_TIMEOUT).await?;
         its_own(created.name == room)?;
         Ok((created, answered_at))
+    }
+
+    /// Opens a room for two at most, hidden ones counted, which ends by itself a minute after it was left alone.
+    pub(super) async fn open_small_room(&self, room: &str) -> Result<(), SfuError> {
+        let request = CreateRoomRequest {
+            name: room.to_owned(),
+            empty_timeout: 60,
+            departure_timeout: DEPARTURE_TIMEOUT_SECONDS,
+            max_participants: 2,
+            ..CreateRoomRequest::default()
+        };
+        let bearer = self.bearer(VideoGrants {
+            room_create: true,
+            ..VideoGrants::default()
+        })?;
+        let (created, _) = self.call::<Room>(&self.methods.create_room, bearer, &request, CALL_TIMEOUT).await?;
+        its_own(created.name == room)
+    }
+
+    /// Ends a room and the sessions of all who are in it.
+    pub(super) async fn delete_room(&self, room: &str) -> Result<(), SfuError> {
+        let bearer = self.bearer(VideoGrants {
+            room_create: true,
+            ..VideoGrants::default()
+        })?;
+        let request = DeleteRoomRequest { room: room.to_owned() };
+        self.call::<DeleteRoomResponse>(&self.methods.delete_room, bearer, &request, CALL_TIMEOUT)
+            .await?;
+        Ok(())
+    }
+
+    /// Token of one who joins a room, sees it and does nothing in it.
+    pub(super) fn visitor(&self, room: &str) -> Result<Secret, SfuError> {
+        let grants = VideoGrants {
+            room_join: true,
+            room: room.to_owned(),
+            // Without it the SFU offers no connection for media.
+            can_subscribe: Some(true),
+            can_publish: Some(false),
+            can_publish_data: Some(false),
+            can_update_own_metadata: Some(false),
+            hidden: true,
+            ..VideoGrants::default()
+        };
+        let token = self.minter.joining_token(grants, API_TOKEN_TTL).map_err(|_| SfuError::Token)?;
+        Ok(Secret::new(token))
+    }
+
+    /// Asks the base address for what its clock shows, in seconds since 1970.
+    pub(super) async fn clock(&self) -> Option<i64> {
+        let asked = self.endpoint.client().ok()?.get(self.methods.base.clone());
+        let answer = asked.timeout(CALL_TIMEOUT).send().await.ok()?;
+        date(answer.headers()).and_then(|date| i64::try_from(date).ok())
     }
 
     /// Lists those of `names` that exist.
@@ -296,7 +352,9 @@ impl Methods {
             get_participant: method("GetParticipant", NeighbourCall::GetParticipant),
             list_participants: method("ListParticipants", NeighbourCall::ListParticipants),
             remove_participant: method("RemoveParticipant", NeighbourCall::RemoveParticipant),
+            delete_room: method("DeleteRoom", NeighbourCall::DeleteRoom),
             validate: below("rtc/validate"),
+            base: base.clone(),
         }
     }
 }

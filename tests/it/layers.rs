@@ -56,6 +56,7 @@ const FLOORS: &[&str] = &[
     "driver",
     "exchange",
     "app_service",
+    "doctor",
     // delivery
     "http",
     "server",

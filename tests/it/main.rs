@@ -14,6 +14,7 @@ mod delayed_events;
 mod delegate_delayed_leave;
 mod discovery;
 mod docs;
+mod doctor;
 mod element_call;
 mod environments;
 mod evidence;

@@ -2,9 +2,11 @@
 """Writes the configuration of one real Synapse for tests and prints the command that starts it.
 
     synapse.py DIR FEDERATION_PORT CLIENT_PORT CERT KEY [--appservice FILE]... [--default-delayed-event-limits]
+               [--server-name NAME] [--merge JSON]
     synapse.py --template                     only prepares the database that later homeservers start from
 
-The homeserver is called 127.0.0.1:FEDERATION_PORT: an address with a port needs no DNS and no .well-known.
+The homeserver is called 127.0.0.1:FEDERATION_PORT: an address with a port needs no DNS and no .well-known. With --server-name
+it has that name. What is in JSON comes over the configuration, objects in objects.
     https://127.0.0.1:FEDERATION_PORT     federation and openid, with CERT and KEY
     http://127.0.0.1:CLIENT_PORT          client-server API, ready when GET /health is 200 (also /_matrix/client/versions)
 Everybody may register (m.login.dummy), nothing is rate-limited (but with --default-delayed-event-limits, the management
@@ -38,6 +40,8 @@ def main():
     parser.add_argument("key", nargs="?", type=pathlib.Path)
     parser.add_argument("--appservice", action="append", default=[], type=pathlib.Path)
     parser.add_argument("--default-delayed-event-limits", action="store_true")
+    parser.add_argument("--server-name")
+    parser.add_argument("--merge", type=json.loads, default={})
     parser.add_argument("--template", action="store_true")
     args = parser.parse_args()
     if args.template:
@@ -53,25 +57,27 @@ def main():
         args.key,
         args.appservice,
         args.default_delayed_event_limits,
+        args.server_name,
+        args.merge,
     )
     print(shlex.join(command))
 
 
-def prepare(directory, federation_port, client_port, cert, key, appservices=(), default_delayed_event_limits=False):
+def prepare(directory, federation_port, client_port, cert, key, appservices=(), limits=False, name=None, more=None):
     """Returns the command that starts the homeserver."""
     directory.mkdir(parents=True, exist_ok=True)
     directory = directory.resolve()
     if not (directory / "homeserver.db").exists():
         shutil.copyfile(template(), directory / "homeserver.db")
     return write(
-        directory, federation_port, client_port, cert.resolve(), key.resolve(), appservices, default_delayed_event_limits
+        directory, federation_port, client_port, cert.resolve(), key.resolve(), appservices, limits, name, more
     )
 
 
-def write(directory, federation_port, client_port, cert, key, appservices=(), default_delayed_event_limits=False):
+def write(directory, federation_port, client_port, cert, key, appservices=(), limits=False, name=None, more=None):
     unlimited = {"per_second": 100_000, "burst_count": 100_000}
     config = {
-        "server_name": f"127.0.0.1:{federation_port}",
+        "server_name": name or f"127.0.0.1:{federation_port}",
         "public_baseurl": f"http://127.0.0.1:{client_port}/",
         "report_stats": False,
         "pid_file": str(directory / "homeserver.pid"),
@@ -117,8 +123,9 @@ def write(directory, federation_port, client_port, cert, key, appservices=(), de
         },
         "app_service_config_files": [str(path.resolve()) for path in appservices],
     }
-    if default_delayed_event_limits:
+    if limits:
         del config["rc_delayed_event_mgmt"]
+    merge(config, more or {})
     logging = {
         "version": 1,
         "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
@@ -133,6 +140,14 @@ def write(directory, federation_port, client_port, cert, key, appservices=(), de
     (directory / "log.yaml").write_text(json.dumps(logging, indent=2))
     signing_key(directory / "signing.key")
     return [str(BIN / "synapse_homeserver"), "-c", str(directory / "homeserver.yaml")]
+
+
+def merge(config, more):
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            merge(config[key], value)
+        else:
+            config[key] = value
 
 
 def listener(port, resources, tls):

@@ -21,6 +21,7 @@ pub(super) async fn post(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let (received, user, request) = heard(&app, &appservice, request, &USER, ClientTokenRequest::parse).await?;
+    app.doctor.arrivals().forwarded(request.wanted.participant.room_id());
     match appservice.service.client_token(&user, &request, Deadline::since(received.at)).await {
         Ok(jwt) => json_reply(&TokenReply {
             url: Some(&request.url),

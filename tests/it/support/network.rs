@@ -44,7 +44,7 @@ pub(crate) fn in_own_network<F: FnOnce()>(body: F) {
     };
     let output = enter(options)
         .arg(std::env::current_exe().expect("this program"))
-        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .args([test, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
         .output()
         .expect("unshare");

@@ -1,0 +1,145 @@
+//! The options of `lk-jwt-service doctor`.
+
+/// Options of `lk-jwt-service doctor`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DoctorOptions {
+    /// Print one JSON document.
+    pub json: bool,
+    /// Print no name and no address.
+    pub anonymize: bool,
+    /// Let warnings count as failures.
+    pub strict: bool,
+    /// Wait for an answer that takes long.
+    pub slow: bool,
+    /// Values of `livekit-server --dev` for what is unset.
+    pub dev: bool,
+    /// Groups of checks; all without one.
+    pub only: Vec<String>,
+    /// Homeservers instead of those of the configuration.
+    pub servers: Vec<String>,
+    /// Public address of the service.
+    pub url: Option<String>,
+    /// File of variables.
+    pub env_file: Option<String>,
+    /// Process whose variables count.
+    pub pid: Option<u32>,
+    /// File that holds a user's access token; `-` is stdin.
+    pub user_token: Option<String>,
+    /// Matrix room of that user's call.
+    pub room: Option<String>,
+}
+
+impl DoctorOptions {
+    /// Reads the words after `doctor`; the word that is not understood, or lacks its value, otherwise.
+    pub(super) fn parse(words: &[&str]) -> Result<Self, String> {
+        let mut options = Self::default();
+        let mut words = words.iter().copied();
+        while let Some(word) = words.next() {
+            let (name, mut given) = match word.split_once('=') {
+                Some((name, value)) if name.starts_with("--") => (name, Some(value)),
+                Some(_) | None => (word, None),
+            };
+            if let Some(flag) = options.flag(name)
+                && given.is_none()
+            {
+                *flag = true;
+                continue;
+            }
+            let mut value = || {
+                let value = given.take().or_else(|| words.next()).filter(|value| !value.is_empty());
+                value.map(str::to_owned).ok_or_else(|| format!("{name} needs a value"))
+            };
+            let list = |text: String| {
+                text.split(',')
+                    .map(|one| one.trim().to_owned())
+                    .filter(|one| !one.is_empty())
+                    .collect::<Vec<_>>()
+            };
+            match name {
+                "--only" => options.only.extend(list(value()?)),
+                "--server" => options.servers.extend(list(value()?)),
+                "--url" => options.url = Some(value()?),
+                "--env-file" => options.env_file = Some(value()?),
+                "--pid" => options.pid = Some(value()?.parse().map_err(|_| "--pid needs a number".to_owned())?),
+                "--user-token" => options.user_token = Some(value()?),
+                "--room" => options.room = Some(value()?),
+                _ => return Err(format!("unexpected argument {word:?}")),
+            }
+        }
+        Ok(options)
+    }
+
+    fn flag(&mut self, name: &str) -> Option<&mut bool> {
+        match name {
+            "--json" => Some(&mut self.json),
+            "--anonymize" => Some(&mut self.anonymize),
+            "--strict" => Some(&mut self.strict),
+            "--slow" => Some(&mut self.slow),
+            "--dev" => Some(&mut self.dev),
+            _ => None,
+        }
+    }
+}
+
+/// Text of `lk-jwt-service doctor --help`.
+pub const HELP: &str = "lk-jwt-service doctor: what is wrong around this service, and what to do about it
+
+The running service makes the checks; it is found where the healthcheck finds it. Where nothing answers, they are made by this
+process, which says so. Settings and the secret come from the environment, as in `docker exec CONTAINER /lk-jwt-service doctor`.
+
+  --env-file FILE      take the variables from this file (root: a unit's EnvironmentFile)
+  --pid N              take the variables and files of this process (root: a unit with LoadCredential or DynamicUser)
+  --url URL            public address of the service, as https://livekit.example.com/livekit/jwt: what is public is looked at from
+                       here, too; without a secret nothing else is
+  --server NAME[,...]  homeservers to look at instead of those with full access, 20 at most
+  --only GROUP[,...]   sfu, webhook, discovery, routes, homeserver, app-service, store, user
+  --slow               also wait for an answer that takes 12 s, which a proxy may cut off (45 s in all, else 20 s)
+  --user-token FILE    try a call with the access token in this file (- is stdin): OpenID token, LiveKit token, join, leave
+  --room ID            of that call: may the user say in this Matrix room that they are in it?
+  --dev                the service runs with --dev
+  --json               one JSON document (docs/doctor.schema.json)
+  --anonymize          no name and no address in the output
+  --strict             warnings count as failures
+
+Exit code: 0 nothing is broken, 1 something is, 2 the checks could not be made. No secret is ever printed.
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read_in_both_forms() {
+        let options = DoctorOptions::parse(&[
+            "--json",
+            "--only",
+            "sfu,store",
+            "--only=user",
+            "--server=a.example",
+            "--pid",
+            "7",
+            "--user-token",
+            "-",
+            "--strict",
+        ]);
+        let expected = DoctorOptions {
+            json: true,
+            strict: true,
+            only: vec!["sfu".into(), "store".into(), "user".into()],
+            servers: vec!["a.example".into()],
+            pid: Some(7),
+            user_token: Some("-".into()),
+            ..DoctorOptions::default()
+        };
+        assert_eq!(options, Ok(expected));
+        for (words, mistake) in [
+            (&["--pid"][..], "--pid needs a value"),
+            (&["--pid", "x"], "--pid needs a number"),
+            (&["--json=yes"], "unexpected argument \"--json=yes\""),
+            (&["example.com"], "unexpected argument \"example.com\""),
+            (&["--url="], "--url needs a value"),
+        ] {
+            assert_eq!(DoctorOptions::parse(words), Err(mistake.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,488 @@
+//! `lk-jwt-service doctor`: asks the running service, or makes the checks by itself, and draws what comes of it.
+
+use std::fs;
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use hyper_util::client::proxy::matcher::Matcher;
+use tokio::sync::mpsc;
+use url::Url;
+
+use super::ask::{Asked, ask};
+use super::check::{Check, Group, Line, Verdict, View, WAITING};
+use super::paint::{self, Pseudonyms};
+use super::settings::Environment;
+use super::ticket::{MAX_SERVERS, Wishes};
+use super::{Context, Settings, run as make};
+use crate::access::Homeservers as PolicyList;
+use crate::cli::DoctorOptions;
+use crate::config::{self, Config};
+use crate::dns::Dns;
+use crate::federation::{self, Federation, Guard};
+use crate::homeserver::{Homeservers, OwnHomeserver};
+use crate::server_name::ServerName;
+use crate::sfu::Sfu;
+use crate::store::Store;
+use crate::telemetry::say;
+use crate::tls::{self, Tls};
+use crate::token::Minter;
+
+/// Longest access token that is read, in bytes.
+const MAX_TOKEN_BYTES: u64 = 4096;
+/// Connections to homeservers at a time.
+const CONNECTIONS: u32 = 64;
+
+/// Makes the run that `options` ask for. The exit code is 0, or 1 where something is broken, or 2 where nothing could be said.
+pub fn run(options: &DoctorOptions) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(examine(options));
+            // A look-up that hangs keeps nobody waiting.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    match outcome {
+        Ok(is_well) => ExitCode::from(u8::from(!is_well)),
+        Err(why) => {
+            say(&format!("lk-jwt-service doctor: {why}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether all is well; in words where nothing could be found out.
+async fn examine(options: &DoctorOptions) -> Result<bool, String> {
+    let environment = match (options.pid, &options.env_file) {
+        (Some(_), Some(_)) => return Err("--pid and --env-file are two places for the same settings: give one".into()),
+        (Some(pid), None) => Environment::of_process(pid),
+        (None, Some(file)) => Environment::of_file(file),
+        (None, None) => Ok(Environment::own()),
+    };
+    let environment = environment.map_err(|error| error.to_string())?;
+    let wishes = wishes(options)?;
+    let public = options.url.as_deref().map(public_url).transpose()?;
+    if wishes.user_token.is_some() && public.as_ref().is_some_and(|url| !may_carry_tokens(url)) {
+        return Err("--user-token goes over https or to this machine only: --url is neither".into());
+    }
+    // From elsewhere, without a secret: what everybody sees.
+    let config = if environment.has_key() || public.is_none() || options.dev {
+        let config = environment.config(options.dev);
+        Some(config.map_err(|mistakes| format!("the settings cannot be used; the service would not start with them either:\n{mistakes}"))?)
+    } else {
+        None
+    };
+    let mut out = Output::new(options, &wishes, config.as_ref(), public.as_ref());
+    match (config, public) {
+        (Some(config), public) => {
+            let secret = config.livekit.keys.signing().secret.clone();
+            let tls = Tls::new(config.skip_tls_verification, config.certificates.clone());
+            let bases = match &public {
+                Some(url) => vec![url.as_str().to_owned()],
+                None => here(&environment)?,
+            };
+            if wishes.user_token.is_some() && !bases.iter().all(|base| Url::parse(base).is_ok_and(|url| may_carry_tokens(&url))) {
+                return Err("--user-token goes over https or to this machine only: name the service by --url https://...".into());
+            }
+            let asked = with_output(&mut out, |lines| {
+                let (bases, secret, wishes) = (&bases, &secret, &wishes);
+                async move { ask(bases, secret, wishes, &tls, &lines).await }
+            })
+            .await;
+            match asked {
+                Asked::Made => out.made_by = "service",
+                Asked::OtherSecret => {
+                    return Err("the service runs with another secret than the one read here: reload it (SIGHUP), or restart it".into());
+                }
+                Asked::Later(seconds) => return Err(format!("one run at a time, six a minute: try again in {seconds} s")),
+                Asked::Nobody(why) => out.note(format!(
+                    "the service does not answer ({why}): this process makes the checks by itself"
+                )),
+            }
+            if out.made_by != "service" || public.is_some() {
+                let view = if public.is_some() { View::Outside } else { View::Inside };
+                let context = context(config, view, public).await?;
+                let wishes = if view == View::Outside { outside(&wishes) } else { wishes.clone() };
+                with_output(
+                    &mut out,
+                    |lines| async move { make(&context, &wishes, Some(&secret), &lines).await },
+                )
+                .await;
+            }
+        }
+        (None, Some(public)) => {
+            out.note("no secret is known here: what is public is looked at, and nothing else".to_owned());
+            let context = stranger(&environment, &wishes, public);
+            let wishes = outside(&wishes);
+            with_output(&mut out, |lines| async move { make(&context, &wishes, None, &lines).await }).await;
+        }
+        (None, None) => return Err("there are no settings, and no --url".into()),
+    }
+    out.finish(options.strict)
+}
+
+fn wishes(options: &DoctorOptions) -> Result<Wishes, String> {
+    let mut only = Vec::new();
+    for word in &options.only {
+        let group = Group::ALL.into_iter().find(|group| group.word() == word);
+        let words: Vec<_> = Group::ALL.iter().map(|group| group.word()).collect();
+        only.push(group.ok_or_else(|| format!("--only {word}: the groups are {}", words.join(", ")))?);
+    }
+    if let Some(name) = options.servers.iter().find(|name| ServerName::parse(name).is_err()) {
+        return Err(format!("--server {name}: that is not the name of a homeserver"));
+    }
+    if options.servers.len() > MAX_SERVERS {
+        return Err(format!("--server: {MAX_SERVERS} homeservers at most"));
+    }
+    let user_token = options.user_token.as_deref().map(read_token).transpose()?;
+    Ok(Wishes {
+        only,
+        slow: options.slow,
+        servers: options.servers.clone(),
+        user_token,
+        room: options.room.clone(),
+    })
+}
+
+/// Reads an access token; never from the command line, which everybody on the machine sees.
+fn read_token(path: &str) -> Result<String, String> {
+    let mut text = String::new();
+    let read = if path == "-" {
+        io::stdin().take(MAX_TOKEN_BYTES).read_to_string(&mut text)
+    } else {
+        fs::File::open(path).and_then(|file| file.take(MAX_TOKEN_BYTES).read_to_string(&mut text))
+    };
+    read.map_err(|error| format!("--user-token: {error}; it is the path of a file, or - for stdin"))?;
+    let token = text.trim();
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("--user-token: the file does not hold an access token".into());
+    }
+    Ok(token.to_owned())
+}
+
+fn public_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).ok();
+    url.filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some() && url.query().is_none() && url.username().is_empty())
+        .ok_or_else(|| "--url needs the public address of the service, as https://livekit.example.com/livekit/jwt".to_owned())
+}
+
+fn may_carry_tokens(url: &Url) -> bool {
+    url.scheme() == "https"
+        || match url.host() {
+            Some(url::Host::Domain(name)) => name == "localhost",
+            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+            None => false,
+        }
+}
+
+/// Where the service listens, seen from this machine.
+fn here(environment: &Environment) -> Result<Vec<String>, String> {
+    let bind = config::bind(&|name| environment.get(name)).map_err(|mistakes| mistakes.to_string())?;
+    let address = |(host, port): (String, u16)| {
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        format!("http://{host}:{port}")
+    };
+    Ok(bind.healthcheck_targets().into_iter().map(address).collect())
+}
+
+/// Wishes that can be met from outside, without the network, the store and the webhooks of the service.
+fn outside(wishes: &Wishes) -> Wishes {
+    let seen = [Group::Sfu, Group::Discovery, Group::Routes, Group::Homeserver];
+    Wishes {
+        only: seen.into_iter().filter(|group| wishes.wants(*group)).collect(),
+        user_token: None,
+        ..wishes.clone()
+    }
+}
+
+/// The parts that a service with this configuration has, as far as checks need them.
+async fn context(config: Config, view: View, public: Option<Url>) -> Result<Context, String> {
+    let settings = Settings {
+        public,
+        ..Settings::of(&config)
+    };
+    let tls = Arc::new(Tls::new(config.skip_tls_verification, config.certificates));
+    let dns = Arc::new(Dns::new(&config.dns_servers));
+    let federation = Arc::new(Federation::new(
+        federation::Settings {
+            guard: Guard {
+                allowed_networks: config.allowed_networks,
+                lab: config.skip_tls_verification,
+            },
+            overrides: config.federation_overrides,
+            listed: config.full_access,
+            also_listed: settings.servers.iter().chain(config.cs_api_overrides.keys()).cloned().collect(),
+            proxies: Matcher::from_env(),
+            connections_out: CONNECTIONS,
+            remember: Box::new(|_, _| {}),
+        },
+        dns.clone(),
+        tls.clone(),
+    ));
+    let minter = Minter::new(config.livekit.keys.signing(), config.jwt_ttl, config.can_update_own_metadata);
+    let minter = Arc::new(minter.map_err(|error| error.to_string())?);
+    // From outside, the SFU's API is where clients find the SFU.
+    let api = match view {
+        View::Inside => Some(config.livekit.api_base),
+        View::Outside => super::sfu::base_of(&config.livekit.url),
+    };
+    let sfu = api.map(|api| Arc::new(Sfu::new(&api, minter, tls.clone(), dns.clone())));
+    let homeservers = Arc::new(Homeservers::new(federation.clone(), config.cs_api_overrides));
+    let (own, store) = match view {
+        View::Outside => (None, None),
+        View::Inside => {
+            let own = config
+                .app_service
+                .map(|own| Arc::new(OwnHomeserver::new(homeservers, own.server_name, own.as_token)));
+            let store = match (config.delegated_leave.redis, config.delegated_leave.state_path) {
+                (Some(redis), _) => Some(Store::redis(redis, tls, dns)),
+                // A file belongs to one process, and would be made where there is none.
+                (None, Some(_)) => None,
+                (None, None) => Some(Store::memory()),
+            };
+            (own, store)
+        }
+    };
+    Ok(Context {
+        view,
+        federation,
+        sfu,
+        own,
+        store,
+        knows: None,
+        arrivals: None,
+        settings,
+    })
+}
+
+/// The parts of somebody who knows no secret: the way to what is public.
+fn stranger(environment: &Environment, wishes: &Wishes, public: Url) -> Context {
+    let certificates = tls::Given::new(environment.get(tls::CERT_FILE), environment.get(tls::CERT_DIR));
+    let servers: Vec<_> = wishes.servers.iter().filter_map(|name| ServerName::parse(name).ok()).collect();
+    let federation = Federation::new(
+        federation::Settings {
+            guard: Guard::default(),
+            overrides: std::collections::BTreeMap::new(),
+            listed: PolicyList::Listed(servers.iter().cloned().collect()),
+            also_listed: Vec::new(),
+            proxies: Matcher::from_env(),
+            connections_out: CONNECTIONS,
+            remember: Box::new(|_, _| {}),
+        },
+        Arc::new(Dns::new(&[])),
+        Arc::new(Tls::new(false, certificates)),
+    );
+    Context {
+        view: View::Outside,
+        federation: Arc::new(federation),
+        sfu: None,
+        own: None,
+        store: None,
+        knows: None,
+        arrivals: None,
+        settings: Settings {
+            livekit_url: environment.get("LIVEKIT_URL").unwrap_or_default(),
+            servers,
+            public: Some(public),
+            ..Settings::default()
+        },
+    }
+}
+
+/// Runs `work` and takes in what it finds.
+async fn with_output<T, F: Future<Output = T>>(out: &mut Output, work: impl FnOnce(mpsc::Sender<Line>) -> F) -> T {
+    let (lines, mut found) = mpsc::channel(WAITING);
+    let work = work(lines);
+    let drawing = async {
+        while let Some(line) = found.recv().await {
+            out.take(line);
+        }
+    };
+    let (done, ()) = tokio::join!(work, drawing);
+    done
+}
+
+/// Findings of a run, and how they are shown.
+struct Output {
+    json: bool,
+    colour: bool,
+    progress: bool,
+    made_by: &'static str,
+    notes: Vec<String>,
+    pseudonyms: Option<Pseudonyms>,
+    wanted: Vec<Group>,
+    /// Checks of groups that are not drawn yet.
+    waiting: Vec<Check>,
+    ended: Vec<Group>,
+    drawn: Vec<Check>,
+}
+
+impl Output {
+    fn new(options: &DoctorOptions, wishes: &Wishes, config: Option<&Config>, public: Option<&Url>) -> Self {
+        let is_terminal = io::stdout().is_terminal();
+        let colour = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let names = config
+            .into_iter()
+            .flat_map(names_in)
+            .chain(public.and_then(Url::host_str).map(str::to_owned));
+        Self {
+            json: options.json,
+            colour,
+            progress: is_terminal && !options.json,
+            made_by: "command",
+            notes: Vec::new(),
+            pseudonyms: options.anonymize.then(|| Pseudonyms::of(names)),
+            wanted: Group::ALL.into_iter().filter(|group| wishes.wants(*group)).collect(),
+            waiting: Vec::new(),
+            ended: Vec::new(),
+            drawn: Vec::new(),
+        }
+    }
+
+    fn note(&mut self, note: String) {
+        let note = match &mut self.pseudonyms {
+            Some(pseudonyms) => pseudonyms.text(&note),
+            None => note,
+        };
+        if !self.json {
+            say(&note);
+        }
+        self.notes.push(note);
+    }
+
+    fn take(&mut self, line: Line) {
+        match line {
+            Line::Check(mut check) => {
+                if let Some(pseudonyms) = &mut self.pseudonyms {
+                    pseudonyms.hide(&mut check);
+                }
+                self.waiting.push(*check);
+                if self.progress {
+                    let done = self.drawn.len() + self.waiting.len();
+                    write(&format!("\r{done} checks made …\u{1b}[K"));
+                }
+            }
+            Line::End { end: Some(group) } => {
+                self.ended.push(group);
+                self.draw(false);
+            }
+            Line::End { end: None } => {
+                self.draw(true);
+                self.ended.clear();
+            }
+        }
+    }
+
+    /// Draws the groups that are complete, in order; all that are there at the end.
+    fn draw(&mut self, all: bool) {
+        for group in self.wanted.clone() {
+            if !all && !self.ended.contains(&group) {
+                return;
+            }
+            let (of_group, others) = std::mem::take(&mut self.waiting)
+                .into_iter()
+                .partition(|check| check.group == group);
+            self.waiting = others;
+            let of_group: Vec<Check> = of_group;
+            if !self.json && !of_group.is_empty() {
+                let erase = if self.progress { "\r\u{1b}[K" } else { "" };
+                write(&format!("{erase}{}", paint::group(group, &of_group, self.colour)));
+            }
+            self.drawn.extend(of_group);
+        }
+    }
+
+    /// Says how it ended. An error where nothing was found out.
+    fn finish(mut self, strict: bool) -> Result<bool, String> {
+        self.draw(true);
+        if self.drawn.is_empty() {
+            return Err("no check was made".into());
+        }
+        if self.json {
+            let document = paint::document(&self.drawn, self.made_by, &self.notes);
+            write(&format!("{document:#}\n"));
+        } else {
+            write(&paint::summary(&self.drawn));
+        }
+        let is_bad = |check: &Check| check.result == Verdict::Fail || (strict && check.result == Verdict::Warn);
+        Ok(!self.drawn.iter().any(is_bad))
+    }
+}
+
+/// Hosts of the configuration, which may look like ordinary words.
+fn names_in(config: &Config) -> Vec<String> {
+    let settings = Settings::of(config);
+    let urls = settings
+        .client_apis
+        .values()
+        .chain(&settings.livekit_api)
+        .chain(config.federation_overrides.values());
+    let hosts = urls.filter_map(Url::host_str).map(str::to_owned);
+    let livekit = Url::parse(&settings.livekit_url)
+        .ok()
+        .and_then(|url| url.host_str().map(str::to_owned));
+    let redis = config
+        .delegated_leave
+        .redis
+        .as_ref()
+        .and_then(|redis| redis.url.host_str().map(str::to_owned));
+    let servers = settings
+        .servers
+        .iter()
+        .chain(&settings.mentioned)
+        .map(|name| name.as_str().to_owned());
+    hosts.chain(livekit).chain(redis).chain(servers).collect()
+}
+
+fn write(text: &str) {
+    let mut out = io::stdout().lock();
+    // The exit code says it too, so a closed stdout changes nothing.
+    let _ = out.write_all(text.as_bytes());
+    let _ = out.flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_go_over_https_or_to_this_machine() {
+        for (url, may) in [
+            ("https://a.example", true),
+            ("http://localhost:8080", true),
+            ("http://127.0.0.1:8080/x", true),
+            ("http://[::1]", true),
+            ("http://a.example", false),
+            ("http://10.0.0.1", false),
+        ] {
+            assert_eq!(may_carry_tokens(&public_url(url).unwrap()), may, "{url}");
+        }
+        for none in ["", "a.example", "wss://a.example", "https://user@a.example", "https://a.example?x"] {
+            assert!(public_url(none).is_err(), "{none}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_known_is_wished_for() {
+        let options = |only: &[&str], servers: &[&str]| DoctorOptions {
+            only: only.iter().map(ToString::to_string).collect(),
+            servers: servers.iter().map(ToString::to_string).collect(),
+            ..DoctorOptions::default()
+        };
+        let made = wishes(&options(&["store", "sfu"], &["a.example"])).unwrap();
+        assert_eq!(made.only, [Group::Store, Group::Sfu]);
+        assert_eq!(outside(&made).only, [Group::Sfu]);
+        for (only, servers, mistake) in [
+            (&["x"][..], &[][..], "--only x"),
+            (&[], &["a b"], "--server a b"),
+            (&[], &["a"; 21], "20"),
+        ] {
+            assert!(wishes(&options(only, servers)).err().is_some_and(|text| text.contains(mistake)));
+        }
+        assert!(read_token("/nonexistent").is_err());
+    }
+}

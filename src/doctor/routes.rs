@@ -1,0 +1,253 @@
+//! The public routes, through whatever stands before this service: who answers each of them, and whether browsers may read it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use tokio::time::Instant;
+use url::Url;
+
+use super::check::{Sink, Verdict};
+use super::discovery::{ORIGIN, origins};
+use super::fault::{self, Fault};
+use super::{HEADER, MAX_BODY_BYTES, Run, SLOW_ANSWER, TicketKey, Trouble, Use, Wishes, nonce, page, words};
+use crate::clock::unix_seconds;
+use crate::federation::{Failure, Look, Looked};
+
+/// Routes that clients need, and one that only apps with LiveKit's SDKs need.
+const ROUTES: [&str; 4] = ["get_token", "sfu/get", "delegate_delayed_leave", "token_source"];
+const OF_APPS: &str = "token_source";
+
+const X_SERVED_BY: HeaderName = HeaderName::from_static("x-served-by");
+const OURS: &str = "lk-jwt-service";
+
+/// Program that answered a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answerer {
+    /// The service, with what it says of itself to whoever has a ticket.
+    Ours(Option<String>),
+    /// The service, which knows no such path.
+    OursElsewhere,
+    /// LiveKit, or another program in Go: it has no such path.
+    NotFound,
+    /// A proxy that does not reach whom it routes to.
+    Gateway(u16),
+    /// Another program, with this status and page.
+    Other(u16, String),
+}
+
+pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
+    let ticket = run.secret.map(|secret| {
+        let (key, now) = (TicketKey::derive(secret), unix_seconds());
+        (key.sign(Use::Who, nonce(), Wishes::default(), now), key)
+    });
+    let who = ticket.as_ref().map(|(ticket, _)| ticket.as_str());
+    let mut answers = Vec::new();
+    for route in ROUTES {
+        let posted = match ask(run, base, route, &Method::POST, who, run.soon()).await {
+            Ok(posted) => posted,
+            Err(failure) => return cannot_be_asked(run, &failure, sink).await,
+        };
+        let preflight = match ask(run, base, route, &Method::OPTIONS, None, run.soon()).await {
+            Ok(preflight) => preflight,
+            Err(failure) => return cannot_be_asked(run, &failure, sink).await,
+        };
+        answers.push((route, answerer(&posted), posted, preflight));
+    }
+    let is_ours = |answerer: &Answerer| matches!(answerer, Answerer::Ours(_));
+    let ours: Vec<_> = answers.iter().filter(|(_, answerer, ..)| is_ours(answerer)).collect();
+    if ours.is_empty() {
+        let Some((_, answerer, ..)) = answers.first() else { return };
+        let fault = match answerer {
+            Answerer::OursElsewhere => &fault::ROUTE_PREFIX,
+            Answerer::Gateway(_) => &fault::ROUTE_GATEWAY,
+            Answerer::Ours(_) | Answerer::NotFound | Answerer::Other(..) => &fault::ROUTE_OTHER,
+        };
+        sink.fail("routes", fault, format!("POST /get_token: {}", said(answerer))).await;
+        return sink.skip(&["cors", "slow"], fault.id).await;
+    }
+    let mut missing = false;
+    for (route, answerer, ..) in answers.iter().filter(|(_, answerer, ..)| !is_ours(answerer)) {
+        let fault = match answerer {
+            Answerer::OursElsewhere => &fault::ROUTE_PREFIX,
+            Answerer::Gateway(_) => &fault::ROUTE_GATEWAY,
+            Answerer::Ours(_) | Answerer::NotFound | Answerer::Other(..) => &fault::ROUTE_MISSING,
+        };
+        if *route == OF_APPS {
+            let saw = format!(
+                "POST /{route}: {}; apps with LiveKit's SDKs need it, Element Call does not",
+                said(answerer)
+            );
+            sink.warn("routes", fault, saw).await;
+        } else if !missing {
+            // One cause, told once.
+            let others: Vec<_> = answers
+                .iter()
+                .filter(|(route, answerer, ..)| *route != OF_APPS && !is_ours(answerer))
+                .map(|(route, ..)| format!("/{route}"))
+                .collect();
+            missing = true;
+            sink.fail("routes", fault, format!("POST {}: {}", others.join(", "), said(answerer)))
+                .await;
+        }
+    }
+    let introduced = ours.iter().find_map(|(_, answerer, ..)| match answerer {
+        Answerer::Ours(introduced) => introduced.clone(),
+        Answerer::OursElsewhere | Answerer::NotFound | Answerer::Gateway(_) | Answerer::Other(..) => None,
+    });
+    match (introduced, who) {
+        (None, Some(_)) => {
+            let saw = "an lk-jwt-service answers that does not know this one's secret";
+            sink.fail("routes", &fault::ROUTE_INSTANCE, saw).await;
+        }
+        (introduced, _) if !missing => {
+            let by = introduced.unwrap_or_else(|| OURS.to_owned());
+            sink.ok(
+                "routes",
+                format!("{} of {} arrive at this service ({by})", ours.len(), ROUTES.len()),
+            )
+            .await;
+        }
+        _ => {}
+    }
+    check_cors(
+        &ours
+            .iter()
+            .map(|(route, _, posted, preflight)| (*route, posted, preflight))
+            .collect::<Vec<_>>(),
+        sink,
+    )
+    .await;
+    match &ticket {
+        Some((_, key)) if run.wishes.slow => check_slow(run, base, key, sink).await,
+        Some(_) | None => {}
+    }
+}
+
+async fn ask(run: &Run<'_>, base: &Url, route: &str, method: &Method, ticket: Option<&str>, deadline: Instant) -> Result<Looked, Failure> {
+    // As clients put it together, doubled slashes included.
+    let text = format!(
+        "{}/{route}",
+        base.as_str()
+            .strip_suffix('/')
+            .filter(|_| base.path() == "/")
+            .unwrap_or(base.as_str())
+    );
+    let url = Url::parse(&text).map_err(|error| Failure::Http(error.to_string()))?;
+    let mut headers = vec![(header::ORIGIN, ORIGIN)];
+    if *method == Method::OPTIONS {
+        headers.push((header::ACCESS_CONTROL_REQUEST_METHOD, HeaderValue::from_static("POST")));
+        headers.push((header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_static("content-type")));
+    } else {
+        headers.push((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
+    }
+    if let Some(mut ticket) = ticket.and_then(|ticket| HeaderValue::try_from(ticket).ok()) {
+        ticket.set_sensitive(true);
+        headers.push((HeaderName::from_static(HEADER), ticket));
+    }
+    let look = Look {
+        url: &url,
+        method: method.clone(),
+        headers: &headers,
+        body: if *method == Method::OPTIONS {
+            Bytes::new()
+        } else {
+            Bytes::from_static(b"{}")
+        },
+        limit: MAX_BODY_BYTES,
+        since: run.began,
+    };
+    run.context.federation.look(&look, run.is_configured(base), deadline).await
+}
+
+async fn cannot_be_asked(run: &Run<'_>, failure: &Failure, sink: &Sink<'_>) {
+    let trouble = Trouble::of(failure);
+    let fault = match trouble {
+        Trouble::NoName => &fault::ROUTE_NAME,
+        Trouble::Certificate => &fault::ROUTE_CERTIFICATE,
+        Trouble::Guarded | Trouble::Connection => &fault::ROUTE_UNREACHABLE,
+    };
+    sink.fault(trouble.verdict(run.context.view), "routes", fault, words(failure), None)
+        .await;
+    sink.skip(&["cors", "slow"], fault.id).await;
+}
+
+fn answerer(looked: &Looked) -> Answerer {
+    let (status, body) = (looked.reply.status, &looked.reply.body);
+    let served_by = looked
+        .reply
+        .headers
+        .get(X_SERVED_BY)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    match status.as_u16() {
+        _ if served_by.starts_with(OURS) && status == StatusCode::NOT_FOUND => Answerer::OursElsewhere,
+        _ if served_by.starts_with(OURS) => Answerer::Ours(Some(served_by.to_owned()).filter(|by| by.contains("instance="))),
+        404 if body.trim_ascii_end() == b"404 page not found" => Answerer::NotFound,
+        code @ 502..=504 => Answerer::Gateway(code),
+        code => Answerer::Other(code, page(body)),
+    }
+}
+
+fn said(answerer: &Answerer) -> String {
+    match answerer {
+        Answerer::Ours(_) => "this service answers".to_owned(),
+        Answerer::OursElsewhere => "this service answers 404: the path that arrives is none of its own".to_owned(),
+        Answerer::NotFound => "LiveKit (or Traefik) answers \"404 page not found\"".to_owned(),
+        Answerer::Gateway(code) => format!("a proxy answers {code}"),
+        Answerer::Other(code, page) => format!("something else answers {code}: {page}"),
+    }
+}
+
+async fn check_cors(answers: &[(&str, &Looked, &Looked)], sink: &Sink<'_>) {
+    let mut wrong = BTreeMap::<&str, (&Fault, Vec<String>)>::new();
+    for (route, posted, preflight) in answers {
+        for (method, headers) in [("POST", &posted.reply.headers), ("OPTIONS", &preflight.reply.headers)] {
+            let Some(fault) = fault_of(headers) else { continue };
+            let (_, of) = wrong.entry(fault.id).or_insert((fault, Vec::new()));
+            of.push(format!("{method} /{route}"));
+        }
+    }
+    if wrong.is_empty() {
+        sink.ok("cors", "browsers may read the answers").await;
+    }
+    for (fault, of) in wrong.values() {
+        let (_, posted, preflight) = answers.first().copied().unwrap_or_else(|| answers[0]);
+        let values = [origins(&posted.reply.headers), origins(&preflight.reply.headers)].concat();
+        let saw = format!("{}; the values are {:?}", of.join(", "), values);
+        sink.fail("cors", fault, saw).await;
+    }
+}
+
+fn fault_of(headers: &HeaderMap) -> Option<&'static Fault> {
+    match &origins(headers)[..] {
+        [one] if one == "*" || one.as_bytes() == ORIGIN.as_bytes() => None,
+        [] | [_] => Some(&fault::ROUTE_CORS_MISSING),
+        _ => Some(&fault::ROUTE_CORS_TWICE),
+    }
+}
+
+/// A proxy that ends an answer which takes as long as a homeserver may.
+async fn check_slow(run: &Run<'_>, base: &Url, key: &TicketKey, sink: &Sink<'_>) {
+    let ticket = key.sign(Use::Slow, nonce(), Wishes::default(), unix_seconds());
+    let began = Instant::now();
+    let deadline = run.ends.min(began + SLOW_ANSWER + Duration::from_secs(5));
+    let answer = ask(run, base, ROUTES[0], &Method::POST, Some(&ticket), deadline).await;
+    let took = began.elapsed().as_secs();
+    let verdict = Verdict::Fail;
+    match answer.as_ref().map(answerer) {
+        Ok(Answerer::Ours(_)) if took + 1 >= SLOW_ANSWER.as_secs() => {
+            sink.ok("slow", format!("an answer that takes {took} s comes through")).await;
+        }
+        Ok(Answerer::Ours(_)) => sink.skip(&["slow"], "another instance answers, at once").await,
+        Ok(other) => {
+            let saw = format!("after {took} s: {}", said(&other));
+            sink.fault(verdict, "slow", &fault::ROUTE_CUT_OFF, saw, None).await;
+        }
+        Err(failure) => {
+            let saw = format!("after {took} s: {}", words(failure));
+            sink.fault(verdict, "slow", &fault::ROUTE_CUT_OFF, saw, None).await;
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Tickets of `doctor`: proof that whoever asks has the secret that signs. A JWT of one minute under a key that is derived from
+//! that secret, so that it opens nothing on the SFU, and a token of the SFU opens nothing here. What may be asked stands in its
+//! claims and nowhere else. Pure.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::{hkdf, hmac};
+use serde::{Deserialize, Serialize};
+
+use super::check::Group;
+use crate::secret::Secret;
+
+/// Life of a ticket in seconds.
+pub(super) const LIFE_SECONDS: u64 = 60;
+/// How far the clock of whoever asks may be ahead, in seconds: it is mostly the same one.
+const LEEWAY_SECONDS: u64 = 60;
+/// Longest ticket in bytes: options hold at most 20 server names and a token.
+const MAX_TICKET_BYTES: usize = 12 * 1024;
+/// Most homeservers in one run.
+pub(super) const MAX_SERVERS: usize = 20;
+
+/// Label of the derived key: one for each use, so that a ticket for one is none for another.
+const LABEL: &[u8] = b"lk-jwt-service doctor 1";
+/// Header of each ticket, letter by letter: no other algorithm is ever read.
+const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
+/// Audience of a ticket that starts a run.
+const RUN: &str = "lk-jwt-service/doctor";
+/// Audience of a ticket that asks who answers.
+const WHO: &str = "lk-jwt-service/doctor/who";
+/// Audience of a ticket that asks for a slow answer.
+const SLOW: &str = "lk-jwt-service/doctor/slow";
+
+/// Use of a ticket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Starts a run.
+    Run,
+    /// Asks which instance answers a public route.
+    Who,
+    /// Asks a public route for an answer that takes long.
+    Slow,
+}
+
+impl Use {
+    const fn audience(self) -> &'static str {
+        match self {
+            Self::Run => RUN,
+            Self::Who => WHO,
+            Self::Slow => SLOW,
+        }
+    }
+}
+
+/// Wishes of whoever asks: which checks, about whom.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Wishes {
+    /// Groups to check; all without one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<Group>,
+    /// Whether to wait for a slow answer.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub slow: bool,
+    /// Homeservers to check instead of those of the configuration.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<String>,
+    /// Access token of a user whose call is tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_token: Option<String>,
+    /// Matrix room of that call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub room: Option<String>,
+}
+
+impl Wishes {
+    /// Whether this group is to be checked.
+    #[must_use]
+    pub fn wants(&self, group: Group) -> bool {
+        self.only.is_empty() || self.only.contains(&group)
+    }
+}
+
+/// Claims of a ticket.
+#[derive(Serialize, Deserialize)]
+pub struct Claims {
+    aud: String,
+    iat: u64,
+    exp: u64,
+    /// Name of the ticket, which is used once.
+    pub jti: String,
+    /// Wishes of whoever asks.
+    #[serde(default)]
+    pub wishes: Wishes,
+}
+
+impl Claims {
+    /// When the ticket ends, in seconds since 1970.
+    #[must_use]
+    pub const fn ends(&self) -> u64 {
+        self.exp
+    }
+}
+
+/// Key that signs tickets, derived from the secret that signs tokens.
+pub struct TicketKey(hmac::Key);
+
+impl TicketKey {
+    /// Derives the key (RFC 5869) from the signing secret.
+    #[must_use]
+    pub fn derive(secret: &Secret) -> Self {
+        let mut bytes = [0; 32];
+        let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(secret.expose().as_bytes());
+        // 32 bytes are one block of SHA-256, and always to be had.
+        let filled = derived.expand(&[LABEL], hkdf::HKDF_SHA256).and_then(|key| key.fill(&mut bytes));
+        debug_assert!(filled.is_ok(), "one block of the hash can always be had");
+        Self(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
+    }
+
+    /// Signs a ticket at `now`, in seconds since 1970; `jti` is its name.
+    #[must_use]
+    pub fn sign(&self, purpose: Use, jti: String, wishes: Wishes, now: u64) -> String {
+        let claims = Claims {
+            aud: purpose.audience().to_owned(),
+            iat: now,
+            exp: now + LIFE_SECONDS,
+            jti,
+            wishes,
+        };
+        // Texts and numbers always serialise.
+        let payload = serde_json::to_vec(&claims).unwrap_or_default();
+        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(HEADER), URL_SAFE_NO_PAD.encode(payload));
+        let signature = hmac::sign(&self.0, signed.as_bytes());
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    /// Claims of `ticket`, if it is one for `purpose` and valid at `now`.
+    #[must_use]
+    pub fn verify(&self, ticket: &str, purpose: Use, now: u64) -> Option<Claims> {
+        if ticket.len() > MAX_TICKET_BYTES {
+            return None;
+        }
+        let (signed, signature) = ticket.rsplit_once('.')?;
+        let (header, payload) = signed.split_once('.')?;
+        // No other spelling is ever read, `none` included.
+        if header != URL_SAFE_NO_PAD.encode(HEADER) {
+            return None;
+        }
+        let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
+        hmac::verify(&self.0, signed.as_bytes(), &signature).ok()?;
+        let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
+        let is_now = claims.iat <= now + LEEWAY_SECONDS && now < claims.exp && claims.exp <= claims.iat.checked_add(LIFE_SECONDS)?;
+        let is_short = claims.wishes.servers.len() <= MAX_SERVERS && (16..=64).contains(&claims.jti.len());
+        (claims.aud == purpose.audience() && is_now && is_short).then_some(claims)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const NOW: u64 = 1_700_000_000;
+    const JTI: &str = "0123456789abcdef";
+
+    fn key(secret: &str) -> TicketKey {
+        TicketKey::derive(&Secret::new(secret))
+    }
+
+    #[test]
+    fn a_ticket_says_what_was_wished_for() {
+        let wishes = Wishes {
+            only: vec![Group::AppService],
+            slow: true,
+            servers: vec!["example.com".into()],
+            user_token: Some("token".into()),
+            room: Some("!room".into()),
+        };
+        let ticket = key("a").sign(Use::Run, JTI.into(), wishes, NOW);
+        let claims = key("a").verify(&ticket, Use::Run, NOW + 59).unwrap();
+        assert_eq!((claims.jti.as_str(), claims.ends()), (JTI, NOW + 60));
+        assert!(claims.wishes.slow && claims.wishes.wants(Group::AppService) && !claims.wishes.wants(Group::Sfu));
+        assert_eq!(claims.wishes.servers, ["example.com"]);
+        assert!(Wishes::default().wants(Group::Sfu));
+    }
+
+    #[test]
+    fn nothing_else_is_a_ticket() {
+        let ours = key("a");
+        let ticket = ours.sign(Use::Run, JTI.into(), Wishes::default(), NOW);
+        assert!(ours.verify(&ticket, Use::Run, NOW).is_some());
+        for (now, why) in [(NOW + 60, "old"), (NOW - 61, "of the future")] {
+            assert!(ours.verify(&ticket, Use::Run, now).is_none(), "{why}");
+        }
+        assert!(ours.verify(&ticket, Use::Who, NOW).is_none(), "for something else");
+        assert!(key("b").verify(&ticket, Use::Run, NOW).is_none(), "another secret");
+        let claims = |change: Value| {
+            let mut claims = json!({"aud": RUN, "iat": NOW, "exp": NOW + 60, "jti": JTI});
+            claims.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            claims
+        };
+        let sign = |header: &str, claims: &Value, key: &hmac::Key| {
+            let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims.to_string()));
+            let signature = hmac::sign(key, signed.as_bytes());
+            format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+        };
+        assert!(ours.verify(&sign(HEADER, &claims(json!({})), &ours.0), Use::Run, NOW).is_some());
+        for change in [
+            json!({"exp": NOW + 3600}),
+            json!({"iat": NOW - 3600}),
+            json!({"jti": "short"}),
+            json!({"jti": "x".repeat(65)}),
+            json!({"aud": "lk-jwt-service"}),
+            json!({"wishes": {"servers": vec!["x"; MAX_SERVERS + 1]}}),
+            json!({"wishes": {"only": ["everything"]}}),
+            json!({"exp": "soon"}),
+        ] {
+            let forged = sign(HEADER, &claims(change.clone()), &ours.0);
+            assert!(ours.verify(&forged, Use::Run, NOW).is_none(), "{change}");
+        }
+        // The signing secret itself is not the key, nor is another algorithm ever read.
+        let itself = hmac::Key::new(hmac::HMAC_SHA256, b"a");
+        assert!(ours.verify(&sign(HEADER, &claims(json!({})), &itself), Use::Run, NOW).is_none());
+        for header in [
+            r#"{"alg":"none"}"#,
+            r#"{"alg":"HS512","typ":"JWT"}"#,
+            r#"{"typ":"JWT","alg":"HS256"}"#,
+        ] {
+            assert!(
+                ours.verify(&sign(header, &claims(json!({})), &ours.0), Use::Run, NOW).is_none(),
+                "{header}"
+            );
+        }
+        let unsigned = ticket.rsplit_once('.').unwrap().0;
+        for broken in ["", ".", "..", "a.b.c", unsigned, &format!("{unsigned}."), &"x".repeat(20_000)] {
+            assert!(ours.verify(broken, Use::Run, NOW).is_none(), "{broken:.40}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! A call of one user, step by step: access token, OpenID token, LiveKit token, join and leave; and whether they may say so in the
+//! Matrix room.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use http::{HeaderValue, Method, header};
+use serde_json::{Value, json};
+use url::Url;
+
+use super::arrivals::ROOM;
+use super::check::Sink;
+use super::discovery::{ORIGIN, judge_transports, service_url};
+use super::fault;
+use super::sfu::{base_of, join};
+use super::{MAX_BODY_BYTES, Run, nonce, page, words};
+use crate::federation::{ClientApi, Look, Reply};
+use crate::homeserver::segment;
+use crate::secret::Secret;
+use crate::server_name::ServerName;
+use crate::wire::errcode;
+
+/// Events by which clients say that they are in a call.
+const MEMBER: &str = "org.matrix.msc3401.call.member";
+const STEPS: [&str; 5] = ["openid", "transports", "token", "join", "power-level"];
+
+pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
+    let Some(token) = run.wishes.user_token.as_deref().map(Secret::new) else {
+        return;
+    };
+    let servers = run.servers();
+    let Some(server) = servers.first() else {
+        return sink.skip(&["access-token"], "no homeserver is named: give one with --server").await;
+    };
+    let sink = sink.about(server.as_str());
+    let api = match run.api(server).await {
+        Ok(api) => api,
+        Err(failure) => {
+            sink.fail("access-token", &fault::CLIENT_API, words(&failure)).await;
+            return sink.skip(&STEPS, fault::CLIENT_API.id).await;
+        }
+    };
+    if !api.may_carry_secrets() {
+        let because = "the client-server API is not https: the access token is not sent there";
+        return sink.skip(&["access-token"], because).await;
+    }
+    let user = match run
+        .in_time(api.get("/_matrix/client/v3/account/whoami", Some(&token), MAX_BODY_BYTES))
+        .await
+    {
+        Ok(reply) => match field(&reply, "user_id") {
+            Some(user) => user,
+            None => {
+                sink.fail("access-token", &fault::USER_TOKEN, said(&reply)).await;
+                return sink.skip(&STEPS, fault::USER_TOKEN.id).await;
+            }
+        },
+        Err(failure) => {
+            sink.fail("access-token", &fault::CLIENT_API, words(&failure)).await;
+            return sink.skip(&STEPS, fault::CLIENT_API.id).await;
+        }
+    };
+    sink.ok("access-token", format!("it is one of {user}")).await;
+    if let Ok(reply) = run.client_api(server, Some(&token)).await {
+        judge_transports(run, reply.status, &reply.body, None, &sink).await;
+    }
+    if let Some(room) = &run.wishes.room {
+        check_power_level(run, &api, &token, &user, room, &sink).await;
+    }
+    let path = format!("/_matrix/client/v3/user/{}/openid/request_token", segment(&user));
+    let openid = match run.post(&api, &path, &token, &json!({})).await {
+        Ok(reply) if field(&reply, "access_token").is_some() => serde_json::from_slice::<Value>(&reply.body).unwrap_or_default(),
+        Ok(reply) => {
+            sink.fail("openid", &fault::USER_OPENID, said(&reply)).await;
+            return sink.skip(&STEPS[2..4], fault::USER_OPENID.id).await;
+        }
+        Err(failure) => {
+            sink.fail("openid", &fault::USER_OPENID, words(&failure)).await;
+            return sink.skip(&STEPS[2..4], fault::USER_OPENID.id).await;
+        }
+    };
+    sink.ok("openid", "the homeserver gives the user an OpenID token").await;
+    check_call(run, server, &user, &openid, &sink).await;
+}
+
+async fn check_call(run: &Run<'_>, server: &ServerName, user: &str, openid: &Value, sink: &Sink<'_>) {
+    let Some(service) = service_url(run, server).await else {
+        return sink
+            .skip(&STEPS[2..4], "no address of this service is known: see the discovery")
+            .await;
+    };
+    let is_made_up = run.wishes.room.is_none();
+    let room = run.wishes.room.clone().unwrap_or_else(|| format!("!{ROOM}{}:{server}", nonce()));
+    let body = json!({
+        "room_id": room, "slot_id": "m.call#ROOM", "openid_token": openid,
+        "member": {"id": format!("doctor-{}", nonce()), "claimed_user_id": user, "claimed_device_id": "DOCTOR"},
+    });
+    let text = format!("{}/get_token", service.as_str().trim_end_matches('/'));
+    let Ok(url) = Url::parse(&text) else { return };
+    let headers = [
+        (header::ORIGIN, ORIGIN),
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+    ];
+    let look = Look {
+        url: &url,
+        method: Method::POST,
+        headers: &headers,
+        body: Bytes::from(body.to_string()),
+        limit: MAX_BODY_BYTES,
+        since: run.began,
+    };
+    // The service may hold the request for as long as a homeserver takes.
+    let reply = match run.context.federation.look(&look, run.is_configured(&url), run.ends).await {
+        Ok(looked) => looked.reply,
+        Err(failure) => {
+            sink.fail("token", &fault::USER_REFUSED, words(&failure)).await;
+            return sink.skip(&STEPS[3..4], fault::USER_REFUSED.id).await;
+        }
+    };
+    let (Some(jwt), Some(sfu)) = (field(&reply, "jwt"), field(&reply, "url")) else {
+        let id = field(&reply, "request_id")
+            .map(|id| format!(", request id {id}"))
+            .unwrap_or_default();
+        let reason = field(&reply, "reason").map(|reason| format!(" ({reason})")).unwrap_or_default();
+        sink.fail("token", &fault::USER_REFUSED, format!("{}{reason}{id}", said(&reply)))
+            .await;
+        return sink.skip(&STEPS[3..4], fault::USER_REFUSED.id).await;
+    };
+    let claims = claims(&jwt).unwrap_or_default();
+    let grants = claims.get("video").cloned().unwrap_or_default();
+    let may = |name: &str| grants.get(name) == Some(&Value::Bool(true));
+    let publishes = if may("canPublish") {
+        "join, see and publish"
+    } else {
+        "join and see"
+    };
+    let alias = grants.get("room").and_then(Value::as_str).unwrap_or_default().to_owned();
+    sink.ok("token", format!("the service gives a token to {publishes} in {alias}"))
+        .await;
+    let token = Secret::new(jwt);
+    match base_of(&sfu) {
+        Some(base) => match join(run, &base, &token).await {
+            Ok(_) => sink.ok("join", format!("the user joins at {sfu}, and leaves")).await,
+            Err(saw) => sink.fail("join", &fault::USER_JOIN, saw).await,
+        },
+        None => sink.fail("join", &fault::USER_JOIN, format!("the service names {sfu}")).await,
+    }
+    if is_made_up && let Some(livekit) = &run.context.sfu {
+        // It would end by itself in five minutes.
+        let _ = livekit.delete_room(&alias).await;
+    }
+}
+
+async fn check_power_level(run: &Run<'_>, api: &ClientApi, token: &Secret, user: &str, room: &str, sink: &Sink<'_>) {
+    let path = format!("/_matrix/client/v3/rooms/{}/state/m.room.power_levels/", segment(room));
+    let reply = match run.in_time(api.get(&path, Some(token), MAX_BODY_BYTES)).await {
+        Ok(reply) if reply.status.is_success() => reply,
+        Ok(reply) => return sink.skip(&STEPS[4..], &format!("the room's power levels: {}", said(&reply))).await,
+        Err(failure) => return sink.skip(&STEPS[4..], &words(&failure)).await,
+    };
+    let levels: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+    let (has, needs) = power_levels(&levels, user);
+    if has < needs && is_creator(run, api, token, user, room).await {
+        return sink
+            .ok("power-level", format!("{user} has created the room, and may do anything there"))
+            .await;
+    }
+    let saw = format!("{MEMBER} needs {needs} there, and {user} has {has}");
+    if has >= needs {
+        sink.ok("power-level", saw).await;
+    } else {
+        sink.fail("power-level", &fault::USER_POWER_LEVEL, saw).await;
+    }
+}
+
+/// Whether `user` is one of those who created the room, in a version of rooms in which they are above all levels
+/// ([MSC4289](https://github.com/matrix-org/matrix-spec-proposals/pull/4289)).
+async fn is_creator(run: &Run<'_>, api: &ClientApi, token: &Secret, user: &str, room: &str) -> bool {
+    let path = format!("/_matrix/client/v3/rooms/{}/state/m.room.create/?format=event", segment(room));
+    let Ok(reply) = run.in_time(api.get(&path, Some(token), MAX_BODY_BYTES)).await else {
+        return false;
+    };
+    let event: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+    creates(&event, user)
+}
+
+fn creates(event: &Value, user: &str) -> bool {
+    let content = event.get("content");
+    let version = content.and_then(|content| content.get("room_version")?.as_str()?.parse::<u32>().ok());
+    let others = content.and_then(|content| content.get("additional_creators")?.as_array());
+    let mut creators = event.get("sender").into_iter().chain(others.into_iter().flatten());
+    version.is_some_and(|version| version >= 12) && creators.any(|creator| creator.as_str() == Some(user))
+}
+
+/// Level that `user` has, and the one that is needed to say that one is in a call.
+fn power_levels(levels: &Value, user: &str) -> (i64, i64) {
+    let number = |value: Option<&Value>| value.and_then(Value::as_i64);
+    let has = number(levels.get("users").and_then(|users| users.get(user))).or_else(|| number(levels.get("users_default")));
+    let needs = number(levels.get("events").and_then(|events| events.get(MEMBER))).or_else(|| number(levels.get("state_default")));
+    (has.unwrap_or(0), needs.unwrap_or(50))
+}
+
+fn field(reply: &Reply, name: &str) -> Option<String> {
+    let answer: Value = serde_json::from_slice(&reply.body).ok()?;
+    answer.get(name)?.as_str().map(str::to_owned)
+}
+
+/// An answer that is no yes, without anything of it that could be a token.
+fn said(reply: &Reply) -> String {
+    let code = reply.status.as_u16();
+    match errcode(&reply.body) {
+        Some(errcode) => format!("the answer is {code} {errcode}"),
+        None if reply.status.is_success() => format!("the answer is {code}, and not what was asked for"),
+        None => format!("the answer is {code}: {}", page(&reply.body)),
+    }
+}
+
+fn claims(jwt: &str) -> Option<Value> {
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1)?).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn power_levels_are_those_of_the_specification() {
+        let levels = json!({"users": {"@a:x": 100}, "users_default": 5, "events": {MEMBER: 5}, "state_default": 60});
+        assert_eq!(power_levels(&levels, "@a:x"), (100, 5));
+        assert_eq!(power_levels(&levels, "@b:x"), (5, 5));
+        assert_eq!(power_levels(&json!({"state_default": 60}), "@b:x"), (0, 60));
+        assert_eq!(power_levels(&json!({}), "@b:x"), (0, 50));
+        let created = |version: &str| json!({"sender": "@a:x", "content": {"room_version": version, "additional_creators": ["@b:x"]}});
+        assert!(creates(&created("12"), "@a:x") && creates(&created("12"), "@b:x"));
+        assert!(!creates(&created("12"), "@c:x") && !creates(&created("11"), "@a:x") && !creates(&json!({}), "@a:x"));
+    }
+}

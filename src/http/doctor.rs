@@ -1,0 +1,79 @@
+//! `POST /doctor`: the service examines itself and its neighbours, for whoever proves that they know the secret that signs.
+//!
+//! The proof and all options are in the token of the head: the body is never read. Everybody else gets one and the same 401. It has
+//! places of its own (one run), so that no call of a user ever waits for it, nor it for them.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, HttpBody};
+use axum::extract::State;
+use axum::response::Response;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, header};
+use hyper::body::Frame;
+use tokio::sync::mpsc;
+
+use super::App;
+use super::edge::Arrived;
+use super::report::ApiError;
+use crate::doctor::{Denied, HEADER, Line};
+use crate::request_line::note;
+
+pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
+    let Some(Arrived { connection, client }) = request.extensions().get::<Arrived>() else {
+        return Err(ApiError::INTERNAL);
+    };
+    let is_loopback = connection.peer().to_canonical().is_loopback() && client.to_canonical().is_loopback();
+    let ticket = bearer(request.headers());
+    let examined = app.doctor.examine(ticket, &app.keys().signing().secret, is_loopback);
+    let found = examined.map_err(|denied| match denied {
+        Denied::NotProven => ApiError::NOT_THE_OPERATOR,
+        Denied::Later(seconds) => ApiError::examined_already(seconds),
+    })?;
+    note(|line| line.is_proven = true);
+    let mut response = Response::new(Body::new(Lines(found)));
+    // nginx would keep it all to the end.
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    let kind = HeaderValue::from_static("application/x-ndjson");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+fn bearer(headers: &HeaderMap) -> &str {
+    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = value
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    token.map_or("", |(_, token)| token.trim())
+}
+
+impl App {
+    /// Says which instance this is to whoever asks a public route with a ticket for that; the header is looked at on every route.
+    pub(super) async fn introduce(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let ticket = headers.get(HEADER)?.to_str().ok()?;
+        let introduced = self.doctor.introduce(ticket, &self.keys().signing().secret).await?;
+        HeaderValue::try_from(introduced).ok()
+    }
+}
+
+/// Findings as they come, one JSON object a line. The run ends when nobody reads them any more.
+struct Lines(mpsc::Receiver<Line>);
+
+impl HttpBody for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|line| {
+            let mut json = serde_json::to_vec(&line?).ok()?;
+            json.push(b'\n');
+            Some(Ok(Frame::data(json.into())))
+        })
+    }
+}
