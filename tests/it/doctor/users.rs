@@ -73,6 +73,49 @@ fn it_works_where_people_are() {
     });
 }
 
+/// What others check of a deployment is right, too: `testmatrix` (PyPI).
+#[test]
+#[ignore = "needs testmatrix from PyPI: ./tests/faults"]
+fn testmatrix_finds_nothing_wrong_with_calls() {
+    if !real_neighbours() {
+        return;
+    }
+    in_own_network(|| {
+        let mut stack = Stack::new();
+        let mut plan = stack.healthy();
+        // It asks for tokens of a room that does not exist.
+        plan.env.insert("LIVEKIT_REQUIRE_MEMBERSHIP", "false".to_owned());
+        stack.apply(&plan);
+        let (user, token) = stack.register("alice");
+        let output = Command::new(process::tool("testmatrix/bin/testmatrix"))
+            .args(["-u", &user, "-t", &token, "example.org"])
+            .env("REQUESTS_CA_BUNDLE", Ca::trusted().file())
+            .output()
+            .expect("testmatrix");
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        process::say(&said);
+        for expected in [
+            "MatrixRTC SFU configured",
+            "Livekit detected via RTC transport endpoint",
+            "delayed events work",
+        ] {
+            assert!(
+                said.lines().any(|line| line.contains('✔') && line.contains(expected)),
+                "no {expected:?} in\n{said}"
+            );
+        }
+        let wrong: Vec<_> = said
+            .lines()
+            .filter(|line| line.contains('𐄂') && ["RTC", "SFU", "livekit", "token", "delayed"].iter().any(|word| line.contains(word)))
+            .collect();
+        assert!(wrong.is_empty(), "{wrong:?} in\n{said}");
+    });
+}
+
 fn in_a_pipe_and_on_a_terminal(stack: &Stack) {
     let text = stack.doctor(&[]);
     assert_eq!(text.code, 1);
