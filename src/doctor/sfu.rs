@@ -66,8 +66,13 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>, webhook: &Sink<'_>) {
             return webhook.skip(&["webhook"], because).await;
         }
         sink.fault(Verdict::Fail, "api", fault, error.to_string(), None).await;
-        for rest in [&OF_API[1..], &PUBLIC, &MEDIA] {
-            sink.skip(rest, fault.id).await;
+        sink.skip(&OF_API[1..], fault.id).await;
+        // Where clients go by another way, that may be wrong by itself.
+        if base_of(&run.context.settings.livekit_url) == run.context.settings.livekit_api {
+            sink.skip(&PUBLIC, fault.id).await;
+            sink.skip(&MEDIA, fault.id).await;
+        } else {
+            check_reach(run, fault.id, sink).await;
         }
         return webhook.skip(&["webhook"], fault.id).await;
     }

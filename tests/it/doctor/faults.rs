@@ -125,6 +125,16 @@ const SLOWER: &[Planted] = &[
             plan.firewall = "table inet t {\nchain blocked {\ntype filter hook input priority 0;\nudp dport 7882 drop\n}\n}".into();
         })
     },
+    Planted {
+        warns: &["sfu-public-unreachable", "route-unreachable", "sfu-udp", "sfu-tcp"],
+        // The public address is not reached from behind the same NAT; others reach it.
+        ..planted("no hairpin", &[], |plan| {
+            plan.wrapper = vec!["setpriv", "--reuid=65534", "--clear-groups"];
+            plan.firewall = format!(
+                "table inet t {{\nchain blocked {{\ntype filter hook output priority 0;\nmeta skuid 65534 ip daddr {WEB} drop\n}}\n}}"
+            );
+        })
+    },
     planted(
         "a host of LIVEKIT_URL that is none",
         &["sfu-public-name", "transports-url"],
@@ -290,7 +300,9 @@ fn judge(stack: &Stack, planted: &Planted) -> Option<String> {
 fn plant(all: &[Planted]) {
     let mut stack = Stack::new();
     let mut wrong = Vec::new();
-    for planted in all {
+    // `./tests/faults NAME` plants those alone whose name has that in it.
+    let wanted = std::env::var("LK_TESTS_FAULTS").unwrap_or_default();
+    for planted in all.iter().filter(|planted| planted.name.contains(&wanted)) {
         let mut plan = stack.healthy();
         (planted.plant)(&mut plan);
         stack.apply(&plan);
