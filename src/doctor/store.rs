@@ -16,7 +16,7 @@ const PARTS: usize = 64;
 
 pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     let Some(store) = &run.context.store else {
-        return sink.skip(&ALL[..1], "the store is not known here").await;
+        return sink.skip(&ALL[..1], "the store is at hand for the running service only").await;
     };
     if !store.keeps() {
         return sink
