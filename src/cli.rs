@@ -109,8 +109,8 @@ Usage:
   lk-jwt-service check-config  say what a start would say, print what the configuration comes to, without secrets, and exit
                                with 0 or 1 (with --dev, too)
   lk-jwt-service healthcheck   exit with 0 if the service on this machine answers, else with 1
-  lk-jwt-service doctor        say what is wrong around the service (SFU, proxy, discovery, homeserver, store), and what to do;
-                               doctor --help has its options
+  lk-jwt-service doctor        say what is wrong around the service (SFU, proxy, discovery, homeserver, store), and what
+                               to do; doctor --help has its options
   lk-jwt-service generate-registration [SERVER_NAME [URL]]
                                print the registration that makes it an application service of that homeserver, which
                                reaches it at URL; else of LIVEKIT_HS_SERVER_NAME, at http://localhost:8080

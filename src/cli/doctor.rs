@@ -84,13 +84,14 @@ impl DoctorOptions {
 /// Text of `lk-jwt-service doctor --help`.
 pub const HELP: &str = "lk-jwt-service doctor: what is wrong around this service, and what to do about it
 
-The running service makes the checks; it is found where the healthcheck finds it. Where nothing answers, they are made by this
-process, which says so. Settings and the secret come from the environment, as in `docker exec CONTAINER /lk-jwt-service doctor`.
+The running service makes the checks; it is found where the healthcheck finds it. Where nothing answers, they are made by
+this process, which says so. Settings and the secret come from the environment, as in
+`docker exec CONTAINER /lk-jwt-service doctor`.
 
   --env-file FILE      take the variables from this file (root: a unit's EnvironmentFile)
   --pid N              take the variables and files of this process (root: a unit with LoadCredential or DynamicUser)
-  --url URL            public address of the service, as https://livekit.example.com/livekit/jwt: what is public is looked at from
-                       here, too; without a secret nothing else is
+  --url URL            public address of the service, as https://livekit.example.com/livekit/jwt: what is public is
+                       looked at from here, too; without a secret nothing else is
   --server NAME[,...]  homeservers to look at instead of those with full access, 20 at most
   --only GROUP[,...]   sfu, webhook, discovery, routes, homeserver, app-service, store, user
   --slow               also wait for an answer that takes 12 s, which a proxy may cut off (45 s in all, else 20 s)
@@ -107,6 +108,24 @@ Exit code: 0 nothing is broken, 1 something is, 2 the checks could not be made. 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_help_fits_a_terminal_and_names_every_option() {
+        assert!(HELP.lines().all(|line| line.chars().count() <= 125));
+        for option in [
+            "--json",
+            "--strict",
+            "--slow",
+            "--dev",
+            "--pid",
+            "--room",
+            "--anonymize",
+            "--user-token",
+            "--env-file",
+        ] {
+            assert!(HELP.contains(&format!("\n  {option} ")), "{option}");
+        }
+    }
 
     #[test]
     fn options_are_read_in_both_forms() {
