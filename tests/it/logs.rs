@@ -163,9 +163,10 @@ fn the_level_says_whose_fault_it_was() {
         "/get_token",
         &with(&good(), "/openid_token/matrix_server_name", Some(json!("no server"))),
     );
-    // Of a busy machine it may say that it stood still.
+    // Of a busy machine it may say that it stood still, and a warning about a variable, of the start, may come a moment late.
     let log = world.service.log();
-    let told: Vec<_> = log[started.len()..].lines().filter(|line| !line.contains("stood still")).collect();
+    let of_clients = |line: &&str| !line.contains("stood still") && !line.contains("LIVEKIT_");
+    let told: Vec<_> = log[started.len()..].lines().filter(of_clients).collect();
     assert_eq!(told, [""; 0], "a client's fault is no warning");
     world.sfu.fail(Some(Fault::NoGrant));
     let answer = world.service.post("/get_token", &good());
