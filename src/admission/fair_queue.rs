@@ -5,7 +5,7 @@
 //!   places at once; whatever is given back goes first to a class below its share.
 //! * A group may hold a part, an eighth say, of what its class could still have ("dynamic threshold", Choudhury and Hahne
 //!   1998): one group alone has a ninth at the most, and after twenty groups that hang a newcomer still finds some.
-//! * FairQueue go round by group, then by domain, then by name, then by client; inside one client the newest is first, since
+//! * The queue goes round by group, then by domain, then by name, then by client; inside one client the newest is first, since
 //!   whoever has waited for longest is the likeliest to have gone.
 
 use std::collections::VecDeque;
