@@ -341,7 +341,7 @@ async fn within(run: &Run<'_>, sinks: &[&Sink<'_>], checks: impl Future<Output =
     if timeout_at(run.ends, checks).await.is_err() {
         for sink in sinks {
             let saw = "the checks of this group were not done in time";
-            sink.warn("time", &fault::TOO_SLOW, saw).await;
+            sink.warn("time", &fault::TOO_SLOW, saw);
         }
     }
 }

@@ -16,9 +16,7 @@ const ALL: [&str; 3] = ["whoami", "membership", "forwarding"];
 
 pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     let Some(own) = &run.context.own else {
-        return sink
-            .skip(&ALL[..1], "LIVEKIT_HS_SERVER_NAME is not set: standalone routes only")
-            .await;
+        return sink.skip(&ALL[..1], "LIVEKIT_HS_SERVER_NAME is not set: standalone routes only");
     };
     let name = own.name();
     let sink = sink.about(name.as_str());
@@ -28,18 +26,17 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     {
         Ok(user_id) => match user_id.split_once(':') {
             Some((_, its_name)) if its_name == name.as_str() => {
-                sink.ok("whoami", format!("it knows the as_token, as that of {user_id}")).await;
+                sink.ok("whoami", format!("it knows the as_token, as that of {user_id}"));
             }
             Some(_) | None => {
-                sink.fail("whoami", &fault::AS_SERVER_NAME, format!("it takes us for {user_id}"))
-                    .await;
-                return sink.skip(&ALL[1..], fault::AS_SERVER_NAME.id).await;
+                sink.fail("whoami", &fault::AS_SERVER_NAME, format!("it takes us for {user_id}"));
+                return sink.skip(&ALL[1..], fault::AS_SERVER_NAME.id);
             }
         },
         Err(error) => {
             let fault = fault_of(&error);
-            sink.fail("whoami", fault, error.to_string()).await;
-            return sink.skip(&ALL[1..], fault.id).await;
+            sink.fail("whoami", fault, error.to_string());
+            return sink.skip(&ALL[1..], fault.id);
         }
     }
     // Both ask about rooms that do not exist.
@@ -47,7 +44,7 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     let now = Instant::now();
     match Box::pin(own.is_joined(&room, Subject::Server(name), now, run.soon())).await {
         Ok(_) => {
-            sink.ok("membership", "it says who is in a room (MSC4502)").await;
+            sink.ok("membership", "it says who is in a room (MSC4502)");
         }
         Err(error) => {
             let fault = match error {
@@ -64,7 +61,7 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
                 | OwnError::Unreadable
                 | OwnError::NoId => fault_of(&error),
             };
-            sink.fail("membership", fault, error.to_string()).await;
+            sink.fail("membership", fault, error.to_string());
         }
     }
     check_forwarding(run, own, &room, &sink).await;
@@ -81,9 +78,7 @@ pub(super) async fn misnamed(context: &Context, deadline: Instant) -> Option<&Se
 /// Asks for a token as a client does; what the homeserver forwards has to arrive here.
 async fn check_forwarding(run: &Run<'_>, own: &OwnHomeserver, room: &str, sink: &Sink<'_>) {
     let Some(arrivals) = &run.context.arrivals else {
-        return sink
-            .skip(&["forwarding"], "requests go to the running service, which makes no checks now")
-            .await;
+        return sink.skip(&["forwarding"], "requests go to the running service, which makes no checks now");
     };
     let body = json!({
         "url": run.context.settings.livekit_url, "room_id": room, "slot_id": "m.call#ROOM", "member_id": "doctor",
@@ -91,11 +86,11 @@ async fn check_forwarding(run: &Run<'_>, own: &OwnHomeserver, room: &str, sink: 
     let asked = own.ask_for_token(Bytes::from(body.to_string()));
     let reply = match timeout_at(run.soon(), Box::pin(asked)).await.unwrap_or(Err(OwnError::Timeout)) {
         Ok(reply) => reply,
-        Err(error) => return sink.fail("forwarding", fault_of(&error), error.to_string()).await,
+        Err(error) => return sink.fail("forwarding", fault_of(&error), error.to_string()),
     };
     if arrivals.is_forwarded(room, Instant::now()).await {
         let saw = "a client's request for a token arrives here through the homeserver (MSC4512)";
-        return sink.ok("forwarding", saw).await;
+        return sink.ok("forwarding", saw);
     }
     let (code, errcode) = (reply.status.as_u16(), errcode(&reply.body));
     let saw = match &errcode {
@@ -109,11 +104,11 @@ async fn check_forwarding(run: &Run<'_>, own: &OwnHomeserver, room: &str, sink: 
         (404, Some("M_UNRECOGNIZED") | None) => &fault::AS_PROXY_OFF,
         (429, _) => {
             let because = "the homeserver limits how often it is asked (rc_message)";
-            return sink.skip(&["forwarding"], because).await;
+            return sink.skip(&["forwarding"], because);
         }
         _ => &fault::AS_PROXY_ELSEWHERE,
     };
-    sink.fail("forwarding", fault, saw).await;
+    sink.fail("forwarding", fault, saw);
 }
 
 const fn fault_of(error: &OwnError) -> &'static Fault {

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use super::fault::Fault;
 
 /// Checks that wait to be sent.
-pub const WAITING: usize = 64;
+pub const WAITING: usize = 1024;
 /// Longest text about what was seen, in bytes: others wrote parts of it.
 const MAX_SAW_BYTES: usize = 600;
 
@@ -210,47 +210,40 @@ impl<'a> Sink<'a> {
     }
 
     /// Tells that a check found all well.
-    pub(super) async fn ok(&self, check: &'static str, saw: impl Into<String>) {
+    pub(super) fn ok(&self, check: &'static str, saw: impl Into<String>) {
         let check = self.check(check, check, Verdict::Ok, saw.into());
-        self.send(check).await;
+        self.send(check);
     }
 
     /// Tells that something is broken.
-    pub(super) async fn fail(&self, check: &'static str, fault: &Fault, saw: impl Into<String>) {
-        self.fault(Verdict::Fail, check, fault, saw, None).await;
+    pub(super) fn fail(&self, check: &'static str, fault: &Fault, saw: impl Into<String>) {
+        self.fault(Verdict::Fail, check, fault, saw, None);
     }
 
     /// Tells that something may be wrong.
-    pub(super) async fn warn(&self, check: &'static str, fault: &Fault, saw: impl Into<String>) {
-        self.fault(Verdict::Warn, check, fault, saw, None).await;
+    pub(super) fn warn(&self, check: &'static str, fault: &Fault, saw: impl Into<String>) {
+        self.fault(Verdict::Warn, check, fault, saw, None);
     }
 
     /// Tells of a fault, with a text to paste.
-    pub(super) async fn fault(
-        &self,
-        verdict: Verdict,
-        check: &'static str,
-        fault: &Fault,
-        saw: impl Into<String>,
-        snippet: Option<String>,
-    ) {
+    pub(super) fn fault(&self, verdict: Verdict, check: &'static str, fault: &Fault, saw: impl Into<String>, snippet: Option<String>) {
         let check = Check {
             means: Some(fault.means.to_owned()),
             remedy: Some(fault.remedy.to_owned()),
             snippet: snippet.or_else(|| fault.snippet.map(str::to_owned)),
             ..self.check(check, fault.id, verdict, saw.into())
         };
-        self.send(check).await;
+        self.send(check);
     }
 
     /// Tells that checks were left out, because of what else was found, or for another reason.
-    pub(super) async fn skip(&self, checks: &[&'static str], because: &str) {
+    pub(super) fn skip(&self, checks: &[&'static str], because: &str) {
         for check in checks {
             let check = Check {
                 because: Some(because.to_owned()),
                 ..self.check(check, check, Verdict::Skip, String::new())
             };
-            self.send(check).await;
+            self.send(check);
         }
     }
 
@@ -270,12 +263,12 @@ impl<'a> Sink<'a> {
         }
     }
 
-    async fn send(&self, check: Check) {
+    fn send(&self, check: Check) {
         if !self.is_wanted {
             return;
         }
-        // Nobody listens any more: the run ends.
-        let _ = self.lines.send(Line::Check(Box::new(check))).await;
+        // Where nobody listens any more, the run ends; there is room for more checks than a run has.
+        let _ = self.lines.try_send(Line::Check(Box::new(check)));
     }
 }
 
@@ -316,10 +309,10 @@ mod tests {
     async fn a_line_is_read_again_as_it_was_sent() {
         let (lines, mut sent) = mpsc::channel(WAITING);
         let sink = Sink::new(&lines, Group::Sfu, View::Inside);
-        sink.ok("a", "well\u{1b}[2J, eyJhbGciOiJ.eyJpc3M.x-_y, and so on").await;
-        sink.about("example.com").skip(&["b"], "sfu-key").await;
-        sink.warn("c", &fault::SFU_CLOCK, "x".repeat(2000)).await;
-        sink.fail("c", &fault::SFU_CLOCK, "bad").await;
+        sink.ok("a", "well\u{1b}[2J, eyJhbGciOiJ.eyJpc3M.x-_y, and so on");
+        sink.about("example.com").skip(&["b"], "sfu-key");
+        sink.warn("c", &fault::SFU_CLOCK, "x".repeat(2000));
+        sink.fail("c", &fault::SFU_CLOCK, "bad");
         let mut seen = Vec::new();
         while let Ok(line) = sent.try_recv() {
             let text = serde_json::to_string(&line).unwrap();

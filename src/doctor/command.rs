@@ -104,7 +104,7 @@ async fn examine(options: &DoctorOptions) -> Result<bool, String> {
             }
             if out.made_by != "service" || public.is_some() {
                 let view = if public.is_some() { View::Outside } else { View::Inside };
-                let context = context(config, view, public).await?;
+                let context = context(config, view, public)?;
                 let wishes = if view == View::Outside { outside(&wishes) } else { wishes.clone() };
                 with_output(
                     &mut out,
@@ -200,7 +200,7 @@ fn outside(wishes: &Wishes) -> Wishes {
 }
 
 /// The parts that a service with this configuration has, as far as checks need them.
-async fn context(config: Config, view: View, public: Option<Url>) -> Result<Context, String> {
+fn context(config: Config, view: View, public: Option<Url>) -> Result<Context, String> {
     let settings = Settings {
         public,
         ..Settings::of(&config)

@@ -28,8 +28,8 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>, routes_sink: &Sink<'_>
     let servers = run.servers();
     if servers.is_empty() && run.context.settings.public.is_none() {
         let because = "no homeserver is named: give one with --server";
-        sink.skip(&FILE, because).await;
-        return routes_sink.skip(&["routes"], because).await;
+        sink.skip(&FILE, because);
+        return routes_sink.skip(&["routes"], because);
     }
     for some in servers.chunks(AT_ONCE).take(MAX_SERVERS / AT_ONCE) {
         let mut urls = [const { None }; AT_ONCE];
@@ -58,9 +58,7 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>, routes_sink: &Sink<'_>
         return;
     }
     if found.is_empty() {
-        return routes_sink
-            .skip(&["routes"], "no well-known file names a usable address of this service")
-            .await;
+        return routes_sink.skip(&["routes"], "no well-known file names a usable address of this service");
     }
     for url in &found {
         routes::check(run, url, &routes_sink.about(url.as_str().trim_end_matches('/'))).await;
@@ -104,8 +102,8 @@ async fn check_file(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -> Opti
             Ok(looked) => looked,
             Err(failure) => {
                 let (verdict, fault) = unreachable(run, &failure);
-                sink.fault(verdict, "well-known", fault, words(&failure), None).await;
-                sink.skip(&["entry"], fault.id).await;
+                sink.fault(verdict, "well-known", fault, words(&failure), None);
+                sink.skip(&["entry"], fault.id);
                 return None;
             }
         };
@@ -118,8 +116,8 @@ async fn check_file(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -> Opti
         hides |= origins(&looked.reply.headers).is_empty();
         if hops > MAX_REDIRECTS || next.scheme() != "https" {
             let saw = format!("it redirects to {next}, and so on: to no file over https");
-            sink.fail("well-known", &fault::WELL_KNOWN_REDIRECT, saw).await;
-            sink.skip(&["entry"], fault::WELL_KNOWN_REDIRECT.id).await;
+            sink.fail("well-known", &fault::WELL_KNOWN_REDIRECT, saw);
+            sink.skip(&["entry"], fault::WELL_KNOWN_REDIRECT.id);
             return None;
         }
         url = next;
@@ -129,7 +127,7 @@ async fn check_file(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -> Opti
         let verdict = if hides { Verdict::Fail } else { Verdict::Warn };
         let cors = if hides { ", and the redirect has no CORS header" } else { "" };
         let saw = format!("it redirects to {url}{cors}");
-        sink.fault(verdict, "redirect", &fault::WELL_KNOWN_REDIRECT, saw, None).await;
+        sink.fault(verdict, "redirect", &fault::WELL_KNOWN_REDIRECT, saw, None);
     }
     let snippet = Some(example(run, server));
     if status != StatusCode::OK {
@@ -139,19 +137,18 @@ async fn check_file(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -> Opti
             &fault::WELL_KNOWN_STATUS
         };
         let saw = format!("{url} is answered with {}: {}", status.as_u16(), page(body));
-        sink.fault(Verdict::Fail, "well-known", fault, saw, snippet).await;
-        sink.skip(&["entry"], fault.id).await;
+        sink.fault(Verdict::Fail, "well-known", fault, saw, snippet);
+        sink.skip(&["entry"], fault.id);
         return None;
     }
     let Ok(Value::Object(file)) = serde_json::from_slice::<Value>(body) else {
         let saw = format!("{url} is no JSON object: {}", page(body));
-        sink.fault(Verdict::Fail, "well-known", &fault::WELL_KNOWN_NOT_JSON, saw, snippet)
-            .await;
-        sink.skip(&["entry"], fault::WELL_KNOWN_NOT_JSON.id).await;
+        sink.fault(Verdict::Fail, "well-known", &fault::WELL_KNOWN_NOT_JSON, saw, snippet);
+        sink.skip(&["entry"], fault::WELL_KNOWN_NOT_JSON.id);
         return None;
     };
-    check_headers(headers, sink).await;
-    check_entry(file.get(FOCI), snippet, sink).await
+    check_headers(headers, sink);
+    check_entry(file.get(FOCI), snippet, sink)
 }
 
 /// Values of `Access-Control-Allow-Origin`, those in one line counted apart.
@@ -167,7 +164,7 @@ pub(super) fn origins(headers: &HeaderMap) -> Vec<String> {
         .collect()
 }
 
-async fn check_headers(headers: &HeaderMap, sink: &Sink<'_>) {
+fn check_headers(headers: &HeaderMap, sink: &Sink<'_>) {
     let kind = headers
         .get(header::CONTENT_TYPE)
         .map(|kind| String::from_utf8_lossy(kind.as_bytes()).into_owned());
@@ -180,28 +177,28 @@ async fn check_headers(headers: &HeaderMap, sink: &Sink<'_>) {
     match &origins[..] {
         [] => {
             let saw = "the file is there, without Access-Control-Allow-Origin";
-            sink.fail("well-known", &fault::WELL_KNOWN_CORS, saw).await;
+            sink.fail("well-known", &fault::WELL_KNOWN_CORS, saw);
         }
         [one] if one == "*" || one.as_bytes() == ORIGIN.as_bytes() => {
             if is_json {
-                sink.ok("well-known", "the file is there, JSON, for browsers too").await;
+                sink.ok("well-known", "the file is there, JSON, for browsers too");
             } else {
                 let saw = format!("its content type is {kind:?}");
-                sink.warn("well-known", &fault::WELL_KNOWN_TYPE, saw).await;
+                sink.warn("well-known", &fault::WELL_KNOWN_TYPE, saw);
             }
         }
         [one] => {
             let saw = format!("Access-Control-Allow-Origin is {one:?} and not *");
-            sink.fail("well-known", &fault::WELL_KNOWN_CORS, saw).await;
+            sink.fail("well-known", &fault::WELL_KNOWN_CORS, saw);
         }
         several => {
             let saw = format!("Access-Control-Allow-Origin has the values {}", several.join(" and "));
-            sink.fail("well-known", &fault::WELL_KNOWN_CORS_TWICE, saw).await;
+            sink.fail("well-known", &fault::WELL_KNOWN_CORS_TWICE, saw);
         }
     }
 }
 
-async fn check_entry(foci: Option<&Value>, snippet: Option<String>, sink: &Sink<'_>) -> Option<Url> {
+fn check_entry(foci: Option<&Value>, snippet: Option<String>, sink: &Sink<'_>) -> Option<Url> {
     let foci = foci.and_then(Value::as_array);
     let livekit = foci.and_then(|foci| {
         foci.iter()
@@ -214,25 +211,25 @@ async fn check_entry(foci: Option<&Value>, snippet: Option<String>, sink: &Sink<
             (Some(_), None) => format!("no entry of {FOCI} has the type livekit"),
             (Some(_), Some(_)) => "its entry has no livekit_service_url".to_owned(),
         };
-        sink.fault(Verdict::Fail, "entry", &fault::WELL_KNOWN_ENTRY, saw, snippet).await;
+        sink.fault(Verdict::Fail, "entry", &fault::WELL_KNOWN_ENTRY, saw, snippet);
         return None;
     };
     let url = Url::parse(text).ok().filter(|url| url.host().is_some());
     let Some(url) = url else {
         let saw = format!("livekit_service_url is {text:?}");
-        sink.fault(Verdict::Fail, "entry", &fault::SERVICE_URL_SCHEME, saw, snippet).await;
+        sink.fault(Verdict::Fail, "entry", &fault::SERVICE_URL_SCHEME, saw, snippet);
         return None;
     };
     if url.scheme() != "https" {
         let saw = format!("livekit_service_url is {text}");
-        sink.fault(Verdict::Fail, "entry", &fault::SERVICE_URL_SCHEME, saw, snippet).await;
+        sink.fault(Verdict::Fail, "entry", &fault::SERVICE_URL_SCHEME, saw, snippet);
         return None;
     }
     if text.ends_with('/') {
         let saw = format!("livekit_service_url is {text}");
-        sink.warn("entry", &fault::SERVICE_URL_SLASH, saw).await;
+        sink.warn("entry", &fault::SERVICE_URL_SLASH, saw);
     } else {
-        sink.ok("entry", format!("it names {text}")).await;
+        sink.ok("entry", format!("it names {text}"));
     }
     Some(url)
 }
@@ -290,32 +287,30 @@ async fn check_transports(run: &Run<'_>, server: &ServerName, service: Option<&U
     };
     let reply = match reply {
         Ok(reply) => reply,
-        Err(why) => return sink.skip(&["transports"], &why).await,
+        Err(why) => return sink.skip(&["transports"], &why),
     };
-    judge_transports(run, reply.status, &reply.body, service, sink).await;
+    judge_transports(run, reply.status, &reply.body, service, sink);
 }
 
 /// Judges what a homeserver says about transports.
-pub(super) async fn judge_transports(run: &Run<'_>, status: StatusCode, body: &[u8], service: Option<&Url>, sink: &Sink<'_>) {
+pub(super) fn judge_transports(run: &Run<'_>, status: StatusCode, body: &[u8], service: Option<&Url>, sink: &Sink<'_>) {
     let answer: Option<Value> = serde_json::from_slice(body).ok();
     let errcode = answer.as_ref().and_then(|answer| answer.get("errcode")?.as_str());
     match (status.as_u16(), errcode) {
         (404, _) | (400, Some("M_UNRECOGNIZED")) => {
-            return sink
-                .ok(
-                    "transports",
-                    "the homeserver has no such endpoint: clients look at the well-known file",
-                )
-                .await;
+            return sink.ok(
+                "transports",
+                "the homeserver has no such endpoint: clients look at the well-known file",
+            );
         }
         (401 | 403, Some(_)) => {
             let because = "the homeserver tells them to users only: give --user-token";
-            return sink.skip(&["transports"], because).await;
+            return sink.skip(&["transports"], because);
         }
         (200, _) if answer.as_ref().is_some_and(Value::is_object) => {}
         (code, _) => {
             let saw = format!("it is answered with {code}: {}", page(body));
-            return sink.warn("transports", &fault::TRANSPORTS_UNREADABLE, saw).await;
+            return sink.warn("transports", &fault::TRANSPORTS_UNREADABLE, saw);
         }
     }
     let settings = &run.context.settings;
@@ -338,35 +333,29 @@ pub(super) async fn judge_transports(run: &Run<'_>, status: StatusCode, body: &[
     });
     let Some(livekit) = livekit else {
         let saw = format!("it answers {}", page(body));
-        return sink
-            .fault(Verdict::Fail, "transports", &fault::TRANSPORTS_EMPTY, saw, Some(wanted))
-            .await;
+        return sink.fault(Verdict::Fail, "transports", &fault::TRANSPORTS_EMPTY, saw, Some(wanted));
     };
     let text = |name: &str| livekit.get(name).and_then(Value::as_str);
     match (text("url"), text("livekit_service_url")) {
         (Some(url), _) if !settings.livekit_url.is_empty() && !is_same(url, &settings.livekit_url) => {
             let saw = format!("url is {url}, and LIVEKIT_URL is {}", settings.livekit_url);
-            sink.fault(Verdict::Fail, "transports", &fault::TRANSPORTS_URL, saw, Some(wanted))
-                .await;
+            sink.fault(Verdict::Fail, "transports", &fault::TRANSPORTS_URL, saw, Some(wanted));
         }
         (Some(url), None) => {
             let saw = format!("it names {url} and no livekit_service_url, which clients of the standalone routes need");
-            sink.fault(Verdict::Warn, "transports", &fault::TRANSPORTS_URL, saw, Some(wanted))
-                .await;
+            sink.fault(Verdict::Warn, "transports", &fault::TRANSPORTS_URL, saw, Some(wanted));
         }
         (_, Some(service)) if !service.starts_with("https://") => {
             let saw = format!("livekit_service_url is {service}");
-            sink.fault(Verdict::Fail, "transports", &fault::SERVICE_URL_SCHEME, saw, Some(wanted))
-                .await;
+            sink.fault(Verdict::Fail, "transports", &fault::SERVICE_URL_SCHEME, saw, Some(wanted));
         }
         (None, None) => {
             let saw = "its entry names neither url nor livekit_service_url";
-            sink.fault(Verdict::Fail, "transports", &fault::TRANSPORTS_URL, saw, Some(wanted))
-                .await;
+            sink.fault(Verdict::Fail, "transports", &fault::TRANSPORTS_URL, saw, Some(wanted));
         }
         (url, service) => {
             let names: Vec<_> = url.into_iter().chain(service).collect();
-            sink.ok("transports", format!("it names {}", names.join(" and "))).await;
+            sink.ok("transports", format!("it names {}", names.join(" and ")));
         }
     }
 }

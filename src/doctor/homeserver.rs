@@ -26,7 +26,7 @@ const ALL: [&str; 4] = ["federation", "openid", "client-api", "delayed-events"];
 pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     let servers = run.servers();
     if servers.is_empty() {
-        sink.skip(&ALL, "no homeserver is named: give one with --server").await;
+        sink.skip(&ALL, "no homeserver is named: give one with --server");
     }
     for some in servers.chunks(AT_ONCE).take(MAX_SERVERS / AT_ONCE) {
         let mut each = some.iter();
@@ -42,7 +42,7 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     }
     if servers.len() > MAX_SERVERS {
         let because = format!("only {MAX_SERVERS} homeservers are looked at: name others with --server");
-        sink.skip(&ALL, &because).await;
+        sink.skip(&ALL, &because);
     }
     if !run.wishes.servers.is_empty() {
         return;
@@ -50,7 +50,7 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     for server in run.context.settings.mentioned.iter().take(MAX_MENTIONED) {
         if does_not_exist(run, server).await {
             let saw = "LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS names it";
-            sink.about(server.as_str()).warn("name", &fault::SERVER_NAME, saw).await;
+            sink.about(server.as_str()).warn("name", &fault::SERVER_NAME, saw);
         }
     }
 }
@@ -60,13 +60,13 @@ async fn check_server(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) {
     let (federation, client) = (check_federation(run, server, sink), check_client_api(run, server));
     let (is_typo, client) = tokio::join!(federation, client);
     if is_typo {
-        return sink.skip(&ALL[2..], fault::SERVER_NAME.id).await;
+        return sink.skip(&ALL[2..], fault::SERVER_NAME.id);
     }
     match client {
-        Ok(reply) => offers(&reply, sink).await,
+        Ok(reply) => offers(&reply, sink),
         Err(failure) => {
-            sink.warn("client-api", &fault::CLIENT_API, words(&failure)).await;
-            sink.skip(&["delayed-events"], fault::CLIENT_API.id).await;
+            sink.warn("client-api", &fault::CLIENT_API, words(&failure));
+            sink.skip(&["delayed-events"], fault::CLIENT_API.id);
         }
     }
 }
@@ -86,8 +86,8 @@ async fn check_federation(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -
         Ok(trace) => trace,
         Err(failure) => {
             let fault = unreachable(&failure);
-            sink.fail("federation", fault, words(&failure)).await;
-            sink.skip(&["openid"], fault.id).await;
+            sink.fail("federation", fault, words(&failure));
+            sink.skip(&["openid"], fault.id);
             return fault.id == fault::SERVER_NAME.id;
         }
     };
@@ -107,20 +107,20 @@ async fn check_federation(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -
     match left {
         Some(left) if left < ENDS_SOON_SECONDS => {
             let saw = format!("{way}: its certificate ends in {} days", left / 86_400);
-            sink.warn("federation", &fault::FEDERATION_CERTIFICATE_ENDS, saw).await;
+            sink.warn("federation", &fault::FEDERATION_CERTIFICATE_ENDS, saw);
         }
         Some(left) => {
             let saw = format!("{way}; its certificate is valid for {} days", left / 86_400);
-            sink.ok("federation", saw).await;
+            sink.ok("federation", saw);
         }
-        None => sink.ok("federation", way).await,
+        None => sink.ok("federation", way),
     }
-    judge_userinfo(&trace.looked.reply, sink).await;
+    judge_userinfo(&trace.looked.reply, sink);
     false
 }
 
 /// Reads what the homeserver says of a token that nobody has.
-async fn judge_userinfo(reply: &Reply, sink: &Sink<'_>) {
+fn judge_userinfo(reply: &Reply, sink: &Sink<'_>) {
     let (code, errcode) = (reply.status.as_u16(), errcode(&reply.body));
     let saw = match &errcode {
         Some(errcode) => format!("userinfo with a made-up token is answered with {code} {errcode}"),
@@ -128,13 +128,13 @@ async fn judge_userinfo(reply: &Reply, sink: &Sink<'_>) {
     };
     let fault = match (code, errcode.as_deref()) {
         (401, Some(_)) | (403, Some("M_UNKNOWN_TOKEN" | "M_MISSING_TOKEN")) => {
-            return sink.ok("openid", format!("{saw}, as it should be")).await;
+            return sink.ok("openid", format!("{saw}, as it should be"));
         }
         (404, Some(_)) => &fault::OPENID_MISSING,
         (401 | 403 | 429 | 451, _) => &fault::FEDERATION_FORBIDDEN,
         _ => &fault::FEDERATION_PAGE,
     };
-    sink.fail("openid", fault, saw).await;
+    sink.fail("openid", fault, saw);
 }
 
 fn unreachable(failure: &Failure) -> &'static Fault {
@@ -174,7 +174,7 @@ async fn check_client_api(run: &Run<'_>, server: &ServerName) -> Result<Reply, F
     Err(Failure::Http(saw))
 }
 
-async fn offers(reply: &Reply, sink: &Sink<'_>) {
+fn offers(reply: &Reply, sink: &Sink<'_>) {
     let answer: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     let has = |names: &[&str]| {
         let flags = answer.get("unstable_features");
@@ -188,17 +188,16 @@ async fn offers(reply: &Reply, sink: &Sink<'_>) {
     } else {
         ""
     };
-    sink.ok("client-api", format!("it answers /_matrix/client/versions{state_after}"))
-        .await;
+    sink.ok("client-api", format!("it answers /_matrix/client/versions{state_after}"));
     if has(&["org.matrix.msc4140", "org.matrix.msc4140.stable"]) {
-        sink.ok("delayed-events", "delayed events are on (MSC4140)").await;
+        sink.ok("delayed-events", "delayed events are on (MSC4140)");
     } else {
         let saw = "/versions does not offer org.matrix.msc4140";
-        sink.fail("delayed-events", &fault::DELAYED_EVENTS_OFF, saw).await;
+        sink.fail("delayed-events", &fault::DELAYED_EVENTS_OFF, saw);
     }
     if !has(&["org.matrix.msc3266", "org.matrix.msc3266.stable"]) && !speaks(&answer, "v1.15") {
         let saw = "/versions does not offer MSC3266, room summaries";
-        sink.warn("features", &fault::HOMESERVER_FEATURES, saw).await;
+        sink.warn("features", &fault::HOMESERVER_FEATURES, saw);
     }
 }
 

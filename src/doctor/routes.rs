@@ -47,11 +47,11 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
     for route in ROUTES {
         let posted = match ask(run, base, route, &Method::POST, who, run.soon()).await {
             Ok(posted) => posted,
-            Err(failure) => return cannot_be_asked(run, &failure, sink).await,
+            Err(failure) => return cannot_be_asked(run, &failure, sink),
         };
         let preflight = match ask(run, base, route, &Method::OPTIONS, None, run.soon()).await {
             Ok(preflight) => preflight,
-            Err(failure) => return cannot_be_asked(run, &failure, sink).await,
+            Err(failure) => return cannot_be_asked(run, &failure, sink),
         };
         answers.push((route, answerer(&posted), posted, preflight));
     }
@@ -64,8 +64,8 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
             Answerer::Gateway(_) => &fault::ROUTE_GATEWAY,
             Answerer::Ours(_) | Answerer::NotFound | Answerer::Other(..) => &fault::ROUTE_OTHER,
         };
-        sink.fail("routes", fault, format!("POST /get_token: {}", said(answerer))).await;
-        return sink.skip(&["cors", "slow"], fault.id).await;
+        sink.fail("routes", fault, format!("POST /get_token: {}", said(answerer)));
+        return sink.skip(&["cors", "slow"], fault.id);
     }
     let mut missing = false;
     for (route, answerer, ..) in answers.iter().filter(|(_, answerer, ..)| !is_ours(answerer)) {
@@ -79,7 +79,7 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
                 "POST /{route}: {}; apps with LiveKit's SDKs need it, Element Call does not",
                 said(answerer)
             );
-            sink.warn("routes", fault, saw).await;
+            sink.warn("routes", fault, saw);
         } else if !missing {
             // One cause, told once.
             let others: Vec<_> = answers
@@ -88,8 +88,7 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
                 .map(|(route, ..)| format!("/{route}"))
                 .collect();
             missing = true;
-            sink.fail("routes", fault, format!("POST {}: {}", others.join(", "), said(answerer)))
-                .await;
+            sink.fail("routes", fault, format!("POST {}: {}", others.join(", "), said(answerer)));
         }
     }
     let introduced = ours.iter().find_map(|(_, answerer, ..)| match answerer {
@@ -99,15 +98,14 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
     match (introduced, who) {
         (None, Some(_)) => {
             let saw = "an lk-jwt-service answers that does not know this one's secret";
-            sink.fail("routes", &fault::ROUTE_INSTANCE, saw).await;
+            sink.fail("routes", &fault::ROUTE_INSTANCE, saw);
         }
         (introduced, _) if !missing => {
             let by = introduced.unwrap_or_else(|| OURS.to_owned());
             sink.ok(
                 "routes",
                 format!("{} of {} arrive at this service ({by})", ours.len(), ROUTES.len()),
-            )
-            .await;
+            );
         }
         _ => {}
     }
@@ -117,8 +115,7 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
             .map(|(route, _, posted, preflight)| (*route, posted, preflight))
             .collect::<Vec<_>>(),
         sink,
-    )
-    .await;
+    );
     match &ticket {
         Some((_, key)) if run.wishes.slow => check_slow(run, base, key, sink).await,
         Some(_) | None => {}
@@ -161,16 +158,15 @@ async fn ask(run: &Run<'_>, base: &Url, route: &str, method: &Method, ticket: Op
     run.context.federation.look(&look, run.is_configured(base), deadline).await
 }
 
-async fn cannot_be_asked(run: &Run<'_>, failure: &Failure, sink: &Sink<'_>) {
+fn cannot_be_asked(run: &Run<'_>, failure: &Failure, sink: &Sink<'_>) {
     let trouble = Trouble::of(failure);
     let fault = match trouble {
         Trouble::NoName => &fault::ROUTE_NAME,
         Trouble::Certificate => &fault::ROUTE_CERTIFICATE,
         Trouble::Guarded | Trouble::Connection => &fault::ROUTE_UNREACHABLE,
     };
-    sink.fault(trouble.verdict(run.context.view), "routes", fault, words(failure), None)
-        .await;
-    sink.skip(&["cors", "slow"], fault.id).await;
+    sink.fault(trouble.verdict(run.context.view), "routes", fault, words(failure), None);
+    sink.skip(&["cors", "slow"], fault.id);
 }
 
 fn answerer(looked: &Looked) -> Answerer {
@@ -200,7 +196,7 @@ fn said(answerer: &Answerer) -> String {
     }
 }
 
-async fn check_cors(answers: &[(&str, &Looked, &Looked)], sink: &Sink<'_>) {
+fn check_cors(answers: &[(&str, &Looked, &Looked)], sink: &Sink<'_>) {
     let mut wrong = BTreeMap::<&str, (&Fault, Vec<String>)>::new();
     for (route, posted, preflight) in answers {
         for (method, headers) in [("POST", &posted.reply.headers), ("OPTIONS", &preflight.reply.headers)] {
@@ -210,13 +206,13 @@ async fn check_cors(answers: &[(&str, &Looked, &Looked)], sink: &Sink<'_>) {
         }
     }
     if wrong.is_empty() {
-        sink.ok("cors", "browsers may read the answers").await;
+        sink.ok("cors", "browsers may read the answers");
     }
     for (fault, of) in wrong.values() {
         let (_, posted, preflight) = answers.first().copied().unwrap_or_else(|| answers[0]);
         let values = [origins(&posted.reply.headers), origins(&preflight.reply.headers)].concat();
         let saw = format!("{}; the values are {:?}", of.join(", "), values);
-        sink.fail("cors", fault, saw).await;
+        sink.fail("cors", fault, saw);
     }
 }
 
@@ -238,16 +234,16 @@ async fn check_slow(run: &Run<'_>, base: &Url, key: &TicketKey, sink: &Sink<'_>)
     let verdict = Verdict::Fail;
     match answer.as_ref().map(answerer) {
         Ok(Answerer::Ours(_)) if took + 1 >= SLOW_ANSWER.as_secs() => {
-            sink.ok("slow", format!("an answer that takes {took} s comes through")).await;
+            sink.ok("slow", format!("an answer that takes {took} s comes through"));
         }
-        Ok(Answerer::Ours(_)) => sink.skip(&["slow"], "another instance answers, at once").await,
+        Ok(Answerer::Ours(_)) => sink.skip(&["slow"], "another instance answers, at once"),
         Ok(other) => {
             let saw = format!("after {took} s: {}", said(&other));
-            sink.fault(verdict, "slow", &fault::ROUTE_CUT_OFF, saw, None).await;
+            sink.fault(verdict, "slow", &fault::ROUTE_CUT_OFF, saw, None);
         }
         Err(failure) => {
             let saw = format!("after {took} s: {}", words(failure));
-            sink.fault(verdict, "slow", &fault::ROUTE_CUT_OFF, saw, None).await;
+            sink.fault(verdict, "slow", &fault::ROUTE_CUT_OFF, saw, None);
         }
     }
 }

@@ -6,10 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use livekit_protocol::signal_request::Message as Request;
-use livekit_protocol::signal_response::Message as Response;
-use livekit_protocol::{SessionDescription, SignalRequest, SignalResponse};
-use prost::Message as _;
+use prost::Message;
 use serde_json::Value;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -51,9 +48,9 @@ const MEDIA: [&str; 4] = ["version", "candidates", "udp", "tcp"];
 pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>, webhook: &Sink<'_>) {
     let Some(sfu) = &run.context.sfu else {
         let because = "the key of the SFU is not known here";
-        sink.skip(&["api"], because).await;
+        sink.skip(&["api"], because);
         check_reach(run, because, sink).await;
-        return webhook.skip(&["webhook"], because).await;
+        return webhook.skip(&["webhook"], because);
     };
     check_clock(run, sfu, sink).await;
     if let Err(error) = sfu.try_key().await {
@@ -61,32 +58,32 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>, webhook: &Sink<'_>) {
         let is_about_the_key = matches!(error, SfuError::UnknownKey | SfuError::WrongSecret | SfuError::Clock);
         if run.context.view == View::Outside && !is_about_the_key {
             let because = "the SFU's API need not be reached from outside";
-            sink.skip(&["api", "auto-create"], because).await;
+            sink.skip(&["api", "auto-create"], because);
             check_reach(run, because, sink).await;
-            return webhook.skip(&["webhook"], because).await;
+            return webhook.skip(&["webhook"], because);
         }
-        sink.fault(Verdict::Fail, "api", fault, error.to_string(), None).await;
-        sink.skip(&OF_API[1..], fault.id).await;
+        sink.fault(Verdict::Fail, "api", fault, error.to_string(), None);
+        sink.skip(&OF_API[1..], fault.id);
         // Where clients go by another way, that may be wrong by itself.
         if base_of(&run.context.settings.livekit_url) == run.context.settings.livekit_api {
-            sink.skip(&PUBLIC, fault.id).await;
-            sink.skip(&MEDIA, fault.id).await;
+            sink.skip(&PUBLIC, fault.id);
+            sink.skip(&MEDIA, fault.id);
         } else {
             check_reach(run, fault.id, sink).await;
         }
-        return webhook.skip(&["webhook"], fault.id).await;
+        return webhook.skip(&["webhook"], fault.id);
     }
-    sink.ok("api", "it answers and accepts the key").await;
+    sink.ok("api", "it answers and accepts the key");
     check_auto_create(sfu, sink).await;
     let room = format!("{ROOM}{}", nonce());
     let since = std::time::Instant::now();
     if let Err(error) = sfu.open_small_room(&room).await {
         let fault = fault_of(&error);
-        sink.fail("room", fault, error.to_string()).await;
+        sink.fail("room", fault, error.to_string());
         for rest in [&PUBLIC[..], &MEDIA] {
-            sink.skip(rest, fault.id).await;
+            sink.skip(rest, fault.id);
         }
-        return webhook.skip(&["webhook"], fault.id).await;
+        return webhook.skip(&["webhook"], fault.id);
     }
     tokio::join!(
         check_webhook(run, &room, since, webhook),
@@ -99,7 +96,7 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>, webhook: &Sink<'_>) {
 async fn check_clock(run: &Run<'_>, sfu: &Sfu, sink: &Sink<'_>) {
     let asked = timeout_at(run.soon(), sfu.clock()).await;
     let Ok(Some(theirs)) = asked else {
-        return sink.skip(&["sfu-clock"], "the SFU does not say what its clock shows").await;
+        return sink.skip(&["sfu-clock"], "the SFU does not say what its clock shows");
     };
     let ours = i64::try_from(unix_seconds()).unwrap_or(i64::MAX);
     let ahead = theirs.saturating_sub(ours);
@@ -109,9 +106,9 @@ async fn check_clock(run: &Run<'_>, sfu: &Sfu, sink: &Sink<'_>) {
         _ => format!("the SFU's clock is {} s behind the service's", ahead.unsigned_abs()),
     };
     match ahead.unsigned_abs() {
-        CLOCK_FAIL_SECONDS.. => sink.fail("sfu-clock", &fault::SFU_CLOCK, saw).await,
-        CLOCK_WARN_SECONDS.. => sink.warn("sfu-clock", &fault::SFU_CLOCK, saw).await,
-        _ => sink.ok("sfu-clock", saw).await,
+        CLOCK_FAIL_SECONDS.. => sink.fail("sfu-clock", &fault::SFU_CLOCK, saw),
+        CLOCK_WARN_SECONDS.. => sink.warn("sfu-clock", &fault::SFU_CLOCK, saw),
+        _ => sink.ok("sfu-clock", saw),
     }
 }
 
@@ -119,25 +116,21 @@ async fn check_auto_create(sfu: &Sfu, sink: &Sink<'_>) {
     match sfu.opens_rooms_by_joining().await {
         Some(true) => {
             let saw = "a token that may only join would be let into a room that does not exist";
-            sink.fail("auto-create", &fault::SFU_AUTO_CREATE, saw).await;
+            sink.fail("auto-create", &fault::SFU_AUTO_CREATE, saw);
         }
-        Some(false) => sink.ok("auto-create", "it is off: rooms are opened by this service only").await,
-        None => sink.skip(&["auto-create"], "the SFU does not say (GET /rtc/validate)").await,
+        Some(false) => sink.ok("auto-create", "it is off: rooms are opened by this service only"),
+        None => sink.skip(&["auto-create"], "the SFU does not say (GET /rtc/validate)"),
     }
 }
 
 async fn check_webhook(run: &Run<'_>, room: &str, since: std::time::Instant, sink: &Sink<'_>) {
     let Some(arrivals) = &run.context.arrivals else {
-        return sink
-            .skip(&["webhook"], "webhooks go to the running service, which makes no checks now")
-            .await;
+        return sink.skip(&["webhook"], "webhooks go to the running service, which makes no checks now");
     };
     let deadline = run.ends.min(Instant::now() + WEBHOOK_TIMEOUT);
     if arrivals.is_told_of(room, deadline).await {
         let took = since.elapsed().as_millis();
-        return sink
-            .ok("webhook", format!("room_started of a room made for this arrived after {took} ms"))
-            .await;
+        return sink.ok("webhook", format!("room_started of a room made for this arrived after {took} ms"));
     }
     let snippet = "webhook:\n  api_key: <LIVEKIT_KEY>\n  urls: [\"http://lk-jwt-service:8080/sfu_webhook\"]".to_owned();
     let (fault, saw) = match arrivals.astray_since(since) {
@@ -151,20 +144,19 @@ async fn check_webhook(run: &Run<'_>, room: &str, since: std::time::Instant, sin
         }
         Some(Astray::Refused(error)) => (&fault::WEBHOOK_REFUSED, format!("{error}; {}", error.remedy())),
     };
-    sink.fault(Verdict::Fail, "webhook", fault, saw, Some(snippet)).await;
+    sink.fault(Verdict::Fail, "webhook", fault, saw, Some(snippet));
 }
 
 /// Checks through `LIVEKIT_URL`, as clients go.
 async fn check_public(run: &Run<'_>, sfu: &Sfu, room: &str, sink: &Sink<'_>) {
     let text = &run.context.settings.livekit_url;
     let Some(base) = base_of(text) else {
-        sink.skip(&PUBLIC, "LIVEKIT_URL is not known here").await;
-        return sink.skip(&MEDIA, "LIVEKIT_URL is not known here").await;
+        sink.skip(&PUBLIC, "LIVEKIT_URL is not known here");
+        return sink.skip(&MEDIA, "LIVEKIT_URL is not known here");
     };
     let Ok(token) = sfu.visitor(room) else { return };
     if base.scheme() == "http" && !is_this_machine(&base) {
-        sink.warn("public-url", &fault::SFU_PUBLIC_SCHEME, format!("LIVEKIT_URL is {text}"))
-            .await;
+        sink.warn("public-url", &fault::SFU_PUBLIC_SCHEME, format!("LIVEKIT_URL is {text}"));
     }
     // A room that stands, so that the answer is about the way and not about the room.
     let validated = ask(run, &base, "rtc/validate", Some(&token)).await;
@@ -177,18 +169,17 @@ async fn check_public(run: &Run<'_>, sfu: &Sfu, room: &str, sink: &Sink<'_>) {
             sink.ok(
                 "public-url",
                 "LiveKit answers there and knows the room that was made through its API",
-            )
-            .await;
+            );
             let joined = join(run, &base, &token).await;
             match &joined {
-                Ok(_) => sink.ok("websocket", "a WebSocket goes through to the SFU").await,
-                Err(saw) => sink.fail("websocket", &fault::SFU_WEBSOCKET, saw.clone()).await,
+                Ok(_) => sink.ok("websocket", "a WebSocket goes through to the SFU"),
+                Err(saw) => sink.fail("websocket", &fault::SFU_WEBSOCKET, saw.clone()),
             }
             joined.ok()
         }
         Some((verdict, fault, saw)) => {
-            sink.fault(verdict, "public-url", fault, saw, None).await;
-            sink.skip(&["websocket"], fault.id).await;
+            sink.fault(verdict, "public-url", fault, saw, None);
+            sink.skip(&["websocket"], fault.id);
             None
         }
     };
@@ -200,7 +191,7 @@ async fn check_public(run: &Run<'_>, sfu: &Sfu, room: &str, sink: &Sink<'_>) {
     };
     match joined {
         Some(joined) => Box::pin(check_media(run, joined, &base, sink)).await,
-        None => sink.skip(&MEDIA, "nobody could join to see it").await,
+        None => sink.skip(&MEDIA, "nobody could join to see it"),
     }
 }
 
@@ -238,8 +229,8 @@ fn bearer(token: &Secret) -> Option<(HeaderName, HeaderValue)> {
 /// Whether LiveKit is there at all, where there is no key for more.
 async fn check_reach(run: &Run<'_>, because: &str, sink: &Sink<'_>) {
     let Some(base) = base_of(&run.context.settings.livekit_url) else {
-        sink.skip(&PUBLIC, "LIVEKIT_URL is not known here").await;
-        return sink.skip(&MEDIA, because).await;
+        sink.skip(&PUBLIC, "LIVEKIT_URL is not known here");
+        return sink.skip(&MEDIA, because);
     };
     let trouble = match ask(run, &base, "rtc/validate", None).await {
         Err(failure) => Some(unreachable(run, &failure)),
@@ -247,11 +238,11 @@ async fn check_reach(run: &Run<'_>, because: &str, sink: &Sink<'_>) {
         Ok((status, body)) => judge(status, &body),
     };
     match trouble {
-        None => sink.ok("public-url", "LiveKit answers there, and wants a token").await,
-        Some((verdict, fault, saw)) => sink.fault(verdict, "public-url", fault, saw, None).await,
+        None => sink.ok("public-url", "LiveKit answers there, and wants a token"),
+        Some((verdict, fault, saw)) => sink.fault(verdict, "public-url", fault, saw, None),
     }
-    sink.skip(&PUBLIC[1..], because).await;
-    sink.skip(&MEDIA, because).await;
+    sink.skip(&PUBLIC[1..], because);
+    sink.skip(&MEDIA, because);
 }
 
 async fn ask(run: &Run<'_>, base: &Url, path: &str, token: Option<&Secret>) -> Result<(StatusCode, Bytes), Failure> {
@@ -308,6 +299,54 @@ fn judge(status: StatusCode, body: &[u8]) -> Option<(Verdict, &'static Fault, St
     }
 }
 
+/// Fields that are read of LiveKit's `SignalResponse`: the whole of it would be a tenth of the program.
+#[derive(Clone, PartialEq, Message)]
+struct Signal {
+    #[prost(message, optional, tag = "1")]
+    join: Option<Join>,
+    #[prost(message, optional, tag = "3")]
+    offer: Option<Description>,
+    #[prost(message, optional, tag = "4")]
+    trickle: Option<Trickle>,
+}
+
+/// Field that is read of LiveKit's `JoinResponse`.
+#[derive(Clone, PartialEq, Message)]
+struct Join {
+    #[prost(message, optional, tag = "12")]
+    server: Option<Server>,
+}
+
+/// Field that is read of LiveKit's `ServerInfo`.
+#[derive(Clone, PartialEq, Message)]
+struct Server {
+    #[prost(string, tag = "2")]
+    version: String,
+}
+
+/// An offer or an answer, LiveKit's `SessionDescription`.
+#[derive(Clone, PartialEq, Message)]
+struct Description {
+    #[prost(string, tag = "1")]
+    kind: String,
+    #[prost(string, tag = "2")]
+    sdp: String,
+}
+
+/// Field that is read of LiveKit's `TrickleRequest`.
+#[derive(Clone, PartialEq, Message)]
+struct Trickle {
+    #[prost(string, tag = "1")]
+    candidate: String,
+}
+
+/// An answer as LiveKit's `SignalRequest`.
+#[derive(Clone, PartialEq, Message)]
+struct Answer {
+    #[prost(message, optional, tag = "2")]
+    answer: Option<Description>,
+}
+
 /// Words of the SFU after a join.
 pub(super) struct Joined {
     version: String,
@@ -357,30 +396,29 @@ pub(super) async fn join(run: &Run<'_>, base: &Url, token: &Secret) -> Result<Jo
     let deadline = run.soon();
     let mut until = deadline;
     while let Ok(Ok(Some(message))) = timeout_at(until, joined.socket.read()).await {
-        let Ok(message) = SignalResponse::decode(message.as_slice()) else {
+        let Ok(message) = Signal::decode(message.as_slice()) else {
             continue;
         };
-        match message.message {
-            Some(Response::Join(join)) => {
-                joined.version = join.server_info.map(|info| info.version).unwrap_or_default();
-                if joined.version.is_empty() {
-                    joined.version = "unknown".to_owned();
-                }
-                until = deadline.min(Instant::now() + TRICKLE_TIMEOUT);
-            }
-            Some(Response::Offer(offer)) => {
-                joined.ice = Ice::parse(&offer.sdp);
-                joined.candidates.extend(candidates(&offer.sdp));
-                until = deadline.min(Instant::now() + TRICKLE_TIMEOUT);
-            }
-            Some(Response::Trickle(trickle)) => {
-                let init: Value = serde_json::from_str(&trickle.candidate_init).unwrap_or_default();
-                let candidate = init.get("candidate").and_then(Value::as_str).and_then(Candidate::parse);
-                joined.candidates.extend(candidate);
-                until = deadline.min(Instant::now() + TRICKLE_TIMEOUT);
-            }
-            Some(_) | None => {}
+        let Signal { join, offer, trickle } = message;
+        if join.is_none() && offer.is_none() && trickle.is_none() {
+            continue;
         }
+        if let Some(join) = join {
+            joined.version = join.server.map(|server| server.version).unwrap_or_default();
+            if joined.version.is_empty() {
+                joined.version = "unknown".to_owned();
+            }
+        }
+        if let Some(offer) = offer {
+            joined.ice = Ice::parse(&offer.sdp);
+            joined.candidates.extend(candidates(&offer.sdp));
+        }
+        if let Some(trickle) = trickle {
+            let init: Value = serde_json::from_str(&trickle.candidate).unwrap_or_default();
+            let candidate = init.get("candidate").and_then(Value::as_str).and_then(Candidate::parse);
+            joined.candidates.extend(candidate);
+        }
+        until = deadline.min(Instant::now() + TRICKLE_TIMEOUT);
     }
     if joined.version.is_empty() {
         return Err("the WebSocket opens, and the SFU says nothing on it".into());
@@ -389,11 +427,11 @@ pub(super) async fn join(run: &Run<'_>, base: &Url, token: &Secret) -> Result<Jo
 }
 
 async fn check_media(run: &Run<'_>, mut joined: Joined, base: &Url, sink: &Sink<'_>) {
-    sink.ok("version", format!("livekit-server {}", joined.version)).await;
+    sink.ok("version", format!("livekit-server {}", joined.version));
     if joined.candidates.is_empty() {
         let saw = "a client that joins is told of no address within a second";
-        sink.fail("candidates", &fault::SFU_CANDIDATES, saw).await;
-        return sink.skip(&["udp", "tcp"], fault::SFU_CANDIDATES.id).await;
+        sink.fail("candidates", &fault::SFU_CANDIDATES, saw);
+        return sink.skip(&["udp", "tcp"], fault::SFU_CANDIDATES.id);
     }
     let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let addresses = run.context.federation.addresses_of(host).await.unwrap_or_default();
@@ -406,19 +444,18 @@ async fn check_media(run: &Run<'_>, mut joined: Joined, base: &Url, sink: &Sink<
     listed.truncate(6);
     let saw = format!("media goes to {}", listed.join(", "));
     if joined.candidates.iter().any(|candidate| is_public(&candidate.address.ip())) {
-        sink.ok("candidates", saw).await;
+        sink.ok("candidates", saw);
     } else if addresses.iter().any(is_public) {
         sink.fail(
             "candidates",
             &fault::SFU_NODE_IP,
             format!("{saw}, while LIVEKIT_URL leads to a public address"),
-        )
-        .await;
-        return sink.skip(&["udp", "tcp"], fault::SFU_NODE_IP.id).await;
+        );
+        return sink.skip(&["udp", "tcp"], fault::SFU_NODE_IP.id);
     } else if is_this_machine(base) || addresses.iter().all(IpAddr::is_loopback) {
-        sink.ok("candidates", saw).await;
+        sink.ok("candidates", saw);
     } else {
-        sink.warn("candidates", &fault::SFU_NODE_IP, saw).await;
+        sink.warn("candidates", &fault::SFU_NODE_IP, saw);
     }
     // Addresses that the SFU names are not the operator's word: those in private networks are asked only where the configuration
     // leads there, too.
@@ -446,33 +483,33 @@ async fn check_media(run: &Run<'_>, mut joined: Joined, base: &Url, sink: &Sink<
         Some(udp) => {
             let answers = answers_by_udp(&mut joined, udp.address).await;
             if answers {
-                sink.ok("udp", format!("the SFU answers at {}", udp.address)).await;
+                sink.ok("udp", format!("the SFU answers at {}", udp.address));
             } else {
                 let saw = format!("no answer to a connectivity check at {}", udp.address);
-                sink.fault(verdict, "udp", &fault::SFU_UDP, saw, None).await;
+                sink.fault(verdict, "udp", &fault::SFU_UDP, saw, None);
             }
         }
         None if has_udp => {
-            sink.skip(&["udp"], NOT_ASKED).await;
+            sink.skip(&["udp"], NOT_ASKED);
         }
-        None => sink.fail("udp", &fault::SFU_UDP, "the SFU names no address for UDP").await,
+        None => sink.fail("udp", &fault::SFU_UDP, "the SFU names no address for UDP"),
     }
     match tcp {
         Some(tcp) => match timeout(Duration::from_secs(3), TcpStream::connect(tcp.address)).await {
-            Ok(Ok(_)) => sink.ok("tcp", format!("{} takes connections", tcp.address)).await,
+            Ok(Ok(_)) => sink.ok("tcp", format!("{} takes connections", tcp.address)),
             Ok(Err(error)) => {
                 let saw = format!("{}: {error}", tcp.address);
-                sink.fault(verdict, "tcp", &fault::SFU_TCP, saw, None).await;
+                sink.fault(verdict, "tcp", &fault::SFU_TCP, saw, None);
             }
             Err(_) => {
                 let saw = format!("{}: no answer", tcp.address);
-                sink.fault(verdict, "tcp", &fault::SFU_TCP, saw, None).await;
+                sink.fault(verdict, "tcp", &fault::SFU_TCP, saw, None);
             }
         },
         None if has_tcp => {
-            sink.skip(&["tcp"], NOT_ASKED).await;
+            sink.skip(&["tcp"], NOT_ASKED);
         }
-        None => sink.warn("tcp", &fault::SFU_TCP, "the SFU names no address for TCP").await,
+        None => sink.warn("tcp", &fault::SFU_TCP, "the SFU names no address for TCP"),
     }
 }
 
@@ -480,12 +517,11 @@ async fn check_media(run: &Run<'_>, mut joined: Joined, base: &Url, sink: &Sink<
 async fn answers_by_udp(joined: &mut Joined, address: SocketAddr) -> bool {
     let Some(ice) = joined.ice.clone() else { return false };
     let (ufrag, password) = (nonce(), format!("{}{}", nonce(), nonce()));
-    let answer = SignalRequest {
-        message: Some(Request::Answer(SessionDescription {
-            r#type: "answer".to_owned(),
+    let answer = Answer {
+        answer: Some(Description {
+            kind: "answer".to_owned(),
             sdp: answer(&ufrag, &password),
-            ..SessionDescription::default()
-        })),
+        }),
     };
     if joined.socket.write(&answer.encode_to_vec()).await.is_err() {
         return false;

@@ -16,22 +16,20 @@ const PARTS: usize = 64;
 
 pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     let Some(store) = &run.context.store else {
-        return sink.skip(&ALL[..1], "the store is at hand for the running service only").await;
+        return sink.skip(&ALL[..1], "the store is at hand for the running service only");
     };
     if !store.keeps() {
-        return sink
-            .warn(
-                "store",
-                &fault::STORE_MEMORY,
-                "neither LIVEKIT_REDIS_URL nor LIVEKIT_STATE_PATH is set",
-            )
-            .await;
+        return sink.warn(
+            "store",
+            &fault::STORE_MEMORY,
+            "neither LIVEKIT_REDIS_URL nor LIVEKIT_STATE_PATH is set",
+        );
     }
     if let Err(why) = in_time(run, told(store.ping())).await {
-        sink.fail("store", &fault::STORE_UNREACHABLE, why).await;
-        return sink.skip(&ALL[1..], fault::STORE_UNREACHABLE.id).await;
+        sink.fail("store", &fault::STORE_UNREACHABLE, why);
+        return sink.skip(&ALL[1..], fault::STORE_UNREACHABLE.id);
     }
-    sink.ok("store", "it answers").await;
+    sink.ok("store", "it answers");
     let tables: &[Table] = if run.context.own.is_some() {
         &[Table::Jobs, Table::Tokens]
     } else {
@@ -47,9 +45,9 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
         );
     }
     if refused.is_empty() {
-        sink.ok("store-write", "it takes a record, and lets it be removed").await;
+        sink.ok("store-write", "it takes a record, and lets it be removed");
     } else {
-        sink.fail("store-write", &fault::STORE_RIGHTS, refused.join("; ")).await;
+        sink.fail("store-write", &fault::STORE_RIGHTS, refused.join("; "));
     }
     check_records(run, &store.with(Table::Jobs), refused.is_empty(), sink).await;
 }
@@ -100,16 +98,16 @@ async fn check_records(run: &Run<'_>, store: &Store, may_write: bool, sink: &Sin
         loaded.map(|skipped| (counted, skipped))
     };
     match in_time(run, both).await {
-        Err(why) if may_write => sink.fail("store-records", &fault::STORE_RIGHTS, why).await,
-        Err(_) => sink.skip(&["store-records"], fault::STORE_RIGHTS.id).await,
-        Ok(((count, 0), 0)) => sink.ok("store-records", format!("{count} delegated leaves are kept")).await,
+        Err(why) if may_write => sink.fail("store-records", &fault::STORE_RIGHTS, why),
+        Err(_) => sink.skip(&["store-records"], fault::STORE_RIGHTS.id),
+        Ok(((count, 0), 0)) => sink.ok("store-records", format!("{count} delegated leaves are kept")),
         Ok(((count, 0), skipped)) => {
             let saw = format!("{count} delegated leaves are kept, and {skipped} records that are too long to be ours");
-            sink.warn("store-records", &fault::STORE_SHARED, saw).await;
+            sink.warn("store-records", &fault::STORE_SHARED, saw);
         }
         Ok(((count, unknown), _)) => {
             let saw = format!("of {count} records, {unknown} are of leaves that this instance does not know");
-            sink.fail("store-records", &fault::STORE_SHARED, saw).await;
+            sink.fail("store-records", &fault::STORE_SHARED, saw);
         }
     }
 }

@@ -30,19 +30,19 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     };
     let servers = run.servers();
     let Some(server) = servers.first() else {
-        return sink.skip(&["access-token"], "no homeserver is named: give one with --server").await;
+        return sink.skip(&["access-token"], "no homeserver is named: give one with --server");
     };
     let sink = sink.about(server.as_str());
     let api = match run.api(server).await {
         Ok(api) => api,
         Err(failure) => {
-            sink.fail("access-token", &fault::CLIENT_API, words(&failure)).await;
-            return sink.skip(&STEPS, fault::CLIENT_API.id).await;
+            sink.fail("access-token", &fault::CLIENT_API, words(&failure));
+            return sink.skip(&STEPS, fault::CLIENT_API.id);
         }
     };
     if !api.may_carry_secrets() {
         let because = "the client-server API is not https: the access token is not sent there";
-        return sink.skip(&["access-token"], because).await;
+        return sink.skip(&["access-token"], because);
     }
     let user = match run
         .in_time(api.get("/_matrix/client/v3/account/whoami", Some(&token), MAX_BODY_BYTES))
@@ -51,18 +51,18 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
         Ok(reply) => match field(&reply, "user_id") {
             Some(user) => user,
             None => {
-                sink.fail("access-token", &fault::USER_TOKEN, said(&reply)).await;
-                return sink.skip(&STEPS, fault::USER_TOKEN.id).await;
+                sink.fail("access-token", &fault::USER_TOKEN, said(&reply));
+                return sink.skip(&STEPS, fault::USER_TOKEN.id);
             }
         },
         Err(failure) => {
-            sink.fail("access-token", &fault::CLIENT_API, words(&failure)).await;
-            return sink.skip(&STEPS, fault::CLIENT_API.id).await;
+            sink.fail("access-token", &fault::CLIENT_API, words(&failure));
+            return sink.skip(&STEPS, fault::CLIENT_API.id);
         }
     };
-    sink.ok("access-token", format!("it is one of {user}")).await;
+    sink.ok("access-token", format!("it is one of {user}"));
     if let Ok(reply) = run.client_api(server, Some(&token)).await {
-        judge_transports(run, reply.status, &reply.body, None, &sink).await;
+        judge_transports(run, reply.status, &reply.body, None, &sink);
     }
     if let Some(room) = &run.wishes.room {
         check_power_level(run, &api, &token, &user, room, &sink).await;
@@ -71,23 +71,21 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     let openid = match run.post(&api, &path, &token, &json!({})).await {
         Ok(reply) if field(&reply, "access_token").is_some() => serde_json::from_slice::<Value>(&reply.body).unwrap_or_default(),
         Ok(reply) => {
-            sink.fail("openid", &fault::USER_OPENID, said(&reply)).await;
-            return sink.skip(&STEPS[2..4], fault::USER_OPENID.id).await;
+            sink.fail("openid", &fault::USER_OPENID, said(&reply));
+            return sink.skip(&STEPS[2..4], fault::USER_OPENID.id);
         }
         Err(failure) => {
-            sink.fail("openid", &fault::USER_OPENID, words(&failure)).await;
-            return sink.skip(&STEPS[2..4], fault::USER_OPENID.id).await;
+            sink.fail("openid", &fault::USER_OPENID, words(&failure));
+            return sink.skip(&STEPS[2..4], fault::USER_OPENID.id);
         }
     };
-    sink.ok("openid", "the homeserver gives the user an OpenID token").await;
+    sink.ok("openid", "the homeserver gives the user an OpenID token");
     check_call(run, server, &user, &openid, &sink).await;
 }
 
 async fn check_call(run: &Run<'_>, server: &ServerName, user: &str, openid: &Value, sink: &Sink<'_>) {
     let Some(service) = service_url(run, server).await else {
-        return sink
-            .skip(&STEPS[2..4], "no address of this service is known: see the discovery")
-            .await;
+        return sink.skip(&STEPS[2..4], "no address of this service is known: see the discovery");
     };
     let is_made_up = run.wishes.room.is_none();
     let room = run.wishes.room.clone().unwrap_or_else(|| format!("!{ROOM}{}:{server}", nonce()));
@@ -113,8 +111,8 @@ async fn check_call(run: &Run<'_>, server: &ServerName, user: &str, openid: &Val
     let reply = match run.context.federation.look(&look, run.is_configured(&url), run.ends).await {
         Ok(looked) => looked.reply,
         Err(failure) => {
-            sink.fail("token", &fault::USER_REFUSED, words(&failure)).await;
-            return sink.skip(&STEPS[3..4], fault::USER_REFUSED.id).await;
+            sink.fail("token", &fault::USER_REFUSED, words(&failure));
+            return sink.skip(&STEPS[3..4], fault::USER_REFUSED.id);
         }
     };
     let (Some(jwt), Some(sfu)) = (field(&reply, "jwt"), field(&reply, "url")) else {
@@ -122,9 +120,8 @@ async fn check_call(run: &Run<'_>, server: &ServerName, user: &str, openid: &Val
             .map(|id| format!(", request id {id}"))
             .unwrap_or_default();
         let reason = field(&reply, "reason").map(|reason| format!(" ({reason})")).unwrap_or_default();
-        sink.fail("token", &fault::USER_REFUSED, format!("{}{reason}{id}", said(&reply)))
-            .await;
-        return sink.skip(&STEPS[3..4], fault::USER_REFUSED.id).await;
+        sink.fail("token", &fault::USER_REFUSED, format!("{}{reason}{id}", said(&reply)));
+        return sink.skip(&STEPS[3..4], fault::USER_REFUSED.id);
     };
     let claims = claims(&jwt).unwrap_or_default();
     let grants = claims.get("video").cloned().unwrap_or_default();
@@ -135,15 +132,14 @@ async fn check_call(run: &Run<'_>, server: &ServerName, user: &str, openid: &Val
         "join and see"
     };
     let alias = grants.get("room").and_then(Value::as_str).unwrap_or_default().to_owned();
-    sink.ok("token", format!("the service gives a token to {publishes} in {alias}"))
-        .await;
+    sink.ok("token", format!("the service gives a token to {publishes} in {alias}"));
     let token = Secret::new(jwt);
     match base_of(&sfu) {
         Some(base) => match join(run, &base, &token).await {
-            Ok(_) => sink.ok("join", format!("the user joins at {sfu}, and leaves")).await,
-            Err(saw) => sink.fail("join", &fault::USER_JOIN, saw).await,
+            Ok(_) => sink.ok("join", format!("the user joins at {sfu}, and leaves")),
+            Err(saw) => sink.fail("join", &fault::USER_JOIN, saw),
         },
-        None => sink.fail("join", &fault::USER_JOIN, format!("the service names {sfu}")).await,
+        None => sink.fail("join", &fault::USER_JOIN, format!("the service names {sfu}")),
     }
     if is_made_up && let Some(livekit) = &run.context.sfu {
         // It would end by itself in five minutes.
@@ -155,21 +151,19 @@ async fn check_power_level(run: &Run<'_>, api: &ClientApi, token: &Secret, user:
     let path = format!("/_matrix/client/v3/rooms/{}/state/m.room.power_levels/", segment(room));
     let reply = match run.in_time(api.get(&path, Some(token), MAX_BODY_BYTES)).await {
         Ok(reply) if reply.status.is_success() => reply,
-        Ok(reply) => return sink.skip(&STEPS[4..], &format!("the room's power levels: {}", said(&reply))).await,
-        Err(failure) => return sink.skip(&STEPS[4..], &words(&failure)).await,
+        Ok(reply) => return sink.skip(&STEPS[4..], &format!("the room's power levels: {}", said(&reply))),
+        Err(failure) => return sink.skip(&STEPS[4..], &words(&failure)),
     };
     let levels: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     let (has, needs) = power_levels(&levels, user);
     if has < needs && is_creator(run, api, token, user, room).await {
-        return sink
-            .ok("power-level", format!("{user} has created the room, and may do anything there"))
-            .await;
+        return sink.ok("power-level", format!("{user} has created the room, and may do anything there"));
     }
     let saw = format!("{MEMBER} needs {needs} there, and {user} has {has}");
     if has >= needs {
-        sink.ok("power-level", saw).await;
+        sink.ok("power-level", saw);
     } else {
-        sink.fail("power-level", &fault::USER_POWER_LEVEL, saw).await;
+        sink.fail("power-level", &fault::USER_POWER_LEVEL, saw);
     }
 }
 

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::Full;
-use hyper::client::conn::http1::handshake;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -25,10 +24,12 @@ use super::route::{Reply, Route, USER_AGENT};
 use crate::admission::budget::Budget;
 use crate::admission::{Class, Who};
 use crate::server_name::ServerName;
-use crate::text::error_chain;
 
 /// Largest well-known file that is read, in bytes.
 const MAX_FILE_BYTES: usize = 50 * 1024;
+
+/// Bytes that come over a connection in another protocol, at most.
+const MAX_UPGRADED_BYTES: usize = 1024 * 1024;
 
 /// A request to one address.
 pub struct Look<'a> {
@@ -224,26 +225,9 @@ impl Federation {
         let (budget, queued) = (Budget::of(who.class), Notify::new());
         let attempt = Attempt::new(who, &budget, &queued, None);
         attempt.asks_since(Some(since));
-        let (stream, _place) = route.connect(&self.dialer, &attempt).await?;
-        let broken = |error: hyper::Error| Failure::Http(error_chain(&error));
-        let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        let driver = tokio::spawn(connection.with_upgrades());
-        let _ended_with_us = AbortOnDrop(driver.abort_handle());
-        let response = sender.send_request(request).await.map_err(broken)?;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
-            return Ok(Upgrade::Switched(TokioIo::new(upgraded)));
-        }
-        Ok(Upgrade::Answered(response.status()))
-    }
-}
-
-/// Ends a task that nobody waits for any more.
-struct AbortOnDrop(tokio::task::AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
+        let (connection, _place) = Open::new(&self.dialer.pool, route.connect(&self.dialer, &attempt)).await?;
+        let upgraded = connection.upgrade(request, MAX_UPGRADED_BYTES).await?;
+        Ok(upgraded.map_or_else(Upgrade::Answered, |upgraded| Upgrade::Switched(TokioIo::new(upgraded))))
     }
 }
 

@@ -13,13 +13,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::dial::{Place, Stream};
@@ -380,6 +382,27 @@ impl Open {
             })
     }
 
+    /// Asks for another protocol: the connection where the other side speaks that from here on, else the status of its answer. At most
+    /// `limit` bytes come in all.
+    pub(super) async fn upgrade(self, request: Request<Full<Bytes>>, limit: usize) -> Result<Result<Upgraded, StatusCode>, Failure> {
+        let Self {
+            mut sender,
+            connection,
+            left,
+            ..
+        } = self;
+        left.store(limit, Ordering::Relaxed);
+        let broken = |error: hyper::Error| Failure::Http(error_chain(&error));
+        let driver = AbortOnDrop(tokio::spawn(connection.with_upgrades()).abort_handle());
+        let response = sender.send_request(request).await.map_err(broken)?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(Err(response.status()));
+        }
+        let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
+        drop(driver);
+        Ok(Ok(upgraded))
+    }
+
     /// Lets the connection do what is left to do, and says whether it can carry one more request.
     fn is_usable(&mut self) -> bool {
         if !self.ended {
@@ -412,6 +435,15 @@ async fn collect(response: http::Response<hyper::body::Incoming>, limit: usize) 
         body: whole.into(),
         took: Duration::ZERO,
     })
+}
+
+/// Ends a task that nobody waits for any more.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Counts one connection while it lives.
