@@ -290,7 +290,10 @@ fn not_after(der: &[u8]) -> Option<i64> {
         0x18 => text.to_owned(),
         _ => return None,
     };
-    let time = chrono::NaiveDateTime::parse_from_str(&text, "%Y%m%d%H%M%SZ").ok()?;
+    // By hand: the parser of dates for all formats is large.
+    let number = |from: usize, to: usize| text.get(from..to)?.parse::<u32>().ok();
+    let date = chrono::NaiveDate::from_ymd_opt(i32::try_from(number(0, 4)?).ok()?, number(4, 6)?, number(6, 8)?)?;
+    let time = date.and_hms_opt(number(8, 10)?, number(10, 12)?, number(12, 14)?)?;
     Some(time.and_utc().timestamp())
 }
 
