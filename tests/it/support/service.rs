@@ -286,10 +286,19 @@ impl Service {
     /// log is waited for, a second at most.
     pub(crate) fn log(&self) -> String {
         let end = Instant::now() + Duration::from_secs(1);
-        while self.is_logging() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(1));
+        let mut text = self.stderr.text();
+        loop {
+            while self.is_logging() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // What was written may still be on its way through the pipe.
+            std::thread::sleep(Duration::from_millis(2));
+            let now = self.stderr.text();
+            if now.len() == text.len() || Instant::now() >= end {
+                return now;
+            }
+            text = now;
         }
-        self.stderr.text()
     }
 
     fn is_logging(&self) -> bool {
