@@ -99,6 +99,8 @@ pub struct Connection {
     peer: IpAddr,
     phase: AtomicU8,
     since: AtomicU64,
+    /// Milliseconds since then in which nothing was read, for want of memory.
+    kept_waiting: AtomicU64,
     bytes: AtomicU64,
     held: [AtomicUsize; 2],
     had_large_head: AtomicBool,
@@ -161,6 +163,7 @@ impl Connections {
             peer,
             phase: AtomicU8::new(Phase::Silent as u8),
             since: AtomicU64::new(self.now()),
+            kept_waiting: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             held: Default::default(),
             had_large_head: AtomicBool::new(false),
@@ -359,7 +362,14 @@ impl Connection {
     fn enter(&self, phase: Phase, bytes: u64) {
         self.phase.store(phase as u8, Relaxed);
         self.since.store(self.all.now(), Relaxed);
+        self.kept_waiting.store(0, Relaxed);
         self.bytes.store(bytes, Relaxed);
+    }
+
+    /// Nothing was read for that long, since a pot was empty.
+    pub fn was_kept_waiting(&self, pause: Duration) {
+        let millis = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        self.kept_waiting.fetch_add(millis, Relaxed);
     }
 
     fn awaits_answer(&self) -> bool {
@@ -376,6 +386,7 @@ impl Connection {
         Look {
             phase: self.phase(),
             age: Duration::from_millis(now.saturating_sub(self.since.load(Relaxed))),
+            kept_waiting: Duration::from_millis(self.kept_waiting.load(Relaxed)),
             bytes: self.bytes.load(Relaxed),
         }
     }

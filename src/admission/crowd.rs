@@ -9,6 +9,9 @@ use std::time::Duration;
 const SILENT_AFTER: Duration = Duration::from_millis(250);
 /// A body that has been coming for so long shows how fast it comes.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
+/// Those that wait for memory for so long may wait for each other.
+const ENTANGLED_AFTER: Duration = Duration::from_secs(3);
+
 /// Phase that a connection is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -29,14 +32,21 @@ pub struct Look {
     pub phase: Phase,
     /// Time since the phase began.
     pub age: Duration,
+    /// Part of that time in which nothing was read, since there was no memory: that is no fault of the client's.
+    pub kept_waiting: Duration,
     /// How many bytes came in that time.
     pub bytes: u64,
 }
 
 impl Look {
+    /// Time in which the client could send.
+    fn read_for(self) -> Duration {
+        self.age.saturating_sub(self.kept_waiting)
+    }
+
     /// Bytes that come in a second.
     fn rate(self) -> u64 {
-        let millis = u64::try_from(self.age.as_millis()).unwrap_or(u64::MAX).max(1);
+        let millis = u64::try_from(self.read_for().as_millis()).unwrap_or(u64::MAX).max(1);
         self.bytes.saturating_mul(1000) / millis
     }
 
@@ -66,10 +76,12 @@ pub fn give_way<K: Copy>(crowd: impl Iterator<Item = (K, Look)>, wanted: usize) 
 }
 
 /// Chooses the one of these that gives up what it holds, where that kind of memory has run out: the slowest of those that have been
-/// coming for a while.
+/// coming for a while. Whoever was kept waiting for memory and has just got some has a moment to send, unless all wait for each
+/// other.
 pub fn slowest<K: Copy>(crowd: impl Iterator<Item = (K, Look)>) -> Option<K> {
     crowd
         .filter(|(_, look)| matches!(look.phase, Phase::Head | Phase::Body) && look.age >= SLOW_AFTER)
+        .filter(|(_, look)| look.read_for() >= SILENT_AFTER || look.age >= ENTANGLED_AFTER)
         .min_by_key(|(_, look)| look.rate())
         .map(|(key, _)| key)
 }
@@ -82,6 +94,7 @@ mod tests {
         Look {
             phase,
             age: Duration::from_millis(millis),
+            kept_waiting: Duration::ZERO,
             bytes,
         }
     }
@@ -131,5 +144,19 @@ mod tests {
         ];
         assert_eq!(slowest(crowd.iter().copied().enumerate()), Some(2));
         assert_eq!(slowest(crowd[..1].iter().copied().enumerate()), None);
+    }
+
+    /// Of whoever waits for memory nothing is read, which looks slow and is not.
+    #[test]
+    fn whoever_was_kept_waiting_has_a_moment_to_send() {
+        let waits = |millis| Look {
+            kept_waiting: Duration::from_millis(millis - 100),
+            ..look(Phase::Body, millis, 8_000)
+        };
+        let stalls = look(Phase::Body, 1_100, 64_500);
+        assert_eq!(slowest([waits(1_050), stalls].into_iter().enumerate()), Some(1));
+        // Nobody keeps the memory by waiting for more.
+        assert_eq!(slowest([waits(1_050)].into_iter().enumerate()), None);
+        assert_eq!(slowest([waits(3_000)].into_iter().enumerate()), Some(0));
     }
 }

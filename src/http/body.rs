@@ -90,7 +90,10 @@ impl Whole<'_> {
         loop {
             match self.connection.take(self.pot, wanted) {
                 Taken::Yes => break,
-                Taken::NotYet => sleep(RETRY_PAUSE).await,
+                Taken::NotYet => {
+                    sleep(RETRY_PAUSE).await;
+                    self.connection.was_kept_waiting(RETRY_PAUSE);
+                }
                 Taken::GiveWay => return Err(ApiError::BUSY),
             }
         }
