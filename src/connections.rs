@@ -366,7 +366,7 @@ impl Connection {
         self.bytes.store(bytes, Relaxed);
     }
 
-    /// Nothing was read for that long, since a pot was empty.
+    /// Takes in that nothing was read for that long, since a pot was empty.
     pub fn was_kept_waiting(&self, pause: Duration) {
         let millis = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         self.kept_waiting.fetch_add(millis, Relaxed);

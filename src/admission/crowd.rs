@@ -9,7 +9,7 @@ use std::time::Duration;
 const SILENT_AFTER: Duration = Duration::from_millis(250);
 /// A body that has been coming for so long shows how fast it comes.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
-/// Those that wait for memory for so long may wait for each other.
+/// Time after which bodies that wait for memory may be waiting for each other.
 const ENTANGLED_AFTER: Duration = Duration::from_secs(3);
 
 /// Phase that a connection is in.
