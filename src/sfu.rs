@@ -166,7 +166,7 @@ impl Sfu {
         Probe::new(self.endpoint.clone())
     }
 
-    /// Notes that the holder of this participant may open rooms and is on the way.
+    /// Notes that this participant may open rooms and is on the way.
     pub fn expect(&self, participant: &ParticipantKey) {
         self.expected
             .lock()

@@ -1,7 +1,6 @@
 //! How clients find this service: the well-known file of each homeserver with full access, and the homeserver's transports.
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use url::Url;
 
@@ -90,14 +89,7 @@ async fn check_file(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -> Opti
     let (mut hops, mut hides) = (0, false);
     let looked = loop {
         let headers = [(header::ORIGIN, ORIGIN)];
-        let look = Look {
-            url: &url,
-            method: Method::GET,
-            headers: &headers,
-            body: Bytes::new(),
-            limit: MAX_BODY_BYTES,
-            since: run.began,
-        };
+        let look = Look::get(&url, &headers, MAX_BODY_BYTES, run.began);
         let looked = match run.context.federation.look(&look, run.is_configured(&url), run.soon()).await {
             Ok(looked) => looked,
             Err(failure) => {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use prost::Message;
 use serde_json::Value;
 use tokio::net::{TcpStream, UdpSocket};
@@ -253,14 +253,7 @@ async fn ask(run: &Run<'_>, base: &Url, path: &str, token: Option<&Secret>) -> R
         .transpose()?
         .into_iter()
         .collect();
-    let look = Look {
-        url: &url,
-        method: Method::GET,
-        headers: &headers,
-        body: Bytes::new(),
-        limit: MAX_REFUSAL_BYTES,
-        since: run.began,
-    };
+    let look = Look::get(&url, &headers, MAX_REFUSAL_BYTES, run.began);
     let looked = run.context.federation.look(&look, true, run.soon()).await?;
     Ok((looked.reply.status, looked.reply.body))
 }
@@ -369,14 +362,7 @@ pub(super) async fn join(run: &Run<'_>, base: &Url, token: &Secret) -> Result<Jo
         (header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
         (header::SEC_WEBSOCKET_KEY, key),
     ];
-    let look = Look {
-        url: &url,
-        method: Method::GET,
-        headers: &headers,
-        body: Bytes::new(),
-        limit: MAX_REFUSAL_BYTES,
-        since: run.began,
-    };
+    let look = Look::get(&url, &headers, MAX_REFUSAL_BYTES, run.began);
     let stream = match run.context.federation.upgrade(&look, true, run.soon()).await {
         Ok(Upgrade::Switched(stream)) => stream,
         Ok(Upgrade::Answered(status)) => {

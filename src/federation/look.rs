@@ -231,7 +231,20 @@ impl Federation {
     }
 }
 
-impl Look<'_> {
+impl<'a> Look<'a> {
+    /// A GET without a body.
+    #[must_use]
+    pub const fn get(url: &'a Url, headers: &'a [(HeaderName, HeaderValue)], limit: usize, since: Instant) -> Self {
+        Self {
+            url,
+            method: Method::GET,
+            headers,
+            body: Bytes::new(),
+            limit,
+            since,
+        }
+    }
+
     fn request(&self, route: &Route) -> Result<Request<Bytes>, Failure> {
         let path: Uri = self.url[Position::BeforePath..Position::AfterQuery]
             .parse()

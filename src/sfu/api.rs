@@ -127,11 +127,9 @@ impl Api {
             departure_timeout: DEPARTURE_TIMEOUT_SECONDS,
             ..CreateRoomRequest::default()
         };
-        let bearer = self.bearer(VideoGrants {
-            room_create: true,
-            ..VideoGrants::default()
-        })?;
-        let (created, answered_at) = self.call::<Room>(&self.methods.create_room, bearer, &request, CALL_TIMEOUT).await?;
+        let (created, answered_at) = self
+            .call::<Room>(&self.methods.create_room, self.opener()?, &request, CALL_TIMEOUT)
+            .await?;
         its_own(created.name == room)?;
         Ok((created, answered_at))
     }
@@ -145,24 +143,26 @@ impl Api {
             max_participants: 2,
             ..CreateRoomRequest::default()
         };
-        let bearer = self.bearer(VideoGrants {
-            room_create: true,
-            ..VideoGrants::default()
-        })?;
-        let (created, _) = self.call::<Room>(&self.methods.create_room, bearer, &request, CALL_TIMEOUT).await?;
+        let (created, _) = self
+            .call::<Room>(&self.methods.create_room, self.opener()?, &request, CALL_TIMEOUT)
+            .await?;
         its_own(created.name == room)
     }
 
     /// Ends a room and the sessions of all who are in it.
     pub(super) async fn delete_room(&self, room: &str) -> Result<(), SfuError> {
-        let bearer = self.bearer(VideoGrants {
-            room_create: true,
-            ..VideoGrants::default()
-        })?;
         let request = DeleteRoomRequest { room: room.to_owned() };
-        self.call::<DeleteRoomResponse>(&self.methods.delete_room, bearer, &request, CALL_TIMEOUT)
+        self.call::<DeleteRoomResponse>(&self.methods.delete_room, self.opener()?, &request, CALL_TIMEOUT)
             .await?;
         Ok(())
+    }
+
+    /// Token for opening and ending rooms.
+    fn opener(&self) -> Result<HeaderValue, SfuError> {
+        self.bearer(VideoGrants {
+            room_create: true,
+            ..VideoGrants::default()
+        })
     }
 
     /// Token of one who joins a room, sees it and does nothing in it.
