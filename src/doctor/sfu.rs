@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use prost::Message;
 use serde_json::Value;
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use url::{Host, Url};
 
 use super::arrivals::{Astray, ROOM};
@@ -31,9 +31,11 @@ const CLOCK_WARN_SECONDS: u64 = 20;
 const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the SFU's candidates are waited for after the last one.
 const TRICKLE_TIMEOUT: Duration = Duration::from_millis(700);
-/// Time for one question by UDP, and how often it is asked.
-const UDP_TIMEOUT: Duration = Duration::from_millis(700);
-const UDP_TRIES: usize = 3;
+/// Time from one question by UDP to the next, and how many there are. Of half of them lost either way, one in four is answered.
+const UDP_PAUSE: Duration = Duration::from_millis(150);
+const UDP_TRIES: u32 = 14;
+/// Time that the answer to the last one has.
+const UDP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Body of a refusal that is read, in bytes.
 const MAX_REFUSAL_BYTES: usize = 4096;
 
@@ -523,27 +525,33 @@ async fn answers_by_udp(joined: &mut Joined, address: SocketAddr) -> bool {
     if socket.connect(address).await.is_err() {
         return false;
     }
-    for _ in 0..UDP_TRIES {
-        let id: [u8; 12] = rand::random();
-        if socket.send(&binding_request(&ice, &ufrag, id)).await.is_err() {
-            continue;
+    // One transaction: an answer to the first question is one, however late it comes (RFC 8489, section 6.2.1).
+    let id: [u8; 12] = rand::random();
+    let question = binding_request(&ice, &ufrag, id);
+    let ask = async {
+        for _ in 0..UDP_TRIES {
+            // What cannot be sent now may be later.
+            let _ = socket.send(&question).await;
+            sleep(UDP_PAUSE).await;
         }
+        sleep(UDP_TIMEOUT).await;
+    };
+    let hear = async {
         let mut buffer = [0; 1500];
-        let answered = timeout(UDP_TIMEOUT, async {
-            loop {
-                match socket.recv(&mut buffer).await {
-                    // Its own checks come here, too.
-                    Ok(length) if !is_answer(&buffer[..length], id) => {}
-                    Ok(_) => return true,
-                    Err(_) => return false,
-                }
+        loop {
+            match socket.recv(&mut buffer).await {
+                Ok(length) if is_answer(&buffer[..length], id) => break,
+                // Its own checks come here, too.
+                Ok(_) => {}
+                // A port that is closed says so once for each question.
+                Err(_) => sleep(UDP_PAUSE).await,
             }
-        });
-        if answered.await.unwrap_or(false) {
-            return true;
         }
+    };
+    tokio::select! {
+        () = hear => true,
+        () = ask => false,
     }
-    false
 }
 
 fn fault_of(error: &SfuError) -> &'static Fault {

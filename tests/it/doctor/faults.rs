@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::stack::{Plan, Stack, UPGRADE, WEB, client_file, file_with, jwt, registration, sfu};
+use super::stack::{Plan, RELAY, Stack, UPGRADE, WEB, client_file, file_with, jwt, registration, sfu};
 use crate::support::network::in_own_network;
 use crate::support::process::{real_neighbours, say};
 use crate::support::secrets;
+use crate::support::udp_relay::Link;
 
 /// Debian's; the command `faketime` would stand between us and the service.
 const LIBFAKETIME: &str = "LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
@@ -16,7 +17,7 @@ const CLOSED: &str = "table inet t {\nchain blocked {\ntype filter hook input pr
 /// Arguments by which a fault is looked for.
 const INSIDE: &[&str] = &[];
 const SLOW: &[&str] = &["--slow"];
-/// As from a laptop with the secret.
+/// As from a laptop with the secret: another machine in another network.
 const OUTSIDE: &[&str] = &["--url", super::stack::PUBLIC];
 
 /// A fault that is planted, and what is to be found.
@@ -50,6 +51,12 @@ fn nginx(plan: &mut Plan, part: &'static str, text: impl Into<String>) {
 
 fn service_url(plan: &mut Plan, url: &str) {
     nginx(plan, "client-file", client_file(&file_with(url)));
+}
+
+/// The SFU tells its clients of the other end of this link.
+fn slow_link(plan: &mut Plan, link: Link) {
+    plan.sfu["rtc"]["node_ip"] = json!(RELAY.to_string());
+    plan.link = Some(link);
 }
 
 /// Those that need no start of Synapse, two to three seconds each.
@@ -123,6 +130,39 @@ const SLOWER: &[Planted] = &[
         warns: &["sfu-udp"],
         ..planted("UDP blocked", &["sfu-udp"], |plan| {
             plan.firewall = "table inet t {\nchain blocked {\ntype filter hook input priority 0;\nudp dport 7882 drop\n}\n}".into();
+        })
+    },
+    Planted {
+        arguments: OUTSIDE,
+        // The service itself sees nothing of it.
+        ..planted("UDP blocked on the way", &["sfu-udp"], |plan| {
+            plan.firewall =
+                "table inet t {\nchain blocked {\ntype filter hook input priority 0;\niifname != \"lo\" udp dport 7882 drop\n}\n}".into();
+        })
+    },
+    Planted {
+        arguments: OUTSIDE,
+        ..planted("a slow link that loses every other datagram is no fault", &[], |plan| {
+            slow_link(
+                plan,
+                Link {
+                    delay: Duration::from_millis(450),
+                    one_of: 2,
+                },
+            );
+        })
+    },
+    Planted {
+        arguments: OUTSIDE,
+        warns: &["sfu-udp"],
+        ..planted("a link that loses all", &["sfu-udp"], |plan| {
+            slow_link(
+                plan,
+                Link {
+                    delay: Duration::ZERO,
+                    one_of: usize::MAX,
+                },
+            );
         })
     },
     Planted {
@@ -273,7 +313,12 @@ const SLOWER: &[Planted] = &[
 
 /// What is wrong with what was found.
 fn judge(stack: &Stack, planted: &Planted) -> Option<String> {
-    let run = stack.doctor(&[planted.arguments, &["--json"]].concat());
+    let arguments = [planted.arguments, &["--json"]].concat();
+    let run = if planted.arguments == OUTSIDE {
+        stack.doctor_elsewhere(&stack.environment(), &arguments)
+    } else {
+        stack.doctor(&arguments)
+    };
     let (fails, warns) = (run.ids("FAIL"), run.ids("warn"));
     let mut expected: Vec<_> = planted.fails.to_vec();
     expected.sort_unstable();

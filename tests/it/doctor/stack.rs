@@ -12,16 +12,22 @@ use serde_json::{Value, json};
 
 use crate::support::ca::Ca;
 use crate::support::dns::Dns;
-use crate::support::network::{own, replace_file};
+use crate::support::network::{OtherMachine, own, replace_file};
 use crate::support::process::{self, Process, program};
 use crate::support::redis::RedisServer;
 use crate::support::secrets;
 use crate::support::service::{Service, Setup, binary};
+use crate::support::udp_relay::{Link, UdpRelay};
 
 /// Public addresses of the web server, of the homeserver, and one where nobody is.
 pub(crate) const WEB: Ipv4Addr = Ipv4Addr::new(8, 8, 4, 10);
 pub(crate) const HOME: Ipv4Addr = Ipv4Addr::new(8, 8, 4, 20);
-const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(8, 8, 4, 53);
+/// A laptop somewhere else.
+const LAPTOP: Ipv4Addr = Ipv4Addr::new(8, 8, 4, 30);
+/// Beginning of a bad link to the SFU's UDP port.
+pub(crate) const RELAY: Ipv4Addr = Ipv4Addr::new(8, 8, 4, 40);
+const UDP_PORT: u16 = 7882;
 
 pub(crate) const PUBLIC: &str = "https://livekit.example.org/livekit/jwt";
 const KEY: &str = "realkey";
@@ -49,6 +55,8 @@ pub(crate) struct Plan {
     pub(crate) wrapper: Vec<&'static str>,
     /// Rules of nftables.
     pub(crate) firewall: String,
+    /// What datagrams to the SFU go over, if they do not go there directly.
+    pub(crate) link: Option<Link>,
     /// Options of redis-server.
     pub(crate) redis: Vec<String>,
 }
@@ -63,6 +71,8 @@ pub(crate) struct Stack {
     sfu: Option<Process>,
     synapse: Option<Process>,
     redis: Option<RedisServer>,
+    relay: Option<UdpRelay>,
+    laptop: OtherMachine,
     secrets: Vec<String>,
     _dns: Dns,
 }
@@ -102,7 +112,7 @@ impl Run {
 impl Stack {
     /// Starts nothing yet. Must be called in a network of the test's own.
     pub(crate) fn new() -> Self {
-        for address in [WEB, HOME] {
+        for address in [WEB, HOME, RESOLVER, RELAY] {
             own(address.into());
         }
         replace_file(
@@ -125,6 +135,8 @@ impl Stack {
             sfu: None,
             synapse: None,
             redis: None,
+            relay: None,
+            laptop: OtherMachine::at(LAPTOP),
             secrets: vec![secret, as_token, hs_token],
             _dns: dns,
         }
@@ -164,6 +176,10 @@ impl Stack {
             let options: Vec<_> = plan.redis.iter().map(String::as_str).collect();
             self.redis = RedisServer::start(&options);
         }
+        self.relay = None;
+        self.relay = plan
+            .link
+            .map(|link| UdpRelay::start((RELAY, UDP_PORT).into(), (WEB, UDP_PORT).into(), link));
         if sfu {
             self.sfu = None;
             self.sfu = Some(self.start_sfu(plan));
@@ -286,12 +302,23 @@ impl Stack {
         self.doctor_with(&self.environment(), arguments, None)
     }
 
-    /// The same with these variables and this on its standard input. No secret is ever in what it says.
+    /// The same with these variables and this on its standard input.
     pub(crate) fn doctor_with(&self, env: &BTreeMap<String, String>, arguments: &[&str], input: Option<&str>) -> Run {
-        let began = Instant::now();
         let wrapper = self.plan.as_ref().map(|plan| plan.wrapper.clone()).unwrap_or_default();
-        let mut words = wrapper.iter().copied().chain([binary(), "doctor"]);
-        let mut child = Command::new(words.next().expect("a program"))
+        let wrapper: Vec<_> = wrapper.into_iter().map(str::to_owned).collect();
+        self.run(&wrapper, env, arguments, input)
+    }
+
+    /// The same on another machine, which reaches the public addresses alone.
+    pub(crate) fn doctor_elsewhere(&self, env: &BTreeMap<String, String>, arguments: &[&str]) -> Run {
+        self.run(&self.laptop.prefix(), env, arguments, None)
+    }
+
+    /// No secret is ever in what it says.
+    fn run(&self, wrapper: &[String], env: &BTreeMap<String, String>, arguments: &[&str], input: Option<&str>) -> Run {
+        let began = Instant::now();
+        let mut words = wrapper.iter().map(String::as_str).chain([binary(), "doctor"]);
+        let mut child = Command::new(program(words.next().expect("a program")))
             .args(words)
             .args(arguments)
             .env_clear()
@@ -406,7 +433,7 @@ fn healthy(secret: &str, as_token: &str, hs_token: &str) -> Plan {
             "bind_addresses": ["127.0.0.1"],
             "rtc": {
                 "tcp_port": 7881,
-                "udp_port": 7882,
+                "udp_port": UDP_PORT,
                 "use_external_ip": false,
                 "node_ip": WEB.to_string(),
                 "interfaces": {"includes": ["lo"]},
@@ -447,6 +474,7 @@ fn healthy(secret: &str, as_token: &str, hs_token: &str) -> Plan {
         env: env.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
         wrapper: Vec::new(),
         firewall: String::new(),
+        link: None,
         redis: Vec::new(),
     }
 }

@@ -39,6 +39,7 @@ pub(crate) mod service;
 pub(crate) mod sfu;
 pub(crate) mod synapse;
 pub(crate) mod tunnel;
+pub(crate) mod udp_relay;
 pub(crate) mod webhook;
 pub(crate) mod world;
 

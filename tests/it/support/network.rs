@@ -1,12 +1,13 @@
 //! The network that a test runs in: the machine's, or one of its own in which every address of the internet is ours.
 
 use std::any::type_name;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 use std::sync::LazyLock;
 
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::process::{self, Process};
 use super::{nothing_may_be_left_out, runtime, unique_loopback};
 
 /// Set for a test that was started again inside its own network.
@@ -91,6 +92,40 @@ pub(crate) fn own(address: IpAddr) {
         .args(address.is_ipv6().then_some("nodad"))
         .output()
         .expect("ip");
+}
+
+/// Another machine: a network whose one cable leads to this one, where the internet is.
+pub(crate) struct OtherMachine(Process);
+
+impl OtherMachine {
+    /// Gives it this address, which is nobody else's. Must be called in an own network.
+    pub(crate) fn at(address: Ipv4Addr) -> Self {
+        assert!(std::env::var_os(INSIDE).is_some(), "not in an own network");
+        let mut holder = Command::new("unshare");
+        holder.args(["--net", "sleep", "infinity"]);
+        let holder = Process::start("other-machine", &holder, &process::directory("other-machine"));
+        let pid = holder.pid().to_string();
+        let own = std::fs::read_link("/proc/self/ns/net").expect("a network");
+        let other = || std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|network| network != own);
+        holder.wait_ready(other);
+        let cable =
+            format!("ip link add cable type veth peer name cable netns {pid} && ip link set cable up && ip route add {address} dev cable");
+        let there =
+            format!("ip link set lo up && ip address add {address} dev cable && ip link set cable up && ip route add default dev cable");
+        let machine = Self(holder);
+        for (prefix, script) in [(vec![], cable), (machine.prefix(), there)] {
+            let words: Vec<_> = prefix.into_iter().chain(["sh", "-c", &script].map(str::to_owned)).collect();
+            let status = Command::new(&words[0]).args(&words[1..]).status().expect("ip");
+            assert!(status.success(), "{words:?}");
+        }
+        machine
+    }
+
+    /// Words before a command that is to run there.
+    pub(crate) fn prefix(&self) -> Vec<String> {
+        let pid = self.0.pid().to_string();
+        ["nsenter", "--net", "--target", &pid].map(str::to_owned).to_vec()
+    }
 }
 
 /// How many TCP connections were begun in this network so far, whatever became of them.

@@ -230,9 +230,14 @@ impl Process {
     /// To the whole group, by name (`STOP`, …).
     #[track_caller]
     pub(crate) fn signal(&self, name: &str) {
-        let group = self.child.lock().unwrap_or_else(PoisonError::into_inner).id();
+        let group = self.pid();
         let status = Command::new("/bin/sh").args(["-c", &format!("kill -{name} -{group}")]).status();
         assert!(status.is_ok_and(|status| status.success()), "kill -{name} -{group}");
+    }
+
+    /// Its number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner).id()
     }
 
     /// An abrupt end.
