@@ -35,10 +35,11 @@ pub enum Kind {
     HangingNames,
     FanOuts,
     StalledWebhooks,
+    ForgedTickets,
 }
 
 impl Kind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::StalledHeads,
         Self::Silent,
         Self::ChunkBombs,
@@ -49,6 +50,7 @@ impl Kind {
         Self::HangingNames,
         Self::FanOuts,
         Self::StalledWebhooks,
+        Self::ForgedTickets,
     ];
 
     /// Its name, and how many of it begin each second.
@@ -64,6 +66,7 @@ impl Kind {
             Self::HangingNames => ("hanging-names", 50),
             Self::FanOuts => ("fan-outs", 5),
             Self::StalledWebhooks => ("stalled-webhooks", 5),
+            Self::ForgedTickets => ("forged-tickets", 100),
         }
     }
 }
@@ -191,6 +194,14 @@ impl Attackers {
                     request.truncate(request.len() - body.len() - 2);
                 }
                 self.send(to, &request, HELD_FOR).await
+            }
+            // For doctor. Of every other one the body stays away.
+            Kind::ForgedTickets => {
+                let ticket = "eyJhbGciOiJIUzI1NiJ9.eyJhdWQiOiJkb2N0b3IifQ.c2lnbmVkLWJ5LW5vYm9keS1hdC1hbGwtMDEyMzQ1Njc4OWE";
+                let length = [0, 60_000][(i % 2) as usize];
+                let head =
+                    format!("POST /doctor HTTP/1.1\r\nHost: {to}\r\nAuthorization: Bearer {ticket}\r\nContent-Length: {length}\r\n\r\n");
+                self.send(to, head.as_bytes(), HELD_FOR).await
             }
         }
     }

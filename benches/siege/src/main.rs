@@ -46,7 +46,8 @@ usage: siege --binary PATH [options]
   --seconds N         the same in seconds, as one round
   --after SECONDS     how long memory is watched after the end (default 60)
   --attacks LIST      only these, by comma, or none; all: stalled-heads, silent, chunk-bombs, 1xx-streams, junk-listed,
-                      junk-verified, junk-new, hanging-names, fan-outs, stalled-webhooks
+                      junk-verified, junk-new, hanging-names, fan-outs, stalled-webhooks,
+                      forged-tickets
   --memory MIB        limit of the service's cgroup (default 128)
   --service-cpu N     core of the service (default 0)
   --siege-cpu N       core of everybody else (default 1)
