@@ -1,6 +1,7 @@
 //! A bad link for UDP: everything is late, and some of it is lost.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -67,12 +68,15 @@ async fn relay(near: Arc<UdpSocket>, to: SocketAddr, link: Link) {
             // An error is an ICMP message about an earlier datagram.
             received = near.recv_from(&mut buffer) => {
                 let Ok((length, from)) = received else { continue };
-                if !fars.contains_key(&from) {
-                    let far = Arc::new(UdpSocket::bind(("0.0.0.0", 0)).await.expect("a socket"));
-                    tasks.spawn(back(Arc::clone(&far), Arc::clone(&near), from, found.clone()));
-                    fars.insert(from, far);
-                }
-                (Arc::clone(&fars[&from]), to, buffer[..length].to_vec())
+                let far = match fars.entry(from) {
+                    Entry::Occupied(far) => Arc::clone(far.get()),
+                    Entry::Vacant(place) => {
+                        let far = Arc::new(UdpSocket::bind(("0.0.0.0", 0)).await.expect("a socket"));
+                        tasks.spawn(back(Arc::clone(&far), Arc::clone(&near), from, found.clone()));
+                        Arc::clone(place.insert(far))
+                    }
+                };
+                (far, to, buffer[..length].to_vec())
             }
             Some(back) = arrived.recv() => back,
         };
