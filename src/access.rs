@@ -277,7 +277,20 @@ mod tests {
             let pattern = HostPattern::parse(text).unwrap();
             assert_eq!((pattern.to_string().as_str(), pattern.host()), (shown, host.map(name)), "{text}");
         }
-        for text in ["", "*", "*.", "*..", "*..a", "*.*.a", "a.*.b", "*a.b", "*.192.0.2.1", "*.[::1]", "a_b", "https://a"] {
+        for text in [
+            "",
+            "*",
+            "*.",
+            "*..",
+            "*..a",
+            "*.*.a",
+            "a.*.b",
+            "*a.b",
+            "*.192.0.2.1",
+            "*.[::1]",
+            "a_b",
+            "https://a",
+        ] {
             assert_eq!(HostPattern::parse(text), None, "{text}");
         }
     }

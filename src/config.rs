@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use url::Url;
 
-use crate::access::{HostPattern, Homeservers, Policy, Source};
+use crate::access::{Homeservers, HostPattern, Policy, Source};
 use crate::admission::rates::Rates;
 use crate::bind::Bind;
 use crate::server_name::ServerName;

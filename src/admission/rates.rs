@@ -253,7 +253,10 @@ mod tests {
         assert_eq!(seen, [2000, 4000, 6000, 8000, 10_000, -12_000]);
         let refused = buckets.take(&stranger(4), now, now + HOLD).unwrap_err();
         assert_eq!(refused.limit, RateLimit::Homeserver);
-        assert_eq!(refused.to_string(), "the homeserver asks more often than LIVEKIT_RATE_LIMIT_HOMESERVER allows");
+        assert_eq!(
+            refused.to_string(),
+            "the homeserver asks more often than LIVEKIT_RATE_LIMIT_HOMESERVER allows"
+        );
         // What the homeserver's rate refused was not counted as the user's.
         assert_eq!(delays(&mut buckets, &of_user(4), now, 10), [0; 10]);
         assert_eq!(buckets.take(&of_user(4), now, now).unwrap_err().limit, RateLimit::User);

@@ -147,7 +147,14 @@ fn pairs_of(keys: &Yaml) -> Option<Keys> {
     let text = |yaml: &Yaml| match yaml {
         Yaml::String(text) | Yaml::Real(text) if !text.is_empty() => Some(text.clone()),
         Yaml::Integer(number) => Some(number.to_string()),
-        Yaml::String(_) | Yaml::Real(_) | Yaml::Boolean(_) | Yaml::Array(_) | Yaml::Hash(_) | Yaml::Alias(_) | Yaml::Null | Yaml::BadValue => None,
+        Yaml::String(_)
+        | Yaml::Real(_)
+        | Yaml::Boolean(_)
+        | Yaml::Array(_)
+        | Yaml::Hash(_)
+        | Yaml::Alias(_)
+        | Yaml::Null
+        | Yaml::BadValue => None,
     };
     let mut pairs = keys.iter().map(|(key, secret)| Some(pair(text(key)?, text(secret)?)));
     let signing = pairs.next()??;

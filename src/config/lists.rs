@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use url::{Host, Url};
 
 use super::reader::{Reader, part_shown};
-use crate::access::{Entry, HostPattern, Homeservers};
+use crate::access::{Entry, Homeservers, HostPattern};
 use crate::server_name::ServerName;
 
 const FULL_ACCESS: &str = "LIVEKIT_FULL_ACCESS_HOMESERVERS";
@@ -57,7 +57,10 @@ pub(super) fn admitted(
     let mut allowed = patterns(reader, ALLOWED).unwrap_or(Homeservers::All);
     let blocked = patterns(reader, BLOCKED).unwrap_or_else(|| Homeservers::Listed(BTreeSet::new()));
     if blocked == Homeservers::All {
-        reader.mistake(BLOCKED, format!("is *, so that nobody could call: name homeservers, or set {ALLOWED} to those that may"));
+        reader.mistake(
+            BLOCKED,
+            format!("is *, so that nobody could call: name homeservers, or set {ALLOWED} to those that may"),
+        );
     } else if let Some(name) = named.iter().find(|name| blocked.contains(name)) {
         let text = format!("blocks {name}, which has full access or is our own homeserver: take it from one of the lists");
         reader.mistake(BLOCKED, text);
@@ -85,7 +88,10 @@ fn patterns(reader: &mut Reader<'_>, variable: &'static str) -> Option<Homeserve
 /// A list that names nobody is a mistake: a failed expansion must not pass for a decision.
 fn homeservers(reader: &mut Reader<'_>, variable: &'static str, text: &str) -> Homeservers {
     let (list, useless) = entries::<ServerName>(text);
-    for name in list.entries().filter(|name| name.as_str().bytes().any(|byte| byte.is_ascii_uppercase())) {
+    for name in list
+        .entries()
+        .filter(|name| name.as_str().bytes().any(|byte| byte.is_ascii_uppercase()))
+    {
         reader.warn(format!(
             "{variable} has an entry with capital letters, {}: names are compared as they stand in user ids, which have none; write {}",
             part_shown(text, name.as_str()),

@@ -437,7 +437,7 @@ fn names_in(config: &Config) -> Vec<String> {
     let servers = settings
         .servers
         .iter()
-        .chain(&settings.mentioned)
+        .chain(settings.mentioned.iter().map(|(name, _)| name))
         .map(|name| name.as_str().to_owned());
     hosts.chain(livekit).chain(redis).chain(servers).collect()
 }

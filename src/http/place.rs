@@ -40,7 +40,11 @@ impl<'a> Place<'a> {
         if let Ok(server) = ServerName::parse(unverified_server_name) {
             note(|line| line.server = Some(server.as_str().into()));
             if !app.exchange.policy.admits(&server) {
-                return Ok(Self { waiting, ticket, connection });
+                return Ok(Self {
+                    waiting,
+                    ticket,
+                    connection,
+                });
             }
             let who = app.exchange.openid.who(&server);
             note(|line| line.class = Some(who.class));
