@@ -136,9 +136,9 @@ impl Homeservers {
 words! {
     /// Kind of track, by LiveKit's names in `canPublishSources`.
     Source {
-        /// A camera.
+        /// Track of a camera.
         Camera = "camera",
-        /// A microphone.
+        /// Track of a microphone.
         Microphone = "microphone",
         /// The picture of a screen.
         ScreenShare = "screen_share",

@@ -46,7 +46,7 @@ pub struct Rates {
 /// A verified user who asks for something, hashed.
 #[derive(Debug, Clone, Copy)]
 pub struct Asker {
-    /// The user.
+    /// User who asks.
     pub user: u64,
     /// The user's homeserver, where it is not listed.
     pub homeserver: Option<u64>,
@@ -64,7 +64,7 @@ pub struct RateExceeded {
     pub wait: Duration,
 }
 
-/// Whose rate it is.
+/// Kind of rate: of a user, or of a homeserver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RateLimit {
     /// The rate of a user.
@@ -172,6 +172,7 @@ impl Kind {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a moment to count from")]
 mod tests {
     use super::*;
 

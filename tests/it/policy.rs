@@ -139,7 +139,7 @@ fn assert_limited(answer: &Answer, at_most_seconds: u64) {
     answer.assert_error(429, "M_LIMIT_EXCEEDED", "Too many requests, try again later");
     assert_eq!(answer.field("reason"), "rate_limited");
     let seconds: u64 = answer
-        .header("Retry-After")
+        .header("retry-after")
         .and_then(|text| text.parse().ok())
         .expect("Retry-After");
     assert!((1..=at_most_seconds).contains(&seconds), "{seconds}");

@@ -159,18 +159,18 @@ fn participants_are_a_number() {
 fn the_keys_of_livekit_server_are_used_where_nothing_else_names_one() {
     const NAME: &str = "LIVEKIT_KEYS";
     let none = [("LIVEKIT_KEY", "<unset>"), ("LIVEKIT_SECRET", "<unset>")];
-    let with_keys = |value: &str| {
+    let with_keys = |value: &str| -> String {
         let config = config(&[&none[..], &[(NAME, value)]].concat());
         let pairs = pairs_of(&config).into_iter();
-        pairs.map(|(key, secret)| format!("{key} {secret}")).collect::<Vec<_>>()
+        pairs.map(|(key, secret)| format!("{key} {secret}\n")).collect()
     };
-    let pair = format!("devkey {SECRET}");
-    assert_eq!(with_keys(&format!("devkey: {SECRET}")), [pair.clone()]);
-    assert_eq!(with_keys(&format!("\"devkey\": '{SECRET}'")), [pair.clone()]);
-    assert_eq!(with_keys(&format!("{{devkey: {SECRET}}}")), [pair.clone()]);
+    let pair = format!("devkey {SECRET}\n");
+    assert_eq!(with_keys(&format!("devkey: {SECRET}")), pair);
+    assert_eq!(with_keys(&format!("\"devkey\": '{SECRET}'")), pair);
+    assert_eq!(with_keys(&format!("{{devkey: {SECRET}}}")), pair);
     assert_eq!(
         with_keys(&format!("devkey: {SECRET}\nother: {SECRET}")),
-        [pair, format!("other {SECRET}")]
+        format!("{pair}other {SECRET}\n")
     );
 
     let (beside, told) = load_with(&[(NAME, "devkey: hunter2")], &[]).unwrap();

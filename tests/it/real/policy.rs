@@ -10,7 +10,7 @@ use crate::support::hashes::{SLOT, alias};
 use crate::support::homeserver::Homeserver;
 use crate::support::livekit::Publisher;
 use crate::support::process::say;
-use crate::support::unique_room;
+use crate::support::{unique_room, wait_until};
 
 #[test]
 fn a_blocked_homeserver_is_not_dialled_and_others_call() {
@@ -59,7 +59,10 @@ fn without_the_camera_among_the_sources_the_sfu_refuses_it() {
             "refused camera "
         };
         assert!(said[2].starts_with(wanted), "{said:?}");
-        assert_eq!(real.livekit.sources(&alias(&room, SLOT)), published, "{said:?}");
+        // What the SFU lists lags a little.
+        wait_until("the tracks", Duration::from_secs(20), || {
+            real.livekit.sources(&alias(&room, SLOT)) == published
+        });
         say(&format!("sources {sources:?}: the SFU has {published:?}"));
     }
 }
@@ -84,7 +87,7 @@ fn the_eleventh_participant_is_refused_and_a_standing_room_keeps_its_number() {
     assert!(why.contains("500"), "refused for another reason: {why}");
     assert_eq!(real.livekit.participants(&alias(&room, SLOT)).len(), 10);
     party.leave("3");
-    crate::support::wait_until("a place", Duration::from_secs(20), || {
+    wait_until("a place", Duration::from_secs(20), || {
         real.livekit.participants(&alias(&room, SLOT)).len() == 9
     });
     party.join("eleventh", &ask("eleventh", &room));
