@@ -9,6 +9,8 @@ pub mod dials;
 pub mod fair_queue;
 pub mod limiter;
 pub mod lookups;
+pub mod rate_limiter;
+pub mod rates;
 pub mod room;
 pub mod verified;
 
@@ -103,7 +105,7 @@ impl NameHasher {
     /// `server`, which is of `class`.
     #[must_use]
     pub fn who(&self, server: &ServerName, class: Class) -> Who {
-        let host = host_key(server);
+        let host = server.host_key();
         let labels = match server.parts().0 {
             Host::Ip(_) => host.as_str(),
             Host::Name(_) => host.rmatch_indices('.').nth(1).map_or(host.as_str(), |(at, _)| &host[at + 1..]),
@@ -131,15 +133,6 @@ impl NameHasher {
     #[must_use]
     pub fn hash_of(&self, group: &Group) -> u64 {
         self.0.hash_one(group)
-    }
-}
-
-/// The host of a server name without case and final dot: spellings that reach the same machine are one homeserver.
-#[must_use]
-pub fn host_key(server: &ServerName) -> String {
-    match server.parts().0 {
-        Host::Ip(ip) => ip.to_canonical().to_string(),
-        Host::Name(name) => name.trim_end_matches('.').to_ascii_lowercase(),
     }
 }
 

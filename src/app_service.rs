@@ -75,6 +75,10 @@ impl AppService {
         let user = self.own_user(user_id, wanted)?;
         let other = other.map(ServerName::parse).transpose().map_err(|_| TokenError::BadDestination)?;
         note(|line| line.server = other.as_ref().map(|other| other.as_str().into()));
+        if let Some(other) = &other {
+            self.exchange.must_be_admitted(other)?;
+        }
+        self.exchange.limit_rate(&user, false, deadline).await?;
         self.must_be_reachable(deadline).await?;
         self.must_be_joined(wanted.participant.room_id(), Subject::User(&user.id), deadline)
             .await?;
@@ -115,6 +119,8 @@ impl AppService {
             line.matrix_room = Some(room_id.into());
             (line.user, line.server) = (Some(user.id.as_str().into()), Some(origin.into()));
         });
+        self.exchange.must_be_admitted(&user.server)?;
+        self.exchange.limit_rate(&user, false, deadline).await?;
         self.must_be_reachable(deadline).await?;
         self.must_be_joined(room_id, Subject::Server(self.own.name()), deadline).await?;
         self.must_be_joined(room_id, Subject::User(&user.id), deadline).await?;
@@ -143,6 +149,7 @@ impl AppService {
             self.must_be_ours(&url)?;
         }
         let user = self.own_user(user_id, &wanted)?;
+        self.exchange.limit_rate(&user, true, deadline).await?;
         self.must_be_reachable(deadline).await?;
         let ends = deadline.received + QUESTIONS_TIMEOUT;
         let found = self.own.delayed_event(&delay_id, &user.id, deadline.retry_until, ends).await;

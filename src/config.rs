@@ -11,7 +11,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use url::Url;
 
-use crate::access::Homeservers;
+use crate::access::{Homeservers, HostPattern, Policy, Source};
+use crate::admission::rates::Rates;
 use crate::bind::Bind;
 use crate::server_name::ServerName;
 use crate::tls;
@@ -24,6 +25,7 @@ mod lists;
 mod livekit;
 mod log;
 mod outgoing;
+mod policy;
 mod reader;
 mod redis;
 mod summary;
@@ -63,6 +65,16 @@ pub struct Config {
     pub full_access: Homeservers,
     /// Homeservers without full access whose users may publish all the same.
     pub remote_can_publish: Homeservers,
+    /// Homeservers that are dealt with: our own and those with full access are among them.
+    pub allowed: Homeservers<HostPattern>,
+    /// Homeservers that are not dealt with.
+    pub blocked: Homeservers<HostPattern>,
+    /// How often users and homeservers may ask.
+    pub rates: Rates,
+    /// Kinds of tracks that may be published.
+    pub publish_sources: Vec<Source>,
+    /// How many may be in a room that the service opens; 0 is as many as LiveKit takes.
+    pub max_participants: u32,
     /// Lifetime of the LiveKit tokens (decision T3).
     pub jwt_ttl: Duration,
     /// Whether users may change their own metadata on the SFU.
@@ -131,6 +143,18 @@ impl Config {
         let config = read(&mut reader);
         reader.finish(config)
     }
+
+    /// Rights of the users of each homeserver.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        Policy {
+            allowed: self.allowed.clone(),
+            blocked: self.blocked.clone(),
+            full_access: self.full_access.clone(),
+            remote_can_publish: self.remote_can_publish.clone(),
+            own: self.app_service.as_ref().map(|own| own.server_name.clone()),
+        }
+    }
 }
 
 /// Where to listen, by the same variables and rules: for the healthcheck, which needs nothing else.
@@ -160,10 +184,16 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let livekit = livekit::livekit(reader);
     let app_service = app_service::app_service(reader);
     let full_access = lists::full_access(reader, app_service.as_ref().map(|own| &own.server_name));
+    let (allowed, blocked) = lists::admitted(reader, &full_access, app_service.as_ref().map(|own| &own.server_name));
     let alone = app_service.as_ref().is_some_and(|own| full_access.is_only(&own.server_name));
     let config = Config {
         full_access,
         remote_can_publish: lists::remote_can_publish(reader),
+        allowed,
+        blocked,
+        rates: policy::rates(reader),
+        publish_sources: policy::publish_sources(reader),
+        max_participants: policy::max_participants(reader),
         jwt_ttl: reader.seconds("LIVEKIT_JWT_TTL_SECONDS", 3600, 60..=86_400, Above::Refuse),
         can_update_own_metadata: can_update_own_metadata(reader),
         bind: listen::bind(reader),
@@ -190,6 +220,9 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         // Last, so that all others have been read.
         livekit: livekit?,
     };
+    for contradiction in config.policy().contradictions() {
+        reader.warn(contradiction);
+    }
     Some(config)
 }
 

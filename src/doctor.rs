@@ -49,7 +49,7 @@ pub use check::{Group, Line, Verdict, View, WAITING};
 pub use command::run as command;
 pub use ticket::{TicketKey, Use, Wishes};
 
-use crate::access::Homeservers as PolicyList;
+use crate::access::{Homeservers as PolicyList, HostPattern};
 use crate::clock::unix_seconds;
 use crate::config::Config;
 use crate::federation::{Failure, Federation};
@@ -108,8 +108,10 @@ pub struct Settings {
     pub livekit_api: Option<Url>,
     /// Homeservers with full access that are named.
     pub servers: Vec<ServerName>,
-    /// Other homeservers that are named in a list.
-    pub mentioned: Vec<ServerName>,
+    /// Other homeservers that are named in a list, with its variable.
+    pub mentioned: Vec<(ServerName, &'static str)>,
+    /// Entries of lists that contradict each other, in words.
+    pub contradictions: Vec<String>,
     /// Addresses of client-server APIs that the operator wrote down.
     pub client_apis: BTreeMap<ServerName, Url>,
     /// Public address of this service that the operator wrote down.
@@ -120,22 +122,33 @@ impl Settings {
     /// Takes what the checks are about out of a configuration.
     #[must_use]
     pub fn of(config: &Config) -> Self {
-        let names = |list: &PolicyList| match list {
-            PolicyList::All => Vec::new(),
-            PolicyList::Listed(names) => names.iter().cloned().collect(),
-        };
-        let mut servers = names(&config.full_access);
+        let mut servers: Vec<ServerName> = config.full_access.entries().cloned().collect();
         let own = config.app_service.as_ref().map(|own| &own.server_name);
         if let Some(own) = own.filter(|own| !servers.contains(own)) {
             servers.insert(0, own.clone());
         }
-        let mut mentioned = names(&config.remote_can_publish);
-        mentioned.retain(|name| !servers.contains(name));
+        let hosts = |list: &PolicyList<HostPattern>| list.entries().filter_map(HostPattern::host).collect::<Vec<_>>();
+        let lists = [
+            (
+                config.remote_can_publish.entries().cloned().collect(),
+                "LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS",
+            ),
+            (hosts(&config.allowed), "LIVEKIT_ALLOWED_HOMESERVERS"),
+            (hosts(&config.blocked), "LIVEKIT_BLOCKED_HOMESERVERS"),
+        ];
+        let mut mentioned = Vec::new();
+        for (names, variable) in lists {
+            let others = names
+                .into_iter()
+                .filter(|name| !servers.iter().any(|server| server.host_key() == name.host_key()));
+            mentioned.extend(others.map(|name| (name, variable)));
+        }
         Self {
             livekit_url: config.livekit.url.clone(),
             livekit_api: Some(config.livekit.api_base.clone()),
             servers,
             mentioned,
+            contradictions: config.policy().contradictions(),
             client_apis: config.cs_api_overrides.clone(),
             public: None,
         }

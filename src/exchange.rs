@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use parking_lot::Mutex;
-use tokio::time::timeout_at;
+use tokio::time::{sleep_until, timeout_at};
 
 use crate::access::{Access, Homeservers as PolicyList, Policy};
-use crate::admission::Client;
+use crate::admission::rate_limiter::RateLimiter;
+use crate::admission::rates::RateExceeded;
+use crate::admission::{Class, Client};
 use crate::config::changes;
 use crate::driver::{Delegation, DelegationError, Leaves, Reservation};
 use crate::federation::Failure;
@@ -47,12 +49,18 @@ pub enum TokenError {
     /// `matrix_server_name` is not a server name.
     #[error("matrix_server_name is not a server name")]
     BadServerName,
+    /// The operator does not deal with the homeserver.
+    #[error("the homeserver is not dealt with: LIVEKIT_BLOCKED_HOMESERVERS, or LIVEKIT_ALLOWED_HOMESERVERS")]
+    BlockedHomeserver,
     /// No homeserver vouches for the user.
     #[error("{0}")]
     OpenId(#[from] OpenIdError),
     /// The token belongs to another user than the one claimed.
     #[error("the token belongs to another user than claimed_user_id")]
     UserMismatch,
+    /// The user, or the homeserver, asks too often.
+    #[error("{0}")]
+    RateExceeded(#[from] RateExceeded),
     /// The user may not delegate.
     #[error("only full-access users may delegate delayed events")]
     DelegationDenied,
@@ -140,6 +148,8 @@ pub struct Exchange {
     pub openid: OpenId,
     /// Says what a verified user may do.
     pub policy: Policy,
+    /// Holds requests of those who ask too often.
+    pub rates: RateLimiter,
     /// Opens rooms on the SFU.
     pub sfu: Arc<Sfu>,
     /// Watches delegated leaves.
@@ -225,6 +235,7 @@ impl Exchange {
         let user = self
             .verify(&request.openid_token, request.claimed_user_id.as_deref(), arrival)
             .await?;
+        self.limit_rate(&user, request.event.is_some(), deadline).await?;
         verified();
         let admitted = Admitted {
             is_member: self.must_be_joined(&user, &request.participant, deadline).await?,
@@ -243,6 +254,7 @@ impl Exchange {
         let deadline = arrival.deadline;
         note(|line| line.matrix_room = Some(request.participant.room_id().into()));
         let user = self.verify(&request.openid_token, Some(&request.claimed_user_id), arrival).await?;
+        self.limit_rate(&user, true, deadline).await?;
         verified();
         self.must_be_joined(&user, &request.participant, deadline).await?;
         if !self.policy.of(&user.server).creates_rooms {
@@ -276,6 +288,7 @@ impl Exchange {
         arrival: Arrival,
     ) -> Result<VerifiedUser, TokenError> {
         let server = ServerName::parse(&token.unverified_server_name).map_err(|_| TokenError::BadServerName)?;
+        self.must_be_admitted(&server)?;
         let asking = self
             .openid
             .verify(&server, &token.access_token, arrival.client, arrival.deadline.retry_until);
@@ -289,6 +302,26 @@ impl Exchange {
         self.unlisted
             .seen(&user.server, &self.policy.full_access, || self.openid.asked_at(&user.server));
         Ok(user)
+    }
+
+    /// Stops whoever is of a homeserver that the operator does not deal with, before anybody is asked.
+    pub(crate) fn must_be_admitted(&self, server: &ServerName) -> Result<(), TokenError> {
+        if self.policy.admits(server) {
+            Ok(())
+        } else {
+            Err(TokenError::BlockedHomeserver)
+        }
+    }
+
+    /// Holds the request of a user who is known, where they or their homeserver ask more often than they may.
+    pub(crate) async fn limit_rate(&self, user: &VerifiedUser, delegates: bool, deadline: Deadline) -> Result<(), TokenError> {
+        let is_listed = || self.openid.who(&user.server).class == Class::Listed;
+        let taken = self.rates.take(&user.id, &user.server, is_listed, delegates, deadline.retry_until);
+        let goes_at = taken.inspect_err(|exceeded| METRICS.limit_hit(exceeded.limit.into()))?;
+        if let Some(goes_at) = goes_at {
+            step(Step::Rate, Box::pin(sleep_until(goes_at))).await;
+        }
+        Ok(())
     }
 
     /// Whether it was checked that the user is in the Matrix room: where tokens are for members only.

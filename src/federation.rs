@@ -56,7 +56,7 @@ use crate::admission::budget::Budget;
 use crate::admission::fair_queue::Places;
 use crate::admission::limiter::FairLimiter;
 use crate::admission::verified::{REMEMBERED_FOR, Verified};
-use crate::admission::{Class, Client, NameHasher, Who, host_key};
+use crate::admission::{Class, Client, NameHasher, Who};
 use crate::clock::unix_seconds as now;
 use crate::dns::Dns;
 use crate::log_throttle::LogThrottle;
@@ -173,7 +173,7 @@ impl Federation {
         self.homeservers.get(server, now(), || {
             let (trust, until) = match self.trust(server) {
                 Trust::Listed => (Trust::Listed, 0),
-                Trust::Stranger => (Trust::Stranger, self.verified.lock().until(&host_key(server))),
+                Trust::Stranger => (Trust::Stranger, self.verified.lock().until(&server.host_key())),
             };
             let class = match trust {
                 Trust::Listed => Class::Listed,
@@ -204,7 +204,7 @@ impl Federation {
             return;
         }
         let Some(group) = homeserver.group() else { return };
-        let host = host_key(homeserver.name());
+        let host = homeserver.name().host_key();
         let (changes, until) = {
             let mut verified = self.verified.lock();
             (verified.on_answer(&host, group, now), verified.until(&host))

@@ -305,6 +305,10 @@ words! {
         Tokens = "tokens",
         /// Number of delegated leaves.
         Jobs = "jobs",
+        /// Rate of requests of a user: one was refused.
+        UserRate = "user_rate",
+        /// Rate of requests of a homeserver: one was refused.
+        HomeserverRate = "homeserver_rate",
     }
 }
 

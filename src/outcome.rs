@@ -65,12 +65,16 @@ words! {
         SfuRejected = "sfu_rejected",
         /// The user, or a homeserver, is not in the Matrix room.
         NotJoined = "not_joined",
+        /// The operator does not deal with the homeserver.
+        BlockedHomeserver = "blocked_homeserver",
         /// The policy, or another homeserver's service, does not allow it.
         NotAllowed = "not_allowed",
         /// `url` is another SFU than the one of this service.
         OtherSfu = "other_sfu",
         /// As many as may be are delegated or watched already.
         LimitReached = "limit_reached",
+        /// The user, or the homeserver, asks more often than the policy allows.
+        RateLimited = "rate_limited",
         /// The service has just started, or is stopping.
         NotReady = "not_ready",
         /// Too much is going on.

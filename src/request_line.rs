@@ -38,6 +38,8 @@ words! {
     Step {
         /// The homeserver says whose token it is.
         Verify = "verify",
+        /// Others of the user, or of the homeserver, were there before.
+        Rate = "rate_limit",
         /// Our homeserver says who is in the room.
         Members = "members",
         /// The SFU opens the room.
@@ -52,6 +54,7 @@ impl Step {
     const fn field(self) -> &'static str {
         match self {
             Self::Verify => "verify_ms",
+            Self::Rate => "rate_limit_ms",
             Self::Members => "members_ms",
             Self::Sfu => "sfu_ms",
             Self::Store => "store_ms",

@@ -23,8 +23,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use crate::access::Policy;
 use crate::admission::Class;
+use crate::admission::rate_limiter::RateLimiter;
 use crate::app_service::AppService;
 use crate::backoff::as_millis;
 use crate::bind;
@@ -51,7 +51,7 @@ use crate::secret::{KeyPair, Keys};
 use crate::sfu::Sfu;
 use crate::store::{self, Store, StoreError, StoredJobs, Table, VerifiedHomeservers, token};
 use crate::tls::Tls;
-use crate::token::{MintError, Minter};
+use crate::token::{Grants, MintError, Minter};
 
 static NOT_ACCEPTED: LogThrottle = LogThrottle::once_a_minute();
 
@@ -178,6 +178,7 @@ struct Parts {
 /// Values, not the configuration, go below this function.
 async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
     let examined = doctor::Settings::of(&config);
+    let policy = config.policy();
     let tls = Arc::new(Tls::new(config.skip_tls_verification, config.certificates));
     let dns = Arc::new(Dns::new(&config.dns_servers));
     let own_name = config.app_service.as_ref().map(|own| own.server_name.clone());
@@ -219,8 +220,19 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
         }
     });
     let signing = config.livekit.keys.signing();
-    let minter = Arc::new(Minter::new(signing, config.jwt_ttl, config.can_update_own_metadata)?);
-    let sfu = Arc::new(Sfu::new(&config.livekit.api_base, minter.clone(), tls.clone(), dns.clone()));
+    let grants = Grants {
+        can_update_own_metadata: config.can_update_own_metadata,
+        publish_sources: config.publish_sources,
+    };
+    let minter = Arc::new(Minter::new(signing, config.jwt_ttl, grants)?);
+    let sfu = Sfu::new(
+        &config.livekit.api_base,
+        config.max_participants,
+        minter.clone(),
+        tls.clone(),
+        dns.clone(),
+    );
+    let sfu = Arc::new(sfu);
     let homeservers = Arc::new(Homeservers::new(federation.clone(), config.cs_api_overrides));
     let (own, hs_token) = config
         .app_service
@@ -272,11 +284,8 @@ async fn build(config: Config, limits: &Limits) -> Result<Parts, StartError> {
     });
     let exchange = Arc::new(Exchange {
         openid: OpenId::new(federation.clone()),
-        policy: Policy {
-            full_access: config.full_access,
-            remote_can_publish: config.remote_can_publish,
-            own: own_name,
-        },
+        policy,
+        rates: RateLimiter::new(config.rates),
         sfu: sfu.clone(),
         leaves: leaves.clone(),
         minter: minter.clone(),

@@ -46,6 +46,15 @@ impl ServerName {
         &self.0
     }
 
+    /// The host without case and final dot: spellings that reach the same machine are one homeserver.
+    #[must_use]
+    pub fn host_key(&self) -> String {
+        match self.parts().0 {
+            Host::Ip(ip) => ip.to_canonical().to_string(),
+            Host::Name(name) => name.trim_end_matches('.').to_ascii_lowercase(),
+        }
+    }
+
     /// Host and explicit port.
     #[must_use]
     pub fn parts(&self) -> (Host, Option<u16>) {

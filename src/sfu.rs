@@ -68,12 +68,12 @@ pub struct Sfu {
 }
 
 impl Sfu {
-    /// `base` is the address of the API, path prefix included.
+    /// `base` is the address of the API, path prefix included; `max_participants` is for the rooms that are opened, 0 is no limit.
     #[must_use]
-    pub fn new(base: &Url, minter: Arc<Minter>, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
+    pub fn new(base: &Url, max_participants: u32, minter: Arc<Minter>, tls: Arc<Tls>, dns: Arc<Dns>) -> Self {
         let endpoint = Arc::new(Endpoint::new(base, tls, dns));
         Self {
-            api: Api::new(base, endpoint.clone(), minter),
+            api: Api::new(base, endpoint.clone(), minter, max_participants),
             endpoint,
             moves: AtomicU64::new(0),
             rooms: Mutex::new(RoomMemory::new()),

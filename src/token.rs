@@ -16,7 +16,7 @@ use parking_lot::RwLock;
 use serde::Serialize as _;
 use sha2::Sha256;
 
-use crate::access::Access;
+use crate::access::{Access, Source};
 use crate::identity::ParticipantKey;
 use crate::secret::KeyPair;
 
@@ -31,7 +31,16 @@ const HEADER: &str = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9";
 pub struct Minter {
     signing: RwLock<Signing>,
     ttl: Duration,
-    can_update_own_metadata: bool,
+    grants: Grants,
+}
+
+/// Rights that every participant's token has, or lacks.
+#[derive(Debug, Clone)]
+pub struct Grants {
+    /// Whether users may change their own metadata.
+    pub can_update_own_metadata: bool,
+    /// Kinds of tracks that whoever publishes may publish.
+    pub publish_sources: Vec<Source>,
 }
 
 struct Signing {
@@ -57,15 +66,15 @@ impl Signing {
 pub struct MintError(#[from] AccessTokenError);
 
 impl Minter {
-    /// `ttl` is the life of a token, `can_update_own_metadata` the grant of that name.
+    /// `ttl` is the life of a token, `grants` the rights in each.
     ///
     /// # Errors
     /// When the key pair cannot sign.
-    pub fn new(pair: &KeyPair, ttl: Duration, can_update_own_metadata: bool) -> Result<Self, MintError> {
+    pub fn new(pair: &KeyPair, ttl: Duration, grants: Grants) -> Result<Self, MintError> {
         Ok(Self {
             signing: RwLock::new(Signing::new(pair)?),
             ttl,
-            can_update_own_metadata,
+            grants,
         })
     }
 
@@ -90,6 +99,10 @@ impl Minter {
     /// When it cannot be signed.
     pub fn mint(&self, participant: &ParticipantKey, access: Access) -> Result<String, MintError> {
         let publish = Some(access.publishes);
+        let sources = &self.grants.publish_sources;
+        // An empty list is left out of the token, which the SFU takes for all.
+        let is_limited = access.publishes && sources.len() < Source::ALL.len();
+        let sources = sources.iter().filter(|_| is_limited);
         self.sign(
             VideoGrants {
                 room_join: true,
@@ -97,7 +110,8 @@ impl Minter {
                 can_publish: publish,
                 can_publish_data: publish,
                 can_subscribe: Some(true),
-                can_update_own_metadata: Some(self.can_update_own_metadata),
+                can_publish_sources: sources.map(|source| source.word().to_owned()).collect(),
+                can_update_own_metadata: Some(self.grants.can_update_own_metadata),
                 ..VideoGrants::default()
             },
             participant.identity.clone(),
@@ -185,11 +199,19 @@ mod tests {
     use serde_json::{Value, json};
 
     fn minter() -> Minter {
+        minter_with(Source::ALL)
+    }
+
+    fn minter_with(publish_sources: &[Source]) -> Minter {
         let pair = KeyPair {
             key: "devkey".into(),
             secret: Secret::new("devsecret"),
         };
-        Minter::new(&pair, Duration::from_secs(3600), true).unwrap()
+        let grants = Grants {
+            can_update_own_metadata: true,
+            publish_sources: publish_sources.to_vec(),
+        };
+        Minter::new(&pair, Duration::from_secs(3600), grants).unwrap()
     }
 
     fn claims(token: &str) -> Value {
@@ -226,6 +248,27 @@ mod tests {
             .verify(&token)
             .unwrap();
         assert_eq!(verified.sub, "@a:x:DEV");
+    }
+
+    #[test]
+    fn sources_are_named_where_some_are_missing_and_somebody_publishes() {
+        let participant = ParticipantKey {
+            room: "r".into(),
+            identity: "i".into(),
+        };
+        let quiet = [Source::Microphone, Source::ScreenShare];
+        for (sources, publishes, named) in [
+            (Source::ALL, true, Value::Null),
+            (&quiet, true, json!(["microphone", "screen_share"])),
+            (&quiet, false, Value::Null),
+        ] {
+            let access = Access {
+                creates_rooms: false,
+                publishes,
+            };
+            let got = claims(&minter_with(sources).mint(&participant, access).unwrap());
+            assert_eq!(got["video"]["canPublishSources"], named, "{sources:?} {publishes}");
+        }
     }
 
     #[test]

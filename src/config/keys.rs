@@ -10,6 +10,8 @@ const KEY: &str = "LIVEKIT_KEY";
 const SECRET: &str = "LIVEKIT_SECRET";
 const API_KEY: &str = "LIVEKIT_API_KEY";
 const API_SECRET: &str = "LIVEKIT_API_SECRET";
+/// livekit-server's own variable, which has the form of its keys file.
+const KEYS: &str = "LIVEKIT_KEYS";
 const KEY_FROM_FILE: &str = "LIVEKIT_KEY_FROM_FILE";
 const SECRET_FROM_FILE: &str = "LIVEKIT_SECRET_FROM_FILE";
 const KEY_FILE: &str = "LIVEKIT_KEY_FILE";
@@ -22,6 +24,7 @@ const MIN_SECRET_BYTES: usize = 32;
 pub(super) fn keys(reader: &mut Reader<'_>) -> Option<Keys> {
     let keys = match reader.file(KEY_FILE, FilePath::Shown) {
         Some(content) => from_key_file(reader, &content?),
+        None if !ours_are_set(reader) && reader.value(KEYS).is_some() => from_variable(reader),
         None => {
             // Both are read before either is missed, so that both mistakes are reported.
             let (key, secret) = (key(reader), secret(reader));
@@ -32,6 +35,25 @@ pub(super) fn keys(reader: &mut Reader<'_>) -> Option<Keys> {
         keys.iter().for_each(|pair| warn_about(reader, pair));
     }
     Some(keys)
+}
+
+/// Whether anything else than livekit-server's own variable names a key or a secret: that counts, as it did before.
+fn ours_are_set(reader: &mut Reader<'_>) -> bool {
+    let ours = [KEY, SECRET, API_KEY, API_SECRET, KEY_FROM_FILE, SECRET_FROM_FILE, SECRET_FILE];
+    ours.into_iter().any(|name| reader.value(name).is_some())
+}
+
+fn from_variable(reader: &mut Reader<'_>) -> Option<Keys> {
+    let text = reader.value(KEYS)?;
+    if let Some(keys) = of_mapping(&text) {
+        return Some(keys);
+    }
+    parse_key_file(&text)
+        .inspect_err(|BadLine { number, problem }| {
+            let text = format!("must be `key: secret`, as livekit-server has it, with a line for each pair, but line {number} {problem}");
+            reader.mistake(KEYS, text);
+        })
+        .ok()
 }
 
 fn key(reader: &mut Reader<'_>) -> Option<String> {
@@ -111,11 +133,28 @@ fn of_whole_configuration(content: &str) -> Option<Keys> {
         return None;
     }
     let documents = YamlLoader::load_from_str(content).ok()?;
-    let keys = documents.first()?.as_hash()?.get(&Yaml::String("keys".to_owned()))?.as_hash()?;
+    pairs_of(documents.first()?.as_hash()?.get(&Yaml::String("keys".to_owned()))?)
+}
+
+/// The keys of a mapping in braces, `{key: secret}`, where it is that.
+fn of_mapping(text: &str) -> Option<Keys> {
+    let documents = text.starts_with('{').then(|| YamlLoader::load_from_str(text).ok())??;
+    pairs_of(documents.first()?)
+}
+
+fn pairs_of(keys: &Yaml) -> Option<Keys> {
+    let keys = keys.as_hash()?;
     let text = |yaml: &Yaml| match yaml {
-        Yaml::String(text) | Yaml::Real(text) => Some(text.clone()),
+        Yaml::String(text) | Yaml::Real(text) if !text.is_empty() => Some(text.clone()),
         Yaml::Integer(number) => Some(number.to_string()),
-        Yaml::Boolean(_) | Yaml::Array(_) | Yaml::Hash(_) | Yaml::Alias(_) | Yaml::Null | Yaml::BadValue => None,
+        Yaml::String(_)
+        | Yaml::Real(_)
+        | Yaml::Boolean(_)
+        | Yaml::Array(_)
+        | Yaml::Hash(_)
+        | Yaml::Alias(_)
+        | Yaml::Null
+        | Yaml::BadValue => None,
     };
     let mut pairs = keys.iter().map(|(key, secret)| Some(pair(text(key)?, text(secret)?)));
     let signing = pairs.next()??;

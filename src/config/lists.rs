@@ -7,12 +7,14 @@ use ipnet::IpNet;
 use url::{Host, Url};
 
 use super::reader::{Reader, part_shown};
-use crate::access::Homeservers;
+use crate::access::{Entry, Homeservers, HostPattern};
 use crate::server_name::ServerName;
 
 const FULL_ACCESS: &str = "LIVEKIT_FULL_ACCESS_HOMESERVERS";
 const LOCAL: &str = "LIVEKIT_LOCAL_HOMESERVERS";
 const REMOTE_CAN_PUBLISH: &str = "LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS";
+const ALLOWED: &str = "LIVEKIT_ALLOWED_HOMESERVERS";
+const BLOCKED: &str = "LIVEKIT_BLOCKED_HOMESERVERS";
 const DNS_PORT: u16 = 53;
 
 /// Reads who has full access (decision P4). `own` is our homeserver in application-service mode.
@@ -44,33 +46,59 @@ pub(super) fn remote_can_publish(reader: &mut Reader<'_>) -> Homeservers {
     }
 }
 
+/// Reads which homeservers are dealt with at all, and which are not. Of both lists every entry has to be understood: one that is
+/// not would leave somebody out, or in.
+pub(super) fn admitted(
+    reader: &mut Reader<'_>,
+    full_access: &Homeservers,
+    own: Option<&ServerName>,
+) -> (Homeservers<HostPattern>, Homeservers<HostPattern>) {
+    let named: Vec<&ServerName> = full_access.entries().chain(own).collect();
+    let mut allowed = patterns(reader, ALLOWED).unwrap_or(Homeservers::All);
+    let blocked = patterns(reader, BLOCKED).unwrap_or_else(|| Homeservers::Listed(BTreeSet::new()));
+    if blocked == Homeservers::All {
+        reader.mistake(
+            BLOCKED,
+            format!("is *, so that nobody could call: name homeservers, or set {ALLOWED} to those that may"),
+        );
+    } else if let Some(name) = named.iter().find(|name| blocked.contains(name)) {
+        let text = format!("blocks {name}, which has full access or is our own homeserver: take it from one of the lists");
+        reader.mistake(BLOCKED, text);
+    }
+    if let Homeservers::Listed(list) = &mut allowed {
+        list.extend(named.into_iter().map(HostPattern::of));
+    }
+    (allowed, blocked)
+}
+
+/// A list of hosts and domains; `None` where it is unset.
+fn patterns(reader: &mut Reader<'_>, variable: &'static str) -> Option<Homeservers<HostPattern>> {
+    let text = reader.present(variable)?;
+    let (list, useless) = entries(&text);
+    if useless.is_empty() && list.entries().next().is_none() && list != Homeservers::All {
+        let text = format!("is set, but blank: name homeservers, as in {variable}=example.com,*.example.org, or unset it");
+        reader.mistake(variable, text);
+    }
+    for problem in useless {
+        reader.mistake(variable, format!("has an entry that cannot be used: {problem}"));
+    }
+    Some(list)
+}
+
 /// A list that names nobody is a mistake: a failed expansion must not pass for a decision.
 fn homeservers(reader: &mut Reader<'_>, variable: &'static str, text: &str) -> Homeservers {
-    let entries: Vec<_> = items(text).collect();
-    if entries == ["*"] {
-        return Homeservers::All;
+    let (list, useless) = entries::<ServerName>(text);
+    for name in list
+        .entries()
+        .filter(|name| name.as_str().bytes().any(|byte| byte.is_ascii_uppercase()))
+    {
+        reader.warn(format!(
+            "{variable} has an entry with capital letters, {}: names are compared as they stand in user ids, which have none; write {}",
+            part_shown(text, name.as_str()),
+            part_shown(text, &name.as_str().to_ascii_lowercase())
+        ));
     }
-    let mut names = BTreeSet::new();
-    let mut useless = Vec::new();
-    for entry in entries {
-        match ServerName::parse(entry) {
-            Ok(name) => {
-                if entry.bytes().any(|byte| byte.is_ascii_uppercase()) {
-                    reader.warn(format!(
-                        "{variable} has an entry with capital letters, {}: names are compared as they stand in user ids, which have none; \
-                         write {}",
-                        part_shown(text, entry),
-                        part_shown(text, &entry.to_ascii_lowercase())
-                    ));
-                }
-                names.insert(name);
-            }
-            Err(_) if entry == "*" => useless.push("* means all homeservers only if it stands alone".to_owned()),
-            Err(_) => useless.push(not_a_server_name(text, entry)),
-        }
-    }
-    if names.is_empty() {
-        useless.dedup();
+    if list != Homeservers::All && list.entries().next().is_none() {
         let detail = if useless.is_empty() {
             "is set, but blank".to_owned()
         } else {
@@ -85,7 +113,27 @@ fn homeservers(reader: &mut Reader<'_>, variable: &'static str, text: &str) -> H
             reader.warn(format!("{variable} has an entry that is ignored: {problem}"));
         }
     }
-    Homeservers::Listed(names)
+    list
+}
+
+/// The entries of a list, and what is wrong with those that cannot be used.
+fn entries<E: Entry>(text: &str) -> (Homeservers<E>, Vec<String>) {
+    if items(text).eq(["*"]) {
+        return (Homeservers::All, Vec::new());
+    }
+    let mut useless = Vec::new();
+    let mut list = BTreeSet::new();
+    for item in items(text) {
+        match E::parse(item) {
+            Some(entry) => {
+                list.insert(entry);
+            }
+            None if item == "*" => useless.push("* means all homeservers only if it stands alone".to_owned()),
+            None => useless.push(not_a_server_name(text, item)),
+        }
+    }
+    useless.dedup();
+    (Homeservers::Listed(list), useless)
 }
 
 /// Says what to write instead of `text`, a part of `whole`, where that can be guessed.
@@ -224,6 +272,6 @@ fn each<T>(reader: &mut Reader<'_>, variable: &'static str, form: &str, parse: i
 }
 
 /// Separated by commas and white space, as many as there are.
-fn items(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn items(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| c == ',' || c.is_whitespace()).filter(|item| !item.is_empty())
 }

@@ -148,7 +148,7 @@ impl<'a> Reader<'a> {
         self.present(variable).filter(|value| !value.is_empty())
     }
 
-    /// The trimmed value, which may be blank, for the variable where that is not the same as unset (decision P4).
+    /// The trimmed value, which may be blank, for variables where that is not the same as unset (decision P4).
     pub(super) fn present(&mut self, variable: &'static str) -> Option<String> {
         let value = (self.sources.get)(variable)?.trim().to_owned();
         if value.contains(char::REPLACEMENT_CHARACTER) {
@@ -271,7 +271,7 @@ pub(super) fn part_shown(whole: &str, value: &str) -> String {
 }
 
 /// Digits with an optional plus sign; what does not fit is the largest number there is.
-fn whole_number(text: &str) -> Option<u64> {
+pub(super) fn whole_number(text: &str) -> Option<u64> {
     let digits = text.strip_prefix('+').unwrap_or(text);
     let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     plain.then(|| digits.parse().unwrap_or(u64::MAX))

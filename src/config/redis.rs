@@ -141,10 +141,12 @@ fn parse(text: &str) -> Result<Redis, &'static str> {
     let (scheme, rest) = text
         .split_once("://")
         .ok_or("has no scheme: write redis:// before it, or rediss:// for TLS")?;
-    let scheme = scheme.to_ascii_lowercase();
-    if !["redis", "rediss", "unix"].contains(&scheme.as_str()) {
-        return Err("has a scheme other than redis, rediss and unix");
-    }
+    let scheme = match scheme.to_ascii_lowercase().as_str() {
+        "redis" | "valkey" => "redis",
+        "rediss" | "valkeys" => "rediss",
+        "unix" => "unix",
+        _ => return Err("has a scheme other than redis, rediss, valkey, valkeys and unix"),
+    };
     // User name and password are taken apart here, because no part of them may reach an error text of the parser.
     let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(authority_end);
@@ -230,6 +232,8 @@ mod tests {
             ("redis://:6380", "redis://localhost:6380", 0, None, None),
             ("redis:///3", "redis://localhost/3", 3, None, None),
             ("REDISS://r/2?skip_verify=true", "rediss://r/2?skip_verify=true", 2, None, None),
+            ("valkey://:pw@v/1", "redis://v/1", 1, None, Some("pw")),
+            ("Valkeys://v?skip_verify=true", "rediss://v?skip_verify=true", 0, None, None),
             (
                 "redis://r/2?db=5&dial_timeout=5s",
                 "redis://r/2?db=5&dial_timeout=5s",
@@ -283,6 +287,8 @@ mod tests {
         for text in [
             "redis:6379",
             "http://redis",
+            "valkeyss://v",
+            "valkey://v?skip_verify=true",
             "redis://:p/ss@redis",
             "redis://r:port",
             "redis://r/a",

@@ -5,7 +5,8 @@ use std::fmt::{self, Display};
 use std::time::Duration;
 
 use super::{Config, DelegatedLeave, MetricsBind};
-use crate::access::Homeservers;
+use crate::access::{Homeservers, Source};
+use crate::admission::rates::Rate;
 
 /// More of a list than this is counted.
 const MAX_ITEMS: usize = 10;
@@ -23,6 +24,16 @@ pub struct Summary {
     pub full_access: String,
     /// Other homeservers whose users may publish.
     pub remote_can_publish: String,
+    /// Homeservers that are dealt with.
+    pub allowed: String,
+    /// Homeservers that are not dealt with.
+    pub blocked: String,
+    /// Requests a minute of each user and of each homeserver that is not listed.
+    pub rate_limits: String,
+    /// Kinds of tracks that may be published.
+    pub publish_sources: String,
+    /// Participants of a room that is opened here.
+    pub max_participants: String,
     /// Whether it works beside a homeserver, and which.
     pub mode: String,
     /// Whether tokens are for members, and how often that is looked at.
@@ -86,6 +97,21 @@ impl Config {
             store,
             full_access: homeservers(&self.full_access),
             remote_can_publish: homeservers(&self.remote_can_publish),
+            allowed: homeservers(&self.allowed),
+            blocked: homeservers(&self.blocked),
+            rate_limits: format!(
+                "users {}, homeservers {}",
+                a_minute(self.rates.user),
+                a_minute(self.rates.homeserver)
+            ),
+            publish_sources: match self.publish_sources.len() {
+                all if all == Source::ALL.len() => "all".to_owned(),
+                _ => list(self.publish_sources.iter().map(|source| source.word())),
+            },
+            max_participants: match self.max_participants {
+                0 => "no limit".to_owned(),
+                most => most.to_string(),
+            },
             mode: own.map_or_else(|| "standalone".to_owned(), |own| format!("application service of {own}")),
             membership,
             path_prefix: self.path_prefix.clone().unwrap_or_else(|| "none".to_owned()),
@@ -126,6 +152,11 @@ impl Summary {
             store = self.store,
             full_access = self.full_access,
             remote_can_publish = self.remote_can_publish,
+            allowed = self.allowed,
+            blocked = self.blocked,
+            rate_limits = self.rate_limits,
+            publish_sources = self.publish_sources,
+            max_participants = self.max_participants,
             mode = self.mode,
             membership = self.membership,
             path_prefix = self.path_prefix,
@@ -146,7 +177,7 @@ impl Summary {
 /// The effective configuration as rows for people, one setting each.
 impl Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows: [(&str, &dyn Display); 19] = [
+        let rows: [(&str, &dyn Display); 24] = [
             ("livekit_url", &self.livekit_url),
             ("livekit_api", &self.livekit_api),
             ("livekit_key", &self.livekit_key),
@@ -155,6 +186,11 @@ impl Display for Summary {
             ("metrics", &self.metrics),
             ("full_access", &self.full_access),
             ("remote_can_publish", &self.remote_can_publish),
+            ("allowed", &self.allowed),
+            ("blocked", &self.blocked),
+            ("rate_limits", &self.rate_limits),
+            ("publish_sources", &self.publish_sources),
+            ("max_participants", &self.max_participants),
             ("mode", &self.mode),
             ("membership", &self.membership),
             ("store", &self.store),
@@ -175,7 +211,11 @@ fn every(interval: Option<Duration>) -> String {
     interval.map_or_else(|| "off".to_owned(), |interval| format!("every {} s", interval.as_secs()))
 }
 
-fn homeservers(homeservers: &Homeservers) -> String {
+fn a_minute(rate: Option<Rate>) -> String {
+    rate.map_or_else(|| "off".to_owned(), |Rate(number)| format!("{number} a minute"))
+}
+
+fn homeservers<E: Display>(homeservers: &Homeservers<E>) -> String {
     match homeservers {
         Homeservers::All => "*".to_owned(),
         Homeservers::Listed(names) => list(names),

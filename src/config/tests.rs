@@ -5,6 +5,8 @@ use std::io;
 
 use super::*;
 
+mod policy;
+
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 type Outcome = Result<(Config, Vec<String>), ConfigErrors>;
 
@@ -159,13 +161,18 @@ fn the_defaults_are_those_of_the_table() {
     }
 }
 
-/// Decision P3, and the one exception of P4.
+/// Decision P3, and the exceptions of P4.
 #[test]
 fn empty_is_unset_and_values_are_trimmed() {
     for blank in ["", " ", "\t\r\n"] {
         for Variable { name, .. } in VARIABLES {
             let required = ["LIVEKIT_URL", "LIVEKIT_KEY", "LIVEKIT_SECRET"].contains(name);
-            let must_not_be_blank = *name == "LIVEKIT_FULL_ACCESS_HOMESERVERS";
+            let must_not_be_blank = [
+                "LIVEKIT_FULL_ACCESS_HOMESERVERS",
+                "LIVEKIT_ALLOWED_HOMESERVERS",
+                "LIVEKIT_BLOCKED_HOMESERVERS",
+            ]
+            .contains(name);
             let outcome = load_with(&[(name, blank)], &[]);
             assert_eq!(outcome.is_err(), required || must_not_be_blank, "{name}={blank:?}");
             if let Ok((_, warnings)) = outcome {
@@ -935,6 +942,7 @@ fn broken_bytes_are_refused() {
             "LIVEKIT_API_KEY",
             "LIVEKIT_API_SECRET",
             "LIVEKIT_SECRET_FILE",
+            "LIVEKIT_KEYS",
         ]
         .contains(&variable.name)
     }) {

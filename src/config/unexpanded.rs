@@ -3,8 +3,9 @@
 //! A message names the form only: what stands between the braces may be a secret's default.
 
 /// Keys, secrets and tokens: any text may be one, so only a value that is nothing but a placeholder counts.
-const SECRETS: [&str; 7] = [
+const SECRETS: [&str; 8] = [
     "LIVEKIT_KEY",
+    "LIVEKIT_KEYS",
     "LIVEKIT_SECRET",
     "LIVEKIT_API_KEY",
     "LIVEKIT_API_SECRET",

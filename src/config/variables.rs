@@ -43,6 +43,11 @@ pub const VARIABLES: &[Variable] = &[
     variable("LIVEKIT_API_KEY", "", "LiveKit's name for LIVEKIT_KEY"),
     variable("LIVEKIT_API_SECRET", "", "LiveKit's name for LIVEKIT_SECRET"),
     variable(
+        "LIVEKIT_KEYS",
+        "",
+        "livekit-server's own variable, `key: secret`: used where nothing else names a key or a secret",
+    ),
+    variable(
         "LIVEKIT_FULL_ACCESS_HOMESERVERS",
         "*",
         "Homeservers whose users may create rooms, by comma or space; * is all, blank is an error",
@@ -51,6 +56,36 @@ pub const VARIABLES: &[Variable] = &[
         "LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS",
         "*",
         "Other homeservers whose users may publish audio and video, by comma or space",
+    ),
+    variable(
+        "LIVEKIT_ALLOWED_HOMESERVERS",
+        "*",
+        "The only homeservers that are dealt with, names and *.patterns; those with full access always are; blank is an error",
+    ),
+    variable(
+        "LIVEKIT_BLOCKED_HOMESERVERS",
+        "",
+        "Homeservers that are not dealt with, names and *.patterns, wherever else they are listed; blank is an error",
+    ),
+    variable(
+        "LIVEKIT_RATE_LIMIT_USER",
+        "60",
+        "Requests a minute of each user, as many at once; more are delayed, then refused; off is no limit",
+    ),
+    variable(
+        "LIVEKIT_RATE_LIMIT_HOMESERVER",
+        "off",
+        "Requests a minute of all users of a homeserver that is not listed, in the same way",
+    ),
+    variable(
+        "LIVEKIT_PUBLISH_SOURCES",
+        "all",
+        "Tracks that may be published: camera, microphone, screen_share, screen_share_audio, by comma or space",
+    ),
+    variable(
+        "LIVEKIT_MAX_PARTICIPANTS",
+        "",
+        "Participants of a room that this service opens; one that stands keeps its number",
     ),
     variable("LIVEKIT_JWT_TTL_SECONDS", "3600", "Lifetime of the LiveKit tokens, 60 to 86400"),
     variable(
@@ -129,7 +164,7 @@ pub const VARIABLES: &[Variable] = &[
     variable(
         "LIVEKIT_REDIS_URL",
         "",
-        "Redis that keeps what a restart must not lose, redis:// or rediss://",
+        "Redis that keeps what a restart must not lose, redis:// or rediss:// (valkey:// and valkeys:// mean the same)",
     ),
     variable("LIVEKIT_REDIS_PASSWORD", "", "Its password, instead of one in the URL"),
     variable(

@@ -26,7 +26,7 @@ use crate::sfu::Sfu;
 use crate::store::Store;
 use crate::telemetry::say;
 use crate::tls::{self, Tls};
-use crate::token::Minter;
+use crate::token::{Grants, Minter};
 
 /// Longest access token that is read, in bytes.
 const MAX_TOKEN_BYTES: u64 = 4096;
@@ -223,14 +223,18 @@ fn context(config: Config, view: View, public: Option<Url>) -> Result<Context, S
         dns.clone(),
         tls.clone(),
     ));
-    let minter = Minter::new(config.livekit.keys.signing(), config.jwt_ttl, config.can_update_own_metadata);
+    let grants = Grants {
+        can_update_own_metadata: config.can_update_own_metadata,
+        publish_sources: config.publish_sources,
+    };
+    let minter = Minter::new(config.livekit.keys.signing(), config.jwt_ttl, grants);
     let minter = Arc::new(minter.map_err(|error| error.to_string())?);
     // From outside, the SFU's API is where clients find the SFU.
     let api = match view {
         View::Inside => Some(config.livekit.api_base),
         View::Outside => super::sfu::base_of(&config.livekit.url),
     };
-    let sfu = api.map(|api| Arc::new(Sfu::new(&api, minter, tls.clone(), dns.clone())));
+    let sfu = api.map(|api| Arc::new(Sfu::new(&api, config.max_participants, minter, tls.clone(), dns.clone())));
     let homeservers = Arc::new(Homeservers::new(federation.clone(), config.cs_api_overrides));
     let (own, store) = match view {
         View::Outside => (None, None),
@@ -433,7 +437,7 @@ fn names_in(config: &Config) -> Vec<String> {
     let servers = settings
         .servers
         .iter()
-        .chain(&settings.mentioned)
+        .chain(settings.mentioned.iter().map(|(name, _)| name))
         .map(|name| name.as_str().to_owned());
     hosts.chain(livekit).chain(redis).chain(servers).collect()
 }

@@ -191,6 +191,9 @@ faults! {
     SERVER_NAME = "server-name":
         "this name does not exist in DNS: nobody is of that homeserver";
         "correct the name in the list (a typo?)"
+    LISTS_CONTRADICT = "lists-contradict":
+        "a homeserver stands in two lists that contradict each other: its users get nothing";
+        "take the homeserver from one of the two lists"
     FEDERATION_UNREACHABLE = "federation-unreachable":
         "the homeserver's federation API cannot be reached from here: its users get no tokens (OPEN_ID_ERROR)";
         "open port 8448 or delegate to 443 by /.well-known/matrix/server; LIVEKIT_FEDERATION_URL_OVERRIDES can name an inner address"

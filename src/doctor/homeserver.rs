@@ -18,7 +18,7 @@ use crate::wire::errcode;
 
 /// A certificate that ends within this time is told of.
 const ENDS_SOON_SECONDS: u64 = 14 * 24 * 60 * 60;
-/// Lists of names that are looked up, at most.
+/// Entries of lists that are told of, or looked up, at most.
 const MAX_MENTIONED: usize = 20;
 
 const ALL: [&str; 4] = ["federation", "openid", "client-api", "delayed-events"];
@@ -47,9 +47,13 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     if !run.wishes.servers.is_empty() {
         return;
     }
-    for server in run.context.settings.mentioned.iter().take(MAX_MENTIONED) {
+    for contradiction in run.context.settings.contradictions.iter().take(MAX_MENTIONED) {
+        sink.warn("lists", &fault::LISTS_CONTRADICT, contradiction);
+    }
+    // Of those that are blocked, too, DNS alone is asked.
+    for (server, variable) in run.context.settings.mentioned.iter().take(MAX_MENTIONED) {
         if does_not_exist(run, server).await {
-            let saw = "LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS names it";
+            let saw = format!("{variable} names it");
             sink.about(server.as_str()).warn("name", &fault::SERVER_NAME, saw);
         }
     }

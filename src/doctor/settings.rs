@@ -71,12 +71,13 @@ impl Environment {
 
     /// Whether anything says which key signs.
     pub(super) fn has_key(&self) -> bool {
-        const KEYS: [&str; 7] = [
+        const KEYS: [&str; 8] = [
             "LIVEKIT_KEY",
             "LIVEKIT_SECRET",
             "LIVEKIT_API_KEY",
             "LIVEKIT_API_SECRET",
             "LIVEKIT_KEY_FILE",
+            "LIVEKIT_KEYS",
             "LIVEKIT_SECRET_FROM_FILE",
             "LIVEKIT_SECRET_FILE",
         ];

@@ -33,13 +33,21 @@ pub(super) struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    /// For a complete request about a homeserver. What is no server name waits for nobody, and needs none.
+    /// For a complete request about a homeserver. One that is not dealt with, or no name at all, waits for nobody, and needs none.
     pub(super) fn take(app: &'a App, connection: &'a Arc<Connection>, unverified_server_name: &str) -> Result<Self, ApiError> {
         let waiting = &app.waiting;
         let mut ticket = None;
         if let Ok(server) = ServerName::parse(unverified_server_name) {
+            note(|line| line.server = Some(server.as_str().into()));
+            if !app.exchange.policy.admits(&server) {
+                return Ok(Self {
+                    waiting,
+                    ticket,
+                    connection,
+                });
+            }
             let who = app.exchange.openid.who(&server);
-            note(|line| (line.class, line.server) = (Some(who.class), Some(server.as_str().into())));
+            note(|line| line.class = Some(who.class));
             let entered = waiting.room.lock().enter(who, connection.clone());
             ticket = Some(match entered {
                 Entered::In(ticket) => ticket,

@@ -212,17 +212,12 @@ impl ApiError {
         }
     }
 
-    /// A homeserver limits how often it is asked: its wait is handed on (decision A9).
-    fn limited(wait: Duration) -> Self {
+    /// Somebody is asked too often, and says how long to wait: that is handed on (decision A9).
+    fn limited(wait: Duration, outcome: Outcome, text: &'static str) -> Self {
         let seconds = wait.as_millis().div_ceil(1000).max(1);
         Self {
             retry_after: Some(u32::try_from(seconds).unwrap_or(u32::MAX).min(MAX_WAIT_SECONDS)),
-            ..Self::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "M_LIMIT_EXCEEDED",
-                Outcome::HomeserverLimited,
-                "The homeserver is asked too often",
-            )
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED", outcome, text)
         }
     }
 
@@ -363,10 +358,16 @@ fn tell(level: Level, message: &'static str, detail: &dyn Display, remedy: Optio
 fn row(error: &TokenError, route: Route) -> Row {
     match error {
         TokenError::BadServerName => ApiError::unauthorised(Outcome::InvalidServerName).refused(),
+        TokenError::BlockedHomeserver => ApiError::forbidden("This service is not for users of that homeserver")
+            .called(Outcome::BlockedHomeserver)
+            .refused(),
         TokenError::OpenId(error) => openid_row(error),
         TokenError::UserMismatch => {
             ApiError::unauthorised(Outcome::UserMismatch).told(Level::INFO, "refused: the user could not be verified")
         }
+        TokenError::RateExceeded(exceeded) => ApiError::limited(exceeded.wait, Outcome::RateLimited, "Too many requests, try again later")
+            .told(Level::INFO, "refused: too many requests")
+            .remedy("a client that asks so often is out of order; where many people share one user, raise the limit or set it to off"),
         TokenError::DelegationDenied => {
             let text = "Delegation of delayed events is only supported for full access users";
             match route {
@@ -495,7 +496,7 @@ fn openid_row(error: &OpenIdError) -> Row {
 /// Row of something that our homeserver did not do for us. A pause that it asks for is handed on (decision A9).
 fn own_row(error: &OwnError, status: StatusCode, text: &'static str) -> Row {
     let answer = match error.limited_for() {
-        Some(wait) => ApiError::limited(wait),
+        Some(wait) => ApiError::limited(wait, Outcome::HomeserverLimited, "The homeserver is asked too often"),
         None => ApiError::of_neighbour(status, text, error.may_pass()),
     };
     let row = if matches!(error, OwnError::Relay(_) | OwnError::RelayBusy { .. }) {
@@ -541,6 +542,7 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::rates::{RateExceeded, RateLimit};
     use crate::federation::AddressDenied;
     use crate::openid::Answer;
 
@@ -573,6 +575,17 @@ mod tests {
                 Outcome::ClientApiNotFound,
             ),
             (TokenError::BadServerName, 401, "M_UNAUTHORIZED", Outcome::InvalidServerName),
+            (TokenError::BlockedHomeserver, 403, "M_FORBIDDEN", Outcome::BlockedHomeserver),
+            (
+                RateExceeded {
+                    limit: RateLimit::User,
+                    wait: Duration::from_millis(10_500),
+                }
+                .into(),
+                429,
+                "M_LIMIT_EXCEEDED",
+                Outcome::RateLimited,
+            ),
             (OpenIdError::Rejected.into(), 401, "M_UNAUTHORIZED", Outcome::TokenRejected),
             (
                 OpenIdError::Unusable {

@@ -47,6 +47,8 @@ pub(super) struct Api {
     endpoint: Arc<Endpoint>,
     methods: Methods,
     minter: Arc<Minter>,
+    /// Of the rooms that are opened here; 0 is no limit.
+    max_participants: u32,
     tokens: Mutex<LruCache<Box<str>, Token>>,
     last_date: Mutex<Option<(Instant, i64)>>,
 }
@@ -104,11 +106,12 @@ struct Token {
 }
 
 impl Api {
-    pub(super) fn new(base: &Url, endpoint: Arc<Endpoint>, minter: Arc<Minter>) -> Self {
+    pub(super) fn new(base: &Url, endpoint: Arc<Endpoint>, minter: Arc<Minter>, max_participants: u32) -> Self {
         Self {
             endpoint,
             methods: Methods::below(base),
             minter,
+            max_participants,
             tokens: Mutex::new(bounded(MAX_TOKENS)),
             last_date: Mutex::new(None),
         }
@@ -119,12 +122,13 @@ impl Api {
         *self.last_date.lock()
     }
 
-    /// The room, new or existing, and the `Date` of the answer in seconds since 1970.
+    /// The room, new or existing (which keeps the number of participants that it has), and the `Date` of the answer in seconds since 1970.
     pub(super) async fn create_room(&self, room: &str, empty_timeout: u32) -> Result<(Room, Option<u64>), SfuError> {
         let request = CreateRoomRequest {
             name: room.to_owned(),
             empty_timeout,
             departure_timeout: DEPARTURE_TIMEOUT_SECONDS,
+            max_participants: self.max_participants,
             ..CreateRoomRequest::default()
         };
         let (created, answered_at) = self

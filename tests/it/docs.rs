@@ -224,6 +224,14 @@ const LIMITS: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "| requests of one user |",
+        &[
+            ("config/policy.rs", "USER_RATE"),
+            ("admission/rates.rs", "MAX_BUCKETS"),
+            ("admission/rates.rs", "BUCKET_BYTES"),
+        ],
+    ),
+    (
         "| a homeserver's no to a token |",
         &[("openid.rs", "REFUSED_FOR"), ("openid.rs", "MAX_REFUSED")],
     ),

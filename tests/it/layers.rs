@@ -75,6 +75,7 @@ const PURE: &[&str] = &[
     "kick/name.rs",
     "store/record.rs",
     "admission/fair_queue.rs",
+    "admission/rates.rs",
     "admission/verified.rs",
     "time.rs",
     "timers.rs",

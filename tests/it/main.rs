@@ -34,6 +34,7 @@ mod leave;
 mod leave_real;
 mod limits;
 mod logs;
+mod policy;
 mod pressure;
 mod real;
 mod recorded_webhooks;

@@ -195,6 +195,22 @@ fn shares() -> Vec<Outcome> {
     it.adds_up()
 }
 
+/// By the operator's policy.
+fn by_policy() -> Vec<Outcome> {
+    let (sfu, home) = (Sfu::start(), Homeserver::start());
+    let setup = Setup::new(&sfu).full_access(&[&home]).env("LIVEKIT_RATE_LIMIT_USER", "1");
+    let mut it = Witness::of(setup.env("LIVEKIT_BLOCKED_HOMESERVERS", "*.example.org"));
+    let good = bodies::get_token_of(&home, "alice", &unique_room());
+    let blocked = Some(json!("evil.example.org"));
+    it.ends(
+        Outcome::BlockedHomeserver,
+        of(&with(&good, "/openid_token/matrix_server_name", blocked)),
+    );
+    it.ends(Outcome::Ok, of(&good));
+    it.ends(Outcome::RateLimited, of(&good));
+    it.adds_up()
+}
+
 /// On the routes of our homeserver.
 fn behind_our_homeserver() -> Vec<Outcome> {
     const PATH: &str = "/_matrix/client/v1/rtc/livekit/get_token";
@@ -294,7 +310,14 @@ fn cannot(outcome: Outcome) -> Option<&'static str> {
 
 #[test]
 fn every_outcome_has_one_word() {
-    let parts: [fn() -> Vec<Outcome>; 5] = [standalone, shares, behind_our_homeserver, while_starting, with_few_places];
+    let parts: [fn() -> Vec<Outcome>; 6] = [
+        standalone,
+        shares,
+        by_policy,
+        behind_our_homeserver,
+        while_starting,
+        with_few_places,
+    ];
     let seen: Vec<Outcome> = std::thread::scope(|scope| {
         let running = parts.map(|part| scope.spawn(part));
         running.into_iter().flat_map(|part| part.join().expect("a part")).collect()

@@ -237,7 +237,11 @@ fn our_own_tokens_are_no_webhooks() {
         key: "devkey".into(),
         secret: Secret::new(SECRET),
     };
-    let minter = crate::token::Minter::new(&pair, std::time::Duration::from_secs(3600), true).unwrap();
+    let grants = crate::token::Grants {
+        can_update_own_metadata: true,
+        publish_sources: Vec::new(),
+    };
+    let minter = crate::token::Minter::new(&pair, std::time::Duration::from_secs(3600), grants).unwrap();
     let participant = crate::identity::ParticipantKey {
         room: "r".into(),
         identity: "i".into(),

@@ -9,6 +9,7 @@ mod grants;
 mod membership;
 mod off;
 mod paths;
+mod policy;
 mod registration;
 mod relay;
 mod standalone;

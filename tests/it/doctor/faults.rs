@@ -104,6 +104,13 @@ const SLOWER: &[Planted] = &[
     planted("clock off by two minutes", &["sfu-clock"], |plan| {
         plan.wrapper = vec!["env", LIBFAKETIME, "FAKETIME=+130s"];
     }),
+    Planted {
+        warns: &["lists-contradict", "server-name"],
+        ..planted("lists that contradict, with a typo", &[], |plan| {
+            env(plan, "LIVEKIT_ALLOWED_HOMESERVERS", "evil.example.org");
+            env(plan, "LIVEKIT_BLOCKED_HOMESERVERS", "*.example.org,exmaple.org");
+        })
+    },
     planted("SFU not reached", &["sfu-unreachable"], |plan| {
         env(plan, "LIVEKIT_API_URL", "http://127.0.0.1:7999");
     }),

@@ -245,11 +245,11 @@ impl Tab {
 }
 
 /// Clients of the Python SDK in one process.
-pub(super) struct Party(Steered);
+pub(crate) struct Party(Steered);
 
 impl Party {
     /// It listens: no delay of a scene runs while an interpreter starts. One at a time, or all of them would be slow.
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         static STARTS: Mutex<()> = Mutex::new(());
         let _turn = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
         let party = Self(Steered::start("party", &process::script("party.py")));
@@ -259,9 +259,14 @@ impl Party {
 
     /// With what the service answered. The `sid`.
     #[track_caller]
-    pub(super) fn join(&self, name: &str, answer: &Value) -> String {
+    pub(crate) fn join(&self, name: &str, answer: &Value) -> String {
         let joined = self.0.order(Self::joining(name, answer));
         joined["sid"].as_str().expect("sid").into()
+    }
+
+    /// The same, or why the client did not come in.
+    pub(crate) fn try_join(&self, name: &str, answer: &Value) -> Result<Value, String> {
+        self.0.try_order(&mut Self::joining(name, answer))
     }
 
     fn joining(name: &str, answer: &Value) -> Value {
@@ -269,7 +274,7 @@ impl Party {
     }
 
     #[track_caller]
-    pub(super) fn leave(&self, name: &str) {
+    pub(crate) fn leave(&self, name: &str) {
         self.0.order(json!({"do": "leave", "name": name}));
     }
 

@@ -10,6 +10,7 @@ mod exchange;
 mod fakes;
 mod faults;
 mod moves;
+mod policy;
 mod proxies;
 mod room_memory;
 mod sdks;

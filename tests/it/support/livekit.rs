@@ -214,6 +214,18 @@ impl Livekit {
         self.call("CreateRoom", name, &request)
     }
 
+    /// Creates a room for so many participants past the service.
+    #[track_caller]
+    pub(crate) fn create_for(&self, name: &str, max_participants: u32) {
+        let request = proto::CreateRoomRequest {
+            name: name.into(),
+            empty_timeout: 300,
+            max_participants,
+            ..Default::default()
+        };
+        let _: proto::Room = self.call("CreateRoom", name, &request);
+    }
+
     /// The room, if it stands.
     #[track_caller]
     pub(crate) fn room(&self, name: &str) -> Option<proto::Room> {
@@ -228,6 +240,15 @@ impl Livekit {
         let request = proto::ListParticipantsRequest { room: room.into() };
         let answer: proto::ListParticipantsResponse = self.call("ListParticipants", room, &request);
         answer.participants.into_iter().map(|p| p.identity).collect()
+    }
+
+    /// Sources of the tracks in it, by LiveKit's names.
+    #[track_caller]
+    pub(crate) fn sources(&self, room: &str) -> Vec<&'static str> {
+        let request = proto::ListParticipantsRequest { room: room.into() };
+        let answer: proto::ListParticipantsResponse = self.call("ListParticipants", room, &request);
+        let tracks = answer.participants.iter().flat_map(|participant| &participant.tracks);
+        tracks.map(|track| track.source().as_str_name()).collect()
     }
 
     /// All that it said since it was started the last time.
@@ -258,6 +279,23 @@ impl Livekit {
             std::str::from_utf8(&line).ok()?.split(' ').nth(1)?.parse().ok()
         };
         status().unwrap_or(0)
+    }
+}
+
+/// A real client (LiveKit's Python SDK) that publishes a microphone and a camera, and says how that went. Dropping it kills it.
+pub(crate) struct Publisher(Process);
+
+impl Publisher {
+    pub(crate) fn start(answer: &Value) -> Self {
+        let mut command = process::script("publish.py");
+        command.args([answer["url"].as_str().expect("url"), answer["jwt"].as_str().expect("jwt")]);
+        Self(Process::start_piped("publisher", &command, &process::directory("publisher")))
+    }
+
+    /// The next thing that it says.
+    #[track_caller]
+    pub(crate) fn line(&self) -> String {
+        self.0.line(CLIENT).expect("it ended without a word")
     }
 }
 

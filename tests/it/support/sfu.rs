@@ -286,9 +286,18 @@ impl Sfu {
 
     /// How often CreateRoom was called for this room.
     pub(crate) fn creations_of(&self, alias: &str) -> usize {
-        self.http.count(|r| {
-            r.path.ends_with("/CreateRoom") && proto::CreateRoomRequest::decode(r.body.as_slice()).is_ok_and(|c| c.name == alias)
-        })
+        self.asked_to_create(alias).len()
+    }
+
+    /// The calls of CreateRoom for this room.
+    pub(crate) fn asked_to_create(&self, alias: &str) -> Vec<proto::CreateRoomRequest> {
+        let requests = self
+            .http
+            .requests()
+            .into_iter()
+            .filter(|request| request.path.ends_with("/CreateRoom"));
+        let creations = requests.filter_map(|request| proto::CreateRoomRequest::decode(request.body.as_slice()).ok());
+        creations.filter(|creation| creation.name == alias).collect()
     }
 
     /// Anything that was wrong with the requests besides what their answers said.

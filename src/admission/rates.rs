@@ -1,0 +1,293 @@
+//! How often users and homeservers may ask (decision T7a): whoever asks more often is delayed, and refused where the delay would
+//! be longer than a request is held. Pure.
+//!
+//! A token bucket each, as the moment at which it is full again: that is all that has to be remembered, and nothing once the
+//! moment has passed. Where more ask than are remembered, whoever asked longest ago has a full bucket again: it errs on their side.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+
+use crate::cache::bounded;
+use crate::metrics::Limit;
+
+/// Users, and homeservers, whose buckets are remembered.
+const MAX_BUCKETS: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
+/// Bytes that a bucket takes: key, moment, the list's two links, and its place in a table that is half empty.
+const BUCKET_BYTES: usize = 80;
+const _: () = assert!(
+    MAX_BUCKETS.get() * BUCKET_BYTES * 2 <= 3 << 20,
+    "the buckets of users and homeservers take 3 MiB at the most"
+);
+/// Requests with a delegated leave may be so many times as many at once: they are the last to be refused.
+const DELEGATION_FACTOR: u32 = 2;
+
+/// So many requests a minute, all of them at once or one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate(pub NonZeroU32);
+
+impl Rate {
+    /// Time after which one more may be made.
+    fn interval(self) -> Duration {
+        Duration::from_secs(60) / self.0.get()
+    }
+}
+
+/// How often somebody may ask; `None` is as often as they like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rates {
+    /// Rate of each user.
+    pub user: Option<Rate>,
+    /// Rate of all users of a homeserver that is not listed.
+    pub homeserver: Option<Rate>,
+}
+
+/// A verified user who asks for something, hashed.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker {
+    /// User who asks.
+    pub user: u64,
+    /// The user's homeserver, where it is not listed.
+    pub homeserver: Option<u64>,
+    /// Whether the request brings a delegated leave.
+    pub delegates: bool,
+}
+
+/// A request that is not carried out, because it would be held for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{whose} asks more often than {variable} allows", whose = .limit.whose(), variable = .limit.variable())]
+pub struct RateExceeded {
+    /// Limit that was met.
+    pub limit: RateLimit,
+    /// Time after which it would be carried out at once.
+    pub wait: Duration,
+}
+
+/// Kind of rate: of a user, or of a homeserver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RateLimit {
+    /// The rate of a user.
+    User,
+    /// The rate of a homeserver.
+    Homeserver,
+}
+
+impl RateLimit {
+    const fn whose(self) -> &'static str {
+        match self {
+            Self::User => "the user",
+            Self::Homeserver => "the homeserver",
+        }
+    }
+
+    /// Variable that sets the rate.
+    #[must_use]
+    pub const fn variable(self) -> &'static str {
+        match self {
+            Self::User => "LIVEKIT_RATE_LIMIT_USER",
+            Self::Homeserver => "LIVEKIT_RATE_LIMIT_HOMESERVER",
+        }
+    }
+}
+
+impl From<RateLimit> for Limit {
+    fn from(limit: RateLimit) -> Self {
+        match limit {
+            RateLimit::User => Self::UserRate,
+            RateLimit::Homeserver => Self::HomeserverRate,
+        }
+    }
+}
+
+/// The buckets of all users, and of all homeservers.
+#[derive(Debug)]
+pub struct Buckets {
+    users: Option<Kind>,
+    homeservers: Option<Kind>,
+}
+
+#[derive(Debug)]
+struct Kind {
+    rate: Rate,
+    /// When each bucket is full again.
+    full_at: LruCache<u64, Instant>,
+}
+
+impl Buckets {
+    /// Makes buckets that are all full.
+    #[must_use]
+    pub fn new(rates: Rates) -> Self {
+        let kind = |rate| Kind {
+            rate,
+            full_at: bounded(MAX_BUCKETS),
+        };
+        Self {
+            users: rates.user.map(kind),
+            homeservers: rates.homeserver.map(kind),
+        }
+    }
+
+    /// The moment at which a request that comes `now` may go on, which counts from now on, and not before both rates allow it.
+    ///
+    /// # Errors
+    /// When that would be later than `until`; then it does not count.
+    pub fn take(&mut self, asker: &Asker, now: Instant, until: Instant) -> Result<Instant, RateExceeded> {
+        let mut taken = Vec::with_capacity(2);
+        let mut goes_at = now;
+        for (kind, key, limit) in [
+            (&mut self.users, Some(asker.user), RateLimit::User),
+            (&mut self.homeservers, asker.homeserver, RateLimit::Homeserver),
+        ] {
+            let Some((kind, key)) = kind.as_mut().zip(key) else { continue };
+            let at = kind.goes_at(key, asker.delegates, now);
+            if at > until {
+                let wait = at.saturating_duration_since(now);
+                return Err(RateExceeded { limit, wait });
+            }
+            goes_at = goes_at.max(at);
+            taken.push((kind, key));
+        }
+        for (kind, key) in taken {
+            kind.count(key, now);
+        }
+        Ok(goes_at)
+    }
+}
+
+impl Kind {
+    fn goes_at(&mut self, key: u64, delegates: bool, now: Instant) -> Instant {
+        let full_at = self.full_at.get(&key).copied().unwrap_or(now);
+        let factor = if delegates { DELEGATION_FACTOR } else { 1 };
+        // The last request of a burst begins this much before the bucket of the one before it is full again.
+        let burst = self.rate.interval() * (self.rate.0.get() * factor).saturating_sub(1);
+        full_at.checked_sub(burst).unwrap_or(now).max(now)
+    }
+
+    fn count(&mut self, key: u64, now: Instant) {
+        let interval = self.rate.interval();
+        let full_at = self.full_at.get_or_insert_mut(key, || now);
+        *full_at = (*full_at).max(now) + interval;
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a moment to count from")]
+mod tests {
+    use super::*;
+
+    const HOLD: Duration = Duration::from_secs(10);
+
+    fn rate(per_minute: u32) -> Option<Rate> {
+        NonZeroU32::new(per_minute).map(Rate)
+    }
+
+    fn of_user(user: u64) -> Asker {
+        Asker {
+            user,
+            homeserver: None,
+            delegates: false,
+        }
+    }
+
+    /// Delays in milliseconds of so many requests at the same moment; of the one that is refused its wait, negative.
+    fn delays(buckets: &mut Buckets, asker: &Asker, now: Instant, count: usize) -> Vec<i64> {
+        let millis = |time: Duration| i64::try_from(time.as_millis()).unwrap();
+        (0..count)
+            .map(|_| match buckets.take(asker, now, now + HOLD) {
+                Ok(at) => millis(at - now),
+                Err(exceeded) => -millis(exceeded.wait),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn sixty_at_once_then_one_a_second_then_none() {
+        let mut buckets = Buckets::new(Rates {
+            user: rate(60),
+            homeserver: None,
+        });
+        let now = Instant::now();
+        let seen = delays(&mut buckets, &of_user(1), now, 73);
+        assert_eq!(seen[..60], [0; 60]);
+        assert_eq!(seen[60..70], [1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000, 10_000]);
+        assert_eq!(seen[70..], [-11_000; 3], "a refused request does not count");
+        assert_eq!(delays(&mut buckets, &of_user(2), now, 1), [0], "another user");
+        // Seventy were carried out: after eleven seconds one of them at once, as was said, and after seventy all sixty.
+        let later = now + Duration::from_secs(11);
+        assert_eq!(delays(&mut buckets, &of_user(1), later, 2), [0, 1000]);
+        let much_later = now + Duration::from_secs(80);
+        assert_eq!(delays(&mut buckets, &of_user(1), much_later, 61)[59..], [0, 1000]);
+    }
+
+    #[test]
+    fn a_delegation_is_the_last_to_be_refused() {
+        let mut buckets = Buckets::new(Rates {
+            user: rate(60),
+            homeserver: None,
+        });
+        let now = Instant::now();
+        assert_eq!(delays(&mut buckets, &of_user(1), now, 71)[70], -11_000);
+        let delegates = Asker {
+            delegates: true,
+            ..of_user(1)
+        };
+        let seen = delays(&mut buckets, &delegates, now, 61);
+        assert_eq!((seen[..50].to_vec(), seen[50], seen[60]), (vec![0; 50], 1000, -11_000));
+    }
+
+    #[test]
+    fn a_homeserver_is_counted_with_all_its_users_and_only_where_it_is_not_listed() {
+        let mut buckets = Buckets::new(Rates {
+            user: rate(10),
+            homeserver: rate(30),
+        });
+        let now = Instant::now();
+        let stranger = |user| Asker {
+            homeserver: Some(7),
+            ..of_user(user)
+        };
+        for user in 0..3 {
+            assert_eq!(delays(&mut buckets, &stranger(user), now, 10), [0; 10]);
+        }
+        let seen = delays(&mut buckets, &stranger(3), now, 6);
+        assert_eq!(seen, [2000, 4000, 6000, 8000, 10_000, -12_000]);
+        let refused = buckets.take(&stranger(4), now, now + HOLD).unwrap_err();
+        assert_eq!(refused.limit, RateLimit::Homeserver);
+        assert_eq!(
+            refused.to_string(),
+            "the homeserver asks more often than LIVEKIT_RATE_LIMIT_HOMESERVER allows"
+        );
+        // What the homeserver's rate refused was not counted as the user's.
+        assert_eq!(delays(&mut buckets, &of_user(4), now, 10), [0; 10]);
+        assert_eq!(buckets.take(&of_user(4), now, now).unwrap_err().limit, RateLimit::User);
+    }
+
+    #[test]
+    fn off_is_as_often_as_they_like() {
+        let mut buckets = Buckets::new(Rates {
+            user: None,
+            homeserver: None,
+        });
+        let asker = Asker {
+            homeserver: Some(1),
+            ..of_user(1)
+        };
+        assert_eq!(delays(&mut buckets, &asker, Instant::now(), 1000), vec![0; 1000]);
+    }
+
+    #[test]
+    fn whoever_asked_longest_ago_is_forgotten_first() {
+        let mut buckets = Buckets::new(Rates {
+            user: rate(1),
+            homeserver: None,
+        });
+        let now = Instant::now();
+        for user in 0..=MAX_BUCKETS.get() as u64 {
+            assert_eq!(delays(&mut buckets, &of_user(user), now, 1), [0]);
+        }
+        assert_eq!(buckets.users.as_ref().unwrap().full_at.len(), MAX_BUCKETS.get());
+        assert_eq!(delays(&mut buckets, &of_user(1), now, 1), [-60_000]);
+        assert_eq!(delays(&mut buckets, &of_user(0), now, 1), [0], "forgotten, and in nobody's way");
+    }
+}

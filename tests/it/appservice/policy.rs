@@ -1,0 +1,44 @@
+//! Who is dealt with, and how often they may ask, behind our homeserver.
+
+use super::{OTHER, Stage};
+use crate::support::client::Answer;
+
+#[track_caller]
+fn assert_blocked(answer: &Answer) {
+    answer.assert_error(403, "M_FORBIDDEN", "This service is not for users of that homeserver");
+    assert_eq!(answer.field("reason"), "blocked_homeserver", "{}", answer.text());
+}
+
+/// In neither direction, and our homeserver is not asked about anything.
+#[test]
+fn a_blocked_homeserver_gets_no_token_and_gives_none() {
+    for (variable, value) in [
+        ("LIVEKIT_BLOCKED_HOMESERVERS", "*.example.org"),
+        ("LIVEKIT_ALLOWED_HOMESERVERS", "friend.example.org"),
+    ] {
+        let stage = Stage::with(|setup| setup.env(variable, value));
+        let asked = stage.own.asked().len();
+        assert_blocked(&stage.call(&stage.federated()));
+        assert_blocked(&stage.call(&stage.relayed()));
+        let about_them: Vec<_> = stage.own.asked().split_off(asked);
+        let about_them = about_them
+            .iter()
+            .filter(|(request, _)| format!("{request:?}").contains(OTHER))
+            .count();
+        assert_eq!(about_them, 0);
+        let ours = stage.call(&stage.client());
+        assert_eq!(ours.status, 200, "our own users always may: {}", ours.text());
+    }
+}
+
+#[test]
+fn users_of_both_homeservers_have_a_rate() {
+    let stage = Stage::with(|setup| setup.env("LIVEKIT_RATE_LIMIT_USER", "3"));
+    for ask in [Stage::client, Stage::federated, Stage::relayed] {
+        // alice asks in two ways.
+        let mut statuses: Vec<_> = (0..4).map(|_| stage.call(&ask(&stage)).status).collect();
+        statuses.dedup();
+        assert_eq!(statuses.last(), Some(&429), "{statuses:?}");
+        assert!(statuses.len() == 2 || statuses == [429], "{statuses:?}");
+    }
+}
