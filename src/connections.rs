@@ -190,7 +190,7 @@ impl Connections {
         self.told.log(|count| {
             let what = what.word();
             let remedy = "a flood of requests? limit them in the proxy; where many people call, allow more memory and open files (LimitNOFILE, ulimit -n)";
-            tracing::warn!(what, count, remedy, "too much at once: the slowest and the oldest are turned away");
+            tracing::warn!(name: "overload", what, count, remedy, "too much at once: the slowest and the oldest are turned away");
         });
     }
 

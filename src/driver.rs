@@ -225,7 +225,7 @@ struct Lane {
 impl Driver {
     fn new(settings: Settings) -> Self {
         if settings.core.presence.sweep_ms.is_none() {
-            tracing::warn!(
+            tracing::warn!(name: "polling_until_webhook",
                 remedy = "send livekit-server's webhooks to /sfu_webhook",
                 "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS is 0: until a webhook has arrived, rooms are asked every 30 s all the same"
             );
@@ -312,7 +312,9 @@ impl Driver {
             }
         };
         if timeout_at(deadline, rest).await.is_err() {
-            tracing::warn!("not every delayed event could be restarted or sent before the end; the homeserver's own timers go on");
+            tracing::warn!(name: "leaves_unfinished",
+                "not every delayed event could be restarted or sent before the end; the homeserver's own timers go on"
+            );
         }
     }
 
@@ -357,7 +359,7 @@ impl Driver {
             return (now, Vec::new());
         }
         state.armed = None;
-        tracing::warn!(
+        tracing::warn!(name: "stood_still",
             late_ms = late,
             clock_jumped_ms = jumped,
             "this process stood still, or the clock was set: the SFU is asked before anything is concluded"
@@ -390,7 +392,7 @@ impl Driver {
                 Ok(Some(Stored::Newer(job))) => drop(self.take(&job, true)),
                 Ok(Some(Stored::End(seen))) => {
                     if count > 0 {
-                        tracing::info!(count, "delegated leaves restored");
+                        tracing::info!(name: "leaves_restored", count, "delegated leaves restored");
                     }
                     count = 0;
                     self.open_gate();
@@ -401,7 +403,9 @@ impl Driver {
                 Ok(None) => return self.open_gate(),
                 Err(_) => {
                     self.open_gate();
-                    tracing::warn!("the store does not answer: leaves that were delegated before the start are not watched until it does");
+                    tracing::warn!(name: "leaves_not_restored",
+                        "the store does not answer: leaves that were delegated before the start are not watched until it does"
+                    );
                 }
             }
         }
@@ -526,26 +530,26 @@ impl Driver {
                 self.finished.log(|count| {
                     let hidden = count - 1;
                     if hidden > 0 {
-                        tracing::info!("{hidden} more delegated leaves are over");
+                        tracing::info!(name: "leaves_over", "{hidden} more delegated leaves are over");
                     }
-                    tracing::info!(room = &**room, reason, cause, "delegated leave is over");
+                    tracing::info!(name: "leave_over", room = &**room, reason, cause, "delegated leave is over");
                 });
             }
             Action::SfuSilent(silence) => {
-                tracing::warn!(
+                tracing::warn!(name: "sfu_silent",
                     seconds = silence.as_secs(),
                     remedy = "check livekit-server, and that LIVEKIT_URL or LIVEKIT_API_URL leads to it",
                     "the SFU has not answered for long: delayed events are not restarted until it does"
                 );
             }
             Action::NoWebhooks => {
-                tracing::warn!(
+                tracing::warn!(name: "polling_without_webhooks",
                     remedy = "name this service's /sfu_webhook in webhook.urls of livekit-server's configuration, with webhook.api_key",
                     "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS is 0, but no webhook of the SFU has been verified: rooms are asked every 30 s until one is"
                 );
             }
             Action::Overloaded { server, room, leaves } => {
-                tracing::warn!(
+                tracing::warn!(name: "homeserver_limits",
                     server = &**server,
                     room = &**room,
                     leaves,
@@ -581,7 +585,7 @@ impl Driver {
         drop(all);
         if let Some(pause) = pause.filter(|pause| *pause > LONG_PAUSE) {
             self.paused.log(|count| {
-                tracing::warn!(
+                tracing::warn!(name: "homeserver_pause",
                     server = server.as_str(),
                     action = action.word(),
                     answer,
@@ -606,7 +610,7 @@ impl Driver {
             }
         };
         self.finished.log(|count| {
-            tracing::warn!(
+            tracing::warn!(name: "leave_given_up",
                 room,
                 server = &*server,
                 reason = job_end(reason).word(),
@@ -665,7 +669,7 @@ impl Driver {
                 let answer = self.sfu.create_again(&name).await;
                 self.recreated.log(|count| {
                     let created = answer.is_ok();
-                    tracing::info!(room = &*name, created, count, "the SFU has forgotten a room with people in it");
+                    tracing::info!(name: "room_forgotten", room = &*name, created, count, "the SFU has forgotten a room with people in it");
                 });
                 self.feed(Fact::Created(room, read(&answer, |row| Some(room_row(row)))));
             }
@@ -731,7 +735,9 @@ impl Driver {
                     if let (Some(since), Outcome::Done) = (gone_since, outcome) {
                         METRICS.leave_lag.observe(Duration::from_millis(driver.clock.now().since(since)));
                     }
-                    tracing::debug!(server = server.as_str(), what = action.word(), ?outcome, "delayed event managed");
+                    tracing::debug!(name: "delayed_event_managed", server = server.as_str(), what = action.word(), ?outcome,
+                        "delayed event managed"
+                    );
                     outcome
                 }
                 // A record that names no server: nobody can be called.

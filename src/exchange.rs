@@ -206,13 +206,13 @@ impl Unlisted {
                 let remedy = format!(
                     "did you mean {server} where LIVEKIT_FULL_ACCESS_HOMESERVERS has {meant}? It lists names as in user ids, not hosts"
                 );
-                tracing::warn!(
+                tracing::warn!(name: "only_unlisted_users",
                     server,
                     remedy,
                     "users of a homeserver without full access come, and of none that has it"
                 );
             }
-            None => tracing::info!(
+            None => tracing::info!(name: "only_unlisted_users",
                 server,
                 remedy = "if it is yours, add it to LIVEKIT_FULL_ACCESS_HOMESERVERS: until then its users only join rooms that stand",
                 "users of a homeserver without full access come, and of none that has it"

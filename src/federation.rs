@@ -140,7 +140,7 @@ impl Federation {
             remember,
         } = settings;
         if proxies.intercept(&Uri::from_static("https://homeserver.invalid/")).is_some() {
-            tracing::info!(
+            tracing::info!(name: "forward_proxy",
                 "homeservers are dialled through the forward proxy of HTTPS_PROXY or ALL_PROXY: which private addresses may be reached \
                  behind it is for the proxy to decide"
             );
@@ -259,7 +259,7 @@ impl Federation {
         }
         self.refused.log(|count| {
             let (server, reason, remedy) = (homeserver.name().as_str(), failure.to_string(), failure.remedy());
-            tracing::warn!(server, reason, count, remedy, "a homeserver's address is not dialled");
+            tracing::warn!(name: "address_denied", server, reason, count, remedy, "a homeserver's address is not dialled");
         });
     }
 

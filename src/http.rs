@@ -170,8 +170,8 @@ async fn not_found(State(app): State<Arc<App>>, request: Request<Body>) -> ApiEr
     MISPLACED.log(|count| {
         let path = (!telemetry::hides_people()).then(|| path.get(..256).unwrap_or(path));
         match ours {
-            Some(route) => tracing::warn!(path, count, remedy, "a request for {route} came at another path"),
-            None => tracing::warn!(path, count, remedy, "a webhook came at another path"),
+            Some(route) => tracing::warn!(name: "misdirected_request", path, count, remedy, "a request for {route} came at another path"),
+            None => tracing::warn!(name: "misdirected_webhook", path, count, remedy, "a webhook came at another path"),
         }
     });
     ApiError::NOT_FOUND

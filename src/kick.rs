@@ -118,7 +118,7 @@ impl KickOnLeave {
                 count += 1;
             }
             if count > 0 {
-                tracing::info!(count, "tokens restored: those who left the Matrix room meanwhile are removed");
+                tracing::info!(name: "tokens_restored", count, "tokens restored: those who left the Matrix room meanwhile are removed");
             }
         });
     }
@@ -143,7 +143,7 @@ impl KickOnLeave {
         self.0.full.log(|count| {
             let reason = error.to_string();
             let remedy = "a shorter LIVEKIT_JWT_TTL_SECONDS lets tokens be forgotten sooner";
-            tracing::warn!(reason, count, remedy, "tokens are refused: who holds too many could not be removed");
+            tracing::warn!(name: "tokens_refused", reason, count, remedy, "tokens are refused: who holds too many could not be removed");
         });
         false
     }
@@ -261,7 +261,7 @@ impl KickOnLeave {
     fn unclear(&self, error: &OwnError) -> MembershipAnswer<'static> {
         self.0.unclear.log(|count| {
             let (reason, remedy) = (error.to_string(), error.remedy());
-            tracing::warn!(
+            tracing::warn!(name: "members_unknown",
                 reason,
                 count,
                 remedy,
@@ -297,7 +297,7 @@ impl KickOnLeave {
                 METRICS.kicks.up();
                 // The identity of `/sfu/get` is the user's id and device.
                 self.0.removed.log(|count| {
-                    tracing::info!(room, count, "removed participant from LiveKit: user left the Matrix room");
+                    tracing::info!(name: "participant_removed", room, count, "removed participant from LiveKit: user left the Matrix room");
                 });
                 tracing::debug!(room, identity, "removed");
                 RemovalOutcome::Removed
@@ -314,7 +314,7 @@ impl KickOnLeave {
     fn failing(&self, error: &SfuError) {
         self.0.failing.log(|count| {
             let (reason, remedy) = (error.to_string(), error.remedy());
-            tracing::warn!(
+            tracing::warn!(name: "removals_fail",
                 reason,
                 count,
                 remedy,

@@ -83,7 +83,7 @@ impl Resources {
             memory: memory_limit(read),
         };
         let limits = Limits::of(found);
-        tracing::info!(
+        tracing::info!(name: "limits",
             descriptors = found.descriptors,
             memory_mib = found.memory.map(|bytes| bytes >> 20),
             connections = limits.connections,

@@ -47,7 +47,7 @@ fn serve(dev: bool) -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     for warning in warnings {
-        tracing::warn!("{warning}");
+        tracing::warn!(name: "configuration", "{warning}");
     }
     // One thread serves some ten thousand requests a second, in half of the memory and two thirds of the CPU time that a
     // pool of threads needs.
@@ -84,11 +84,11 @@ async fn read_again(mut hangup: Signal, dev: bool, send: mpsc::Sender<Config>) {
                     return;
                 }
             }
-            Ok(Err(mistakes)) => tracing::error!(
+            Ok(Err(mistakes)) => tracing::error!(name: "reload_failed",
                 reason = mistakes.to_string(),
                 "the files cannot be read again (SIGHUP): what was read before is used on"
             ),
-            Err(error) => tracing::error!(reason = error.to_string(), "the files cannot be read again (SIGHUP)"),
+            Err(error) => tracing::error!(name: "reload_failed", reason = error.to_string(), "the files cannot be read again (SIGHUP)"),
         }
     }
 }

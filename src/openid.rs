@@ -214,7 +214,7 @@ impl OpenId {
                     }
                     let reason = error.to_string();
                     neighbour_said(&reason);
-                    tracing::debug!(server = homeserver.name().as_str(), reason, tries, "trying the homeserver again");
+                    tracing::debug!(name: "retry", server = homeserver.name().as_str(), reason, tries, "trying the homeserver again");
                     cause = Some(error);
                     sleep(pause).await;
                     tries += 1;

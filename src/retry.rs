@@ -93,7 +93,7 @@ pub async fn until<T, E: Transient, F: Future<Output = Result<T, E>>>(deadline: 
         let Some(again_at) = again_at.filter(|at| *at < deadline) else {
             return Err(error);
         };
-        tracing::debug!(reason, tries, "trying {} again", E::NEIGHBOUR);
+        tracing::debug!(name: "retry", reason, tries, "trying {} again", E::NEIGHBOUR);
         former = Some(error);
         sleep_until(again_at).await;
         tries += 1;

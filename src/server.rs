@@ -130,7 +130,7 @@ pub async fn run(config: Config, reload: mpsc::Receiver<Config>, stop: impl Futu
         }
         Some(MetricsBind::Main) | None => None,
     };
-    tracing::info!(
+    tracing::info!(name: "listening",
         version = env!("CARGO_PKG_VERSION"),
         address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default(),
         livekit_url = url,
@@ -154,7 +154,7 @@ pub async fn run(config: Config, reload: mpsc::Receiver<Config>, stop: impl Futu
     tokio::spawn(watch_webhooks(leaves.clone(), check_interval));
     if let Some((listener, _)) = &metrics {
         let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
-        tracing::info!(address, "metrics are served at /metrics");
+        tracing::info!(name: "metrics_served", address, "metrics are served at /metrics");
     }
     if let Some((listener, app)) = metrics {
         tokio::spawn(serve_metrics(listener, app));
@@ -404,14 +404,14 @@ impl Reloaded {
     /// Signs with other keys from now on.
     fn use_keys(&mut self, keys: Keys) {
         if let Err(error) = self.minter.sign_with(keys.signing()) {
-            tracing::error!(reason = error.to_string(), "the keys cannot be used; the former ones go on");
+            tracing::error!(name: "keys_unusable", reason = error.to_string(), "the keys cannot be used; the former ones go on");
             return;
         }
         self.sfu.forget_tokens();
         self.former.add(&self.keys, Instant::now());
         self.keys = keys;
         self.verify();
-        tracing::info!(
+        tracing::info!(name: "keys_reloaded",
             key = self.keys.signing().key,
             "the keys were read again: tokens are signed with the first of them"
         );
@@ -433,7 +433,9 @@ impl Reloaded {
         own.use_token(tokens.as_token.clone());
         self.app.admit_homeserver_with(tokens.hs_token.clone());
         self.tokens = Some(tokens);
-        tracing::info!("the registration was read again: its tokens are used from now on; the homeserver must have the same");
+        tracing::info!(name: "registration_reloaded",
+            "the registration was read again: its tokens are used from now on; the homeserver must have the same"
+        );
         let own = own.clone();
         tokio::spawn(async move { own.check(Duration::ZERO).await });
     }
@@ -474,11 +476,11 @@ async fn serve(
     drop(listener);
     app.stop();
     connections.stop();
-    tracing::info!(grace_seconds = grace.as_secs(), "stopping: requests in flight may finish");
+    tracing::info!(name: "stopping", grace_seconds = grace.as_secs(), "stopping: requests in flight may finish");
     let deadline = Instant::now() + grace;
     let requests = async {
         if timeout_at(deadline, graceful.shutdown()).await.is_err() {
-            tracing::warn!("some requests did not finish in LIVEKIT_SHUTDOWN_GRACE_SECONDS and were cut off");
+            tracing::warn!(name: "requests_cut_off", "some requests did not finish in LIVEKIT_SHUTDOWN_GRACE_SECONDS and were cut off");
         }
     };
     tokio::join!(requests, stores.leaves.stop(deadline));
@@ -500,7 +502,7 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
             Ok(accepted) => return accepted,
             Err(error) => {
                 NOT_ACCEPTED.log(|count| {
-                    tracing::warn!(
+                    tracing::warn!(name: "accept_failed",
                         error = error.to_string(),
                         count,
                         "a connection could not be accepted; too few file descriptors? (ulimit -n)"
@@ -521,7 +523,7 @@ async fn watch_webhooks(leaves: Leaves, interval: Duration) {
         sleep(within / 3).await;
         if METRICS.last_webhook() > 0 {
             if is_told {
-                tracing::info!("webhooks of the SFU arrive");
+                tracing::info!(name: "webhooks_arrive", "webhooks of the SFU arrive");
             }
             return;
         }
@@ -532,7 +534,7 @@ async fn watch_webhooks(leaves: Leaves, interval: Duration) {
         let since = *without_since.get_or_insert_with(Instant::now);
         if !is_told && since.elapsed() >= within {
             is_told = true;
-            tracing::warn!(
+            tracing::warn!(name: "webhooks_missing",
                 remedy = "name this service's /sfu_webhook in webhook.urls of livekit-server's configuration, with webhook.api_key",
                 "no webhook of the SFU has arrived although somebody has joined: departures are found by asking, and reported later"
             );

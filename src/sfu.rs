@@ -205,7 +205,7 @@ impl Sfu {
         if let Err(error) = self.create_once(&room).await {
             LOST_ROOMS.log(|count| {
                 let (reason, remedy) = (error.to_string(), error.remedy());
-                tracing::warn!(
+                tracing::warn!(name: "room_not_reopened",
                     room = &*room,
                     reason,
                     count,
@@ -242,13 +242,13 @@ impl Sfu {
     async fn check_auto_create(&self) {
         let opens = self.api.opens_rooms_by_joining().await;
         if opens == Some(true) && !self.told_of_auto_create.swap(true, Relaxed) {
-            tracing::warn!(
+            tracing::warn!(name: "auto_create_on",
                 remedy = "set `room: { auto_create: false }` in livekit-server's config.yaml",
                 "the SFU opens rooms for whoever joins (auto_create is on): users without full access can open rooms, too"
             );
         }
         if opens == Some(false) && self.told_of_auto_create.swap(false, Relaxed) {
-            tracing::info!("the SFU does not open rooms for whoever joins any more");
+            tracing::info!(name: "auto_create_off", "the SFU does not open rooms for whoever joins any more");
         }
     }
 
@@ -269,11 +269,11 @@ impl Sfu {
         // Nor does what is wrong with one question.
         let error = outcome.as_ref().err().filter(|error| error.is_about_the_sfu());
         self.state.seen(error.map(SfuError::remedy), |change| match (change, error) {
-            (Change::Good, _) => tracing::info!("the SFU answers and accepts the key"),
-            (Change::Back(after), _) => tracing::info!("the SFU answers again, after {}", Age(after)),
+            (Change::Good, _) => tracing::info!(name: "sfu_up", "the SFU answers and accepts the key"),
+            (Change::Back(after), _) => tracing::info!(name: "sfu_back", "the SFU answers again, after {}", Age(after)),
             (Change::Bad, error) => {
                 let (reason, remedy) = (error.map(ToString::to_string), error.map(SfuError::remedy));
-                tracing::warn!(
+                tracing::warn!(name: "sfu_down",
                     reason,
                     remedy,
                     "the SFU cannot be used; requests that open a room will fail until it can"

@@ -189,7 +189,7 @@ fn log_panic(info: &PanicHookInfo<'_>) {
         .copied()
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     let location = info.location().map(ToString::to_string).unwrap_or_default();
-    error!(
+    error!(name: "panic",
         location,
         reason = message.unwrap_or("unknown"),
         "this service has a bug: a task panicked"

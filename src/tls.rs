@@ -217,7 +217,7 @@ fn roots(given: &Given) -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let found = given.load();
     for error in &found.errors {
-        tracing::warn!(
+        tracing::warn!(name: "ca_file_unreadable",
             error = error.to_string(),
             "a CA file cannot be read; check SSL_CERT_FILE and SSL_CERT_DIR"
         );
@@ -225,9 +225,11 @@ fn roots(given: &Given) -> RootCertStore {
     let (added, ignored) = roots.add_parsable_certificates(found.certs);
     if added == 0 && !given.is_nothing() {
         // They were there at the start. Whoever named them trusts nobody else.
-        tracing::error!("SSL_CERT_FILE and SSL_CERT_DIR hold no CA certificate any more: no certificate will be accepted");
+        tracing::error!(name: "no_ca_certificates",
+            "SSL_CERT_FILE and SSL_CERT_DIR hold no CA certificate any more: no certificate will be accepted"
+        );
     } else if added == 0 {
-        tracing::info!("the system has no CA certificates; Mozilla's built-in ones are used");
+        tracing::info!(name: "builtin_ca_certificates", "the system has no CA certificates; Mozilla's built-in ones are used");
         roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
     } else {
         tracing::debug!(added, ignored, "CA certificates of the system loaded");

@@ -145,7 +145,7 @@ impl Config {
 impl Summary {
     /// Writes the line.
     pub fn log(&self) {
-        tracing::info!(
+        tracing::info!(name: "running_with",
             version = env!("CARGO_PKG_VERSION"),
             livekit_url = self.livekit_url,
             livekit_api = self.livekit_api,

@@ -69,7 +69,7 @@ impl Resolvers {
     fn make(&self) -> Result<TokioResolver, NetError> {
         let mut builder = if self.servers.is_empty() {
             TokioResolver::builder_tokio().or_else(|error| {
-                tracing::warn!(
+                tracing::warn!(name: "resolv_conf_unusable",
                     error = error.to_string(),
                     "/etc/resolv.conf cannot be used; asking the DNS server on 127.0.0.1"
                 );

@@ -112,7 +112,7 @@ impl Reservation<'_> {
             && !written.within(WRITE_TIMEOUT).await
         {
             UNWRITTEN.log(|count| {
-                tracing::warn!(count, "the store is slow or away: a delegation lives in memory until it answers");
+                tracing::warn!(name: "store_slow", count, "the store is slow or away: a delegation lives in memory until it answers");
             });
         }
         Ok(())

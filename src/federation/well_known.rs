@@ -57,7 +57,7 @@ pub(super) async fn fetch<'a>(dialer: &'a Dialer, name: &str, trust: Trust, atte
             let file = read(reply.status, &reply.headers, &reply.body, SystemTime::now());
             if file == WellKnown::None && reply.status == StatusCode::OK && trust != Trust::Stranger {
                 UNUSABLE.log(|count| {
-                    tracing::warn!(
+                    tracing::warn!(name: "well_known_unusable",
                         server = name,
                         count,
                         remedy = "serve it as a JSON object with `m.server`, as {\"m.server\": \"matrix.example.com:443\"}, or answer 404",

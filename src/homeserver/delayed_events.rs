@@ -88,7 +88,7 @@ impl Homeservers {
                 self.lost.log(|count| {
                     let (reason, remedy) = (failure.to_string(), failure.remedy());
                     let server = server.as_str();
-                    tracing::warn!(server, reason, count, remedy, "the client-server API cannot be found");
+                    tracing::warn!(name: "client_api_not_found", server, reason, count, remedy, "the client-server API cannot be found");
                 });
                 return Outcome::Transient(None);
             }
@@ -101,7 +101,7 @@ impl Homeservers {
             (Answer::UnknownPath, _) => {
                 self.denied.log(|count| {
                     let (server, remedy) = (server.as_str(), "switch delayed events on (Synapse: max_event_delay_duration)");
-                    tracing::warn!(server, count, remedy, "the homeserver has no delayed events");
+                    tracing::warn!(name: "delayed_events_unsupported", server, count, remedy, "the homeserver has no delayed events");
                 });
                 // Who is there is not given up for it: a proxy may say so, too, while it is set up.
                 Outcome::Transient(None)
@@ -110,7 +110,7 @@ impl Homeservers {
                 self.denied.log(|count| {
                     let server = server.as_str();
                     let remedy = "newer homeservers let only application services manage delayed events";
-                    tracing::warn!(
+                    tracing::warn!(name: "delayed_events_refused",
                         server,
                         count,
                         remedy,
@@ -124,7 +124,7 @@ impl Homeservers {
                     let server = server.as_str();
                     let remedy = "the registration must be that of the homeserver, and its namespaces.users must match the homeserver's \
                                   users; `lk-jwt-service generate-registration` prints one that does";
-                    tracing::warn!(server, count, remedy, "our homeserver does not let us act for its users");
+                    tracing::warn!(name: "masquerading_refused", server, count, remedy, "our homeserver does not let us act for its users");
                 });
                 // Nobody who is there is to be reported gone for it: older homeservers need no token, and the registration may
                 // be mended meanwhile.

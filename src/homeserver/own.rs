@@ -277,14 +277,16 @@ impl OwnHomeserver {
         let error = asked.await.err();
         self.state
             .seen(error.as_ref().map(OwnError::remedy), |change| match (change, &error) {
-                (Change::Good, _) => tracing::info!("our homeserver accepts the as_token and tells who is in a room"),
+                (Change::Good, _) => {
+                    tracing::info!(name: "homeserver_up", "our homeserver accepts the as_token and tells who is in a room")
+                }
                 (Change::Back(after), _) => {
-                    tracing::info!("our homeserver tells who is in a room again, after {}", Age(after));
+                    tracing::info!(name: "homeserver_back", "our homeserver tells who is in a room again, after {}", Age(after));
                 }
                 (Change::Bad, error) => {
                     let reason = error.as_ref().map(ToString::to_string);
                     let (server, remedy) = (self.name.as_str(), error.as_ref().map(OwnError::remedy));
-                    tracing::warn!(
+                    tracing::warn!(name: "homeserver_down",
                         server,
                         reason,
                         remedy,
@@ -311,7 +313,7 @@ impl OwnHomeserver {
         let Ok(user_id) = self.whoami().await else { return };
         let Some((_, its_name)) = user_id.split_once(':') else { return };
         if its_name != self.name.as_str() {
-            tracing::error!(
+            tracing::error!(name: "wrong_server_name",
                 configured = self.name.as_str(),
                 its_name,
                 remedy = "set LIVEKIT_HS_SERVER_NAME to the server_name of that homeserver, or correct LIVEKIT_CS_API_URL_OVERRIDES",

@@ -87,7 +87,7 @@ impl AppServiceRoutes {
         }
         self.refused.log(|count| {
             let remedy = "if it is your homeserver, it has another registration than this service: the hs_token differs";
-            tracing::warn!(count, remedy, "calls to the homeserver's endpoints are refused");
+            tracing::warn!(name: "homeserver_calls_refused", count, remedy, "calls to the homeserver's endpoints are refused");
         });
         Err(ApiError::BAD_HS_TOKEN)
     }

@@ -64,7 +64,7 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
         Err(error) => {
             METRICS.webhook(WebhookResult::Unreadable, unix_seconds());
             UNREADABLE.log(|count| {
-                tracing::warn!(
+                tracing::warn!(name: "webhook_unreadable",
                     reason = error.to_string(),
                     count,
                     "a webhook of the SFU cannot be read and is ignored"
@@ -86,7 +86,7 @@ fn refuse(app: &App, error: WebhookAuthError) -> ApiError {
     report_mistake(&error);
     app.bad_webhooks.log(|count| {
         let (reason, remedy) = (error.to_string(), error.remedy());
-        tracing::warn!(reason, count, remedy, "webhooks are refused");
+        tracing::warn!(name: "webhooks_refused", reason, count, remedy, "webhooks are refused");
     });
     ApiError::BAD_WEBHOOK
 }

@@ -139,7 +139,7 @@ impl File {
         let mut aside = path.clone().into_os_string();
         aside.push(format!(".damaged-{}", unix_seconds()));
         fs::rename(&path, &aside).map_err(FileError::Io)?;
-        tracing::warn!(
+        tracing::warn!(name: "state_file_damaged",
             path = %path.display(),
             kept_as = %PathBuf::from(aside).display(),
             remedy = "check the disk; leaves that were delegated before this start may be sent by the homeserver itself, when their delay is over",

@@ -117,7 +117,7 @@ impl Jobs {
         }
         if job.replaces.len() > MAX_REPLACED {
             TOO_MANY.log(|count| {
-                tracing::warn!(
+                tracing::warn!(name: "replaced_too_often",
                     count,
                     most = MAX_REPLACED,
                     "a delegated leave was replaced so often that the store does not name all events that are still to be cancelled"

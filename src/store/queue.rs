@@ -165,7 +165,8 @@ impl Changes {
         let shared = &self.0;
         let (table, limit) = (shared.table, shared.table.max_bytes());
         if field.len() > limit || value.as_ref().is_some_and(|value| value.len() > limit) {
-            TOO_LARGE.log(|count| tracing::warn!(count, "too large to be stored, of the {table}: {}", table.loss()));
+            TOO_LARGE
+                .log(|count| tracing::warn!(name: "record_too_large", count, "too large to be stored, of the {table}: {}", table.loss()));
             return Written(Way::Lost);
         }
         let field: Arc<str> = field.into();
@@ -205,7 +206,7 @@ impl Changes {
         if changes > 0 && table.is_optional() {
             tracing::debug!(changes, "the store did not take all {table} before the end");
         } else if changes > 0 {
-            tracing::warn!(
+            tracing::warn!(name: "store_incomplete",
                 changes,
                 "the store did not take all {table} before the end: the next start restores those as they were before"
             );
@@ -296,11 +297,13 @@ impl Entries {
 
     fn end(&mut self, skipped: usize) {
         if self.shared.state.lock().has_forgotten() {
-            tracing::error!("so much has changed while the store could not be read that its records are left alone");
+            tracing::error!(name: "store_left_alone",
+                "so much has changed while the store could not be read that its records are left alone"
+            );
         }
         let records = skipped + std::mem::take(&mut self.unreadable);
         if records > 0 {
-            tracing::warn!(
+            tracing::warn!(name: "records_unreadable",
                 records,
                 "records in the store cannot be read and are left there; if no other service uses them, remove them"
             );
@@ -376,9 +379,9 @@ impl Shared {
         drop(state);
         let (reason, remedy, table, loss) = (error.to_string(), error.remedy(), self.table, self.table.loss());
         if first && table.is_optional() {
-            tracing::info!(reason, remedy, "{table} are not stored: {loss}");
+            tracing::info!(name: "not_stored", table = table.name(), reason, remedy, "{table} are not stored: {loss}");
         } else if first {
-            tracing::warn!(reason, remedy, "{table} are not stored: {loss}");
+            tracing::warn!(name: "not_stored", table = table.name(), reason, remedy, "{table} are not stored: {loss}");
         }
         true
     }
@@ -595,6 +598,7 @@ async fn write(store: Arc<Store>, shared: Arc<Shared>) {
 
 /// Failures in a row, and what was said about them.
 struct Trouble {
+    table: Table,
     failures: u32,
     since: Option<Instant>,
     /// Throttle of the warnings; `None` where nobody is warned.
@@ -605,6 +609,7 @@ struct Trouble {
 impl Trouble {
     fn of(table: Table) -> Self {
         Self {
+            table,
             failures: 0,
             since: None,
             log: (!table.is_optional()).then(LogThrottle::once_a_minute),
@@ -624,7 +629,7 @@ impl Trouble {
         if let Some(log) = &self.log {
             log.log(|count| {
                 self.told = true;
-                tracing::warn!(reason, remedy, count, "{what}");
+                tracing::warn!(name: "store_down", table = self.table.name(), reason, remedy, count, "{what}");
             });
         }
     }
@@ -637,7 +642,7 @@ impl Trouble {
             METRICS.is_up(Neighbour::Store, true);
         }
         if std::mem::take(&mut self.told) {
-            tracing::info!(failures, "{what}, after {}", Age(after));
+            tracing::info!(name: "store_back", table = self.table.name(), failures, "{what}, after {}", Age(after));
         }
         failures > 0
     }

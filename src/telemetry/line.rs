@@ -297,6 +297,11 @@ impl Visit for Line<'_> {
 pub(super) fn of_event(shape: &Shape, event: &Event<'_>) -> String {
     let mut line = Line::begin(shape, *event.metadata().level(), event.metadata().target());
     event.record(&mut line);
+    // Else the place in the source, which `tracing` has made up.
+    let name = event.metadata().name();
+    if !name.starts_with("event ") {
+        line.word("event", name);
+    }
     line.end()
 }
 

@@ -153,7 +153,7 @@ fn where_connections_run_out_the_slowest_give_way() {
         drop(kept);
     }
     assert_eq!(warnings(&world.service), 1, "{}", world.service.log());
-    world.service.wait_log(&["too much at once", "remedy"]);
+    world.service.wait_event("overload").says(&["remedy="]);
 }
 
 #[test]
@@ -164,9 +164,11 @@ fn the_soft_limit_on_open_files_is_raised_to_the_hard_one() {
     let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
     let numbers: Vec<_> = line.split_whitespace().filter_map(|word| word.parse::<u64>().ok()).collect();
     assert_eq!(numbers, [8192, 8192]);
-    world
-        .service
-        .wait_log(&["descriptors=8192", "connections=4096", "requests_in_flight=3072"]);
+    let line = world.service.wait_event("limits");
+    assert!(
+        line.has(&[("descriptors", "8192"), ("connections", "4096"), ("requests_in_flight", "3072")]),
+        "{line}"
+    );
 }
 
 /// The SFU and our homeserver have proved themselves: strangers' bodies do not stand in their way.

@@ -743,7 +743,7 @@ fn at_the_end_a_homeserver_that_hangs_is_not_waited_for() {
     let status = scene.service.wait_exit(seconds(20));
     assert_eq!(status.code(), Some(0));
     assert!(at.elapsed() < seconds(6), "{:?}", at.elapsed());
-    scene.service.wait_log(&["warn", "before the end"]);
+    scene.service.wait_event("leaves_unfinished");
 }
 
 /// As Synapse limits an address: so many a second after a burst of five. Nobody's event runs out.
@@ -796,9 +796,8 @@ fn a_limited_homeserver_carries_as_many_as_it_can() {
 #[test]
 fn polling_that_is_switched_off_is_warned_about() {
     let scene = Scene::with(|setup| setup.env("LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "0"));
-    scene
-        .service
-        .wait_log(&["warn", "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "every 30 s", "remedy="]);
+    let line = scene.service.wait_event("polling_until_webhook");
+    line.says(&["WARN", "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "every 30 s", "remedy="]);
     scene.delegate(seconds(8));
     let session = scene.joined();
     scene.leave(&session, "CLIENT_INITIATED");

@@ -68,13 +68,11 @@ impl Stage {
     /// Nobody vouches; answered like any unreachable homeserver, and the log names the cause and a remedy.
     #[track_caller]
     pub(crate) fn misses(&self, server: &str, log: &[&str]) -> Answer {
-        let mark = self.service.log().len();
         let answer = self.ask(server, &crate::support::secrets::token());
         answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
         assert_eq!(answer.field("reason"), "homeserver_unreachable", "{server}");
-        let line = self
-            .service
-            .wait_log_after(mark, &[&["could not be reached", "remedy", server], log].concat());
+        let line = self.service.wait_line_of(&answer);
+        line.says(&[&["could not be reached", "remedy", server], log].concat());
         eprintln!("{line}");
         answer
     }
@@ -294,7 +292,7 @@ fn an_srv_record_can_deny_the_service() {
         stage.dns.address(&name, &[v4(at)]);
         stage.dns.srv(&format!("_matrix-fed._tcp.{name}"), &[(0, 0, 0, ".")]);
         let far = listener(at, 8448, &name);
-        stage.misses(&name, &["srv record"]);
+        stage.misses(&name, &["SRV record"]);
         assert_eq!(far.http.connections().len(), 0);
     });
 }
@@ -973,7 +971,7 @@ fn a_forward_proxy_is_used_for_homeservers() {
                 .env("NO_PROXY", &format!("{direct},10.0.0.0/8"))
                 .secret("passNEVER")
         });
-        stage.service.wait_log(&["proxy"]);
+        stage.service.wait_event("forward_proxy");
         // Only the proxy can resolve the name.
         stage.reaches(&name, &far, &format!("{name}:8448"), Some(&name));
         assert_fetched(&web_server, 1);
@@ -1026,7 +1024,8 @@ fn a_redirect_of_userinfo_is_not_followed() {
         let token = far.token_with(Reply::redirect(status, &to));
         let answer = stage.ask(&far.name, &token);
         answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
-        stage.service.wait_log(&["unusable", &far.name, &status.to_string()]);
+        let line = stage.service.wait_line_of(&answer);
+        line.says(&["unusable", &far.name, &status.to_string()]);
         assert_eq!(far.asked_about(&token), 1);
     }
     assert_eq!(target.http.connections().len(), 0, "the redirect was followed");
@@ -1080,7 +1079,8 @@ fn a_userinfo_answer_is_read_up_to_64_kib() {
     for reply in [padded(65_537), padded(10 << 20), Reply::Flood(1 << 30)] {
         let answer = stage.ask(&far.name, &far.token_with(reply));
         answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
-        stage.service.wait_log(&["could not be reached", &far.name, "larger than"]);
+        let line = stage.service.wait_line_of(&answer);
+        line.says(&["could not be reached", &far.name, "larger than"]);
     }
     let grown = stage.service.rss_kib().saturating_sub(before);
     assert!(grown < 16 * 1024, "memory grew by {grown} KiB");

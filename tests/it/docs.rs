@@ -527,3 +527,58 @@ fn a_doc_comment_that_leans_on_another_is_told() {
     let lines: Vec<_> = two.iter().map(|(line, comment)| (*line, comment.as_str())).collect();
     assert_eq!(lines, [(1, "A file."), (3, "A thing of two lines."), (6, "A field.")]);
 }
+
+// --- the log ---
+
+/// What stands between the parenthesis that `text` begins with and the one that closes it. Those in texts count, too: each is closed.
+fn in_parentheses(text: &str) -> &str {
+    let mut depth = 0;
+    let end = text.find(|c| {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        depth == 0
+    });
+    end.map_or(text, |end| &text[1..end])
+}
+
+/// Alerts name the `event`, and so do the tests: words of a line may be mended.
+#[test]
+fn every_line_of_the_log_has_an_event() {
+    let mut wrong = Vec::new();
+    for (path, text) in files("src", ".rs") {
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        for level in ["error!(", "warn!(", "info!("] {
+            for (at, _) in code.match_indices(level) {
+                let named = code[at + level.len()..]
+                    .strip_prefix("name: \"")
+                    .and_then(|rest| rest.split_once("\","));
+                let is_word = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+                if !named.is_some_and(|(name, _)| is_word(name)) {
+                    wrong.push(format!("{path}:{}", code[..at].lines().count()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "no `name: \"…\",` first: {wrong:#?}");
+}
+
+/// At most five places wait for the words of a line; the others wait for its fields, for a metric or for what a neighbour saw.
+#[test]
+fn tests_do_not_wait_for_words() {
+    let mut places = Vec::new();
+    for (path, text) in files("tests/it", ".rs") {
+        let code = text.split("\n// --- the log ---").next().unwrap();
+        for wait in ["wait_until(", "while ", "wait_log("] {
+            for (at, _) in code.match_indices(wait) {
+                let rest = &code[at..];
+                let waits_for = match wait {
+                    "wait_until(" => in_parentheses(&rest[wait.len() - 1..]),
+                    _ => rest.split('{').next().unwrap(),
+                };
+                if wait == "wait_log(" || waits_for.contains(".log()") {
+                    places.push(format!("{path}:{}", code[..at].lines().count()));
+                }
+            }
+        }
+    }
+    assert!(places.len() <= 5, "{} places wait for words of the log: {places:#?}", places.len());
+}

@@ -133,7 +133,7 @@ fn started(environment: &[Pairs<'_>], files: &Files) -> Service {
         let service = spawn(environment, files);
         tries += 1;
         wait_until("a start or its end", Duration::from_secs(20), || {
-            service.exit_status().is_some() || service.log().contains("listening")
+            service.exit_status().is_some() || service.has_event("listening")
         });
         let ended = service.exit_status().is_some() && service.wait_exit(Duration::from_secs(1)).code().is_some();
         if !ended || tries == 5 || !service.log().contains("Address already in use") {
@@ -172,7 +172,7 @@ fn assert_outcome(what: &str, service: &Service, outcome: &Outcome) {
     match outcome {
         Starts(said) => {
             service.wait_healthy();
-            service.wait_log(&["running with"]);
+            service.wait_event("running_with");
             let log = service.log();
             for text in *said {
                 assert!(log.contains(text), "{what}: {text:?} is not said:\n{log}");

@@ -13,6 +13,7 @@ use crate::support::ca::Ca;
 use crate::support::client::Call;
 use crate::support::dns::Dns;
 use crate::support::homeserver::Homeserver;
+use crate::support::log::Line;
 use crate::support::neighbour::Reply;
 use crate::support::network::{in_own_network, with_low_ports};
 use crate::support::own_homeserver::OwnHomeserver;
@@ -26,20 +27,15 @@ use crate::support::{bodies, secrets, unique, unique_loopback, unique_room, wait
 /// Within that time each fault is told; the checks that are repeated each 60 s are repeated each second here.
 const WITHIN: Duration = Duration::from_secs(60);
 
-/// Waits for one line that has both texts, at info or above.
+/// Waits for what a line about this event says: both texts, for whoever reads at level info.
 #[track_caller]
-pub(crate) fn told(what: &str, service: &Service, cause: &str, remedy: &str) {
+pub(crate) fn told(what: &str, service: &Service, event: &str, cause: &str, remedy: &str) {
     let began = Instant::now();
-    loop {
-        let log = service.log();
-        let fits = |line: &&str| line.contains(cause) && line.contains(remedy) && !line.contains("DEBUG");
-        if log.lines().any(|line| fits(&line)) {
-            eprintln!("{what}: told within {:?}", began.elapsed());
-            return;
-        }
-        assert!(began.elapsed() < WITHIN, "{what}: no line has {cause:?} and {remedy:?}:\n{log}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    service.wait_event(event);
+    eprintln!("{what}: told within {:?}", began.elapsed());
+    let lines = service.lines(&[("event", event)]);
+    let fits = |line: &Line| line.contains(cause) && line.contains(remedy) && line.field("level") != "DEBUG";
+    assert!(lines.iter().any(fits), "{what}: no line has {cause:?} and {remedy:?}: {lines:#?}");
 }
 
 pub(crate) fn quick(setup: Setup) -> Setup {
@@ -168,7 +164,7 @@ fn faults_of_the_configuration() {
     for (what, changes, cause, remedy) in table {
         let setup = changes.iter().fold(bare(), |setup, (name, value)| setup.env(name, value));
         let service = setup.secret("hunter2").start();
-        told(what, &service, cause, remedy);
+        assert!(service.warns_of(&[cause, remedy]), "{what}: {}", service.log());
         assert!(!healthy.log().contains(cause), "a healthy one says it, too: {cause}");
     }
 }
@@ -204,7 +200,9 @@ fn faults_that_end_the_start() {
         let setup = changes.iter().fold(bare(), |setup, (name, value)| setup.env(name, value));
         let service = setup.secret("hunter2").spawn();
         assert_eq!(service.wait_exit(WITHIN).code(), Some(1), "{what}: {}", service.log());
-        told(what, &service, cause, remedy);
+        let log = service.log();
+        let fits = |line: &str| line.contains(cause) && line.contains(remedy);
+        assert!(log.lines().any(fits), "{what}: no line has {cause:?} and {remedy:?}:\n{log}");
     }
 }
 
@@ -217,7 +215,8 @@ fn a_low_port_wants_a_right() {
             .wrapped_in(&["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]);
         let service = setup.secret("hunter2").spawn();
         assert_eq!(service.wait_exit(WITHIN).code(), Some(1), "{}", service.log());
-        told("a low port", &service, "Permission denied", "ports below 1024");
+        let log = service.log();
+        assert!(log.contains("Permission denied") && log.contains("ports below 1024"), "{log}");
     });
 }
 
@@ -248,20 +247,21 @@ fn faults_of_well_known_files() {
         told(
             "a page",
             &service,
+            "well_known_unusable",
             "/.well-known/matrix/server is there and cannot be used",
             "serve it as a JSON object",
         );
         let answer = service.post("/sfu/get", &bodies::sfu_get_of(&scheme, "alice", &unique_room()));
         assert_eq!(answer.status, 401, "{}", answer.text());
-        told("an address", &service, "something that is not a server name", "without https://");
+        let line = service.wait_line_of(&answer);
+        line.says(&["something that is not a server name", "without https://"]);
         let body = bodies::delegate_of(&plain, "alice", &unique_room(), "id", 60_000);
-        assert_eq!(service.post("/delegate_delayed_leave", &body).status, 400);
-        told(
-            "the file for clients",
-            &service,
+        let answer = service.post("/delegate_delayed_leave", &body);
+        assert_eq!(answer.status, 400, "{}", answer.text());
+        service.wait_line_of(&answer).says(&[
             "/.well-known/matrix/client cannot be used",
             "serve the file with m.homeserver.base_url",
-        );
+        ]);
     });
 }
 
@@ -281,10 +281,17 @@ fn faults_of_the_list() {
         let service = quick(Setup::new(&sfu)).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", &listed).start();
         let answer = service.post("/sfu/get", &bodies::sfu_get_of(&home, "alice", &unique_room()));
         assert_eq!(answer.status, 200, "{}", answer.text());
-        told(what, &service, &format!("did you mean {}", home.name), &listed);
         told(
             what,
             &service,
+            "only_unlisted_users",
+            &format!("did you mean {}", home.name),
+            &listed,
+        );
+        told(
+            what,
+            &service,
+            "only_unlisted_users",
             "users of a homeserver without full access come",
             "LIVEKIT_FULL_ACCESS_HOMESERVERS",
         );
@@ -297,7 +304,7 @@ fn faults_of_the_list() {
     world
         .service
         .post("/sfu/get", &bodies::sfu_get_of(&world.away, "bob", &unique_room()));
-    assert!(!world.service.log().contains("without full access come"), "{}", world.service.log());
+    assert!(!world.service.has_event("only_unlisted_users"), "{}", world.service.log());
 }
 
 /// The list has the host to which a homeserver delegates, and not the homeserver's name.
@@ -318,6 +325,7 @@ fn a_list_of_hosts() {
         told(
             "a host",
             &service,
+            "only_unlisted_users",
             "users of a homeserver without full access come",
             "did you mean example.org where LIVEKIT_FULL_ACCESS_HOMESERVERS has synapse.hosting.example",
         );
@@ -355,8 +363,7 @@ fn faults_of_a_homeserver() {
         drop(world.service.begin(&call));
     }
     for (n, (_, cause, remedy)) in table.iter().enumerate() {
-        told(cause, &world.service, &format!("\"userinfo-{n}\""), remedy);
-        told(cause, &world.service, &format!("\"userinfo-{n}\""), cause);
+        world.service.wait_request(&format!("userinfo-{n}")).says(&[cause, remedy]);
     }
     // Plain HTTP where TLS is asked for, a certificate of nobody.
     let plain = plain_port();
@@ -370,7 +377,9 @@ fn faults_of_a_homeserver() {
     ] {
         let body = bodies::sfu_get(&unique_room(), &name, &secrets::token());
         drop(service.begin(&Call::json("/sfu/get", &body)));
-        told(&name, &service, cause, remedy);
+        service
+            .wait_line(&[("target", "request"), ("server", &name)])
+            .says(&[cause, remedy]);
     }
 }
 
@@ -405,12 +414,18 @@ fn faults_on_the_way_to_the_sfu() {
         ("a redirect", moved, "status 301", "it redirects, which is not followed"),
     ] {
         let service = quick(Setup::new(&sfu)).start();
-        told(what, &service, cause, remedy);
+        told(what, &service, "sfu_down", cause, remedy);
     }
     let service = quick(Setup::new(&plain))
         .env("LIVEKIT_URL", &format!("wss://{}", plain_port()))
         .start();
-    told("a plain port", &service, "the SFU cannot be used", "that port speaks plain HTTP");
+    told(
+        "a plain port",
+        &service,
+        "sfu_down",
+        "the SFU cannot be used",
+        "that port speaks plain HTTP",
+    );
     // Wrong secret, and auto_create.
     let service = quick(Setup::new(&plain))
         .env("LIVEKIT_SECRET", "hunter2-hunter2-hunter2-hunter2-hunter2")
@@ -418,18 +433,19 @@ fn faults_on_the_way_to_the_sfu() {
     told(
         "a wrong secret",
         &service,
+        "sfu_down",
         "the signature is wrong",
         "LIVEKIT_SECRET must be the secret of LIVEKIT_KEY",
     );
     let opens = Sfu::behind(good, Ca::trusted().server(&names(good)));
     opens.auto_create(true);
     let service = quick(Setup::new(&opens)).start();
-    told("auto_create", &service, "auto_create is on", "auto_create: false");
+    told("auto_create", &service, "auto_create_on", "auto_create is on", "auto_create: false");
     // None of it on a healthy one.
     opens.auto_create(false);
     let service = quick(Setup::new(&opens)).start();
-    told("a healthy one", &service, "the SFU answers and accepts the key", "");
-    assert!(!service.log().contains("auto_create is on"));
+    told("a healthy one", &service, "sfu_up", "the SFU answers and accepts the key", "");
+    assert!(!service.has_event("auto_create_on"));
 }
 
 /// Webhooks that do not come, or come to the wrong place or with the wrong key.
@@ -441,6 +457,7 @@ fn faults_of_webhooks() {
     told(
         "none",
         &scene.service,
+        "webhooks_missing",
         "no webhook of the SFU has arrived although somebody has joined",
         "webhook.urls",
     );
@@ -451,6 +468,7 @@ fn faults_of_webhooks() {
     told(
         "a wrong path",
         &scene.service,
+        "misdirected_webhook",
         "a webhook came at another path",
         "webhook.urls of livekit-server must end in /sfu_webhook",
     );
@@ -460,23 +478,25 @@ fn faults_of_webhooks() {
     told(
         "a wrong key",
         &scene.service,
+        "webhooks_refused",
         "webhooks are refused",
         "LIVEKIT_SECRET must be the secret of that key",
     );
     scene.send_webhook(&webhook::joined(&session));
-    told("back", &scene.service, "webhooks of the SFU arrive", "");
+    told("back", &scene.service, "webhooks_arrive", "webhooks of the SFU arrive", "");
     // A client's route below another prefix.
     let scene = Scene::with(quick);
     scene.service.post("/rtc/get_token", &json!({}));
     told(
         "another prefix",
         &scene.service,
+        "misdirected_request",
         "a request for /get_token came at another path",
         "LIVEKIT_JWT_PATH_PREFIX",
     );
     let session = scene.sfu.join(&scene.alias, "somebody");
     scene.send_webhook(&webhook::joined(&session));
-    assert!(!scene.service.log().contains("no webhook of the SFU"));
+    assert!(!scene.service.has_event("webhooks_missing"));
 }
 
 /// Neighbours that go and come back.
@@ -493,15 +513,22 @@ fn neighbours_away_and_back() {
     told(
         "the SFU is away",
         &scene.service,
+        "sfu_down",
         "the SFU cannot be used",
         "check that livekit-server runs",
     );
     scene.sfu.http.listen_again();
-    told("the SFU is back", &scene.service, "the SFU answers again, after ", "");
+    told("the SFU is back", &scene.service, "sfu_back", "the SFU answers again, after ", "");
     drop(ask.join());
     drop(server);
     scene.delegate(Duration::from_secs(60));
-    told("Redis is away", &scene.service, "cannot be stored", "check that Redis runs");
+    told(
+        "Redis is away",
+        &scene.service,
+        "store_down",
+        "cannot be stored",
+        "check that Redis runs",
+    );
 }
 
 /// A limit that delays, told with the line for homeserver.yaml; and a leave that is given up.
@@ -514,16 +541,24 @@ fn a_homeserver_that_limits() {
     scene.delegate(Duration::from_secs(6));
     let session = scene.sfu.join(&scene.alias, &scene.identity);
     scene.send_webhook(&webhook::joined(&session));
-    told("a pause", &scene.service, "a homeserver asks for a pause", "rc_delayed_event_mgmt");
+    told(
+        "a pause",
+        &scene.service,
+        "homeserver_pause",
+        "a homeserver asks for a pause",
+        "rc_delayed_event_mgmt",
+    );
     told(
         "given up",
         &scene.service,
+        "leave_given_up",
         "delegated leave is over: it is given up",
         "last_answer=\"429\"",
     );
     told(
         "given up",
         &scene.service,
+        "leave_given_up",
         "delegated leave is over: it is given up",
         "rc_delayed_event_mgmt",
     );
@@ -540,6 +575,7 @@ fn a_homeserver_that_is_overloaded() {
     told(
         "a pause",
         &scene.service,
+        "homeserver_pause",
         "a homeserver asks for a pause",
         "has too much to do or is being restarted: see that both run",
     );
@@ -566,7 +602,13 @@ fn sighup_reads_the_keys_again() {
     // Nothing that can be read: what was there stays.
     fs::write(&keys, "no keys").expect("a file");
     service.signal("HUP");
-    told("a bad file", &service, "cannot be read again (SIGHUP)", "LIVEKIT_KEY_FILE");
+    told(
+        "a bad file",
+        &service,
+        "reload_failed",
+        "cannot be read again (SIGHUP)",
+        "LIVEKIT_KEY_FILE",
+    );
     assert_eq!(issuer(), sfu.key());
     fs::write(
         &keys,
@@ -578,7 +620,7 @@ fn sighup_reads_the_keys_again() {
     )
     .expect("a file");
     service.signal("HUP");
-    told("a good file", &service, "the keys were read again", "newkey");
+    told("a good file", &service, "keys_reloaded", "the keys were read again", "newkey");
     // The room is remembered, so that the SFU, which does not know the new key, is not asked.
     wait_until("the new key", TIMEOUT, || issuer() == "newkey");
     let session = sfu.join("room", "somebody");
@@ -599,7 +641,7 @@ fn sighup_reads_the_registration_again() {
     let setup = own.serving(quick(Setup::new(&sfu)));
     let setup = setup.unset("LIVEKIT_AS_TOKEN").unset("LIVEKIT_HS_TOKEN");
     let service = setup.env("LIVEKIT_AS_REGISTRATION_FILE", &path).start();
-    told("at first", &service, "our homeserver accepts the as_token", "");
+    told("at first", &service, "homeserver_up", "our homeserver accepts the as_token", "");
     let (room, alice) = (unique_room(), own.user("alice"));
     own.join(&room, &alice);
     let status = |hs_token: &str| {
@@ -616,6 +658,7 @@ fn sighup_reads_the_registration_again() {
     told(
         "a bad file",
         &service,
+        "reload_failed",
         "cannot be read again (SIGHUP)",
         "LIVEKIT_AS_REGISTRATION_FILE",
     );
@@ -627,6 +670,7 @@ fn sighup_reads_the_registration_again() {
     told(
         "a good file",
         &service,
+        "registration_reloaded",
         "the registration was read again",
         "the homeserver must have the same",
     );

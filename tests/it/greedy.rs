@@ -2,7 +2,7 @@
 //! read, dialled and asked for one request is bounded, and by the address that is dialled.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use crate::support::network::with_low_ports;
 use crate::support::service::Setup;
 use crate::support::sfu::Sfu;
 use crate::support::world::World;
-use crate::support::{bodies, secrets, unique_loopback, unique_room};
+use crate::support::{bodies, secrets, unique_loopback, unique_room, wait_until};
 
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
 
@@ -345,13 +345,14 @@ fn foreign_names_on_its_address_keep_nobody_from_a_homeserver() {
             .env("LIVEKIT_LOG_LEVEL", "error")
             .env("LIVEKIT_FEDERATION_ALLOWED_NETWORKS", "127.0.0.0/8")
             .start();
-        let done = AtomicBool::new(false);
+        let (done, waiting) = (AtomicBool::new(false), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for n in 0..30 {
-                let (service, done) = (&service, &done);
+                let (service, done, waiting) = (&service, &done, &waiting);
                 scope.spawn(move || {
                     // Three a second in all, each of which takes up to ten.
                     sleep(Duration::from_millis(333) * n);
+                    waiting.fetch_add(1, Ordering::Relaxed);
                     let mut round = 0;
                     while !done.load(Ordering::Relaxed) {
                         round += 1;
@@ -364,8 +365,9 @@ fn foreign_names_on_its_address_keep_nobody_from_a_homeserver() {
                     }
                 });
             }
-            // The queue stands.
-            sleep(Duration::from_secs(8));
+            wait_until("the queue to stand", Duration::from_secs(60), || {
+                waiting.load(Ordering::Relaxed) >= 24
+            });
             let mut slowest = Duration::ZERO;
             // Junk for the homeserver itself does not make it known; its honest user comes last.
             for _ in 0..3 {

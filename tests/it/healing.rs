@@ -201,9 +201,7 @@ fn a_file_that_cannot_be_asked_for_is_still_believed() {
             .service
             .begin(&Call::json("/sfu/get", &bodies::sfu_get(&unique_room(), &name, &token)));
         wait_until("it to be missed", Duration::from_secs(8), || {
-            let log = stage.service.log();
-            log.lines()
-                .any(|line| line.contains("trying the homeserver again") && line.contains(&name))
+            !stage.service.lines(&[("event", "retry"), ("server", &name)]).is_empty()
         });
         far.http.listen_again();
         let answer = request.join().expect("the request").expect("an answer");

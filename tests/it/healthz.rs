@@ -68,7 +68,7 @@ fn a_probe_is_not_worth_a_line_at_level_info() {
     let id = "after-the-probes";
     let unknown = bodies::sfu_get(&unique_room(), &world.home.name, &crate::support::secrets::token());
     world.service.call(&Call::json("/sfu/get", &unknown).header("X-Request-Id", id));
-    world.service.wait_log(&[id]);
+    world.service.wait_request(id);
     let log = world.service.log();
     assert!(!log.contains("healthz") && !log.contains("readyz"), "a probe was logged:\n{log}");
 }

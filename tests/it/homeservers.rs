@@ -122,9 +122,8 @@ fn private_addresses_are_for_those_who_are_listed() {
         answer.assert_error(401, "M_UNAUTHORIZED", "The request could not be authorised.");
         assert_eq!(answer.field("reason"), "homeserver_unreachable");
         assert_eq!(world.home.http.connections().len(), 0, "{list}: it was dialled");
-        world
-            .service
-            .wait_log(&["warn", "LIVEKIT_FEDERATION_ALLOWED_NETWORKS", &world.home.name]);
+        let line = world.service.wait_event("address_denied");
+        line.says(&["WARN", "LIVEKIT_FEDERATION_ALLOWED_NETWORKS", &world.home.name]);
         ask(&world, &world.home);
         let told = world
             .service

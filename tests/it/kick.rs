@@ -42,7 +42,9 @@ fn who_leaves_is_removed_and_again_with_the_old_token() {
     scene.wait_removed(&alice, 2);
     scene.join(&alice);
     scene.wait_removed(&alice, 3);
-    scene.service.wait_log(&["info", "removed participant from LiveKit", &scene.alias]);
+    scene
+        .service
+        .wait_line(&[("event", "participant_removed"), ("level", "INFO"), ("room", &scene.alias)]);
     assert!(!scene.service.get("/metrics").text().contains("\nlk_jwt_kicks_total 0\n"));
 
     // Back in the Matrix room, they may stay.
@@ -202,7 +204,7 @@ fn tokens_of_one_homeserver_do_not_keep_others_from_theirs() {
         }
     }
     assert_eq!(taken, 2_000, "20 of a user, 2,000 of a homeserver in a room");
-    scene.service.wait_log(&["warn", "tokens are refused", "reason=", "remedy="]);
+    scene.service.wait_event("tokens_refused").says(&["WARN", "reason=", "remedy="]);
     // Our own user, and the one who has a token already.
     scene.token("alice");
     assert_eq!(scene.service.call(&call(0, 0)).status, 200);
@@ -241,7 +243,7 @@ fn without_a_clear_answer(people: usize) {
         scene.matrix.join(&guests[0].user);
         scene.matrix.fail(None);
     }
-    scene.service.wait_log(&["warn", "does not say who is in a Matrix room", "remedy="]);
+    scene.service.wait_event("members_unknown").says(&["WARN", "remedy="]);
     // Silence, until the question is given up.
     scene.matrix.fail(Some(Reply::Hang));
     scene.matrix.leave(&guests[0].user);
@@ -298,7 +300,7 @@ fn a_removal_that_fails_is_tried_again() {
     scene.sfu.fail(Some(crate::support::sfu::Fault::ProxyPage(200)));
     wait_until("more tries", TIMEOUT, || scene.removals(&alice).len() >= 5);
     assert!(scene.is_there(&alice));
-    scene.service.wait_log(&["warn", "the SFU does not remove", "remedy="]);
+    scene.service.wait_event("removals_fail").says(&["WARN", "remedy="]);
     scene.sfu.fail(None);
     wait_until("alice to be gone", TIMEOUT, || !scene.is_there(&alice));
 }
@@ -325,11 +327,11 @@ fn nobody_is_named_in_the_log() {
     let alice = scene.token("alice");
     scene.join(&alice);
     scene.matrix.fail(Some(Reply::Close));
-    scene.service.wait_log(&["does not say who is in a Matrix room"]);
+    scene.service.wait_event("members_unknown");
     scene.matrix.fail(None);
     scene.matrix.leave(&alice.user);
     scene.wait_removed(&alice, 1);
-    scene.service.wait_log(&["removed participant from LiveKit"]);
+    scene.service.wait_event("participant_removed");
     let log = scene.service.log();
     assert!(!log.contains(&alice.user) && !log.contains(&scene.room), "{log}");
 }
@@ -368,7 +370,8 @@ fn a_redis_that_denies_the_key_is_done_without() {
     let url = format!("redis://narrow:narrow-password@{}", server.address());
     let scene = Scene::with(|setup| setup.env("LIVEKIT_REDIS_URL", &url).secret("narrow-password"));
     let alice = scene.token("alice");
-    scene.service.wait_log(&["warn", "tokens are not stored", "lk-jwt:tokens"]);
+    let line = scene.service.wait_line(&[("event", "not_stored"), ("table", "tokens")]);
+    line.says(&["WARN", "lk-jwt:tokens"]);
     scene.join(&alice);
     scene.matrix.leave(&alice.user);
     scene.wait_removed(&alice, 1);

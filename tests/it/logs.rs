@@ -170,12 +170,8 @@ fn the_level_says_whose_fault_it_was() {
     assert_eq!(told, [""; 0], "a client's fault is no warning");
     world.sfu.fail(Some(Fault::NoGrant));
     let answer = world.service.post("/get_token", &good());
-    let line = world.service.wait_log_after(started.len(), &["request:", "sfu"]);
-    assert!(line.contains("WARN") || line.contains("ERROR"), "{line}");
-    assert!(
-        line.contains(answer.header("x-request-id").expect("an ID")),
-        "the line cannot be found by the request's ID: {line}"
-    );
+    let line = world.service.wait_line_of(&answer);
+    assert!(["WARN", "ERROR"].contains(&line.field("level")), "{line}");
 }
 
 #[test]
@@ -198,10 +194,10 @@ fn levels_are_those_of_the_old_service() {
         assert_eq!((has("DEBUG"), has("INFO")), (debug, info), "LIVEKIT_LOG_LEVEL={level}:\n{log}");
     }
     let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "loud"));
-    world.service.wait_log(&["warn", "LIVEKIT_LOG_LEVEL"]);
+    assert!(world.service.warns_of(&["LIVEKIT_LOG_LEVEL"]));
     let world = World::with(|setup| setup.env("LIVEKIT_LOG_LEVEL", "error").env("RUST_LOG", "lk_jwt_service=debug"));
     world.service.post("/get_token", &json!({}));
-    world.service.wait_log(&["debug"]);
+    world.service.wait_line(&[("level", "DEBUG")]);
 }
 
 /// What an operator greps for: the ID that the user reads off an error page.
@@ -218,14 +214,14 @@ fn a_request_is_found_by_its_id() {
     {
         let id = format!("grep-for-me-{n}");
         world.service.call(&Call::json("/get_token", &body).header("X-Request-Id", &id));
-        world.service.wait_log(&[&id]);
+        world.service.wait_request(&id);
     }
     let failing = Homeserver::start();
     failing.http.refuse();
     let id = "grep-for-me-unreachable";
     let call = Call::json("/sfu/get", &bodies::sfu_get_of(&failing, "alice", &unique_room())).header("X-Request-Id", id);
     assert_eq!(world.service.call(&call).status, 401);
-    world.service.wait_log(&[id, &failing.name]);
+    world.service.wait_request(id).says(&[&failing.name]);
 }
 
 /// A pipe that nobody reads, filled by strangers at debug level.
@@ -280,7 +276,7 @@ fn a_reader_of_the_log_that_hangs_stops_nothing() {
     scene.service.read_log();
     wait_until("a line that finds room", TIMEOUT, || {
         assert_eq!(scene.service.get("/after").status, 404);
-        scene.service.log().contains("path=\"/after\"")
+        !scene.service.lines(&[("path", "/after")]).is_empty()
     });
     let log = scene.service.log();
     // Short lines found room where long ones did not.
@@ -340,10 +336,12 @@ fn strangers_do_not_fill_the_log() {
     let ours = bodies::sfu_get(&unique_room(), &world.home.name, &secrets::token());
     let call = Call::json("/sfu/get", &ours).header("X-Request-Id", "one-of-ours");
     assert_eq!(world.service.call(&call).status, 401);
-    world.service.wait_log_after(mark, &["of=strangers", "suppressed="]);
     world
         .service
-        .wait_log_after(mark, &["one-of-ours", "refused", "outcome=token_rejected"]);
+        .wait_line(&[("target", "request"), ("of", "strangers")])
+        .says(&["suppressed="]);
+    let line = world.service.wait_request("one-of-ours");
+    assert_eq!(line.field("outcome"), "token_rejected", "{line}");
     let took = began.elapsed();
     let log = world.service.log();
     let new = &log[mark..];
@@ -380,7 +378,7 @@ fn even_a_trace_of_everything_holds_no_secret() {
     let waiting = world
         .service
         .begin(&Call::json("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &unique_room())));
-    wait_until("a failed try", Duration::from_secs(5), || world.service.log().contains("efused"));
+    world.service.wait_event("retry");
     world.home.http.listen_again();
     assert_eq!(waiting.join().expect("the request").expect("an answer").status, 200);
 }

@@ -99,7 +99,7 @@ fn an_sfu_that_never_comes_back_is_reported_after_ten_seconds() {
             assert_eq!(answer.field("reason"), "sfu_unreachable", "{case}");
         }
         // And one line says which neighbour it was.
-        world.service.wait_log(&["warn", "sfu"]);
+        world.service.wait_line_of(&answer).says(&["WARN", "SFU"]);
     }
 }
 
@@ -139,7 +139,7 @@ fn a_listed_homeserver_that_never_comes_back_is_reported_after_ten_seconds() {
         let reason = if answered { "homeserver_error" } else { "homeserver_unreachable" };
         assert_eq!(answer.field("reason"), reason, "{case}");
         assert!(HELD.contains(&answer.took), "{case}: answered after {:?}", answer.took);
-        world.service.wait_log(&["warn", &world.home.name]);
+        world.service.wait_line_of(&answer).says(&["WARN", &world.home.name]);
         assert_eq!(world.sfu.creations(), 0, "{case}: a room was created for nobody");
     }
 }
@@ -300,15 +300,14 @@ fn what_the_sfu_refuses_is_answered_and_explained_at_once() {
         }
         let service = setup.start();
         case.sfu.fail(case.fault);
-        let mark = service.log().len();
         let answer = finish(begin(&service, &home));
         assert_eq!(answer.status, 500, "{}: {}", case.name, answer.text());
         answer.assert_error(500, "M_UNKNOWN", NO_ROOM);
         assert_eq!(answer.field("reason"), case.reason, "{}", case.name);
         assert!(answer.took < AT_ONCE, "{}: answered after {:?}", case.name, answer.took);
         // Tied to the request, so that an operator who is told the ID finds the line.
-        let id = answer.header("x-request-id").expect("an ID").to_owned();
-        let line = service.wait_log_after(mark, &[&[id.as_str()], case.log].concat());
+        let line = service.wait_line_of(&answer);
+        line.says(case.log);
         eprintln!("{}: {line}", case.name);
     }
 }
@@ -335,7 +334,7 @@ fn a_homeserver_must_prove_its_name() {
         let answer = finish(request);
         answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
         assert_eq!(answer.field("reason"), "homeserver_unreachable", "{name}");
-        world.service.wait_log(&["warn", name, "certificate"]);
+        world.service.wait_line_of(&answer).says(&["WARN", name, "certificate"]);
     }
     assert_eq!(
         (untrusted.asked(), other_name.asked()),
@@ -355,7 +354,7 @@ fn verification_can_be_switched_off() {
     });
     let answer = finish(begin(&world.service, &untrusted));
     assert_eq!(answer.status, 200, "{}", answer.text());
-    world.service.wait_log(&["LIVEKIT_INSECURE_SKIP_VERIFY_TLS"]);
+    assert!(world.service.warns_of(&["LIVEKIT_INSECURE_SKIP_VERIFY_TLS"]));
     // Any other value leaves it on.
     let world = World::with(|setup| setup.env("LIVEKIT_INSECURE_SKIP_VERIFY_TLS", "yes"));
     let answer = finish(begin(&world.service, &untrusted));

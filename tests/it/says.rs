@@ -33,7 +33,7 @@ fn requests(log: &str) -> Vec<Value> {
 
 /// The line of the request with this id.
 fn line_of(world: &World, id: &str) -> Value {
-    object(&world.service.wait_log(&["\"target\":\"request\"", &format!("\"{id}\"")]))
+    object(&world.service.wait_request(id).to_string())
 }
 
 fn json_world(change: impl FnOnce(Setup) -> Setup) -> World {
@@ -283,7 +283,7 @@ fn people_are_hashed_or_left_out() {
         ask(&[], &format!("/_matrix/app/v1/users/{}", scene.home.user("alice")), &good);
         // A route of ours at another path is warned about.
         ask(&[], &format!("/{}/{}/get_token", scene.home.user("alice"), scene.room), &good);
-        scene.service.wait_log(&["came at another path"]);
+        scene.service.wait_event("misdirected_request");
         ask(
             &[],
             "/get_token",
@@ -291,8 +291,8 @@ fn people_are_hashed_or_left_out() {
         );
         scene.leave(&session, "CLIENT_INITIATED");
         scene.wait_sent(TIMEOUT);
-        let line = scene.service.wait_log(&["delegated leave is over"]);
-        assert!(line.contains("reason=\"sent\" cause=\"reported\""), "{line}");
+        let line = scene.service.wait_event("leave_over");
+        assert!(line.has(&[("reason", "sent"), ("cause", "reported")]), "{line}");
         let log = scene.service.log();
         let names = [
             scene.home.user("alice"),
@@ -310,14 +310,11 @@ fn people_are_hashed_or_left_out() {
                 assert_eq!(seen, None, "{name} is seen with {mode}");
             }
         }
-        let line = scene.service.wait_log(&["request:", "\"one\""]);
-        let user = line
-            .split_once(" user=\"")
-            .map(|(_, rest)| rest.split('"').next().unwrap_or_default());
+        let line = scene.service.wait_request("one");
+        let user = line.field("user");
         match mode {
-            "full" => assert_eq!(user, Some(names[0].as_str())),
+            "full" => assert_eq!(user, names[0]),
             "hash" => {
-                let user = user.expect("a pseudonym");
                 assert!(user.len() == 12 && user.bytes().all(|b| b.is_ascii_hexdigit()), "{line}");
                 assert!(log.matches(user).count() > 1, "the same person has the same pseudonym");
                 assert!(
@@ -330,7 +327,7 @@ fn people_are_hashed_or_left_out() {
                     .collect::<String>();
                 assert!(!plain.starts_with(user), "a plain hash is guessed");
             }
-            _ => assert!(user.is_none() && !log.contains("client="), "{line}"),
+            _ => assert!(user.is_empty() && !log.contains("client="), "{line}"),
         }
     }
 }
@@ -363,7 +360,7 @@ fn people_of_our_homeserver_are_hashed_or_left_out() {
         assert_eq!(webhook::tell(&service, &sfu, &webhook::joined(&session)).status, 200);
         own.part(&room, &alice);
         wait_until("the removal", TIMEOUT, || !sfu.removals(&alias, &identity).is_empty());
-        service.wait_log(&["removed participant from LiveKit"]);
+        service.wait_event("participant_removed");
         let log = service.log();
         for (name, shown) in [(&alice, true), (&bob, true), (&room, true), (&alias, true), (&identity, true)] {
             let seen = log.lines().find(|line| line.contains(name.as_str()));
@@ -491,7 +488,7 @@ fn metrics_are_nobody_elses() {
     world.service.get("/metrics").assert_errcode(404, "M_UNRECOGNIZED");
     // On the main port: there only, and not through a proxy.
     let world = World::with(|setup| setup.env("LIVEKIT_METRICS_BIND", "main"));
-    world.service.wait_log(&["warn", "LIVEKIT_METRICS_BIND", "proxy"]);
+    assert!(world.service.warns_of(&["LIVEKIT_METRICS_BIND", "proxy"]));
     metrics_of(&world);
     for path in ["/livekit/jwt/metrics", "/metrics/", "//metrics", "/%6detrics"] {
         assert_eq!(world.service.get(path).status, 404, "{path}");
@@ -608,7 +605,7 @@ fn the_sfu_goes_and_comes_back_in_two_lines() {
             .env("LIVEKIT_NEIGHBOUR_CHECK_INTERVAL_SECONDS", "1")
             .env("LIVEKIT_METRICS_BIND", "main")
     });
-    world.service.wait_log(&["the SFU answers and accepts the key"]);
+    world.service.wait_event("sfu_up");
     world.sfu.fail(Some(Fault::ProxyPage(502)));
     let ask = || {
         world
@@ -617,18 +614,20 @@ fn the_sfu_goes_and_comes_back_in_two_lines() {
     };
     let (first, second) = (ask(), ask());
     assert_eq!((first.status, second.status), (500, 500));
-    world.service.wait_log(&["WARN", "the SFU cannot be used", "remedy"]);
+    world.service.wait_event("sfu_down").says(&["WARN", "remedy"]);
     wait_until("the metric", TIMEOUT, || {
         metrics_of(&world).contains("lk_jwt_neighbour_up{neighbour=\"sfu\"} 0")
     });
     world.sfu.fail(None);
     // Nobody asks for anything: the check that is repeated finds it.
-    wait_until("it to be back", TIMEOUT, || {
-        world.service.log().contains("the SFU answers again, after ")
-    });
-    let log = world.service.log();
-    assert_eq!(log.matches("the SFU cannot be used").count(), 1, "{log}");
-    assert_eq!(log.matches("the SFU answers").count(), 2, "{log}");
+    world.service.wait_event("sfu_back").says(&["the SFU answers again, after "]);
+    let count = |event| world.service.lines(&[("event", event)]).len();
+    assert_eq!(
+        [count("sfu_up"), count("sfu_down"), count("sfu_back")],
+        [1; 3],
+        "{}",
+        world.service.log()
+    );
     assert!(metrics_of(&world).contains("lk_jwt_neighbour_up{neighbour=\"sfu\"} 1"));
 }
 

@@ -129,7 +129,7 @@ fn a_failed_connection_to_the_sfu_forgets_every_room() {
             .begin(&Call::json("/sfu/get", &bodies::sfu_get_of(&world.home, "alice", &other)))
     };
     // The other room's call has met a refusal: nothing but the service has seen it.
-    world.service.wait_log(&["trying the SFU again"]);
+    world.service.wait_event("retry");
     world.sfu.http.listen_again();
     assert_eq!(waiting.join().expect("the request").expect("an answer").status, 200);
     assert_eq!(ask(&known).status, 200);

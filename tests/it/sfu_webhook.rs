@@ -131,10 +131,8 @@ fn what_is_not_the_sfus_is_refused_with_one_line_of_the_log() {
     for _ in 0..50 {
         assert_eq!(scene.service.call(&calls[3].1).status, 401);
     }
-    let line = scene.service.wait_log(&["warn", "webhooks are refused"]);
-    assert!(line.contains("remedy=") && line.contains("reason="), "{line}");
-    let log = scene.service.log();
-    let lines = log.lines().filter(|l| l.contains("webhooks are refused")).count();
+    scene.service.wait_event("webhooks_refused").says(&["WARN", "reason=", "remedy="]);
+    let lines = scene.service.lines(&[("event", "webhooks_refused")]).len();
     assert!(lines <= 3, "{lines} lines for {} refusals", calls.len() + 50);
 }
 

@@ -116,8 +116,9 @@ fn an_argument_that_nobody_knows_is_no_way_to_start() {
 #[test]
 fn dev_needs_no_environment_and_is_not_for_production() {
     let service = Setup::bare().argument("--dev").start();
-    service.wait_log(&["--dev", "production"]);
-    service.wait_log(&["ws://localhost:7880"]);
+    let line = service.wait_event("listening");
+    line.says(&["livekit_url=\"ws://localhost:7880\""]);
+    assert!(service.warns_of(&["--dev", "not for production"]));
     // What is set wins over what is filled in.
     let sfu = Sfu::start();
     let home = crate::support::homeserver::Homeserver::start();
@@ -256,9 +257,9 @@ fn a_port_in_use_is_an_error_that_says_so() {
 fn everybody_has_full_access_only_with_a_warning() {
     let sfu = Sfu::start();
     let service = Setup::new(&sfu).unset("LIVEKIT_FULL_ACCESS_HOMESERVERS").start();
-    service.wait_log(&["warn", "LIVEKIT_FULL_ACCESS_HOMESERVERS"]);
+    assert!(service.warns_of(&["LIVEKIT_FULL_ACCESS_HOMESERVERS"]));
     let mixed = Setup::new(&sfu).env("LIVEKIT_FULL_ACCESS_HOMESERVERS", "* example.org").start();
-    mixed.wait_log(&["warn", "LIVEKIT_FULL_ACCESS_HOMESERVERS", "*"]);
+    assert!(mixed.warns_of(&["LIVEKIT_FULL_ACCESS_HOMESERVERS", "*"]));
 }
 
 /// Key and secret by every way in which they can be given: each must open the same SFU.

@@ -68,8 +68,7 @@ fn assert_refused(world: &World, what: &str, answer: Option<Answer>, status: u16
     answer.assert_manners();
     assert_eq!(answer.header("connection"), Some("close"), "{what}");
     assert!(connection.closed_within(Duration::from_secs(5)), "{what}: kept open");
-    let id = answer.header("x-request-id").expect("an ID");
-    world.service.wait_log(&["info", id, "could not be read"]);
+    world.service.wait_line_of(&answer).says(&["INFO", "could not be read"]);
 }
 
 #[test]

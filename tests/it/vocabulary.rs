@@ -49,7 +49,7 @@ impl Witness {
     #[track_caller]
     fn agree(&mut self, outcome: Outcome, id: &str, answer: Option<&Answer>) {
         let word = outcome.word();
-        let line: Value = serde_json::from_str(&self.service.wait_log(&["\"target\":\"request\"", &format!("\"{id}\"")])).expect("JSON");
+        let line: Value = serde_json::from_str(&self.service.wait_request(id).to_string()).expect("JSON");
         assert_eq!(line["outcome"], word, "{line}");
         assert_eq!(line["status"].as_u64(), answer.map(|answer| answer.status.into()), "{line}");
         match answer {

@@ -291,10 +291,14 @@ fn a_well_known_file_may_name_https_only() {
         own.federation.answer_client_well_known(well_known(&base));
         let stage = Stage::lost(own);
         for make in [Stage::client, Stage::relayed, Stage::federated, Stage::delegation] as [fn(&Stage) -> Ask; 4] {
-            stage.call(&make(&stage)).assert_errcode(400, "M_BAD_JSON");
+            let answer = stage.call(&make(&stage));
+            answer.assert_errcode(400, "M_BAD_JSON");
+            // What is warned about says what to set.
+            stage
+                .service
+                .wait_line_of(&answer)
+                .says(&["WARN", "refused", "LIVEKIT_CS_API_URL_OVERRIDES"]);
         }
-        // What was warned about says what to set.
-        stage.service.wait_log(&["warn", "refused", "LIVEKIT_CS_API_URL_OVERRIDES"]);
         assert_eq!(stage.own.asked().len(), 0);
     }
     evil.assert_innocent();

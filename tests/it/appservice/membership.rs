@@ -74,9 +74,10 @@ fn versions_that_say_nothing_of_use_are_no_error() {
 #[test]
 fn a_proposal_that_is_on_neither_path_is_a_502_with_a_remedy() {
     let stage = Stage::prepared(|own| own.serve([]));
-    stage.call(&stage.client()).assert_errcode(502, "M_UNKNOWN");
+    let answer = stage.call(&stage.client());
+    answer.assert_errcode(502, "M_UNKNOWN");
     assert_eq!(paths(&stage), [(Proposal::IsJoined, false), (Proposal::IsJoined, true)]);
-    stage.service.wait_log(&["warn", "msc4502_enabled"]);
+    stage.service.wait_line_of(&answer).says(&["WARN", "msc4502_enabled"]);
     assert_eq!(stage.sfu.creations(), 0);
 }
 
@@ -274,7 +275,7 @@ fn the_address_of_the_homeserver_may_end_in_a_slash() {
 #[test]
 fn a_homeserver_of_another_name_is_told_at_once() {
     let stage = Stage::new();
-    stage.service.wait_log(&["our homeserver accepts the as_token"]);
+    stage.service.wait_event("homeserver_up");
     wait_until("the question", Duration::from_secs(20), || {
         stage.own.http.count(|r| r.path.ends_with("/account/whoami")) == 1
     });
@@ -285,12 +286,8 @@ fn a_homeserver_of_another_name_is_told_at_once() {
             (*asked == Asked::Whoami).then(|| Reply::json(200, &user))
         });
     });
-    let expected = [
-        "ERROR",
-        "LIVEKIT_HS_SERVER_NAME is not the homeserver",
-        "its_name=\"other.example.org\"",
-        "remedy=",
-    ];
-    other.service.wait_log(&expected);
+    let line = other.service.wait_event("wrong_server_name");
+    assert!(line.has(&[("level", "ERROR"), ("its_name", "other.example.org")]), "{line}");
+    line.says(&["LIVEKIT_HS_SERVER_NAME is not the homeserver", "remedy="]);
     assert!(other.own.http.count(|r| r.path.ends_with("/account/whoami")) == 1);
 }

@@ -149,8 +149,8 @@ fn everything_needs_the_homeservers_token() {
         answer.assert_errcode(401, "M_MISSING_TOKEN");
     }
     assert_eq!(stage.own.asked().len(), 0);
-    let line = stage.service.wait_log(&["warn", "hs_token differs"]);
-    assert!(line.contains("registration"), "{line}");
+    let line = stage.service.wait_event("homeserver_calls_refused");
+    line.says(&["WARN", "hs_token differs", "registration"]);
 }
 
 /// Element Call asks so whether there are such endpoints at all.

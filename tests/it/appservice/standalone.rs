@@ -149,8 +149,9 @@ fn a_homeserver_that_does_not_let_us_ask_is_a_502() {
         .script(|_, asked| asked.is_about_user().then(|| error(403, "M_FORBIDDEN", "Missing scope")));
     let room = unique_room();
     for (path, body) in requests(&stage, &stage.own.federation, &room) {
-        stage.service.post(path, &body).assert_errcode(502, "M_UNKNOWN");
+        let answer = stage.service.post(path, &body);
+        answer.assert_errcode(502, "M_UNKNOWN");
+        stage.service.wait_line_of(&answer).says(&["WARN", "scope"]);
     }
     assert_eq!(stage.sfu.creations(), 0);
-    stage.service.wait_log(&["warn", "scope"]);
 }

@@ -92,7 +92,7 @@ fn nobody_else_makes_it_do_anything() {
         ticket(secret, Use::Slow, now(), Wishes::default()),
     ];
     // The check at the start is over.
-    service.wait_log(&["the SFU answers and accepts the key"]);
+    service.wait_event("sfu_up");
     let creations = sfu.creations();
     let body = json!({"servers": [stranger.name], "wishes": {"servers": [stranger.name]}, "url": format!("https://{}", stranger.name)});
     let calls: Vec<_> = (0..2_000)

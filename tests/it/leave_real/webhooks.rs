@@ -52,8 +52,8 @@ fn nobody_wired_the_webhooks() {
         assert!(after <= 40.0, "polling {name}: {after:.1} s");
     }
     let (_, off, ..) = &all[1];
-    off.service()
-        .wait_log(&["warn", "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "webhook"]);
+    let line = off.service().wait_event("polling_until_webhook");
+    line.says(&["WARN", "LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", "webhook"]);
 }
 
 /// Killed; the jobs are in a file. One leaves and one joins while nobody takes webhooks, one stays.

@@ -288,9 +288,7 @@ fn those_who_never_came_refuse_nobody() {
         assert_eq!(jobs.stop(tokio::time::Instant::now() + seconds(20)).await, 0);
     });
     let scene = Scene::with(|setup| quiet(setup).env("LIVEKIT_STATE_PATH", &state.to_string_lossy()));
-    wait_until("the records to be read", seconds(60), || {
-        scene.service.log().contains("delegated leaves restored")
-    });
+    scene.service.wait_event("leaves_restored");
     let before = Instant::now();
     let newcomers = guests(&scene, 5, 5, seconds(60));
     join(&scene, &newcomers);

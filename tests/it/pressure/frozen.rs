@@ -107,7 +107,7 @@ fn webhooks_that_came_during_the_freeze_do_not_hide_it() {
         }
         pass(awake, seconds(2));
         assert_eq!(scene.sends().len(), tries, "somebody who is there was reported gone");
-        scene.service.wait_log(&["this process stood still"]);
+        scene.service.wait_event("stood_still");
     }
 }
 

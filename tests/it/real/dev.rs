@@ -57,7 +57,7 @@ fn inside() {
         .argument("--dev")
         .reached_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)))
         .start();
-    service.wait_log(&["warn", "--dev", "not for production"]);
+    assert!(service.warns_of(&["--dev", "not for production"]));
     for (path, body) in [
         ("/get_token", bodies::get_token_of(&home, "alice", &unique_room())),
         ("/sfu/get", bodies::sfu_get_of(&home, "alice", &unique_room())),

@@ -95,7 +95,13 @@ fn what_cannot_be_read_is_refused_through_proxies() {
         assert_eq!(status, "400 lk-jwt-service", "{more}");
         assert!(body.starts_with("{\"errcode\":\"M_UNKNOWN\""), "{body}");
     }
-    world.service.wait_log(&["could not be read", "PROXY protocol"]);
+    let unreadable = || world.service.lines(&[("target", "request"), ("outcome", "bad_request")]);
+    wait_until("a line", Duration::from_secs(20), || !unreadable().is_empty());
+    assert!(
+        unreadable()
+            .iter()
+            .any(|line| line.contains("could not be read") && line.contains("PROXY protocol"))
+    );
 }
 
 /// A whole request of a client that hangs up, in front of a proxy that tells so.

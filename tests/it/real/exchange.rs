@@ -79,7 +79,7 @@ fn a_real_homeserver_must_prove_its_name() {
     let body = real.home.register("alice").get_token(&unique_room());
     let answer = service.post("/get_token", &body);
     answer.assert_error(401, "M_UNAUTHORIZED", UNAUTHORISED);
-    service.wait_log(&["warn", "certificate", &real.home.name]);
+    service.wait_line_of(&answer).says(&["WARN", "certificate", &real.home.name]);
     assert_not_logged(&service, &[&body]);
 }
 

@@ -112,37 +112,48 @@ fn an_sfu_that_is_not_as_it_should_be() {
     };
     let bad = "the SFU cannot be used";
     let whole = livekit.configuration().to_string_lossy().into_owned();
-    let rows: Vec<(&str, Setup, &str, &str)> = vec![
-        ("an unknown issuer", through(ports[0]), "UnknownIssuer", "SSL_CERT_FILE"),
-        ("another name", through(ports[1]), "not valid for name", "another name"),
-        ("expired", through(ports[2]), "not valid after 2020-01-01 00:00:00 UTC", "renew it"),
-        ("a plain port", through(ports[3]), bad, "that port speaks plain HTTP"),
+    let rows: Vec<(&str, &str, Setup, &str, &str)> = vec![
+        ("an unknown issuer", "sfu_down", through(ports[0]), "UnknownIssuer", "SSL_CERT_FILE"),
+        ("another name", "sfu_down", through(ports[1]), "not valid for name", "another name"),
+        (
+            "expired",
+            "sfu_down",
+            through(ports[2]),
+            "not valid after 2020-01-01 00:00:00 UTC",
+            "renew it",
+        ),
+        ("a plain port", "sfu_down", through(ports[3]), bad, "that port speaks plain HTTP"),
         (
             "a redirect to https",
+            "sfu_down",
             through(ports[4]),
             "status 301",
             "it redirects, which is not followed",
         ),
         (
             "a proxy whose SFU is away",
+            "sfu_down",
             through(ports[5]),
             "status 502",
             "let this service's calls of /twirp through",
         ),
         (
             "auto_create",
+            "auto_create_on",
             opening.setup(&["example.com"]),
             "auto_create is on",
             "auto_create: false",
         ),
         (
             "a wrong secret",
+            "sfu_down",
             livekit.setup(&["example.com"]).env("LIVEKIT_SECRET", &secrets::sfu_secret()),
             "the signature is wrong",
             "LIVEKIT_SECRET must be the secret of LIVEKIT_KEY",
         ),
         (
             "key and secret swapped",
+            "sfu_down",
             livekit
                 .setup(&["example.com"])
                 .env("LIVEKIT_KEY", "hunter2-hunter2-hunter2-hunter2-hunter2")
@@ -152,18 +163,21 @@ fn an_sfu_that_is_not_as_it_should_be() {
         ),
         (
             "a clock behind",
+            "sfu_down",
             at_another_time(livekit.setup(&["example.com"]), "-1h"),
             "clock",
             "check NTP on both",
         ),
         (
             "a clock ahead",
+            "sfu_down",
             at_another_time(livekit.setup(&["example.com"]), "+1h"),
             "clock",
             "check NTP on both",
         ),
         (
             "LiveKit's configuration as keys file",
+            "configuration",
             livekit
                 .setup(&["example.com"])
                 .unset("LIVEKIT_KEY")
@@ -175,14 +189,20 @@ fn an_sfu_that_is_not_as_it_should_be() {
     ];
     let running: Vec<_> = rows
         .into_iter()
-        .map(|(what, setup, cause, remedy)| (what, quick(setup).start(), cause, remedy))
+        .map(|(what, event, setup, cause, remedy)| (what, event, quick(setup).start(), cause, remedy))
         .collect();
-    for (what, service, cause, remedy) in &running {
-        told(what, service, cause, remedy);
+    for (what, event, service, cause, remedy) in &running {
+        told(what, service, event, cause, remedy);
     }
     // Its keys are those of the SFU.
-    let (_, service, ..) = running.last().expect("rows");
-    told("a whole configuration", service, "the SFU answers and accepts the key", "");
+    let (_, _, service, ..) = running.last().expect("rows");
+    told(
+        "a whole configuration",
+        service,
+        "sfu_up",
+        "the SFU answers and accepts the key",
+        "",
+    );
 }
 
 /// Webhooks of a real SFU that are not configured, or go to the wrong path, or are signed with a key that is not ours.
@@ -221,13 +241,21 @@ fn an_sfu_whose_webhooks_do_not_arrive() {
     told(
         "a wrong path",
         &services[0],
+        "misdirected_webhook",
         "a webhook came at another path",
         "webhook.urls of livekit-server must end in /sfu_webhook",
     );
-    told("a wrong key", &services[1], "webhooks are refused", "webhook.api_key");
+    told(
+        "a wrong key",
+        &services[1],
+        "webhooks_refused",
+        "webhooks are refused",
+        "webhook.api_key",
+    );
     told(
         "not configured",
         &services[2],
+        "webhooks_missing",
         "no webhook of the SFU has arrived although somebody has joined",
         "webhook.urls",
     );
@@ -268,8 +296,7 @@ fn a_homeserver_behind_a_proxy_that_does_not_let_us_through() {
         drop(service.begin(&Call::json("/sfu/get", &body).header("X-Request-Id", &format!("row-{n}"))));
     }
     for (n, (cause, remedy)) in rows.iter().enumerate() {
-        told(cause, &service, &format!("\"row-{n}\""), remedy);
-        told(cause, &service, &format!("\"row-{n}\""), cause);
+        service.wait_request(&format!("row-{n}")).says(&[cause, remedy]);
     }
 }
 
@@ -297,11 +324,9 @@ fn a_client_and_a_proxy_that_give_up() {
     let said = std::fs::read_to_string(nginx.directory.join("access.log")).unwrap_or_default();
     assert_eq!(answer.status, 504, "{said}");
     for id in ["a-client", "a-proxy"] {
-        let id = format!("\"{id}\"");
-        told("the cause", &service, &id, "outcome=client_gone");
-        told("what it waited for", &service, &id, "waited_for=sfu");
-        told("the neighbour", &service, &id, "onnection refused");
-        told("the remedy", &service, &id, "must wait for 25 s at least");
+        let line = service.wait_request(id);
+        assert!(line.has(&[("outcome", "client_gone"), ("waited_for", "sfu")]), "{line}");
+        line.says(&["onnection refused", "must wait for 25 s at least"]);
     }
 }
 
@@ -336,6 +361,7 @@ fn a_homeserver_whose_limit_is_passed() {
     told(
         "24 participants of 18 s",
         &service,
+        "homeserver_limits",
         "a homeserver limits so much that these delayed events cannot be restarted in time",
         "raise rc_delayed_event_mgmt in Synapse's homeserver.yaml",
     );
@@ -420,15 +446,19 @@ fn neighbours_that_go_and_come_back() {
     let alice = stack.synapse.register("alice");
     let room = alice.create_call_room();
     let (client, path) = stack.call(&alice, &room);
-    told("a healthy SFU", &stack.service, "the SFU answers and accepts the key", "");
-    told("a healthy homeserver", &stack.service, "our homeserver accepts the as_token", "");
+    told("a healthy SFU", &stack.service, "sfu_up", "the SFU answers and accepts the key", "");
+    told(
+        "a healthy homeserver",
+        &stack.service,
+        "homeserver_up",
+        "our homeserver accepts the as_token",
+        "",
+    );
     client.leave();
     wait_until("the leave", Duration::from_secs(60), || {
         alice.request("GET", &path, None).json() == json!({})
     });
-    wait_until("the end of the job", TIMEOUT, || {
-        stack.service.log().contains("delegated leave is over")
-    });
+    stack.service.wait_event("leave_over");
     let log = stack.service.log();
     let bad: Vec<_> = log
         .lines()
@@ -440,21 +470,35 @@ fn neighbours_that_go_and_come_back() {
     told(
         "the SFU is away",
         &stack.service,
+        "sfu_down",
         "the SFU cannot be used",
         "check that livekit-server runs",
     );
     stack.livekit.start();
-    told("the SFU is back", &stack.service, "the SFU answers again, after ", "");
+    told("the SFU is back", &stack.service, "sfu_back", "the SFU answers again, after ", "");
 
     stack.redis.kill();
-    told("Redis is away", &stack.service, "jobs cannot be stored", "check that Redis runs");
+    told(
+        "Redis is away",
+        &stack.service,
+        "store_down",
+        "jobs cannot be stored",
+        "check that Redis runs",
+    );
     stack.redis.start_again();
-    told("Redis is back", &stack.service, "the store takes jobs again, after ", "");
+    told(
+        "Redis is back",
+        &stack.service,
+        "store_back",
+        "the store takes jobs again, after ",
+        "",
+    );
 
     stack.synapse.freeze();
     told(
         "our homeserver is away",
         &stack.service,
+        "homeserver_down",
         "our homeserver cannot be asked",
         "check that the homeserver runs",
     );
@@ -462,6 +506,7 @@ fn neighbours_that_go_and_come_back() {
     told(
         "our homeserver is back",
         &stack.service,
+        "homeserver_back",
         "our homeserver tells who is in a room again, after ",
         "",
     );
@@ -478,6 +523,7 @@ fn neighbours_that_go_and_come_back() {
     told(
         "another name",
         &other,
+        "wrong_server_name",
         "LIVEKIT_HS_SERVER_NAME is not the homeserver that has our registration",
         "set LIVEKIT_HS_SERVER_NAME to the server_name of that homeserver",
     );
@@ -529,12 +575,18 @@ fn a_rotated_key_costs_nobody_a_token() {
         more(asked.load(Relaxed) + 20);
         rotated.store(true, Relaxed);
     });
-    told("a bad file", &service, "cannot be read again (SIGHUP)", "LIVEKIT_KEY_FILE");
+    told(
+        "a bad file",
+        &service,
+        "reload_failed",
+        "cannot be read again (SIGHUP)",
+        "LIVEKIT_KEY_FILE",
+    );
     // livekit-server signs with the former one.
     let mark = service.log().len();
     ask();
-    let line = service.wait_log_after(mark, &["route=sfu_webhook"]);
-    assert!(line.contains("outcome=ok"), "{line}");
+    let line = service.wait_line_after(mark, &[("target", "request"), ("route", "sfu_webhook")]);
+    assert_eq!(line.field("outcome"), "ok", "{line}");
     let body = json!({"event": "room_started"}).to_string();
     let mut claims = webhook::claims(&Sfu::start(), body.as_bytes());
     claims["iss"] = json!("newkey");

@@ -140,9 +140,8 @@ fn a_delegation_that_the_old_instance_took_after_the_new_one_has_read_is_watched
     assert_eq!(webhook::tell(&old, &scene.sfu, &webhook::joined(&session)).status, 200);
     scene.wait_restarts(1);
     old.signal("KILL");
-    wait_until("the new instance to take it", Duration::from_secs(20), || {
-        scene.service.log().contains("delegated leaves restored count=1")
-    });
+    // The new instance takes it.
+    scene.service.wait_line(&[("event", "leaves_restored"), ("count", "1")]);
     scene.sfu.leave(&alias, identity);
     let at = std::time::Instant::now();
     scene.send_webhook(&webhook::left(&session, "CLIENT_INITIATED"));

@@ -37,13 +37,22 @@ fn a_full_redis_gets_emptier() {
         for n in ENDED..2 * ENDED {
             queue.put(&numbered(n));
         }
-        sleep(Duration::from_secs(1)).await;
+        let began = Instant::now();
+        while !server.ask(&["INFO", "errorstats"]).contains("errorstat_OOM") {
+            assert!(began.elapsed() < TIMEOUT, "nothing was refused");
+            sleep(Duration::from_millis(20)).await;
+        }
         for n in 0..ENDED {
             queue.remove(&numbered(n).room, &numbered(n).identity);
         }
         let took = wait_records(&server, 0, Duration::from_secs(5)).await;
         eprintln!("{ENDED} ended jobs have left a full Redis after {took:.1?}");
-        assert_eq!(queue.waiting(), 3000);
+        // Redis has them before the queue has heard of it.
+        let began = Instant::now();
+        while queue.waiting() != 3000 {
+            assert!(began.elapsed() < TIMEOUT, "{} wait", queue.waiting());
+            sleep(Duration::from_millis(5)).await;
+        }
         server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
         assert_eq!(queue.stop(Instant::now() + TIMEOUT).await, 0);
         let (_, found) = start(redis(&format!("redis://{}", server.address()))).await;

@@ -8,6 +8,7 @@
 //! - [`redis`]: a real redis-server
 //! - [`neighbour`]: the scripted HTTP server under both
 //! - [`dns`]: a DNS server with a scripted zone; [`network`]: a network of the test's own
+//! - [`log`]: what it logged, as fields
 //! - [`client`]: an HTTP/1.1 client that shows every byte
 //! - [`synapse`], [`livekit`]: the real ones, and real clients; [`process`]: the processes that they run in
 //! - [`world`]: the arrangement of all of them that most tests need; [`scene`]: the one for delegated leaves
@@ -27,6 +28,7 @@ pub(crate) mod homeserver;
 pub(crate) mod jwt;
 pub(crate) mod lateness;
 pub(crate) mod livekit;
+pub(crate) mod log;
 pub(crate) mod neighbour;
 pub(crate) mod network;
 pub(crate) mod own_homeserver;

@@ -127,7 +127,8 @@ impl Scene {
     pub(crate) fn wait_restarted(&self, delay_id: &str) {
         wait_until(&format!("{delay_id} to have been restarted"), TIMEOUT, || {
             // The log does not name events: as many as were asked for.
-            let heard = self.service.log().matches("what=\"restart\" outcome=Done").count();
+            let done = [("event", "delayed_event_managed"), ("what", "restart"), ("outcome", "Done")];
+            let heard = self.service.lines(&done).len();
             self.api.count("restart", delay_id) > 0 && heard >= self.api.restarts()
         });
     }
@@ -158,9 +159,8 @@ impl Scene {
     #[track_caller]
     pub(crate) fn wait_over(&self, within: Duration) {
         wait_until("the job to be over", within, || {
-            let log = self.service.log();
-            log.lines()
-                .any(|l| l.contains("delegated leave is over") && l.contains(&self.alias))
+            let is_over = |event| !self.service.lines(&[("event", event), ("room", &self.alias)]).is_empty();
+            is_over("leave_over") || is_over("leave_given_up")
         });
     }
 }

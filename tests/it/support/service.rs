@@ -16,6 +16,7 @@ use super::ca::Ca;
 use super::client::{self, Answer, Call, Connection};
 use super::dns::Dns;
 use super::homeserver::Homeserver;
+use super::log::{self, Line};
 use super::sfu::Sfu;
 use super::{secrets, unique_loopback, wait_until};
 
@@ -27,6 +28,8 @@ pub(crate) fn binary() -> &'static str {
 }
 /// A start takes some ten milliseconds; the rest is for a machine that is busy with other tests.
 const START: Duration = Duration::from_secs(20);
+/// A line comes at once, or with the next of the checks that are repeated each second in tests.
+const LINE: Duration = Duration::from_secs(60);
 
 /// How a service is to be started.
 #[derive(Clone)]
@@ -317,24 +320,58 @@ impl Service {
         self.stdout.text()
     }
 
-    /// Waits for a line of the log that holds all of these texts, letter case aside.
+    /// The lines so far that have these fields.
+    pub(crate) fn lines(&self, fields: &[(&str, &str)]) -> Vec<Line> {
+        log::lines(&self.log(), fields)
+    }
+
+    pub(crate) fn has_event(&self, event: &str) -> bool {
+        !self.lines(&[("event", event)]).is_empty()
+    }
+
+    /// Whether one of its warnings about the configuration, which come before `listening`, has all of these texts.
     #[track_caller]
-    pub(crate) fn wait_log(&self, texts: &[&str]) -> String {
-        self.wait_log_after(0, texts)
+    pub(crate) fn warns_of(&self, texts: &[&str]) -> bool {
+        self.wait_event("listening");
+        let warnings = self.lines(&[("event", "configuration")]);
+        warnings.iter().any(|line| texts.iter().all(|text| line.contains(text)))
+    }
+
+    /// Waits for a line about this event.
+    #[track_caller]
+    pub(crate) fn wait_event(&self, event: &str) -> Line {
+        self.wait_line(&[("event", event)])
+    }
+
+    /// Waits for the line of the request with this id.
+    #[track_caller]
+    pub(crate) fn wait_request(&self, id: &str) -> Line {
+        self.wait_line(&[("target", "request"), ("request_id", id)])
+    }
+
+    /// Waits for the line of the request that was answered so.
+    #[track_caller]
+    pub(crate) fn wait_line_of(&self, answer: &Answer) -> Line {
+        self.wait_request(answer.header("x-request-id").expect("an ID"))
+    }
+
+    /// Waits for a line that has these fields.
+    #[track_caller]
+    pub(crate) fn wait_line(&self, fields: &[(&str, &str)]) -> Line {
+        self.wait_line_after(0, fields)
     }
 
     /// The same, in what was logged since the log was `mark` bytes long.
     #[track_caller]
-    pub(crate) fn wait_log_after(&self, mark: usize, texts: &[&str]) -> String {
-        let texts: Vec<_> = texts.iter().map(|t| t.to_lowercase()).collect();
-        let end = Instant::now() + Duration::from_secs(5);
+    pub(crate) fn wait_line_after(&self, mark: usize, fields: &[(&str, &str)]) -> Line {
+        let end = Instant::now() + LINE;
         loop {
             let log = self.log();
-            let fits = |line: &&str| texts.iter().all(|t| line.to_lowercase().contains(t));
-            if let Some(line) = log.get(mark..).and_then(|new| new.lines().find(fits)) {
-                return line.to_owned();
+            let new = log.get(mark..).unwrap_or_default();
+            if let Some(line) = log::lines(new, fields).into_iter().next() {
+                return line;
             }
-            assert!(Instant::now() < end, "no line of the log holds {texts:?}:\n{log}");
+            assert!(Instant::now() < end, "no line of the log has {fields:?}:\n{log}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
