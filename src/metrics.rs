@@ -390,6 +390,17 @@ impl Metrics {
         let mut page = Page(String::with_capacity(16 * 1024));
         page.family("lk_jwt_build_info", "gauge", "The version that runs.");
         page.sample("lk_jwt_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+        self.write_requests(&mut page);
+        self.write_neighbours(&mut page);
+        self.write_exchange(&mut page);
+        self.write_leaves(&mut page, gauges);
+        self.write_webhooks_and_store(&mut page, gauges);
+        self.write_refusals(&mut page);
+        process(&mut page);
+        page.0
+    }
+
+    fn write_requests(&self, page: &mut Page) {
         page.family("lk_jwt_requests_total", "counter", "Requests by route and by how they ended.");
         for (route, by_outcome) in Route::ALL.iter().zip(&self.requests) {
             // A row for each would be some three hundred, most of them for ever zero. But what begins at one has never grown as
@@ -412,6 +423,9 @@ impl Metrics {
             "Requests without an answer.",
             self.requests_in_flight.get(),
         );
+    }
+
+    fn write_neighbours(&self, page: &mut Page) {
         page.family(
             "lk_jwt_neighbour_up",
             "gauge",
@@ -433,6 +447,9 @@ impl Metrics {
                 }
             }
         }
+    }
+
+    fn write_exchange(&self, page: &mut Page) {
         page.family(
             "lk_jwt_verifications_total",
             "counter",
@@ -447,6 +464,9 @@ impl Metrics {
         page.counters("lk_jwt_rooms_total", "Wishes for rooms.", "result", words.zip(&self.rooms));
         let words = TokenAccess::ALL.iter().map(|access| access.word());
         page.counters("lk_jwt_tokens_total", "Issued LiveKit tokens.", "access", words.zip(&self.tokens));
+    }
+
+    fn write_leaves(&self, page: &mut Page, gauges: &Gauges) {
         page.family(
             "lk_jwt_jobs",
             "gauge",
@@ -473,6 +493,9 @@ impl Metrics {
             "Calls about delayed events that a homeserver answered with 429.",
             self.homeserver_rate_limited.get(),
         );
+    }
+
+    fn write_webhooks_and_store(&self, page: &mut Page, gauges: &Gauges) {
         let words = WebhookResult::ALL.iter().map(|result| result.word());
         page.counters(
             "lk_jwt_webhooks_total",
@@ -498,6 +521,9 @@ impl Metrics {
             "Changes that the store does not have yet.",
             gauges.store_pending_writes,
         );
+    }
+
+    fn write_refusals(&self, page: &mut Page) {
         let words = GuardReason::ALL.iter().map(|reason| reason.word());
         page.counters(
             "lk_jwt_guard_refusals_total",
@@ -518,8 +544,6 @@ impl Metrics {
             "Participants removed because their user left the Matrix room.",
             self.kicks.get(),
         );
-        process(&mut page);
-        page.0
     }
 }
 
