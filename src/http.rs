@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{any, get, post};
 use http::{Request, header};
 use parking_lot::RwLock;
@@ -145,6 +146,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(metrics::get).fallback(not_found))
         .route("/doctor", post(doctor::post).fallback(method_not_allowed))
         .fallback(any(not_found))
+        .layer(from_fn_with_state(app.clone(), doctor::introduce))
         .layer(CatchPanicLayer::custom(edge::panicked))
         .with_state(app)
 }

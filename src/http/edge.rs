@@ -19,7 +19,6 @@ use super::App;
 use super::path::normalise;
 use super::report::{ApiError, ErrorBody};
 use crate::connections::Connection;
-use crate::doctor::HEADER;
 use crate::federation::{Guard, Trust};
 use crate::outcome::Outcome;
 use crate::request_line::{ErrorReport, RequestLine, note};
@@ -27,7 +26,7 @@ use crate::request_line::{ErrorReport, RequestLine, note};
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_SERVED_BY: HeaderName = HeaderName::from_static("x-served-by");
+pub(super) const X_SERVED_BY: HeaderName = HeaderName::from_static("x-served-by");
 const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
 const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 
@@ -90,21 +89,13 @@ impl Edge {
         let client = client_address(connection.peer(), request.headers());
         let line = RequestLine::begin(id.0.clone(), request.method().clone(), request.uri().path(), Some(client));
         let answering = pin!(async {
-            let introduced = match request.headers().contains_key(HEADER) {
-                true => Box::pin(app.introduce(request.headers())).await,
-                false => None,
-            };
             let response = if request.method() == Method::OPTIONS {
                 preflight(request.headers())
             } else {
                 request.extensions_mut().insert(Arrived { connection, client });
                 router.oneshot(request).await.unwrap_or_else(|never| match never {})
             };
-            let mut response = finish(response, &id);
-            if let Some(introduced) = introduced {
-                response.headers_mut().insert(X_SERVED_BY, introduced);
-            }
-            response
+            finish(response, &id)
         });
         Ok(line.around(answering).await)
     }
