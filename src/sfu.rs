@@ -231,11 +231,18 @@ impl Sfu {
         // Reading the CA bundle takes some milliseconds, in which the service has to answer already.
         let tls = self.endpoint.tls.clone();
         let _ = tokio::task::spawn_blocking(move || tls.config().map(drop)).await;
-        // The name of no room: the answer is empty whatever goes on there.
-        let answer = self.seen(self.api.list_rooms(vec!["-".to_owned()]).await);
-        if answer.is_ok() {
+        if self.try_key().await.is_ok() {
             self.check_auto_create().await;
         }
+    }
+
+    /// Asks a cheap question with the key.
+    ///
+    /// # Errors
+    /// When the SFU cannot be used.
+    pub async fn try_key(&self) -> Result<(), SfuError> {
+        // The name of no room: the answer is empty whatever goes on there.
+        self.list_rooms(vec!["-".to_owned()]).await.map(drop)
     }
 
     /// Where anybody opens rooms by joining, full access means nothing. Asked without opening one.

@@ -5,14 +5,6 @@ use super::refusal::SfuError;
 use crate::secret::Secret;
 
 impl Sfu {
-    /// Asks a cheap question with the key.
-    ///
-    /// # Errors
-    /// When the SFU cannot be used.
-    pub async fn try_key(&self) -> Result<(), SfuError> {
-        self.seen(self.api.list_rooms(vec!["-".to_owned()]).await).map(drop)
-    }
-
     /// Time that the SFU's clock shows, in seconds since 1970, whatever it thinks of the key.
     pub async fn clock(&self) -> Option<i64> {
         self.api.clock().await
