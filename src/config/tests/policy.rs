@@ -154,48 +154,6 @@ fn participants_are_a_number() {
     }
 }
 
-/// livekit-server's own variable is the last source of the pair.
-#[test]
-fn the_keys_of_livekit_server_are_used_where_nothing_else_names_one() {
-    const NAME: &str = "LIVEKIT_KEYS";
-    let none = [("LIVEKIT_KEY", "<unset>"), ("LIVEKIT_SECRET", "<unset>")];
-    let with_keys = |value: &str| -> String {
-        let config = config(&[&none[..], &[(NAME, value)]].concat());
-        let pairs = pairs_of(&config).into_iter();
-        pairs.map(|(key, secret)| format!("{key} {secret}\n")).collect()
-    };
-    let pair = format!("devkey {SECRET}\n");
-    assert_eq!(with_keys(&format!("devkey: {SECRET}")), pair);
-    assert_eq!(with_keys(&format!("\"devkey\": '{SECRET}'")), pair);
-    assert_eq!(with_keys(&format!("{{devkey: {SECRET}}}")), pair);
-    assert_eq!(
-        with_keys(&format!("devkey: {SECRET}\nother: {SECRET}")),
-        format!("{pair}other {SECRET}\n")
-    );
-
-    let (beside, told) = load_with(&[(NAME, "devkey: hunter2")], &[]).unwrap();
-    assert_eq!(
-        (pairs_of(&beside), told),
-        (vec![("key", SECRET)], Vec::new()),
-        "ours counts, as before"
-    );
-    let half = errors(&[(NAME, "devkey: hunter2"), ("LIVEKIT_SECRET", "<unset>")]);
-    assert!(half.starts_with("LIVEKIT_SECRET must be set"), "{half}");
-    for value in [
-        "hunter2",
-        "devkey:",
-        "{hunter2",
-        "devkey: hunter2\nhunter2",
-        "{{ hunter2 }}",
-        "{devkey: }",
-    ] {
-        let text = errors(&[&none[..], &[(NAME, value)]].concat());
-        assert!(text.starts_with(NAME) && !text.contains("hunter2"), "{value}: {text}");
-    }
-    let dev = load_as(&[(NAME, "devkey: hunter2")], &[], true).unwrap().0;
-    assert_eq!(pairs_of(&dev), [("devkey", "hunter2")], "--dev fills what is unset only");
-}
-
 #[test]
 fn the_summary_has_the_policy() {
     let plain = config(&[]).summary();
