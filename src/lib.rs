@@ -14,7 +14,8 @@
 //! outcome.rs              the one vocabulary: how a request ended, on which route
 //! metrics.rs              what is counted, as Prometheus reads it
 //! state.rs                whether a neighbour can be used, since when; one line for each change
-//! server.rs               wiring: build once, accept, drain with a deadline
+//! server.rs + server/     accept, drain with a deadline; wiring: build once
+//! reload.rs               keys and tokens that SIGHUP reads again
 //! connections.rs          what each connection holds, and who gives way
 //! limits.rs               how much there is room for: memory limit, file descriptors
 //! http.rs                 the route table, state and limits
@@ -60,7 +61,7 @@
 //! A module uses only what is below it (`tests/it/layers.rs` reads all imports):
 //!
 //! ```text
-//! delivery   main -> server -> http/*
+//! delivery   main -> server -> reload -> http/*
 //! use cases  doctor ; app_service ; exchange ; driver ; kick ; members
 //! adapters   openid ; sfu ; homeserver ; store ; federation
 //! pure       presence ; delayed_leave ; driver::core ; kick::{membership, shares, name} ; store::record ; sfu::{room_memory, refusal, webhook} ;
@@ -103,6 +104,7 @@ mod openid;
 mod outcome;
 mod presence;
 pub mod registration;
+mod reload;
 mod request_line;
 mod retry;
 pub mod secret;

@@ -59,6 +59,7 @@ const FLOORS: &[&str] = &[
     "doctor",
     // delivery
     "http",
+    "reload",
     "server",
     "internals",
 ];

@@ -1,0 +1,258 @@
+//! Builds every part of the service once, from the bottom up, and gives each what it needs of the configuration.
+#![expect(clippy::disallowed_methods, reason = "the wiring: starts what runs")]
+
+use std::sync::Arc;
+
+use hyper_util::client::proxy::matcher::Matcher;
+
+use super::StartError;
+use crate::admission::Class;
+use crate::admission::rate_limiter::RateLimiter;
+use crate::app_service::AppService;
+use crate::backoff::as_millis;
+use crate::clock::unix_seconds;
+use crate::config::{Config, DelegatedLeave, MetricsBind};
+use crate::delayed_leave::Bounds;
+use crate::dns::Dns;
+use crate::doctor::{self, Arrivals, Doctor, View};
+use crate::driver::{self, Leaves};
+use crate::exchange::{Exchange, Unlisted};
+use crate::federation::{Federation, Guard, Settings};
+use crate::homeserver::{Homeservers, OwnHomeserver};
+use crate::http::{App, AppServiceRoutes, Operators};
+use crate::kick::{self, KickOnLeave};
+use crate::limits::Limits;
+use crate::members::Members;
+use crate::openid::OpenId;
+use crate::presence;
+use crate::sfu::Sfu;
+use crate::store::{self, Store, StoreError, StoredJobs, Table, VerifiedHomeservers, token};
+use crate::tls::Tls;
+use crate::token::{Grants, MintError, Minter};
+
+/// Parts that are used once all are built.
+pub(super) struct Parts {
+    pub(super) app: Arc<App>,
+    pub(super) minter: Arc<Minter>,
+    pub(super) sfu: Arc<Sfu>,
+    pub(super) own: Option<Arc<OwnHomeserver>>,
+    pub(super) leaves: Leaves,
+    pub(super) restored: StoredJobs,
+    pub(super) kick: Option<KickOnLeave>,
+    pub(super) verified: VerifiedHomeservers,
+}
+
+/// Ways to neighbours: by which names, trusting which certificates.
+struct Network {
+    tls: Arc<Tls>,
+    dns: Arc<Dns>,
+}
+
+/// Neighbours, each by its adapter.
+struct Neighbours {
+    federation: Arc<Federation>,
+    minter: Arc<Minter>,
+    sfu: Arc<Sfu>,
+    homeservers: Arc<Homeservers>,
+    own: Option<Arc<OwnHomeserver>>,
+}
+
+/// Builds all parts. Values, not the configuration, go below this file.
+pub(super) async fn build(config: &Config, limits: &Limits) -> Result<Parts, StartError> {
+    let network = Network {
+        tls: Arc::new(Tls::new(config.skip_tls_verification, config.certificates.clone())),
+        dns: Arc::new(Dns::new(&config.dns_servers)),
+    };
+    let store = store_of(&config.delegated_leave, &network).await?;
+    let (federation, verified) = federation(config, limits, &network, &store);
+    let (minter, sfu) = sfu(config, &network)?;
+    let homeservers = Arc::new(Homeservers::new(federation.clone(), config.cs_api_overrides.clone()));
+    let own = config.app_service.clone();
+    let own = own.map(|own| Arc::new(OwnHomeserver::new(homeservers.clone(), own.server_name, own.as_token)));
+    let neighbours = Neighbours {
+        federation,
+        minter,
+        sfu,
+        homeservers,
+        own,
+    };
+    let (jobs, restored) = store::Jobs::start(store.with(Table::Jobs));
+    let leaves = leaves(config, limits, &neighbours, jobs);
+    let kick = kick_on_leave(config, limits, &neighbours, &store, &leaves);
+    let doctor = doctor(config, &neighbours, store, &leaves);
+    let app = app(config, limits, &neighbours, &leaves, kick.clone(), doctor);
+    let Neighbours { minter, sfu, own, .. } = neighbours;
+    Ok(Parts {
+        app,
+        minter,
+        sfu,
+        own,
+        leaves,
+        restored,
+        kick,
+        verified,
+    })
+}
+
+async fn store_of(settings: &DelegatedLeave, network: &Network) -> Result<Store, StoreError> {
+    match (&settings.redis, &settings.state_path) {
+        (Some(redis), _) => Ok(Store::redis(redis.clone(), network.tls.clone(), network.dns.clone())),
+        (None, Some(path)) => Store::file(path).await,
+        (None, None) => Ok(Store::memory()),
+    }
+}
+
+/// The way to homeservers, which knows those again that verified a token before the start.
+fn federation(config: &Config, limits: &Limits, network: &Network, store: &Store) -> (Arc<Federation>, VerifiedHomeservers) {
+    let (verified, mut already_verified) = VerifiedHomeservers::start(store, unix_seconds());
+    let own = config.app_service.as_ref().map(|own| &own.server_name);
+    let settings = Settings {
+        guard: Guard {
+            allowed_networks: config.allowed_networks.clone(),
+            lab: config.skip_tls_verification,
+        },
+        overrides: config.federation_overrides.clone(),
+        listed: config.full_access.clone(),
+        also_listed: own.into_iter().chain(config.cs_api_overrides.keys()).cloned().collect(),
+        proxies: Matcher::from_env(),
+        connections_out: u32::try_from(limits.connections_out).unwrap_or(u32::MAX),
+        remember: Box::new({
+            let verified = verified.clone();
+            move |host, at| match at {
+                Some(at) => verified.remember(host, at),
+                None => verified.forget(host),
+            }
+        }),
+    };
+    let federation = Arc::new(Federation::new(settings, network.dns.clone(), network.tls.clone()));
+    tokio::spawn({
+        let federation = federation.clone();
+        async move {
+            while let Some((host, at)) = already_verified.next().await {
+                federation.restore(&host, at);
+            }
+        }
+    });
+    (federation, verified)
+}
+
+/// The SFU, and who signs tokens for it.
+fn sfu(config: &Config, network: &Network) -> Result<(Arc<Minter>, Arc<Sfu>), MintError> {
+    let grants = Grants {
+        can_update_own_metadata: config.can_update_own_metadata,
+        publish_sources: config.publish_sources.clone(),
+    };
+    let minter = Arc::new(Minter::new(config.livekit.keys.signing(), config.jwt_ttl, grants)?);
+    let sfu = Sfu::new(
+        &config.livekit.api_base,
+        config.max_participants,
+        minter.clone(),
+        network.tls.clone(),
+        network.dns.clone(),
+    );
+    Ok((minter, Arc::new(sfu)))
+}
+
+/// The watch over delegated leaves.
+fn leaves(config: &Config, limits: &Limits, neighbours: &Neighbours, store: store::Jobs) -> Leaves {
+    Leaves::new(driver::Settings {
+        core: driver::core::Settings {
+            presence: presence::Settings {
+                sweep_ms: config.delegated_leave.sanity_check_interval.map(as_millis),
+                list_rooms_ms: config.delegated_leave.room_watch_interval.map(as_millis),
+            },
+            bounds: Bounds {
+                total: u32::try_from(limits.jobs).unwrap_or(u32::MAX),
+                ..Bounds::default()
+            },
+        },
+        sfu: neighbours.sfu.clone(),
+        homeservers: neighbours.homeservers.clone(),
+        own: neighbours.own.clone(),
+        store,
+        listed: Box::new({
+            let homeservers = neighbours.homeservers.clone();
+            move |server| homeservers.class(server) == Class::Listed
+        }),
+    })
+}
+
+/// The watch over memberships, where they are watched; it has the leaves' lists of participants.
+fn kick_on_leave(config: &Config, limits: &Limits, neighbours: &Neighbours, store: &Store, leaves: &Leaves) -> Option<KickOnLeave> {
+    let (own, interval) = neighbours.own.clone().zip(config.membership.check_interval)?;
+    let (tokens, restored) = token::Queue::start(store);
+    let kick = KickOnLeave::new(kick::Settings {
+        own,
+        sfu: neighbours.sfu.clone(),
+        store: tokens,
+        interval,
+        max_tokens: limits.tokens,
+        end_delegated_leave: Box::new({
+            let leaves = leaves.clone();
+            move |room, identity| leaves.kicked(room, identity)
+        }),
+    });
+    kick.restore(restored);
+    leaves.share_lists(Box::new({
+        let kick = kick.clone();
+        move |room, identities, asked| kick.handle_list(room, identities, asked)
+    }));
+    Some(kick)
+}
+
+/// The part that examines all others.
+fn doctor(config: &Config, neighbours: &Neighbours, store: Store, leaves: &Leaves) -> Doctor {
+    let arrivals = Arc::new(Arrivals::default());
+    let context = doctor::Context {
+        view: View::Inside,
+        federation: neighbours.federation.clone(),
+        sfu: Some(neighbours.sfu.clone()),
+        own: neighbours.own.clone(),
+        store: Some(store),
+        knows: Some(Box::new({
+            let leaves = leaves.clone();
+            move |room, identity| leaves.knows(room, identity)
+        })),
+        arrivals: Some(arrivals.clone()),
+        settings: doctor::Settings::of(config),
+    };
+    Doctor::new(context, arrivals, config.dev)
+}
+
+/// The pipeline, with the routes around it.
+fn app(config: &Config, limits: &Limits, neighbours: &Neighbours, leaves: &Leaves, kick: Option<KickOnLeave>, doctor: Doctor) -> Arc<App> {
+    let members = neighbours.own.clone().map(|own| Arc::new(Members::new(own)));
+    let exchange = Arc::new(Exchange {
+        openid: OpenId::new(neighbours.federation.clone()),
+        policy: config.policy(),
+        rates: RateLimiter::new(config.rates),
+        sfu: neighbours.sfu.clone(),
+        leaves: leaves.clone(),
+        minter: neighbours.minter.clone(),
+        members: members.clone().filter(|_| config.membership.required),
+        kick,
+        unlisted: Unlisted::default(),
+    });
+    let behind_the_homeserver = neighbours.own.clone().zip(members).zip(config.app_service.as_ref());
+    let appservice = behind_the_homeserver.map(|((own, members), settings)| {
+        let service = AppService {
+            exchange: exchange.clone(),
+            own,
+            members,
+            url: config.livekit.url.clone(),
+        };
+        AppServiceRoutes::new(service, settings.hs_token.clone())
+    });
+    Arc::new(App::new(
+        exchange,
+        appservice,
+        config.livekit.url.clone(),
+        config.path_prefix.clone(),
+        config.livekit.keys.clone(),
+        limits.in_flight,
+        Operators {
+            serves_metrics: config.metrics == Some(MetricsBind::Main),
+            doctor: Arc::new(doctor),
+        },
+    ))
+}
