@@ -30,7 +30,8 @@ image() {
     --env PATH=/usr/local/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$builder"
   engine buildah commit --quiet --rm "$builder" "docker.io/library/$name" >/dev/null
   began=$SECONDS
-  step "the image" engine buildah bud --pull-never --format docker --isolation chroot -t lk-jwt-service . || fail "it does not build"
+  logged image.log "the image, by buildah (10 minutes and more)" \
+    engine buildah bud --pull-never --format docker --isolation chroot -t lk-jwt-service .
   ok "buildah builds the Dockerfile as it is, in $((SECONDS - began)) s"
   image_run
 }

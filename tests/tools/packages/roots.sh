@@ -1,6 +1,13 @@
 # shellcheck shell=bash
 # Root file systems for ./tests/packages. To be sourced.
 
+# logged FILE TITLE COMMAND...: a long step, whose output is shown when it fails.
+logged() {
+  local log=$work/$1
+  say "$2"
+  "${@:3}" >"$log" 2>&1 </dev/null || { tail -n 40 "$log" >&2; fail "$2"; }
+}
+
 # bootstrap NAME SUITE PACKAGE...: a fresh Debian at $work/NAME, made once.
 bootstrap() {
   local name=$1 suite=$2 list
@@ -9,7 +16,8 @@ bootstrap() {
   [ "$(cat "$work/$name.made" 2>/dev/null)" = "$suite $list" ] && return
   apt_install debootstrap
   rm -rf "${work:?}/$name"
-  step "Debian $suite with $*, by debootstrap" debootstrap --variant=minbase --include="$list" "$suite" "$work/$name" || exit 1
+  logged "$name.log" "Debian $suite with $*, by debootstrap" \
+    debootstrap --variant=minbase --include="$list" "$suite" "$work/$name"
   echo "$suite $list" >"$work/$name.made"
 }
 
