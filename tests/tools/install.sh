@@ -137,7 +137,7 @@ make_browser_page() {
       --bundle --format=iife --outfile="$tools/browser/page.js"
 }
 
-# LiveKit's token sources in JavaScript and Rust, as the README has them: for the tests only.
+# LiveKit's token sources in JavaScript and Rust, as docs/token-source.md has them: for the tests only.
 install_token_sources() {
   install_browser
   lock

@@ -86,7 +86,14 @@ type Changes<'a> = &'a [(&'a str, &'a str)];
 fn an_answer_of_25_s_comes_through_each() {
     let proxies: [(&str, Configure, [&str; 2]); 3] = [
         ("nginx", nginx, ["http://BACKEND/;", "http://BACKEND;"]),
-        ("haproxy", haproxy, ["    server lk_jwt ", "    http-request replace-path /livekit/jwt(/)?(.*) /\\2\n    server lk_jwt "]),
+        (
+            "haproxy",
+            haproxy,
+            [
+                "    server lk_jwt ",
+                "    http-request replace-path /livekit/jwt(/)?(.*) /\\2\n    server lk_jwt ",
+            ],
+        ),
         ("caddy", caddy, ["handle /livekit/jwt/*", "handle_path /livekit/jwt/*"]),
     ];
     let slow = Slow::start();
@@ -145,7 +152,12 @@ impl Slow {
         proxy.wait_ready(|| TcpStream::connect(("127.0.0.1", port)).is_ok());
         let url = format!("https://localhost:{port}/livekit/jwt/get_token");
         let (status, origins, path) = runtime().block_on(async {
-            let answer = https().get(&url).timeout(Self::AFTER * 2).send().await.unwrap_or_else(|e| panic!("{name}: {e}"));
+            let answer = https()
+                .get(&url)
+                .timeout(Self::AFTER * 2)
+                .send()
+                .await
+                .unwrap_or_else(|e| panic!("{name}: {e}"));
             let origins = answer.headers().get_all("access-control-allow-origin").iter().count();
             (answer.status().as_u16(), origins, answer.text().await.expect("a body"))
         });

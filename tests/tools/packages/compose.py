@@ -49,9 +49,31 @@ def main():
     expect(made.returncode == 0, f"doctor --user-token ended with {made.returncode}:\n{made.stdout}")
     ok(f"a user of it makes a call: {made.stdout.strip().splitlines()[-1]}")
 
+    fault(stage, answer.with_suffix(".ansi"))
+
     records = stage.run("redis", ["redis-cli", "--raw", "KEYS", "*"], stdout=subprocess.PIPE, text=True).stdout.split()
     expect(all(record.startswith("lk-jwt:") for record in records), f"Redis holds {records}")
     ok(f"Redis is its store: {' '.join(records) or 'empty'}")
+
+
+def fault(stage, shown):
+    """Starts livekit-server with a mistake that many make, and lets doctor say so on a terminal: README's picture."""
+    config = stage.directory / "roots/livekit/livekit.yaml"
+    config.write_text(config.read_text().replace("auto_create: false", "auto_create: true"))
+    process = stage.processes["livekit"]
+    process.terminate()
+    process.wait(20)
+    log = (stage.directory / "livekit.log").open("a")
+    stage.processes["livekit"] = stage.start("livekit", stage.command("livekit"), stdout=log, stderr=subprocess.STDOUT)
+    until = time.monotonic() + PATIENCE
+    while stage.run("livekit", ["curl", "-fsS", "http://livekit:7880/"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+        expect(time.monotonic() < until, "livekit-server does not come back")
+        time.sleep(0.2)
+    terminal = ["script", "--quiet", "--return", "--command", "/lk-jwt-service doctor", "/dev/null"]
+    said = stage.run("doctor", terminal, stdout=subprocess.PIPE, text=True, timeout=60)
+    shown.write_text(said.stdout)
+    expect(said.returncode == 1 and "#sfu-auto-create" in said.stdout, f"a planted fault is not named:\n{said.stdout}")
+    ok("with auto_create on in livekit-server, doctor ends with 1 and says what to do")
 
 
 def ok(text):
