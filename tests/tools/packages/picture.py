@@ -13,6 +13,7 @@ def main():
     # What was written over is not there any more: the count of checks while they are made.
     text = sys.stdin.buffer.read().decode().replace("\r\n", "\n")
     lines = [re.split(r"\r|\x1b\[K", line)[-1] for line in text.strip().split("\n")]
+    lines = [line for i, line in enumerate(lines) if line or i and lines[i - 1]]
     lines = lines[next(i for i, line in enumerate(lines) if line) :]
     title = html.escape(sys.argv[1])
     plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines]
@@ -25,7 +26,7 @@ def main():
         f'<text x="{LEFT}" y="25" font-family="ui-monospace,SFMono-Regular,Menlo,Consolas,\'DejaVu Sans Mono\',monospace" '
         f'font-size="13" fill="#8b949e">$ {title}</text>\n'
         '<g font-family="ui-monospace,SFMono-Regular,Menlo,Consolas,\'DejaVu Sans Mono\',monospace" font-size="13" '
-        'fill="#c9d1d9" xml:space="preserve">'
+        'fill="#c9d1d9">'
     )
     for number, line in enumerate(lines):
         y = TOP + (number + 1) * HEIGHT - 5
@@ -44,7 +45,7 @@ def spans(line):
             colour = COLOURS.get(code)
             style = f' fill="{colour}"' if colour else ""
             weight = ' font-weight="bold"' if code.startswith("1") else ""
-            out.append(f'<tspan x="{LEFT + column * WIDTH:.1f}"{style}{weight}>{html.escape(part)}</tspan>')
+            out.append(f'<tspan x="{LEFT + column * WIDTH:.1f}"{style}{weight}>{html.escape(part).replace(" ", "&#160;")}</tspan>')
             column += len(part)
     return "".join(out)
 
