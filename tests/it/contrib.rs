@@ -13,7 +13,7 @@ const COMPOSE: &str = "contrib/compose/compose.yaml";
 const LABORATORY: &str = "contrib/compose/laboratory.yaml";
 
 /// Variables of others that these files name.
-const OF_OTHERS: &[&str] = &["LIVEKIT_KEYS", "LIVEKIT_JWT_REPLICA_IP"];
+const OF_OTHERS: &[&str] = &["LIVEKIT_JWT_REPLICA_IP"];
 
 /// Pages for those who run the service.
 fn pages() -> Vec<(String, String)> {
