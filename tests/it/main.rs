@@ -9,6 +9,7 @@
 
 mod appservice;
 mod coalesce;
+mod contrib;
 mod crowd;
 mod delayed_events;
 mod delegate_delayed_leave;

@@ -636,12 +636,12 @@ fn who_leaves_the_matrix_room_leaves_the_call() {
     });
 }
 
-/// What the tests against the real SDKs run is what the README shows.
+/// What the tests against the real SDKs run is what the page shows.
 #[test]
-fn the_examples_of_the_readme_are_the_files_that_the_tests_run() {
+fn the_examples_of_the_page_are_the_files_that_the_tests_run() {
     let read = |path: &str| std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path);
-    let readme = read("README.md");
-    let shown: Vec<_> = readme.split("<!-- example: ").skip(1).collect();
+    let page = read("docs/token-source.md");
+    let shown: Vec<_> = page.split("<!-- example: ").skip(1).collect();
     assert_eq!(shown.len(), 4);
     for example in shown {
         let (name, rest) = example.split_once(" -->\n```").expect("a block of code");
@@ -653,8 +653,8 @@ fn the_examples_of_the_readme_are_the_files_that_the_tests_run() {
         assert_eq!(read(&format!("tests/tools/token_source/{name}")), format!("{block}\n"), "{name}");
     }
     // Of the other languages it says that they were not run.
-    let (_, others) = readme.split_once("were *not run*").expect("what was not run");
+    let (_, others) = page.split_once("were *not run*").expect("what was not run");
     for language in ["```swift", "```kotlin", "```cpp"] {
-        assert!(others.contains(language) && readme.matches(language).count() == 1, "{language}");
+        assert!(others.contains(language) && page.matches(language).count() == 1, "{language}");
     }
 }

@@ -6,7 +6,7 @@
 #   target/tools/synapse-*.db       an empty homeserver's database, copied by every Synapse that is started
 #   target/tools/browser            a page with livekit-client, for Chromium
 #   target/tools/token_source       LiveKit's token sources: in a page, for Node, in Rust
-#   target/tools/bin                cargo-deny (for .ci/run)
+#   target/tools/bin                cargo-deny (for .ci/run), the loader of compose files (for ./tests/packages)
 #   target/tools/testmatrix         a virtual environment: testmatrix (for ./tests/faults)
 #
 # Everything is kept between runs. A part is stamped (target/tools/*.stamp) when it is complete, with what it was made
@@ -38,6 +38,18 @@ build_trial() {
   trial=$top/target/trial/release/lk-jwt-service
   CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
     cargo build --locked --release --bin lk-jwt-service --manifest-path "$top/Cargo.toml" --target-dir "$top/target/trial"
+}
+
+# build_static: the same as one static file each, as in the image and in a package, in $binaries.
+build_static() {
+  need_rust
+  local target
+  target=$(rustc -vV | sed -n 's/^host: \(.*\)-gnu/\1-musl/p')
+  need musl-gcc musl-tools
+  [ -d "$(rustc --print sysroot)/lib/rustlib/$target" ] || rustup target add "$target"
+  binaries=$top/target/trial/$target/release
+  TARGET_CC=musl-gcc CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    cargo build --locked --release --bins --target "$target" --manifest-path "$top/Cargo.toml" --target-dir "$top/target/trial"
 }
 
 # install_neighbours: all that the tests and the demo run.
@@ -125,7 +137,7 @@ make_browser_page() {
       --bundle --format=iife --outfile="$tools/browser/page.js"
 }
 
-# LiveKit's token sources in JavaScript and Rust, as the README has them: for the tests only.
+# LiveKit's token sources in JavaScript and Rust, as docs/token-source.md has them: for the tests only.
 install_token_sources() {
   install_browser
   lock
@@ -164,6 +176,23 @@ install_testmatrix() {
 make_testmatrix() {
   python3 -m venv --clear "$tools/testmatrix" &&
     "$tools/testmatrix/bin/python" -m pip install --disable-pip-version-check --no-input "testmatrix==$TESTMATRIX_VERSION"
+}
+
+# Compose's own loader of its files, without an engine: for ./tests/packages only.
+install_compose() {
+  lock
+  local from=$top/tests/tools/compose wanted
+  wanted=$(cat "$from/go.mod" "$from/go.sum" "$from/main.go")
+  if ! is_stamped compose "$wanted" || ! [ -x "$tools/bin/compose" ]; then
+    find_go
+    step "the loader of compose files, by the Go toolchain" make_compose "$from" || exit 1
+    stamp compose "$wanted"
+  fi
+  unlock
+}
+
+make_compose() {
+  mkdir -p "$tools/bin" && (cd "$1" && GOFLAGS=-trimpath GOTOOLCHAIN=local "$go" build -o "$tools/bin/compose" .)
 }
 
 install_cargo_deny() {

@@ -1,4 +1,4 @@
-//! LiveKit's own token sources against `/token_source`, in Node, in Chromium and in Rust, as the README has them; and what
+//! LiveKit's own token sources against `/token_source`, in Node, in Chromium and in Rust, as docs/token-source.md has them; and what
 //! each of them got lets a real client in.
 
 use std::process::Command;
@@ -209,7 +209,7 @@ fn the_rust_crate_has_tokens_that_let_in() {
     stage.may_not_choose_a_name(&rust, "custom");
 }
 
-/// There is no token source in LiveKit's SDK for Python: the README's example sends one request.
+/// There is no token source in LiveKit's SDK for Python: the page's example sends one request.
 #[test]
 fn a_python_client_joins_with_one_plain_request() {
     let Some(stage) = Stage::get() else { return };
