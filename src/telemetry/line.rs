@@ -235,11 +235,8 @@ impl<'a> Line<'a> {
     }
 
     fn quoted(&mut self, text: &str) {
-        let is_plain = text
-            .bytes()
-            .all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\');
         match self.shape.format {
-            LogFormat::Json | LogFormat::Text if is_plain => {
+            LogFormat::Json | LogFormat::Text if is_plain(text) => {
                 self.text.push('"');
                 self.text.push_str(text);
                 self.text.push('"');
@@ -336,6 +333,22 @@ impl fmt::Write for Escaped<'_> {
     }
 }
 
+/// Whether all of the text is ASCII that nobody has to escape. Eight bytes at a time, since most of a line goes through here.
+fn is_plain(text: &str) -> bool {
+    /// One bit in each byte: the lowest, and the highest.
+    const LOW: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = LOW << 7;
+    // Each has a highest bit where a byte is below `than`, above `than`, or that one.
+    let below = |bytes: u64, than: u8| bytes.wrapping_sub(LOW * u64::from(than)) & !bytes;
+    let above = |bytes: u64, than: u8| bytes.wrapping_add(LOW * u64::from(0x7f - than)) | bytes;
+    let is = |bytes: u64, byte: u8| below(bytes ^ (LOW * u64::from(byte)), 1);
+    let acts = |bytes: u64| (below(bytes, b' ') | above(bytes, b'~') | is(bytes, b'"') | is(bytes, b'\\')) & HIGH;
+    let (eights, rest) = text.as_bytes().as_chunks();
+    let mut last = [b' '; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    eights.iter().chain([&last]).all(|eight| acts(u64::from_ne_bytes(*eight)) == 0)
+}
+
 fn push_json(into: &mut String, text: &str) {
     into.push('"');
     for c in text.chars() {
@@ -354,19 +367,15 @@ fn push_json(into: &mut String, text: &str) {
 }
 
 fn push_number(into: &mut String, number: u64) {
-    let mut digits = [0; 20];
-    let mut at = digits.len();
-    let mut rest = number;
-    loop {
-        at -= 1;
-        digits[at] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
+    if number > 9 {
+        push_number(into, number / 10);
     }
-    // Digits are text.
-    into.push_str(str::from_utf8(&digits[at..]).unwrap_or_default());
+    into.push(digit(number));
+}
+
+/// The last digit.
+fn digit(number: u64) -> char {
+    char::from(b'0' + (number % 10).to_le_bytes()[0])
 }
 
 const fn padded(level: Level) -> &'static str {
@@ -404,11 +413,40 @@ pub(super) fn push_time(into: &mut String) {
         }
         into.push_str(text);
     });
-    let mut micros = now.subsec_micros();
-    let mut digits = *b".000000Z";
-    for digit in digits[1..7].iter_mut().rev() {
-        *digit = b'0' + u8::try_from(micros % 10).unwrap_or(0);
-        micros /= 10;
+    let micros = u64::from(now.subsec_micros());
+    into.push('.');
+    for unit in [100_000, 10_000, 1_000, 100, 10, 1] {
+        into.push(digit(micros / unit));
     }
-    into.push_str(str::from_utf8(&digits).unwrap_or_default());
+    into.push('Z');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_plain_where_no_byte_has_to_be_escaped_wherever_it_stands() {
+        for length in 0..20 {
+            let plain = "~ a".chars().cycle().take(length).collect::<String>();
+            assert!(is_plain(&plain), "{plain}");
+            for at in 0..length {
+                for other in 0..=u8::MAX {
+                    let other = char::from(other);
+                    let text = format!("{}{other}{}", &plain[..at], &plain[at + 1..]);
+                    let expected = matches!(other, ' '..='~') && !matches!(other, '"' | '\\');
+                    assert_eq!(is_plain(&text), expected, "{text:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_have_all_their_digits() {
+        for number in [0, 9, 10, 305, u64::MAX] {
+            let mut text = String::new();
+            push_number(&mut text, number);
+            assert_eq!(text, number.to_string());
+        }
+    }
 }

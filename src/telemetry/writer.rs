@@ -28,13 +28,15 @@ const GROWTH_BYTES: usize = 256 * 1024;
 /// Bytes written at once, or one line: what a pipe takes as a whole, so that other writers cannot cut a line in two.
 const WRITE_BYTES: usize = 4096;
 /// Lines that came quietly wait for company, up to so many bytes.
-const BATCH_BYTES: usize = 16 * 1024;
-/// How long the thread waits for company after it has written.
-const LINGER: Duration = Duration::from_millis(3);
+const BATCH_BYTES: usize = 128 * 1024;
+/// How long the thread waits for company after it has written: its turns cost a busy service more than the writing.
+const LINGER: Duration = Duration::from_millis(10);
 const IDLE_NAME: &CStr = c"log";
 const BUSY_NAME: &CStr = c"log-busy";
+/// Bytes of memory that a busy queue keeps.
+const BUSY_BYTES: usize = 2 * BATCH_BYTES;
 /// Bytes of memory that an idle queue keeps.
-const IDLE_BYTES: usize = 2 * BATCH_BYTES;
+const IDLE_BYTES: usize = 16 * 1024;
 /// Before another try where stderr takes nothing and does not block.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -141,7 +143,7 @@ impl LogWriter {
 
 impl Shared {
     fn run(&self, mut out: impl Write) {
-        let mut batch = Vec::new();
+        let mut batch: Vec<u8> = Vec::new();
         loop {
             let mut queue = self.queue.lock();
             queue.under_way = 0;
@@ -153,16 +155,15 @@ impl Shared {
                 self.filled.wait_for(&mut queue, LINGER);
             }
             if queue.waiting.is_empty() {
+                queue.waiting.shrink_to(IDLE_BYTES);
+                batch.shrink_to(IDLE_BYTES);
                 call_thread(IDLE_NAME);
                 self.asleep.store(true, Relaxed);
                 self.filled.wait_while(&mut queue, |queue| queue.waiting.is_empty());
                 self.asleep.store(false, Relaxed);
                 call_thread(BUSY_NAME);
             }
-            batch.clear();
-            if batch.capacity() > IDLE_BYTES {
-                batch = Vec::new();
-            }
+            batch.shrink_to(BUSY_BYTES);
             std::mem::swap(&mut batch, &mut queue.waiting);
             queue.under_way = batch.len();
             drop(queue);
@@ -173,6 +174,7 @@ impl Shared {
                 rest = later;
                 self.queue.lock().under_way = rest.len();
             }
+            batch.clear();
         }
     }
 }
