@@ -278,7 +278,7 @@ impl OwnHomeserver {
         self.state
             .seen(error.as_ref().map(OwnError::remedy), |change| match (change, &error) {
                 (Change::Good, _) => {
-                    tracing::info!(name: "homeserver_up", "our homeserver accepts the as_token and tells who is in a room")
+                    tracing::info!(name: "homeserver_up", "our homeserver accepts the as_token and tells who is in a room");
                 }
                 (Change::Back(after), _) => {
                     tracing::info!(name: "homeserver_back", "our homeserver tells who is in a room again, after {}", Age(after));
