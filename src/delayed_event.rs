@@ -3,26 +3,17 @@
 
 use std::time::Duration;
 
-/// Action on a delayed event: MSC4140's `action`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DelayedEventAction {
-    /// Let the delay of the event run anew.
-    Restart,
-    /// Send the event now.
-    Send,
-    /// Cancel the event, so that it is never sent.
-    Cancel,
-}
+use crate::outcome::words;
 
-impl DelayedEventAction {
-    /// The word in the path of a request.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Restart => "restart",
-            Self::Send => "send",
-            Self::Cancel => "cancel",
-        }
+words! {
+    /// Action on a delayed event: MSC4140's `action`, the word in the path of a request.
+    DelayedEventAction {
+        /// Let the delay of the event run anew.
+        Restart = "restart",
+        /// Send the event now.
+        Send = "send",
+        /// Cancel the event, so that it is never sent.
+        Cancel = "cancel",
     }
 }
 

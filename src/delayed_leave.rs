@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
-pub use leave::{Ending, FinishReason, Leave, Phase};
+pub use leave::{FinishReason, Leave, Phase};
 pub use scheduler::{Concurrency, HomeserverId, Overload};
 
 use crate::backoff::Jitter;
@@ -117,7 +117,6 @@ pub struct Replaced<'a> {
     pub until: Time,
 }
 
-/// Requests of the leaves, and what became of them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Output {
     /// Call a homeserver about the leave's event: [`Leaves::on_called`].
@@ -130,18 +129,15 @@ pub enum Output {
     Awaits(ParticipantId, Time, Delay),
     /// A leave is over.
     Finished {
-        /// Participant of the leave.
         participant: ParticipantId,
         /// Id of the delayed event.
         delay_id: Box<str>,
-        /// How the leave ended.
         reason: FinishReason,
     },
     /// A warning: the limit of a homeserver does not let all restarts through.
     Overloaded(Overload),
 }
 
-/// A leave and what it belongs to.
 #[derive(Debug)]
 pub struct Job {
     leave: Leave,
@@ -161,44 +157,34 @@ pub struct Job {
 }
 
 impl Job {
-    /// The leave itself, which is pure.
-    #[must_use]
     pub const fn leave(&self) -> &Leave {
         &self.leave
     }
 
-    /// Participant of the leave.
-    #[must_use]
     pub const fn participant(&self) -> ParticipantId {
         self.participant
     }
 
-    /// Homeserver of the event.
-    #[must_use]
     pub const fn homeserver(&self) -> HomeserverId {
         self.homeserver
     }
 
     /// The Matrix user.
-    #[must_use]
     pub fn user(&self) -> &str {
         self.names.as_str().get(usize::from(self.user_from)..).unwrap_or_default()
     }
 
     /// Id of the delayed event.
-    #[must_use]
     pub fn delay_id(&self) -> &str {
         self.names.as_str().get(..usize::from(self.user_from)).unwrap_or_default()
     }
 
     /// Whether calls carry the as_token and the user.
-    #[must_use]
     pub const fn is_as_user(&self) -> bool {
         self.as_user
     }
 }
 
-/// Table of all leaves.
 #[derive(Debug)]
 pub struct Leaves {
     bounds: Bounds,
@@ -224,8 +210,6 @@ pub struct Leaves {
 }
 
 impl Leaves {
-    /// Makes an empty table.
-    #[must_use]
     pub fn new(bounds: Bounds, seed: u64) -> Self {
         Self {
             scheduler: CallScheduler::new(bounds.concurrency),
@@ -247,31 +231,23 @@ impl Leaves {
     }
 
     /// How many there are, replaced ones included.
-    #[must_use]
     pub const fn len(&self) -> usize {
         self.jobs.len()
     }
 
-    /// Whether the table is empty.
-    #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.jobs.is_empty()
     }
 
-    /// A leave, as long as it is not over.
-    #[must_use]
     pub fn get(&self, id: LeaveId) -> Option<&Job> {
         self.jobs.get(id)
     }
 
-    /// The current leave of a participant.
-    #[must_use]
     pub fn of(&self, participant: ParticipantId) -> Option<LeaveId> {
         let id = (*self.current.get(participant.slot())?)?;
         self.jobs.get(id).is_some_and(|job| job.participant == participant).then_some(id)
     }
 
-    /// All current leaves.
     pub fn all(&self) -> impl Iterator<Item = LeaveId> {
         self.current.iter().copied().flatten()
     }
@@ -284,26 +260,21 @@ impl Leaves {
         })
     }
 
-    /// The name of a homeserver.
-    #[must_use]
     pub fn homeserver(&self, id: HomeserverId) -> Option<&Arc<str>> {
         self.scheduler.name(id)
     }
 
     /// How many there are, and how many of them are of participants who were never seen.
-    #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         (self.jobs.len(), self.never_seen.len())
     }
 
     /// Whether any is an event of that homeserver.
-    #[must_use]
     pub fn has_any_of(&self, homeserver: &str) -> bool {
         self.scheduler.jobs(homeserver) > 0
     }
 
     /// Whether a stopping service has nothing to wait for (L12).
-    #[must_use]
     pub const fn is_at_rest(&self) -> bool {
         self.busy == 0
     }
@@ -416,7 +387,6 @@ impl Leaves {
 
     // --- facts ---
 
-    /// Takes in that the participant is there.
     pub fn on_present(&mut self, participant: ParticipantId, now: Time) {
         let Some(id) = self.of(participant) else { return };
         if self.jobs.get(id).is_some_and(|job| !job.seen) {
@@ -438,14 +408,12 @@ impl Leaves {
         }
     }
 
-    /// Takes in that the participant is gone.
     pub fn on_gone(&mut self, participant: ParticipantId, evidence: DepartureEvidence, now: Time) {
         let Some(id) = self.of(participant) else { return };
         self.tell(id, false, now);
         self.step(id, Input::Gone(evidence), now);
     }
 
-    /// The first attempt to join failed for good.
     pub fn on_join_failed(&mut self, participant: ParticipantId, now: Time) {
         self.step_current(participant, Input::JoinFailed, now);
     }
@@ -462,7 +430,6 @@ impl Leaves {
         }
     }
 
-    /// A call has ended.
     pub fn on_called(
         &mut self,
         id: LeaveId,
@@ -495,8 +462,6 @@ impl Leaves {
 
     // --- time ---
 
-    /// When [`Self::settle`] has something to do.
-    #[must_use]
     pub fn next_deadline(&mut self) -> Option<Time> {
         let timer = self.next_timer().map(|(at, _)| at);
         [timer, self.scheduler.next_deadline()].into_iter().flatten().min()
@@ -691,12 +656,10 @@ impl Leaves {
         }
         self.step(heir, Input::Installed, now);
         self.tell(heir, over.is_there, now);
-        if let Phase::Ending {
-            ending: Ending::Send {
-                cause,
-                evidence,
-                returned: None,
-            },
+        if let Phase::Sending {
+            cause,
+            evidence,
+            returned: None,
             ..
         } = was
         {

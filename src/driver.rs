@@ -21,7 +21,7 @@ pub use reservation::{Delegation, DelegationError, Reservation};
 
 use crate::clock::Clock;
 use crate::delayed_event::{DelayedEventAction, Outcome};
-use crate::delayed_leave::{CapacityError, Delegated, Ending, FinishReason, HomeserverId, LeaveId, Phase};
+use crate::delayed_leave::{CapacityError, Delegated, FinishReason, HomeserverId, LeaveId, Phase};
 use crate::homeserver::{Homeservers, OwnHomeserver};
 use crate::livekit::{Answer, ParticipantRow, RoomRow};
 use crate::log_throttle::LogThrottle;
@@ -713,13 +713,10 @@ impl Driver {
             let user = found.is_as_user().then(|| found.user().to_owned());
             (found.delay_id().to_owned(), user)
         });
-        let gone_since = cores.leaves().get(leave).and_then(|found| match found.leave().phase() {
-            Phase::Ending {
-                ending: Ending::Send { evidence, .. },
-                ..
-            } => evidence.filter(|_| action == DelayedEventAction::Send),
-            Phase::Ending { .. } | Phase::AwaitingJoin | Phase::Active | Phase::Replaced | Phase::Done(_) => None,
-        });
+        let gone_since = match cores.leaves().get(leave).map(|found| found.leave().phase()) {
+            Some(Phase::Sending { evidence, .. }) => evidence.filter(|_| action == DelayedEventAction::Send),
+            _ => None,
+        };
         let name = cores.leaves().homeserver(homeserver).and_then(|name| ServerName::parse(name).ok());
         let driver = self.clone();
         tokio::spawn(async move {

@@ -9,7 +9,7 @@ pub mod delayed_event {
 }
 pub mod delayed_leave {
     pub use crate::delayed_leave::leave::Returned;
-    pub use crate::delayed_leave::{Bounds, CapacityError, Delegated, Ending, FinishReason, Handover, HomeserverId, LeaveId, Phase};
+    pub use crate::delayed_leave::{Bounds, CapacityError, Delegated, FinishReason, Handover, HomeserverId, LeaveId, Phase};
 }
 pub mod dns {
     pub use crate::dns::Dns;

@@ -50,10 +50,8 @@ const _: () = assert!(
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Told of a LiveKit room and an identity in it.
 pub type EndDelegatedLeave = Box<dyn Fn(&str, &str) + Send + Sync>;
 
-/// Parts that kick on leave works with.
 pub struct Settings {
     /// Our homeserver, which knows who is joined.
     pub own: Arc<OwnHomeserver>,
@@ -61,9 +59,7 @@ pub struct Settings {
     pub sfu: Arc<Sfu>,
     /// Store of the tokens.
     pub store: token::Queue,
-    /// Time from one sweep to the next.
     pub interval: Duration,
-    /// Tokens that are watched at most.
     pub max_tokens: usize,
     /// Told of who left the Matrix room: there is no leave to send for them (decision L6).
     pub end_delegated_leave: EndDelegatedLeave,
@@ -148,7 +144,6 @@ impl KickOnLeave {
         false
     }
 
-    /// Takes in a verified webhook of the SFU.
     pub fn handle_webhook(&self, webhook: &Webhook) {
         let Some(room) = webhook.room.as_ref().map(|room| &*room.name) else {
             return;
@@ -180,7 +175,6 @@ impl KickOnLeave {
 
     // --- the loop: facts in, actions out ---
 
-    /// Tells the core that its next moment has come.
     async fn keep_time(self) {
         let clock = &self.0.clock;
         loop {

@@ -113,16 +113,13 @@ pub enum Question {
     Probe,
 }
 
-/// Questions and findings of presence.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Output {
     /// Put a question to the SFU.
     Ask(Question),
     /// The stored part of a session has changed.
     Changed(ParticipantId),
-    /// The participant is there.
     Present(ParticipantId),
-    /// The participant is gone.
     Gone(ParticipantId, DepartureEvidence),
     /// The first attempt to join failed for good; nobody was ever there.
     JoinFailed(ParticipantId),
@@ -166,8 +163,6 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// Makes a memory without participants.
-    #[must_use]
     pub fn new(settings: Settings, seed: u64, now: Time) -> Self {
         Self {
             health: SfuHealth::new(settings.list_rooms_ms, now),
@@ -192,31 +187,23 @@ impl Presence {
     // --- whom to keep in mind ---
 
     /// The participant of a room and identity, as far as it is kept in mind.
-    #[must_use]
     pub fn find(&self, room: &str, identity: &str) -> Option<ParticipantId> {
         self.place(*self.by_name.get(room)?, identity).ok()
     }
 
-    /// Looks up a participant that is kept in mind.
-    #[must_use]
     pub fn get(&self, id: ParticipantId) -> Option<&Participant> {
         self.participants.get(id)
     }
 
-    /// The name of a room.
-    #[must_use]
     pub fn room_name(&self, room: RoomId) -> Option<&Arc<str>> {
         self.rooms.get(room).map(|room| &room.name)
     }
 
-    /// The room of a participant, by name.
-    #[must_use]
     pub fn room_of(&self, id: ParticipantId) -> Option<&Arc<str>> {
         self.room_name(self.participants.get(id)?.room)
     }
 
     /// Whether nobody's reported departure is being looked into: a stopping service waits for those (L12).
-    #[must_use]
     pub const fn is_at_rest(&self) -> bool {
         self.reported == 0
     }
@@ -298,7 +285,6 @@ impl Presence {
 
     // --- facts ---
 
-    /// A verified webhook.
     pub fn on_event(&mut self, event: &SfuEvent<'_>, now: Time) {
         let happened = self.clock.place(event.created_at, now);
         self.clock.learn(event.issued_at, now);
@@ -354,7 +340,6 @@ impl Presence {
         self.clock.learn(seconds, now);
     }
 
-    /// The answer to [`Question::Participant`].
     pub fn on_participant(&mut self, id: ParticipantId, asked: Time, answer: &Answer<ParticipantRow<'_>>, now: Time) {
         self.health.on_call(answer.reach(), now);
         let Some(room) = self.participants.get(id).map(|participant| participant.room) else {
@@ -373,7 +358,6 @@ impl Presence {
         self.plan_sweep(room, now);
     }
 
-    /// The answer to [`Question::Participants`].
     pub fn on_participants(&mut self, id: RoomId, asked: Time, answer: &Answer<&[ParticipantRow<'_>]>, now: Time) {
         self.health.on_call(answer.reach(), now);
         let Some(room) = self.rooms.get_mut(id) else { return };
@@ -412,7 +396,6 @@ impl Presence {
         });
     }
 
-    /// The answer to [`Question::Rooms`].
     pub fn on_rooms(&mut self, ids: &[RoomId], asked: Time, answer: &Answer<&[RoomRow<'_>]>, now: Time) {
         self.health.on_call(answer.reach(), now);
         let rows = answer.yes().copied().unwrap_or_default();
@@ -446,7 +429,6 @@ impl Presence {
         }
     }
 
-    /// The answer to [`Question::CreateRoom`].
     pub fn on_created(&mut self, id: RoomId, answer: &Answer<RoomRow<'_>>, now: Time) {
         self.health.on_call(answer.reach(), now);
         let trouble = self.health.last_trouble();
@@ -455,7 +437,6 @@ impl Presence {
         self.spread(id, news, false, now, now);
     }
 
-    /// The answer to [`Question::Probe`].
     pub fn on_probed(&mut self, reach: Reach, now: Time) {
         self.health.on_probe(reach, now);
     }
@@ -479,8 +460,6 @@ impl Presence {
 
     // --- time ---
 
-    /// When [`Self::settle`] has something to do.
-    #[must_use]
     pub fn next_deadline(&mut self) -> Option<Time> {
         let timer = self.next_timer().map(|(at, _)| at);
         [timer, self.health.next_deadline()].into_iter().flatten().min()

@@ -2,7 +2,7 @@
 //!
 //! It reads no clock: the driver does, in one place.
 
-use std::{num::NonZeroU64, time::Duration};
+use std::num::NonZeroU64;
 
 /// A moment, in milliseconds of the driver's monotonic clock. `Option<Time>` is as small as `Time`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -109,12 +109,6 @@ impl Delay {
     #[must_use]
     pub const fn as_millis(self) -> u64 {
         self.0 as u64
-    }
-
-    /// Delay as a duration.
-    #[must_use]
-    pub const fn as_duration(self) -> Duration {
-        Duration::from_millis(self.as_millis())
     }
 }
 

@@ -6,14 +6,14 @@
 //!
 //! ```text
 //!                   present                      gone (evidence)
-//!  AwaitingJoin ─────────────▶ Active ─────────────────────────────▶ Ending(Send)
+//!  AwaitingJoin ─────────────▶ Active ─────────────────────────────▶ Sending
 //!     │    ▲                    │  ▲  ▲                               │   │
 //!     │    └─ delegated anew ───┼──┼──┼──── came back before the ─────┘   │ sent, or given up
 //!     │                         │  │  └──── call got through              ▼
 //!     │ replaced                │  └─── the successor's first restart     Done(reason)
 //!     ▼                         ▼       was refused                       ▲
 //!  Replaced ◀───────────────────┘                                        │
-//!     └──── the successor's first restart was granted ──▶ Ending(Cancel) ─┘
+//!     └──── the successor's first restart was granted ──▶ Cancelling ─────┘
 //! ```
 
 use std::time::Duration;
@@ -38,7 +38,6 @@ const MAX_HINT: Duration = Duration::from_secs(60);
 /// After a final no to a restart, the homeserver is asked once more (L6).
 const SECOND_OPINION_MS: u64 = 2_000;
 
-/// A delayed leave event.
 #[derive(Clone, Debug)]
 pub struct Leave {
     delay: Delay,
@@ -68,31 +67,24 @@ pub enum Phase {
     Active,
     /// Another event was delegated in its place, and has not been restarted yet.
     Replaced,
-    /// The event is being sent or cancelled.
-    Ending {
-        /// Call that ends the event.
-        ending: Ending,
-        /// The end of the window.
-        until: Time,
-    },
-    /// The leave is over.
-    Done(FinishReason),
-}
-
-/// Calls that end an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// The event is sent.
-    Send {
+    /// The event is being sent.
+    Sending {
         /// Cause of the departure.
         cause: DepartureCause,
         /// When the question was asked that this follows from; none where it has to be asked anew (L5a).
         evidence: Option<Time>,
         /// News of the participant while the call was on its way.
         returned: Option<Returned>,
+        /// The end of the window.
+        until: Time,
     },
-    /// The event is cancelled.
-    Cancel,
+    /// The event is being cancelled.
+    Cancelling {
+        /// The end of the window.
+        until: Time,
+    },
+    /// The leave is over.
+    Done(FinishReason),
 }
 
 /// Phase to go on with when the homeserver did not take the leave.
@@ -104,10 +96,8 @@ pub enum Returned {
     Present,
 }
 
-/// How far the newest call to the homeserver is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallState {
-    /// No call is planned.
     Idle,
     /// The call is due at that moment.
     Scheduled(Time),
@@ -146,24 +136,15 @@ pub enum FinishReason {
 
 impl FinishReason {
     /// Cause of the departure that the leave was to be sent for.
-    #[must_use]
     pub const fn cause(self) -> Option<DepartureCause> {
-        match self {
-            Self::Sent(cause) | Self::NotSent(cause) => Some(cause),
-            Self::EventGone
-            | Self::Refused
-            | Self::GivenUp
-            | Self::SfuSilent
-            | Self::JoinFailed
-            | Self::NeverJoined
-            | Self::Replaced
-            | Self::Kicked
-            | Self::Evicted => None,
+        if let Self::Sent(cause) | Self::NotSent(cause) = self {
+            Some(cause)
+        } else {
+            None
         }
     }
 }
 
-/// News for a leave.
 #[derive(Clone, Copy, Debug)]
 pub enum Input {
     /// The participant is there.
@@ -180,11 +161,8 @@ pub enum Input {
     Permit,
     /// A call has ended.
     Called {
-        /// Action of the call.
         action: DelayedEventAction,
-        /// When the call was sent.
         sent: Time,
-        /// How the call ended.
         outcome: Outcome,
     },
     /// A request that arrived then has delegated the same event again. [`Input::Present`] follows if somebody is there.
@@ -218,11 +196,8 @@ pub enum Output {
     Done(FinishReason),
 }
 
-/// World around a leave, as far as it needs to know of it.
 pub struct Around<'a> {
-    /// The present moment.
     pub now: Time,
-    /// Source of chance, seeded.
     pub jitter: &'a mut Jitter,
     /// How long calls to its homeserver usually take.
     pub usual_ms: u64,
@@ -238,7 +213,6 @@ pub struct Around<'a> {
 
 impl Leave {
     /// The leave of a delegation that arrived then.
-    #[must_use]
     pub fn new(delay: Delay, arrived: Time, now: Time) -> Self {
         let mut leave = Self {
             delay,
@@ -264,7 +238,6 @@ impl Leave {
     }
 
     /// A leave as it was stored, with the time that is left (L11).
-    #[must_use]
     pub fn restored(delay: Delay, delegated: Time, restarted: Time, seen: bool, now: Time) -> Self {
         let mut leave = Self::new(delay, delegated, delegated);
         // What lies in the future would put the next restart there, too.
@@ -282,54 +255,44 @@ impl Leave {
         leave
     }
 
-    /// How far the leave is.
-    #[must_use]
     pub const fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// The delay of the event.
-    #[must_use]
     pub const fn delay(&self) -> Delay {
         self.delay
     }
 
     /// When the delegation arrived.
-    #[must_use]
     pub const fn delegated(&self) -> Time {
         self.delegated
     }
 
     /// When the event last began to run: what a store calls `RestartedAt`.
-    #[must_use]
     pub const fn restarted(&self) -> Time {
         self.last_ack
     }
 
     /// When the homeserver sends the leave by itself, as far as that is known.
-    #[must_use]
     pub const fn deadline(&self) -> Time {
         self.last_ack.after(self.delay.as_millis())
     }
 
     /// When the event can run no longer: a restart that nobody answered may have been granted (L4, L14).
-    #[must_use]
     pub fn runs_until(&self) -> Time {
         let doubtful = self.last_started.filter(|_| self.unanswered).unwrap_or(self.last_ack);
         self.last_ack.max(doubtful).after(self.delay.as_millis())
     }
 
     /// Whether the homeserver has granted a restart since the event was delegated here.
-    #[must_use]
     pub const fn was_granted(&self) -> bool {
         self.granted
     }
 
     /// Whether a stopping service waits for it (L12).
-    #[must_use]
     pub const fn is_at_rest(&self) -> bool {
         match self.phase {
-            Phase::Ending { .. } => false,
+            Phase::Sending { .. } | Phase::Cancelling { .. } => false,
             Phase::AwaitingJoin | Phase::Active => matches!(self.call, CallState::Idle),
             Phase::Replaced | Phase::Done(_) => true,
         }
@@ -337,25 +300,24 @@ impl Leave {
 
     /// The call that waits for its turn: what is called, until when that is of use, and until when it may wait while the homeserver
     /// limits.
-    #[must_use]
     pub const fn pending_call(&self) -> Option<(DelayedEventAction, Time, Time)> {
         if !matches!(self.call, CallState::Queued) {
             return None;
         }
         match self.phase {
             Phase::AwaitingJoin | Phase::Active => Some((DelayedEventAction::Restart, self.deadline(), self.relaxed())),
-            Phase::Ending { ending, until } => Some((ending.action(), until, until)),
+            Phase::Sending { until, .. } => Some((DelayedEventAction::Send, until, until)),
+            Phase::Cancelling { until } => Some((DelayedEventAction::Cancel, until, until)),
             Phase::Replaced | Phase::Done(_) => None,
         }
     }
 
     /// When [`Input::Time`] is due next.
-    #[must_use]
     pub fn next_deadline(&self, sfu_silent: bool) -> Option<Time> {
         let end = match self.phase {
             Phase::Done(_) => return None,
             Phase::Replaced => return Some(self.runs_until()),
-            Phase::Ending { until, .. } => until,
+            Phase::Sending { until, .. } | Phase::Cancelling { until } => until,
             Phase::Active if self.call == CallState::Idle => self.runs_until(),
             Phase::AwaitingJoin | Phase::Active => self.deadline(),
         };
@@ -400,11 +362,7 @@ impl Leave {
                 self.call = CallState::Scheduled(self.spaced(around.now));
             }
             Input::Superseded => {
-                let until = self.runs_until();
-                self.phase = Phase::Ending {
-                    ending: Ending::Cancel,
-                    until,
-                };
+                self.phase = Phase::Cancelling { until: self.runs_until() };
                 self.call = CallState::Queued;
             }
             Input::Woke(lost_ms) => self.on_woke(lost_ms, around, &mut out),
@@ -418,7 +376,6 @@ impl Leave {
     // --- what is known of the participant ---
 
     /// Whether it is restarted by itself, so that a participant who is still there is no news: every sweep says so of everybody.
-    #[must_use]
     pub fn goes_on(&self) -> bool {
         self.phase == Phase::Active && self.call != CallState::Idle
     }
@@ -436,55 +393,38 @@ impl Leave {
                     self.restart_now(around.now);
                 }
             }
-            Phase::Ending {
-                ending: Ending::Send { returned, .. },
-                ..
-            } => {
+            Phase::Sending { returned, .. } => {
                 if matches!(self.call, CallState::InFlight(..)) {
                     *returned = Some(Returned::Present);
                 } else {
                     self.resume(Returned::Present, around.now);
                 }
             }
-            Phase::Ending {
-                ending: Ending::Cancel, ..
-            }
-            | Phase::Replaced
-            | Phase::Done(_) => {}
+            Phase::Cancelling { .. } | Phase::Replaced | Phase::Done(_) => {}
         }
     }
 
     fn on_gone(&mut self, found: DepartureEvidence, now: Time) {
         match &mut self.phase {
             Phase::AwaitingJoin | Phase::Active => self.send(found.cause, Some(found.asked), now),
-            Phase::Ending {
-                ending: Ending::Send { evidence, returned, .. },
-                ..
-            } => {
-                *evidence = Some(found.asked);
-                *returned = None;
+            Phase::Sending { evidence, returned, .. } => {
+                (*evidence, *returned) = (Some(found.asked), None);
                 if self.call == CallState::Idle {
                     self.call = CallState::Queued;
                 }
             }
-            Phase::Ending {
-                ending: Ending::Cancel, ..
-            }
-            | Phase::Replaced
-            | Phase::Done(_) => {}
+            Phase::Cancelling { .. } | Phase::Replaced | Phase::Done(_) => {}
         }
     }
 
     fn send(&mut self, cause: DepartureCause, evidence: Option<Time>, now: Time) {
         self.failures = 0;
         self.call = if evidence.is_some() { CallState::Queued } else { CallState::Idle };
-        self.phase = Phase::Ending {
-            ending: Ending::Send {
-                cause,
-                evidence,
-                returned: None,
-            },
-            until: self.window(now),
+        self.phase = Phase::Sending {
+            cause,
+            evidence,
+            returned: None,
+            until: self.runs_until().clamp(now.after(MIN_SEND_MS), now.after(MAX_SEND_MS)),
         };
     }
 
@@ -503,21 +443,12 @@ impl Leave {
 
     fn on_permit(&mut self, around: &Around<'_>, out: &mut Vec<Output>) {
         let now = around.now;
-        if self.call != CallState::Queued {
-            return;
+        let Some((action, until, _)) = self.pending_call() else { return };
+        if let Phase::Sending { evidence, .. } = self.phase
+            && evidence.is_none_or(|asked| now.since(asked) >= FRESH_MS)
+        {
+            return self.on_stale(out);
         }
-        let (action, until) = match &mut self.phase {
-            Phase::AwaitingJoin | Phase::Active => (DelayedEventAction::Restart, self.deadline()),
-            Phase::Ending { ending, until } => {
-                if let Ending::Send { evidence, .. } = ending
-                    && evidence.is_none_or(|asked| now.since(asked) >= FRESH_MS)
-                {
-                    return self.on_stale(out);
-                }
-                (ending.action(), *until)
-            }
-            Phase::Replaced | Phase::Done(_) => return,
-        };
         let spaced = self.spaced(now);
         if now >= until || (action == DelayedEventAction::Restart && spaced > now) {
             self.call = CallState::Scheduled(spaced);
@@ -546,7 +477,7 @@ impl Leave {
                 }
             }
             let deadline = self.deadline();
-            if let Phase::Ending { until, .. } = &mut self.phase {
+            if let Phase::Sending { until, .. } | Phase::Cancelling { until } = &mut self.phase {
                 *until = (*until).max(deadline);
             }
         }
@@ -604,37 +535,38 @@ impl Leave {
     /// A send or a cancellation has ended.
     fn on_ended(&mut self, action: DelayedEventAction, sent: Time, outcome: Outcome, around: &mut Around<'_>, out: &mut Vec<Output>) {
         let now = around.now;
-        let Phase::Ending { ending, until } = self.phase else { return };
-        if ending.action() != action {
-            return;
-        }
-        let is_newest = matches!(self.call, CallState::InFlight(newest, _) if newest == sent);
-        match (outcome, ending) {
-            (Outcome::Done | Outcome::NotFound | Outcome::Conflict, _) | (Outcome::Forbidden, Ending::Cancel) => {
-                self.finish(ending.success(), out);
+        let (returned, until, done, refused, failed) = match (self.phase, action) {
+            (
+                Phase::Sending {
+                    cause, returned, until, ..
+                },
+                DelayedEventAction::Send,
+            ) => (
+                returned,
+                until,
+                FinishReason::Sent(cause),
+                FinishReason::Refused,
+                FinishReason::NotSent(cause),
+            ),
+            (Phase::Cancelling { until }, DelayedEventAction::Cancel) => {
+                (None, until, FinishReason::Replaced, FinishReason::Replaced, FinishReason::Replaced)
             }
-            (Outcome::Forbidden, Ending::Send { .. }) => self.finish(FinishReason::Refused, out),
+            _ => return,
+        };
+        let is_newest = matches!(self.call, CallState::InFlight(newest, _) if newest == sent);
+        match (outcome, returned) {
+            (Outcome::Done | Outcome::NotFound | Outcome::Conflict, _) => self.finish(done, out),
+            (Outcome::Forbidden, _) => self.finish(refused, out),
             (Outcome::Limited(_) | Outcome::Transient(_), _) if !is_newest => {}
-            (
-                Outcome::Limited(_) | Outcome::Transient(_),
-                Ending::Send {
-                    returned: Some(returned), ..
-                },
-            ) => self.resume(returned, now),
+            (Outcome::Limited(_) | Outcome::Transient(_), Some(returned)) => self.resume(returned, now),
             // One attempt and no more: the homeserver's own timer is at its end, too.
-            (
-                Outcome::Limited(_) | Outcome::Transient(_),
-                Ending::Send {
-                    cause: DepartureCause::NeverJoined,
-                    ..
-                },
-            ) => self.finish(ending.failure(), out),
-            (Outcome::Limited(_), _) => self.call = CallState::Scheduled(now.after(MIN_PAUSE_MS)),
-            (Outcome::Transient(hint), _) => {
+            _ if failed == FinishReason::NotSent(DepartureCause::NeverJoined) => self.finish(failed, out),
+            (Outcome::Limited(_), None) => self.call = CallState::Scheduled(now.after(MIN_PAUSE_MS)),
+            (Outcome::Transient(hint), None) => {
                 self.failures = self.failures.saturating_add(1);
                 match Schedule::SEND.next_try(self.failures, hint, now, until, around.jitter) {
                     Some(at) => self.call = CallState::Scheduled(at),
-                    None => self.finish(ending.failure(), out),
+                    None => self.finish(failed, out),
                 }
             }
         }
@@ -655,12 +587,9 @@ impl Leave {
                 self.phase = Phase::AwaitingJoin;
                 self.restart_now(around.now);
             }
-            Phase::Ending {
-                ending: Ending::Send { returned, .. },
-                ..
-            } if matches!(self.call, CallState::InFlight(..)) => *returned = Some(Returned::Awaited),
+            Phase::Sending { returned, .. } if matches!(self.call, CallState::InFlight(..)) => *returned = Some(Returned::Awaited),
             // Whoever asks is about to come, and is waited for.
-            Phase::Ending { .. } | Phase::Replaced => {
+            Phase::Sending { .. } | Phase::Cancelling { .. } | Phase::Replaced => {
                 self.phase = Phase::AwaitingJoin;
                 // Its cancellation may have got through: that is for the homeserver to say.
                 (self.granted, self.refused) = (false, false);
@@ -676,7 +605,7 @@ impl Leave {
             // While the SFU is silent nothing is restarted, and nothing is to be waited for.
             Phase::Active if !around.sfu_silent => self.restart_now(around.now),
             Phase::Active | Phase::AwaitingJoin if !matches!(self.call, CallState::InFlight(..)) => self.call = CallState::Idle,
-            Phase::Active | Phase::AwaitingJoin | Phase::Replaced | Phase::Ending { .. } | Phase::Done(_) => {}
+            Phase::Active | Phase::AwaitingJoin | Phase::Replaced | Phase::Sending { .. } | Phase::Cancelling { .. } | Phase::Done(_) => {}
         }
     }
 
@@ -702,10 +631,7 @@ impl Leave {
                     self.restart_now(now);
                 }
             }
-            Phase::Ending {
-                ending: Ending::Send { evidence, .. },
-                ..
-            } => {
+            Phase::Sending { evidence, .. } => {
                 // What is on its way may still get through; the next try follows from nothing that was known before.
                 if matches!(self.call, CallState::InFlight(..)) {
                     *evidence = None;
@@ -713,7 +639,7 @@ impl Leave {
                     self.on_stale(out);
                 }
             }
-            Phase::Ending { .. } | Phase::Replaced | Phase::Done(_) => {}
+            Phase::Cancelling { .. } | Phase::Replaced | Phase::Done(_) => {}
         }
     }
 
@@ -729,11 +655,8 @@ impl Leave {
             self.unanswered |= self.is_running();
             self.failures = self.failures.saturating_add(1);
             self.call = CallState::Scheduled(self.spaced(now));
-            if let Phase::Ending {
-                ending: Ending::Send {
-                    returned: Some(returned), ..
-                },
-                ..
+            if let Phase::Sending {
+                returned: Some(returned), ..
             } = self.phase
             {
                 self.resume(returned, now);
@@ -743,7 +666,8 @@ impl Leave {
             Phase::Done(_) => return,
             // Its own timer has ended it.
             Phase::Replaced if self.runs_until() <= now => return self.finish(FinishReason::Replaced, out),
-            Phase::Ending { ending, until } if until <= now => return self.finish(ending.failure(), out),
+            Phase::Cancelling { until } if until <= now => return self.finish(FinishReason::Replaced, out),
+            Phase::Sending { cause, until, .. } if until <= now => return self.finish(FinishReason::NotSent(cause), out),
             Phase::AwaitingJoin if self.deadline() <= now => return self.wait_over(around, out),
             // Nothing more is tried, but as long as it may run it is there to be sent or replaced.
             Phase::Active if self.deadline() <= now && self.runs_until() > now => {
@@ -758,7 +682,7 @@ impl Leave {
                 };
                 return self.finish(reason, out);
             }
-            Phase::Replaced | Phase::Ending { .. } | Phase::AwaitingJoin | Phase::Active => {}
+            Phase::Replaced | Phase::Sending { .. } | Phase::Cancelling { .. } | Phase::AwaitingJoin | Phase::Active => {}
         }
         match self.call {
             CallState::Scheduled(at) if at <= now && !(around.sfu_silent && self.is_running()) => self.call = CallState::Queued,
@@ -769,11 +693,7 @@ impl Leave {
 
     /// The evidence is old: the SFU is asked again before the leave is sent.
     fn on_stale(&mut self, out: &mut Vec<Output>) {
-        if let Phase::Ending {
-            ending: Ending::Send { evidence, .. },
-            ..
-        } = &mut self.phase
-        {
+        if let Phase::Sending { evidence, .. } = &mut self.phase {
             *evidence = None;
             self.call = CallState::Idle;
             out.push(Output::Confirm);
@@ -819,10 +739,6 @@ impl Leave {
         matches!(self.phase, Phase::AwaitingJoin | Phase::Active)
     }
 
-    fn window(&self, now: Time) -> Time {
-        self.runs_until().clamp(now.after(MIN_SEND_MS), now.after(MAX_SEND_MS))
-    }
-
     /// Half of the delay after the last restart was sent, up to a tenth of it earlier.
     fn half(&self, jitter: &mut Jitter) -> Time {
         let half = self.delay.as_millis() / 2;
@@ -830,36 +746,12 @@ impl Leave {
     }
 
     /// Until when a restart may wait while its homeserver limits (L4a).
-    #[must_use]
     pub const fn relaxed(&self) -> Time {
         self.counted_from.after(self.delay.as_millis() / 5 * 4)
     }
 
     fn spaced(&self, at: Time) -> Time {
         self.last_started.map_or(at, |started| at.max(started.after(MIN_PAUSE_MS)))
-    }
-}
-
-impl Ending {
-    const fn action(self) -> DelayedEventAction {
-        match self {
-            Self::Send { .. } => DelayedEventAction::Send,
-            Self::Cancel => DelayedEventAction::Cancel,
-        }
-    }
-
-    const fn success(self) -> FinishReason {
-        match self {
-            Self::Send { cause, .. } => FinishReason::Sent(cause),
-            Self::Cancel => FinishReason::Replaced,
-        }
-    }
-
-    const fn failure(self) -> FinishReason {
-        match self {
-            Self::Send { cause, .. } => FinishReason::NotSent(cause),
-            Self::Cancel => FinishReason::Replaced,
-        }
     }
 }
 

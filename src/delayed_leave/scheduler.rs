@@ -70,13 +70,11 @@ pub type HomeserverId = Id<Homeserver>;
 /// A call that a leave waits to make.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PendingCall {
-    /// Action of the call.
     pub action: DelayedEventAction,
     /// When the call is too late.
     pub deadline: Time,
     /// Until when a restart may wait while the homeserver limits. Sends and cancellations do not wait.
     pub relaxed: Time,
-    /// The delay of the event.
     pub delay_ms: u32,
     /// A hash of the user.
     pub user: u64,
@@ -87,7 +85,6 @@ pub struct PendingCall {
 /// The permission to make the call of a leave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Permit {
-    /// The homeserver to call.
     pub homeserver: HomeserverId,
     /// The leave whose call was next.
     pub leave: LeaveId,
@@ -96,7 +93,6 @@ pub struct Permit {
 /// More restarts than a homeserver's limit lets through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Overload {
-    /// The homeserver that limits.
     pub homeserver: HomeserverId,
     /// How many leaves cannot be restarted in time.
     pub leaves: usize,
@@ -105,7 +101,6 @@ pub struct Overload {
 }
 
 /// How long to wait for the answer to a restart (L4): a quarter of what is left, at least 1 s and twice the usual time, at most 10 s.
-#[must_use]
 pub fn timeout_ms(left_ms: u64, usual_ms: u64) -> u32 {
     let timeout = (left_ms / 4).max(1_000).max(usual_ms.saturating_mul(2));
     u32::try_from(timeout).unwrap_or(u32::MAX).min(10_000)
@@ -173,7 +168,6 @@ pub struct Homeserver {
     warn_at: Option<Time>,
 }
 
-/// All homeservers' queues.
 #[derive(Debug)]
 pub struct CallScheduler {
     concurrency: Concurrency,
@@ -194,8 +188,6 @@ const fn pool(listed: bool, never_seen: bool) -> usize {
 }
 
 impl CallScheduler {
-    /// A scheduler without homeservers.
-    #[must_use]
     pub fn new(concurrency: Concurrency) -> Self {
         Self {
             concurrency: Concurrency {
@@ -252,15 +244,11 @@ impl CallScheduler {
         self.forget_if_idle(id);
     }
 
-    /// How many jobs a homeserver has.
-    #[must_use]
     pub fn jobs(&self, name: &str) -> u32 {
         let homeserver = self.by_name.get(name).and_then(|&id| self.homeservers.get(id));
         homeserver.map_or(0, |homeserver| homeserver.jobs)
     }
 
-    /// The name of a homeserver.
-    #[must_use]
     pub fn name(&self, id: HomeserverId) -> Option<&Arc<str>> {
         self.homeservers.get(id).map(|homeserver| &homeserver.name)
     }
@@ -282,7 +270,6 @@ impl CallScheduler {
     }
 
     /// The next call that may be made now. It is out of the queue, and in flight until [`Self::on_result`] or [`Self::declined`].
-    #[must_use]
     pub fn next_permit(&mut self, now: Time) -> Option<Permit> {
         self.now = self.now.max(now);
         while let Some((at, id, never_seen)) = self.first() {
@@ -332,16 +319,8 @@ impl CallScheduler {
     }
 
     /// How long calls to a homeserver usually take: the median of the last 32, zero where there was none yet.
-    #[must_use]
     pub fn usual_ms(&self, id: HomeserverId) -> u64 {
         self.homeservers.get(id).map_or(0, |homeserver| homeserver.usual_ms)
-    }
-
-    #[cfg(test)]
-    fn is_limited(&self, id: HomeserverId) -> bool {
-        self.homeservers
-            .get(id)
-            .is_some_and(|homeserver| homeserver.limit(self.now).is_some())
     }
 
     /// A homeserver that limits more than its leaves can bear: told at most once a minute for each, when the first of them is about
@@ -375,7 +354,6 @@ impl CallScheduler {
     }
 
     /// When the next permit may be due.
-    #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.first().map(|(at, _, _)| at)
     }

@@ -99,24 +99,19 @@ pub(super) enum Action {
     Remove(Arc<TokenKey>),
     /// The participant was removed from the Matrix room: a delegated leave has nothing left to send, its job ends without a call (L6).
     EndDelegatedLeave(Arc<TokenKey>),
-    /// Store the token as [`MembershipTracker::record`] has it.
     Persist(Arc<TokenKey>),
-    /// Remove the token from the store.
     Forget(Arc<TokenKey>),
 }
 
-/// A question to the homeserver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MembershipQuery {
     pub(super) room_id: Arc<str>,
     pub(super) scope: QueryScope,
     /// Sweep whose place the question takes.
     pub(super) origin: Origin,
-    /// Whether a sweep asks the question.
     pub(super) is_sweep: bool,
 }
 
-/// Scope of a question.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum QueryScope {
     /// All members of the room: one list.
@@ -127,7 +122,6 @@ pub(super) enum QueryScope {
     OwnServer,
 }
 
-/// Answer of the homeserver.
 #[derive(Clone, Copy)]
 pub(super) enum MembershipAnswer<'a> {
     /// Test of whether a user is on the list of members.
@@ -138,13 +132,13 @@ pub(super) enum MembershipAnswer<'a> {
     NoList,
     /// No answer to this question, while others may well be answered: any other 4xx, or something unreadable.
     Refused,
-    /// No answer in time.
     TimedOut,
     /// Unreachable, 5xx or 429, with the pause that the homeserver asks for.
-    Unavailable { retry_after_ms: Option<u64> },
+    Unavailable {
+        retry_after_ms: Option<u64>,
+    },
 }
 
-/// Outcome of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RemovalOutcome {
     Removed,
@@ -223,10 +217,8 @@ struct Call {
     is_unsure: bool,
 }
 
-/// A Matrix room and one of its users.
 type UserKey = (Arc<str>, Arc<str>);
 
-/// A user of one Matrix room.
 #[derive(Debug, Default)]
 struct User {
     membership: Membership,
@@ -379,17 +371,14 @@ impl MembershipTracker {
         }
     }
 
-    /// Takes in that a participant is there.
     pub(super) fn on_present(&mut self, room: &str, identity: &str, now: Time) {
         self.mark_present(&TokenKey::new(room, identity), now, now);
     }
 
-    /// Takes in that a participant is gone.
     pub(super) fn on_gone(&mut self, room: &str, identity: &str, now: Time) {
         self.mark_left(&TokenKey::new(room, identity), now);
     }
 
-    /// A LiveKit room has ended.
     pub(super) fn on_room_finished(&mut self, room: &str, now: Time) {
         let room = room.into();
         let here = tokens_of(&self.tokens, &room).filter(|(_, token)| token.presence != Presence::Gone);
@@ -622,7 +611,6 @@ impl MembershipTracker {
         }
     }
 
-    /// Takes in that a departure is reported.
     fn mark_left(&mut self, key: &TokenKey, now: Time) {
         let Some(token) = self.tokens.get_mut(key) else { return };
         if token.presence == Presence::Present && token.seen.is_some_and(|seen| now.since(seen) < OLD_SESSION_MS) {
@@ -679,7 +667,6 @@ impl MembershipTracker {
         }
     }
 
-    /// The homeserver could not be asked.
     fn is_away(&mut self, query: &MembershipQuery, retry_after_ms: Option<u64>, now: Time) {
         if let Some(pause) = retry_after_ms {
             self.paused_until = self.paused_until.max(now.after(pause.min(MAX_PAUSE_MS)));

@@ -17,7 +17,6 @@ const MAX_PER_USER: u32 = 500;
 /// Tokens of one user on which nobody was seen on the SFU.
 pub(super) const MAX_UNSEEN_PER_USER: u32 = 20;
 
-/// Origin of a user.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Origin {
     /// A user of our homeserver.
@@ -48,7 +47,6 @@ pub(super) enum CapacityError {
     NameTooLong,
 }
 
-/// Counts who holds how many tokens.
 #[derive(Debug)]
 pub(super) struct Shares {
     own: Box<str>,
@@ -67,7 +65,6 @@ enum Share {
 }
 
 impl Shares {
-    /// Shares in `max` places, where `own` is our homeserver.
     pub(super) fn new(own: Box<str>, max: usize) -> Self {
         Self {
             own,
@@ -126,7 +123,6 @@ impl Shares {
         self.release(&Share::Unseen(user_id.clone()));
     }
 
-    /// Gives a token's place back.
     pub(super) fn give_back(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, was_seen: bool) {
         for (share, ..) in self.of(room_id, user_id) {
             if !(was_seen && matches!(share, Share::Unseen(_))) {
@@ -142,17 +138,6 @@ impl Shares {
                 self.taken.remove(share);
             }
         }
-    }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> u32 {
-        let taken = |origin| self.taken.get(&Share::Total(origin)).copied().unwrap_or(0);
-        Origin::BOTH.into_iter().map(taken).sum()
-    }
-
-    #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
-        self.taken.is_empty()
     }
 }
 

@@ -29,7 +29,6 @@ pub(super) enum Due {
     Silent(bool),
 }
 
-/// The health of the SFU.
 #[derive(Debug)]
 pub(super) struct SfuHealth {
     /// Between two questions for all rooms; `None` switches probes and questions off.
@@ -150,7 +149,6 @@ impl SfuHealth {
         }
     }
 
-    /// Takes in that a probe has ended.
     pub(super) fn on_probe(&mut self, reach: Reach, now: Time) {
         let asked = self.probing.take().unwrap_or(now);
         let pause = match reach {
@@ -169,7 +167,6 @@ impl SfuHealth {
         }
     }
 
-    /// The probe's own connection was closed.
     pub(super) fn on_closed(&mut self, now: Time) {
         self.in_trouble(now);
     }
@@ -211,7 +208,6 @@ impl SfuHealth {
         }
     }
 
-    /// Collects the steps that are due.
     pub(super) fn settle(&mut self, now: Time, due: &mut Vec<Due>) {
         if self.silent_at().is_some_and(|at| at <= now) && !self.silent {
             self.silent = true;
@@ -251,7 +247,6 @@ impl SfuHealth {
         }
     }
 
-    /// When [`Self::settle`] has something to do.
     pub(super) fn next_deadline(&self) -> Option<Time> {
         let probe = self.probe_at.filter(|_| self.probing.is_none());
         let silent = if self.silent { None } else { self.silent_at() };

@@ -23,6 +23,7 @@ use super::event::Event;
 use super::room::{Room, RoomStatus};
 use crate::backoff::{Jitter, MIN_PAUSE_MS, Schedule};
 use crate::livekit::{DisconnectReason, ParticipantRow};
+use crate::outcome::words;
 use crate::slab::Id;
 use crate::text::Text;
 use crate::time::{Delay, Time};
@@ -74,10 +75,8 @@ pub enum Presence {
     Gone(DepartureEvidence),
 }
 
-/// Wait for a participant to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wait {
-    /// Moment at which the wait ends.
     ends: Time,
     /// The delay of the event that runs out then.
     delay: Delay,
@@ -128,32 +127,19 @@ pub struct DepartureEvidence {
     pub asked: Time,
 }
 
-/// Causes of a departure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DepartureCause {
-    /// The SFU reported the departure.
-    Reported,
-    /// The SFU denied the participant twice, in a room that stands.
-    Missing,
-    /// The room ended.
-    RoomClosed,
-    /// The SFU forgot the room, and the participant did not come back.
-    RoomLost,
-    /// The participant never came.
-    NeverJoined,
-}
-
-impl DepartureCause {
-    /// The word in the log.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Reported => "reported",
-            Self::Missing => "missing",
-            Self::RoomClosed => "room_closed",
-            Self::RoomLost => "room_lost",
-            Self::NeverJoined => "never_joined",
-        }
+words! {
+    /// Causes of a departure.
+    DepartureCause {
+        /// The SFU reported the departure.
+        Reported = "reported",
+        /// The SFU denied the participant twice, in a room that stands.
+        Missing = "missing",
+        /// The room ended.
+        RoomClosed = "room_closed",
+        /// The SFU forgot the room, and the participant did not come back.
+        RoomLost = "room_lost",
+        /// The participant never came.
+        NeverJoined = "never_joined",
     }
 }
 
@@ -161,20 +147,19 @@ impl DepartureCause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
     /// `GetParticipant`, by a question of this moment.
-    Ask { within: Duration },
+    Ask {
+        within: Duration,
+    },
     /// `ListRooms` for the room: [`Next::RoomDecides`].
     CheckRoom,
     /// The stored part of the session has changed.
     Changed,
     /// The participant is there.
     Present,
-    /// The participant is gone.
     Gone(DepartureEvidence),
-    /// The first attempt to join failed for good.
     JoinFailed,
 }
 
-/// World around a participant, as far as it needs to know of it.
 pub(super) struct Around<'a> {
     pub(super) now: Time,
     pub(super) jitter: &'a mut Jitter,
@@ -192,15 +177,12 @@ pub(super) struct Around<'a> {
 /// The stored part of a session.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SessionRecord<'a> {
-    /// The participant's sid.
     pub sid: Option<&'a str>,
     /// When it joined, by the SFU's clock; 0 where that is not known.
     pub joined_at_ms: u64,
     /// The room's sid at the last sighting.
     pub room_sid: Option<&'a str>,
-    /// The last sighting.
     pub last_sighted: Option<Time>,
-    /// Whether the participant was ever seen.
     pub seen: bool,
 }
 
@@ -276,20 +258,16 @@ impl Participant {
         }
     }
 
-    /// Identity of the participant.
-    #[must_use]
     pub fn identity(&self) -> &str {
         self.identity.as_str()
     }
 
     /// Whether somebody is there.
-    #[must_use]
     pub const fn presence(&self) -> &Presence {
         &self.state
     }
 
     /// The part of the session at hand that is stored.
-    #[must_use]
     pub fn session(&self) -> SessionRecord<'_> {
         SessionRecord {
             sid: self.sid.as_ref().map(Text::as_str),
@@ -301,20 +279,17 @@ impl Participant {
     }
 
     /// When the SFU was asked last that answered with a no while nobody had come.
-    #[must_use]
     pub const fn last_no(&self) -> Option<Time> {
-        match self.state {
-            Presence::Unknown { wait, .. } => wait.last_no,
-            Presence::Present | Presence::Suspected { .. } | Presence::Gone(_) => None,
+        if let Presence::Unknown { wait, .. } = self.state {
+            wait.last_no
+        } else {
+            None
         }
     }
 
     /// Whether sweeps ask for this participant: somebody is thought to be there, or to come back.
     pub(super) const fn is_swept(&self) -> bool {
-        match self.state {
-            Presence::Present | Presence::Suspected { .. } => true,
-            Presence::Unknown { .. } | Presence::Gone(_) => false,
-        }
+        matches!(self.state, Presence::Present | Presence::Suspected { .. })
     }
 
     /// Whether the SFU reported a departure that is still being looked into.
@@ -519,7 +494,6 @@ impl Participant {
         }
     }
 
-    /// A departure that the SFU reported.
     fn reported(&mut self, event: &Event<'_>, reason: DisconnectReason, around: &Around<'_>, out: &mut Vec<Effect>) {
         let now = around.now;
         // Without a clock to place it on, an event starts a question and nothing else.
@@ -743,7 +717,6 @@ impl Participant {
 
     // --- time ---
 
-    /// Does what is due at the present moment.
     pub(super) fn on_time(&mut self, around: &Around<'_>, out: &mut Vec<Effect>) {
         match self.next() {
             Some(Next::AskAt(at)) if at <= around.now => {

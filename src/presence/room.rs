@@ -49,7 +49,6 @@ enum Creation {
     InFlight(u8),
 }
 
-/// A check of whether the room stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Check {
     Idle,
@@ -57,7 +56,6 @@ enum Check {
     InFlight,
 }
 
-/// Steps that are due for a room.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Due {
     pub(super) check: bool,
@@ -151,7 +149,6 @@ impl Room {
         }
     }
 
-    /// Takes in what the store says of the room.
     pub(super) fn restore(&mut self, sid: Option<&Arc<str>>, sighted: Option<Time>, now: Time) {
         if self.sid.is_none() || (self.restored && self.last_sighted < sighted) {
             self.sid = sid.cloned();
@@ -204,7 +201,6 @@ impl Room {
         news
     }
 
-    /// Takes in the event `room_finished`.
     pub(super) fn on_finished(&mut self, sid: &str, now: Time) -> News {
         if self.missing || self.sid.as_ref().is_some_and(|known| **known != *sid) || self.is_past(sid) {
             return News::Same;
@@ -215,7 +211,6 @@ impl Room {
         News::Changed
     }
 
-    /// Takes in that somebody was sighted in the room.
     pub(super) fn on_sighting(&mut self, at: Option<Time>) {
         self.last_sighted = self.last_sighted.max(at);
     }
@@ -275,7 +270,6 @@ impl Room {
         self.wanted = None;
     }
 
-    /// Takes in the answer to `CreateRoom`.
     pub(super) fn on_created(&mut self, row: Option<&RoomRow<'_>>, trouble: Option<Time>, now: Time, jitter: &mut Jitter) -> News {
         let tries = match self.creation {
             Creation::InFlight(tries) | Creation::At(_, tries) => tries.saturating_add(1),
@@ -309,7 +303,6 @@ impl Room {
 
     // --- what is planned ---
 
-    /// Asks for a check of whether the room stands.
     pub(super) fn want_check(&mut self, now: Time) {
         self.wanted = Some(now);
         if self.check == Check::Idle {
@@ -354,7 +347,6 @@ impl Room {
         self.sweeping = false;
     }
 
-    /// Whether a list is worth asking for.
     pub(super) fn takes_lists(&self, now: Time) -> bool {
         self.no_lists_until.is_none_or(|until| until <= now)
     }
@@ -364,7 +356,6 @@ impl Room {
         self.no_lists_until = Some(now.after(if late { LATE_LISTS_FOR_MS } else { NO_LISTS_FOR_MS }));
     }
 
-    /// Takes the steps that are due.
     pub(super) fn settle(&mut self, now: Time) -> Due {
         let mut due = Due::default();
         if matches!(self.check, Check::At(at) if at <= now) {

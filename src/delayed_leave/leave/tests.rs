@@ -548,20 +548,22 @@ impl Watched {
                     self.calls.push((Restart, now));
                 }
                 Call(action) => {
-                    let Phase::Ending { ending, until } = phase else {
-                        panic!("{action:?} in {phase:?}")
+                    let until = match (action, phase) {
+                        (Send, Phase::Sending { evidence, until, .. }) => {
+                            assert!(evidence.is_some_and(|asked| now.since(asked) < FRESH_MS), "on old evidence");
+                            until
+                        }
+                        (Cancel, Phase::Cancelling { until }) => until,
+                        _ => panic!("{action:?} in {phase:?}"),
                     };
                     assert!(now <= until, "tried after the window");
-                    if let Ending::Send { evidence, .. } = ending {
-                        assert!(evidence.is_some_and(|asked| now.since(asked) < FRESH_MS), "on old evidence");
-                    }
                     self.calls.push((action, now));
                 }
                 Done(_) => self.finished = true,
                 Store | Confirm | Granted => {}
             }
         }
-        if let Phase::Ending { until, .. } = self.bench.leave.phase() {
+        if let Phase::Sending { until, .. } | Phase::Cancelling { until } = self.bench.leave.phase() {
             let most = self.bench.leave.delay().as_millis().max(MAX_SEND_MS);
             assert!(until <= now.after(most), "{until:?} {now:?}");
         }

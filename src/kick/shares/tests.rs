@@ -1,5 +1,16 @@
 use super::*;
 
+impl Shares {
+    pub(in crate::kick) fn len(&self) -> u32 {
+        let taken = |origin| self.taken.get(&Share::Total(origin)).copied().unwrap_or(0);
+        Origin::BOTH.into_iter().map(taken).sum()
+    }
+
+    pub(in crate::kick) fn is_empty(&self) -> bool {
+        self.taken.is_empty()
+    }
+}
+
 /// Whether there is a place for one more.
 fn admit(shares: &mut Shares, room_id: &str, user_id: &str, restored: bool) -> Result<(), CapacityError> {
     let (room_id, user_id) = (room_id.into(), user_id.into());

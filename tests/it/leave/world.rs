@@ -6,7 +6,7 @@ use lk_jwt_service::internals::backoff::Jitter;
 use lk_jwt_service::internals::core::{Action, Core, Delegation, Fact, Settings};
 use lk_jwt_service::internals::delayed_event::{DelayedEventAction, Outcome};
 use lk_jwt_service::internals::delayed_leave::Returned;
-use lk_jwt_service::internals::delayed_leave::{CapacityError, Delegated, Ending, FinishReason, Handover, HomeserverId, LeaveId, Phase};
+use lk_jwt_service::internals::delayed_leave::{CapacityError, Delegated, FinishReason, Handover, HomeserverId, LeaveId, Phase};
 use lk_jwt_service::internals::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};
 use lk_jwt_service::internals::presence::{EventKind, ParticipantId, Question, RoomId, SfuEvent, State};
 use lk_jwt_service::internals::store::JobRecord;
@@ -738,23 +738,12 @@ pub(crate) fn agree(core: &Core) {
         let phase = job.leave().phase();
         let found = core.presence().get(job.participant()).expect("who has a leave is kept in mind");
         let agrees = match (found.presence(), phase) {
-            (
-                _,
-                Phase::Ending {
-                    ending: Ending::Cancel, ..
-                },
-            ) => true,
-            (State::Unknown { .. }, phase) => matches!(phase, Phase::AwaitingJoin | Phase::Ending { .. }),
-            (
-                State::Present,
-                Phase::Ending {
-                    ending: Ending::Send { returned, .. },
-                    ..
-                },
-            ) => returned == Some(Returned::Present),
+            (_, Phase::Cancelling { .. }) => true,
+            (State::Unknown { .. }, phase) => matches!(phase, Phase::AwaitingJoin | Phase::Sending { .. }),
+            (State::Present, Phase::Sending { returned, .. }) => returned == Some(Returned::Present),
             (State::Present, phase) => phase == Phase::Active,
-            (State::Suspected { .. }, phase) => matches!(phase, Phase::AwaitingJoin | Phase::Active | Phase::Ending { .. }),
-            (State::Gone(_), phase) => matches!(phase, Phase::Ending { .. }),
+            (State::Suspected { .. }, phase) => matches!(phase, Phase::AwaitingJoin | Phase::Active | Phase::Sending { .. }),
+            (State::Gone(_), phase) => matches!(phase, Phase::Sending { .. }),
         };
         assert!(agrees, "{}: {phase:?} but {found:?}", job.delay_id());
     }

@@ -9,7 +9,7 @@ use lk_jwt_service::internals::core::{
     Action, CLOCK_CHECK_INTERVAL_MS, Core, Delegation, Fact, RESTORE_TIMEOUT, SUSPENDED_AFTER_MS, Settings,
 };
 use lk_jwt_service::internals::delayed_event::{DelayedEventAction, Outcome};
-use lk_jwt_service::internals::delayed_leave::{Delegated, Ending, FinishReason, Handover, HomeserverId, LeaveId, Phase};
+use lk_jwt_service::internals::delayed_leave::{Delegated, FinishReason, Handover, HomeserverId, LeaveId, Phase};
 use lk_jwt_service::internals::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};
 use lk_jwt_service::internals::presence::{self, EventKind, ParticipantId, Question, RoomId, SfuEvent};
 use lk_jwt_service::internals::store::JobRecord;
@@ -1398,13 +1398,7 @@ impl World {
                     assert_eq!(job.is_as_user(), as_user, "in whose name is e{event} called about?");
                     tell!(self, "calls {action:?} e{event} {phase:?}");
                     match (action, phase) {
-                        (
-                            DelayedEventAction::Send,
-                            Phase::Ending {
-                                ending: Ending::Send { cause, .. },
-                                ..
-                            },
-                        ) => self.check_send(event, cause),
+                        (DelayedEventAction::Send, Phase::Sending { cause, .. }) => self.check_send(event, cause),
                         (DelayedEventAction::Cancel, _) => self.check_cancel(event),
                         (DelayedEventAction::Restart, _) => self.people[self.events[event].who].is_restarted(event, self.now),
                         (DelayedEventAction::Send, phase) => panic!("e{event} is sent, but {phase:?}"),
