@@ -213,7 +213,7 @@ impl Stage {
         let places = self.places;
         let mut command = self
             .cage
-            .command(&self.options.binary, self.options.service_cpu, self.options.nice)?;
+            .command(&self.options.binary, Some(self.options.service_cpu), self.options.nice)?;
         let mut child = command
             .env("LIVEKIT_URL", format!("ws://{}", places.sfu()))
             .env("LIVEKIT_KEY", world::KEY)

@@ -47,7 +47,6 @@ usage: soak --binary PATH [options]
   --svg FILE          their graph
   --log FILE          what the service logs besides the lines of requests, its first 64 MiB
   --memory MIB        limit of the service's cgroup (default 256)
-  --service-cpu N     core of the service (default 0)
   --nice N            priority of all, for a machine that does other things besides: -10
 
 Needs root and redis-server. Everything is on loopback, below four octets of 127.224.0.0/11.
@@ -70,7 +69,6 @@ struct Options {
     svg: Option<PathBuf>,
     log: Option<PathBuf>,
     memory: u64,
-    cpu: usize,
     nice: i32,
 }
 
@@ -85,7 +83,6 @@ impl Options {
             svg: None,
             log: None,
             memory: 256,
-            cpu: 0,
             nice: 0,
         };
         while let Some(name) = arguments.next() {
@@ -107,7 +104,6 @@ impl Options {
                 "--svg" => all.svg = Some(value.into()),
                 "--log" => all.log = Some(value.into()),
                 "--memory" => all.memory = number()?,
-                "--service-cpu" => all.cpu = number()? as usize,
                 "--nice" => all.nice = value.parse().map_err(|_| format!("{name} {value} is no number"))?,
                 _ => return Err(format!("{name} is not known; see --help")),
             }
@@ -174,7 +170,7 @@ struct Watch {
     spans: Vec<Span>,
     told: Vec<(Instant, Duration)>,
     last: Instant,
-    last_cpu: (u32, f64),
+    last_cpu: (u32, f64, f64),
     last_counts: [u64; 3],
 }
 
@@ -227,14 +223,11 @@ impl Watch {
             (row.rss, row.anonymous) = (taken.rss, taken.anonymous);
             (row.files, row.threads) = (taken.files, taken.threads);
             (row.written, row.writable) = (taken.written, taken.writable);
-            let (number, before) = self.last_cpu;
-            let since = if number == instance.number {
-                taken.cpu_s - before
-            } else {
-                taken.cpu_s
-            };
-            row.cpu = since / took.min(row.age_s) * 100.0;
-            self.last_cpu = (instance.number, taken.cpu_s);
+            let (number, ran, waited) = self.last_cpu;
+            let (ran, waited) = if number == instance.number { (ran, waited) } else { (0.0, 0.0) };
+            let share = 100.0 / took.min(row.age_s);
+            (row.cpu, row.waited) = ((taken.cpu_s - ran) * share, (taken.waited_s - waited) * share);
+            self.last_cpu = (instance.number, taken.cpu_s, taken.waited_s);
         }
         if let Some(file) = &mut self.csv {
             let _ = writeln!(file, "{}", row.csv());
@@ -305,7 +298,6 @@ async fn soak(options: Options) -> Result<bool, String> {
     let stage = Rc::new(Stage {
         binary: options.binary.clone(),
         nice: options.nice,
-        cpu: options.cpu,
         places,
         cage,
         folder: folder.0.clone(),
@@ -335,7 +327,7 @@ async fn soak(options: Options) -> Result<bool, String> {
         spans: Vec::new(),
         told: Vec::new(),
         last: now,
-        last_cpu: (0, 0.0),
+        last_cpu: (0, 0.0, 0.0),
         last_counts: [0; 3],
     };
     let _ = begin.send(());

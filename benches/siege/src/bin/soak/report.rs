@@ -37,16 +37,18 @@ pub struct Row {
     pub written: u64,
     pub writable: u64,
     pub cpu: f64,
+    /// Share of the time for which it waited for a core, in percent.
+    pub waited: f64,
     pub late_ms: f64,
 }
 
-pub const HEAD: &str = "seconds,instance,age_s,faults,calm,requests_per_s,refused_per_s,good_refused,unanswered,p50_ms,p99_ms,lines,suppressed,leaves,restarts_per_s,told,wrong,stored,rss_mib,anonymous_mib,descriptors,threads,written_bytes,files_for_writing,cpu_percent,late_ms";
+pub const HEAD: &str = "seconds,instance,age_s,faults,calm,requests_per_s,refused_per_s,good_refused,unanswered,p50_ms,p99_ms,lines,suppressed,leaves,restarts_per_s,told,wrong,stored,rss_mib,anonymous_mib,descriptors,threads,written_bytes,files_for_writing,cpu_percent,waited_percent,late_ms";
 
 impl Row {
     pub fn csv(&self) -> String {
         let stored = self.stored.map(|n| n.to_string()).unwrap_or_default();
         format!(
-            "{:.0},{},{:.0},{},{},{:.1},{:.1},{},{},{:.1},{:.1},{},{},{},{:.1},{},{},{stored},{:.2},{:.2},{},{},{},{},{:.1},{:.1}",
+            "{:.0},{},{:.0},{},{},{:.1},{:.1},{},{},{:.1},{:.1},{},{},{},{:.1},{},{},{stored},{:.2},{:.2},{},{},{},{},{:.1},{:.1},{:.1}",
             self.at_s,
             self.instance,
             self.age_s,
@@ -71,6 +73,7 @@ impl Row {
             self.written,
             self.writable,
             self.cpu,
+            self.waited,
             self.late_ms
         )
     }
@@ -204,7 +207,7 @@ pub fn graph(rows: &[Row], faults: &[(f64, f64, String)], title: &str) -> String
         },
         Panel {
             title: "CPU, % of a core",
-            lines: vec![("", "#1f6feb", of(&|r| r.cpu))],
+            lines: vec![("used", "#1f6feb", of(&|r| r.cpu)), ("waited for", "#d1242f", of(&|r| r.waited))],
         },
     ];
     let end = rows.last().map_or(1.0, |row| row.at_s.max(1.0));

@@ -19,7 +19,6 @@ use crate::town::Town;
 pub struct Stage {
     pub binary: String,
     pub nice: i32,
-    pub cpu: usize,
     pub places: Places,
     pub cage: Cage,
     pub folder: PathBuf,
@@ -55,6 +54,8 @@ pub struct Taken {
     /// Descriptors of files that are open for writing.
     pub writable: u64,
     pub cpu_s: f64,
+    /// For a core to run on.
+    pub waited_s: f64,
 }
 
 impl Stage {
@@ -70,7 +71,7 @@ impl Stage {
     /// Starts one at `address`; it is the one that everybody asks once it is healthy.
     pub async fn start(&self, address: SocketAddr, number: u32) -> Result<Service, String> {
         let places = self.places;
-        let mut command = self.cage.command(&self.binary, self.cpu, self.nice)?;
+        let mut command = self.cage.command(&self.binary, None, self.nice)?;
         let mut child = command
             .env("LIVEKIT_URL", format!("ws://{}", places.sfu()))
             .env("LIVEKIT_KEY_FILE", self.keys())
@@ -150,6 +151,7 @@ impl Instance {
             line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0)
         };
         let (status, maps, io, stat) = (read("status"), read("smaps_rollup"), read("io"), read("stat"));
+        let waited = read("schedstat").split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok());
         let times = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
         let mut taken = Taken {
             rss: field(&status, "VmRSS:") * 1024,
@@ -157,6 +159,7 @@ impl Instance {
             threads: field(&status, "Threads:"),
             written: field(&io, "write_bytes:"),
             cpu_s: times.filter_map(|n| n.parse::<f64>().ok()).sum::<f64>() / 100.0,
+            waited_s: waited.unwrap_or(0.0) / 1e9,
             ..Taken::default()
         };
         for entry in std::fs::read_dir(format!("/proc/{}/fd", self.pid)).into_iter().flatten().flatten() {
