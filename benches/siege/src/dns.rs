@@ -3,9 +3,11 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::time::sleep;
 
 use crate::places::{self, Places, VICTIM_PORTS, VICTIMS, number};
 
@@ -28,8 +30,9 @@ enum Say {
     Nothing,
 }
 
-pub async fn serve(places: Places, asked: Arc<Asked>) -> std::io::Result<()> {
-    let udp = UdpSocket::bind(places.dns()).await?;
+/// Answers over UDP come `late_ms` later.
+pub async fn serve(places: Places, asked: Arc<Asked>, late_ms: Arc<AtomicU64>) -> std::io::Result<()> {
+    let udp = Arc::new(UdpSocket::bind(places.dns()).await?);
     let tcp = TcpListener::bind(places.dns()).await?;
     let over_tcp = asked.clone();
     tokio::spawn(async move {
@@ -45,7 +48,11 @@ pub async fn serve(places: Places, asked: Arc<Asked>) -> std::io::Result<()> {
             if let Ok((length, from)) = udp.recv_from(&mut buffer).await
                 && let Some(answer) = answer(places, &buffer[..length], &asked)
             {
-                let _ = udp.try_send_to(&answer, from);
+                let (udp, late) = (udp.clone(), Duration::from_millis(late_ms.load(Relaxed)));
+                tokio::spawn(async move {
+                    sleep(late).await;
+                    let _ = udp.try_send_to(&answer, from);
+                });
             }
         }
     });

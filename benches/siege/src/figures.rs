@@ -4,8 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Seconds that are remembered: the longest siege, and a minute.
-const SECONDS: usize = 1500;
+/// Seconds that are remembered: the longest soak, and ten minutes.
+const SECONDS: usize = 7800;
 /// A second in which the clock was later than this counts only by what is above it.
 const FORGIVEN: Duration = Duration::from_millis(20);
 /// Most samples of a siege.

@@ -10,9 +10,9 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use crate::figures::Class;
 use crate::http;
 use crate::places::{LISTED, MOST_FRESH, VERIFIED, scrambled};
-use crate::world::{DELAY, LEAVE_WITHIN, SECRET, World, hashed};
+use crate::world::{DELAY, KEY, LEAVE_WITHIN, SECRET, World, hashed};
 
-const SLOT: &str = "m.call#ROOM";
+pub const SLOT: &str = "m.call#ROOM";
 /// Longer than the service may hold a request.
 const TIMEOUT: Duration = Duration::from_secs(15);
 pub const PARTICIPANTS: u64 = 40;
@@ -34,7 +34,7 @@ pub fn fresh_name(k: u64) -> String {
 }
 
 /// The body of `/get_token`, for somebody with a token that their homeserver knows.
-fn body(server: &str, user: &str, n: u64, room: &str, member: &str) -> Value {
+pub fn body(server: &str, user: &str, n: u64, room: &str, member: &str) -> Value {
     json!({
         "room_id": room,
         "slot_id": SLOT,
@@ -137,7 +137,7 @@ impl Activity {
 /// Brings a webhook; true when it was taken.
 async fn tell(world: &World, event: &Value) -> bool {
     let (from, to) = (world.places.honest(world.unique()), world.places.service());
-    let request = world.webhook(&event.to_string(), SECRET);
+    let request = world.webhook(&event.to_string(), KEY, SECRET);
     let outcome = http::ask(from, to, &request, TIMEOUT).await;
     world.samples.add(Class::Webhook, &outcome);
     outcome.status == 200
@@ -167,7 +167,7 @@ async fn participant(world: Arc<World>, signals: Arc<Signals>, i: u64) {
         let mut body = body(LISTED, &user, n, &room, &member);
         body["delay_id"] = json!(id);
         body["delay_timeout"] = json!(DELAY.as_millis() as u64);
-        world.schedule(&id);
+        world.schedule(&id, DELAY);
         let to = world.places.service();
         let request = http::post(to, "/delegate_delayed_leave", &body.to_string());
         let outcome = http::ask(world.places.honest(n), to, &request, TIMEOUT).await;

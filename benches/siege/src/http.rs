@@ -110,6 +110,8 @@ pub async fn connect(from: Ipv4Addr, to: SocketAddr) -> Option<TcpStream> {
 /// What became of a request. No status where there was no answer.
 pub struct Outcome {
     pub status: u16,
+    /// Whether somebody took it.
+    pub sent: bool,
     /// When it was written.
     pub written: Instant,
     pub took: Duration,
@@ -120,6 +122,7 @@ pub struct Outcome {
 pub async fn ask(from: Ipv4Addr, to: SocketAddr, bytes: &[u8], limit: Duration) -> Outcome {
     let mut outcome = Outcome {
         status: 0,
+        sent: false,
         written: Instant::now(),
         took: Duration::ZERO,
         body: String::new(),
@@ -127,7 +130,7 @@ pub async fn ask(from: Ipv4Addr, to: SocketAddr, bytes: &[u8], limit: Duration) 
     if let Some(mut stream) = connect(from, to).await
         && stream.write_all(bytes).await.is_ok()
     {
-        outcome.written = Instant::now();
+        (outcome.sent, outcome.written) = (true, Instant::now());
         if let Ok(Some((status, body))) = timeout(limit, answer(&mut stream)).await {
             (outcome.status, outcome.body) = (status, body);
         }

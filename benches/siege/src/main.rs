@@ -1,16 +1,8 @@
 //! A siege of the service by strangers, while honest users want to be served. See `HELP`.
 
 mod attack;
-mod cage;
-mod dns;
-mod figures;
-mod honest;
 mod hostile;
-mod http;
-mod places;
 mod report;
-mod tls;
-mod world;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -25,6 +17,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use siege::{cage, dns, figures, honest, http, places, tls, world};
 
 use attack::{Attackers, Kind};
 use cage::Cage;
@@ -220,7 +214,7 @@ impl Stage {
         let places = self.places;
         let mut command = self
             .cage
-            .command(&self.options.binary, self.options.service_cpu, self.options.nice)?;
+            .command(&self.options.binary, Some(self.options.service_cpu), self.options.nice)?;
         let mut child = command
             .env("LIVEKIT_URL", format!("ws://{}", places.sfu()))
             .env("LIVEKIT_KEY", world::KEY)
@@ -321,8 +315,8 @@ async fn siege(options: Options) -> Result<bool, String> {
         thread(-15, move || async move {
             tokio::spawn(async move { samples.lateness.measure().await });
             let stands = async {
-                dns::serve(places, asked).await?;
-                world.stand().await
+                dns::serve(places, asked, Arc::default()).await?;
+                world.stand(|place| place).await
             };
             let failed = |e: std::io::Error| format!("cannot listen on {}: {e}; is another siege going on?", places.dns());
             let _ = told.send(stands.await.map_err(failed));

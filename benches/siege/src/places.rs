@@ -31,12 +31,41 @@ impl Places {
         }
     }
 
+    /// Those that another process has.
+    pub fn below(base: u8) -> Self {
+        Self { base }
+    }
+
+    pub fn base(self) -> u8 {
+        self.base
+    }
+
+    /// Where somebody is who is reached by a front at `place` only.
+    pub fn behind(self, place: Ipv4Addr) -> Ipv4Addr {
+        let [_, octet, c, d] = place.octets();
+        Ipv4Addr::new(127, octet, c + 100, d)
+    }
+
     fn at(self, octet: u8, c: u8, d: u8) -> Ipv4Addr {
         Ipv4Addr::new(127, self.base + octet, c, d)
     }
 
     pub fn service(self) -> SocketAddr {
         (self.at(0, 0, 1), 8080).into()
+    }
+
+    /// Where the next instance of the service is, while the last one still stands.
+    pub fn other_service(self) -> SocketAddr {
+        (self.at(0, 0, 2), 8080).into()
+    }
+
+    pub fn redis(self) -> SocketAddr {
+        (self.at(0, 55, 1), 6379).into()
+    }
+
+    /// Two, one of which stands behind the address above.
+    pub fn redis_server(self, which: usize) -> SocketAddr {
+        (self.at(0, 155, 1 + (which % 2) as u8), 6379).into()
     }
 
     pub fn dns(self) -> SocketAddr {

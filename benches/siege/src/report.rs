@@ -152,7 +152,7 @@ pub fn round(n: usize, samples: &Samples, leaves: &Leaves, memory: &Memory) -> S
             ms(of.max())
         );
     }
-    let wrong = leaves.false_sent + leaves.false_fired + leaves.lost;
+    let wrong = leaves.false_sent + leaves.false_fired + leaves.lost + leaves.by_timer;
     text + &format!(
         " leaves {wrong} wrong of {}; rss {} MiB, most {}",
         leaves.events,
@@ -231,7 +231,7 @@ impl Report<'_> {
         let within = LEAVE_WITHIN.as_secs();
         row(
             format!("leaves not sent within {within} s"),
-            leaves.lost as f64,
+            (leaves.lost + leaves.by_timer) as f64,
             "",
             Limit::AtMost(0.0),
         );

@@ -1,7 +1,7 @@
 //! The honest neighbours: homeservers, the SFU, and delayed events with their timers. They say what is true.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -36,6 +36,7 @@ const THINKS: Duration = Duration::from_millis(10);
 
 /// One delayed event.
 struct Event {
+    delay: Duration,
     deadline: Instant,
     /// The participant's departure was told then.
     departed: Option<Instant>,
@@ -44,8 +45,10 @@ struct Event {
 
 #[derive(Default)]
 struct State {
+    /// How often the SFU was started again.
+    starts: u64,
     rooms: HashMap<String, i64>,
-    present: HashMap<(String, String), proto::ParticipantInfo>,
+    present: HashMap<String, HashMap<String, proto::ParticipantInfo>>,
     events: HashMap<String, Event>,
 }
 
@@ -58,7 +61,11 @@ pub struct Leaves {
     pub false_fired: u64,
     /// Not sent in time.
     pub lost: u64,
+    /// Fired by the homeserver after they had gone.
+    pub by_timer: u64,
     pub slowest: Duration,
+    /// When they had gone, and how long it took until that was told.
+    pub told: Vec<(Instant, Duration)>,
 }
 
 pub struct World {
@@ -67,6 +74,7 @@ pub struct World {
     tls: Arc<ServerConfig>,
     state: Mutex<State>,
     leaves: Mutex<Leaves>,
+    leave_within: Duration,
     next: AtomicU64,
     pub userinfo: AtomicU64,
     pub sfu_calls: AtomicU64,
@@ -81,6 +89,7 @@ impl World {
             tls,
             state: Mutex::default(),
             leaves: Mutex::default(),
+            leave_within: LEAVE_WITHIN,
             next: AtomicU64::new(1),
             userinfo: AtomicU64::new(0),
             sfu_calls: AtomicU64::new(0),
@@ -88,16 +97,24 @@ impl World {
         }
     }
 
+    /// The same with another time within which leaves must be sent.
+    #[must_use]
+    pub fn with_leaves_within(mut self, most: Duration) -> Self {
+        self.leave_within = most;
+        self
+    }
+
     pub fn unique(&self) -> u64 {
         self.next.fetch_add(1, Relaxed)
     }
 
-    /// Listens for all that stand throughout.
-    pub async fn stand(self: &Arc<Self>) -> std::io::Result<()> {
-        self.homeserver(LISTED, self.places.listed().into())?;
-        self.homeserver(VERIFIED, self.places.verified().into())?;
+    /// Listens for all that stand throughout, at their places or where `at` says instead.
+    pub async fn stand(self: &Arc<Self>, at: impl Fn(Ipv4Addr) -> Ipv4Addr) -> std::io::Result<()> {
+        self.homeserver(LISTED, at(self.places.listed()).into())?;
+        self.homeserver(VERIFIED, at(self.places.verified()).into())?;
         for (address, what) in [(self.places.sfu(), Plain::Sfu), (self.places.listed_client_api(), Plain::ClientApi)] {
-            let listener = http::listen(address)?;
+            let SocketAddr::V4(address) = address else { continue };
+            let listener = http::listen((at(*address.ip()), address.port()).into())?;
             let world = self.clone();
             tokio::spawn(async move {
                 loop {
@@ -190,7 +207,7 @@ impl World {
                 Err(_) => malformed(),
             },
             Some("GetParticipant") => match proto::RoomParticipantIdentity::decode(body) {
-                Ok(asked) => match state.present.get(&(asked.room, asked.identity)) {
+                Ok(asked) => match state.present.get(&asked.room).and_then(|room| room.get(&asked.identity)) {
                     Some(participant) => protobuf(participant),
                     None => twirp(404, "not_found", "twirp error unknown: participant does not exist"),
                 },
@@ -239,7 +256,7 @@ impl World {
         match what {
             "restart" => {
                 self.restarts.fetch_add(1, Relaxed);
-                event.deadline = now + DELAY;
+                event.deadline = now + event.delay;
             }
             "send" => {
                 event.sent = Some(now);
@@ -247,6 +264,7 @@ impl World {
                     Some(at) => {
                         let mut leaves = self.leaves.lock().unwrap();
                         leaves.slowest = leaves.slowest.max(now - at);
+                        leaves.told.push((at, now - at));
                     }
                     None => self.leaves.lock().unwrap().false_sent += 1,
                 }
@@ -264,23 +282,25 @@ impl World {
             .samples
             .lateness
             .forgiven(now.checked_sub(Duration::from_secs(2)).unwrap_or(now), now);
+        let mut state = self.state.lock().unwrap();
         let mut leaves = self.leaves.lock().unwrap();
-        self.state
-            .lock()
-            .unwrap()
-            .events
-            .retain(|_, event| match (event.sent, event.departed) {
-                (Some(_), _) => false,
-                (None, None) if now > event.deadline + allowed => {
-                    leaves.false_fired += 1;
-                    false
-                }
-                (None, Some(at)) if now > at + LEAVE_WITHIN + allowed => {
-                    leaves.lost += 1;
-                    false
-                }
-                (None, _) => true,
-            });
+        state.events.retain(|_, event| match (event.sent, event.departed) {
+            (Some(_), _) => false,
+            (None, None) if now > event.deadline + allowed => {
+                leaves.false_fired += 1;
+                false
+            }
+            (None, Some(at)) if now > event.deadline + allowed => {
+                leaves.by_timer += 1;
+                leaves.told.push((at, now - at));
+                false
+            }
+            (None, Some(at)) if now > at + self.leave_within + allowed => {
+                leaves.lost += 1;
+                false
+            }
+            (None, _) => true,
+        });
     }
 
     pub fn leaves(&self) -> Leaves {
@@ -288,10 +308,11 @@ impl World {
     }
 
     /// The homeserver takes an event that will be sent after its delay.
-    pub fn schedule(&self, id: &str) {
+    pub fn schedule(&self, id: &str, delay: Duration) {
         self.leaves.lock().unwrap().events += 1;
         let event = Event {
-            deadline: Instant::now() + DELAY,
+            delay,
+            deadline: Instant::now() + delay,
             departed: None,
             sent: None,
         };
@@ -314,22 +335,57 @@ impl World {
             joined_at_ms: now,
             ..Default::default()
         };
-        let mut state = self.state.lock().unwrap();
-        state.room(room);
+        self.state.lock().unwrap().room(room);
         let told = self.told("participant_joined", room, &participant, None);
-        state.present.insert((room.into(), identity.into()), participant);
+        let mut state = self.state.lock().unwrap();
+        state.present.entry(room.into()).or_default().insert(identity.into(), participant);
         told
     }
 
     /// Somebody says goodbye; returns the webhook that tells it.
     pub fn leave(&self, room: &str, identity: &str, id: Option<&str>) -> Option<Value> {
         let mut state = self.state.lock().unwrap();
-        let participant = state.present.remove(&(room.into(), identity.into()))?;
-        if let Some(event) = id.and_then(|id| state.events.get_mut(id)) {
-            event.departed = Some(Instant::now());
-            self.leaves.lock().unwrap().departures += 1;
+        let participant = state.present.get_mut(room)?.remove(identity)?;
+        drop(state);
+        if let Some(id) = id {
+            self.depart(id);
         }
         Some(self.told("participant_left", room, &participant, Some("CLIENT_INITIATED")))
+    }
+
+    /// Whoever has this event is gone for good.
+    pub fn depart(&self, id: &str) {
+        if let Some(event) = self.state.lock().unwrap().events.get_mut(id) {
+            event.departed.get_or_insert_with(Instant::now);
+            self.leaves.lock().unwrap().departures += 1;
+        }
+    }
+
+    /// The SFU was started again: it knows no room and nobody.
+    pub fn forget_all_rooms(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.starts += 1;
+        state.rooms.clear();
+        state.present.clear();
+    }
+
+    pub fn has_room(&self, room: &str) -> bool {
+        self.state.lock().unwrap().rooms.contains_key(room)
+    }
+
+    pub fn is_present(&self, room: &str, identity: &str) -> bool {
+        let state = self.state.lock().unwrap();
+        state.present.get(room).is_some_and(|room| room.contains_key(identity))
+    }
+
+    /// Events that the homeserver still has.
+    pub fn events(&self) -> usize {
+        self.state.lock().unwrap().events.len()
+    }
+
+    /// Departures that were told since this was asked last.
+    pub fn take_told(&self) -> Vec<(Instant, Duration)> {
+        std::mem::take(&mut self.leaves.lock().unwrap().told)
     }
 
     fn told(&self, event: &str, room: &str, participant: &proto::ParticipantInfo, reason: Option<&str>) -> Value {
@@ -346,7 +402,7 @@ impl World {
         }
         json!({
             "event": event,
-            "room": {"sid": sid(room), "name": room, "emptyTimeout": 300, "departureTimeout": 20},
+            "room": {"sid": self.state.lock().unwrap().sid(room), "name": room, "emptyTimeout": 300, "departureTimeout": 20},
             "participant": about,
             "id": format!("EV_{}", self.unique()),
             "createdAt": (now_ms() / 1000).to_string(),
@@ -354,10 +410,10 @@ impl World {
     }
 
     /// The request that brings a webhook, signed with `secret`.
-    pub fn webhook(&self, body: &str, secret: &str) -> Vec<u8> {
+    pub fn webhook(&self, body: &str, key: &str, secret: &str) -> Vec<u8> {
         let now = now_ms() / 1000;
         let claims = json!({
-            "iss": KEY,
+            "iss": key,
             "exp": now + 300,
             "nbf": now,
             "iat": now,
@@ -383,7 +439,7 @@ impl State {
     fn room(&mut self, name: &str) -> proto::Room {
         let created = *self.rooms.entry(name.into()).or_insert_with(now_ms);
         proto::Room {
-            sid: sid(name),
+            sid: self.sid(name),
             name: name.into(),
             empty_timeout: 300,
             departure_timeout: 20,
@@ -395,15 +451,13 @@ impl State {
     }
 
     fn in_room(&self, room: &str) -> impl Iterator<Item = &proto::ParticipantInfo> {
-        self.present.iter().filter(move |((name, _), _)| name == room).map(|(_, p)| p)
+        self.present.get(room).into_iter().flat_map(HashMap::values)
     }
-}
 
-fn sid(room: &str) -> String {
-    format!(
-        "RM_{}",
-        room.chars().filter(char::is_ascii_alphanumeric).take(12).collect::<String>()
-    )
+    fn sid(&self, room: &str) -> String {
+        let letters: String = room.chars().filter(char::is_ascii_alphanumeric).take(12).collect();
+        format!("RM_{letters}{}", self.starts)
+    }
 }
 
 fn now_ms() -> i64 {
