@@ -130,7 +130,7 @@ fn every_link_of_the_pages_leads_somewhere() {
             let target = if file.is_empty() {
                 path.clone()
             } else {
-                within(Path::new(&path).parent().unwrap_or(Path::new("")), file)
+                within(Path::new(&path).parent().unwrap_or_else(|| Path::new("")), file)
             };
             let is_there = root().join(&target).exists()
                 && (anchor.is_empty() || anchors.get(&target).is_some_and(|anchors| anchors.contains(anchor)));
@@ -212,9 +212,9 @@ fn pairs(yaml: &Yaml) -> Vec<(&str, &Yaml)> {
 
 /// The words of a list, or the keys of a mapping.
 fn words(yaml: &Yaml) -> Vec<&str> {
-    match yaml {
-        Yaml::Array(list) => list.iter().filter_map(Yaml::as_str).collect(),
-        _ => pairs(yaml).into_iter().map(|(key, _)| key).collect(),
+    match yaml.as_vec() {
+        Some(list) => list.iter().filter_map(Yaml::as_str).collect(),
+        None => pairs(yaml).into_iter().map(|(key, _)| key).collect(),
     }
 }
 
@@ -251,7 +251,10 @@ fn the_stack_of_compose_is_one() {
         for key in words(service) {
             assert!(KEYS.contains(&key), "{name}: {key}");
         }
-        let image = service["image"].as_str().or(service["<<"]["image"].as_str()).expect("an image");
+        let image = service["image"]
+            .as_str()
+            .or_else(|| service["<<"]["image"].as_str())
+            .expect("an image");
         assert!(
             image == "lk-jwt-service" || image.contains(':') && !image.ends_with(":latest"),
             "{name}: {image}"
