@@ -18,6 +18,7 @@ use crate::server_name::ServerName;
 use crate::tls;
 
 mod app_service;
+mod check_page;
 mod files;
 mod keys;
 mod listen;
@@ -34,6 +35,7 @@ mod unknown;
 mod variables;
 
 pub use app_service::{AppServiceConfig, Membership};
+pub use check_page::CheckPage;
 pub use listen::MetricsBind;
 pub use livekit::Livekit;
 pub use log::{LogFormat, LogSettings, LogUsers, format as log_format};
@@ -55,6 +57,8 @@ pub struct Config {
     pub path_prefix: Option<String>,
     /// Where metrics are served, if at all.
     pub metrics: Option<MetricsBind>,
+    /// Extent of the page for users whose call does not work.
+    pub check_page: CheckPage,
     /// How often a neighbour that fails is looked at.
     pub check_interval: Duration,
     /// How long open requests may take after SIGTERM.
@@ -199,6 +203,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         bind: listen::bind(reader),
         path_prefix: listen::path_prefix(reader),
         metrics: listen::metrics(reader),
+        check_page: check_page::check_page(reader),
         check_interval: reader.seconds("LIVEKIT_NEIGHBOUR_CHECK_INTERVAL_SECONDS", 60, 1..=3600, Above::Refuse),
         shutdown_grace: reader.seconds("LIVEKIT_SHUTDOWN_GRACE_SECONDS", 10, 0..=3600, Above::Refuse),
         skip_tls_verification: skip_tls_verification(reader),

@@ -5,6 +5,7 @@
 
 mod appservice;
 mod body;
+mod check;
 mod delegate_delayed_leave;
 mod doctor;
 mod edge;
@@ -31,6 +32,7 @@ use axum::routing::{any, get, post};
 use http::{Request, header};
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use appservice::AppServiceRoutes;
@@ -38,6 +40,8 @@ pub use edge::{Edge, in_our_form};
 use place::Waiting;
 pub use report::ApiError;
 
+use crate::check::Check;
+use crate::config::CheckPage;
 use crate::doctor::{Astray, Doctor};
 use crate::exchange::Exchange;
 use crate::log_throttle::LogThrottle;
@@ -53,6 +57,10 @@ pub struct Operators {
     pub serves_metrics: bool,
     /// The part that answers `/doctor`.
     pub doctor: Arc<Doctor>,
+    /// Extent of the page for users.
+    pub check_page: CheckPage,
+    /// The part that tries media for that page.
+    pub check: Arc<Check>,
 }
 
 /// State that the handlers share.
@@ -67,6 +75,8 @@ pub struct App {
     keys: RwLock<Arc<Keys>>,
     serves_metrics: bool,
     doctor: Arc<Doctor>,
+    check_page: CheckPage,
+    check: Arc<Check>,
     bad_webhooks: LogThrottle,
     stopping: AtomicBool,
 }
@@ -84,7 +94,12 @@ impl App {
         in_flight: usize,
         operators: Operators,
     ) -> Self {
-        let Operators { serves_metrics, doctor } = operators;
+        let Operators {
+            serves_metrics,
+            doctor,
+            check_page,
+            check,
+        } = operators;
         Self {
             exchange,
             appservice: appservice.map(Arc::new),
@@ -97,6 +112,8 @@ impl App {
             keys: RwLock::new(Arc::new(keys)),
             serves_metrics,
             doctor,
+            check_page,
+            check,
             bad_webhooks: LogThrottle::once_a_minute(),
             stopping: AtomicBool::new(false),
         }
@@ -119,6 +136,11 @@ impl App {
         }
     }
 
+    /// Ends the rooms of the page, until `deadline`.
+    pub async fn end_checks(&self, deadline: Instant) {
+        self.check.stop(deadline).await;
+    }
+
     /// From now on `/readyz` sends traffic elsewhere.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
@@ -129,7 +151,7 @@ impl App {
 pub fn router(app: Arc<App>) -> Router {
     // Our homeserver.
     let router = app.appservice.as_ref().map_or_else(Router::new, appservice::routes);
-    router
+    let router = router
         // Clients.
         .route("/get_token", post(get_token::post).fallback(method_not_allowed))
         .route("/sfu/get", post(sfu_get::post).fallback(method_not_allowed))
@@ -144,7 +166,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/healthz", get(healthz::get).fallback(method_not_allowed))
         .route("/readyz", get(readyz::get).fallback(method_not_allowed))
         .route("/metrics", get(metrics::get).fallback(not_found))
-        .route("/doctor", post(doctor::post).fallback(method_not_allowed))
+        .route("/doctor", post(doctor::post).fallback(method_not_allowed));
+    // Users.
+    let router = check::routes(router, app.check_page);
+    router
         .fallback(any(not_found))
         .layer(from_fn_with_state(app.clone(), doctor::introduce))
         .layer(CatchPanicLayer::custom(edge::panicked))

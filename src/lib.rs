@@ -49,6 +49,7 @@
 //!                         delegated leaves, pure: one event, the table of all, whose call to a homeserver is next
 //! driver.rs + driver/     the one driver of both: facts in, calls out, the only clock; the handle to all leaves
 //! doctor.rs + doctor/     `lk-jwt-service doctor`: what is wrong around the service, and the remedy
+//! check.rs + check/       the page "Why does my call not work?": its files, its tickets, its rooms
 //! kick.rs + kick/         who left the Matrix room leaves the call: the handle, its calls and clock; below it the pure core
 //! store.rs + store/       jobs, tokens and verified homeservers in Redis, in a file or nowhere: records, one ordered queue
 //! time.rs timers.rs backoff.rs slab.rs cache.rs text.rs livekit.rs delayed_event.rs
@@ -62,7 +63,7 @@
 //!
 //! ```text
 //! delivery   main -> server -> reload -> http/*
-//! use cases  doctor ; app_service ; exchange ; driver ; kick ; members
+//! use cases  check ; doctor ; app_service ; exchange ; driver ; kick ; members
 //! adapters   openid ; sfu ; homeserver ; store ; federation
 //! pure       presence ; delayed_leave ; driver::core ; kick::{membership, shares, name} ; store::record ; sfu::{room_memory, refusal, webhook} ;
 //!            federation::guard ; admission (but its waiting)
@@ -77,6 +78,7 @@ mod app_service;
 mod backoff;
 mod bind;
 mod cache;
+mod check;
 pub mod cli;
 mod clock;
 pub mod config;

@@ -111,6 +111,8 @@ words! {
         Metrics = "metrics",
         /// The route `/doctor`.
         Doctor = "doctor",
+        /// The page `/check` and all below it.
+        Check = "check",
         /// The route `…/client/…/rtc/livekit/get_token`.
         ClientGetToken = "client_get_token",
         /// The route `…/client/…/rtc/livekit/delegate_delayed_leave`.
@@ -146,6 +148,8 @@ impl Route {
             "/readyz" => Self::Readyz,
             "/metrics" => Self::Metrics,
             "/doctor" => Self::Doctor,
+            "/check" => Self::Check,
+            _ if path.starts_with("/check/") => Self::Check,
             _ => match path.strip_prefix("/_matrix/") {
                 Some(rest) if rest.starts_with("app/") => Self::AppService,
                 Some(rest) if rest.starts_with("client/") && rest.ends_with("/rtc/livekit/get_token") => Self::ClientGetToken,

@@ -179,7 +179,7 @@ async fn serve(
             tracing::warn!(name: "requests_cut_off", "some requests did not finish in LIVEKIT_SHUTDOWN_GRACE_SECONDS and were cut off");
         }
     };
-    tokio::join!(requests, stores.leaves.stop(deadline));
+    tokio::join!(requests, stores.leaves.stop(deadline), app.end_checks(deadline));
     // However long the others took, what they have changed is written (decision L12).
     let deadline = deadline.max(Instant::now() + MIN_STORE_TIME);
     let tokens = async {

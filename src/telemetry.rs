@@ -19,7 +19,7 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use crate::config::{LogFormat, LogSettings};
 use crate::secret::Secret;
-pub(crate) use line::Line;
+pub(crate) use line::{Line, acts};
 use line::{People, Shape};
 use writer::LogWriter;
 
@@ -27,6 +27,8 @@ use writer::LogWriter;
 const OURS: &str = "lk_jwt_service";
 /// The lines about requests, so that they can be chosen by `RUST_LOG` and found.
 pub const REQUEST: &str = "request";
+/// Target of the reports that users send from the page.
+pub const CHECK: &str = "check";
 
 /// DNS sees names only, and its details are what an operator needs who asks why a homeserver was not found.
 const HARMLESS: &str = "hickory";
@@ -168,6 +170,7 @@ fn wanted(settings: &LogSettings) -> Targets {
         .with_default(settings.level.min(LevelFilter::WARN))
         .with_target(OURS, settings.level)
         .with_target(REQUEST, settings.level)
+        .with_target(CHECK, settings.level)
         .with_targets(settings.targets.iter().cloned())
 }
 

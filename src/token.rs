@@ -24,6 +24,9 @@ use crate::secret::KeyPair;
 /// clock (decision T5). The SFU takes any `nbf` in the past.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
+/// Identity of this service, or of who tries something for it, on the SFU.
+pub const VISITOR: &str = "lk-jwt-service";
+
 /// The first segment of every token: `{"typ":"JWT","alg":"HS256"}`.
 const HEADER: &str = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9";
 
@@ -127,12 +130,12 @@ impl Minter {
         self.sign(grants, String::new(), ttl)
     }
 
-    /// A token that may join, for a question about joining; it never leaves this service but for the SFU.
+    /// A token that joins as [`VISITOR`]: for a question about joining, or to try the way there.
     ///
     /// # Errors
     /// When it cannot be signed.
     pub fn joining_token(&self, grants: VideoGrants, ttl: Duration) -> Result<String, MintError> {
-        self.sign(grants, "lk-jwt-service".to_owned(), ttl)
+        self.sign(grants, VISITOR.to_owned(), ttl)
     }
 
     fn sign(&self, video: VideoGrants, identity: String, ttl: Duration) -> Result<String, MintError> {

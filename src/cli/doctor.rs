@@ -3,6 +3,10 @@
 /// Options of `lk-jwt-service doctor`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DoctorOptions {
+    /// Print a link for one user instead of making checks.
+    pub link: bool,
+    /// How long that link can be used, in minutes.
+    pub link_minutes: Option<u16>,
     /// Print one JSON document.
     pub json: bool,
     /// Print no name and no address.
@@ -63,14 +67,19 @@ impl DoctorOptions {
                 "--pid" => options.pid = Some(value()?.parse().map_err(|_| "--pid needs a number".to_owned())?),
                 "--user-token" => options.user_token = Some(value()?),
                 "--room" => options.room = Some(value()?),
+                "--for" => options.link_minutes = Some(minutes(&value()?)?),
                 _ => return Err(format!("unexpected argument {word:?}")),
             }
+        }
+        if options.link_minutes.is_some() && !options.link {
+            return Err("--for goes with --link".to_owned());
         }
         Ok(options)
     }
 
     fn flag(&mut self, name: &str) -> Option<&mut bool> {
         match name {
+            "--link" => Some(&mut self.link),
             "--json" => Some(&mut self.json),
             "--anonymize" => Some(&mut self.anonymize),
             "--strict" => Some(&mut self.strict),
@@ -80,6 +89,20 @@ impl DoctorOptions {
         }
     }
 }
+
+/// Reads a time such as `30m` or `2h`, four hours at most.
+fn minutes(text: &str) -> Result<u16, String> {
+    let (number, unit) = match text.strip_suffix('h') {
+        Some(hours) => (hours, 60),
+        None => (text.strip_suffix('m').unwrap_or(text), 1),
+    };
+    let minutes = number.parse::<u16>().ok().and_then(|number| number.checked_mul(unit));
+    let minutes = minutes.filter(|minutes| (1..=MAX_LINK_MINUTES).contains(minutes));
+    minutes.ok_or_else(|| format!("--for needs a time such as 30m or 2h, 4h at most, not {text:?}"))
+}
+
+/// Longest life of a link.
+const MAX_LINK_MINUTES: u16 = 240;
 
 /// Text of `lk-jwt-service doctor --help`.
 pub const HELP: &str = "lk-jwt-service doctor: what is wrong around this service, and what to do about it
@@ -97,6 +120,9 @@ this process, which says so. Settings and the secret come from the environment, 
   --slow               also wait for an answer that takes 12 s, which a proxy may cut off (45 s in all, else 20 s)
   --user-token FILE    try a call with the access token in this file (- is stdin): OpenID token, LiveKit token, join, leave
   --room ID            of that call: may the user say in this Matrix room that they are in it?
+  --link               print a link for one user whose calls fail: the page /check tries media with it, five times
+                       (LIVEKIT_CHECK_PAGE=on); what the user sends from there is in the service's log
+  --for TIME           how long that link can be used, as 30m (which it is without) or 2h, 4h at most
   --dev                the service runs with --dev
   --json               one JSON document (docs/doctor.schema.json)
   --anonymize          no name and no address in the output
@@ -122,6 +148,8 @@ mod tests {
             "--anonymize",
             "--user-token",
             "--env-file",
+            "--link",
+            "--for",
         ] {
             assert!(HELP.contains(&format!("\n  {option} ")), "{option}");
         }
@@ -151,12 +179,32 @@ mod tests {
             ..DoctorOptions::default()
         };
         assert_eq!(options, Ok(expected));
+        for (time, minutes) in [("30m", 30), ("4h", 240), ("90", 90)] {
+            let options = DoctorOptions::parse(&["--link", "--for", time]);
+            assert_eq!(
+                options.map(|options| (options.link, options.link_minutes)),
+                Ok((true, Some(minutes)))
+            );
+        }
         for (words, mistake) in [
             (&["--pid"][..], "--pid needs a value"),
             (&["--pid", "x"], "--pid needs a number"),
             (&["--json=yes"], "unexpected argument \"--json=yes\""),
             (&["example.com"], "unexpected argument \"example.com\""),
             (&["--url="], "--url needs a value"),
+            (&["--for", "30m"], "--for goes with --link"),
+            (
+                &["--link", "--for", "5h"],
+                "--for needs a time such as 30m or 2h, 4h at most, not \"5h\"",
+            ),
+            (
+                &["--link", "--for", "0"],
+                "--for needs a time such as 30m or 2h, 4h at most, not \"0\"",
+            ),
+            (
+                &["--link", "--for=soon"],
+                "--for needs a time such as 30m or 2h, 4h at most, not \"soon\"",
+            ),
         ] {
             assert_eq!(DoctorOptions::parse(words), Err(mistake.to_owned()));
         }

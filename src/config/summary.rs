@@ -58,6 +58,8 @@ pub struct Summary {
     pub bind: String,
     /// Where metrics are served.
     pub metrics: String,
+    /// Extent of the page for users.
+    pub check_page: String,
     /// The API key that signs, and how many more verify webhooks.
     pub livekit_key: String,
     /// How users, rooms and clients are shown in the log.
@@ -131,6 +133,7 @@ impl Config {
             ),
             tls_verification: !self.skip_tls_verification,
             bind: self.bind.to_string(),
+            check_page: self.check_page.word().to_owned(),
             metrics: match &self.metrics {
                 None => "off".to_owned(),
                 Some(MetricsBind::Main) => "main".to_owned(),
@@ -168,6 +171,7 @@ impl Summary {
             sfu_checks = self.sfu_checks,
             tls_verification = self.tls_verification,
             metrics = self.metrics,
+            check_page = self.check_page,
             log_users = self.log_users,
             "running with"
         );
@@ -177,13 +181,14 @@ impl Summary {
 /// The effective configuration as rows for people, one setting each.
 impl Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows: [(&str, &dyn Display); 24] = [
+        let rows: [(&str, &dyn Display); 25] = [
             ("livekit_url", &self.livekit_url),
             ("livekit_api", &self.livekit_api),
             ("livekit_key", &self.livekit_key),
             ("bind", &self.bind),
             ("path_prefix", &self.path_prefix),
             ("metrics", &self.metrics),
+            ("check_page", &self.check_page),
             ("full_access", &self.full_access),
             ("remote_can_publish", &self.remote_can_publish),
             ("allowed", &self.allowed),

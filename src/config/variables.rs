@@ -105,6 +105,11 @@ pub const VARIABLES: &[Variable] = &[
         "Where Prometheus finds /metrics: an address such as 127.0.0.1:9091, or main for the main port",
     ),
     variable(
+        "LIVEKIT_CHECK_PAGE",
+        "basic",
+        "The page /check for users: off, basic (what any visitor sees), or on (media too, with a ticket of doctor --link)",
+    ),
+    variable(
         "LIVEKIT_SHUTDOWN_GRACE_SECONDS",
         "10",
         "How long open requests may take after SIGTERM, at most 3600",

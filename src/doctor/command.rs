@@ -1,5 +1,7 @@
 //! `lk-jwt-service doctor`: asks the running service, or makes the checks by itself, and draws what comes of it.
 
+mod link;
+
 use std::fs;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::process::ExitCode;
@@ -38,7 +40,11 @@ pub fn run(options: &DoctorOptions) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => {
-            let outcome = runtime.block_on(examine(options));
+            let outcome = if options.link {
+                runtime.block_on(link::print(options)).map(|()| true)
+            } else {
+                runtime.block_on(examine(options))
+            };
             // A look-up that hangs keeps nobody waiting.
             runtime.shutdown_background();
             outcome
@@ -56,13 +62,7 @@ pub fn run(options: &DoctorOptions) -> ExitCode {
 
 /// Whether all is well; in words where nothing could be found out.
 async fn examine(options: &DoctorOptions) -> Result<bool, String> {
-    let environment = match (options.pid, &options.env_file) {
-        (Some(_), Some(_)) => return Err("--pid and --env-file are two places for the same settings: give one".into()),
-        (Some(pid), None) => Environment::of_process(pid),
-        (None, Some(file)) => Environment::of_file(file),
-        (None, None) => Ok(Environment::own()),
-    };
-    let environment = environment.map_err(|error| error.to_string())?;
+    let environment = environment(options)?;
     let wishes = wishes(options)?;
     let public = options.url.as_deref().map(public_url).transpose()?;
     if wishes.user_token.is_some() && public.as_ref().is_some_and(|url| !may_carry_tokens(url)) {
@@ -70,8 +70,7 @@ async fn examine(options: &DoctorOptions) -> Result<bool, String> {
     }
     // From elsewhere, without a secret: what everybody sees.
     let config = if environment.has_key() || public.is_none() || options.dev {
-        let config = environment.config(options.dev);
-        Some(config.map_err(|mistakes| format!("the settings cannot be used; the service would not start with them either:\n{mistakes}"))?)
+        Some(config(&environment, options.dev)?)
     } else {
         None
     };
@@ -122,6 +121,21 @@ async fn examine(options: &DoctorOptions) -> Result<bool, String> {
         (None, None) => return Err("there are no settings, and no --url".into()),
     }
     out.finish(options.strict)
+}
+
+fn environment(options: &DoctorOptions) -> Result<Environment, String> {
+    let environment = match (options.pid, &options.env_file) {
+        (Some(_), Some(_)) => return Err("--pid and --env-file are two places for the same settings: give one".into()),
+        (Some(pid), None) => Environment::of_process(pid),
+        (None, Some(file)) => Environment::of_file(file),
+        (None, None) => Ok(Environment::own()),
+    };
+    environment.map_err(|error| error.to_string())
+}
+
+fn config(environment: &Environment, dev: bool) -> Result<Config, String> {
+    let config = environment.config(dev);
+    config.map_err(|mistakes| format!("the settings cannot be used; the service would not start with them either:\n{mistakes}"))
 }
 
 fn wishes(options: &DoctorOptions) -> Result<Wishes, String> {

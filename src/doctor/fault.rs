@@ -84,6 +84,9 @@ faults! {
     SFU_PUBLIC_OTHER = "sfu-public-other":
         "LIVEKIT_URL leads to another SFU than the one in which the service opens rooms";
         "LIVEKIT_URL and LIVEKIT_API_URL must lead to the same livekit-server"
+    SFU_PUBLIC_UNREADABLE = "sfu-public-unreadable":
+        "something answers at LIVEKIT_URL that browsers may not read: a proxy's error page, or livekit-server without its CORS headers";
+        "see that LIVEKIT_URL leads to livekit-server, and that the proxy passes its headers on"
     SFU_NODE_IP = "sfu-node-ip":
         "the SFU tells clients a private address for media: those outside see \"Waiting for media\"";
         "let livekit-server find its public address, or name it";
@@ -97,6 +100,9 @@ faults! {
     SFU_TCP = "sfu-tcp":
         "media cannot go by TCP: users whose network blocks UDP see \"Waiting for media\"";
         "set rtc.tcp_port and open it in firewall, NAT and container"
+    SFU_TURN = "sfu-turn":
+        "the TURN server that the SFU names does not relay: users whose network lets nothing else through see \"Waiting for media\"";
+        "see that the domain, ports and certificate of turn: in livekit-server's config.yaml are right, and that the ports are open"
     WEBHOOK_MISSING = "webhook-missing":
         "the SFU does not tell who leaves: departures are found by asking, and reported late";
         "name this service in livekit-server's config.yaml by an address that the SFU reaches"
@@ -282,6 +288,21 @@ faults! {
     USER_POWER_LEVEL = "user-power-level":
         "the user may not say in that room that they are in a call: others do not see them";
         "lower the power level for org.matrix.msc3401.call.member in the room's permissions, or raise the user's"
+    CLIENT_CLOCK = "client-clock":
+        "the clocks of the user's device and of the service differ: certificates and memberships look too old, or not valid yet";
+        "set the service's clock by NTP (timedatectl set-ntp true); if it is right, the user's device is wrong"
+    CLIENT_WEBRTC = "client-webrtc":
+        "the user's browser has no WebRTC, or an add-on or a setting switches it off";
+        "let the user try another browser, or switch WebRTC on"
+    LINK_USED = "link-used":
+        "the link to /check was used five times (in this process)";
+        "make another one: lk-jwt-service doctor --link"
+    LINK_EXPIRED = "link-expired":
+        "the time of the link to /check is over";
+        "make another one, perhaps for longer: lk-jwt-service doctor --link --for 4h"
+    LINK_INVALID = "link-invalid":
+        "the link to /check is cut, of another service, or was made with another secret";
+        "see that the whole link was sent; make another one: lk-jwt-service doctor --link"
     TOO_SLOW = "too-slow":
         "the check did not end in time";
         "look at the neighbour that it is about; run doctor again with --only"

@@ -156,7 +156,7 @@ async fn check_public(run: &Run<'_>, sfu: &Sfu, room: &str, sink: &Sink<'_>) {
         sink.skip(&PUBLIC, "LIVEKIT_URL is not known here");
         return sink.skip(&MEDIA, "LIVEKIT_URL is not known here");
     };
-    let Ok(token) = sfu.visitor(room) else { return };
+    let Ok(token) = sfu.visitor(room, true) else { return };
     if base.scheme() == "http" && !is_this_machine(&base) {
         sink.warn("public-url", &fault::SFU_PUBLIC_SCHEME, format!("LIVEKIT_URL is {text}"));
     }

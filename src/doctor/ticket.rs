@@ -1,6 +1,6 @@
-//! Tickets of `doctor`: proof that whoever asks has the secret that signs. A JWT of one minute under a key that is derived from
-//! that secret, so that it opens nothing on the SFU, and a token of the SFU opens nothing here. What may be asked stands in its
-//! claims and nowhere else. Pure.
+//! Tickets of `doctor`: proof that whoever asks has the secret that signs, or was sent a link by somebody who has. A JWT under a key
+//! that is derived from that secret, so that it opens nothing on the SFU, and a token of the SFU opens nothing here. What may be asked
+//! stands in its claims and nowhere else. Pure.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,6 +12,8 @@ use crate::secret::Secret;
 
 /// Life of a ticket in seconds.
 pub(super) const LIFE_SECONDS: u64 = 60;
+/// Longest life of a ticket in a link, in seconds.
+pub(super) const MAX_LINK_SECONDS: u64 = 4 * 60 * 60;
 /// How far the clock of whoever asks may be ahead, in seconds: it is mostly the same one.
 const LEEWAY_SECONDS: u64 = 60;
 /// Longest ticket in bytes: options hold at most 20 server names and a token.
@@ -19,8 +21,9 @@ const MAX_TICKET_BYTES: usize = 12 * 1024;
 /// Most homeservers in one run.
 pub(super) const MAX_SERVERS: usize = 20;
 
-/// Label of the derived key: one for each use, so that a ticket for one is none for another.
-const LABEL: &[u8] = b"lk-jwt-service doctor 1";
+/// Labels of the derived keys: one for the command, one for links that users get, so that a ticket for one is none for the other.
+const OF_DOCTOR: &[u8] = b"lk-jwt-service doctor 1";
+const OF_LINKS: &[u8] = b"lk-jwt-service check 1";
 /// Header of each ticket, letter by letter: no other algorithm is ever read.
 const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 /// Audience of a ticket that starts a run.
@@ -29,6 +32,8 @@ const RUN: &str = "lk-jwt-service/doctor";
 const WHO: &str = "lk-jwt-service/doctor/who";
 /// Audience of a ticket that asks for a slow answer.
 const SLOW: &str = "lk-jwt-service/doctor/slow";
+/// Audience of a ticket in a link to the page.
+const LINK: &str = "lk-jwt-service/check";
 
 /// Use of a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +44,8 @@ pub enum Use {
     Who,
     /// Asks a public route for an answer that takes long.
     Slow,
+    /// Tries media from the page of a user.
+    Link,
 }
 
 impl Use {
@@ -47,6 +54,14 @@ impl Use {
             Self::Run => RUN,
             Self::Who => WHO,
             Self::Slow => SLOW,
+            Self::Link => LINK,
+        }
+    }
+
+    const fn max_life(self) -> u64 {
+        match self {
+            Self::Run | Self::Who | Self::Slow => LIFE_SECONDS,
+            Self::Link => MAX_LINK_SECONDS,
         }
     }
 }
@@ -105,13 +120,23 @@ impl Claims {
 pub struct TicketKey(hmac::Key);
 
 impl TicketKey {
-    /// Derives the key (RFC 5869) from the signing secret.
+    /// Derives the key of the command (RFC 5869) from the signing secret.
     #[must_use]
     pub fn derive(secret: &Secret) -> Self {
+        Self::labelled(secret, OF_DOCTOR)
+    }
+
+    /// Derives the key of links from the signing secret.
+    #[must_use]
+    pub fn of_links(secret: &Secret) -> Self {
+        Self::labelled(secret, OF_LINKS)
+    }
+
+    fn labelled(secret: &Secret, label: &[u8]) -> Self {
         let mut bytes = [0; 32];
         let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(secret.expose().as_bytes());
         // 32 bytes are one block of SHA-256, and always to be had.
-        let filled = derived.expand(&[LABEL], hkdf::HKDF_SHA256).and_then(|key| key.fill(&mut bytes));
+        let filled = derived.expand(&[label], hkdf::HKDF_SHA256).and_then(|key| key.fill(&mut bytes));
         debug_assert!(filled.is_ok(), "one block of the hash can always be had");
         Self(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
     }
@@ -119,15 +144,30 @@ impl TicketKey {
     /// Signs a ticket at `now`, in seconds since 1970; `jti` is its name.
     #[must_use]
     pub fn sign(&self, purpose: Use, jti: String, wishes: Wishes, now: u64) -> String {
-        let claims = Claims {
+        self.sign_claims(&Claims {
             aud: purpose.audience().to_owned(),
             iat: now,
             exp: now + LIFE_SECONDS,
             jti,
             wishes,
-        };
+        })
+    }
+
+    /// Signs the ticket of a link, which lives for so many seconds from `now` on; `jti` is its name.
+    #[must_use]
+    pub fn sign_link(&self, jti: String, now: u64, seconds: u64) -> String {
+        self.sign_claims(&Claims {
+            aud: LINK.to_owned(),
+            iat: now,
+            exp: now + seconds,
+            jti,
+            wishes: Wishes::default(),
+        })
+    }
+
+    fn sign_claims(&self, claims: &Claims) -> String {
         // Texts and numbers always serialise.
-        let payload = serde_json::to_vec(&claims).unwrap_or_default();
+        let payload = serde_json::to_vec(claims).unwrap_or_default();
         let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(HEADER), URL_SAFE_NO_PAD.encode(payload));
         let signature = hmac::sign(&self.0, signed.as_bytes());
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
@@ -148,7 +188,7 @@ impl TicketKey {
         let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
         hmac::verify(&self.0, signed.as_bytes(), &signature).ok()?;
         let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
-        let is_now = claims.iat <= now + LEEWAY_SECONDS && now < claims.exp && claims.exp <= claims.iat.checked_add(LIFE_SECONDS)?;
+        let is_now = claims.iat <= now + LEEWAY_SECONDS && now < claims.exp && claims.exp <= claims.iat.checked_add(purpose.max_life())?;
         let is_short = claims.wishes.servers.len() <= MAX_SERVERS && (16..=64).contains(&claims.jti.len());
         (claims.aud == purpose.audience() && is_now && is_short).then_some(claims)
     }
@@ -181,6 +221,22 @@ mod tests {
         assert!(claims.wishes.slow && claims.wishes.wants(Group::AppService) && !claims.wishes.wants(Group::Sfu));
         assert_eq!(claims.wishes.servers, ["example.com"]);
         assert!(Wishes::default().wants(Group::Sfu));
+    }
+
+    #[test]
+    fn a_link_is_a_ticket_of_its_own() {
+        let links = TicketKey::of_links(&Secret::new("a"));
+        let link = links.sign_link(JTI.into(), NOW, MAX_LINK_SECONDS);
+        let claims = links.verify(&link, Use::Link, NOW + MAX_LINK_SECONDS - 1).unwrap();
+        assert_eq!((claims.jti.as_str(), claims.ends()), (JTI, NOW + MAX_LINK_SECONDS));
+        assert!(links.verify(&link, Use::Link, NOW + MAX_LINK_SECONDS).is_none(), "over");
+        assert!(links.verify(&link, Use::Run, NOW).is_none(), "for a run");
+        assert!(key("a").verify(&link, Use::Link, NOW).is_none(), "under the command's key");
+        let longer = links.sign_link(JTI.into(), NOW, MAX_LINK_SECONDS + 1);
+        assert!(links.verify(&longer, Use::Link, NOW).is_none(), "longer than may be");
+        let run = key("a").sign(Use::Link, JTI.into(), Wishes::default(), NOW);
+        assert!(links.verify(&run, Use::Link, NOW).is_none(), "signed with the command's key");
+        assert!(links.verify(&link[..link.len() - 1], Use::Link, NOW).is_none(), "cut");
     }
 
     #[test]

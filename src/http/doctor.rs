@@ -24,10 +24,7 @@ use crate::doctor::{Denied, HEADER, Line};
 use crate::request_line::note;
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
-    let Some(Arrived { connection, client }) = request.extensions().get::<Arrived>() else {
-        return Err(ApiError::INTERNAL);
-    };
-    let is_loopback = connection.peer().to_canonical().is_loopback() && client.to_canonical().is_loopback();
+    let is_loopback = request.extensions().get::<Arrived>().is_some_and(Arrived::is_loopback);
     let ticket = bearer(request.headers());
     let examined = app.doctor.examine(ticket, &app.keys().signing().secret, is_loopback);
     let found = examined.map_err(|denied| match denied {
@@ -46,7 +43,8 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     Ok(response)
 }
 
-fn bearer(headers: &HeaderMap) -> &str {
+/// The token of the head; nothing where there is none.
+pub(super) fn bearer(headers: &HeaderMap) -> &str {
     let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let token = value
         .and_then(|value| value.split_once(' '))

@@ -57,6 +57,15 @@ pub(super) struct Arrived {
     pub(super) connection: Arc<Connection>,
     /// Sender of the request, as far as that can be told.
     pub(super) client: IpAddr,
+    /// Address that was asked for, in its own spelling.
+    pub(super) asked: Uri,
+}
+
+impl Arrived {
+    /// Whether the sender is on this machine, and no proxy is between.
+    pub(super) fn is_loopback(&self) -> bool {
+        self.connection.peer().to_canonical().is_loopback() && self.client.to_canonical().is_loopback()
+    }
 }
 
 /// The routes with everything around them.
@@ -83,6 +92,7 @@ impl Edge {
     pub async fn serve(self, mut request: Request<Body>, connection: Arc<Connection>) -> Result<Response, Infallible> {
         let Self { app, router } = self;
         let id = RequestId::of(&request);
+        let asked = request.uri().clone();
         if let Some(path) = normalise(request.uri().path(), app.path_prefix.as_deref()) {
             rewrite(request.uri_mut(), path);
         }
@@ -92,7 +102,7 @@ impl Edge {
             let response = if request.method() == Method::OPTIONS {
                 preflight(request.headers())
             } else {
-                request.extensions_mut().insert(Arrived { connection, client });
+                request.extensions_mut().insert(Arrived { connection, client, asked });
                 router.oneshot(request).await.unwrap_or_else(|never| match never {})
             };
             finish(response, &id)

@@ -129,8 +129,17 @@ impl ApiError {
         Outcome::NotFound,
         "There is no such thing here",
     );
-    /// The caller of `/doctor` does not prove to know the secret that signs.
+    /// The caller of `/doctor` does not prove to know the secret that signs, nor that of `/check` to have a ticket of who does.
     pub const NOT_THE_OPERATOR: Self = Self::unauthorised(Outcome::NotAllowed);
+    /// The ticket of a link was used as often as it may be, or has nothing to report.
+    pub(super) const LINK_USED_UP: Self = Self::forbidden("The link was used as often as it may be");
+    /// The client takes no answer that is compressed by brotli.
+    pub(super) const ONLY_BROTLI: Self = Self::new(
+        StatusCode::NOT_ACCEPTABLE,
+        "M_UNRECOGNIZED",
+        Outcome::BadRequest,
+        "This file is sent compressed by brotli, which browsers take on pages that came by https",
+    );
     /// The call of the webhook is not the SFU's.
     pub const BAD_WEBHOOK: Self = Self::unauthorised(Outcome::WebhookRejected);
     /// The client-server API of a homeserver cannot be found.
@@ -202,6 +211,14 @@ impl ApiError {
         Self {
             retry_after: Some(seconds),
             ..Self::limit_reached("One run at a time, six a minute")
+        }
+    }
+
+    /// Another use of the same link is just beginning, or there were enough of all links in the last minute.
+    pub(super) const fn checked_already(seconds: u32) -> Self {
+        Self {
+            retry_after: Some(seconds),
+            ..Self::limit_reached("One at a time, twenty a minute for all links")
         }
     }
 
@@ -335,6 +352,11 @@ pub(super) fn report(error: &TokenError, route: Route) -> ApiError {
     let row = row(error, route);
     tell(row.level, row.message, error, row.remedy);
     row.answer
+}
+
+/// Tells the operator that a room could not be opened for the page, and says what the page is answered.
+pub(super) fn report_sfu(error: SfuError) -> ApiError {
+    report(&TokenError::Sfu(error), Route::Token)
 }
 
 /// Tells the operator, in the line of the request at hand, what is wrong with the request itself.

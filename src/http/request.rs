@@ -38,7 +38,7 @@ impl Received {
     ) -> Result<(Self, T), ApiError> {
         let at = Instant::now();
         let (mut head, body) = request.into_parts();
-        let Arrived { connection, client } = head.extensions.remove::<Arrived>().ok_or(ApiError::INTERNAL)?;
+        let Arrived { connection, client, .. } = head.extensions.remove::<Arrived>().ok_or(ApiError::INTERNAL)?;
         let declared = body::declared(&head.headers);
         drop(head);
         let parsed = {

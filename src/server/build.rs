@@ -10,6 +10,7 @@ use crate::admission::Class;
 use crate::admission::rate_limiter::RateLimiter;
 use crate::app_service::AppService;
 use crate::backoff::as_millis;
+use crate::check::Check;
 use crate::clock::unix_seconds;
 use crate::config::{Config, DelegatedLeave, MetricsBind};
 use crate::delayed_leave::Bounds;
@@ -253,6 +254,8 @@ fn app(config: &Config, limits: &Limits, neighbours: &Neighbours, leaves: &Leave
         Operators {
             serves_metrics: config.metrics == Some(MetricsBind::Main),
             doctor: Arc::new(doctor),
+            check_page: config.check_page,
+            check: Arc::new(Check::new(neighbours.sfu.clone(), config.dev)),
         },
     ))
 }

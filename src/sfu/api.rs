@@ -169,13 +169,12 @@ impl Api {
         })
     }
 
-    /// Token of one who joins a room, sees it and does nothing in it.
-    pub(super) fn visitor(&self, room: &str) -> Result<Secret, SfuError> {
+    /// Token of one who joins a room, is not seen and does nothing in it; perhaps hears what goes on there.
+    pub(super) fn visitor(&self, room: &str, can_subscribe: bool) -> Result<Secret, SfuError> {
         let grants = VideoGrants {
             room_join: true,
             room: room.to_owned(),
-            // Without it the SFU offers no connection for media.
-            can_subscribe: Some(true),
+            can_subscribe: Some(can_subscribe),
             can_publish: Some(false),
             can_publish_data: Some(false),
             can_update_own_metadata: Some(false),

@@ -1,4 +1,4 @@
-//! Tries the SFU for `doctor`: each part by itself, with rooms of its own.
+//! Tries the SFU for `doctor` and for the page of users: each part by itself, with rooms of its own.
 
 use super::Sfu;
 use super::refusal::SfuError;
@@ -31,11 +31,12 @@ impl Sfu {
         self.seen(self.api.delete_room(room).await)
     }
 
-    /// Token of somebody who joins `room`, is not seen in it and sends nothing.
+    /// Token of a minute for [`VISITOR`](crate::token::VISITOR), who joins `room`, is not seen in it and sends nothing. Without `can_subscribe` the SFU waits
+    /// for the client to offer a connection for media; with it the SFU offers one.
     ///
     /// # Errors
     /// When none can be made.
-    pub fn visitor(&self, room: &str) -> Result<Secret, SfuError> {
-        self.api.visitor(room)
+    pub fn visitor(&self, room: &str, can_subscribe: bool) -> Result<Secret, SfuError> {
+        self.api.visitor(room, can_subscribe)
     }
 }

@@ -307,7 +307,7 @@ fn plain(name: &str) -> &str {
 }
 
 /// Whether a character would end the line, steer a terminal, or turn the direction of reading.
-pub(super) fn acts(c: char) -> bool {
+pub(crate) fn acts(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 

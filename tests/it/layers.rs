@@ -57,6 +57,7 @@ const FLOORS: &[&str] = &[
     "exchange",
     "app_service",
     "doctor",
+    "check",
     // delivery
     "http",
     "reload",
@@ -94,6 +95,8 @@ const PURE: &[&str] = &[
     "sfu/room_memory.rs",
     "sfu/webhook.rs",
     "federation/guard.rs",
+    "check/uses.rs",
+    "check/report.rs",
 ];
 
 const IMPURE: &[&str] = &["tokio", "tracing", "rand", "reqwest", "hyper", "redb", "rustix"];

@@ -8,6 +8,7 @@
 )]
 
 mod appservice;
+mod check_page;
 mod coalesce;
 mod contrib;
 mod crowd;

@@ -75,6 +75,20 @@ fn the_address_to_listen_on() {
 }
 
 #[test]
+fn the_page_for_users() {
+    for (given, expected) in [
+        (None, CheckPage::Basic),
+        (Some("off"), CheckPage::Off),
+        (Some("basic"), CheckPage::Basic),
+        (Some("On"), CheckPage::On),
+    ] {
+        let pairs: Vec<_> = given.map(|value| ("LIVEKIT_CHECK_PAGE", value)).into_iter().collect();
+        assert_eq!(config(&pairs).check_page, expected, "{given:?}");
+    }
+    assert!(errors(&[("LIVEKIT_CHECK_PAGE", "yes")]).starts_with("LIVEKIT_CHECK_PAGE must be off, basic or on, not "));
+}
+
+#[test]
 fn the_path_prefix() {
     for (value, expected) in [
         ("/", None),

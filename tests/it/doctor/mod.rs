@@ -2,7 +2,7 @@
 
 mod faults;
 mod route;
-mod stack;
+pub(crate) mod stack;
 mod users;
 
 use std::collections::BTreeSet;

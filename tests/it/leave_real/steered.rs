@@ -117,10 +117,16 @@ impl Browser {
 
     /// With a page in which this script runs.
     pub(crate) fn with(script: &str) -> Arc<Self> {
+        Self::with_flags(script, &[])
+    }
+
+    /// The same with more flags for Chromium.
+    pub(crate) fn with_flags(script: &str, flags: &[&str]) -> Arc<Self> {
         let mut command = Command::new(process::program("node"));
         command
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/browser/driver.mjs"))
-            .args([chromium(), process::directory("chromium"), process::tool(script)]);
+            .args([chromium(), process::directory("chromium"), process::tool(script)])
+            .args(flags);
         Arc::new(Self(Steered::start("browser", &command)))
     }
 
@@ -175,6 +181,13 @@ impl Tab {
         self.browser
             .0
             .try_order(&mut json!({"do": "order", "page": self.name, "order": order}))
+    }
+
+    /// One of the driver's other orders, about this tab.
+    #[track_caller]
+    pub(crate) fn drive(&self, what: &str, mut more: Value) -> Value {
+        (more["do"], more["page"]) = (json!(what), json!(self.name));
+        self.browser.0.order(more)
     }
 
     /// One of livekit-client's scenarios. When.

@@ -399,6 +399,14 @@ impl State {
                 Ok(asked) => protobuf(&self.participants(&asked.room)),
                 Err(_) => twirp(400, "malformed", "the protobuf request could not be decoded"),
             },
+            "DeleteRoom" if !granted("roomCreate") => denied(),
+            "DeleteRoom" => match proto::DeleteRoomRequest::decode(request.body.as_slice()) {
+                Ok(asked) => match self.rooms.lock().unwrap().remove(&asked.room) {
+                    Some(_) => protobuf(&proto::DeleteRoomResponse {}),
+                    None => twirp(404, "not_found", "twirp error unknown: requested room does not exist"),
+                },
+                Err(_) => twirp(400, "malformed", "the protobuf request could not be decoded"),
+            },
             "ListRooms" if !granted("roomList") => denied(),
             "ListRooms" => match proto::ListRoomsRequest::decode(request.body.as_slice()) {
                 Ok(asked) => protobuf(&self.list(&asked)),

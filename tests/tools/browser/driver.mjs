@@ -1,6 +1,6 @@
 // Headless Chromium with pages in which livekit-client runs, steered by lines of JSON.
 //
-//   node driver.mjs CHROMIUM DIRECTORY BUNDLE
+//   node driver.mjs CHROMIUM DIRECTORY BUNDLE [FLAGS OF CHROMIUM]
 //
 // Orders on standard input, each answered by {"id", "ok"} or {"id", "error"}:
 //   {"id", "do": "open"}                            a tab; its name
@@ -8,15 +8,19 @@
 //   {"id", "do": "simulate", "page", "scenario"}    livekit-client's simulateScenario
 //   {"id", "do": "leave" | "reload" | "close" | "state", "page"}
 //   {"id", "do": "order", "page", "order": {"do", ...}}    what the page's own `order` does with it
+//   {"id", "do": "visit", "page", "url"}            the tab shows another page; every request of it is kept from here on
+//   {"id", "do": "requests", "page"}                addresses that the tab has asked, with its frames and WebSockets
+//   {"id", "do": "run", "page", "script"}           what the script comes to
+//   {"id", "do": "look", "page", "width", "height", "scheme", "file"}    a size, light or dark; a picture of the whole, where asked
 //   {"id", "do": "kill"}                            kill -9 of the whole browser
 // What happens in a tab comes as {"page", "event", "at", ...}. DIRECTORY (new) holds the profile and the browser's log.
 
 import { spawn } from "node:child_process";
-import { mkdirSync, openSync, readFileSync } from "node:fs";
+import { mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { createInterface } from "node:readline";
 
-const [chromium, directory, bundle] = process.argv.slice(2);
+const [chromium, directory, bundle, ...flags] = process.argv.slice(2);
 mkdirSync(directory, { recursive: true });
 const log = openSync(`${directory}/chromium.log`, "a");
 
@@ -41,7 +45,7 @@ const browser = spawn(
     // Tabs that nobody looks at work as fast as others; and calls over loopback are calls.
     "--disable-background-timer-throttling", "--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding",
     "--allow-loopback-in-peer-connection", "--disable-features=WebRtcHideLocalIpsWithMdns",
-    `--user-data-dir=${directory}/profile`, "--remote-debugging-pipe", "about:blank",
+    `--user-data-dir=${directory}/profile`, "--remote-debugging-pipe", ...flags, "about:blank",
   ],
   { stdio: ["ignore", log, log, "pipe", "pipe"], detached: true },
 );
@@ -74,6 +78,7 @@ from.on("data", (chunk) => {
 const pages = new Map(); // name -> {target, session}
 const names = new Map(); // session -> name
 const loads = new Map(); // session -> what waits for the end of a load
+const requests = new Map(); // session -> addresses that were asked; those of frames and workers are their tab's
 
 function heard(message) {
   if (message.id !== undefined) {
@@ -84,9 +89,23 @@ function heard(message) {
     say({ page: names.get(message.sessionId), ...JSON.parse(message.params.payload) });
   } else if (message.method === "Page.loadEventFired") {
     loads.get(message.sessionId)?.();
+  } else if (message.method === "Network.requestWillBeSent") {
+    requests.get(message.sessionId)?.push(message.params.request.url);
+  } else if (message.method === "Network.webSocketCreated") {
+    requests.get(message.sessionId)?.push(message.params.url);
+  } else if (message.method === "Target.attachedToTarget" && requests.has(message.sessionId)) {
+    const { sessionId: child } = message.params;
+    requests.set(child, requests.get(message.sessionId));
+    recorded(child).then(() => call("Runtime.runIfWaitingForDebugger", {}, child)).catch(() => {});
   } else if (message.method === "Inspector.targetCrashed") {
     say({ page: names.get(message.sessionId), event: "Crashed", at: Date.now() });
   }
+}
+
+// Before anything of it runs, a frame of another process is listened to, too.
+async function recorded(session) {
+  await call("Network.enable", {}, session);
+  await call("Target.setAutoAttach", { autoAttach: true, waitForDebuggerOnStart: true, flatten: true }, session);
 }
 
 async function load(session, method, params) {
@@ -125,6 +144,25 @@ const orders = {
   order: ({ page, order }) => run(page, `order(${JSON.stringify(order.do)}, ${JSON.stringify(order)})`),
   reload: ({ page }) => load(pages.get(page).session, "Page.reload"),
   close: ({ page }) => call("Target.closeTarget", { targetId: pages.get(page).target }),
+  async visit({ page, url }) {
+    const { session } = pages.get(page);
+    requests.set(session, []);
+    await recorded(session);
+    // The page may be there already, but for the part behind the #.
+    await load(session, "Page.navigate", { url: "about:blank" });
+    await load(session, "Page.navigate", { url });
+  },
+  requests: ({ page }) => requests.get(pages.get(page).session),
+  run: ({ page, script }) => run(page, script),
+  async look({ page, width, height, scheme, file }) {
+    const { session } = pages.get(page);
+    await call("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: 1, mobile: width < 600 }, session);
+    await call("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: scheme }] }, session);
+    if (!file) return null;
+    const { data } = await call("Page.captureScreenshot", { captureBeyondViewport: true }, session);
+    writeFileSync(file, data, "base64");
+    return file;
+  },
   kill() {
     process.kill(-browser.pid, "SIGKILL");
     return null;
