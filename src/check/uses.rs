@@ -127,7 +127,7 @@ mod tests {
         let mut uses = Uses::default();
         for number in 1..=MAX_USES {
             assert_eq!(uses.enter("a", NOW + 60, NOW), entered(number, number > 1));
-            assert_eq!(uses.enter("a", NOW + 60, NOW).is_err(), true, "two at a time");
+            assert!(uses.enter("a", NOW + 60, NOW).is_err(), "two at a time");
             uses.begun("a");
         }
         assert_eq!(uses.enter("a", NOW + 60, NOW), Err(Refusal::UsedUp));

@@ -198,7 +198,7 @@ const SLOWER: &[Planted] = &[
         plan.wrapper = vec!["env", LIBFAKETIME, "FAKETIME=+130s"];
     }),
     planted("no upgrade", With::Ticket, &[("signal", "sfu-websocket")], |plan| {
-        nginx(plan, "sfu", sfu(""))
+        nginx(plan, "sfu", sfu(""));
     }),
     planted(
         "wrong node_ip",
@@ -335,7 +335,7 @@ impl Stage {
         run(tab, "document.getElementById('report').click()");
         let sent = "document.getElementById('sent').textContent";
         wait_until("the report to be sent", RUN, || run(tab, sent) != json!(""));
-        let line = self.stack.service().wait_log(&["INFO check:", "report="]);
+        let line = self.stack.service().wait_event("check_report");
         let has = |text: &str| line.contains(text);
         let tells = planted
             .finds

@@ -128,7 +128,7 @@ fn pages_in_the_sfus_place_are_neither_a_yes_nor_a_no() {
             scope.spawn(move || {
                 let scene = Scene::with(watchful);
                 let all = people(&scene, 10);
-                delegate_all(&scene, &all, delay);
+                delegate_all(&scene, &all, DELAY);
                 let sessions = enter_all(&scene, &all);
                 for session in &sessions {
                     scene.send_webhook(&webhook::joined(session));
