@@ -22,7 +22,7 @@ WORKDIR /src
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src/bin tests/it \
-    && echo 'fn main() {}' | tee src/build.rs src/main.rs src/bin/healthcheck.rs tests/it/main.rs > src/lib.rs \
+    && echo 'fn main() {}' | tee src/main.rs src/bin/healthcheck.rs tests/it/main.rs > src/lib.rs \
     && cargo build --release --locked --bins --target "$(cat /target)" \
     && rm -r src
 COPY src src

@@ -1,4 +1,4 @@
-//! What SIGHUP reads again while the service runs: keys, secrets and the registration (decision P19).
+//! Follows SIGHUP: keys, secrets and the registration are read again while the service runs (decision P19).
 #![expect(clippy::disallowed_methods, reason = "counts the day of a former key, and has new tokens tried")]
 
 use std::future::pending;

@@ -38,7 +38,7 @@ words! {
     Step {
         /// The homeserver says whose token it is.
         Verify = "verify",
-        /// Others of the user, or of the homeserver, were there before.
+        /// Earlier requests of the user, or of the homeserver, were too many.
         Rate = "rate_limit",
         /// Our homeserver says who is in the room.
         Members = "members",

@@ -1,4 +1,4 @@
-//! What those who are dealt with may do, and how often.
+//! Rights of those who are dealt with: what they may do, and how often.
 
 use std::num::NonZeroU32;
 

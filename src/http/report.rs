@@ -229,7 +229,7 @@ impl ApiError {
         }
     }
 
-    /// Somebody is asked too often, and says how long to wait: that is handed on (decision A9).
+    /// Answer of whoever is asked too often and says how long to wait: that is handed on (decision A9).
     fn limited(wait: Duration, outcome: Outcome, text: &'static str) -> Self {
         let seconds = wait.as_millis().div_ceil(1000).max(1);
         Self {

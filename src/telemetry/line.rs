@@ -335,7 +335,7 @@ impl fmt::Write for Escaped<'_> {
 
 /// Whether all of the text is ASCII that nobody has to escape. Eight bytes at a time, since most of a line goes through here.
 fn is_plain(text: &str) -> bool {
-    /// One bit in each byte: the lowest, and the highest.
+    /// A bit in each byte: the lowest, and the highest.
     const LOW: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = LOW << 7;
     // Each has a highest bit where a byte is below `than`, above `than`, or that one.
