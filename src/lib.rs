@@ -22,7 +22,7 @@
 //! http/<url>.rs           a file per URL
 //! http/appservice/        the same for the endpoints behind our homeserver
 //! http/edge.rs            around every request: id, path, CORS, error bodies
-//! http/path.rs            the one spelling of a path
+//! http/path.rs            the one spelling of a path, without the prefix that a proxy left
 //! http/body.rs            request bodies, bounded
 //! http/place.rs           places for complete requests
 //! http/report.rs          the error table: error + route -> status, errcode, text, reason; log level, message, remedy
