@@ -169,7 +169,9 @@ async fn end_in_time(sfu: Arc<Sfu>, uses: Arc<Mutex<Uses>>, jti: String, number:
     for _ in 0..MAX_END_TRIES {
         match end(&sfu, &room).await {
             Ok(()) => return,
-            Err(error) => tracing::debug!(name: "check_room_not_ended", room, reason = error.to_string(), "a room of the page could not be ended yet"),
+            Err(error) => {
+                tracing::debug!(name: "check_room_not_ended", room, reason = error.to_string(), "a room of the page could not be ended yet")
+            }
         }
         sleep(END_RETRY_PAUSE).await;
     }
