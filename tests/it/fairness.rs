@@ -102,7 +102,7 @@ fn ask_under(stage: &Stage, at_once: usize, next: impl Fn() -> Call + Sync, hone
             sent
         });
         wait_until("the flood to be in the air", Duration::from_secs(5), || {
-            stage.service.fds() >= idle + at_once / 2
+            stage.service.fds() >= idle + at_once.div_ceil(2).min(100)
         });
         honest(&busy);
         eprintln!("{} requests of a flood of {at_once} at a time", flood.join().expect("the flood"));
