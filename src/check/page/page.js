@@ -353,7 +353,7 @@
 		const worst = of("fail") ?? of("warn");
 		const result = worst?.result ?? "ok";
 		$("verdict").className = result;
-		$("headline").textContent = {
+		$("headline").textContent = worst?.check === "link" && worst.fault.startsWith("link-") ? "Your link cannot be used" : {
 			fail: "Something is broken",
 			warn: "Calls work, with a weakness",
 			ok: "Nothing is wrong, as far as this page can see",
