@@ -22,7 +22,7 @@ image() {
 }
 
 image_build() {
-  local base=$work/image-base toolchain builder began before name
+  local base=$work/image-base me=$BASHPID toolchain builder began before name
   name=$(sed -n 's/^FROM \(rust:.*\) AS build$/\1/p' Dockerfile)
   [ -n "$name" ] || fail "the Dockerfile builds on another base than it did"
   bootstrap image-base trixie gcc libc6-dev ca-certificates
@@ -44,10 +44,10 @@ image_build() {
   engine buildah config --env RUSTUP_HOME=/usr/local/rustup --env CARGO_HOME=/usr/local/cargo \
     --env PATH=/usr/local/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$builder"
   engine buildah commit --quiet --rm "$builder" "docker.io/library/$name" >/dev/null
-  began=$SECONDS before=$(cpu_of $BASHPID)
+  began=$SECONDS before=$(cpu_of "$me")
   logged image.log "the image, by buildah (10 minutes and more)" \
     engine buildah bud --pull-never --format docker --isolation chroot -t lk-jwt-service .
-  echo "$((SECONDS - began)) s ($(($(cpu_of $BASHPID) - before)) s of the processors)" >"$work/image.took"
+  echo "$((SECONDS - began)) s ($(($(cpu_of "$me") - before)) s of the processors)" >"$work/image.took"
   ok "buildah builds the Dockerfile as it is, in $(cat "$work/image.took")"
   image_inputs >"$work/image.built"
 }
