@@ -19,7 +19,7 @@ use parking_lot::RwLock;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::report::ApiError;
+use super::report::{ApiError, busy};
 use super::request::Received;
 use super::{App, method_not_allowed};
 use crate::app_service::AppService;
@@ -107,7 +107,7 @@ async fn heard<T>(
     let identity = identity.ok_or(ApiError::NO_IDENTITY)?;
     let place = app.from_homeserver.clone().try_acquire_owned().map_err(|_| {
         received.connection.crowded(Limit::HomeserverRequests);
-        ApiError::BUSY
+        busy("the places for the homeserver's requests are taken")
     })?;
     Ok((received.with(place), identity, parsed))
 }

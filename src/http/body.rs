@@ -7,7 +7,7 @@ use http::{HeaderMap, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::time::{sleep, timeout};
 
-use super::report::ApiError;
+use super::report::{ApiError, busy};
 use crate::connections::{Connection, Pot, Taken};
 
 /// Bytes that every body may have besides the pot: longer than an honest one, so that none waits for greedy ones.
@@ -51,7 +51,7 @@ pub(super) async fn read(
     tokio::select! {
         biased;
         read = reading => read.unwrap_or(Err(ApiError::BODY_TIMEOUT))?,
-        () = connection.told_to_answer_busy() => return Err(ApiError::BUSY),
+        () = connection.told_to_answer_busy() => return Err(busy("it was the slowest to send its body, and others needed the place")),
     }
     connection.request_is_complete();
     Ok(whole)
@@ -94,7 +94,7 @@ impl Whole<'_> {
                     sleep(RETRY_PAUSE).await;
                     self.connection.was_kept_waiting(RETRY_PAUSE);
                 }
-                Taken::GiveWay => return Err(ApiError::BUSY),
+                Taken::GiveWay => return Err(busy("the memory for bodies is taken")),
             }
         }
         self.taken += wanted;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::App;
-use super::report::ApiError;
+use super::report::{ApiError, busy};
 use crate::admission::room::{Entered, Room, Ticket};
 use crate::connections::Connection;
 use crate::metrics::Limit;
@@ -58,7 +58,7 @@ impl<'a> Place<'a> {
                 }
                 Entered::Full => {
                     connection.crowded(Limit::RequestsInFlight);
-                    return Err(ApiError::BUSY);
+                    return Err(busy("the places for requests are taken, and nobody in them has to give way"));
                 }
             });
         }
@@ -81,7 +81,7 @@ impl<'a> Place<'a> {
         tokio::select! {
             biased;
             done = work => Ok(done),
-            () = self.connection.told_to_answer_busy() => Err(ApiError::BUSY),
+            () = self.connection.told_to_answer_busy() => Err(busy("the places for requests are taken, and it gave way to another one")),
         }
     }
 }

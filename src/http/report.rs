@@ -79,7 +79,7 @@ impl ApiError {
     /// The body of the request broke off.
     pub const BODY_BROKEN: Self = Self::new(StatusCode::BAD_REQUEST, "M_NOT_JSON", Outcome::BadRequest, "Error reading request");
     /// Too much is going on.
-    pub const BUSY: Self = Self {
+    const BUSY: Self = Self {
         retry_after: Some(2),
         ..Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -357,6 +357,12 @@ pub(super) fn report(error: &TokenError, route: Route) -> ApiError {
 /// Tells the operator that a room could not be opened for the page, and says what the page is answered.
 pub(super) fn report_sfu(error: SfuError) -> ApiError {
     report(&TokenError::Sfu(error), Route::Token)
+}
+
+/// Tells the operator, in the line of the request at hand, what there is too much of, and says what the client is answered.
+pub(super) fn busy(cause: &'static str) -> ApiError {
+    tell(Level::INFO, "refused", &cause, None);
+    ApiError::BUSY
 }
 
 /// Tells the operator, in the line of the request at hand, what is wrong with the request itself.

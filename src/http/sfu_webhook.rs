@@ -12,7 +12,7 @@ use http::{Request, StatusCode, header};
 use super::App;
 use super::body;
 use super::edge::Arrived;
-use super::report::{ApiError, report_mistake};
+use super::report::{ApiError, busy, report_mistake};
 use crate::clock::unix_seconds;
 use crate::connections::Pot;
 use crate::doctor::Astray;
@@ -39,7 +39,7 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
     if !app.exchange.leaves.takes_webhooks() {
         return Err(not_ready());
     }
-    let _place = app.webhooks.try_acquire().map_err(|_| ApiError::BUSY)?;
+    let _place = app.webhooks.try_acquire().map_err(|_| busy("the places for webhooks are taken"))?;
     let declared = body::declared(&head.headers);
     drop(head);
     let body = body::read(&connection, Pot::Proven, declared, body, MAX_BODY_BYTES).await?;

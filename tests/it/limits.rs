@@ -202,6 +202,12 @@ fn no_more_requests_are_under_way_than_there_are_places() {
         (500..=900).contains(&pushed_out),
         "{pushed_out} of 4,500 were pushed out, not about 660"
     );
+    let log = world.service.log();
+    let busy: Vec<_> = log.lines().filter(|line| line.contains("outcome=busy")).collect();
+    assert!(!busy.is_empty(), "no line about a request that was pushed out:\n{log}");
+    for line in busy {
+        assert!(line.contains("detail="), "it does not say of what there was too much: {line}");
+    }
 }
 
 #[test]

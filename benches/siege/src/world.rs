@@ -31,6 +31,8 @@ pub const SECRET: &str = "siegesecretsiegesecretsiegesecret";
 pub const DELAY: Duration = Duration::from_secs(18);
 /// A leave must be sent so soon after a goodbye was told.
 pub const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+/// Who judges was late by this: the machine stood still, homeservers and clients with it.
+pub const STOOD_STILL: Duration = Duration::from_secs(3);
 /// What a homeserver and an SFU need for an answer.
 const THINKS: Duration = Duration::from_millis(10);
 
@@ -59,6 +61,8 @@ pub struct Leaves {
     /// Sent, or fired by the homeserver, while the participant was there.
     pub false_sent: u64,
     pub false_fired: u64,
+    /// Fired while the participant was there, and not only the service had stood still: nobody could restart them.
+    pub excused: u64,
     /// Not sent in time.
     pub lost: u64,
     /// Fired by the homeserver after they had gone.
@@ -127,9 +131,12 @@ impl World {
         }
         let world = self.clone();
         tokio::spawn(async move {
+            let mut last = Instant::now();
             loop {
                 sleep(Duration::from_millis(20)).await;
-                world.judge(Instant::now());
+                let now = Instant::now();
+                world.judge(now, now - last);
+                last = now;
             }
         });
         Ok(())
@@ -277,7 +284,8 @@ impl World {
     }
 
     /// Fires the timers that are over, and gives up on leaves that were not sent.
-    fn judge(&self, now: Instant) {
+    /// Nothing was seen for the time that is `unseen`.
+    fn judge(&self, now: Instant, unseen: Duration) {
         let allowed = self
             .samples
             .lateness
@@ -287,7 +295,12 @@ impl World {
         state.events.retain(|_, event| match (event.sent, event.departed) {
             (Some(_), _) => false,
             (None, None) if now > event.deadline + allowed => {
-                leaves.false_fired += 1;
+                let since = now.checked_sub(event.delay.min(DELAY)).unwrap_or(now);
+                if self.samples.lateness.worst(since, now).max(unseen) >= STOOD_STILL {
+                    leaves.excused += 1;
+                } else {
+                    leaves.false_fired += 1;
+                }
                 false
             }
             (None, Some(at)) if now > event.deadline + allowed => {

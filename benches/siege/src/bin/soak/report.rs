@@ -127,22 +127,22 @@ pub fn flatness(rows: &[Row]) -> Option<(String, bool)> {
     ))
 }
 
-/// Descriptors in the first and in the last third of the samples that count for memory.
+/// Descriptors in the first and in the last third of the rows that count for memory: the quarter that has the fewest, since connections
+/// that are kept after a fault go by and by.
 pub fn descriptors(rows: &[Row]) -> Option<(String, bool)> {
-    let all: Vec<u64> = rows
+    let settled = rows
         .iter()
-        .filter(|row| row.is_calm && row.at_s >= SETTLED.as_secs_f64())
-        .map(|row| row.files)
-        .collect();
-    if all.len() < 6 {
+        .filter(|row| row.is_calm && row.at_s >= SETTLED.as_secs_f64() && row.per_s >= 100.0);
+    let all: Vec<u64> = settled.map(|row| row.files).collect();
+    if all.len() < 12 {
         return None;
     }
-    let middle = |part: &[u64]| {
+    let few = |part: &[u64]| {
         let mut part = part.to_vec();
         part.sort_unstable();
-        part[part.len() / 2]
+        part[part.len() / 4]
     };
-    let (first, last) = (middle(&all[..all.len() / 3]), middle(&all[all.len() * 2 / 3..]));
+    let (first, last) = (few(&all[..all.len() / 3]), few(&all[all.len() * 2 / 3..]));
     Some((format!("{first} in the first third, {last} in the last"), last <= first + 20))
 }
 
