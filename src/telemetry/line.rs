@@ -330,8 +330,9 @@ impl fmt::Write for Escaped<'_> {
 
 /// Whether all of the text is ASCII that nobody has to escape. Eight bytes at a time, since most of a line goes through here.
 fn is_plain(text: &str) -> bool {
-    /// One bit in each byte: the lowest, and the highest.
+    /// Lowest bit of each byte.
     const LOW: u64 = u64::from_ne_bytes([1; 8]);
+    /// Highest bit of each byte.
     const HIGH: u64 = LOW << 7;
     // Each has a highest bit where a byte is below `than`, above `than`, or that one.
     let below = |bytes: u64, than: u8| bytes.wrapping_sub(LOW * u64::from(than)) & !bytes;
