@@ -183,6 +183,11 @@ impl Job {
     pub const fn is_as_user(&self) -> bool {
         self.as_user
     }
+
+    /// Whether it is no news to the leave that its participant is there.
+    fn is_settled(&self) -> bool {
+        self.seen && self.is_there && self.leave.goes_on()
+    }
 }
 
 #[derive(Debug)]
@@ -191,6 +196,9 @@ pub struct Leaves {
     jobs: Slab<Job>,
     /// The current leave of each participant, by the slot of its id.
     current: Vec<Option<LeaveId>>,
+    /// Whether the current leave goes on and knows that its participant is there, by the slot of the participant's id: sweeps say
+    /// so of everybody again and again, and a leave of a hundred thousand is far away in memory.
+    settled: Vec<bool>,
     /// Leaves that the current one replaces, the oldest first, until their events are cancelled.
     replaced: BTreeMap<ParticipantId, Vec<LeaveId>>,
     /// Leaves of each user, known by a number that nobody can guess.
@@ -216,6 +224,7 @@ impl Leaves {
             bounds,
             jobs: Slab::default(),
             current: Vec::new(),
+            settled: Vec::new(),
             replaced: BTreeMap::new(),
             users: HashMap::new(),
             seed,
@@ -388,6 +397,10 @@ impl Leaves {
     // --- facts ---
 
     pub fn on_present(&mut self, participant: ParticipantId, now: Time) {
+        if self.settled.get(participant.slot()) == Some(&true) {
+            debug_assert!(self.of(participant).and_then(|id| self.jobs.get(id)).is_some_and(Job::is_settled));
+            return;
+        }
         let Some(id) = self.of(participant) else { return };
         if self.jobs.get(id).is_some_and(|job| !job.seen) {
             // Those that it replaces, too: none of their events may be left to its timer now.
@@ -396,6 +409,16 @@ impl Leaves {
             }
         }
         self.tell(id, true, now);
+        if let Some(settled) = self.settled.get_mut(participant.slot()) {
+            *settled = self.jobs.get(id).is_some_and(Job::is_settled);
+        }
+    }
+
+    /// Marks that a leave of the participant may have changed.
+    fn unsettle(&mut self, participant: ParticipantId) {
+        if let Some(settled) = self.settled.get_mut(participant.slot()) {
+            *settled = false;
+        }
     }
 
     fn is_seen(&mut self, id: LeaveId, now: Time) {
@@ -512,7 +535,10 @@ impl Leaves {
     fn tell(&mut self, id: LeaveId, is_there: bool, now: Time) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.is_there = is_there;
-        if is_there && !job.leave.goes_on() {
+        let (participant, goes_on) = (job.participant, job.leave.goes_on());
+        if !is_there {
+            self.unsettle(participant);
+        } else if !goes_on {
             self.step(id, Input::Present, now);
         }
     }
@@ -548,6 +574,7 @@ impl Leaves {
             (true, true) | (false, false) => {}
         }
         let is_prolonged = job.leave.phase() == Phase::AwaitingJoin && job.leave.deadline() != ended;
+        self.unsettle(participant);
         let is_current = self.of(participant) == Some(id);
         if is_current && is_prolonged {
             self.awaits(id);
@@ -746,8 +773,10 @@ impl Leaves {
         let slot = participant.slot();
         if slot >= self.current.len() {
             self.current.resize(slot + 1, None);
+            self.settled.resize(slot + 1, false);
         }
         self.current[slot] = leave;
+        self.settled[slot] = false;
     }
 
     /// Makes a leave the current one of its participant; the one that was, if any, is replaced by it.

@@ -500,8 +500,8 @@ impl Driver {
                 && let Some(question) = state.lanes[lane].waiting.pop_front()
             {
                 state.lanes[lane].calls += 1;
-                let driver = self.clone();
-                tokio::spawn(async move { driver.work(question, lane).await });
+                // Boxed: on its way to the runtime a task is moved a dozen times.
+                tokio::spawn(Box::pin(self.clone().work(question, lane)));
             }
         }
         let next = state.cores.next_deadline();
@@ -719,7 +719,7 @@ impl Driver {
         };
         let name = cores.leaves().homeserver(homeserver).and_then(|name| ServerName::parse(name).ok());
         let driver = self.clone();
-        tokio::spawn(async move {
+        tokio::spawn(Box::pin(async move {
             let outcome = match (name, found) {
                 (Some(server), Some((delay_id, user))) => {
                     let own = driver.own.as_ref();
@@ -747,7 +747,7 @@ impl Driver {
                 sent,
                 outcome,
             });
-        });
+        }));
     }
 
     fn store(&self, state: &Driven, leave: LeaveId, tell: bool) -> Option<Written> {

@@ -50,6 +50,8 @@ const BULK_QUERY_WITHIN_MS: u64 = 50;
 const BULK_QUERY_TIMEOUT: Duration = Duration::from_millis(400);
 /// Time for any other list.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Participants that are looked at in one go.
+const AT_ONCE: usize = 16;
 /// Rooms that are asked for in one call at most.
 pub const MAX_ROOMS_PER_CALL: usize = 500;
 
@@ -659,8 +661,14 @@ impl Presence {
 
     /// Lets a fact happen to everybody in a room, in the order of their identities.
     fn with_all(&mut self, id: RoomId, now: Time, mut happens: impl FnMut(&mut Participant, &mut Around<'_>, &mut Vec<Effect>)) {
-        for member in self.rooms.get(id).map(|room| room.members.clone()).unwrap_or_default() {
-            self.with(member.id, now, &mut happens);
+        let members = self.rooms.get(id).map(|room| room.members.clone()).unwrap_or_default();
+        for some in members.chunks(AT_ONCE) {
+            // Each is far away in memory where there are many: looked at in one go, they are waited for together.
+            let near = some.iter().filter_map(|member| self.participants.get(member.id));
+            std::hint::black_box(near.filter(|participant| participant.is_swept()).count());
+            for member in some {
+                self.with(member.id, now, &mut happens);
+            }
         }
     }
 

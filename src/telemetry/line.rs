@@ -294,11 +294,6 @@ impl Visit for Line<'_> {
 pub(super) fn of_event(shape: &Shape, event: &Event<'_>) -> String {
     let mut line = Line::begin(shape, *event.metadata().level(), event.metadata().target());
     event.record(&mut line);
-    // Else the place in the source, which `tracing` has made up.
-    let name = event.metadata().name();
-    if !name.starts_with("event ") {
-        line.word("event", name);
-    }
     line.end()
 }
 
@@ -307,7 +302,7 @@ fn plain(name: &str) -> &str {
 }
 
 /// Whether a character would end the line, steer a terminal, or turn the direction of reading.
-pub(crate) fn acts(c: char) -> bool {
+pub(super) fn acts(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
@@ -335,8 +330,9 @@ impl fmt::Write for Escaped<'_> {
 
 /// Whether all of the text is ASCII that nobody has to escape. Eight bytes at a time, since most of a line goes through here.
 fn is_plain(text: &str) -> bool {
-    /// A bit in each byte: the lowest, and the highest.
+    /// Lowest bit of each byte.
     const LOW: u64 = u64::from_ne_bytes([1; 8]);
+    /// Highest bit of each byte.
     const HIGH: u64 = LOW << 7;
     // Each has a highest bit where a byte is below `than`, above `than`, or that one.
     let below = |bytes: u64, than: u8| bytes.wrapping_sub(LOW * u64::from(than)) & !bytes;

@@ -31,6 +31,8 @@ const WRITE_BYTES: usize = 4096;
 const BATCH_BYTES: usize = 128 * 1024;
 /// How long the thread waits for company after it has written: its turns cost a busy service more than the writing.
 const LINGER: Duration = Duration::from_millis(10);
+/// Room for the allocator's work, which falls to any thread: without optimisation 64 KiB are too few. What is not used takes no memory.
+const STACK_BYTES: usize = 256 * 1024;
 const IDLE_NAME: &CStr = c"log";
 const BUSY_NAME: &CStr = c"log-busy";
 /// Bytes of memory that a busy queue keeps.
@@ -75,7 +77,7 @@ impl LogWriter {
         let shared = writer.0.clone();
         thread::Builder::new()
             .name("log".to_owned())
-            .stack_size(64 * 1024)
+            .stack_size(STACK_BYTES)
             .spawn(move || shared.run(out))?;
         Ok(writer)
     }
