@@ -331,7 +331,7 @@ impl Leaves {
             sleep(POLL_INTERVAL).await;
         }
         if !driver.state.lock().cores.leaves().is_empty() {
-            tracing::warn!("no other replica took all leaves over: they are restarted once more and left to the homeservers' timers");
+            tracing::warn!(name: "watch_not_handed_over", "no other replica took all leaves over: they are restarted once more and left to the homeservers' timers");
         }
     }
 }
@@ -401,6 +401,7 @@ impl Driver {
                 link.away.log(|count| {
                     let (reason, remedy) = (error.to_string(), error.remedy());
                     tracing::warn!(
+                        name: "redis_silent",
                         reason,
                         remedy,
                         count,
@@ -414,6 +415,7 @@ impl Driver {
         if let Some((other, entry)) = link.fleet.lock().waits_for() {
             link.waits.log(|_| {
                 tracing::error!(
+                    name: "other_sfu_on_this_redis",
                     other = other.to_string(),
                     host = &*entry.host,
                     remedy = "give all replicas on one Redis the same LIVEKIT_URL and homeserver, or a Redis database of their own",
@@ -455,7 +457,7 @@ impl Driver {
             },
             Output::Watching { how, continuous } => self.begin_watch(link, how, continuous).await,
             Output::PutAgain => {
-                tracing::warn!("Redis has lost what was written: all delegated leaves are written again");
+                tracing::warn!(name: "redis_emptied", "Redis has lost what was written: all delegated leaves are written again");
                 link.store.shared.read_from_the_first().await;
                 self.store.read_now();
             }
@@ -466,7 +468,7 @@ impl Driver {
                 }
                 link.store.fence.set(None);
                 let leaves = self.state.lock().cores.leaves().len();
-                tracing::info!(leaves, "another replica watches now: leaves are handed over");
+                tracing::info!(name: "watch_lost", leaves, "another replica watches now: leaves are handed over");
                 link.hand_over.notify_one();
             }
             Output::HandOverAgain => {
@@ -499,7 +501,7 @@ impl Driver {
         });
         link.tell_watch();
         METRICS.fleet_takeover(how as usize);
-        tracing::info!(epoch = watch.epoch, ?how, continuous, "this replica watches now");
+        tracing::info!(name: "watch_taken", epoch = watch.epoch, ?how, continuous, "this replica watches now");
         link.taken_in.lock().clear();
         link.store.shared.read_from_the_first().await;
         // Guests are the watch's own from now on, and so is what was handed over and not dealt with.

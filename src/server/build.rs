@@ -127,7 +127,12 @@ async fn fleet(config: &Config, jobs: &mut Store) -> Result<Option<driver::fleet
     let own = Own {
         node: NodeId(rand::random()),
         fingerprint: digest.first_chunk().copied().map_or(0, u64::from_le_bytes),
-        host: std::env::var("HOSTNAME").unwrap_or_default().chars().take(64).collect::<String>().into(),
+        host: std::env::var("HOSTNAME")
+            .unwrap_or_default()
+            .chars()
+            .take(64)
+            .collect::<String>()
+            .into(),
     };
     Ok(Some(driver::fleet::Settings { own, store }))
 }
@@ -207,13 +212,7 @@ fn sfu(config: &Config, network: &Network) -> Result<(Arc<Minter>, Arc<Sfu>), Mi
 }
 
 /// The watch over delegated leaves.
-fn leaves(
-    config: &Config,
-    limits: &Limits,
-    neighbours: &Neighbours,
-    store: store::Jobs,
-    fleet: Option<driver::fleet::Settings>,
-) -> Leaves {
+fn leaves(config: &Config, limits: &Limits, neighbours: &Neighbours, store: store::Jobs, fleet: Option<driver::fleet::Settings>) -> Leaves {
     Leaves::new(driver::Settings {
         core: driver::core::Settings {
             presence: presence::Settings {
