@@ -288,22 +288,24 @@ fn errcode(relayed: &Relayed) -> Option<&str> {
     relayed.content.get("errcode")?.as_str()
 }
 
-/// Decision A3: the case of scheme and host, the scheme's own port and a slash at the end make no difference; `wss` is `https`,
-/// `ws` is `http`.
+/// The one spelling of an SFU's address (decision A3): the case of scheme and host, the scheme's own port and a slash at the end make no
+/// difference; `wss` is `https`, `ws` is `http`.
+#[must_use]
+pub fn normal(url: &str) -> Option<Url> {
+    let mut url: Url = url.parse().ok()?;
+    let scheme = match url.scheme() {
+        "wss" => "https",
+        "ws" => "http",
+        other => other,
+    };
+    let scheme = scheme.to_owned();
+    url.set_scheme(&scheme).ok()?;
+    let path = url.path().trim_end_matches('/').to_owned();
+    url.set_path(&path);
+    Some(url)
+}
+
 fn is_same_sfu(url: &str, ours: &str) -> bool {
-    fn normal(url: &str) -> Option<Url> {
-        let mut url: Url = url.parse().ok()?;
-        let scheme = match url.scheme() {
-            "wss" => "https",
-            "ws" => "http",
-            other => other,
-        };
-        let scheme = scheme.to_owned();
-        url.set_scheme(&scheme).ok()?;
-        let path = url.path().trim_end_matches('/').to_owned();
-        url.set_path(&path);
-        Some(url)
-    }
     url == ours || normal(url).zip(normal(ours)).is_some_and(|(url, ours)| url == ours)
 }
 

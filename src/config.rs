@@ -112,6 +112,8 @@ pub struct Config {
 pub struct DelegatedLeave {
     /// The Redis that keeps the jobs.
     pub redis: Option<Redis>,
+    /// Whether several replicas share it.
+    pub shared: bool,
     /// The directory that keeps the jobs.
     pub state_path: Option<PathBuf>,
     /// How often LiveKit is asked who is still there (decision L3); `None` is off.
@@ -215,6 +217,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         log: log::log(reader),
         delegated_leave: DelegatedLeave {
             redis: redis::redis(reader),
+            shared: redis::shared(reader),
             state_path: state_path(reader),
             sanity_check_interval: reader.interval("LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", 30),
             room_watch_interval: reader.interval("LIVEKIT_ROOM_WATCH_INTERVAL_SECONDS", 30),

@@ -257,6 +257,14 @@ impl Leaves {
         self.jobs.get(id).is_some_and(|job| job.participant == participant).then_some(id)
     }
 
+    /// How many current leaves there are: each has a record.
+    #[must_use]
+    pub fn current(&self) -> usize {
+        let replaced: usize = self.replaced.values().map(Vec::len).sum();
+        self.jobs.len() - replaced
+    }
+
+    /// All current leaves.
     pub fn all(&self) -> impl Iterator<Item = LeaveId> {
         self.current.iter().copied().flatten()
     }
@@ -625,7 +633,25 @@ impl Leaves {
 
     /// Takes a leave that is over out of the table, and sees to those that it replaces. It was in that phase before.
     fn finish(&mut self, id: LeaveId, reason: FinishReason, was: Phase, now: Time) {
-        let Some(job) = self.jobs.remove(id) else { return };
+        let Some(job) = self.take(id, now) else { return };
+        let participant = job.participant;
+        if self.current.get(participant.slot()) == Some(&Some(id)) {
+            self.set_current(participant, None);
+            self.succeed(&job, reason, was, now);
+        } else {
+            self.take_out(participant, id);
+            self.out.extend(self.of(participant).map(Output::Store));
+        }
+        self.out.push(Output::Finished {
+            participant,
+            delay_id: job.delay_id().into(),
+            reason,
+        });
+    }
+
+    /// Takes a leave out of the table and of all queues.
+    fn take(&mut self, id: LeaveId, now: Time) -> Option<Job> {
+        let job = self.jobs.remove(id)?;
         if let Some((_, _, deadline)) = job.queued {
             self.scheduler.dequeue(job.homeserver, id, deadline, now);
         }
@@ -643,19 +669,83 @@ impl Leaves {
                 }
             }
         }
-        let participant = job.participant;
-        if self.current.get(participant.slot()) == Some(&Some(id)) {
-            self.set_current(participant, None);
-            self.succeed(&job, reason, was, now);
-        } else {
-            self.take_out(participant, id);
-            self.out.extend(self.of(participant).map(Output::Store));
+        Some(job)
+    }
+
+    /// Drops the leaves of a participant: another process looks after them. Nothing is called or removed for it.
+    pub fn let_go(&mut self, participant: ParticipantId, now: Time) {
+        let current = self.of(participant);
+        let replaced = self.replaced.remove(&participant).unwrap_or_default();
+        for id in replaced.into_iter().chain(current) {
+            if let Some(job) = self.take(id, now) {
+                self.busy -= usize::from(!job.leave.is_at_rest());
+            }
         }
-        self.out.push(Output::Finished {
-            participant,
-            delay_id: job.delay_id().into(),
-            reason,
-        });
+        if current.is_some() {
+            self.set_current(participant, None);
+        }
+    }
+
+    /// The current leave of a participant replaces these events, too: those that are not known yet.
+    pub fn replaces_also(&mut self, participant: ParticipantId, handover: &Handover<'_>, replaced: &[Replaced<'_>], now: Time) {
+        let Some(current) = self.of(participant) else { return };
+        for replaced in replaced {
+            let is_known = self
+                .replaces(current)
+                .iter()
+                .chain([&current])
+                .filter_map(|&id| self.jobs.get(id))
+                .any(|job| job.delay_id() == replaced.delay_id);
+            let Some(delay) = Delay::from_millis(replaced.until.since(now).min(Delay::MAX.as_millis())).filter(|_| !is_known) else {
+                continue;
+            };
+            let handover = Handover {
+                delay_id: replaced.delay_id,
+                ..*handover
+            };
+            let granted = self.jobs.get(current).is_some_and(|job| job.leave.was_granted());
+            let seen = self.jobs.get(current).is_some_and(|job| job.seen);
+            let former = self.insert(participant, &handover, Leave::new(delay, now, now), seen, now);
+            self.replaced.entry(participant).or_default().push(former);
+            self.step(former, if granted { Input::Superseded } else { Input::Replaced }, now);
+            self.sync(current, now);
+            self.out.push(Output::Store(current));
+        }
+    }
+
+    /// The shortest delay of all leaves.
+    #[must_use]
+    pub fn shortest_delay(&self) -> Option<Delay> {
+        self.jobs.iter().map(|(_, job)| job.leave.delay()).min()
+    }
+
+    /// Users and homeservers that are at their bound, but not more than so many of them.
+    #[must_use]
+    pub fn full(&self, most: usize) -> (BTreeSet<&str>, BTreeSet<&str>) {
+        let is_full = |user: &str| {
+            self.users
+                .get(&self.number_of(user))
+                .is_some_and(|&jobs| jobs >= self.bounds.per_user)
+        };
+        let users = if self.users.values().any(|&jobs| jobs >= self.bounds.per_user) {
+            let all = self.jobs.iter().map(|(_, job)| job.user());
+            all.filter(|user| is_full(user))
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .take(most)
+                .collect()
+        } else {
+            BTreeSet::new()
+        };
+        let servers = if self.jobs.len() >= self.bounds.per_homeserver as usize {
+            let names = self.jobs.iter().filter_map(|(_, job)| self.scheduler.name(job.homeserver));
+            let names: BTreeSet<&str> = names.map(|name| &**name).collect();
+            let is_full = |name: &&str| self.scheduler.jobs(name) >= self.bounds.per_homeserver;
+            names.into_iter().filter(is_full).take(most).collect()
+        } else {
+            BTreeSet::new()
+        };
+        (users, servers)
     }
 
     /// Finds an heir when the current leave is over: an event that the homeserver never granted may never have been, and gives its

@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "the driver of presence and leaves")]
 
 pub mod core;
+pub mod fleet;
 mod reservation;
 
 use std::collections::{HashMap, VecDeque};
@@ -80,6 +81,8 @@ pub struct Settings {
     pub store: store::Jobs,
     /// Homeservers that the operator listed (decision H7a).
     pub listed: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    /// The fleet that this node is in, where several replicas share a Redis.
+    pub fleet: Option<fleet::Settings>,
 }
 
 /// Told of a room, the identities in it, and when the SFU was asked.
@@ -103,6 +106,7 @@ impl Leaves {
         driver.homeservers.keep_those_with_leaves(Box::new(has_leaves));
         tokio::spawn(driver.clone().keep_time());
         tokio::spawn(driver.clone().notice_closing());
+        driver.join();
         Self(driver)
     }
 
@@ -174,6 +178,7 @@ struct Driver {
     own: Option<Arc<OwnHomeserver>>,
     store: store::Jobs,
     listed: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    fleet: Option<fleet::Link>,
     /// Callback that is told who is in a room, whenever a list says it.
     on_list: OnceLock<OnList>,
     probe: AsyncMutex<Probe>,
@@ -247,6 +252,7 @@ impl Driver {
             own: settings.own,
             store: settings.store,
             listed: settings.listed,
+            fleet: settings.fleet.map(fleet::Link::new),
             on_list: OnceLock::new(),
             rearm: Notify::new(),
             progress: Notify::new(),
@@ -328,9 +334,13 @@ impl Driver {
                 let mut state = self.state.lock();
                 let now = self.clock.now();
                 let look = (!state.cores.leaves().is_empty()).then(|| now.after(CLOCK_CHECK_INTERVAL_MS));
+                let beat = self.fleet.as_ref().map(|link| {
+                    link.on_timer(now);
+                    now.after(link.beat_ms())
+                });
                 let next = state.cores.next_deadline();
                 // Not in the past: how late the timer is counts from here.
-                state.armed = [next, look].into_iter().flatten().min().map(|at| at.max(now));
+                state.armed = [next, look, beat].into_iter().flatten().min().map(|at| at.max(now));
                 state.armed
             };
             let Some(at) = armed else {
@@ -388,6 +398,12 @@ impl Driver {
                 Ok(stored.next().await)
             };
             match next {
+                Ok(Some(Stored::Record(job) | Stored::Newer(job))) if self.fleet.is_some() => {
+                    // A node that does not watch (any more) reads no records.
+                    if let Some(link) = self.fleet.as_ref().filter(|link| link.works()) {
+                        count += usize::from(self.adopt(link, &job));
+                    }
+                }
                 Ok(Some(Stored::Record(job))) => count += usize::from(self.take(&job, false)),
                 Ok(Some(Stored::Newer(job))) => drop(self.take(&job, true)),
                 Ok(Some(Stored::End(seen))) => {
@@ -396,11 +412,16 @@ impl Driver {
                     }
                     count = 0;
                     self.open_gate();
+                    if let Some(link) = &self.fleet {
+                        link.on_records_read();
+                    }
                     if let Some(seen) = seen {
                         self.put_again(seen).await;
                     }
                 }
                 Ok(None) => return self.open_gate(),
+                // A node that only serves has nothing to read, and is open since its first beat.
+                Err(_) if self.fleet.is_some() && !self.is_restoring() => {}
                 Err(_) => {
                     self.open_gate();
                     tracing::warn!(name: "leaves_not_restored",
@@ -432,12 +453,18 @@ impl Driver {
         let leaves: Vec<_> = self.state.lock().cores.leaves().all().collect();
         for &leave in &leaves {
             seen.spread(leaves.len()).await;
-            if let Some(record) = self.state.lock().cores.record(leave, &self.clock.wall())
+            let clock = self.stored_clock(&self.clock.wall());
+            if let Some(record) = self.state.lock().cores.record(leave, &clock)
                 && seen.lacks(&record)
             {
                 self.store.put(&record);
             }
         }
+    }
+
+    /// The clock by which times are stored.
+    fn stored_clock(&self, ours: &WallClock) -> WallClock {
+        self.fleet.as_ref().map_or(*ours, |link| link.stored_clock(ours))
     }
 
     fn is_restoring(&self) -> bool {
@@ -751,7 +778,7 @@ impl Driver {
     }
 
     fn store(&self, state: &Driven, leave: LeaveId, tell: bool) -> Option<Written> {
-        let record = state.cores.record(leave, &state.clocks)?;
+        let record = state.cores.record(leave, &self.stored_clock(&state.clocks))?;
         if tell {
             return Some(self.store.put_and_tell(&record));
         }

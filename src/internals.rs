@@ -21,6 +21,9 @@ pub mod core {
     pub use crate::driver::core::{Action, Core, Delegation, Fact, Settings};
     pub use crate::driver::{CLOCK_CHECK_INTERVAL_MS, RESTORE_TIMEOUT, SUSPENDED_AFTER_MS};
 }
+pub mod fleet {
+    pub use crate::fleet::{Answer, Entry, Fleet, NodeId, NodeState, Output, Own, Position, Takeover, Watch};
+}
 pub mod livekit {
     pub use crate::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};
 }
@@ -33,6 +36,7 @@ pub mod presence {
 }
 pub mod store {
     pub use crate::store::record::field;
+    pub use crate::store::shared::{Fence, Handed, Message, News, Shared, SharedStore};
     pub use crate::store::token::{self, StoredToken};
     pub use crate::store::{JobRecord, Jobs, Part, Replaced, Seen, Store, StoreError, Stored, StoredJobs, VerifiedHomeservers};
 }

@@ -47,6 +47,7 @@
 //! presence.rs + presence/ the SFU as it is known, pure: who is there, which rooms stand, who must be asked next
 //! delayed_leave.rs + delayed_leave/
 //!                         delegated leaves, pure: one event, the table of all, whose call to a homeserver is next
+//! fleet.rs + fleet/       several replicas on one Redis, pure: who lives, who watches, whose turn it is
 //! driver.rs + driver/     the one driver of both: facts in, calls out, the only clock; the handle to all leaves
 //! doctor.rs + doctor/     `lk-jwt-service doctor`: what is wrong around the service, and the remedy
 //! check.rs + check/       the page "Why does my call not work?": its files, its tickets, its rooms
@@ -65,7 +66,7 @@
 //! delivery   main -> server -> reload -> http/*
 //! use cases  check ; doctor ; app_service ; exchange ; driver ; kick ; members
 //! adapters   openid ; sfu ; homeserver ; store ; federation
-//! pure       presence ; delayed_leave ; driver::core ; kick::{membership, shares, name} ; store::record ; sfu::{room_memory, refusal, webhook} ;
+//! pure       presence ; delayed_leave ; fleet ; driver::core ; kick::{membership, shares, name} ; store::record ; sfu::{room_memory, refusal, webhook} ;
 //!            federation::guard ; admission (but its waiting)
 //! tools      config ; dns ; tls ; retry ; clock ; telemetry ; request_line ; connections ; limits ; log_throttle ; single_flight ; state
 //! values     outcome ; metrics ; wire ; token ; access ; identity ; server_name ; secret ; livekit ; delayed_event ; time ; backoff ; slab ; cache ; text
@@ -90,6 +91,7 @@ mod doctor;
 mod driver;
 mod exchange;
 mod federation;
+mod fleet;
 pub mod healthcheck;
 mod homeserver;
 mod http;

@@ -28,6 +28,30 @@ pub enum DisconnectReason {
 }
 
 impl DisconnectReason {
+    /// LiveKit's name of the reason.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ClientInitiated => "CLIENT_INITIATED",
+            Self::DuplicateIdentity => "DUPLICATE_IDENTITY",
+            Self::ServerShutdown => "SERVER_SHUTDOWN",
+            Self::ParticipantRemoved => "PARTICIPANT_REMOVED",
+            Self::RoomDeleted => "ROOM_DELETED",
+            Self::StateMismatch => "STATE_MISMATCH",
+            Self::JoinFailure => "JOIN_FAILURE",
+            Self::Migration => "MIGRATION",
+            Self::SignalClose => "SIGNAL_CLOSE",
+            Self::RoomClosed => "ROOM_CLOSED",
+            Self::UserUnavailable => "USER_UNAVAILABLE",
+            Self::UserRejected => "USER_REJECTED",
+            Self::SipTrunkFailure => "SIP_TRUNK_FAILURE",
+            Self::ConnectionTimeout => "CONNECTION_TIMEOUT",
+            Self::MediaFailure => "MEDIA_FAILURE",
+            Self::AgentError => "AGENT_ERROR",
+            Self::Unknown => "UNKNOWN_REASON",
+        }
+    }
+
     /// Reads LiveKit's name or number of a reason; what is not known here is [`Self::Unknown`].
     #[must_use]
     pub fn parse(text: &str) -> Self {

@@ -59,6 +59,13 @@ pub static METRICS: Metrics = Metrics {
     guard_refusals: [const { Number::new() }; GuardReason::ALL.len()],
     limit_hits: [const { Number::new() }; Limit::ALL.len()],
     kicks: Number::new(),
+    fleet: Fleet {
+        nodes: [const { Number::new() }; NODE_STATES.len()],
+        watches: Number::new(),
+        epoch: Number::new(),
+        guests: Number::new(),
+        takeovers: [const { Number::new() }; TAKEOVERS.len()],
+    },
 };
 
 /// All metrics of the service; there is one of it, [`METRICS`].
@@ -86,6 +93,21 @@ pub struct Metrics {
     limit_hits: [Number; Limit::ALL.len()],
     /// Participants that were removed because their user left the Matrix room.
     pub kicks: Number,
+    fleet: Fleet,
+}
+
+/// States of the nodes of a fleet, and how one of them came to watch.
+const NODE_STATES: [&str; 3] = ["up", "waiting", "leaving"];
+const TAKEOVERS: [&str; 3] = ["first", "claimed", "given"];
+
+/// The replicas on one Redis, as this one sees them. All 0 where it is alone.
+#[derive(Debug)]
+struct Fleet {
+    nodes: [Number; NODE_STATES.len()],
+    watches: Number,
+    epoch: Number,
+    guests: Number,
+    takeovers: [Number; TAKEOVERS.len()],
 }
 
 /// A counter, or a number that goes up and down.
@@ -105,6 +127,10 @@ impl Number {
     /// Takes one away.
     pub fn down(&self) {
         self.0.fetch_sub(1, Relaxed);
+    }
+
+    fn set(&self, number: u64) {
+        self.0.store(number, Relaxed);
     }
 
     /// Sets the gauge to a number.
@@ -396,6 +422,7 @@ impl Metrics {
         self.write_leaves(&mut page, gauges);
         self.write_webhooks_and_store(&mut page, gauges);
         self.write_refusals(&mut page);
+        self.fleet.write(&mut page);
         process(&mut page);
         page.0
     }
@@ -543,6 +570,63 @@ impl Metrics {
             "counter",
             "Participants removed because their user left the Matrix room.",
             self.kicks.get(),
+        );
+    }
+}
+
+impl Metrics {
+    /// Takes in the fleet as it is: its living nodes that are up, waiting and leaving, whether this one watches, the epoch, and the leaves
+    /// that this one looks after although another one watches.
+    pub fn fleet(&self, nodes: [usize; 3], watches: bool, epoch: u64, guests: usize) {
+        for (number, nodes) in self.fleet.nodes.iter().zip(nodes) {
+            number.set(nodes as u64);
+        }
+        self.fleet.watches.set(u64::from(watches));
+        self.fleet.epoch.set(epoch);
+        self.fleet.guests.set(guests as u64);
+    }
+
+    /// Counts that this node has begun to watch: as the first, by claiming the watch, or since it was given it.
+    pub fn fleet_takeover(&self, how: usize) {
+        if let Some(number) = self.fleet.takeovers.get(how) {
+            number.up();
+        }
+    }
+}
+
+impl Fleet {
+    /// Writes nothing where there is no fleet.
+    fn write(&self, page: &mut Page) {
+        if self.nodes.iter().all(|number| number.get() == 0) {
+            return;
+        }
+        page.family("lk_jwt_fleet_nodes", "gauge", "Replicas on this Redis that live, by state.");
+        for (state, number) in NODE_STATES.iter().zip(&self.nodes) {
+            page.sample("lk_jwt_fleet_nodes", &[("state", *state)], number.get());
+        }
+        page.one(
+            "lk_jwt_fleet_watcher",
+            "gauge",
+            "Whether this replica watches all delegated leaves.",
+            self.watches.get(),
+        );
+        page.one(
+            "lk_jwt_fleet_epoch",
+            "gauge",
+            "Number of the watch; grows with each change.",
+            self.epoch.get(),
+        );
+        page.one(
+            "lk_jwt_fleet_guests",
+            "gauge",
+            "Leaves that this replica looks after until the watcher has them.",
+            self.guests.get(),
+        );
+        page.counters(
+            "lk_jwt_fleet_takeovers_total",
+            "How often this replica began to watch.",
+            "how",
+            TAKEOVERS.iter().copied().zip(&self.takeovers),
         );
     }
 }

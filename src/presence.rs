@@ -231,8 +231,9 @@ impl Presence {
         }
     }
 
-    /// Takes over what was stored of a participant that was just tracked (L11).
-    pub fn restore(&mut self, id: ParticipantId, stored: &SessionRecord<'_>, now: Time) {
+    /// Takes over what was stored of a participant that was just tracked (L11). Where the SFU is known not to have gone down since somebody
+    /// else looked after them, a room that is missing has ended, and was not lost.
+    pub fn restore(&mut self, id: ParticipantId, stored: &SessionRecord<'_>, continuous: bool, now: Time) {
         let Some(room) = self
             .participants
             .get(id)
@@ -241,7 +242,7 @@ impl Presence {
             return;
         };
         let room_sid = stored.room_sid.map(|sid| room.intern(sid));
-        room.restore(room_sid.as_ref(), stored.last_sighted, now);
+        room.restore(room_sid.as_ref(), stored.last_sighted, continuous, now);
         self.with(id, now, |participant, around, _| participant.restore(stored, room_sid, around.now));
         if stored.seen
             && let Some(participant) = self.participants.get(id)

@@ -75,10 +75,20 @@ pub enum StartError {
     /// The key pair cannot sign.
     #[error("LIVEKIT_KEY and LIVEKIT_SECRET: {0}")]
     Keys(#[from] MintError),
+    /// Redis cannot be shared by several replicas.
+    #[error("LIVEKIT_REDIS_SHARED: {0}; {SHARED_REMEDY}")]
+    Shared(StoreError),
     /// The store of delegated leaves and tokens cannot be used.
     #[error("{0}; {remedy}", remedy = .0.remedy())]
     Store(#[from] StoreError),
 }
+
+/// Rights of a Redis that several replicas share.
+const SHARED_REMEDY: &str = "several replicas need Redis 6.2 or newer, or Valkey, and a user with \
+    +ping +time +hset +hget +hdel +hgetall +hlen +hscan +get +set +xadd +xlen +xread +xtrim +eval +evalsha on ~lk-jwt:* ~{lk-jwt:jobs}:*";
+
+/// How long requests are taken after the order to stop, so that another replica can take the watch.
+const HAND_OVER_TIME: Duration = Duration::from_secs(3);
 
 /// Serves until `stop` is done, then lets what is in flight finish. Keys and tokens that `reload` brings are used from then on.
 ///
@@ -125,6 +135,11 @@ pub async fn run(config: Config, reload: mpsc::Receiver<Config>, stop: impl Futu
     }
     tokio::spawn(watch_webhooks(leaves.clone(), interval));
     let stores = Stores { leaves, kick, verified };
+    let leaving = stores.leaves.clone();
+    let stop = async move {
+        stop.await;
+        leaving.hand_over(HAND_OVER_TIME.min(grace)).await;
+    };
     serve(listener, Connections::new(&limits), app, stores, stop, grace).await;
     Ok(())
 }

@@ -65,6 +65,8 @@ pub struct Sfu {
     creations: SingleFlight<Box<str>, Result<(), SfuError>>,
     state: State,
     told_of_auto_create: AtomicBool,
+    /// Rooms are asked for each time.
+    remembers_nothing: AtomicBool,
 }
 
 impl Sfu {
@@ -81,7 +83,13 @@ impl Sfu {
             creations: SingleFlight::new(),
             state: State::new(Neighbour::Sfu),
             told_of_auto_create: AtomicBool::new(false),
+            remembers_nothing: AtomicBool::new(false),
         }
+    }
+
+    /// Remembers no room from now on: webhooks may come to somebody else, or late.
+    pub fn remember_nothing(&self) {
+        self.remembers_nothing.store(true, Relaxed);
     }
 
     /// Sees to it that `room` stands. What may pass is tried again until `deadline`; one try is made in any case.
@@ -108,7 +116,7 @@ impl Sfu {
         let asked = StdInstant::now();
         let (created, answered_at) = self.seen(self.api.create_room(room, EMPTY_TIMEOUT_SECONDS).await)?;
         let stands = stands_for(&created, answered_at);
-        if !stands.is_zero() {
+        if !stands.is_zero() && !self.remembers_nothing.load(Relaxed) {
             self.rooms.lock().remember(room, asked + stands);
         }
         Ok(())

@@ -11,6 +11,7 @@ mod jobs;
 mod queue;
 pub mod record;
 mod redis;
+pub mod shared;
 pub mod token;
 
 use std::path::Path;
@@ -159,6 +160,19 @@ impl Store {
         Ok(Self::jobs(Kind::File(file::File::open(path).await?)))
     }
 
+    /// The shared keys beside the table of jobs, which is written under a watch only from now on; `None` where this is not Redis.
+    pub fn share(&mut self) -> Option<shared::SharedStore> {
+        match &mut self.kind {
+            Kind::Redis(redis) => Some(redis.share()),
+            Kind::Memory | Kind::File(_) => None,
+        }
+    }
+
+    /// Whether others write this table too, each under its watch: it is read when it is told.
+    fn is_shared(&self) -> bool {
+        matches!(&self.kind, Kind::Redis(redis) if redis.is_shared())
+    }
+
     /// Whether what is written can be read again.
     #[must_use]
     pub const fn keeps(&self) -> bool {
@@ -183,7 +197,7 @@ impl Store {
     /// The Redis to which others write this table too, and which may lose what was written: so it is worth reading again.
     fn read_again(&self) -> Option<&redis::Redis> {
         match &self.kind {
-            Kind::Redis(redis) if self.table == Table::Jobs => Some(redis),
+            Kind::Redis(redis) if self.table == Table::Jobs && !redis.is_shared() => Some(redis),
             Kind::Memory | Kind::Redis(_) | Kind::File(_) => None,
         }
     }

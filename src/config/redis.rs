@@ -10,6 +10,7 @@ use crate::secret::Secret;
 
 const URL: &str = "LIVEKIT_REDIS_URL";
 const PASSWORD: &str = "LIVEKIT_REDIS_PASSWORD";
+const SHARED: &str = "LIVEKIT_REDIS_SHARED";
 
 /// The parameters that the old service took after the `?`; any other was an error.
 const PARAMETERS: [&str; 21] = [
@@ -105,6 +106,23 @@ impl Redis {
                 skip_verify: skip_verify(),
             }),
         }
+    }
+}
+
+/// Whether several replicas share the Redis. A mistake must not make each of them watch alone.
+pub(super) fn shared(reader: &mut Reader<'_>) -> bool {
+    match reader.switch(SHARED) {
+        Some(Ok(shared)) => {
+            if shared && reader.value(URL).is_none() {
+                reader.mistake(SHARED, format!("needs a Redis that all replicas use: set {URL}"));
+            }
+            shared
+        }
+        Some(Err(value)) => {
+            reader.mistake(SHARED, format!("must be true or false, not {}", super::reader::shown(&value)));
+            false
+        }
+        None => false,
     }
 }
 

@@ -173,6 +173,11 @@ pub const VARIABLES: &[Variable] = &[
     ),
     variable("LIVEKIT_REDIS_PASSWORD", "", "Its password, instead of one in the URL"),
     variable(
+        "LIVEKIT_REDIS_SHARED",
+        "false",
+        "Whether several replicas share that Redis: each serves, one watches",
+    ),
+    variable(
         "LIVEKIT_STATE_PATH",
         "",
         "File, or directory for it, that keeps what a restart must not lose, instead of Redis",

@@ -186,14 +186,7 @@ impl Core {
         let participant = self
             .presence
             .track(delegation.room, delegation.identity, handover.arrived, handover.delay, now);
-        let (is_there, seen) = self.presence.get(participant).map_or((false, false), |participant| {
-            let is_there = match participant.presence() {
-                State::Present => true,
-                State::Suspected { why, .. } => !matches!(why, Suspicion::Reported { .. } | Suspicion::Stale),
-                State::Unknown { .. } | State::Gone(_) => false,
-            };
-            (is_there, participant.session().seen)
-        });
+        let (is_there, seen) = self.is_there(participant);
         let delegated = self.leaves.delegate(participant, handover, is_there, seen, now);
         Ok((delegated, self.settle(now)))
     }
@@ -202,61 +195,91 @@ impl Core {
     /// newer. The operator listed its homeserver or not.
     pub fn restore(&mut self, job: &JobRecord<'_>, is_newer: bool, listed: bool, clock: &WallClock, now: Time) -> Vec<Action> {
         let is_known = self.find(&job.room, &job.identity).is_some();
-        // A longer delay than is taken is clamped, not dropped (L8).
-        let millis = u64::try_from(job.delay_ms).unwrap_or(0).min(Delay::MAX.as_millis());
-        let Some(delay) = Delay::from_millis(millis) else {
+        let Some((delegation, restarted)) = delegation_of(job, is_newer, listed, clock, now) else {
             return vec![Action::Forget((&*job.room).into(), (&*job.identity).into())];
         };
-        // A wall clock that was set back, or a faster one elsewhere, must not put anything into the future.
-        let past = |at| clock.time(at).min(now);
-        let restarted = clock.time(job.restarted_at_ms);
-        let arrived = match job.delegated_at_ms {
-            Some(at) if !is_newer => past(at),
-            Some(_) | None => restarted.min(now),
-        };
-        let handover = Handover {
-            user: &job.user,
-            homeserver: &job.homeserver,
-            delay_id: &job.delay_id,
-            delay,
-            arrived,
-            listed,
-            as_user: job.as_user,
-        };
         if is_known {
-            let delegation = Delegation {
-                room: &job.room,
-                identity: &job.identity,
-                handover,
-            };
             let delegated = is_newer.then(|| self.delegate(&delegation, now).ok()).flatten();
             return delegated.map(|(_, actions)| actions).unwrap_or_default();
         }
+        self.restore_new(job, &delegation.handover, restarted, false, clock, now);
+        self.settle(now)
+    }
+
+    /// Takes a job that another replica had, or was told of: in order with what is known of its participant (L14), and whatever the bounds
+    /// say, since it was taken. `continuous` where the SFU is known not to have gone down since that replica looked after it.
+    pub fn adopt(&mut self, job: &JobRecord<'_>, continuous: bool, listed: bool, clock: &WallClock, now: Time) -> Vec<Action> {
+        let Some((delegation, restarted)) = delegation_of(job, false, listed, clock, now) else {
+            return vec![Action::Forget((&*job.room).into(), (&*job.identity).into())];
+        };
+        let handover = &delegation.handover;
+        let known = self.find(&job.room, &job.identity).and_then(|id| self.leaves.get(id));
+        let Some(known) = known else {
+            self.restore_new(job, handover, restarted, continuous, clock, now);
+            return self.settle(now);
+        };
+        // Neither of two users ends the other's event (O3).
+        if !known.user().is_empty() && known.user() != handover.user {
+            return Vec::new();
+        }
+        let participant = known.participant();
+        let is_news = known.delay_id() != handover.delay_id || known.leave().delegated() < handover.arrived;
+        if is_news {
+            self.presence
+                .track(delegation.room, delegation.identity, handover.arrived, handover.delay, now);
+            let (is_there, seen) = self.is_there(participant);
+            self.leaves.delegate(participant, handover, is_there, seen, now);
+        }
+        self.leaves.replaces_also(participant, handover, &replaced_of(job, clock, now), now);
+        self.settle(now)
+    }
+
+    /// Drops the leaves of a participant: another replica looks after them.
+    pub fn let_go(&mut self, id: LeaveId, now: Time) {
+        if let Some(participant) = self.leaves.get(id).map(delayed_leave::Job::participant) {
+            self.leaves.let_go(participant, now);
+            self.presence.forget(participant, now);
+        }
+    }
+
+    fn restore_new(
+        &mut self,
+        job: &JobRecord<'_>,
+        handover: &Handover<'_>,
+        restarted: Time,
+        continuous: bool,
+        clock: &WallClock,
+        now: Time,
+    ) {
         let session = SessionRecord {
             sid: job.sid.as_deref(),
             joined_at_ms: job.joined_at_ms,
             room_sid: job.room_sid.as_deref(),
-            last_sighted: job.last_sighted_ms.map(past),
+            last_sighted: job.last_sighted_ms.map(|at| clock.time(at).min(now)),
             seen: job.seen,
         };
-        let replaced = job.replaces.iter().map(|replaced| delayed_leave::Replaced {
-            delay_id: &replaced.delay_id,
-            until: clock.time(replaced.until_ms),
-        });
-        // A damaged record may name its own event.
-        let replaced: Vec<_> = replaced
-            .filter(|replaced| replaced.until > now && replaced.delay_id != &*job.delay_id)
-            .collect();
-        let participant = self.presence.track(&job.room, &job.identity, arrived, delay, now);
-        self.presence.restore(participant, &session, now);
+        let participant = self.presence.track(&job.room, &job.identity, handover.arrived, handover.delay, now);
+        self.presence.restore(participant, &session, continuous, now);
+        let replaced = replaced_of(job, clock, now);
         if self
             .leaves
-            .restore(participant, &handover, restarted, job.seen, &replaced, now)
+            .restore(participant, handover, restarted, job.seen, &replaced, now)
             .is_none()
         {
             self.presence.forget(participant, now);
         }
-        self.settle(now)
+    }
+
+    /// Whether a participant is thought to be there, and was seen at some time.
+    fn is_there(&self, participant: ParticipantId) -> (bool, bool) {
+        self.presence.get(participant).map_or((false, false), |participant| {
+            let is_there = match participant.presence() {
+                State::Present => true,
+                State::Suspected { why, .. } => !matches!(why, Suspicion::Reported { .. } | Suspicion::Stale),
+                State::Unknown { .. } | State::Gone(_) => false,
+            };
+            (is_there, participant.session().seen)
+        })
     }
 
     /// A leave as it is to be stored: what [`Self::restore`] takes.
@@ -395,4 +418,44 @@ impl Core {
             }
         }
     }
+}
+
+/// A record as a delegation, and when its event was last restarted; `None` where it has no delay.
+fn delegation_of<'a>(job: &'a JobRecord<'_>, is_newer: bool, listed: bool, clock: &WallClock, now: Time) -> Option<(Delegation<'a>, Time)> {
+    // A longer delay than is taken is clamped, not dropped (L8).
+    let millis = u64::try_from(job.delay_ms).unwrap_or(0).min(Delay::MAX.as_millis());
+    let delay = Delay::from_millis(millis)?;
+    let restarted = clock.time(job.restarted_at_ms);
+    let arrived = match job.delegated_at_ms {
+        // A wall clock that was set back, or a faster one elsewhere, must not put anything into the future.
+        Some(at) if !is_newer => clock.time(at).min(now),
+        Some(_) | None => restarted.min(now),
+    };
+    let handover = Handover {
+        user: &job.user,
+        homeserver: &job.homeserver,
+        delay_id: &job.delay_id,
+        delay,
+        arrived,
+        listed,
+        as_user: job.as_user,
+    };
+    let delegation = Delegation {
+        room: &job.room,
+        identity: &job.identity,
+        handover,
+    };
+    Some((delegation, restarted))
+}
+
+/// Events that a record still has to see cancelled.
+fn replaced_of<'a>(job: &'a JobRecord<'_>, clock: &WallClock, now: Time) -> Vec<delayed_leave::Replaced<'a>> {
+    let replaced = job.replaces.iter().map(|replaced| delayed_leave::Replaced {
+        delay_id: &replaced.delay_id,
+        until: clock.time(replaced.until_ms),
+    });
+    // A damaged record may name its own event.
+    replaced
+        .filter(|replaced| replaced.until > now && replaced.delay_id != &*job.delay_id)
+        .collect()
 }

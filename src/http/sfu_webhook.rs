@@ -59,6 +59,9 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
                 kick.handle_webhook(&webhook);
             }
             app.exchange.leaves.webhook(verified, &webhook);
+            if !app.exchange.leaves.tell(verified, &webhook).await {
+                return Err(not_ready());
+            }
         }
         // The SFU's own, whatever it means: sending it again would not help.
         Err(error) => {

@@ -149,12 +149,13 @@ impl Room {
         }
     }
 
-    pub(super) fn restore(&mut self, sid: Option<&Arc<str>>, sighted: Option<Time>, now: Time) {
+    /// Takes in what the store says of the room; `continuous` where the SFU is known not to have gone down meanwhile.
+    pub(super) fn restore(&mut self, sid: Option<&Arc<str>>, sighted: Option<Time>, continuous: bool, now: Time) {
         if self.sid.is_none() || (self.restored && self.last_sighted < sighted) {
             self.sid = sid.cloned();
             self.sid_since = now;
         }
-        self.restored = self.stood.is_none();
+        self.restored = self.stood.is_none() && !continuous;
         self.last_sighted = self.last_sighted.max(sighted);
     }
 

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use hyper_util::client::proxy::matcher::Matcher;
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use super::StartError;
 use crate::admission::Class;
 use crate::admission::rate_limiter::RateLimiter;
-use crate::app_service::AppService;
+use crate::app_service::{self, AppService};
 use crate::backoff::as_millis;
 use crate::check::Check;
 use crate::clock::unix_seconds;
@@ -19,6 +21,7 @@ use crate::doctor::{self, Arrivals, Doctor, View};
 use crate::driver::{self, Leaves};
 use crate::exchange::{Exchange, Unlisted};
 use crate::federation::{Federation, Guard, Settings};
+use crate::fleet::{NodeId, Own};
 use crate::homeserver::{Homeservers, OwnHomeserver};
 use crate::http::{App, AppServiceRoutes, Operators};
 use crate::kick::{self, KickOnLeave};
@@ -27,6 +30,7 @@ use crate::members::Members;
 use crate::openid::OpenId;
 use crate::presence;
 use crate::sfu::Sfu;
+use crate::sfu::webhook::Webhook;
 use crate::store::{self, Store, StoreError, StoredJobs, Table, VerifiedHomeservers, token};
 use crate::tls::Tls;
 use crate::token::{Grants, MintError, Minter};
@@ -65,8 +69,14 @@ pub(super) async fn build(config: &Config, limits: &Limits) -> Result<Parts, Sta
         dns: Arc::new(Dns::new(&config.dns_servers)),
     };
     let store = store_of(&config.delegated_leave, &network).await?;
+    let mut jobs = store.with(Table::Jobs);
+    let fleet = fleet(config, &mut jobs).await?;
     let (federation, verified) = federation(config, limits, &network, &store);
     let (minter, sfu) = sfu(config, &network)?;
+    if fleet.is_some() {
+        // What ended a room may have been told to another replica.
+        sfu.remember_nothing();
+    }
     let homeservers = Arc::new(Homeservers::new(federation.clone(), config.cs_api_overrides.clone()));
     let own = config.app_service.clone();
     let own = own.map(|own| Arc::new(OwnHomeserver::new(homeservers.clone(), own.server_name, own.as_token)));
@@ -77,10 +87,12 @@ pub(super) async fn build(config: &Config, limits: &Limits) -> Result<Parts, Sta
         homeservers,
         own,
     };
-    let (jobs, restored) = store::Jobs::start(store.with(Table::Jobs));
-    let leaves = leaves(config, limits, &neighbours, jobs);
+    let (jobs, restored) = store::Jobs::start(jobs);
+    let leaves = leaves(config, limits, &neighbours, jobs, fleet);
     let kick = kick_on_leave(config, limits, &neighbours, &store, &leaves);
-    let doctor = doctor(config, &neighbours, store, &leaves);
+    let arrivals = Arc::new(Arrivals::default());
+    share_fleet(&leaves, &neighbours, kick.clone(), store.with(Table::Jobs), arrivals.clone());
+    let doctor = doctor(config, &neighbours, store, &leaves, arrivals);
     let app = app(config, limits, &neighbours, &leaves, kick.clone(), doctor);
     let Neighbours { minter, sfu, own, .. } = neighbours;
     Ok(Parts {
@@ -101,6 +113,51 @@ async fn store_of(settings: &DelegatedLeave, network: &Network) -> Result<Store,
         (None, Some(path)) => Store::file(path).await,
         (None, None) => Ok(Store::memory()),
     }
+}
+
+/// What this process is among the replicas on one Redis, where several share it. Those that serve another SFU, or another homeserver,
+/// must not watch each other's leaves.
+async fn fleet(config: &Config, jobs: &mut Store) -> Result<Option<driver::fleet::Settings>, StartError> {
+    let shared = if config.delegated_leave.shared { jobs.share() } else { None };
+    let Some(store) = shared else { return Ok(None) };
+    store.shared.check().await.map_err(StartError::Shared)?;
+    let livekit = app_service::normal(&config.livekit.url).map_or_else(|| config.livekit.url.clone(), String::from);
+    let own = config.app_service.as_ref().map(|own| own.server_name.as_str());
+    let digest = Sha256::digest(format!("{livekit} {}", own.unwrap_or_default()).as_bytes());
+    let own = Own {
+        node: NodeId(rand::random()),
+        fingerprint: digest.first_chunk().copied().map_or(0, u64::from_le_bytes),
+        host: std::env::var("HOSTNAME")
+            .unwrap_or_default()
+            .chars()
+            .take(64)
+            .collect::<String>()
+            .into(),
+    };
+    Ok(Some(driver::fleet::Settings { own, store }))
+}
+
+/// Has all parts told of what other replicas were told, and the tokens read where this one watches.
+fn share_fleet(leaves: &Leaves, neighbours: &Neighbours, kick: Option<KickOnLeave>, store: Store, arrivals: Arc<Arrivals>) {
+    let (sfu, told) = (neighbours.sfu.clone(), kick.clone());
+    let on_webhook = move |webhook: &Webhook| {
+        if let Some(room) = &webhook.room {
+            arrivals.told_of(&room.name);
+        }
+        sfu.handle_webhook(webhook);
+        if let Some(kick) = &told {
+            kick.handle_webhook(webhook);
+        }
+    };
+    let on_watch = move || {
+        if let Some(kick) = &kick {
+            let (queue, restored) = token::Queue::start(&store);
+            kick.restore(restored);
+            // It was made to read, and has nothing to write.
+            tokio::spawn(async move { queue.stop(Instant::now()).await });
+        }
+    };
+    leaves.share_fleet(Box::new(on_webhook), Box::new(on_watch));
 }
 
 /// The way to homeservers, which knows those again that verified a token before the start.
@@ -155,7 +212,7 @@ fn sfu(config: &Config, network: &Network) -> Result<(Arc<Minter>, Arc<Sfu>), Mi
 }
 
 /// The watch over delegated leaves.
-fn leaves(config: &Config, limits: &Limits, neighbours: &Neighbours, store: store::Jobs) -> Leaves {
+fn leaves(config: &Config, limits: &Limits, neighbours: &Neighbours, store: store::Jobs, fleet: Option<driver::fleet::Settings>) -> Leaves {
     Leaves::new(driver::Settings {
         core: driver::core::Settings {
             presence: presence::Settings {
@@ -175,6 +232,7 @@ fn leaves(config: &Config, limits: &Limits, neighbours: &Neighbours, store: stor
             let homeservers = neighbours.homeservers.clone();
             move |server| homeservers.class(server) == Class::Listed
         }),
+        fleet,
     })
 }
 
@@ -193,7 +251,10 @@ fn kick_on_leave(config: &Config, limits: &Limits, neighbours: &Neighbours, stor
             move |room, identity| leaves.kicked(room, identity)
         }),
     });
-    kick.restore(restored);
+    // Where several replicas share them, the tokens are the watcher's business.
+    if !config.delegated_leave.shared {
+        kick.restore(restored);
+    }
     leaves.share_lists(Box::new({
         let kick = kick.clone();
         move |room, identities, asked| kick.handle_list(room, identities, asked)
@@ -202,18 +263,18 @@ fn kick_on_leave(config: &Config, limits: &Limits, neighbours: &Neighbours, stor
 }
 
 /// The part that examines all others.
-fn doctor(config: &Config, neighbours: &Neighbours, store: Store, leaves: &Leaves) -> Doctor {
-    let arrivals = Arc::new(Arrivals::default());
+fn doctor(config: &Config, neighbours: &Neighbours, store: Store, leaves: &Leaves, arrivals: Arc<Arrivals>) -> Doctor {
     let context = doctor::Context {
         view: View::Inside,
         federation: neighbours.federation.clone(),
         sfu: Some(neighbours.sfu.clone()),
         own: neighbours.own.clone(),
         store: Some(store),
-        knows: Some(Box::new({
+        // Where one of several replicas watches, the others know of no leave.
+        knows: (!config.delegated_leave.shared).then(|| -> Box<dyn Fn(&str, &str) -> bool + Send + Sync> {
             let leaves = leaves.clone();
-            move |room, identity| leaves.knows(room, identity)
-        })),
+            Box::new(move |room, identity| leaves.knows(room, identity))
+        }),
         arrivals: Some(arrivals.clone()),
         settings: doctor::Settings::of(config),
     };

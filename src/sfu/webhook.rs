@@ -17,6 +17,7 @@ use livekit_api::access_token::AccessToken;
 use livekit_protocol as proto;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::json;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -318,7 +319,47 @@ impl Webhook {
     }
 }
 
+impl Webhook {
+    /// Writes what is used of the event, in LiveKit's form: [`Self::parse`] reads the same from it.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let room = self.room.as_ref().map(|room| {
+            json!({
+                "name": room.name, "sid": room.sid, "numParticipants": room.num_participants, "departureTimeout": room.departure_timeout,
+            })
+        });
+        let participant = self.participant.as_ref().map(|participant| {
+            let state = match participant.state {
+                State::Joining => Some(proto::participant_info::State::Joining),
+                State::Joined => Some(proto::participant_info::State::Joined),
+                State::Active => Some(proto::participant_info::State::Active),
+                State::Disconnected => Some(proto::participant_info::State::Disconnected),
+                State::Unknown => None,
+            };
+            json!({
+                "identity": participant.identity, "sid": participant.sid, "joinedAt": participant.joined_at,
+                "joinedAtMs": participant.joined_at_ms, "state": state.map_or("?", |state| state.as_str_name()),
+                "disconnectReason": participant.disconnect_reason.name(),
+            })
+        });
+        json!({"event": self.kind.name(), "id": self.id, "createdAt": self.created_at, "room": room, "participant": participant})
+    }
+}
+
 impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::RoomStarted => "room_started",
+            Self::RoomFinished => "room_finished",
+            Self::ParticipantJoined => "participant_joined",
+            Self::ParticipantLeft => "participant_left",
+            Self::ParticipantConnectionAborted => "participant_connection_aborted",
+            Self::TrackPublished => "track_published",
+            Self::TrackUnpublished => "track_unpublished",
+            Self::Other => "",
+        }
+    }
+
     fn named(name: String) -> Self {
         match name.as_str() {
             "room_started" => Self::RoomStarted,

@@ -143,6 +143,23 @@ impl Jobs {
         self.changes.waiting()
     }
 
+    /// Reads a shared table now.
+    pub fn read_now(&self) {
+        self.changes.read_now();
+    }
+
+    /// Fields of the changes that are not known to be in the store.
+    #[must_use]
+    pub fn unwritten(&self) -> Vec<Arc<str>> {
+        self.changes.unwritten()
+    }
+
+    /// Number of the last change that was made, and of the last of those that are all known to be in the store.
+    #[must_use]
+    pub fn progress(&self) -> (u64, u64) {
+        self.changes.progress()
+    }
+
     /// Writes what is waiting, until `deadline`. Says how many changes were not written.
     pub async fn stop(&self, deadline: Instant) -> usize {
         self.changes.stop(deadline).await

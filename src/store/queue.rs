@@ -81,6 +81,8 @@ struct Shared {
     wake: Notify,
     /// Told when changes were written.
     settled: Notify,
+    /// A shared table is to be read.
+    read_now: Notify,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -136,10 +138,14 @@ impl Changes {
             ..Shared::default()
         });
         if store.keeps() {
-            // Before anything can be changed.
-            shared.state.lock().begin_reading(&sender);
             let store = Arc::new(store);
-            tokio::spawn(read(store.clone(), shared.clone(), sender));
+            if store.is_shared() {
+                tokio::spawn(read_when_told(store.clone(), shared.clone(), sender));
+            } else {
+                // Before anything can be changed.
+                shared.state.lock().begin_reading(&sender);
+                tokio::spawn(read(store.clone(), shared.clone(), sender));
+            }
             *shared.task.lock() = Some(tokio::spawn(write(store, shared.clone())));
         } else {
             shared.state.lock().given_up = true;
@@ -188,6 +194,25 @@ impl Changes {
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.0.state.lock().waiting.len()
+    }
+
+    /// Reads a shared table now, or once more, when it is being read.
+    pub fn read_now(&self) {
+        self.0.read_now.notify_one();
+    }
+
+    /// Fields of the changes that are not known to be in the store.
+    #[must_use]
+    pub fn unwritten(&self) -> Vec<Arc<str>> {
+        self.0.state.lock().places.keys().cloned().collect()
+    }
+
+    /// Number of the last change that was made, and of the first that is not known to be in the store; equal where all are.
+    #[must_use]
+    pub fn progress(&self) -> (u64, u64) {
+        let state = self.0.state.lock();
+        let first = state.waiting.keys().map(|place| place.number).min();
+        (state.next_number, first.map_or(state.next_number, |first| first.saturating_sub(1)))
     }
 
     /// Writes what is waiting, until `deadline`. Says how many changes were not written.
@@ -530,6 +555,33 @@ async fn read(store: Arc<Store>, shared: Arc<Shared>, parts: mpsc::Sender<Part>)
         }
         step += 1;
         shared.state.lock().begin_reading(&parts);
+    }
+}
+
+/// Reads all records each time that this is asked for.
+async fn read_when_told(store: Arc<Store>, shared: Arc<Shared>, parts: mpsc::Sender<Part>) {
+    let table = shared.table;
+    let mut trouble = Trouble::of(table);
+    loop {
+        select! {
+            () = shared.read_now.notified() => {}
+            () = parts.closed() => return,
+        }
+        shared.state.lock().begin_reading(&parts);
+        let skipped = loop {
+            match store.load(&parts).await {
+                Ok(skipped) => break skipped,
+                Err(error) => trouble.warn(&error, format!("the {table} in the store cannot be read; trying again")),
+            }
+            select! {
+                () = sleep(trouble.backoff()) => {}
+                () = parts.closed() => return,
+            }
+        };
+        trouble.on_success(format!("the {table} in the store have been read"));
+        if parts.send(Part::End { skipped, again: true }).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -249,6 +249,80 @@ impl JobRecord<'_> {
     }
 }
 
+impl JobRecord<'_> {
+    /// Copies the texts that the record borrows.
+    #[must_use]
+    pub fn into_owned(self) -> JobRecord<'static> {
+        let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        JobRecord {
+            room: own(self.room),
+            identity: own(self.identity),
+            delay_id: own(self.delay_id),
+            homeserver: own(self.homeserver),
+            user: own(self.user),
+            sid: self.sid.map(own),
+            room_sid: self.room_sid.map(own),
+            replaces: self
+                .replaces
+                .into_iter()
+                .map(|replaced| Replaced {
+                    delay_id: own(replaced.delay_id),
+                    until_ms: replaced.until_ms,
+                })
+                .collect(),
+            delay_ms: self.delay_ms,
+            restarted_at_ms: self.restarted_at_ms,
+            delegated_at_ms: self.delegated_at_ms,
+            as_user: self.as_user,
+            joined_at_ms: self.joined_at_ms,
+            last_sighted_ms: self.last_sighted_ms,
+            seen: self.seen,
+        }
+    }
+
+    /// The record of a delegation in order with what is stored for its participant (decision L14): whichever arrived later counts, and
+    /// names the other's event among those that are still to be cancelled. Where they arrived within `near_ms` of each other, or the
+    /// stored one after `now_ms`, this one counts. `None` where the stored one is another user's.
+    #[must_use]
+    pub fn in_order_with<'b>(&'b self, stored: Option<&'b JobRecord<'_>>, now_ms: Option<i64>, near_ms: i64) -> Option<JobRecord<'b>> {
+        let Some(stored) = stored else { return Some(self.clone()) };
+        if !stored.user.is_empty() && stored.user != self.user {
+            return None;
+        }
+        let arrived = |job: &JobRecord<'_>| job.delegated_at_ms.unwrap_or(job.restarted_at_ms);
+        let is_same = stored.delay_id == self.delay_id;
+        let is_future = now_ms.is_some_and(|now| arrived(stored) > now);
+        let counts = is_same || is_future || arrived(self).saturating_add(near_ms) > arrived(stored);
+        let (winner, loser) = if counts { (self, stored) } else { (stored, self) };
+        let mut merged: JobRecord<'b> = winner.clone();
+        if is_same {
+            merged.delegated_at_ms = self.delegated_at_ms.max(stored.delegated_at_ms);
+            merged.restarted_at_ms = self.restarted_at_ms.max(stored.restarted_at_ms);
+        }
+        if loser.last_sighted_ms > winner.last_sighted_ms {
+            merged.sid = loser.sid.clone();
+            merged.joined_at_ms = loser.joined_at_ms;
+            merged.room_sid = loser.room_sid.clone();
+            merged.last_sighted_ms = loser.last_sighted_ms;
+        }
+        merged.seen |= loser.seen;
+        let own = (!is_same).then(|| Replaced {
+            delay_id: loser.delay_id.clone(),
+            until_ms: loser.expires_at_ms(),
+        });
+        merged.replaces = loser
+            .replaces
+            .iter()
+            .cloned()
+            .chain(winner.replaces.iter().cloned())
+            .chain(own)
+            .collect();
+        let mut known = std::collections::HashSet::from([merged.delay_id.clone()]);
+        merged.replaces.retain(|replaced| known.insert(replaced.delay_id.clone()));
+        Some(merged)
+    }
+}
+
 impl JobRecord<'static> {
     /// Reads a record.
     ///

@@ -1,11 +1,11 @@
 //! Redis: the hash that the Go service uses and two of our own, spoken to in RESP2 with `PING`, `HSET`, `HDEL` and `HSCAN` or
-//! `HGETALL`.
+//! `HGETALL`. Where several replicas share it, `shared.rs` runs scripts and reads a stream beside.
 //!
 //! Written here rather than taken from the `redis` crate (1.8, tried): it builds each answer in memory whole, with lengths as the
 //! server says them, so that 200,000 records read by `HGETALL` took 133 MiB, and one value of 500 MiB, read by any command, a
 //! GiB; here an answer is handed on as it comes, and what is too long for a record is dropped. Its error texts also repeat what
 //! a server says, which may repeat the password (a server that does not know `AUTH` quotes its arguments). No other command
-//! is sent: not `HELLO`, not `CLIENT`; `AUTH` and `SELECT` only where they are configured.
+//! is sent for one replica: not `HELLO`, not `CLIENT`; `AUTH` and `SELECT` only where they are configured.
 
 mod resp;
 
@@ -22,12 +22,12 @@ use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use super::shared::{Fence, Shared, SharedStore};
 use super::{Change, Failure, Part, RejectedChanges, StoreError, Table};
 use crate::config::{self, RedisAddress, RedisTls};
 use crate::dns::Dns;
 use crate::tls::{Given, Tls};
-use resp::Connection;
-pub(super) use resp::RedisError;
+pub(super) use resp::{Connection, RedisError, Reply, encoded};
 
 /// Time for a connection to stand, for the handshake of TLS, and for the answer to a command or a batch of them.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -53,6 +53,8 @@ pub(super) struct Redis {
     reconnected: Notify,
     /// `HSCAN` was refused.
     no_scan: AtomicBool,
+    /// The watch under which the table is written, where several replicas share it.
+    fence: Option<Arc<Fence>>,
 }
 
 /// TCP, TLS or a Unix socket.
@@ -87,7 +89,25 @@ impl Redis {
             was_connected: AtomicBool::new(false),
             reconnected: Notify::new(),
             no_scan: AtomicBool::new(false),
+            fence: None,
         }
+    }
+
+    /// The table of jobs, written under a watch only, and the shared keys beside it.
+    pub(super) fn share(&mut self) -> SharedStore {
+        let fence = Arc::<Fence>::default();
+        self.fence = Some(fence.clone());
+        let shared = Arc::new(Shared::new(self.with(Table::Jobs)));
+        SharedStore { shared, fence }
+    }
+
+    pub(super) const fn is_shared(&self) -> bool {
+        self.fence.is_some()
+    }
+
+    /// The address, without credentials.
+    pub(super) fn shown(&self) -> String {
+        self.address.to_string()
     }
 
     /// Connects, which includes a `PING`.
@@ -118,7 +138,13 @@ impl Redis {
                 None => self.connect().await.map_err(|error| self.failed(error))?,
             };
             let is_first = is_new && !self.was_connected.swap(true, Ordering::Relaxed);
-            match in_time(write(&mut connection, &self.hash, changes)).await {
+            let written = async {
+                match &self.fence {
+                    Some(fence) => fence.write(&mut connection, changes).await.map(|()| None),
+                    None => write(&mut connection, &self.hash, changes).await,
+                }
+            };
+            match in_time(written).await {
                 // Servers and proxies close idle connections: that is no trouble, and a new one is made at once.
                 Err(RedisError::Closed | RedisError::Broken(_)) if !is_new => {}
                 Err(error) => return Err(self.failed(error)),
@@ -168,7 +194,7 @@ impl Redis {
         take(&mut connection, "HGETALL", parts).await
     }
 
-    async fn connect(&self) -> Result<Connection, RedisError> {
+    pub(super) async fn connect(&self) -> Result<Connection, RedisError> {
         let wire: Box<dyn Wire> = match &self.address {
             RedisAddress::Unix(path) => Box::new(in_time(async { UnixStream::connect(path).await.map_err(unreachable) }).await?),
             RedisAddress::Tcp { host, port, tls: None } => Box::new(in_time(self.tcp(host, *port)).await?),
@@ -230,7 +256,7 @@ impl Redis {
 
     /// Redis may be elsewhere by now, and its old place somebody else's: DNS is asked past every memory, in the background,
     /// and the next try finds it (decision O2).
-    fn failed(&self, error: RedisError) -> StoreError {
+    pub(super) fn failed(&self, error: RedisError) -> StoreError {
         if let RedisAddress::Tcp { host, .. } = &self.address {
             let (dns, host) = (self.dns.clone(), host.clone());
             tokio::spawn(async move { dns.addresses(&host, Some(Instant::now())).await });

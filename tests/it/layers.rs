@@ -44,6 +44,7 @@ const FLOORS: &[&str] = &[
     // the pure cores
     "presence",
     "delayed_leave",
+    "fleet",
     // adapters
     "federation",
     "openid",
@@ -71,6 +72,8 @@ const PURE: &[&str] = &[
     "presence.rs",
     "delayed_leave",
     "delayed_leave.rs",
+    "fleet",
+    "fleet.rs",
     "driver/core.rs",
     "kick/membership.rs",
     "kick/shares.rs",

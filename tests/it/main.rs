@@ -22,6 +22,7 @@ mod environments;
 mod evidence;
 mod fairness;
 mod faults;
+mod fleet;
 mod floods;
 mod get_token;
 mod greedy;

@@ -121,7 +121,7 @@ fn a_question_from_before_the_room_or_its_sid_was_known_judges_nothing() {
 fn what_the_store_remembers_is_lost_when_it_does_not_stand() {
     let mut room = empty();
     let sid: Arc<str> = "A".into();
-    room.restore(Some(&sid), Some(at(0)), at(0));
+    room.restore(Some(&sid), Some(at(0)), false, at(0));
     let asked = at(9_000_000);
     assert_eq!(room.on_listed(Some(&row("B", 0)), asked, None, asked), News::Changed);
     assert_eq!(room.status(Some(&sid), Some(at(0)), None), RoomStatus::Lost);

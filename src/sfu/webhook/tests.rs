@@ -41,6 +41,16 @@ fn lines(jsonl: &str) -> Vec<Value> {
 }
 
 #[test]
+fn what_replicas_tell_each_other_is_read_as_it_was() {
+    for line in lines(RECORDED) {
+        let webhook = Webhook::parse(line["body"].as_str().unwrap().as_bytes()).unwrap();
+        let told = webhook.to_json().to_string();
+        assert_eq!(Webhook::parse(told.as_bytes()), Ok(webhook));
+        assert!(told.len() < 1024, "{told}");
+    }
+}
+
+#[test]
 fn recorded_webhooks_are_verified() {
     for line in lines(RECORDED) {
         let headers = line["headers"].as_array().unwrap();

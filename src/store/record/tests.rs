@@ -339,3 +339,63 @@ fn a_record_of_a_delegation_is_bounded_as_it_is_stored() {
     };
     assert!(sighted.field().len() + sighted.value().len() <= MAX_DELEGATED_BYTES);
 }
+
+#[test]
+fn of_two_delegations_the_later_one_counts_and_names_the_other() {
+    let job = |delay_id: &'static str, at: i64| JobRecord {
+        room: "r".into(),
+        identity: "i".into(),
+        delay_id: delay_id.into(),
+        delay_ms: 18_000,
+        restarted_at_ms: at,
+        delegated_at_ms: Some(at),
+        user: "@a:hs".into(),
+        ..JobRecord::default()
+    };
+    let names = |job: &JobRecord<'_>| {
+        job.replaces
+            .iter()
+            .map(|replaced| replaced.delay_id.to_string())
+            .collect::<Vec<_>>()
+    };
+    let stored = job("x", 10_000);
+    for (at, now, winner, loser) in [
+        (10_251, 20_000, "y", "x"),
+        (9_751, 20_000, "y", "x"),
+        (9_750, 20_000, "x", "y"),
+        // What is stored lies in the future.
+        (5_000, 9_999, "y", "x"),
+    ] {
+        let own = job("y", at);
+        let merged = own.in_order_with(Some(&stored), Some(now), 250).unwrap();
+        assert_eq!((&*merged.delay_id, names(&merged)), (winner, vec![loser.to_owned()]), "{at}");
+        // The same again changes nothing.
+        let again = own.in_order_with(Some(&merged), Some(now), 250).unwrap();
+        assert_eq!((&*again.delay_id, names(&again)), (winner, vec![loser.to_owned()]), "{at}");
+    }
+    // The same event: the later moments of both, and the session that was sighted last.
+    let mut sighted = job("x", 9_000);
+    (sighted.sid, sighted.last_sighted_ms, sighted.seen) = (Some("PA".into()), Some(9_500), true);
+    let renewed = job("x", 11_000);
+    for (own, other) in [(&sighted, &renewed), (&renewed, &sighted)] {
+        let merged = own.in_order_with(Some(other), None, 250).unwrap();
+        assert_eq!((merged.delegated_at_ms, merged.restarted_at_ms), (Some(11_000), 11_000));
+        assert_eq!((merged.sid.as_deref(), merged.seen, names(&merged)), (Some("PA"), true, Vec::new()));
+    }
+    // Another user's stays as it is; nobody's is taken over.
+    let strange = JobRecord {
+        user: "@b:hs".into(),
+        ..job("x", 1)
+    };
+    assert_eq!(job("y", 2).in_order_with(Some(&strange), None, 250), None);
+    let of_the_go_service = JobRecord {
+        user: "".into(),
+        ..job("x", 1)
+    };
+    assert_eq!(
+        names(&job("y", 2).in_order_with(Some(&of_the_go_service), None, 250).unwrap()),
+        ["x"]
+    );
+    let own = job("y", 2);
+    assert_eq!(own.in_order_with(None, None, 250), Some(own.clone()));
+}

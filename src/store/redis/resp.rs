@@ -40,6 +40,11 @@ impl RedisError {
         matches!(self, Self::Refused { code, .. } if matches!(&**code, "OOM" | "ERR" | "NOPERM" | "WRONGTYPE"))
     }
 
+    /// Whether the server is none that takes writes (any more): another one has to be found.
+    pub(in crate::store) fn is_of_a_replica(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if matches!(&**code, "READONLY" | "LOADING" | "MASTERDOWN"))
+    }
+
     /// Advice to the operator.
     pub(in crate::store) fn remedy(&self) -> &'static str {
         match self {
@@ -70,8 +75,48 @@ impl RedisError {
     }
 }
 
+/// Most bytes and items of one answer that is read whole.
+const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
+const MAX_REPLY_ITEMS: usize = 64 * 1024;
+/// Deepest list in a list.
+const MAX_DEPTH: usize = 5;
+
+/// An answer that is read whole.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::store) enum Reply {
+    /// Null, or a text that is longer than any record.
+    Nil,
+    /// A text or a number.
+    Text(Box<[u8]>),
+    /// A list of answers.
+    List(Vec<Self>),
+}
+
+impl Reply {
+    pub(in crate::store) fn text(self) -> Result<Box<[u8]>, RedisError> {
+        match self {
+            Self::Text(text) => Ok(text),
+            Self::Nil => Ok(Box::default()),
+            Self::List(_) => Err(RedisError::Protocol),
+        }
+    }
+
+    pub(in crate::store) fn list(self) -> Result<Option<Vec<Self>>, RedisError> {
+        match self {
+            Self::List(list) => Ok(Some(list)),
+            Self::Nil => Ok(None),
+            Self::Text(_) => Err(RedisError::Protocol),
+        }
+    }
+
+    /// Reads a list of texts.
+    pub(in crate::store) fn texts(self) -> Result<Vec<Box<[u8]>>, RedisError> {
+        self.list()?.unwrap_or_default().into_iter().map(Self::text).collect()
+    }
+}
+
 /// A connection, and what was read ahead of it.
-pub(super) struct Connection {
+pub(in crate::store) struct Connection {
     wire: BufReader<Box<dyn Wire>>,
     unsent: Vec<u8>,
 }
@@ -85,20 +130,20 @@ impl Connection {
     }
 
     /// Prepares a command.
-    pub(super) fn command(&mut self, parts: &[&[u8]]) {
-        self.unsent.extend(format!("*{}\r\n", parts.len()).as_bytes());
-        for part in parts {
-            self.unsent.extend(format!("${}\r\n", part.len()).as_bytes());
-            self.unsent.extend_from_slice(part);
-            self.unsent.extend_from_slice(b"\r\n");
-        }
+    pub(in crate::store) fn command(&mut self, parts: &[&[u8]]) {
+        self.unsent.extend(encoded(parts));
     }
 
     /// Sends what is prepared.
-    pub(super) async fn send(&mut self) -> Result<(), RedisError> {
+    pub(in crate::store) async fn send(&mut self) -> Result<(), RedisError> {
         let unsent = std::mem::take(&mut self.unsent);
+        self.send_encoded(&unsent).await
+    }
+
+    /// Sends commands that are encoded already.
+    pub(in crate::store) async fn send_encoded(&mut self, commands: &[u8]) -> Result<(), RedisError> {
         in_time(async {
-            self.wire.write_all(&unsent).await?;
+            self.wire.write_all(commands).await?;
             Ok(self.wire.flush().await?)
         })
         .await
@@ -131,6 +176,47 @@ impl Connection {
         }
     }
 
+    /// An answer of any form, which is bounded.
+    pub(in crate::store) async fn reply(&mut self, command: &'static str) -> Result<Reply, RedisError> {
+        // Lists that are not complete yet, and how many items each still lacks.
+        let mut open: Vec<(Vec<Reply>, usize)> = Vec::new();
+        let (mut items, mut bytes) = (0, 0);
+        loop {
+            let line = self.line().await?;
+            let mut done = match line.split_first() {
+                Some((b'-', error)) if open.is_empty() => return Err(refused(command, error)),
+                Some((b'+' | b':', rest)) => Reply::Text(rest.into()),
+                Some((b'$' | b'*', b"-1")) => Reply::Nil,
+                Some((b'$', digits)) => self.text(length(digits)?).await?.map_or(Reply::Nil, Reply::Text),
+                Some((b'*', digits)) => match usize::try_from(length(digits)?).ok().filter(|length| *length <= MAX_REPLY_ITEMS) {
+                    Some(0) => Reply::List(Vec::new()),
+                    Some(length) if open.len() < MAX_DEPTH => {
+                        open.push((Vec::new(), length));
+                        continue;
+                    }
+                    Some(_) | None => return Err(RedisError::Protocol),
+                },
+                Some(_) | None => return Err(RedisError::Protocol),
+            };
+            items += 1;
+            if let Reply::Text(text) = &done {
+                bytes += text.len();
+            }
+            if items > MAX_REPLY_ITEMS || bytes > MAX_REPLY_BYTES {
+                return Err(RedisError::Protocol);
+            }
+            loop {
+                let Some((mut list, lacks)) = open.pop() else { return Ok(done) };
+                list.push(done);
+                if lacks > 1 {
+                    open.push((list, lacks - 1));
+                    break;
+                }
+                done = Reply::List(list);
+            }
+        }
+    }
+
     /// Waits until the connection is closed, or brings what nobody has asked for.
     pub(super) async fn closed(&mut self) {
         let _ = self.wire.fill_buf().await;
@@ -145,7 +231,11 @@ impl Connection {
     /// A text of any bytes. What is too long for a record is read, and dropped as it comes.
     async fn bulk(&mut self) -> Result<Option<Box<[u8]>>, RedisError> {
         let line = self.line().await?;
-        let mut left = length(line.strip_prefix(b"$").ok_or(RedisError::Protocol)?)?;
+        self.text(length(line.strip_prefix(b"$").ok_or(RedisError::Protocol)?)?).await
+    }
+
+    /// A text of so many bytes, without its head.
+    async fn text(&mut self, mut left: u64) -> Result<Option<Box<[u8]>>, RedisError> {
         let fits = usize::try_from(left).ok().filter(|length| *length <= MAX_BYTES);
         let mut bulk = fits.map(Vec::with_capacity);
         while left > 0 {
@@ -191,6 +281,17 @@ impl Connection {
             Err(RedisError::Closed)
         }
     }
+}
+
+/// A command as it is sent.
+pub(in crate::store) fn encoded(parts: &[&[u8]]) -> Vec<u8> {
+    let mut command = format!("*{}\r\n", parts.len()).into_bytes();
+    for part in parts {
+        command.extend(format!("${}\r\n", part.len()).as_bytes());
+        command.extend_from_slice(part);
+        command.extend_from_slice(b"\r\n");
+    }
+    command
 }
 
 fn length(digits: &[u8]) -> Result<u64, RedisError> {

@@ -925,3 +925,104 @@ fn l14_results_of_a_job_that_is_over_never_reach_the_next_under_its_number() {
     assert_eq!(world.core.leaves().get(next).unwrap().delay_id(), "next");
     assert!(connected(&world, "room", "room-0"));
 }
+
+/// Takes in the record of another replica, whose event the homeserver has.
+fn adopt(world: &mut World, stored: &JobRecord<'_>, continuous: bool) {
+    let fires = world.now.after(DELAY);
+    let delay = Delay::from_millis(DELAY).unwrap();
+    world
+        .events
+        .entry(stored.delay_id.to_string())
+        .or_insert((Fate::Scheduled { fires }, delay));
+    let actions = world.core.adopt(stored, continuous, true, &world.clocks(), world.now);
+    world.run(actions);
+}
+
+#[test]
+fn l14_delegations_of_other_replicas_are_taken_in_the_order_of_their_arrival() {
+    let mut world = world();
+    world.open("room");
+    world.join("room", "al", true);
+    world.delegate("room", "al", "al", DELAY).unwrap();
+    world.advance(20_000);
+    let delegated = |world: &World, delay_id: &str, age: u64| JobRecord {
+        delay_id: delay_id.to_owned().into(),
+        delegated_at_ms: Some(world.clocks().unix_millis(world.now.before(age))),
+        ..record(world, "al", age, false)
+    };
+    let newer = delegated(&world, "newer", 500);
+    adopt(&mut world, &newer, false);
+    world.advance(20_000);
+    assert!(matches!(world.fate("al"), Fate::Cancelled(_)), "{:?}", world.finished);
+    assert!(running(&world, "newer"));
+    // One that comes late, another time the same, and the first one once more.
+    let older = delegated(&world, "older", 60_000);
+    let again = JobRecord {
+        delegated_at_ms: newer.delegated_at_ms,
+        ..newer.clone()
+    };
+    for stored in [&older, &again] {
+        adopt(&mut world, stored, false);
+        world.advance(20_000);
+        assert!(running(&world, "newer"), "{:?}", world.finished);
+        assert!(matches!(world.fate("older"), Fate::Cancelled(_)), "{:?}", world.finished);
+    }
+    // What a record names as replaced is cancelled, though nobody here knew it.
+    let fires = world.now.after(DELAY);
+    world
+        .events
+        .insert("unknown".into(), (Fate::Scheduled { fires }, Delay::from_millis(DELAY).unwrap()));
+    let named = JobRecord {
+        replaces: vec![Replaced {
+            delay_id: "unknown".into(),
+            until_ms: world.clocks().unix_millis(fires),
+        }],
+        ..again
+    };
+    adopt(&mut world, &named, false);
+    world.advance(20_000);
+    assert!(matches!(world.fate("unknown"), Fate::Cancelled(_)), "{:?}", world.finished);
+    assert!(running(&world, "newer"));
+    // Nobody ends the event of another user.
+    let stranger = JobRecord {
+        user: "@eve:hs.example".into(),
+        ..delegated(&world, "stranger", 0)
+    };
+    adopt(&mut world, &stranger, false);
+    world.advance(20_000);
+    assert!(running(&world, "newer"));
+    assert_eq!(world.core.leaves().len(), 1);
+}
+
+#[test]
+fn what_is_let_go_is_neither_called_nor_waited_for() {
+    let mut world = world();
+    call(&mut world, "room", 20, DELAY);
+    world.advance(4_000);
+    world.part("room", "room-7", DisconnectReason::ClientInitiated, true);
+    world.calls.clear();
+    let now = world.now;
+    for leave in world.core.leaves().all().collect::<Vec<_>>() {
+        world.core.let_go(leave, now);
+    }
+    assert!(world.core.leaves().is_empty());
+    world.fact(Fact::Stopping);
+    assert!(world.core.is_at_rest());
+    world.advance(5 * 60_000);
+    assert!(world.calls.is_empty(), "{:?}", world.calls);
+    assert!(world.finished.is_empty(), "{:?}", world.finished);
+}
+
+#[test]
+fn l13_a_room_that_is_missing_after_a_takeover_has_ended_where_the_sfu_stood_all_the_time() {
+    for continuous in [true, false] {
+        let mut world = world();
+        let stored = record(&world, "al", 30_000, true);
+        adopt(&mut world, &stored, continuous);
+        world.advance(12_000);
+        let is_sent = matches!(world.fate("al"), Fate::Sent(_));
+        assert_eq!(is_sent, continuous, "{:?}", world.finished);
+        world.advance(90_000);
+        assert!(matches!(world.fate("al"), Fate::Sent(_)), "{:?}", world.finished);
+    }
+}

@@ -1,0 +1,797 @@
+//! The driver's side of a fleet: beats, messages, takeovers, and the one path by which leaves are handed over.
+//!
+//! A leave in the core of a node that does not watch is a *guest*: the node looks after it in full until the watcher has it. Guests come
+//! from delegations while Redis was away, and from the watch itself when it went to another node. What was handed over is kept until the
+//! watcher has dealt with it, and handed over again after every trouble.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::{Driver, Fact, Gate, Leaves, sfu_event};
+use crate::delayed_leave::{CapacityError, LeaveId};
+use crate::fleet::{Fleet, NodeState, Output, Own, Position, Takeover, Watch};
+use crate::livekit::Reach;
+use crate::log_throttle::LogThrottle;
+use crate::metrics::METRICS;
+use crate::sfu::webhook::{Kind, Verified, Webhook};
+use crate::store::JobRecord;
+use crate::store::shared::{Handed, Message, News, SharedStore};
+use crate::time::{Time, WallClock};
+
+/// Time for a delegation to be written (decision L10).
+const DELEGATE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Delegations that are kept until the watcher has dealt with them.
+const MAX_KEPT: usize = 20_000;
+/// Guests that are handed over at once.
+const GUESTS_AT_ONCE: usize = 64;
+/// Between two tries to hand over, and to read messages.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const READ_PAUSE: Duration = Duration::from_millis(100);
+/// How often the SFU's base address is asked.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A message about somebody who came or went that is older than this says nothing to a node that only serves.
+const STALE_MS: u64 = 20_000;
+/// Names of users and homeservers at their bound that are told.
+const MAX_FULL: usize = 1_000;
+/// After how many seconds of a watch the records are read again (decision L11).
+const READ_AFTER_SECONDS: [u64; 4] = [15, 60, 180, 600];
+/// Between two readings that a wrong number of records asks for.
+const RECOUNT_INTERVAL: Duration = Duration::from_secs(15);
+/// How often others are told of the watch.
+const TELL_INTERVAL: Duration = Duration::from_secs(60);
+/// Time for changes to be written before the watch is given away.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Told of a webhook that another node has received.
+pub type OnWebhook = Box<dyn Fn(&Webhook) + Send + Sync>;
+/// Told that this node watches: when it begins to, and once a minute.
+pub type OnWatch = Box<dyn Fn() + Send + Sync>;
+
+/// Parts that a node in a fleet has beside its leaves.
+pub struct Settings {
+    /// Identity of the node.
+    pub own: Own,
+    /// Where the fleet is.
+    pub store: SharedStore,
+}
+
+pub(super) struct Link {
+    store: SharedStore,
+    fleet: Mutex<Fleet>,
+    kept: Mutex<Kept>,
+    /// Messages that were taken in, and the last change of a record that was made by then.
+    taken_in: Mutex<VecDeque<(Position, u64)>>,
+    told: OnceLock<(OnWebhook, OnWatch)>,
+    /// There may be something to hand over.
+    hand_over: Notify,
+    /// There is something to say that others wait for.
+    beat_now: Notify,
+    /// The watch, and when it began by Redis's clock.
+    began: Mutex<Option<Began>>,
+    continuous: AtomicBool,
+    away: LogThrottle,
+    waits: LogThrottle,
+    guests: LogThrottle,
+}
+
+#[derive(Clone, Copy)]
+struct Began {
+    at: Instant,
+    redis_ms: i64,
+    readings: usize,
+    recounted: Instant,
+    told: Instant,
+    /// By how much the number of records differed from that of leaves when that was looked into.
+    difference: i64,
+}
+
+/// Delegations that were handed over.
+#[derive(Default)]
+struct Kept {
+    /// Delegations of which the watcher does not show yet that it has dealt with their messages.
+    told: VecDeque<(Position, JobRecord<'static>)>,
+    /// Delegations that are to be handed over again.
+    again: VecDeque<JobRecord<'static>>,
+}
+
+/// Whether nodes find each other, for those who want to know.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct FleetReport {
+    /// Id of this node.
+    pub node: String,
+    /// Id of the node that watches; empty where nobody does.
+    pub watcher: String,
+    /// Epoch of the watch.
+    pub epoch: u64,
+    /// Whether this node watches.
+    pub watches: bool,
+    /// Whether Redis answers this node.
+    pub redis: bool,
+    /// Leaves that this node looks after although another one watches.
+    pub guests: usize,
+    /// Nodes of the fleet, this one included.
+    pub nodes: Vec<NodeReport>,
+}
+
+/// A node, as this one sees it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct NodeReport {
+    /// Id of the node.
+    pub node: String,
+    /// State of the node: `up`, `waiting`, `leaving` or `dead`.
+    pub state: &'static str,
+    /// Whether the SFU answers it.
+    pub sfu: bool,
+}
+
+impl Link {
+    pub(super) fn new(settings: Settings) -> Self {
+        Self {
+            store: settings.store,
+            fleet: Mutex::new(Fleet::new(settings.own)),
+            kept: Mutex::default(),
+            taken_in: Mutex::default(),
+            told: OnceLock::new(),
+            hand_over: Notify::new(),
+            beat_now: Notify::new(),
+            began: Mutex::default(),
+            continuous: AtomicBool::new(false),
+            away: LogThrottle::once_a_minute(),
+            waits: LogThrottle::once_a_minute(),
+            guests: LogThrottle::once_a_minute(),
+        }
+    }
+
+    /// Whether this node works on the leaves.
+    pub(super) fn works(&self) -> bool {
+        self.fleet.lock().works()
+    }
+
+    /// Time from one beat to the next.
+    pub(super) fn beat_ms(&self) -> u64 {
+        self.fleet.lock().beat_ms()
+    }
+
+    pub(super) fn on_timer(&self, now: Time) {
+        self.fleet.lock().on_timer(now);
+    }
+
+    pub(super) fn on_records_read(&self) {
+        self.fleet.lock().on_records_read();
+        self.beat_now.notify_one();
+    }
+
+    pub(super) fn is_continuous(&self) -> bool {
+        self.continuous.load(Ordering::Relaxed)
+    }
+
+    /// Redis's clock, by which all times are stored; ours, until Redis has answered.
+    pub(super) fn stored_clock(&self, ours: &WallClock) -> WallClock {
+        let redis = self.fleet.lock().redis_clock();
+        redis.map_or(*ours, |(at, millis)| WallClock::new(at, millis))
+    }
+
+    fn tell_watch(&self) {
+        if let Some((_, on_watch)) = self.told.get() {
+            on_watch();
+        }
+    }
+
+    fn keep(&self, at: Position, record: JobRecord<'static>) {
+        let mut kept = self.kept.lock();
+        kept.told.push_back((at, record));
+        if kept.told.len() > MAX_KEPT {
+            kept.told.pop_front();
+        }
+    }
+}
+
+impl Kept {
+    /// Drops what the watcher has dealt with.
+    fn is_dealt(&mut self, dealt: Position) {
+        self.told.retain(|(at, _)| *at > dealt);
+    }
+
+    fn again(&mut self) {
+        self.again.extend(self.told.drain(..).map(|(_, record)| record));
+    }
+}
+
+/// The names under which a user and a homeserver are told to be at their bound.
+fn full_names(user: &str, homeserver: &str) -> [String; 2] {
+    [full_user(user), full_server(homeserver)]
+}
+
+fn full_user(user: &str) -> String {
+    let digest = Sha256::digest(user.as_bytes());
+    let digest: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    format!("user:{digest}")
+}
+
+fn full_server(homeserver: &str) -> String {
+    format!("homeserver:{homeserver}")
+}
+
+/// A webhook as nodes tell it to each other: what is used of it, in LiveKit's own form, and what its token said.
+fn told(verified: Verified, webhook: &Webhook) -> Option<String> {
+    match webhook.kind {
+        Kind::RoomStarted | Kind::RoomFinished | Kind::ParticipantJoined | Kind::ParticipantLeft | Kind::ParticipantConnectionAborted => {
+            let mut told = webhook.to_json();
+            told["iat"] = verified.issued_at.into();
+            told["digest"] = format!("{:016x}", verified.digest).into();
+            Some(told.to_string())
+        }
+        Kind::TrackPublished | Kind::TrackUnpublished | Kind::Other => None,
+    }
+}
+
+fn hear(told: &[u8]) -> Option<(Verified, Webhook)> {
+    #[derive(serde::Deserialize)]
+    struct Token {
+        iat: Option<i64>,
+        digest: String,
+    }
+    let token: Token = serde_json::from_slice(told).ok()?;
+    let verified = Verified {
+        issued_at: token.iat,
+        digest: u64::from_str_radix(&token.digest, 16).ok()?,
+    };
+    Some((verified, Webhook::parse(told).ok()?))
+}
+
+impl Leaves {
+    /// Tells this node's fleet, if it is in one, of a webhook that was taken here. `false` where nobody else could be told, and nobody here
+    /// looks after its participant: LiveKit has to send it again.
+    pub async fn tell(&self, verified: Verified, webhook: &Webhook) -> bool {
+        let driver = &self.0;
+        let Some(link) = &driver.fleet else { return true };
+        let Some(text) = told(verified, webhook) else { return true };
+        let node = link.fleet.lock().node();
+        if matches!(link.store.shared.tell_webhook(node, &text).await, Ok(true)) {
+            return true;
+        }
+        let room = webhook.room.as_ref().map(|room| &*room.name).unwrap_or_default();
+        let identity = webhook.participant.as_ref().map(|participant| &*participant.identity);
+        identity.is_some_and(|identity| self.knows(room, identity))
+    }
+
+    /// Has others told of webhooks that other nodes have received, and of this node's watch.
+    pub fn share_fleet(&self, on_webhook: OnWebhook, on_watch: OnWatch) {
+        if let Some(link) = &self.0.fleet {
+            // Set once, by the wiring.
+            let _ = link.told.set((on_webhook, on_watch));
+        }
+    }
+
+    /// The fleet as this node sees it; `None` where it is in none.
+    #[must_use]
+    pub fn fleet(&self) -> Option<FleetReport> {
+        let link = self.0.fleet.as_ref()?;
+        let guests = if link.works() {
+            0
+        } else {
+            self.0.state.lock().cores.leaves().len()
+        };
+        let now = self.0.clock.now();
+        let fleet = link.fleet.lock();
+        let nodes = fleet.nodes().map(|(id, entry, is_alive)| NodeReport {
+            node: id.to_string(),
+            state: match (is_alive, entry.state) {
+                (false, _) => "dead",
+                (true, NodeState::Up) => "up",
+                (true, NodeState::Waiting) => "waiting",
+                (true, NodeState::Leaving) => "leaving",
+            },
+            sfu: entry.sfu,
+        });
+        Some(FleetReport {
+            node: fleet.node().to_string(),
+            watcher: fleet.watch().map(|watch| watch.node.to_string()).unwrap_or_default(),
+            epoch: fleet.epoch(),
+            watches: fleet.own_watch().is_some(),
+            redis: fleet.is_connected(now),
+            guests,
+            nodes: nodes.collect(),
+        })
+    }
+
+    /// Whether this node is on its way out of its fleet: new requests had better go to another one.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        let link = self.0.fleet.as_ref();
+        link.is_some_and(|link| link.fleet.lock().is_leaving())
+    }
+
+    /// Gives the watch to another node, and hands over what this one looks after, `within` that time. Meanwhile everything goes on.
+    pub async fn hand_over(&self, within: Duration) {
+        let driver = &self.0;
+        let Some(link) = &driver.fleet else { return };
+        let deadline = Instant::now() + within;
+        if link.works() {
+            let flushed = async {
+                while driver.store.waiting() > 0 {
+                    sleep(POLL_INTERVAL).await;
+                }
+            };
+            let _ = timeout(FLUSH_TIMEOUT, flushed).await;
+        }
+        link.fleet.lock().on_stopping();
+        link.beat_now.notify_one();
+        link.hand_over.notify_one();
+        while Instant::now() < deadline && !driver.has_handed_over(link) {
+            sleep(POLL_INTERVAL).await;
+        }
+        if !driver.state.lock().cores.leaves().is_empty() {
+            tracing::warn!(name: "watch_not_handed_over", "no other replica took all leaves over: they are restarted once more and left to the homeservers' timers");
+        }
+    }
+}
+
+impl Driver {
+    pub(super) fn join(self: &Arc<Self>) {
+        if self.fleet.is_some() {
+            tokio::spawn(self.clone().keep_beating());
+            tokio::spawn(self.clone().keep_reading());
+            tokio::spawn(self.clone().keep_handing_over());
+            tokio::spawn(self.clone().keep_probing());
+        }
+    }
+
+    fn has_handed_over(&self, link: &Link) -> bool {
+        let is_alone = {
+            let fleet = link.fleet.lock();
+            let own = fleet.node();
+            !fleet
+                .nodes()
+                .any(|(id, entry, is_alive)| is_alive && entry.state != NodeState::Leaving && id != own)
+        };
+        is_alone || (!link.works() && self.state.lock().cores.leaves().is_empty() && link.kept.lock().again.is_empty())
+    }
+
+    // --- beats ---
+
+    async fn keep_beating(self: Arc<Self>) {
+        let Some(link) = &self.fleet else { return };
+        let mut last_full = None;
+        loop {
+            let asked = self.clock.now();
+            let began = Instant::now();
+            let is_first = link.fleet.lock().redis_clock().is_none();
+            let answered = self.beat(link, asked).await;
+            self.read_again_when_due(link, answered);
+            self.tell_bounds(link, &mut last_full).await;
+            self.observe(link);
+            // A newcomer is nobody before its second beat.
+            if !(is_first && answered.is_some()) {
+                let pace = Duration::from_millis(link.fleet.lock().pace_ms());
+                tokio::select! {
+                    () = sleep_until(began + pace) => {}
+                    () = link.store.fence.refused() => {}
+                    () = link.beat_now.notified() => {}
+                }
+            }
+        }
+    }
+
+    /// Sends a beat; the number of records, where it was answered.
+    async fn beat(self: &Arc<Self>, link: &Link, asked: Time) -> Option<u64> {
+        let (dealt, shortest) = self.progress(link);
+        let (node, entry, own, remove) = {
+            let mut fleet = link.fleet.lock();
+            fleet.on_progress(dealt, shortest);
+            let entry = fleet.beat(asked);
+            let own = fleet.own_watch().filter(|_| entry.watching);
+            (fleet.node(), entry, own, fleet.to_remove())
+        };
+        let answer = link.store.shared.beat(node, &entry, own, dealt, &remove).await;
+        let now = self.clock.now();
+        let (outputs, records) = match answer {
+            Ok(answer) => (link.fleet.lock().on_answer(&answer, asked, now), answer.records),
+            Err(error) => {
+                link.fleet.lock().on_no_answer();
+                link.away.log(|count| {
+                    let (reason, remedy) = (error.to_string(), error.remedy());
+                    tracing::warn!(
+                        name: "redis_silent",
+                        reason,
+                        remedy,
+                        count,
+                        "Redis does not answer: this replica goes on by itself until it does"
+                    );
+                });
+                return None;
+            }
+        };
+        self.open_gate();
+        if let Some((other, entry)) = link.fleet.lock().waits_for() {
+            link.waits.log(|_| {
+                tracing::error!(
+                    name: "other_sfu_on_this_redis",
+                    other = other.to_string(),
+                    host = &*entry.host,
+                    remedy = "give all replicas on one Redis the same LIVEKIT_URL and homeserver, or a Redis database of their own",
+                    "another replica on this Redis serves another SFU: this one serves, and does not watch until that one has ended"
+                );
+            });
+        }
+        let mut outputs = VecDeque::from(outputs);
+        while let Some(output) = outputs.pop_front() {
+            outputs.extend(self.carry_out(link, output).await);
+        }
+        let dealt = link.fleet.lock().dealt();
+        link.kept.lock().is_dealt(dealt);
+        Some(records)
+    }
+
+    /// Message up to which all is dealt with, written where that changed a record, and the shortest delay.
+    fn progress(&self, link: &Link) -> (Position, Option<u32>) {
+        let mut fleet_dealt = Position::FIRST;
+        let (_, written) = self.store.progress();
+        let mut taken_in = link.taken_in.lock();
+        while let Some(&(at, change)) = taken_in.front()
+            && change <= written
+        {
+            fleet_dealt = at;
+            taken_in.pop_front();
+        }
+        drop(taken_in);
+        let dealt = link.fleet.lock().own_dealt().max(fleet_dealt);
+        let shortest = self.state.lock().cores.leaves().shortest_delay();
+        (dealt, shortest.and_then(|delay| u32::try_from(delay.as_millis()).ok()))
+    }
+
+    async fn carry_out(self: &Arc<Self>, link: &Link, output: Output) -> Vec<Output> {
+        match output {
+            Output::Change { seen, wanted } => match link.store.shared.change(seen, wanted).await {
+                Ok(watch) => return link.fleet.lock().on_changed(watch),
+                Err(error) => tracing::debug!(error = error.to_string(), "the watch could not be changed"),
+            },
+            Output::Watching { how, continuous } => self.begin_watch(link, how, continuous).await,
+            Output::PutAgain => {
+                tracing::warn!(name: "redis_emptied", "Redis has lost what was written: all delegated leaves are written again");
+                link.store.shared.read_from_the_first().await;
+                self.store.read_now();
+            }
+            Output::Yield { given } => {
+                *link.began.lock() = None;
+                if given {
+                    self.let_go_of_written(link);
+                }
+                link.store.fence.set(None);
+                let leaves = self.state.lock().cores.leaves().len();
+                tracing::info!(name: "watch_lost", leaves, "another replica watches now: leaves are handed over");
+                link.hand_over.notify_one();
+            }
+            Output::HandOverAgain => {
+                link.kept.lock().again();
+                link.hand_over.notify_one();
+                if link.works() {
+                    self.store.read_now();
+                }
+            }
+        }
+        Vec::new()
+    }
+
+    async fn begin_watch(self: &Arc<Self>, link: &Link, how: Takeover, continuous: bool) {
+        let (watch, clock) = {
+            let fleet = link.fleet.lock();
+            (fleet.own_watch(), fleet.redis_clock())
+        };
+        let Some(watch) = watch else { return };
+        link.store.fence.set(Some(watch));
+        link.continuous.store(continuous, Ordering::Relaxed);
+        let now = Instant::now();
+        *link.began.lock() = Some(Began {
+            at: now,
+            redis_ms: clock.map_or(0, |(_, millis)| millis),
+            readings: 0,
+            recounted: now,
+            told: now,
+            difference: 0,
+        });
+        link.tell_watch();
+        METRICS.fleet_takeover(how as usize);
+        tracing::info!(name: "watch_taken", epoch = watch.epoch, ?how, continuous, "this replica watches now");
+        link.taken_in.lock().clear();
+        link.store.shared.read_from_the_first().await;
+        // Guests are the watch's own from now on, and so is what was handed over and not dealt with.
+        let guests: Vec<_> = self.state.lock().cores.leaves().all().collect();
+        for guest in guests {
+            let state = self.state.lock();
+            let _ = self.store(&state, guest, false);
+        }
+        let kept = {
+            let mut kept = link.kept.lock();
+            kept.again();
+            std::mem::take(&mut kept.again)
+        };
+        for record in kept {
+            self.adopt(link, &record);
+        }
+        self.store.read_now();
+    }
+
+    /// Drops the leaves whose records the heir has read as they are; the others are handed over one by one.
+    fn let_go_of_written(&self, link: &Link) {
+        let mut state = self.state.lock();
+        let unwritten = link.store.fence.void().into_iter().chain(self.store.unwritten());
+        let unwritten: HashSet<_> = unwritten.collect();
+        let (now, clock) = (self.clock.now(), link.stored_clock(&state.clocks));
+        for leave in state.cores.leaves().all().collect::<Vec<_>>() {
+            let field = state.cores.record(leave, &clock).map(|record| record.field());
+            if field.is_some_and(|field| !unwritten.contains(&*field)) {
+                state.cores.let_go(leave, now);
+            }
+        }
+    }
+
+    fn read_again_when_due(&self, link: &Link, records: Option<u64>) {
+        let mut began = link.began.lock();
+        let (Some(began), Some(records)) = (&mut *began, records) else {
+            return;
+        };
+        if began.told.elapsed() >= TELL_INTERVAL {
+            began.told = Instant::now();
+            link.tell_watch();
+        }
+        let next = READ_AFTER_SECONDS.get(began.readings);
+        let is_due = next.is_some_and(|seconds| began.at.elapsed() >= Duration::from_secs(*seconds));
+        let own = i64::try_from(self.state.lock().cores.leaves().current()).unwrap_or(i64::MAX);
+        let difference = i64::try_from(records).unwrap_or(i64::MAX) - own;
+        // What cannot be read stays there, and is looked into once.
+        let is_wrong = difference != began.difference && self.store.waiting() == 0 && began.recounted.elapsed() >= RECOUNT_INTERVAL;
+        if is_due || is_wrong {
+            began.readings += usize::from(is_due);
+            (began.recounted, began.difference) = (Instant::now(), difference);
+            self.store.read_now();
+        }
+    }
+
+    /// The watcher tells who is at their bound, where that has changed.
+    async fn tell_bounds(&self, link: &Link, last: &mut Option<(Watch, Vec<String>)>) {
+        let Some(own) = link.fleet.lock().own_watch() else { return };
+        let full: Vec<_> = {
+            let state = self.state.lock();
+            let (users, servers) = state.cores.leaves().full(MAX_FULL);
+            let servers = servers.into_iter().filter(|server| !(self.listed)(server));
+            users.into_iter().map(full_user).chain(servers.map(full_server)).collect()
+        };
+        let told = (own, full);
+        if last.as_ref() != Some(&told) && link.store.shared.bound(own, &told.1).await.is_ok() {
+            *last = Some(told);
+        }
+    }
+
+    fn observe(&self, link: &Link) {
+        let guests = if link.works() { 0 } else { self.state.lock().cores.leaves().len() };
+        let fleet = link.fleet.lock();
+        let counts = [NodeState::Up, NodeState::Waiting, NodeState::Leaving].map(|state| {
+            fleet
+                .nodes()
+                .filter(|(_, entry, is_alive)| *is_alive && entry.state == state)
+                .count()
+        });
+        METRICS.fleet(counts, fleet.own_watch().is_some(), fleet.epoch(), guests);
+        drop(fleet);
+        if guests > 0 {
+            link.guests.log(|_| {
+                tracing::debug!(guests, "leaves that this replica looks after until the watcher has them");
+            });
+        }
+    }
+
+    // --- messages ---
+
+    async fn keep_reading(self: Arc<Self>) {
+        let Some(link) = &self.fleet else { return };
+        loop {
+            let block = Duration::from_millis(link.beat_ms());
+            let Ok(messages) = link.store.shared.read(block).await else {
+                sleep(READ_PAUSE).await;
+                continue;
+            };
+            link.fleet.lock().on_read(self.clock.now());
+            let last = messages.last().map(|message| message.at);
+            for message in messages {
+                self.hear(link, message);
+            }
+            if let Some(last) = last {
+                link.taken_in.lock().push_back((last, self.store.progress().0));
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn hear(self: &Arc<Self>, link: &Link, message: Message) {
+        let (node, works) = {
+            let fleet = link.fleet.lock();
+            (fleet.node(), fleet.works())
+        };
+        match message.news {
+            News::Job(field, value) if works => {
+                if let Ok(record) = JobRecord::read(&field, &value) {
+                    self.adopt(link, &record);
+                }
+            }
+            News::Webhook(from, text) if from != node => {
+                let Some((verified, webhook)) = hear(&text) else { return };
+                let redis = link.fleet.lock().redis_clock();
+                let is_stale = redis.is_none_or(|(_, millis)| message.at.millis.saturating_add(STALE_MS) < millis.unsigned_abs());
+                // What happened before the watch began is asked about, not believed.
+                let began = link.began.lock().map_or(0, |began| began.redis_ms.unsigned_abs());
+                if works && message.at.millis >= began {
+                    self.feed(Fact::Event(&sfu_event(verified, &webhook)));
+                }
+                if let (Some((on_webhook, _)), false) = (link.told.get(), is_stale) {
+                    on_webhook(&webhook);
+                }
+            }
+            News::Job(..) | News::Webhook(..) | News::Other => {}
+        }
+    }
+
+    /// Takes in a job of another node.
+    pub(super) fn adopt(self: &Arc<Self>, link: &Link, record: &JobRecord<'_>) -> bool {
+        if *self.gate.borrow() == Gate::Stopping {
+            return false;
+        }
+        let listed = (self.listed)(&record.homeserver);
+        let mut state = self.state.lock();
+        let is_known = state.cores.find(&record.room, &record.identity).is_some();
+        let (now, mut actions) = self.look_at_clocks(&mut state);
+        let clocks = link.stored_clock(&state.clocks);
+        actions.extend(state.cores.adopt(record, link.is_continuous(), listed, &clocks, now));
+        let _ = self.act(state, actions, None);
+        !is_known
+    }
+
+    // --- handing over ---
+
+    /// Takes a delegation on a node that does not watch: hands it over, or looks after it as a guest while Redis is away.
+    pub(super) async fn delegate_elsewhere(
+        self: &Arc<Self>,
+        link: &Link,
+        delegation: &super::core::Delegation<'_>,
+    ) -> Result<(), CapacityError> {
+        let record = {
+            let state = self.state.lock();
+            let clock = link.stored_clock(&state.clocks);
+            let handover = &delegation.handover;
+            let arrived = clock.unix_millis(handover.arrived);
+            JobRecord {
+                room: delegation.room.to_owned().into(),
+                identity: delegation.identity.to_owned().into(),
+                delay_id: handover.delay_id.to_owned().into(),
+                delay_ms: i64::try_from(handover.delay.as_millis()).unwrap_or(i64::MAX),
+                homeserver: handover.homeserver.to_owned().into(),
+                user: handover.user.to_owned().into(),
+                as_user: handover.as_user,
+                delegated_at_ms: Some(arrived),
+                restarted_at_ms: arrived,
+                ..JobRecord::default()
+            }
+        };
+        let full = full_names(delegation.handover.user, delegation.handover.homeserver);
+        let may_be_full = if delegation.handover.listed { &full[..1] } else { &full[..] };
+        let is_guest = self.state.lock().cores.find(delegation.room, delegation.identity).is_some();
+        let may = {
+            let fleet = link.fleet.lock();
+            !is_guest && fleet.waits_for().is_none() && fleet.is_connected(self.clock.now())
+        };
+        if may {
+            match link
+                .store
+                .shared
+                .delegate(&record, may_be_full, Instant::now() + DELEGATE_TIMEOUT)
+                .await
+            {
+                Ok(Handed::Done(at)) => {
+                    link.keep(at, record);
+                    return Ok(());
+                }
+                Ok(Handed::Full) => return Err(CapacityError::Full),
+                Ok(Handed::Foreign) => return Err(CapacityError::UserFull),
+                Err(error) => tracing::debug!(error = error.to_string(), "a delegation cannot be handed over yet"),
+            }
+        }
+        self.delegate(delegation)?;
+        link.hand_over.notify_one();
+        Ok(())
+    }
+
+    async fn keep_handing_over(self: Arc<Self>) {
+        let Some(link) = &self.fleet else { return };
+        loop {
+            let _ = timeout(RETRY_PAUSE, link.hand_over.notified()).await;
+            let may = {
+                let fleet = link.fleet.lock();
+                !fleet.works() && fleet.waits_for().is_none() && fleet.is_connected(self.clock.now())
+            };
+            if may {
+                self.hand_all_over(link).await;
+            }
+        }
+    }
+
+    async fn hand_all_over(self: &Arc<Self>, link: &Link) {
+        let again = std::mem::take(&mut link.kept.lock().again);
+        let mut again = again.into_iter();
+        while let Some(record) = again.next() {
+            let handed = link.store.shared.delegate(&record, &[], Instant::now() + DELEGATE_TIMEOUT).await;
+            match handed {
+                Ok(Handed::Done(at)) => link.keep(at, record),
+                Ok(Handed::Full | Handed::Foreign) => {}
+                Err(_) => {
+                    link.kept.lock().again.extend([record].into_iter().chain(again));
+                    return;
+                }
+            }
+        }
+        let guests: Vec<_> = self.state.lock().cores.leaves().all().collect();
+        for guests in guests.chunks(GUESTS_AT_ONCE) {
+            if link.works() {
+                return;
+            }
+            let records = guests.iter().map(|&guest| Some((guest, self.guest(link, guest)?)));
+            let (guests, records): (Vec<_>, Vec<_>) = records.flatten().unzip();
+            let until = Instant::now() + DELEGATE_TIMEOUT;
+            let Ok(handed) = link.store.shared.delegate_all(&records, until).await else {
+                return;
+            };
+            for ((guest, record), handed) in guests.into_iter().zip(records).zip(handed) {
+                let handed = match handed {
+                    Some(handed) => handed,
+                    None => match link.store.shared.delegate(&record, &[], Instant::now() + DELEGATE_TIMEOUT).await {
+                        Ok(handed) => handed,
+                        Err(_) => return,
+                    },
+                };
+                if let Handed::Done(at) = handed {
+                    self.has_gone(link, guest, at, record);
+                }
+            }
+        }
+    }
+
+    /// A guest was handed over: this node looks after it no more.
+    fn has_gone(&self, link: &Link, guest: LeaveId, at: Position, record: JobRecord<'static>) {
+        let mut state = self.state.lock();
+        // Renewed or replaced meanwhile: handed over in its turn.
+        if state.cores.find(&record.room, &record.identity) == Some(guest) && !link.works() {
+            state.cores.let_go(guest, self.clock.now());
+            drop(state);
+            link.keep(at, record);
+        }
+    }
+
+    fn guest(&self, link: &Link, guest: LeaveId) -> Option<JobRecord<'static>> {
+        let state = self.state.lock();
+        let clock = link.stored_clock(&state.clocks);
+        state.cores.record(guest, &clock).map(JobRecord::into_owned)
+    }
+
+    // --- the SFU ---
+
+    async fn keep_probing(self: Arc<Self>) {
+        let Some(link) = &self.fleet else { return };
+        let mut probe = self.sfu.probe();
+        let closed = probe.closed();
+        loop {
+            let reach = probe.ask(PROBE_TIMEOUT).await;
+            link.fleet.lock().on_sfu(reach == Reach::Answered, self.clock.now());
+            if timeout(PROBE_INTERVAL, closed.notified()).await.is_ok() {
+                link.fleet.lock().on_sfu(false, self.clock.now());
+            }
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! The scenes in short form. `LK_FLEET_ROUNDS` repeats those that are random in time.
+
+use std::time::{Duration, Instant};
+
+use super::link::Way;
+use super::stage::{Person, Stage, TIMEOUT, readyz, states, within};
+use crate::support::sfu::Session;
+use crate::support::{bodies, unique, wait_until, webhook};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const SHORT: Duration = Duration::from_secs(18);
+/// A departure is reported within that time (L2a, and the way of the webhook).
+const GOODBYE: Duration = Duration::from_millis(2300);
+/// A dead watcher is followed within a node's life, two beats and 0.3 s.
+const TAKEOVER: Duration = Duration::from_millis(7300);
+const SHORT_TAKEOVER: Duration = Duration::from_millis(3100);
+
+fn rounds(few: usize) -> usize {
+    let rounds = std::env::var("LK_FLEET_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
+    rounds.unwrap_or(few)
+}
+
+/// So many people who are there, each restarted at least once.
+#[track_caller]
+fn crowd(stage: &Stage, count: usize, delay: Duration) -> Vec<(Person, Session)> {
+    let began = Instant::now();
+    let people: Vec<_> = (0..count).map(|_| stage.arrive(delay)).collect();
+    stage.wait_restarted(&people, began);
+    people
+}
+
+/// R1: people come and go, everything round robin.
+#[test]
+fn goodbyes_are_reported_whoever_was_told() {
+    let Some(stage) = Stage::start(3) else { return };
+    let began = Instant::now();
+    let stay = crowd(&stage, 6, SHORT);
+    let mut worst = Duration::ZERO;
+    for _ in 0..rounds(12) {
+        let people = crowd(&stage, 1, HOUR);
+        let epoch = stage.epoch();
+        let gone = stage.leave(&people[0].1);
+        let took = stage.wait_sent(&people[0].0, gone, TIMEOUT);
+        // A machine that stands still for seconds moves the watch.
+        if stage.epoch() == epoch {
+            worst = worst.max(took);
+        }
+    }
+    eprintln!("R1: the latest goodbye after {worst:?}");
+    assert!(worst <= within(GOODBYE, began), "{worst:?}: {:?}", states(&stage));
+    stage.assert_there(&stay);
+    wait_until("only those who stay to have a record", TIMEOUT, || stage.records() == stay.len());
+}
+
+/// R2: kill -9 of the watcher, with delays of an hour.
+#[test]
+fn a_killed_watcher_is_followed_within_seven_seconds() {
+    let Some(mut stage) = Stage::start(3) else { return };
+    let people = crowd(&stage, 60, HOUR);
+    for _ in 0..rounds(1) {
+        let (began, watcher) = (Instant::now(), stage.wait_one_watcher());
+        let killed = stage.kill(watcher);
+        stage.wait_other_watcher(watcher, TIMEOUT);
+        let took = killed.elapsed();
+        let asked = stage.wait_looked_up(&people[..1], killed, TIMEOUT);
+        eprintln!("R2: watched after {took:?}, the SFU asked after {asked:?}");
+        assert!(took <= within(TAKEOVER, began), "{took:?}");
+        stage.add(|setup| setup);
+    }
+    stage.assert_there(&people);
+    // Nothing was lost: whoever leaves is reported.
+    let gone = stage.leave(&people[7].1);
+    let took = stage.wait_sent(&people[7].0, gone, TIMEOUT);
+    assert!(took <= within(GOODBYE, gone), "{took:?}");
+}
+
+/// R2b: the first heir is frozen when its turn comes.
+#[test]
+fn where_the_heir_is_frozen_too_the_next_one_follows() {
+    let Some(mut stage) = Stage::start(3) else { return };
+    let people = crowd(&stage, 10, SHORT);
+    let watcher = stage.wait_one_watcher();
+    let heir = (0..3).find(|at| *at != watcher).expect("an heir");
+    let began = Instant::now();
+    stage.nodes[heir].as_ref().expect("a node").signal("STOP");
+    let killed = stage.kill(watcher);
+    let third = 3 - watcher - heir;
+    wait_until("the third to watch", TIMEOUT, || {
+        readyz(stage.nodes[third].as_ref().expect("a node"))["watches"] == true
+    });
+    let took = killed.elapsed();
+    eprintln!("R2b: the third watches after {took:?}");
+    // A life, and the beats of those before it in the order.
+    assert!(took <= within(SHORT_TAKEOVER + Duration::from_millis(1200), began), "{took:?}");
+    stage.nodes[heir].as_ref().expect("a node").signal("CONT");
+    wait_until("exactly one watcher", TIMEOUT, || stage.watcher() == Some(third));
+    stage.assert_there(&people);
+}
+
+/// R3: the same with delays of 18 s; the first restart comes in time for all.
+#[test]
+fn with_short_delays_nobodys_event_fires_in_a_takeover() {
+    let Some(mut stage) = Stage::start(3) else { return };
+    let people = crowd(&stage, 60, SHORT);
+    for _ in 0..rounds(2) {
+        let (began, watcher) = (Instant::now(), stage.wait_one_watcher());
+        // Known to all by now that delays are short.
+        std::thread::sleep(Duration::from_millis(1200));
+        let killed = stage.kill(watcher);
+        let first = stage.first_restart(&people, killed + Duration::from_millis(50), TIMEOUT);
+        eprintln!("R3: the first restart after {first:?}");
+        assert!(first <= within(SHORT_TAKEOVER, began), "{first:?}");
+        stage.add(|setup| setup);
+    }
+    let after = Instant::now();
+    stage.wait_restarted(&people, after);
+    stage.assert_there(&people);
+}
+
+/// R4: kill -9 of the watcher right after `participant_left` was answered, by whomever.
+#[test]
+fn a_departure_that_was_told_is_reported_though_the_watcher_dies() {
+    let Some(mut stage) = Stage::start(3) else { return };
+    for round in 0..rounds(2) {
+        for (delay, limit) in [(HOUR, 11_500), (SHORT, 7_300)] {
+            let people = crowd(&stage, 3, delay);
+            std::thread::sleep(Duration::from_millis(1200));
+            let (began, watcher) = (Instant::now(), stage.wait_one_watcher());
+            let gone = stage.leave(&people[0].1);
+            std::thread::sleep(Duration::from_millis(unique() * 317 % 2000));
+            stage.kill(watcher);
+            let took = stage.wait_sent(&people[0].0, gone, TIMEOUT);
+            eprintln!("R4, round {round}, {delay:?}: the leave after {took:?}");
+            assert!(took <= within(Duration::from_millis(limit), began), "{took:?}");
+            stage.assert_there(&people[1..]);
+            stage.add(|setup| setup);
+            for (_, session) in &people[1..] {
+                stage.leave(session);
+            }
+            wait_until("everybody's leave to be sent", TIMEOUT, || {
+                people.iter().all(|(person, _)| stage.api.count("send", &person.delay_id) > 0)
+            });
+        }
+    }
+}
+
+/// R5: the watcher is stopped for longer than a node's life; meanwhile one leaves and returns, one reloads, one leaves.
+#[test]
+fn a_watcher_that_wakes_up_reports_nobody_who_is_there() {
+    let Some(stage) = Stage::start(3) else { return };
+    let people = crowd(&stage, 8, SHORT);
+    let watcher = stage.wait_one_watcher();
+    let node = stage.nodes[watcher].as_ref().expect("a node");
+    // Somebody's departure is just being looked into.
+    stage.sfu.leave(&people[0].1.room, &people[0].1.identity);
+    assert_eq!(
+        webhook::tell(node, &stage.sfu, &webhook::left(&people[0].1, "CLIENT_INITIATED")).status,
+        200
+    );
+    node.signal("STOP");
+    let back = stage.sfu.join(&people[0].0.alias, &people[0].0.identity);
+    let others: Vec<_> = stage.nodes.iter().enumerate().filter(|(at, _)| *at != watcher).collect();
+    let other = others[0].1.as_ref().expect("a node");
+    let next = stage.wait_other_watcher(watcher, TIMEOUT);
+    assert_eq!(webhook::tell(other, &stage.sfu, &webhook::joined(&back)).status, 200);
+    // A reload: another event, another session.
+    let mut reloaded = people[1].0.clone();
+    reloaded.delay_id = format!("syd_{}", unique());
+    assert_eq!(stage.delegate_at(other, &reloaded), 200);
+    let session = stage.sfu.join(&reloaded.alias, &reloaded.identity);
+    assert_eq!(webhook::tell(other, &stage.sfu, &webhook::joined(&session)).status, 200);
+    node.signal("CONT");
+    wait_until("exactly one watcher", TIMEOUT, || stage.watcher() == Some(next));
+    let after = Instant::now();
+    let mut all = people.clone();
+    all[1].0 = reloaded.clone();
+    stage.wait_restarted(&all, after);
+    stage.assert_there(&all);
+    wait_until("the event of before the reload to be cancelled", TIMEOUT, || {
+        stage.api.count("cancel", &people[1].0.delay_id) > 0
+    });
+    assert_eq!(stage.api.count("send", &people[1].0.delay_id), 0);
+    let first = stage.api.times("cancel", &people[1].0.delay_id)[0];
+    assert!(stage.api.times("restart", &reloaded.delay_id).iter().any(|at| *at <= first));
+    for (person, session) in [(&reloaded, &session), (&people[0].0, &back)] {
+        let gone = stage.leave(session);
+        stage.wait_sent(person, gone, TIMEOUT);
+    }
+}
+
+/// R6: one after the other is stopped, as in a rolling deploy, while tokens are asked for and people come and go.
+#[test]
+fn a_rolling_deploy_moves_the_watch_and_refuses_nothing() {
+    let Some(mut stage) = Stage::start(3) else { return };
+    let people = crowd(&stage, 40, SHORT);
+    let mut given = 0;
+    for at in 0..3 {
+        stage.add(|setup| setup);
+        // Nodes that have just started are given nothing while others are settled.
+        let was_watcher = stage.wait_one_watcher() == at;
+        let leaving = stage.nodes[at].take().expect("a node");
+        let restarts = stage.api.restarts();
+        leaving.signal("TERM");
+        let mut asked = 0;
+        let began = Instant::now();
+        while leaving.exit_status().is_none() {
+            let (person, session) = stage.arrive(SHORT);
+            let body = bodies::get_token_of(&stage.home, &person.user, &person.room);
+            assert_eq!(stage.next().post("/get_token", &body).status, 200);
+            // Those that still come to the old one.
+            if let Ok(connection) = crate::support::client::Connection::open(leaving.address()).as_mut() {
+                let call = crate::support::client::Call::new("GET", "/healthz");
+                connection.send(&call.bytes(leaving.address()));
+                assert!(connection.answer().is_none_or(|answer| answer.status == 200));
+            }
+            asked += 1;
+            stage.leave(&session);
+            assert!(began.elapsed() < TIMEOUT, "it does not end:\n{}", leaving.log());
+        }
+        leaving.wait_exit(TIMEOUT);
+        let log = leaving.log();
+        assert!(!log.contains("event=watch_not_handed_over"), "{log}");
+        assert!(!log.contains("not every delayed event"), "{log}");
+        given += usize::from(was_watcher);
+        eprintln!(
+            "R6: stopped after {:?}, {asked} came and went meanwhile, it watched: {was_watcher}",
+            began.elapsed()
+        );
+        let _ = restarts;
+        stage.wait_one_watcher();
+    }
+    assert!(given >= 1);
+    let after = Instant::now();
+    stage.wait_restarted(&people, after);
+    stage.assert_there(&people);
+}
+
+/// R9: the watcher's way to Redis is frozen, cut, or passed in one direction only.
+#[test]
+fn a_watcher_without_redis_goes_on_and_yields_when_it_is_back() {
+    let Some(stage) = Stage::start(3) else { return };
+    let people = crowd(&stage, 12, SHORT);
+    for way in [Way::Frozen, Way::Cut, Way::OneWay] {
+        let (began, watcher) = (Instant::now(), stage.wait_one_watcher());
+        let before = stage.api.restarts();
+        stage.links[watcher].set(way);
+        let next = stage.wait_other_watcher(watcher, TIMEOUT);
+        let took = began.elapsed();
+        assert_eq!(stage.nodes[watcher].as_ref().expect("a node").get("/readyz").status, 200);
+        // Somebody delegates to it, and leaves.
+        let guest = stage.person(SHORT);
+        assert_eq!(stage.delegate_at(stage.nodes[watcher].as_ref().expect("a node"), &guest), 200);
+        let session = stage.sfu.join(&guest.alias, &guest.identity);
+        std::thread::sleep(Duration::from_secs(3));
+        stage.links[watcher].set(Way::Open);
+        let healed = Instant::now();
+        wait_until("exactly one watcher", TIMEOUT, || stage.watcher() == Some(next));
+        let one = healed.elapsed();
+        wait_until("no guests", TIMEOUT, || {
+            readyz(stage.nodes[watcher].as_ref().expect("a node"))["guests"] == 0
+        });
+        stage.tell(&webhook::joined(&session));
+        let gone = stage.leave(&session);
+        stage.wait_sent(&guest, gone, TIMEOUT);
+        let restarts = stage.api.restarts() - before;
+        let usual = began.elapsed().as_secs_f64() / 9.0 * 12.0;
+        eprintln!("R9, {way:?}: taken over after {took:?}, one watcher {one:?} after healing, {restarts} restarts ({usual:.0} are usual)");
+        assert!(one <= within(Duration::from_secs(3), healed), "{one:?}");
+    }
+    let after = Instant::now();
+    stage.wait_restarted(&people, after);
+    stage.assert_there(&people);
+}
+
+/// R11: Redis loses everything, then the watcher dies.
+#[test]
+fn an_emptied_redis_is_filled_again_and_nothing_is_lost() {
+    let Some(mut stage) = Stage::start(3) else { return };
+    let people = crowd(&stage, 30, SHORT);
+    let watcher = stage.wait_one_watcher();
+    assert_eq!(stage.redis.ask(&["FLUSHALL"]), "+OK\r\n");
+    let flushed = Instant::now();
+    wait_until("the records to be back", TIMEOUT, || stage.records() == people.len());
+    let took = flushed.elapsed();
+    eprintln!("R11: all records back after {took:?}");
+    assert!(took <= within(Duration::from_secs(12), flushed), "{took:?}");
+    assert_eq!(stage.wait_one_watcher(), watcher);
+    stage.kill(watcher);
+    stage.wait_other_watcher(watcher, TIMEOUT);
+    let after = Instant::now();
+    stage.wait_restarted(&people, after);
+    stage.assert_there(&people);
+    let gone = stage.leave(&people[3].1);
+    stage.wait_sent(&people[3].0, gone, TIMEOUT);
+}
+
+/// While Redis is away every delegation is taken, and watched as a guest's; it is handed over when Redis is back.
+#[test]
+fn delegations_are_taken_while_redis_is_away() {
+    let Some(mut stage) = Stage::start(2) else { return };
+    let server = stage.server();
+    stage.redis.kill();
+    let mut people = Vec::new();
+    for at in [server, 1 - server] {
+        let person = stage.person(SHORT);
+        let asked = Instant::now();
+        assert_eq!(stage.delegate_at(stage.nodes[at].as_ref().expect("a node"), &person), 200);
+        assert!(asked.elapsed() <= within(Duration::from_secs(4), asked), "{:?}", asked.elapsed());
+        let session = stage.sfu.join(&person.alias, &person.identity);
+        people.push((person, session));
+    }
+    let after = Instant::now();
+    stage.wait_restarted(&people, after);
+    stage.redis.start_again();
+    wait_until("both records to be written", TIMEOUT, || stage.records() == 2);
+    wait_until("no guests", TIMEOUT, || stage.living().all(|node| readyz(node)["guests"] == 0));
+    let watcher = stage.wait_one_watcher();
+    // The server can go: its delegation is the watcher's by now.
+    stage.kill(1 - watcher);
+    let after = Instant::now();
+    stage.wait_restarted(&people, after);
+    stage.assert_there(&people);
+}
+
+/// Somebody's bound holds whoever is asked.
+#[test]
+fn a_user_at_their_bound_is_refused_everywhere() {
+    let Some(stage) = Stage::start(2) else { return };
+    let first = stage.person(HOUR);
+    let mut refused = false;
+    for n in 0..130 {
+        let mut person = stage.person(HOUR);
+        person.user = first.user.clone();
+        let status = stage.delegate_at(stage.next(), &person);
+        assert!(matches!(status, 200 | 429), "{n}: {status}");
+        refused |= status == 429;
+        assert!(status == 200 || n >= 100, "refused at {n}");
+        if n >= 100 {
+            // What overshoots within a beat is taken.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    assert!(refused, "{} records", stage.records());
+}
+
+/// Replicas that serve another SFU wait, and say so.
+#[test]
+fn a_replica_for_another_sfu_waits_and_says_so() {
+    let Some(mut stage) = Stage::start(2) else { return };
+    let people = crowd(&stage, 3, SHORT);
+    let other = crate::support::sfu::Sfu::start();
+    let waits = stage.add(|setup| setup.env("LIVEKIT_URL", &other.url()));
+    let node = stage.nodes[waits].as_ref().expect("a node");
+    node.wait_event("other_sfu_on_this_redis");
+    assert_eq!(readyz(node)["watches"], false);
+    stage.assert_there(&people);
+}
+
+/// R12, with an instance of ours that shares nothing: from one to several and back, while people are there.
+#[test]
+fn a_rolling_update_from_one_instance_and_back_loses_nothing() {
+    let Some(mut stage) = Stage::start(0) else { return };
+    let old = stage.add(|setup| setup.unset("LIVEKIT_REDIS_SHARED"));
+    let people = crowd(&stage, 10, SHORT);
+    stage.add(|setup| setup);
+    stage.add(|setup| setup);
+    stage.wait_one_watcher();
+    stop(&mut stage, old);
+    let after = Instant::now();
+    stage.wait_restarted(&people, after);
+    stage.assert_there(&people);
+    let gone = stage.leave(&people[0].1);
+    stage.wait_sent(&people[0].0, gone, TIMEOUT);
+    // Back again.
+    let people = people[1..].to_vec();
+    stage.add(|setup| setup.unset("LIVEKIT_REDIS_SHARED"));
+    stop(&mut stage, 1);
+    stop(&mut stage, 2);
+    let after = Instant::now();
+    stage.wait_restarted(&people, after);
+    stage.assert_there(&people);
+    let gone = stage.leave(&people[0].1);
+    stage.wait_sent(&people[0].0, gone, TIMEOUT);
+}
+
+fn stop(stage: &mut Stage, at: usize) {
+    let node = stage.nodes[at].take().expect("a node");
+    node.signal("TERM");
+    node.wait_exit(TIMEOUT);
+}
+
+/// R14: what is not shared sends the same few commands as ever.
+#[test]
+fn without_sharing_redis_sees_the_commands_of_before() {
+    let Some(redis) = crate::support::redis::RedisServer::start(&[]) else {
+        return;
+    };
+    let scene = crate::support::scene::Scene::with(|setup| setup.env("LIVEKIT_REDIS_URL", &format!("redis://{}", redis.address())));
+    scene.delegate(HOUR);
+    let session = scene.joined();
+    scene.leave(&session, "CLIENT_INITIATED");
+    scene.wait_sent(TIMEOUT);
+    wait_until("the record to be removed", TIMEOUT, || {
+        redis.ask(&["HLEN", "lk-jwt:jobs"]) == ":0\r\n"
+    });
+    let statistics = redis.ask(&["INFO", "commandstats"]);
+    let commands = statistics.lines().filter_map(|line| line.strip_prefix("cmdstat_")?.split_once(':'));
+    let mut commands: Vec<_> = commands
+        .map(|(command, _)| command)
+        .filter(|command| !["info", "hlen"].contains(command))
+        .collect();
+    commands.sort_unstable();
+    assert_eq!(commands, ["hdel", "hscan", "hset", "ping"]);
+}
