@@ -294,6 +294,11 @@ impl Visit for Line<'_> {
 pub(super) fn of_event(shape: &Shape, event: &Event<'_>) -> String {
     let mut line = Line::begin(shape, *event.metadata().level(), event.metadata().target());
     event.record(&mut line);
+    // Else the place in the source, which `tracing` has made up.
+    let name = event.metadata().name();
+    if !name.starts_with("event ") {
+        line.word("event", name);
+    }
     line.end()
 }
 
@@ -302,7 +307,7 @@ fn plain(name: &str) -> &str {
 }
 
 /// Whether a character would end the line, steer a terminal, or turn the direction of reading.
-pub(super) fn acts(c: char) -> bool {
+pub(crate) fn acts(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
