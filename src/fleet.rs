@@ -479,10 +479,10 @@ impl Fleet {
                 let silent = !self.entry.sfu && self.sfu_answered.is_none_or(|at| now.since(at) >= SFU_SILENCE_MS);
                 let may_give = self.given_at.is_none_or(|at| now.since(at) >= GIVE_INTERVAL_MS);
                 let leaving = self.entry.state == NodeState::Leaving;
-                if leaving || (silent && may_give && self.watching) {
-                    if let Some(heir) = self.heir_to_give(!leaving) {
-                        self.give(Some(own), heir, now, out);
-                    }
+                if (leaving || (silent && may_give && self.watching))
+                    && let Some(heir) = self.heir_to_give(!leaving)
+                {
+                    self.give(Some(own), heir, now, out);
                 }
             }
             Role::Giving(to, at) => {

@@ -271,10 +271,12 @@ fn doctor(config: &Config, neighbours: &Neighbours, store: Store, leaves: &Leave
         own: neighbours.own.clone(),
         store: Some(store),
         // Where one of several replicas watches, the others know of no leave.
-        knows: (!config.delegated_leave.shared).then(|| -> Box<dyn Fn(&str, &str) -> bool + Send + Sync> {
+        knows: if config.delegated_leave.shared {
+            None
+        } else {
             let leaves = leaves.clone();
-            Box::new(move |room, identity| leaves.knows(room, identity))
-        }),
+            Some(Box::new(move |room, identity| leaves.knows(room, identity)))
+        },
         arrivals: Some(arrivals.clone()),
         settings: doctor::Settings::of(config),
     };

@@ -18,7 +18,7 @@ pub(super) enum Way {
     /// Connections are closed, and so are new ones.
     Cut,
     /// What is sent arrives, and nothing comes back.
-    OneWay,
+    Unanswered,
 }
 
 pub(super) struct Link {
@@ -90,9 +90,9 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut way: watch::R
             let now = *way.borrow_and_update();
             match now {
                 Way::Open => break,
-                Way::OneWay if is_there => break,
+                Way::Unanswered if is_there => break,
                 Way::Cut => return,
-                Way::Frozen | Way::OneWay => {}
+                Way::Frozen | Way::Unanswered => {}
             }
             if way.changed().await.is_err() {
                 return;

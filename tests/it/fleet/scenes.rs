@@ -240,7 +240,7 @@ fn a_rolling_deploy_moves_the_watch_and_refuses_nothing() {
 fn a_watcher_without_redis_goes_on_and_yields_when_it_is_back() {
     let Some(stage) = Stage::start(3) else { return };
     let people = crowd(&stage, 12, SHORT);
-    for way in [Way::Frozen, Way::Cut, Way::OneWay] {
+    for way in [Way::Frozen, Way::Cut, Way::Unanswered] {
         let (began, watcher) = (Instant::now(), stage.wait_one_watcher());
         let before = stage.api.restarts();
         stage.links[watcher].set(way);

@@ -198,13 +198,6 @@ impl Stage {
     }
 
     #[track_caller]
-    pub(super) fn return_as(&self, person: &Person) -> Session {
-        let session = self.sfu.join(&person.alias, &person.identity);
-        self.tell(&webhook::joined(&session));
-        session
-    }
-
-    #[track_caller]
     pub(super) fn leave(&self, session: &Session) -> Instant {
         self.sfu.leave(&session.room, &session.identity);
         let at = Instant::now();
