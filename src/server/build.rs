@@ -115,8 +115,8 @@ async fn store_of(settings: &DelegatedLeave, network: &Network) -> Result<Store,
     }
 }
 
-/// What this process is among the replicas on one Redis, where several share it. Those that serve another SFU, or another homeserver,
-/// must not watch each other's leaves.
+/// Joins the replicas on one Redis, where several share it. Those that serve another SFU, or another homeserver, must not watch each
+/// other's leaves.
 async fn fleet(config: &Config, jobs: &mut Store) -> Result<Option<driver::fleet::Settings>, StartError> {
     let shared = if config.delegated_leave.shared { jobs.share() } else { None };
     let Some(store) = shared else { return Ok(None) };

@@ -549,6 +549,7 @@ fn every_line_of_the_log_has_an_event() {
         for level in ["error!(", "warn!(", "info!("] {
             for (at, _) in code.match_indices(level) {
                 let named = code[at + level.len()..]
+                    .trim_start()
                     .strip_prefix("name: \"")
                     .and_then(|rest| rest.split_once("\","));
                 let is_word = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
