@@ -15,6 +15,9 @@ const GOODBYE: Duration = Duration::from_millis(2300);
 const TAKEOVER: Duration = Duration::from_millis(7300);
 const SHORT_TAKEOVER: Duration = Duration::from_millis(3100);
 
+/// Two beats of the longest life: by then all nodes know how short the delays are.
+const KNOWN: Duration = Duration::from_millis(2500);
+
 fn rounds(few: usize) -> usize {
     let rounds = std::env::var("LK_FLEET_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
     rounds.unwrap_or(few)
@@ -79,6 +82,7 @@ fn a_killed_watcher_is_followed_within_seven_seconds() {
 fn where_the_heir_is_frozen_too_the_next_one_follows() {
     let Some(mut stage) = Stage::start(3) else { return };
     let people = crowd(&stage, 10, SHORT);
+    std::thread::sleep(KNOWN);
     let watcher = stage.wait_one_watcher();
     let heir = (0..3).find(|at| *at != watcher).expect("an heir");
     let began = Instant::now();
@@ -105,7 +109,7 @@ fn with_short_delays_nobodys_event_fires_in_a_takeover() {
     for _ in 0..rounds(2) {
         let (began, watcher) = (Instant::now(), stage.wait_one_watcher());
         // Known to all by now that delays are short.
-        std::thread::sleep(Duration::from_millis(1200));
+        std::thread::sleep(KNOWN);
         let killed = stage.kill(watcher);
         let first = stage.first_restart(&people, killed + Duration::from_millis(50), TIMEOUT);
         eprintln!("R3: the first restart after {first:?}");
@@ -124,7 +128,7 @@ fn a_departure_that_was_told_is_reported_though_the_watcher_dies() {
     for round in 0..rounds(2) {
         for (delay, limit) in [(HOUR, 11_500), (SHORT, 7_300)] {
             let people = crowd(&stage, 3, delay);
-            std::thread::sleep(Duration::from_millis(1200));
+            std::thread::sleep(KNOWN);
             let (began, watcher) = (Instant::now(), stage.wait_one_watcher());
             let gone = stage.leave(&people[0].1);
             std::thread::sleep(Duration::from_millis(unique() * 317 % 2000));

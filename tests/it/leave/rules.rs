@@ -948,6 +948,7 @@ fn l14_delegations_of_other_replicas_are_taken_in_the_order_of_their_arrival() {
     let delegated = |world: &World, delay_id: &str, age: u64| JobRecord {
         delay_id: delay_id.to_owned().into(),
         delegated_at_ms: Some(world.clocks().unix_millis(world.now.before(age))),
+        user: "@al".into(),
         ..record(world, "al", age, false)
     };
     let newer = delegated(&world, "newer", 500);
