@@ -180,6 +180,7 @@ async fn participant(world: Arc<World>, signals: Arc<Signals>, i: u64) {
         let alias = hashed(&[&room, SLOT]);
         let identity = hashed(&[&format!("@{user}:{LISTED}"), "DEVICE", &member]);
         let joined = world.join(&alias, &identity);
+        world.arrive(&id);
         tell_until_taken(&world, &joined).await;
         for _ in 0..stays * 10 {
             sleep(Duration::from_millis(100)).await;

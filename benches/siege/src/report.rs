@@ -224,7 +224,7 @@ impl Report<'_> {
         );
         row(
             "leaves fired while they were there".into(),
-            (leaves.false_fired + leaves.excused) as f64,
+            (leaves.false_fired + leaves.excused + leaves.early) as f64,
             "",
             Limit::AtMost(0.0),
         );

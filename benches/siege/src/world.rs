@@ -40,6 +40,8 @@ const THINKS: Duration = Duration::from_millis(10);
 struct Event {
     delay: Duration,
     deadline: Instant,
+    /// Its participant has joined.
+    arrived: bool,
     /// The participant's departure was told then.
     departed: Option<Instant>,
     sent: Option<Instant>,
@@ -63,6 +65,8 @@ pub struct Leaves {
     pub false_fired: u64,
     /// Fired while the participant was there, and not only the service had stood still: nobody could restart them.
     pub excused: u64,
+    /// Sent, or fired, before the participant had joined: nobody was there.
+    pub early: u64,
     /// Not sent in time.
     pub lost: u64,
     /// Fired by the homeserver after they had gone.
@@ -273,7 +277,8 @@ impl World {
                         leaves.slowest = leaves.slowest.max(now - at);
                         leaves.told.push((at, now - at));
                     }
-                    None => self.leaves.lock().unwrap().false_sent += 1,
+                    None if event.arrived => self.leaves.lock().unwrap().false_sent += 1,
+                    None => self.leaves.lock().unwrap().early += 1,
                 }
             }
             _ => {
@@ -296,7 +301,9 @@ impl World {
             (Some(_), _) => false,
             (None, None) if now > event.deadline + allowed => {
                 let since = now.checked_sub(event.delay.min(DELAY)).unwrap_or(now);
-                if self.samples.lateness.worst(since, now).max(unseen) >= STOOD_STILL {
+                if !event.arrived {
+                    leaves.early += 1;
+                } else if self.samples.lateness.worst(since, now).max(unseen) >= STOOD_STILL {
                     leaves.excused += 1;
                 } else {
                     leaves.false_fired += 1;
@@ -326,6 +333,7 @@ impl World {
         let event = Event {
             delay,
             deadline: Instant::now() + delay,
+            arrived: false,
             departed: None,
             sent: None,
         };
@@ -364,6 +372,13 @@ impl World {
             self.depart(id);
         }
         Some(self.told("participant_left", room, &participant, Some("CLIENT_INITIATED")))
+    }
+
+    /// Whoever has this event has joined.
+    pub fn arrive(&self, id: &str) {
+        if let Some(event) = self.state.lock().unwrap().events.get_mut(id) {
+            event.arrived = true;
+        }
     }
 
     /// Whoever has this event is gone for good.

@@ -543,8 +543,8 @@ fn judge(stage: &Stage, watch: &Watch, ends: &Ends) -> Vec<Verdict> {
         Verdict::new(
             "no leave is false",
             format!(
-                "{} sent, {} ran out, of {}; {} more ran out when the whole machine had stood still",
-                leaves.false_sent, leaves.false_fired, leaves.events, leaves.excused
+                "{} sent, {} ran out, of {}; {} more ran out when the whole machine had stood still, {} ended before their participants had joined",
+                leaves.false_sent, leaves.false_fired, leaves.events, leaves.excused, leaves.early
             ),
             leaves.false_sent + leaves.false_fired == 0 && leaves.events > 0,
         ),

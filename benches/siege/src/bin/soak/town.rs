@@ -247,6 +247,7 @@ impl Town {
             self.sfu_is_up().await;
             sfu.borrow_and_update();
             let joined = self.world.join(&alias, &identity);
+            self.world.arrive(&id);
             self.tell_until_taken(&joined).await;
             let end = tokio::time::Instant::now() + Duration::from_secs(stays.0 + scrambled(n) % (stays.1 - stays.0));
             let stayed = loop {
