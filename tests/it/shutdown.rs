@@ -154,6 +154,6 @@ fn process_1_ends_too() {
         wait_until("the request to be under way", Duration::from_secs(5), || world.home.asked() == 1);
         signal(child, name);
         assert_eq!(request.join().expect("the request").expect("an answer").status, 200, "SIG{name}");
-        assert_eq!(world.service.wait_exit(Duration::from_secs(4)).code(), Some(0), "SIG{name}");
+        assert_eq!(world.service.wait_exit(Duration::from_secs(15)).code(), Some(0), "SIG{name}");
     }
 }

@@ -233,18 +233,6 @@ impl Stage {
         last.expect("just seen") - after
     }
 
-    /// The first restart of any of these events after that moment.
-    #[track_caller]
-    pub(super) fn first_restart(&self, people: &[(Person, Session)], after: Instant, within: Duration) -> Duration {
-        let mut first = None;
-        wait_until("a restart", within, || {
-            let all = people.iter().flat_map(|(person, _)| self.api.times("restart", &person.delay_id));
-            first = all.filter(|at| *at > after).min();
-            first.is_some()
-        });
-        first.expect("just seen") - after
-    }
-
     /// How long after `gone` the leave came.
     #[track_caller]
     pub(super) fn wait_sent(&self, person: &Person, gone: Instant, within: Duration) -> Duration {
