@@ -133,22 +133,21 @@ impl Buckets {
     /// # Errors
     /// When that would be later than `until`; then it does not count.
     pub fn take(&mut self, asker: &Asker, now: Instant, until: Instant) -> Result<Instant, RateExceeded> {
-        let mut taken = Vec::with_capacity(2);
+        let mut kinds = [
+            (self.users.as_mut().zip(Some(asker.user)), RateLimit::User),
+            (self.homeservers.as_mut().zip(asker.homeserver), RateLimit::Homeserver),
+        ];
         let mut goes_at = now;
-        for (kind, key, limit) in [
-            (&mut self.users, Some(asker.user), RateLimit::User),
-            (&mut self.homeservers, asker.homeserver, RateLimit::Homeserver),
-        ] {
-            let Some((kind, key)) = kind.as_mut().zip(key) else { continue };
-            let at = kind.goes_at(key, asker.delegates, now);
+        for (kind, limit) in &mut kinds {
+            let Some((kind, key)) = kind else { continue };
+            let at = kind.goes_at(*key, asker.delegates, now);
             if at > until {
                 let wait = at.saturating_duration_since(now);
-                return Err(RateExceeded { limit, wait });
+                return Err(RateExceeded { limit: *limit, wait });
             }
             goes_at = goes_at.max(at);
-            taken.push((kind, key));
         }
-        for (kind, key) in taken {
+        for (kind, key) in kinds.into_iter().filter_map(|(kind, _)| kind) {
             kind.count(key, now);
         }
         Ok(goes_at)

@@ -73,10 +73,8 @@ async fn root(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
 }
 
 async fn page(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
-    let below = request
-        .extensions()
-        .get::<Arrived>()
-        .map_or_else(String::new, |arrived| below(&arrived.asked));
+    let asked = request.extensions().get::<Arrived>().and_then(|arrived| arrived.asked.as_ref());
+    let below = below(asked.unwrap_or_else(|| request.uri()));
     let html = PAGE
         .replace("{{below}}", &escaped(&below))
         .replace("{{livekit}}", &escaped(&app.url))

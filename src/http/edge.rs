@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::convert::Infallible;
+use std::mem;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -57,8 +58,8 @@ pub(super) struct Arrived {
     pub(super) connection: Arc<Connection>,
     /// Sender of the request, as far as that can be told.
     pub(super) client: IpAddr,
-    /// Address that was asked for, in its own spelling.
-    pub(super) asked: Uri,
+    /// Address that was asked for, where the request has another spelling of it now.
+    pub(super) asked: Option<Uri>,
 }
 
 impl Arrived {
@@ -92,10 +93,8 @@ impl Edge {
     pub async fn serve(self, mut request: Request<Body>, connection: Arc<Connection>) -> Result<Response, Infallible> {
         let Self { app, router } = self;
         let id = RequestId::of(&request);
-        let asked = request.uri().clone();
-        if let Some(path) = normalise(request.uri().path(), app.path_prefix.as_deref()) {
-            rewrite(request.uri_mut(), path);
-        }
+        let path = normalise(request.uri().path(), app.path_prefix.as_deref());
+        let asked = path.and_then(|path| rewrite(request.uri_mut(), path));
         let client = client_address(connection.peer(), request.headers());
         let line = RequestLine::begin(id.0.clone(), request.method().clone(), request.uri().path(), Some(client));
         let answering = pin!(async {
@@ -269,18 +268,15 @@ impl RequestId {
     }
 }
 
-fn rewrite(uri: &mut Uri, mut path: String) {
+/// Gives the address this path, and back what it was.
+fn rewrite(uri: &mut Uri, mut path: String) -> Option<Uri> {
     let mut parts = uri.clone().into_parts();
     if let Some(query) = uri.query() {
         path = path + "?" + query;
     }
     // A part of a path that was parsed is a path.
-    if let Ok(path) = PathAndQuery::try_from(path) {
-        parts.path_and_query = Some(path);
-        if let Ok(rewritten) = Uri::from_parts(parts) {
-            *uri = rewritten;
-        }
-    }
+    parts.path_and_query = Some(PathAndQuery::try_from(path).ok()?);
+    Some(mem::replace(uri, Uri::from_parts(parts).ok()?))
 }
 
 #[cfg(test)]
