@@ -34,7 +34,7 @@
 //!
 //! telemetry.rs              which lines are written, escaping
 //!   line.rs                 a line as text or JSON, its time, names as hashes
-//!   writer.rs               the thread that writes: how much waits, what is dropped
+//!   writer.rs               the thread that writes: how long a line may be, how much waits, what is dropped
 //! request_line.rs           one line for each request: its fields, its level, how many a second
 //! log_throttle.rs           how often the same thing is logged
 //! outcome.rs                the one vocabulary: how a request ended, on which route
@@ -145,7 +145,7 @@
 //!   redis.rs                Redis: connecting, time-outs, commands
 //!   redis/resp.rs           its protocol: bytes of an answer
 //!   shared.rs               Redis for several replicas: keys, messages, rights
-//!   shared/*.lua            scripts that Redis runs
+//!   shared/<script>.lua     what Redis runs: beat, bound, change, delegate, put, tell
 //!
 //! doctor.rs                 `lk-jwt-service doctor`: who runs which checks, for how long
 //!   command.rs ask.rs       the command: finds the service, or checks by itself
