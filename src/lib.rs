@@ -67,7 +67,7 @@
 //!
 //! exchange.rs               THE PIPELINE: who is asking -> what they may do -> room -> token
 //! app_service.rs            the same behind our homeserver, which has settled who is asking
-//! openid.rs                 1. who is asking: userinfo, its answer; refused tokens remembered
+//! openid.rs                 1. who is asking: userinfo, its answer, whose user that may be; refused tokens remembered
 //! access.rs                 2. what they may do: full or restricted, blocked, publish rights
 //! sfu.rs                    3. LiveKit: the room is opened, with which time-outs and how many participants
 //!   api.rs                  RoomService: one call each, its time-out, the token it carries
@@ -115,10 +115,10 @@
 //!   crowd.rs                which connection is closed where there are too many
 //!
 //! presence.rs               the SFU as it is known: who is there, which rooms stand, who is asked next, sweeps. Pure
-//!   participant.rs          one participant: gone or not, when to ask, how long to wait for a return
+//!   participant.rs          one participant: which news counts, when to ask, how long to wait for a return
 //!   room.rs                 one room: its sid, whether lists can be believed
-//!   event.rs                webhooks in order: repeats, late ones, clocks
-//!   health.rs               whether the SFU answers, whether webhooks come
+//!   event.rs                which webhooks are repeats; when each happened on our clock
+//!   health.rs               when the SFU is asked whether it lives; whether webhooks come
 //! delayed_leave.rs          delegated leaves: the table of all, two delegations of one seat, bounds per user. Pure
 //!   leave.rs                one leave: when it is restarted, sent, given up
 //!   scheduler.rs            calls to homeservers: the order, 429, overload
@@ -130,7 +130,7 @@
 //!   membership.rs           whom to ask about, how often, what is done. Pure
 //!   shares.rs               how many tokens are watched, per user and homeserver. Pure
 //!   name.rs                 names on the SFU in little space. Pure
-//! fleet.rs                  several replicas on one Redis: who watches, who is next. Pure
+//! fleet.rs                  several replicas on one Redis: who watches, who is next, who gives the watch away. Pure
 //!   liveness.rs             who is dead: a counter that stands still
 //!   entry.rs                a replica's entry in Redis
 //!
@@ -164,12 +164,12 @@
 //! check.rs                  the page "Why does my call not work?": its rooms and when they end
 //!   uses.rs                 how often a link is used
 //!   report.rs               the report that users send
-//!   page/                   the page itself: sentences and checks in page.js and media.js
+//!   page/                   the page itself: its sentences and checks are in page.js, those about media in media.js
 //!
 //! dns.rs                    look-ups without blocking: time-outs, former answers
 //!   question.rs             the resolver: resolv.conf, hosts, how many addresses
 //!   memory.rs               how long an answer counts
-//! tls.rs                    roots, versions, what a certificate's refusal means
+//! tls.rs                    roots, sessions that are resumed, what a certificate's refusal means
 //! retry.rs                  how long a request is held, what is tried again
 //! backoff.rs                pauses between tries
 //! single_flight.rs          one call for all who want the same
