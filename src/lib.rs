@@ -109,7 +109,7 @@
 //!   verified.rs             homeservers that have verified a token: how long they are known
 //!   budget.rs               dials and questions that one request may cause
 //!   dials.rs                pace for each dialled address
-//!   lookups.rs              look-ups of strangers' names at once
+//!   lookups.rs              whose look-up of a stranger's name goes on
 //!   rates.rs                how often a user or a homeserver may ask
 //!   rate_limiter.rs         the same by the clock, with names hashed
 //!   crowd.rs                which connection is closed where there are too many
@@ -122,7 +122,7 @@
 //! delayed_leave.rs          delegated leaves: the table of all, two delegations of one seat, bounds per user. Pure
 //!   leave.rs                one leave: when it is restarted, sent, given up
 //!   scheduler.rs            calls to homeservers: the order, 429, overload
-//! driver.rs                 the one driver of both: facts in, calls out, time-outs, after a stand-still; leaves at SIGTERM
+//! driver.rs                 the one driver of both: facts in, calls out, time-outs, lines about leaves; the leaves at SIGTERM
 //!   core.rs                 presence and leaves together. Pure
 //!   reservation.rs          a delegation is checked before anything is done for it
 //!   fleet.rs                several replicas: beats, messages, takeover, guests, hand-over
@@ -166,7 +166,7 @@
 //!   report.rs               the report that users send
 //!   page/                   the page itself: its sentences and checks are in page.js, those about media in media.js
 //!
-//! dns.rs                    look-ups without blocking: time-outs, former answers
+//! dns.rs                    look-ups: how many for strangers at once, time-outs, former answers
 //!   question.rs             the resolver: resolv.conf, hosts, how many addresses
 //!   memory.rs               how long an answer counts
 //! tls.rs                    roots, sessions that are resumed, what a certificate's refusal means
