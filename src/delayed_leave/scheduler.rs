@@ -567,7 +567,7 @@ impl Homeserver {
         self.place_among(self.calls.iter().enumerate().skip(self.slow(now)), places, now)
     }
 
-    /// The same of sends and cancellations.
+    /// When fewer than so many sends and cancellations hold a place.
     fn place_for_send_at(&self, places: u32, now: Time) -> Option<Time> {
         let held = self.calls.iter().enumerate().skip(self.slow(now));
         self.place_among(held.filter(|(_, call)| call.class == Class::Send), places, now)
