@@ -157,7 +157,7 @@ pub struct Homeserver {
     name: Arc<str>,
     jobs: u32,
     listed: bool,
-    /// By class.
+    /// The calls that wait, by their class.
     queue: [BTreeMap<(Time, LeaveId), Queued>; 4],
     /// In the order in which they were sent.
     calls: VecDeque<Call>,
