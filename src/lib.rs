@@ -119,8 +119,9 @@
 //!   room.rs                 one room: its sid, whether lists can be believed
 //!   event.rs                which webhooks are repeats; when each happened on our clock
 //!   health.rs               when the SFU is asked whether it lives; whether webhooks come
-//! delayed_leave.rs          delegated leaves: the table of all, two delegations of one seat, bounds per user. Pure
+//! delayed_leave.rs          delegated leaves: the table of all, bounds per user. Pure
 //!   leave.rs                one leave: when it is restarted, sent, given up
+//!   order.rs                two delegations of one seat: which event counts, what is cancelled
 //!   scheduler.rs            calls to homeservers: the order, 429, overload
 //! driver.rs                 the one driver of both: facts in, calls out, time-outs, lines about leaves; the leaves at SIGTERM
 //!   core.rs                 presence and leaves together. Pure

@@ -3,7 +3,9 @@
 use super::homeserver::Fate;
 use super::world::{Client, Trouble, World, name};
 use crate::leave::world::agree;
+use lk_jwt_service::internals::core::Action;
 use lk_jwt_service::internals::presence::{DepartureCause, FRESH_MS, Next, State};
+use lk_jwt_service::internals::store::JobRecord;
 use lk_jwt_service::internals::time::Time;
 
 /// From an arrival, or a delegation, to the restart of an event that is about to end: less than this cannot be asked for.
@@ -417,6 +419,26 @@ impl World {
             left as f64 / 1_000.0,
             found.map(|found| found.presence())
         ));
+    }
+
+    // --- what others have stored is taken in, and nothing else of it ---
+
+    /// A record was read while the leave of its room and identity, if any, was that of `before` (L11).
+    pub(super) fn check_taken_in(&self, record: &JobRecord<'_>, before: Option<usize>, actions: &[Action]) {
+        let now = self.current(record);
+        let is_over = actions
+            .iter()
+            .any(|action| matches!(action, Action::Forget(room, identity) if **room == *record.room && **identity == *record.identity));
+        match before {
+            Some(event) if now.is_some_and(|now| now != event) => {
+                self.fails(&format!(
+                    "a record of {} takes the place of e{event}, which is known",
+                    record.delay_id
+                ));
+            }
+            None if now.is_none() && !is_over => self.fails(&format!("{} was read and is not taken in", record.delay_id)),
+            Some(_) | None => {}
+        }
     }
 
     // --- every suspicion has a next step ---
