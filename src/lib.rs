@@ -120,6 +120,7 @@
 //!   event.rs                which webhooks are repeats; when each happened on our clock
 //!   health.rs               when the SFU is asked whether it lives; whether webhooks come
 //! delayed_leave.rs          delegated leaves: the table of all, bounds per user. Pure
+//!   order.rs                two delegations of one participant: which counts, when the other event is cancelled. Pure
 //!   leave.rs                one leave: when it is restarted, sent, given up
 //!   order.rs                two delegations of one seat: which event counts, what is cancelled
 //!   scheduler.rs            calls to homeservers: the order, 429, overload

@@ -230,6 +230,10 @@ impl Watch {
             let share = 100.0 / took.min(row.age_s);
             (row.cpu, row.waited) = ((taken.cpu_s - ran) * share, (taken.waited_s - waited) * share);
             self.last_cpu = (instance.number, taken.cpu_s, taken.waited_s);
+            // Others had the processors, which is nothing that the service could mend.
+            if row.waited > 50.0 {
+                self.spans.push((self.last, Some(now), "no processor was free".into()));
+            }
             row.taken = taken;
         }
         if let Some(file) = &mut self.csv {
