@@ -5,7 +5,6 @@ use super::world::{Client, Trouble, World, name};
 use crate::leave::world::agree;
 use lk_jwt_service::internals::core::Action;
 use lk_jwt_service::internals::presence::{DepartureCause, FRESH_MS, Next, State};
-use lk_jwt_service::internals::store::JobRecord;
 use lk_jwt_service::internals::time::Time;
 
 /// From an arrival, or a delegation, to the restart of an event that is about to end: less than this cannot be asked for.
@@ -423,20 +422,17 @@ impl World {
 
     // --- what others have stored is taken in, and nothing else of it ---
 
-    /// A record was read while the leave of its room and identity, if any, was that of `before` (L11).
-    pub(super) fn check_taken_in(&self, record: &JobRecord<'_>, before: Option<usize>, actions: &[Action]) {
-        let now = self.current(record);
+    /// The record of an event was read while the leave of its room and identity, if any, was that of `before` (L11).
+    pub(super) fn check_taken_in(&self, key: &(String, String), delay_id: &str, before: Option<usize>, actions: &[Action]) {
+        let now = self.current(key);
         let is_over = actions
             .iter()
-            .any(|action| matches!(action, Action::Forget(room, identity) if **room == *record.room && **identity == *record.identity));
+            .any(|action| matches!(action, Action::Forget(room, identity) if (&**room, &**identity) == (&*key.0, &*key.1)));
         match before {
             Some(event) if now.is_some_and(|now| now != event) => {
-                self.fails(&format!(
-                    "a record of {} takes the place of e{event}, which is known",
-                    record.delay_id
-                ));
+                self.fails(&format!("a record of {delay_id} takes the place of e{event}, which is known"));
             }
-            None if now.is_none() && !is_over => self.fails(&format!("{} was read and is not taken in", record.delay_id)),
+            None if now.is_none() && !is_over => self.fails(&format!("{delay_id} was read and is not taken in")),
             Some(_) | None => {}
         }
     }

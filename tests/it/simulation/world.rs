@@ -1699,16 +1699,19 @@ impl World {
     fn take_in(&mut self, record: &JobRecord<'static>) {
         tell!(self, "reads {} {}", record.identity, record.delay_id);
         let listed = record.homeserver == "hs0";
-        let before = self.current(record);
+        let key = (record.room.to_string(), record.identity.to_string());
+        let before = self.current(&key);
         let (clock, now) = (self.wall(), self.mono());
         let actions = self.process.core.restore(record, false, listed, &clock, now);
-        self.check_taken_in(record, before, &actions);
+        self.check_taken_in(&key, &record.delay_id, before, &actions);
         let event = event_of(&record.delay_id);
         if before.is_none()
             && let Some(arrived) = self.events[event].elsewhere.take()
         {
             // From now on it is ours.
             self.taken_in += 1;
+            // Where it is not said, it was delegated when it began to run.
+            let arrived = record.delegated_at_ms.map_or(self.events[event].restarted, |_| arrived);
             self.events[event].delegated = Some((self.now, arrived));
             let who = self.events[event].who;
             self.people[who].unwritten = false;
@@ -1720,10 +1723,10 @@ impl World {
         self.act(actions);
     }
 
-    /// The event of this process's leave of whoever the record is about.
-    pub(super) fn current(&self, record: &JobRecord<'_>) -> Option<usize> {
+    /// The event of this process's leave of a room and identity.
+    pub(super) fn current(&self, (room, identity): &(String, String)) -> Option<usize> {
         let core = &self.process.core;
-        let job = core.find(&record.room, &record.identity).and_then(|leave| core.leaves().get(leave));
+        let job = core.find(room, identity).and_then(|leave| core.leaves().get(leave));
         job.map(|job| event_of(job.delay_id()))
     }
 
@@ -1761,10 +1764,17 @@ impl World {
             self.disk.remove(&self.key(who));
             return self.is_tampered_with(who);
         }
+        let homeserver = self.events[event].homeserver;
+        if self.has(|what| what.of_homeserver(homeserver) && what != Trouble::HomeserverSlow(homeserver)) {
+            return self.after(500, Due::Elsewhere { event, until });
+        }
         self.restarted(event);
-        // What was replaced here, and outlives that elsewhere.
-        self.events[event].lost |= self.events[event].replaced.is_some();
         self.put_elsewhere(event);
+        // What was replaced or is over here, and outlives that elsewhere.
+        let found = &self.events[event];
+        let is_open = self.process.runs && self.process.gate == Gate::Open;
+        let is_over = is_open && found.delegated.is_some() && self.current(&self.key(found.who)) != Some(event);
+        self.events[event].lost |= is_over || found.replaced.is_some();
         self.after(self.events[event].delay_ms / 2, Due::Elsewhere { event, until });
     }
 
@@ -1816,7 +1826,7 @@ impl World {
     pub(super) fn records(&self) -> usize {
         let is_ours = |record: JobRecord<'_>| {
             let event = &self.events[event_of(&record.delay_id)];
-            !self.story.shares_store || (event.elsewhere.is_none() && !event.lost)
+            !self.story.shares_store || (event.delegated.is_some() && event.elsewhere.is_none() && !event.lost)
         };
         let ours = self
             .disk
