@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::super::doctor::stack::{PUBLIC, Plan, Stack, UPGRADE, client_file, file_with, jwt, sfu};
+use super::super::doctor::stack::{PUBLIC, Plan, Stack, UPGRADE, WEB, client_file, file_with, jwt, sfu};
 use crate::leave_real::steered::{Browser, Tab};
 use crate::support::network::in_own_network;
 use crate::support::process::{self, real_neighbours, say};
@@ -327,7 +327,7 @@ impl Stage {
         if !may_report {
             return Ok(());
         }
-        // The addresses of the loopback interface a browser keeps to itself, but to a relay.
+        // The addresses of the loopback interface a browser keeps to itself: what it tells is that of a relay, which the SFU has.
         let ticks = run(tab, "!document.getElementById('tick').hidden") == json!(true) && planted.finds.is_empty();
         if ticks {
             run(tab, "document.getElementById('addresses').click()");
@@ -344,7 +344,7 @@ impl Stage {
         if run(tab, sent) == json!("Sent. Thank you.")
             && tells
             && has("udp ")
-            && has("addresses 192.0.2.77") == ticks
+            && has(&format!("addresses {WEB}")) == ticks
             && has("addresses") == ticks
         {
             Ok(())
