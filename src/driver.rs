@@ -413,7 +413,7 @@ impl Driver {
                     count = 0;
                     self.open_gate();
                     if let Some(link) = &self.fleet {
-                        link.on_records_read();
+                        self.on_records_read(link);
                     }
                     if let Some(seen) = seen {
                         self.put_again(seen).await;

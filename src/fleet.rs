@@ -7,19 +7,28 @@
 //! ```text
 //! entry.rs       what nodes say of themselves, and who watches, as it stands in Redis
 //! liveness.rs    whose counter stands still, on our own clock
+//! inbox.rs       messages, as far as they are dealt with
+//! kept.rs        what was handed over, until the watcher has dealt with it
+//! readings.rs    when the records are read again
 //! ```
 //!
 //! Nothing here makes a leave safe to send: evidence does (decision L5a). Two nodes that both believe that they watch cost restarts.
 
 pub mod entry;
+mod inbox;
+mod kept;
 mod liveness;
+mod readings;
 
 use std::collections::BTreeMap;
 
 pub use entry::{Entry, NodeId, NodeState, Position, Watch};
+use inbox::Inbox;
+pub use kept::Kept;
 use liveness::Stillness;
+use readings::Readings;
 
-use crate::time::Time;
+use crate::time::{Time, WallClock};
 
 /// Version of what nodes say to each other.
 pub const PROTOCOL: u32 = 1;
@@ -40,6 +49,10 @@ const GIVING_BEAT_MS: u64 = 200;
 const SETTLED_MS: i64 = 10_000;
 /// Entries of nodes that are dead for that long are removed.
 const REMOVE_AFTER_MS: u64 = 60_000;
+/// By how much clocks may differ that were read over a network.
+pub const CLOCK_TOLERANCE_MS: u64 = 1_000;
+/// A message about somebody who came or went that is older than this says nothing to a node that only serves.
+const STALE_MS: u64 = 20_000;
 
 /// Identity of a node.
 #[derive(Clone, Debug)]
@@ -95,6 +108,8 @@ pub enum Output {
     },
     /// Redis has lost what was written: put all records again.
     PutAgain,
+    /// Redis's clock was set, or is another server's: write all records again, whose times would mean other moments.
+    WriteAgain,
     /// Another node watches: hand over every leave, then drop it. Where it was `given` the watch it has read all that was written.
     Yield {
         /// Whether this node gave it the watch.
@@ -143,6 +158,10 @@ pub struct Fleet {
     passed_over: Vec<NodeId>,
     claims: Option<(Watch, Takeover)>,
     watching: bool,
+    inbox: Inbox,
+    /// When the watch began, by Redis's clock.
+    began_ms: i64,
+    readings: Option<Readings>,
     /// Whether no beat was answered since the last one that was.
     was_away: bool,
 }
@@ -181,6 +200,9 @@ impl Fleet {
             passed_over: Vec::new(),
             claims: None,
             watching: false,
+            inbox: Inbox::default(),
+            began_ms: 0,
+            readings: None,
             was_away: false,
         }
     }
@@ -206,6 +228,12 @@ impl Fleet {
     #[must_use]
     pub const fn works(&self) -> bool {
         matches!(self.role, Role::Watcher(_) | Role::Giving(..))
+    }
+
+    /// Whether this node works on the leaves and has read all records: until then it knows less of them than Redis.
+    #[must_use]
+    pub fn has_read(&self) -> bool {
+        self.works() && self.watching
     }
 
     /// Whether the service is stopping.
@@ -234,10 +262,42 @@ impl Fleet {
             .map_or(Position::FIRST, |node| node.entry.dealt)
     }
 
-    /// Message up to which this node says that it has dealt with all.
+    /// Whether a message is acted upon: what happened before the watch began is asked about, not believed.
     #[must_use]
-    pub const fn own_dealt(&self) -> Position {
-        self.entry.dealt
+    pub fn believes(&self, at: Position) -> bool {
+        self.works() && at.millis >= self.began_ms.unsigned_abs()
+    }
+
+    /// Whether a message is so old that it says nothing about the present.
+    #[must_use]
+    pub fn is_stale(&self, at: Position) -> bool {
+        let redis = self.last_beat.map(|(_, millis)| millis.unsigned_abs());
+        redis.is_none_or(|redis| at.millis.saturating_add(STALE_MS) < redis)
+    }
+
+    /// Whether Redis takes a delegation for the watcher.
+    #[must_use]
+    pub fn may_delegate(&self, now: Time) -> bool {
+        self.waits_for().is_none() && self.is_connected(now)
+    }
+
+    /// Whether the leaves of this node can be handed over to the watcher.
+    #[must_use]
+    pub fn may_hand_over(&self, now: Time) -> bool {
+        !self.works() && self.may_delegate(now)
+    }
+
+    /// Whether there is nobody to hand anything over to.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        let is_other = |(id, entry, is_alive): (NodeId, &Entry, bool)| is_alive && entry.state != NodeState::Leaving && id != self.own.node;
+        !self.nodes().any(is_other)
+    }
+
+    /// Number of the present reading of messages, for [`Self::on_taken_in`].
+    #[must_use]
+    pub const fn reading(&self) -> u64 {
+        self.inbox.reading()
     }
 
     /// A moment, and what Redis's clock showed then, in milliseconds since 1970.
@@ -304,6 +364,18 @@ impl Fleet {
         self.last_read = Some(now);
     }
 
+    /// The reader has begun with the first message again. The number of the reading.
+    pub fn on_reading_anew(&mut self) -> u64 {
+        self.inbox.begin()
+    }
+
+    /// Messages up to this one were taken in, by that reading; so many changes of records were made by then.
+    pub fn on_taken_in(&mut self, reading: u64, last: Position, change: u64) {
+        if self.works() {
+            self.inbox.take_in(reading, last, change);
+        }
+    }
+
     /// The timer of the leaves ran.
     pub fn on_timer(&mut self, now: Time) {
         self.last_timer = Some(now);
@@ -325,10 +397,17 @@ impl Fleet {
         self.watching = self.works();
     }
 
-    /// All messages up to this one are dealt with, and the shortest delay among the leaves.
-    pub fn on_progress(&mut self, dealt: Position, shortest_ms: Option<u32>) {
-        self.entry.dealt = dealt;
+    /// All changes of records up to this one are written, and the shortest delay among the leaves.
+    pub fn on_progress(&mut self, written: u64, shortest_ms: Option<u32>) {
+        self.entry.dealt = self.inbox.dealt(written);
         self.entry.shortest_ms = shortest_ms;
+    }
+
+    /// Whether a watcher has to read all records, where there are so many of them and so many leaves, and changes are being written or
+    /// not.
+    pub fn is_reading_due(&mut self, records: u64, leaves: usize, is_writing: bool, now: Time) -> bool {
+        let readings = self.readings.as_mut();
+        readings.is_some_and(|readings| readings.is_due(records, leaves, is_writing, now))
     }
 
     /// The service is stopping.
@@ -368,7 +447,16 @@ impl Fleet {
     pub fn on_answer(&mut self, answer: &Answer, asked: Time, now: Time) -> Vec<Output> {
         let mut out = Vec::new();
         let gap = self.gap(asked);
-        self.last_beat = Some((now, answer.redis_ms));
+        // Redis's clock was read somewhere between.
+        let read = asked.after(now.since(asked) / 2);
+        let expected = self.last_beat.map(|(at, millis)| WallClock::new(at, millis).unix_millis(read));
+        let was_set = expected.is_some_and(|expected| expected.abs_diff(answer.redis_ms) > CLOCK_TOLERANCE_MS);
+        if was_set && self.works() {
+            out.push(Output::WriteAgain);
+        }
+        self.last_beat = Some((read, answer.redis_ms));
+        // A new primary's clock may be behind: what it numbers now did not happen before the watch began.
+        self.began_ms = self.began_ms.min(answer.redis_ms);
         if self.entry.since_ms == 0 {
             self.entry.since_ms = answer.redis_ms.max(1);
         }
@@ -422,34 +510,22 @@ impl Fleet {
         }
         let is_ours = watch.is_some_and(|watch| watch.node == self.own.node);
         match (self.role, watch) {
-            (Role::Watcher(own) | Role::Giving(own, _), Some(watch)) if watch.node == self.own.node => {
+            (Role::Watcher(own), Some(watch)) if is_ours => {
                 if watch.epoch >= own.epoch {
-                    // Taken back, or our own entry as it was.
                     self.role = Role::Watcher(watch);
-                } else if let Role::Watcher(_) = self.role {
+                } else {
                     self.assert(own, Some(watch), out);
                 }
             }
+            // Taken back: what is written under the former epoch is refused.
+            (Role::Giving(to, _), Some(watch)) if is_ours && watch.epoch >= to.epoch => self.begin_watch(watch, out),
             (Role::Watcher(own), None) => self.assert(own, None, out),
             // Written before writes were lost.
             (Role::Watcher(own), Some(watch)) if watch.epoch < own.epoch => self.assert(own, Some(watch), out),
             (Role::Watcher(_), Some(_)) => self.yield_watch(false, out),
             (Role::Giving(to, _), Some(watch)) if watch.epoch >= to.epoch && watch != to => self.yield_watch(false, out),
             (Role::Giving(..), _) => {}
-            (Role::Server, Some(watch)) if is_ours => {
-                let how = match self.claims.take() {
-                    Some((wanted, how)) if wanted == watch => how,
-                    Some(_) | None => Takeover::Given,
-                };
-                let continuous = match (self.sfu_stands_since, self.watcher_moved) {
-                    (Some(stands), Some(moved)) => stands <= moved,
-                    (None, _) | (_, None) => false,
-                };
-                self.role = Role::Watcher(watch);
-                self.watching = false;
-                self.entry.dealt = Position::FIRST;
-                out.push(Output::Watching { how, continuous });
-            }
+            (Role::Server, Some(watch)) if is_ours => self.begin_watch(watch, out),
             (Role::Server, _) => {
                 if watch != former && former.is_some() {
                     out.push(Output::HandOverAgain);
@@ -461,14 +537,37 @@ impl Fleet {
         }
     }
 
+    fn begin_watch(&mut self, watch: Watch, out: &mut Vec<Output>) {
+        let how = match self.claims.take() {
+            Some((wanted, how)) if wanted == watch => how,
+            Some(_) | None => Takeover::Given,
+        };
+        let continuous = match (self.sfu_stands_since, self.watcher_moved) {
+            (Some(stands), Some(moved)) => stands <= moved,
+            (None, _) | (_, None) => false,
+        };
+        self.role = Role::Watcher(watch);
+        self.watching = false;
+        self.entry.dealt = Position::FIRST;
+        self.inbox.begin();
+        if let Some((at, redis_ms)) = self.last_beat {
+            self.began_ms = redis_ms;
+            self.readings = Some(Readings::new(at));
+        }
+        out.push(Output::Watching { how, continuous });
+    }
+
     fn assert(&mut self, own: Watch, seen: Option<Watch>, out: &mut Vec<Output>) {
         out.push(Output::Change { seen, wanted: own });
         out.push(Output::PutAgain);
     }
 
     fn yield_watch(&mut self, given: bool, out: &mut Vec<Output>) {
+        // What was not read yet was not written either.
+        let given = given && self.watching;
         self.role = Role::Server;
         self.watching = false;
+        self.readings = None;
         out.push(Output::Yield { given });
     }
 

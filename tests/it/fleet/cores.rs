@@ -129,7 +129,7 @@ impl World {
             return;
         }
         node.next_beat = now_ms + node.fleet.pace_ms();
-        node.fleet.on_progress(Position::FIRST, node.shortest_ms);
+        node.fleet.on_progress(0, node.shortest_ms);
         let entry = node.fleet.beat(now);
         let (own, remove) = (node.fleet.own_watch(), node.fleet.to_remove());
         if !reaches_redis {
@@ -152,7 +152,7 @@ impl World {
                     }
                     Output::PutAgain => node.put_again += 1,
                     Output::Yield { .. } => node.yields += 1,
-                    Output::HandOverAgain => {}
+                    Output::WriteAgain | Output::HandOverAgain => {}
                 }
             }
         }
