@@ -749,6 +749,9 @@ impl Driver {
         tokio::spawn(Box::pin(async move {
             let outcome = match (name, found) {
                 (Some(server), Some((delay_id, user))) => {
+                    if let Some(link) = &driver.fleet {
+                        link.on_call(&server, driver.clock.now());
+                    }
                     let own = driver.own.as_ref();
                     let authority = user.as_deref().and_then(|user| own?.authority(&server, user));
                     let managed = driver
@@ -756,6 +759,9 @@ impl Driver {
                         .manage(&server, &delay_id, action, authority, HOMESERVER_CALL_TIMEOUT);
                     let outcome = managed.await;
                     driver.note_answer(&server, &delay_id, action, outcome);
+                    if let Some(link) = &driver.fleet {
+                        link.on_called(&server, outcome);
+                    }
                     if let (Some(since), Outcome::Done) = (gone_since, outcome) {
                         METRICS.leave_lag.observe(Duration::from_millis(driver.clock.now().since(since)));
                     }

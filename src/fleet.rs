@@ -179,6 +179,8 @@ impl Fleet {
             fingerprint: own.fingerprint,
             shortest_ms: None,
             sfu: false,
+            lacks: "".into(),
+            reaches: "".into(),
             dealt: Position::FIRST,
             host: own.host.clone(),
         };
@@ -275,6 +277,14 @@ impl Fleet {
         redis.is_none_or(|redis| at.millis.saturating_add(STALE_MS) < redis)
     }
 
+    /// Homeserver that the watcher lacks: the others see whether it answers them. Empty where there is none.
+    #[must_use]
+    pub fn asked_about(&self) -> &str {
+        let watcher = self.watch.filter(|watch| watch.node != self.own.node);
+        let watcher = watcher.and_then(|watch| self.nodes.get(&watch.node));
+        watcher.map_or("", |node| &node.entry.lacks)
+    }
+
     /// Whether Redis takes a delegation for the watcher.
     #[must_use]
     pub fn may_delegate(&self, now: Time) -> bool {
@@ -357,6 +367,12 @@ impl Fleet {
         self.last_beat.is_some_and(|(at, _)| now.since(at) <= self.life_ms())
     }
 
+    /// Whether this node works on without Redis, and another one may do so with it.
+    #[must_use]
+    pub fn is_cut_off(&self, now: Time) -> bool {
+        self.works() && !self.is_connected(now)
+    }
+
     // --- facts ---
 
     /// The reader of the stream has got an answer, or nothing within its time: it is not deaf.
@@ -390,6 +406,16 @@ impl Fleet {
             self.sfu_stands_since = None;
         }
         self.entry.sfu = answered;
+    }
+
+    /// The homeserver with most of the leaves that does not answer this node, which watches, and the one that the watcher lacks and that
+    /// answers this node; empty where there is none. Whether that is news.
+    pub fn on_homeserver(&mut self, lacks: &str, reaches: &str) -> bool {
+        let is_news = *self.entry.lacks != *lacks || *self.entry.reaches != *reaches;
+        if is_news {
+            (self.entry.lacks, self.entry.reaches) = (lacks.into(), reaches.into());
+        }
+        is_news
     }
 
     /// The records were read: the watch has begun.
@@ -576,11 +602,18 @@ impl Fleet {
             Role::Server => self.claim(out),
             Role::Watcher(own) => {
                 let silent = !self.entry.sfu && self.sfu_answered.is_none_or(|at| now.since(at) >= SFU_SILENCE_MS);
-                let may_give = self.given_at.is_none_or(|at| now.since(at) >= GIVE_INTERVAL_MS);
+                let lacks = self.entry.lacks.clone();
                 let leaving = self.entry.state == NodeState::Leaving;
-                if (leaving || (silent && may_give && self.watching))
-                    && let Some(heir) = self.heir_to_give(!leaving)
-                {
+                let may_give = self.given_at.is_none_or(|at| now.since(at) >= GIVE_INTERVAL_MS) && self.watching;
+                let own_sfu = self.entry.sfu;
+                let works =
+                    |entry: &Entry| (silent && entry.sfu) || (!lacks.is_empty() && entry.reaches == lacks && (entry.sfu || !own_sfu));
+                let heir = match (leaving, may_give) {
+                    (true, _) => self.heir_to_give(|_| true),
+                    (false, true) => self.heir_to_give(works),
+                    (false, false) => None,
+                };
+                if let Some(heir) = heir {
                     self.give(Some(own), heir, now, out);
                 }
             }
@@ -593,7 +626,7 @@ impl Fleet {
                     if self.watch == Some(to) {
                         self.passed_over.push(to.node);
                     }
-                    let heir = self.heir_to_give(false).unwrap_or(self.own.node);
+                    let heir = self.heir_to_give(|_| true).unwrap_or(self.own.node);
                     self.give(self.watch, heir, now, out);
                 }
             }
@@ -611,11 +644,11 @@ impl Fleet {
     }
 
     /// Chooses the node that started last among those that are up and settled: a rolling deploy moves the watch once.
-    fn heir_to_give(&self, must_reach_sfu: bool) -> Option<NodeId> {
+    fn heir_to_give(&self, works: impl Fn(&Entry) -> bool) -> Option<NodeId> {
         let own = self.own.node;
         let redis_ms = self.last_beat.map_or(0, |(_, ms)| ms);
         let candidates = self.nodes().filter(|&(id, entry, is_alive)| {
-            is_alive && id != own && entry.state == NodeState::Up && (entry.sfu || !must_reach_sfu) && !self.passed_over.contains(&id)
+            is_alive && id != own && entry.state == NodeState::Up && works(entry) && !self.passed_over.contains(&id)
         });
         let settled = |entry: &Entry| redis_ms.saturating_sub(entry.since_ms) >= SETTLED_MS;
         candidates

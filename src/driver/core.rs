@@ -62,6 +62,8 @@ pub enum Fact<'a> {
     Kicked(&'a str, &'a str),
     /// The process stood still, and for that many milliseconds its clock did, too (L5a).
     Woke(u64),
+    /// Another replica may look after the leaves, too, or does not any more.
+    Shared(bool),
     /// The service is stopping, on SIGTERM (L12).
     Stopping,
     /// Time has passed, and nothing else has happened.
@@ -347,6 +349,7 @@ impl Core {
                 self.presence.on_woke(now);
                 self.leaves.on_woke(lost_ms, now);
             }
+            Fact::Shared(shared) => self.leaves.on_shared(shared, now),
             Fact::Stopping => {
                 self.presence.on_stopping();
                 self.leaves.on_stopping(now);

@@ -4,7 +4,7 @@
 //! from delegations while Redis was away, and from the watch itself when it went to another node. What was handed over is kept until the
 //! watcher has dealt with it, and handed over again after every trouble.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,11 +15,13 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{Driver, Fact, Gate, Leaves, sfu_event};
+use crate::delayed_event::Outcome;
 use crate::delayed_leave::{CapacityError, LeaveId};
 use crate::fleet::{Fleet, Kept, NodeState, Output, Own, Position, Takeover, Watch};
 use crate::livekit::Reach;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::METRICS;
+use crate::server_name::ServerName;
 use crate::sfu::webhook::{Kind, Verified, Webhook};
 use crate::store::JobRecord;
 use crate::store::shared::{Handed, Message, News, SharedStore};
@@ -35,6 +37,8 @@ const READ_PAUSE: Duration = Duration::from_millis(100);
 /// How often the SFU's base address is asked.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Homeservers of which it is remembered since when calls fail.
+const MAX_FAILING: usize = 1_024;
 /// Names of users and homeservers at their bound that are told.
 const MAX_FULL: usize = 1_000;
 /// How often others are told of the watch.
@@ -67,6 +71,8 @@ pub(super) struct Link {
     /// There is something to say that others wait for.
     beat_now: Notify,
     continuous: AtomicBool,
+    /// Homeservers of which no call was answered, and since when.
+    failing: Mutex<HashMap<ServerName, Time>>,
     away: LogThrottle,
     waits: LogThrottle,
     guests: LogThrottle,
@@ -112,6 +118,7 @@ impl Link {
             hand_over: Notify::new(),
             beat_now: Notify::new(),
             continuous: AtomicBool::new(false),
+            failing: Mutex::default(),
             away: LogThrottle::once_a_minute(),
             waits: LogThrottle::once_a_minute(),
             guests: LogThrottle::once_a_minute(),
@@ -135,6 +142,20 @@ impl Link {
 
     pub(super) fn on_timer(&self, now: Time) {
         self.fleet.lock().on_timer(now);
+    }
+
+    /// A homeserver is called: since then, unless it was before, no call is answered.
+    pub(super) fn on_call(&self, server: &ServerName, now: Time) {
+        let mut failing = self.failing.lock();
+        if failing.len() < MAX_FAILING && !failing.contains_key(server) {
+            failing.insert(server.clone(), now);
+        }
+    }
+
+    pub(super) fn on_called(&self, server: &ServerName, outcome: Outcome) {
+        if !matches!(outcome, Outcome::Transient(_)) {
+            self.failing.lock().remove(server);
+        }
     }
 
     pub(super) fn is_continuous(&self) -> bool {
@@ -303,7 +324,7 @@ impl Driver {
 
     async fn keep_beating(self: Arc<Self>) {
         let Some(link) = &self.fleet else { return };
-        let (mut last_full, mut told) = (None, None);
+        let (mut last_full, mut told, mut was_cut_off) = (None, None, false);
         loop {
             let asked = self.clock.now();
             let began = Instant::now();
@@ -311,6 +332,11 @@ impl Driver {
             let answered = self.beat(link, asked).await;
             if let Some(records) = answered {
                 self.read_again_when_due(link, records);
+            }
+            let is_cut_off = link.fleet.lock().is_cut_off(self.clock.now());
+            if is_cut_off != was_cut_off {
+                was_cut_off = is_cut_off;
+                self.feed(Fact::Shared(is_cut_off));
             }
             if !link.works() {
                 told = None;
@@ -716,9 +742,41 @@ impl Driver {
         loop {
             let reach = probe.ask(PROBE_TIMEOUT).await;
             link.fleet.lock().on_sfu(reach == Reach::Answered, self.clock.now());
+            self.look_for_homeserver(link).await;
             if timeout(PROBE_INTERVAL, closed.notified()).await.is_ok() {
                 link.fleet.lock().on_sfu(false, self.clock.now());
             }
+        }
+    }
+
+    /// A watcher asks the homeserver with most leaves whether it is there when calls to it fail; the others ask the one that the watcher
+    /// lacks.
+    async fn look_for_homeserver(&self, link: &Link) {
+        let works = link.works();
+        let name = if works {
+            let largest = self.state.lock().cores.leaves().largest_homeserver().cloned();
+            let largest = largest.and_then(|name| ServerName::parse(&name).ok());
+            // Soon enough for another one to restart what is due at half of the shortest delay.
+            let life = link.fleet.lock().life_ms();
+            largest.filter(|name| {
+                let since = link.failing.lock().get(name).copied();
+                since.is_some_and(|since| self.clock.now().since(since) >= life)
+            })
+        } else {
+            link.failing.lock().clear();
+            ServerName::parse(link.fleet.lock().asked_about()).ok()
+        };
+        let (mut lacks, mut reaches) = ("", "");
+        if let Some(name) = &name {
+            let answers = self.homeservers.answers(name, PROBE_TIMEOUT).await;
+            if works && !answers {
+                lacks = name.as_str();
+            } else if !works && answers {
+                reaches = name.as_str();
+            }
+        }
+        if link.fleet.lock().on_homeserver(lacks, reaches) {
+            link.beat_now.notify_one();
         }
     }
 }

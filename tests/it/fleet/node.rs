@@ -126,6 +126,7 @@ pub(super) struct Node {
     /// Messages that it has taken in while it worked, and the last change that was made by then.
     heard: HashMap<u64, u64>,
     wall_offset: i64,
+    was_cut_off: bool,
 }
 
 impl Node {
@@ -169,6 +170,7 @@ impl Node {
             held: Vec::new(),
             heard: HashMap::new(),
             wall_offset,
+            was_cut_off: false,
         }
     }
 
@@ -244,6 +246,11 @@ impl Node {
         self.write(outside);
         self.scan(outside);
         self.command(outside);
+        let is_cut_off = self.fleet.is_cut_off(time);
+        if is_cut_off != self.was_cut_off {
+            self.was_cut_off = is_cut_off;
+            self.feed(outside, Fact::Shared(is_cut_off));
+        }
         if now >= self.next_hand_over {
             self.next_hand_over = now + HAND_OVER_INTERVAL_MS;
             if self.fleet.may_hand_over(time) {

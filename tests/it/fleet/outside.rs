@@ -99,6 +99,7 @@ pub(super) struct Outside {
     /// Nodes that have ended, with leaves that nobody took over or without.
     ended: Vec<(u64, bool)>,
     pub(super) story: Vec<String>,
+    pub(super) restarts: usize,
     /// The story is told alone, with all details.
     pub(super) is_alone: bool,
 }
@@ -164,6 +165,7 @@ impl Outside {
             epochs: BTreeMap::new(),
             ended: Vec::new(),
             story: Vec::new(),
+            restarts: 0,
             is_alone: false,
         }
     }
@@ -387,7 +389,10 @@ impl Outside {
             return Outcome::NotFound;
         }
         let fate = match action {
-            DelayedEventAction::Restart => Fate::Runs(now + self.people[who].delay_ms),
+            DelayedEventAction::Restart => {
+                self.restarts += 1;
+                Fate::Runs(now + self.people[who].delay_ms)
+            }
             DelayedEventAction::Send => {
                 assert!(
                     !self.people[who].is_there,

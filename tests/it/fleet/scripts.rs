@@ -45,6 +45,8 @@ fn entry(rng: &mut StdRng) -> Entry {
         fingerprint: rng.random(),
         shortest_ms: rng.random::<bool>().then(|| rng.random()),
         sfu: rng.random(),
+        lacks: ["", "hs.example"][rng.random_range(0..2)].into(),
+        reaches: ["", "hs.example"][rng.random_range(0..2)].into(),
         dealt: Position {
             millis: rng.random_range(0..1_000),
             number: rng.random_range(0..10),

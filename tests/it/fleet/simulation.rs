@@ -99,13 +99,12 @@ struct World {
     takeover: Option<(u64, u64)>,
     /// For how long two have watched.
     both: u64,
-    pub(super) takeovers: usize,
+    takeovers: usize,
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let mut world = Self {
+    fn empty(seed: u64, chance: u64) -> Self {
+        Self {
             nodes: BTreeMap::new(),
             outside: Outside::new(seed),
             agenda: BTreeMap::new(),
@@ -119,8 +118,23 @@ impl World {
             takeover: None,
             both: 0,
             takeovers: 0,
-            rng: StdRng::seed_from_u64(rng.random()),
-        };
+            rng: StdRng::seed_from_u64(chance),
+        }
+    }
+
+    /// So many nodes, and nothing that happens.
+    fn quiet(nodes: u64) -> Self {
+        let mut world = Self::empty(0, 0);
+        for _ in 0..nodes {
+            world.join();
+        }
+        world.run(5_000);
+        world
+    }
+
+    fn new(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut world = Self::empty(seed, rng.random());
         for _ in 0..rng.random_range(2..=5) {
             world.join();
             world.run(rng.random_range(0..3) * 500);
@@ -586,6 +600,39 @@ impl World {
         assert_eq!(stored, own, "{story}: Redis' records are not the watcher's");
         self.takeovers = self.nodes.values().map(|node| node.takeovers.len()).sum();
     }
+}
+
+/// A watcher that is cut off from Redis goes on, at 80 % of the delay instead of half of it; the heir restarts as ever.
+#[test]
+fn a_watcher_without_redis_costs_at_most_1_7_times_the_restarts() {
+    let mut world = World::quiet(3);
+    for who in 0..8 {
+        world.outside.people.push(Person {
+            room: format!("room{who}"),
+            identity: format!("p{who}"),
+            delay_ms: SHORT_MS,
+            is_there: false,
+            departed: None,
+        });
+        let at = world.outside.now + 100 + who as u64 * 1_700;
+        world.at(at, Happening::Come(who));
+    }
+    world.run(60_000);
+    let count = |world: &mut World, millis: u64| {
+        let before = world.outside.restarts;
+        world.run(millis);
+        (world.outside.restarts - before) as f64
+    };
+    let usual = count(&mut world, 300_000);
+    let watcher = world.watching()[0];
+    world.nodes.get_mut(&watcher).expect("a node").way = Way::Cut;
+    world.run(20_000);
+    assert_eq!(world.watching().len(), 2);
+    let times = count(&mut world, 300_000) / usual;
+    eprintln!("{times:.2} times the usual restarts while a watcher is cut off");
+    assert!((1.3..=1.7).contains(&times), "{times}");
+    world.nodes.get_mut(&watcher).expect("a node").way = Way::Open;
+    world.end();
 }
 
 fn number(name: &str) -> Option<u64> {
