@@ -280,7 +280,8 @@ fn a_clock_of_redis_that_runs_fast_makes_nobody_dead() {
     let mut world = World::new(3);
     world.run(10_000);
     world.node(1).is_paused = true;
-    for _ in 0..(LIFE_MS - BEAT_MS / 2) / STEP_MS {
+    // With the time since its last beat that is less than a life.
+    for _ in 0..(LIFE_MS - BEAT_MS - TOLERANCE_MS) / STEP_MS {
         world.redis.now_ms += STEP_MS.cast_signed();
         world.run(STEP_MS);
     }
