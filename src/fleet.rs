@@ -361,6 +361,27 @@ impl Fleet {
         others.next().map(|(id, entry, _)| (id, entry))
     }
 
+    /// For how long messages have not been read here, or wait to be dealt with.
+    #[must_use]
+    pub fn unread_ms(&self, now: Time) -> u64 {
+        let read = self.last_read.map_or(0, |at| now.since(at));
+        // A reader waits for that long for the next message.
+        let deaf = if read > 2 * self.beat_ms() { read } else { 0 };
+        self.inbox.waits_since().map_or(0, |since| now.since(since)).max(deaf)
+    }
+
+    /// How long ago the watcher last showed a sign of life.
+    #[must_use]
+    pub fn watcher_seen_ms(&self, now: Time) -> Option<u64> {
+        self.watcher_moved.map(|at| now.since(at))
+    }
+
+    /// Whether a node is of this fleet: it serves the same SFU and homeserver.
+    #[must_use]
+    pub const fn is_alike(&self, entry: &Entry) -> bool {
+        entry.fingerprint == self.own.fingerprint
+    }
+
     /// Whether Redis has answered within the life of a node.
     #[must_use]
     pub fn is_connected(&self, now: Time) -> bool {
@@ -386,9 +407,9 @@ impl Fleet {
     }
 
     /// Messages up to this one were taken in, by that reading; so many changes of records were made by then.
-    pub fn on_taken_in(&mut self, reading: u64, last: Position, change: u64) {
+    pub fn on_taken_in(&mut self, reading: u64, last: Position, change: u64, now: Time) {
         if self.works() {
-            self.inbox.take_in(reading, last, change);
+            self.inbox.take_in(reading, last, change, now);
         }
     }
 

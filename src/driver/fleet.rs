@@ -76,6 +76,8 @@ pub(super) struct Link {
     away: LogThrottle,
     waits: LogThrottle,
     guests: LogThrottle,
+    /// Since when this node has guests.
+    guests_since: Mutex<Option<Instant>>,
 }
 
 /// Whether nodes find each other, for those who want to know.
@@ -91,8 +93,12 @@ pub struct FleetReport {
     pub watches: bool,
     /// Whether Redis answers this node.
     pub redis: bool,
+    /// How many milliseconds ago the watcher last showed a sign of life here.
+    pub watcher_seen_ms: Option<u64>,
     /// Leaves that this node looks after although another one watches.
     pub guests: usize,
+    /// For how many seconds it has had any.
+    pub guests_seconds: u64,
     /// Nodes of the fleet, this one included.
     pub nodes: Vec<NodeReport>,
 }
@@ -102,8 +108,14 @@ pub struct FleetReport {
 pub struct NodeReport {
     /// Id of the node.
     pub node: String,
+    /// Name of its host.
+    pub host: Box<str>,
     /// State of the node: `up`, `waiting`, `leaving` or `dead`.
     pub state: &'static str,
+    /// Whether it works on the leaves.
+    pub watching: bool,
+    /// Whether it serves the same SFU and homeserver as this one.
+    pub alike: bool,
     /// Whether the SFU answers it.
     pub sfu: bool,
 }
@@ -122,6 +134,7 @@ impl Link {
             away: LogThrottle::once_a_minute(),
             waits: LogThrottle::once_a_minute(),
             guests: LogThrottle::once_a_minute(),
+            guests_since: Mutex::default(),
         }
     }
 
@@ -254,6 +267,9 @@ impl Leaves {
         let fleet = link.fleet.lock();
         let nodes = fleet.nodes().map(|(id, entry, is_alive)| NodeReport {
             node: id.to_string(),
+            host: entry.host.clone(),
+            watching: entry.watching,
+            alike: fleet.is_alike(entry),
             state: match (is_alive, entry.state) {
                 (false, _) => "dead",
                 (true, NodeState::Up) => "up",
@@ -268,7 +284,9 @@ impl Leaves {
             epoch: fleet.epoch(),
             watches: fleet.own_watch().is_some(),
             redis: fleet.is_connected(now),
+            watcher_seen_ms: fleet.watcher_seen_ms(now),
             guests,
+            guests_seconds: link.guests_since.lock().map_or(0, |since| since.elapsed().as_secs()),
             nodes: nodes.collect(),
         })
     }
@@ -530,8 +548,17 @@ impl Driver {
                 .filter(|(_, entry, is_alive)| *is_alive && entry.state == state)
                 .count()
         });
-        METRICS.fleet(counts, fleet.own_watch().is_some(), fleet.epoch(), guests);
+        METRICS.fleet(
+            counts,
+            fleet.own_watch().is_some(),
+            fleet.epoch(),
+            guests,
+            fleet.unread_ms(self.clock.now()),
+        );
         drop(fleet);
+        let mut since = link.guests_since.lock();
+        *since = (guests > 0).then(|| since.unwrap_or_else(Instant::now));
+        drop(since);
         if guests > 0 {
             link.guests.log(|_| {
                 tracing::debug!(guests, "leaves that this replica looks after until the watcher has them");
@@ -570,7 +597,7 @@ impl Driver {
                 self.hear(link, message);
             }
             let (change, _) = self.store.progress();
-            link.fleet.lock().on_taken_in(reading, last, change);
+            link.fleet.lock().on_taken_in(reading, last, change, self.clock.now());
             tokio::task::yield_now().await;
         }
     }

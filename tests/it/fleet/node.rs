@@ -675,7 +675,7 @@ impl Node {
                 self.heard.insert(serial, self.changes);
             }
         }
-        self.fleet.on_taken_in(reading, last, self.changes);
+        self.fleet.on_taken_in(reading, last, self.changes, outside.time());
     }
 
     // --- beats ---
@@ -746,7 +746,14 @@ impl Node {
                 self.is_open = true;
                 let is_writing = !self.queue.is_empty();
                 let leaves = self.core.leaves().current();
-                self.is_scan_due |= self.fleet.is_reading_due(answer.records, leaves, is_writing, outside.time());
+                let is_due = self.fleet.is_reading_due(answer.records, leaves, is_writing, outside.time());
+                assert!(
+                    !is_due || self.fleet.works(),
+                    "{}: {} reads, and does not watch",
+                    outside.told(),
+                    self.id
+                );
+                self.is_scan_due |= is_due;
                 self.kept.on_dealt(self.fleet.dealt());
                 self.next_beat = self.began_beat + self.fleet.pace_ms();
             }

@@ -1,10 +1,17 @@
 //! The scenes in short form. `LK_FLEET_ROUNDS` repeats those that are random in time.
 
-use std::time::{Duration, Instant};
+use std::collections::HashMap;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use lk_jwt_service::internals::doctor::{Group, TicketKey, Use, Wishes};
+use lk_jwt_service::secret::Secret;
+use serde_json::Value;
 
 use super::link::Way;
 use super::stage::{Person, Stage, TIMEOUT, readyz, states, within};
-use crate::support::sfu::Session;
+use crate::support::client::Call;
+use crate::support::service::Service;
+use crate::support::sfu::{Session, Sfu};
 use crate::support::{bodies, unique, wait_until, webhook};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -17,6 +24,20 @@ const SHORT_TAKEOVER: Duration = Duration::from_millis(3100);
 
 /// Two beats of the longest life: by then all nodes know how short the delays are.
 const KNOWN: Duration = Duration::from_millis(2500);
+
+/// What `doctor` finds of the store, by check.
+fn doctor(node: &Service, sfu: &Sfu) -> HashMap<String, Value> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let wishes = Wishes {
+        only: vec![Group::Store],
+        ..Wishes::default()
+    };
+    let ticket = TicketKey::derive(&Secret::new(sfu.secret())).sign(Use::Run, format!("ticket-of-a-test-{:016}", unique()), wishes, now);
+    let answer = node.call(&Call::post("/doctor", "").header("Authorization", &format!("Bearer {ticket}")));
+    let text = answer.text();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    lines.filter_map(|line| Some((line["check"].as_str()?.to_owned(), line))).collect()
+}
 
 fn rounds(few: usize) -> usize {
     let rounds = std::env::var("LK_FLEET_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
@@ -214,7 +235,7 @@ fn a_rolling_deploy_moves_the_watch_and_refuses_nothing() {
             assert_eq!(stage.next().post("/get_token", &body).status, 200);
             // Those that still come to the old one.
             if let Ok(connection) = crate::support::client::Connection::open(leaving.address()).as_mut() {
-                let call = crate::support::client::Call::new("GET", "/healthz");
+                let call = Call::new("GET", "/healthz");
                 connection.send(&call.bytes(leaving.address()));
                 assert!(connection.answer().is_none_or(|answer| answer.status == 200));
             }
@@ -394,11 +415,17 @@ fn a_user_at_their_bound_is_refused_everywhere() {
 fn a_replica_for_another_sfu_waits_and_says_so() {
     let Some(mut stage) = Stage::start(2) else { return };
     let people = crowd(&stage, 3, SHORT);
-    let other = crate::support::sfu::Sfu::start();
+    let other = Sfu::start();
     let waits = stage.add(|setup| setup.env("LIVEKIT_URL", &other.url()));
     let node = stage.nodes[waits].as_ref().expect("a node");
     node.wait_event("other_sfu_on_this_redis");
     assert_eq!(readyz(node)["watches"], false);
+    let watcher = stage.nodes[stage.wait_one_watcher()].as_ref().expect("a node");
+    for (asked, sfu) in [(node, &other), (watcher, &stage.sfu)] {
+        let found = doctor(asked, sfu);
+        assert_eq!(found["fleet-nodes"]["id"], "fleet-differs", "{found:?}");
+        assert_eq!(found["fleet"]["result"], "ok", "{found:?}");
+    }
     stage.assert_there(&people);
 }
 
