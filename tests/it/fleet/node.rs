@@ -24,6 +24,8 @@ const FLUSH_TIMEOUT_MS: u64 = 1_000;
 const HAND_OVER_TIME_MS: u64 = 3_000;
 /// A delegation waits so long to be written.
 const WRITE_TIMEOUT_MS: u64 = 3_000;
+/// How long a store takes to write.
+const WRITE_MS: u64 = 250;
 const MESSAGES_AT_ONCE: usize = 256;
 /// Records that a reading brings in one step.
 const RECORDS_AT_ONCE: usize = 3;
@@ -127,6 +129,7 @@ pub(super) struct Node {
     heard: HashMap<u64, u64>,
     wall_offset: i64,
     was_cut_off: bool,
+    next_write: u64,
 }
 
 impl Node {
@@ -171,6 +174,7 @@ impl Node {
             heard: HashMap::new(),
             wall_offset,
             was_cut_off: false,
+            next_write: now,
         }
     }
 
@@ -507,6 +511,9 @@ impl Node {
         if let Some(scan) = &mut self.scan {
             scan.touched.insert(field.clone());
         }
+        if self.queue.is_empty() {
+            self.next_write = self.last_step + WRITE_MS;
+        }
         let number = match self.queue.remove(&field) {
             Some((number, _)) => number,
             None => {
@@ -523,7 +530,7 @@ impl Node {
     }
 
     fn write(&mut self, outside: &mut Outside) {
-        if self.queue.is_empty() {
+        if self.queue.is_empty() || outside.now < self.next_write {
             return;
         }
         let Some(watch) = self.fence else {
@@ -895,6 +902,7 @@ impl Node {
         }
         let has_handed_over = self.fleet.is_alone() || (!self.fleet.works() && self.core.leaves().is_empty() && self.kept.is_handed_over());
         if is_leaving && self.held.is_empty() && (has_handed_over || outside.now >= since + HAND_OVER_TIME_MS) {
+            self.next_write = outside.now;
             self.write(outside);
             self.life = Life::Dead;
             outside.ended(self, !has_handed_over);
