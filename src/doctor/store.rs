@@ -84,7 +84,7 @@ fn living(report: &FleetReport) -> impl Iterator<Item = &NodeReport> {
     report.nodes.iter().filter(|node| node.state != "dead")
 }
 
-/// What is to be said of the replicas, by check.
+/// Findings about the replicas, by check.
 fn findings(report: &FleetReport) -> [(&'static str, Option<&'static Fault>, String); 3] {
     let names = |of: fn(&NodeReport) -> bool| {
         let named = living(report)

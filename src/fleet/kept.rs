@@ -1,4 +1,4 @@
-//! What was handed over is kept until the watcher has dealt with it, and handed over again after every trouble.
+//! A delegation that was handed over is kept until the watcher has dealt with it, and handed over again after every trouble.
 
 use std::collections::VecDeque;
 
@@ -39,7 +39,7 @@ impl<R> Kept<R> {
         self.told.retain(|(at, _)| *at > dealt);
     }
 
-    /// Everything that is kept is to be handed over again.
+    /// Marks everything that is kept as to be handed over again.
     pub fn hand_over_again(&mut self) {
         self.again.extend(self.told.drain(..).map(|(_, record)| record));
     }

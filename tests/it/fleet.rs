@@ -9,5 +9,6 @@ mod node;
 mod outside;
 mod scenes;
 mod scripts;
+mod sentinels;
 mod simulation;
 mod stage;

@@ -14,8 +14,8 @@ use crate::support::service::Service;
 use crate::support::sfu::{Session, Sfu};
 use crate::support::{bodies, unique, wait_until, webhook};
 
-const HOUR: Duration = Duration::from_secs(3600);
-const SHORT: Duration = Duration::from_secs(18);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const SHORT: Duration = Duration::from_secs(18);
 /// A departure is reported within that time (L2a, and the way of the webhook).
 const GOODBYE: Duration = Duration::from_millis(2300);
 /// A dead watcher is followed within a node's life, two beats and 0.3 s.
@@ -34,6 +34,7 @@ fn doctor(node: &Service, sfu: &Sfu) -> HashMap<String, Value> {
     };
     let ticket = TicketKey::derive(&Secret::new(sfu.secret())).sign(Use::Run, format!("ticket-of-a-test-{:016}", unique()), wishes, now);
     let answer = node.call(&Call::post("/doctor", "").header("Authorization", &format!("Bearer {ticket}")));
+    assert_eq!(answer.status, 200, "{}", answer.text());
     let text = answer.text();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
     lines.filter_map(|line| Some((line["check"].as_str()?.to_owned(), line))).collect()
@@ -46,7 +47,7 @@ fn rounds(few: usize) -> usize {
 
 /// So many people who are there, each restarted at least once.
 #[track_caller]
-fn crowd(stage: &Stage, count: usize, delay: Duration) -> Vec<(Person, Session)> {
+pub(super) fn crowd(stage: &Stage, count: usize, delay: Duration) -> Vec<(Person, Session)> {
     let began = Instant::now();
     let people: Vec<_> = (0..count).map(|_| stage.arrive(delay)).collect();
     stage.wait_restarted(&people, began);
@@ -421,8 +422,11 @@ fn a_replica_for_another_sfu_waits_and_says_so() {
     node.wait_event("other_sfu_on_this_redis");
     assert_eq!(readyz(node)["watches"], false);
     let watcher = stage.nodes[stage.wait_one_watcher()].as_ref().expect("a node");
-    for (asked, sfu) in [(node, &other), (watcher, &stage.sfu)] {
-        let found = doctor(asked, sfu);
+    wait_until("the watcher to know of it", TIMEOUT, || {
+        readyz(watcher)["nodes"].as_array().is_some_and(|nodes| nodes.len() == 3)
+    });
+    for asked in [node, watcher] {
+        let found = doctor(asked, &stage.sfu);
         assert_eq!(found["fleet-nodes"]["id"], "fleet-differs", "{found:?}");
         assert_eq!(found["fleet"]["result"], "ok", "{found:?}");
     }
