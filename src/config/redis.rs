@@ -396,7 +396,7 @@ mod tests {
             assert_eq!(address.to_string(), shown, "{text}");
             let tls = match address {
                 RedisAddress::Tcp { tls, .. } => tls.map(|tls| tls.skip_verify),
-                RedisAddress::Unix(_) => None,
+                RedisAddress::Unix(_) | RedisAddress::Sentinel { .. } => None,
             };
             assert_eq!(tls, skip_verify, "{text}");
         }

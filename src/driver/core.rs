@@ -209,7 +209,11 @@ impl Core {
             return delegated.map(|(_, actions)| actions).unwrap_or_default();
         }
         let replaced = replaced_of(job, clock, now, now);
-        self.restore_new(job, &delegation.handover, restarted, &replaced, false, clock, now);
+        let since = Since {
+            restarted,
+            continuous: false,
+        };
+        self.restore_new(job, &delegation.handover, since, &replaced, clock, now);
         self.settle(now)
     }
 
@@ -224,7 +228,7 @@ impl Core {
         let replaced = replaced_of(job, clock, now.after(REPLACED_LEAST_MS), now);
         let known = self.find(&job.room, &job.identity).and_then(|id| self.leaves.get(id));
         let Some(known) = known else {
-            self.restore_new(job, handover, restarted, &replaced, continuous, clock, now);
+            self.restore_new(job, handover, Since { restarted, continuous }, &replaced, clock, now);
             return self.settle(now);
         };
         // Neither of two users ends the other's event (O3).
@@ -257,9 +261,8 @@ impl Core {
         &mut self,
         job: &JobRecord<'_>,
         handover: &Handover<'_>,
-        restarted: Time,
+        since: Since,
         replaced: &[delayed_leave::Replaced<'_>],
-        continuous: bool,
         clock: &WallClock,
         now: Time,
     ) {
@@ -271,10 +274,10 @@ impl Core {
             seen: job.seen,
         };
         let participant = self.presence.track(&job.room, &job.identity, handover.arrived, handover.delay, now);
-        self.presence.restore(participant, &session, continuous, now);
+        self.presence.restore(participant, &session, since.continuous, now);
         if self
             .leaves
-            .restore(participant, handover, restarted, job.seen, replaced, now)
+            .restore(participant, handover, since.restarted, job.seen, replaced, now)
             .is_none()
         {
             self.presence.forget(participant, now);
@@ -430,6 +433,15 @@ impl Core {
             }
         }
     }
+}
+
+/// What happened to a stored leave since it was delegated.
+#[derive(Clone, Copy)]
+struct Since {
+    /// When its event was last restarted.
+    restarted: Time,
+    /// The SFU is known not to have gone down since somebody looked after it.
+    continuous: bool,
 }
 
 /// A record as a delegation, and when its event was last restarted; `None` where it has no delay.

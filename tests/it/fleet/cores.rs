@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use lk_jwt_service::internals::core::{Action, Core, Settings};
 use lk_jwt_service::internals::fleet::{Fleet, NodeId, NodeState, Output, Own, Position, Takeover};
-use lk_jwt_service::internals::time::Time;
+use lk_jwt_service::internals::store::JobRecord;
+use lk_jwt_service::internals::time::{Time, WallClock};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -463,6 +465,37 @@ fn a_watch_that_is_taken_back_begins_anew() {
     assert_eq!((watch.node, world.node(1).fleet.own_watch()), (NodeId(1), Some(watch)));
     assert!(watch.epoch > 2, "{watch}");
     assert!(matches!(world.node(1).takeovers[..], [(_, Takeover::First), (_, Takeover::Given)]));
+}
+
+/// A watcher reads the same records again and again, by a clock that was read over a network: that delegates nothing anew.
+#[test]
+fn a_record_that_is_read_again_is_no_new_delegation() {
+    let (start, unix_millis) = (Time::START, 1_700_000_000_000);
+    let mut core = Core::new(Settings::default(), 1, start);
+    let record = JobRecord {
+        room: "room".into(),
+        identity: "identity".into(),
+        delay_id: "e1".into(),
+        delay_ms: 3_600_000,
+        homeserver: "hs.example".into(),
+        user: "@alice:hs.example".into(),
+        delegated_at_ms: Some(unix_millis),
+        restarted_at_ms: unix_millis,
+        ..JobRecord::default()
+    };
+    let mut adopt = |late: i64, after: u64| {
+        let now = start.after(after);
+        let clock = WallClock::new(now, unix_millis + after.cast_signed() - late);
+        let actions = core.adopt(&record, false, true, &clock, now);
+        actions
+            .iter()
+            .any(|action| matches!(action, Action::Call { .. } | Action::Store(_)))
+    };
+    adopt(0, 10);
+    for late in [0, 1, 300, 900] {
+        assert!(!adopt(late, 20_000), "{late}");
+    }
+    assert!(adopt(5_000, 20_000), "delegated again five seconds later");
 }
 
 #[test]

@@ -497,7 +497,7 @@ impl Node {
         let is_told = match outside.reach(self.way) {
             Reach::Nothing => false,
             _ if outside.redis.is_full => false,
-            reach => {
+            reach @ (Reach::Answers | Reach::Heard) => {
                 outside.redis.tell(News::Webhook(self.id, webhook.text()));
                 reach == Reach::Answers
             }

@@ -240,7 +240,12 @@ impl Outside {
     /// Redis as it was so long ago, by a clock that is behind by so much.
     pub(super) fn fail_over(&mut self, lost_ms: u64, behind_ms: i64) {
         let until = self.now.saturating_sub(lost_ms);
-        let older = self.snapshots.iter().rev().find(|(at, _)| *at <= until).or(self.snapshots.front());
+        let older = self
+            .snapshots
+            .iter()
+            .rev()
+            .find(|(at, _)| *at <= until)
+            .or_else(|| self.snapshots.front());
         let Some((_, older)) = older.cloned() else { return };
         let now_ms = self.redis.model.now_ms - behind_ms;
         let next_serial = self.redis.next_serial;

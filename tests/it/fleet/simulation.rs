@@ -635,6 +635,42 @@ fn a_watcher_without_redis_costs_at_most_1_7_times_the_restarts() {
     world.end();
 }
 
+/// A failover so quick that no beat fails: what the new primary lacks is put again by those who know it.
+#[test]
+fn what_a_quick_failover_loses_is_put_again() {
+    let mut world = World::quiet(3);
+    for who in 0..4 {
+        world.outside.people.push(Person {
+            room: format!("room{who}"),
+            identity: format!("p{who}"),
+            delay_ms: HOUR_MS,
+            is_there: false,
+            departed: None,
+        });
+        world.at(world.outside.now + 100, Happening::Come(who));
+    }
+    // Later than the readings after the beginning of a watch.
+    world.run(700_000);
+    let now = world.outside.now;
+    for who in 0..4 {
+        world.at(now + 1_000 + 200 * who as u64, Happening::Reload(who));
+    }
+    world.run(2_500);
+    world.begin(
+        Fault::FailOver {
+            lost_ms: 2_400,
+            behind_ms: 0,
+            away_ms: 0,
+        },
+        true,
+        1_000,
+    );
+    world.run(30_000);
+    world.begin(Fault::Kill, true, 1_000);
+    world.end();
+    assert_eq!(world.outside.due().len(), 4, "each has one event that runs");
+}
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
