@@ -435,7 +435,7 @@ impl Core {
     }
 }
 
-/// What happened to a stored leave since it was delegated.
+/// Events in the life of a stored leave since it was delegated.
 #[derive(Clone, Copy)]
 struct Since {
     /// When its event was last restarted.

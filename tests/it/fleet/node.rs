@@ -646,7 +646,6 @@ impl Node {
             return;
         }
         let reading = if self.position == Position::FIRST {
-            self.heard.clear();
             self.fleet.on_reading_anew()
         } else {
             before
@@ -679,7 +678,7 @@ impl Node {
                 News::Job(..) | News::Other => {}
             }
             if works && let Some(&serial) = outside.redis.serials.get(&message.at) {
-                self.heard.insert(serial, self.changes);
+                self.heard.entry(serial).or_insert(self.changes);
             }
         }
         self.fleet.on_taken_in(reading, last, self.changes, outside.time());
@@ -792,9 +791,10 @@ impl Node {
             let change = self.heard.get(&serial);
             assert!(
                 change.is_some_and(|change| *change <= self.written()),
-                "{}: {} trims {at}, which it has not dealt with: {change:?}",
+                "{}: {} trims {at}, which it has not dealt with: {change:?} of {:?}",
                 outside.told(),
-                self.id
+                self.id,
+                self.queue
             );
         }
     }
@@ -829,6 +829,7 @@ impl Node {
             return;
         }
         self.takeovers.push((outside.now, how));
+        self.heard.clear();
         self.fence = None;
         self.void.clear();
         self.is_continuous = continuous;

@@ -170,6 +170,9 @@ fn what_a_failover_loses_is_handed_over_again() {
     let people = crowd(&stage, 6, HOUR);
     let watcher = stage.wait_one_watcher();
     let former = sentinels.primary();
+    wait_until("the replica to have all", TIMEOUT, || {
+        replica.ask(&["HLEN", "lk-jwt:jobs"]) == format!(":{}\r\n", people.len())
+    });
     // The replica gets nothing from here on, and knows nothing of it.
     assert_eq!(stage.redis.ask(&["ACL", "SETUSER", "default", "-psync", "-sync"]), "+OK\r\n");
     assert_eq!(stage.redis.ask(&["CLIENT", "KILL", "TYPE", "replica"]), ":1\r\n");
