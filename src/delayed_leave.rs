@@ -6,13 +6,14 @@
 //!
 //! ```text
 //! leave.rs       one delayed event; the state chart is there
+//! order.rs       whose event counts where several were delegated for a participant
 //! scheduler.rs   whose call to a homeserver is next
 //! ```
 //!
-//! Here is the table of all leaves: it admits, replaces, restores and bounds them. Each participant has one current leave, and perhaps
-//! some that it replaces, whose events must not outlive it (L14).
+//! Here is the table of all leaves: it admits, restores and bounds them.
 
 pub mod leave;
+mod order;
 pub mod scheduler;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -272,14 +273,6 @@ impl Leaves {
         self.current.iter().copied().flatten()
     }
 
-    /// The events that a leave replaces and that may still fire.
-    pub fn replaced(&self, id: LeaveId) -> impl Iterator<Item = Replaced<'_>> {
-        self.replaced_jobs(id).map(|job| Replaced {
-            delay_id: job.delay_id(),
-            until: job.leave.runs_until(),
-        })
-    }
-
     pub fn homeserver(&self, id: HomeserverId) -> Option<&Arc<str>> {
         self.scheduler.name(id)
     }
@@ -331,46 +324,6 @@ impl Leaves {
         Ok(())
     }
 
-    /// Takes a delegation that was admitted, for a participant who is thought to be there or not, and was seen at some time or not.
-    pub fn delegate(&mut self, participant: ParticipantId, handover: &Handover<'_>, is_there: bool, seen: bool, now: Time) -> Delegated {
-        let leave = Leave::new(handover.delay, handover.arrived, now);
-        let Some((old, job)) = self.of(participant).and_then(|id| Some((id, self.jobs.get(id)?))) else {
-            let id = self.install(participant, handover, leave, seen, now);
-            self.step(id, Input::Time, now);
-            self.tell(id, is_there, now);
-            return Delegated::New(id);
-        };
-        if job.delay_id() == handover.delay_id {
-            self.renew(old, handover.delay, handover.arrived, now);
-            self.tell(old, is_there, now);
-            return Delegated::Renewed(old);
-        }
-        let (overtaken, granted) = (job.leave.delegated() > handover.arrived, job.leave.was_granted());
-        let is_same = |id: &LeaveId| self.jobs.get(*id).is_some_and(|job| job.delay_id() == handover.delay_id);
-        let former = self.replaces(old).iter().copied().find(is_same);
-        if overtaken {
-            if former.is_none() {
-                let id = self.insert(participant, handover, leave, seen, now);
-                self.replaced.entry(participant).or_default().push(id);
-                self.step(id, if granted { Input::Superseded } else { Input::Replaced }, now);
-                self.sync(old, now);
-                self.out.push(Output::Store(old));
-            }
-            self.awaits(old);
-            return Delegated::Overtaken;
-        }
-        let id = if let Some(id) = former {
-            self.put_in_front(participant, id, now);
-            self.renew(id, handover.delay, handover.arrived, now);
-            id
-        } else {
-            self.install(participant, handover, leave, seen, now)
-        };
-        self.step(id, Input::Installed, now);
-        self.tell(id, is_there, now);
-        Delegated::New(id)
-    }
-
     /// Takes a leave from the store, unless its participant has a newer one (L11).
     pub fn restore(
         &mut self,
@@ -386,17 +339,7 @@ impl Leaves {
         }
         let leave = Leave::restored(handover.delay, handover.arrived, restarted, seen, now);
         let id = self.install(participant, handover, leave, seen, now);
-        for replaced in replaced {
-            if let Some(delay) = Delay::from_millis(replaced.until.since(now).min(Delay::MAX.as_millis())) {
-                let handover = Handover {
-                    delay_id: replaced.delay_id,
-                    ..*handover
-                };
-                let former = self.insert(participant, &handover, Leave::new(delay, now, now), seen, now);
-                self.replaced.entry(participant).or_default().push(former);
-                self.step(former, Input::Replaced, now);
-            }
-        }
+        self.replaces_also(participant, handover, replaced, now);
         if !replaced.is_empty() {
             self.step(id, Input::Installed, now);
         }
@@ -697,33 +640,6 @@ impl Leaves {
         }
     }
 
-    /// The current leave of a participant replaces these events, too: those that are not known yet.
-    pub fn replaces_also(&mut self, participant: ParticipantId, handover: &Handover<'_>, replaced: &[Replaced<'_>], now: Time) {
-        let Some(current) = self.of(participant) else { return };
-        for replaced in replaced {
-            let is_known = self
-                .replaces(current)
-                .iter()
-                .chain([&current])
-                .filter_map(|&id| self.jobs.get(id))
-                .any(|job| job.delay_id() == replaced.delay_id);
-            let Some(delay) = Delay::from_millis(replaced.until.since(now).min(Delay::MAX.as_millis())).filter(|_| !is_known) else {
-                continue;
-            };
-            let handover = Handover {
-                delay_id: replaced.delay_id,
-                ..*handover
-            };
-            let granted = self.jobs.get(current).is_some_and(|job| job.leave.was_granted());
-            let seen = self.jobs.get(current).is_some_and(|job| job.seen);
-            let former = self.insert(participant, &handover, Leave::new(delay, now, now), seen, now);
-            self.replaced.entry(participant).or_default().push(former);
-            self.step(former, if granted { Input::Superseded } else { Input::Replaced }, now);
-            self.sync(current, now);
-            self.out.push(Output::Store(current));
-        }
-    }
-
     /// The homeserver with most of the leaves.
     #[must_use]
     pub fn largest_homeserver(&self) -> Option<&Arc<str>> {
@@ -763,43 +679,6 @@ impl Leaves {
             BTreeSet::new()
         };
         (users, servers)
-    }
-
-    /// Finds an heir when the current leave is over: an event that the homeserver never granted may never have been, and gives its
-    /// place and what was to be done back to the one before (L14); any other takes those that it replaces with it.
-    fn succeed(&mut self, over: &Job, reason: FinishReason, was: Phase, now: Time) {
-        let participant = over.participant;
-        let Some(left) = self.replaced.get(&participant) else { return };
-        let never_was = !over.leave.was_granted() && !matches!(reason, FinishReason::Replaced | FinishReason::Kicked);
-        let waiting = left.iter().filter_map(|&id| Some((self.jobs.get(id)?, id)));
-        let youngest = waiting
-            .filter(|(job, _)| never_was && job.leave.phase() == Phase::Replaced)
-            .max_by_key(|(job, _)| job.leave.delegated())
-            .map(|(_, id)| id);
-        // Somebody has to be the current one until all are cancelled.
-        let Some(heir) = youngest.or_else(|| left.last().copied()) else {
-            return;
-        };
-        self.put_in_front(participant, heir, now);
-        self.out.push(Output::Store(heir));
-        if youngest.is_none() {
-            for id in self.replaces(heir).to_vec().into_iter().chain([heir]) {
-                self.step(id, Input::Superseded, now);
-            }
-            return;
-        }
-        self.step(heir, Input::Installed, now);
-        self.tell(heir, over.is_there, now);
-        if let Phase::Sending {
-            cause,
-            evidence,
-            returned: None,
-            ..
-        } = was
-        {
-            let asked = evidence.unwrap_or(Time::EARLIEST);
-            self.step(heir, Input::Gone(DepartureEvidence { cause, asked }), now);
-        }
     }
 
     // --- coming and going ---
@@ -886,56 +765,12 @@ impl Leaves {
         self.settled[slot] = false;
     }
 
-    /// Makes a leave the current one of its participant; the one that was, if any, is replaced by it.
-    fn put_in_front(&mut self, participant: ParticipantId, id: LeaveId, now: Time) {
-        self.take_out(participant, id);
-        let former = self.of(participant);
-        self.set_current(participant, Some(id));
-        if let Some(former) = former {
-            self.replaced.entry(participant).or_default().push(former);
-            self.step(former, Input::Replaced, now);
-        }
-    }
-
-    /// The leave is no replaced one any more.
-    fn take_out(&mut self, participant: ParticipantId, id: LeaveId) {
-        if let Some(replaced) = self.replaced.get_mut(&participant) {
-            replaced.retain(|&other| other != id);
-            if replaced.is_empty() {
-                self.replaced.remove(&participant);
-            }
-        }
-    }
-
     /// Tells until when the participant of a leave is waited for.
     fn awaits(&mut self, id: LeaveId) {
         if let Some(Job { leave, participant, .. }) = self.jobs.get(id) {
             let awaits = Output::Awaits(*participant, leave.deadline(), leave.delay());
             self.out.push(awaits);
         }
-    }
-
-    /// Until when a leave has to be restarted so that what it replaces does not fire before it is cancelled, and until when that may
-    /// wait while the homeserver limits (L14).
-    fn first_replaced(&self, id: LeaveId) -> Option<(Time, Time)> {
-        let replaced = self.replaced_jobs(id).filter(|job| job.leave.phase() == Phase::Replaced);
-        replaced.map(|job| (job.leave.deadline(), job.leave.relaxed())).min()
-    }
-
-    /// The leaves that this one replaces: where it is the current one, and few are.
-    fn replaces(&self, id: LeaveId) -> &[LeaveId] {
-        if self.replaced.is_empty() {
-            return &[];
-        }
-        let participant = self.jobs.get(id).map(Job::participant);
-        let participant = participant.filter(|&participant| self.of(participant) == Some(id));
-        participant
-            .and_then(|participant| self.replaced.get(&participant))
-            .map_or(&[], Vec::as_slice)
-    }
-
-    fn replaced_jobs(&self, id: LeaveId) -> impl Iterator<Item = &Job> {
-        self.replaces(id).iter().filter_map(|&id| self.jobs.get(id))
     }
 
     fn number_of(&self, user: &str) -> u64 {

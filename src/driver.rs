@@ -134,7 +134,10 @@ impl Leaves {
 
     /// Acts upon a verified webhook.
     pub fn webhook(&self, verified: Verified, webhook: &Webhook) {
-        self.0.webhook(verified, webhook);
+        if let Some((at, seconds)) = self.0.sfu.last_date() {
+            self.0.feed(Fact::Date(seconds, self.0.clock.at(at)));
+        }
+        self.0.feed(Fact::Event(&sfu_event(verified, webhook)));
     }
 
     /// The user of this participant was removed from the Matrix room, and from the call by this service: there is no leave to send.
@@ -161,7 +164,23 @@ impl Leaves {
 
     /// Restarts or sends what has to be before the end, until `deadline`.
     pub async fn stop(&self, deadline: Instant) {
-        self.0.stop(deadline).await;
+        let driver = &self.0;
+        driver.gate.send_replace(Gate::Stopping);
+        driver.feed(Fact::Stopping);
+        let rest = async {
+            loop {
+                let progress = driver.progress.notified();
+                if driver.state.lock().cores.is_at_rest() {
+                    return;
+                }
+                progress.await;
+            }
+        };
+        if timeout_at(deadline, rest).await.is_err() {
+            tracing::warn!(name: "leaves_unfinished",
+                "not every delayed event could be restarted or sent before the end; the homeserver's own timers go on"
+            );
+        }
     }
 
     /// Writes what is not written yet, until `deadline`; the last thing to be done.
@@ -296,32 +315,6 @@ impl Driver {
         let core::Delegation { room, identity, handover } = delegation;
         tracing::debug!(room, identity, delay_ms = handover.delay.as_millis(), outcome, "leave delegated");
         Ok(written)
-    }
-
-    fn webhook(self: &Arc<Self>, verified: Verified, webhook: &Webhook) {
-        if let Some((at, seconds)) = self.sfu.last_date() {
-            self.feed(Fact::Date(seconds, self.clock.at(at)));
-        }
-        self.feed(Fact::Event(&sfu_event(verified, webhook)));
-    }
-
-    async fn stop(self: &Arc<Self>, deadline: Instant) {
-        self.gate.send_replace(Gate::Stopping);
-        self.feed(Fact::Stopping);
-        let rest = async {
-            loop {
-                let progress = self.progress.notified();
-                if self.state.lock().cores.is_at_rest() {
-                    return;
-                }
-                progress.await;
-            }
-        };
-        if timeout_at(deadline, rest).await.is_err() {
-            tracing::warn!(name: "leaves_unfinished",
-                "not every delayed event could be restarted or sent before the end; the homeserver's own timers go on"
-            );
-        }
     }
 
     // --- tasks ---
@@ -687,7 +680,7 @@ impl Driver {
                 }
                 let answer = self.sfu.list_rooms(names).await;
                 let rows: Vec<_> = answer.iter().flatten().map(room_row).collect();
-                self.feed(Fact::Rooms(&rooms, asked, read(&answer, |_| Some(rows.as_slice()))));
+                self.feed(Fact::Rooms(&rooms, asked, read(&answer, |_| rows.as_slice())));
             }
             Question::CreateRoom { room } => {
                 let Some(name) = self.state.lock().cores.presence().room_name(room).cloned() else {
@@ -698,7 +691,7 @@ impl Driver {
                     let created = answer.is_ok();
                     tracing::info!(name: "room_forgotten", room = &*name, created, count, "the SFU has forgotten a room with people in it");
                 });
-                self.feed(Fact::Created(room, read(&answer, |row| Some(room_row(row)))));
+                self.feed(Fact::Created(room, read(&answer, room_row)));
             }
             Question::Probe => {}
         }
@@ -727,12 +720,12 @@ impl Driver {
             return;
         };
         let answer = self.sfu.participants(&name, within).await;
-        let rows: Vec<_> = answer.iter().flatten().filter_map(participant_row).collect();
+        let rows: Vec<_> = answer.iter().flatten().map(participant_row).collect();
         if let (Some(on_list), false) = (self.on_list.get(), rows.is_empty()) {
             let identities: Vec<_> = rows.iter().map(|row| row.identity).collect();
             on_list(&name, &identities, self.clock.instant(asked));
         }
-        self.feed(Fact::Participants(room, asked, read(&answer, |_| Some(rows.as_slice()))));
+        self.feed(Fact::Participants(room, asked, read(&answer, |_| rows.as_slice())));
     }
 
     fn call(self: &Arc<Self>, cores: &Core, leave: LeaveId, homeserver: HomeserverId, action: DelayedEventAction, sent: Time) {
@@ -850,18 +843,14 @@ const fn joined_at_ms(ms: u64, seconds: u64) -> u64 {
     if ms == 0 { seconds.saturating_mul(1000) } else { ms }
 }
 
-/// Reads a participant who is there.
-fn participant_row(participant: &Participant) -> Option<ParticipantRow<'_>> {
-    if participant.state == ParticipantState::Disconnected as i32 {
-        return None;
-    }
+fn participant_row(participant: &Participant) -> ParticipantRow<'_> {
     let [ms, seconds] = [participant.joined_at_ms, participant.joined_at].map(|at| u64::try_from(at).unwrap_or(0));
-    Some(ParticipantRow {
+    ParticipantRow {
         identity: &participant.identity,
         sid: &participant.sid,
         joined_at_ms: joined_at_ms(ms, seconds),
         active: participant.state == ParticipantState::Active as i32,
-    })
+    }
 }
 
 fn room_row(room: &Room) -> RoomRow<'_> {
@@ -873,10 +862,10 @@ fn room_row(room: &Room) -> RoomRow<'_> {
     }
 }
 
-/// Reads an answer of the SFU. A participant in the state DISCONNECTED is nobody.
-fn read<'a, T, R>(answer: &'a Result<T, SfuError>, yes: impl FnOnce(&'a T) -> Option<R>) -> Answer<R> {
+/// Reads an answer of the SFU.
+fn read<'a, T, R>(answer: &'a Result<T, SfuError>, yes: impl FnOnce(&'a T) -> R) -> Answer<R> {
     match answer {
-        Ok(answer) => yes(answer).map_or(Answer::No, Answer::Yes),
+        Ok(answer) => Answer::Yes(yes(answer)),
         Err(SfuError::NotFound) => Answer::No,
         Err(SfuError::Timeout) => Answer::TimedOut,
         Err(SfuError::TooLarge) => Answer::TooLarge,

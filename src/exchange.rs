@@ -14,9 +14,9 @@ use parking_lot::Mutex;
 use tokio::time::{sleep_until, timeout_at};
 
 use crate::access::{Access, Homeservers as PolicyList, Policy};
+use crate::admission::Client;
 use crate::admission::rate_limiter::RateLimiter;
 use crate::admission::rates::RateExceeded;
-use crate::admission::{Class, Client};
 use crate::config::changes;
 use crate::driver::{Delegation, DelegationError, Leaves, Reservation};
 use crate::federation::Failure;
@@ -315,8 +315,8 @@ impl Exchange {
 
     /// Holds the request of a user who is known, where they or their homeserver ask more often than they may.
     pub(crate) async fn limit_rate(&self, user: &VerifiedUser, delegates: bool, deadline: Deadline) -> Result<(), TokenError> {
-        let is_listed = || self.openid.who(&user.server).class == Class::Listed;
-        let taken = self.rates.take(&user.id, &user.server, is_listed, delegates, deadline.retry_until);
+        let homeserver = || self.openid.who(&user.server);
+        let taken = self.rates.take(&user.id, homeserver, delegates, deadline.retry_until);
         let goes_at = taken.inspect_err(|exceeded| METRICS.limit_hit(exceeded.limit.into()))?;
         if let Some(goes_at) = goes_at {
             step(Step::Rate, Box::pin(sleep_until(goes_at))).await;

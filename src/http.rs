@@ -27,7 +27,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::middleware::from_fn_with_state;
 use axum::routing::{any, get, post};
 use http::{Request, header};
 use parking_lot::RwLock;
@@ -171,7 +170,6 @@ pub fn router(app: Arc<App>) -> Router {
     let router = check::routes(router, app.check_page);
     router
         .fallback(any(not_found))
-        .layer(from_fn_with_state(app.clone(), doctor::introduce))
         .layer(CatchPanicLayer::custom(edge::panicked))
         .with_state(app)
 }

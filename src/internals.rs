@@ -38,7 +38,9 @@ pub mod store {
     pub use crate::store::record::field;
     pub use crate::store::shared::{Fence, Handed, Message, News, Shared, SharedStore};
     pub use crate::store::token::{self, StoredToken};
-    pub use crate::store::{JobRecord, Jobs, Part, Replaced, Seen, Store, StoreError, Stored, StoredJobs, VerifiedHomeservers};
+    pub use crate::store::{
+        JobRecord, Jobs, Part, READ_AFTER_SECONDS, Replaced, Seen, Store, StoreError, Stored, StoredJobs, VerifiedHomeservers,
+    };
 }
 pub mod time {
     pub use crate::time::{Delay, Time, WallClock};

@@ -21,7 +21,6 @@ mod shares;
 use std::sync::Arc;
 use std::time::Duration;
 
-use livekit_protocol::participant_info::State as ParticipantState;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -276,10 +275,7 @@ impl KickOnLeave {
         let asked = self.0.clock.now();
         let listed = self.0.settings.sfu.participants(&room.to_string(), LIST_TIMEOUT).await;
         let listed = listed.inspect_err(|error| self.failing(error)).ok();
-        let present = listed.map(|participants| {
-            let here = participants.iter().filter(|row| row.state != ParticipantState::Disconnected as i32);
-            here.map(|row| row.identity.as_str().into()).collect()
-        });
+        let present = listed.map(|participants| participants.iter().map(|row| row.identity.as_str().into()).collect());
         self.feed(|tracker, now| tracker.on_list(&room, present.as_ref(), asked, now));
     }
 

@@ -28,15 +28,14 @@ use crate::config::{Config, MetricsBind};
 use crate::connections::{Connection, Connections, Counted, MAX_HEAD_BYTES, Opened, first_head};
 use crate::driver::{Leaves, RESTORE_TIMEOUT};
 use crate::http::{App, Edge, in_our_form};
-use crate::kick::KickOnLeave;
 use crate::limits::{Limits, Resources};
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{CONTENT_TYPE, METRICS};
 use crate::reload::Reloaded;
 use crate::request_line::tell_suppressed;
-use crate::store::{StoreError, VerifiedHomeservers};
+use crate::store::StoreError;
 use crate::token::MintError;
-use build::{Parts, build};
+use build::{Stores, build};
 
 static NOT_ACCEPTED: LogThrottle = LogThrottle::once_a_minute();
 
@@ -96,19 +95,11 @@ const HAND_OVER_TIME: Duration = Duration::from_secs(3);
 /// When the service cannot start. Nothing is bound then.
 pub async fn run(config: Config, reload: mpsc::Receiver<Config>, stop: impl Future<Output = ()>) -> Result<(), StartError> {
     let limits = Limits::of(Resources::of_this_process());
-    let Parts {
-        app,
-        minter,
-        sfu,
-        own,
-        leaves,
-        restored,
-        kick,
-        verified,
-    } = build(&config, &limits).await?;
+    let parts = build(&config, &limits).await?;
+    let (app, stores) = (parts.app, parts.stores);
     // Whoever comes while jobs are being restored finds an open port after that at the latest (decision L11).
-    leaves.restore(restored);
-    let _ = timeout(MAX_CLOSED_WHILE_RESTORING, leaves.restored()).await;
+    stores.leaves.restore(parts.restored);
+    let _ = timeout(MAX_CLOSED_WHILE_RESTORING, stores.leaves.restored()).await;
     let listener = listen(&config.bind, StartError::Listen).await?;
     let metrics = match &config.metrics {
         Some(MetricsBind::At(bind)) => Some(listen(bind, StartError::ListenMetrics).await?),
@@ -127,14 +118,13 @@ pub async fn run(config: Config, reload: mpsc::Receiver<Config>, stop: impl Futu
     }
     let (interval, grace) = (config.check_interval, config.shutdown_grace);
     let (keys, tokens) = (config.livekit.keys, config.app_service);
-    let reloaded = Reloaded::new(app.clone(), minter, sfu.clone(), own.clone(), keys, tokens);
+    let reloaded = Reloaded::new(app.clone(), parts.minter, parts.sfu.clone(), parts.own.clone(), keys, tokens);
     tokio::spawn(reloaded.follow(reload));
-    tokio::spawn(async move { sfu.watch(interval).await });
-    if let Some(own) = own {
+    tokio::spawn(async move { parts.sfu.watch(interval).await });
+    if let Some(own) = parts.own {
         tokio::spawn(async move { own.watch(interval).await });
     }
-    tokio::spawn(watch_webhooks(leaves.clone(), interval));
-    let stores = Stores { leaves, kick, verified };
+    tokio::spawn(watch_webhooks(stores.leaves.clone(), interval));
     let leaving = stores.leaves.clone();
     let stop = async move {
         stop.await;
@@ -150,13 +140,6 @@ async fn listen(bind: &Bind, failed: fn(String, io::Error) -> StartError) -> Res
 
 fn address_of(listener: &TcpListener) -> String {
     listener.local_addr().map(|address| address.to_string()).unwrap_or_default()
-}
-
-/// Stores that have to be written before the end.
-struct Stores {
-    leaves: Leaves,
-    kick: Option<KickOnLeave>,
-    verified: VerifiedHomeservers,
 }
 
 /// Accepts connections until `stop` is done, then closes idle ones and waits for the others, `grace` at most.

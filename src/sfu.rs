@@ -21,6 +21,7 @@ use std::time::{Duration, Instant as StdInstant};
 use parking_lot::Mutex;
 
 pub use livekit_protocol::Room;
+use livekit_protocol::participant_info::State as ParticipantState;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
@@ -136,12 +137,13 @@ impl Sfu {
         self.api.last_date()
     }
 
-    /// Asks about a participant.
+    /// Asks about a participant. One in the state DISCONNECTED is nobody, here and in lists.
     ///
     /// # Errors
     /// [`SfuError::NotFound`] where the SFU knows no such room or participant; anything else says nothing about it.
     pub async fn participant(&self, room: &str, identity: &str, within: Duration) -> Result<Participant, SfuError> {
-        self.seen_within(self.api.get_participant(room, identity, within).await, within)
+        let found = self.seen_within(self.api.get_participant(room, identity, within).await, within)?;
+        if is_there(&found) { Ok(found) } else { Err(SfuError::NotFound) }
     }
 
     /// All participants of a room; none where it does not exist.
@@ -149,7 +151,9 @@ impl Sfu {
     /// # Errors
     /// When the SFU refused, or did not answer in time.
     pub async fn participants(&self, room: &str, within: Duration) -> Result<Vec<Participant>, SfuError> {
-        self.seen_within(self.api.list_participants(room, within).await, within)
+        let mut all = self.seen_within(self.api.list_participants(room, within).await, within)?;
+        all.retain(is_there);
+        Ok(all)
     }
 
     /// Ends a participant's session. Their token still lets them in again.
@@ -311,4 +315,8 @@ impl Sfu {
         }
         outcome
     }
+}
+
+fn is_there(participant: &Participant) -> bool {
+    participant.state != ParticipantState::Disconnected as i32
 }

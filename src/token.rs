@@ -179,7 +179,8 @@ struct AtobSafe;
 impl serde_json::ser::Formatter for AtobSafe {
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
         let mut rest = fragment;
-        while let Some(at) = rest.find(|c: char| !c.is_ascii() || matches!(c, '>' | '?' | '~' | '\u{7f}')) {
+        let is_unsafe = |byte: &u8| !byte.is_ascii() || matches!(byte, b'>' | b'?' | b'~' | 0x7f);
+        while let Some(at) = rest.as_bytes().iter().position(is_unsafe) {
             let (safe, tail) = rest.split_at(at);
             writer.write_all(safe.as_bytes())?;
             let mut chars = tail.chars();

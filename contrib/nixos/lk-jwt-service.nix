@@ -25,7 +25,7 @@ in
     # A checkout of this repository; it needs make besides the Rust toolchain.
     package = pkgs.rustPlatform.buildRustPackage {
       pname = "lk-jwt-service";
-      version = "1.0.0";
+      version = "1.1.0";
       src = ./lk-jwt-service;
       cargoLock.lockFile = ./lk-jwt-service/Cargo.lock;
       doCheck = false;

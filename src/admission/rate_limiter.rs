@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::rates::{Asker, Buckets, RateExceeded, Rates};
-use crate::server_name::ServerName;
+use crate::admission::{Class, Who};
 
 /// Limits how often users and homeservers ask.
 #[derive(Debug)]
@@ -36,15 +36,14 @@ impl RateLimiter {
     pub fn take(
         &self,
         user: &str,
-        server: &ServerName,
-        is_listed: impl FnOnce() -> bool,
+        homeserver: impl FnOnce() -> Who,
         delegates: bool,
         until: Instant,
     ) -> Result<Option<Instant>, RateExceeded> {
-        let is_limited = self.limits_homeservers && !is_listed();
+        let homeserver = self.limits_homeservers.then(homeserver).filter(|who| who.class != Class::Listed);
         let asker = Asker {
             user: self.hasher.hash_one(user),
-            homeserver: is_limited.then(|| self.hasher.hash_one(server.host_key())),
+            homeserver: homeserver.map(|who| who.name),
             delegates,
         };
         let now = Instant::now().into_std();
@@ -61,25 +60,22 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
-    async fn spellings_of_a_homeserver_are_one_and_listed_ones_are_not_counted() {
+    async fn homeservers_that_are_listed_are_not_counted() {
         let rate = |per_minute| NonZeroU32::new(per_minute).map(Rate);
         let limiter = RateLimiter::new(Rates {
             user: rate(60),
             homeserver: rate(2),
         });
         let (now, until) = (Instant::now(), Instant::now() + Duration::from_secs(10));
-        let take = |user: &str, server: &str, is_listed: bool| {
-            let server = ServerName::parse(server).unwrap();
-            limiter.take(user, &server, || is_listed, false, until)
-        };
-        assert_eq!(take("@a:x.example", "x.example", false), Ok(None));
-        assert_eq!(take("@b:X.example.:1", "X.example.:1", false), Ok(None));
-        let refused = take("@c:x.example:2", "x.example:2", false).unwrap_err();
+        let take = |user: &str, name: u64, class: Class| limiter.take(user, || Who { class, domain: 1, name }, false, until);
+        assert_eq!(take("@a:x.example", 1, Class::Stranger), Ok(None));
+        assert_eq!(take("@b:x.example", 1, Class::Verified), Ok(None));
+        let refused = take("@c:x.example", 1, Class::Stranger).unwrap_err();
         assert_eq!((refused.limit, refused.wait), (RateLimit::Homeserver, Duration::from_secs(30)));
         for _ in 0..60 {
-            assert_eq!(take("@a:listed.example", "listed.example", true), Ok(None));
+            assert_eq!(take("@a:listed.example", 2, Class::Listed), Ok(None));
         }
-        let next = take("@a:listed.example", "listed.example", true);
+        let next = take("@a:listed.example", 2, Class::Listed);
         assert_eq!(next, Ok(Some(now + Duration::from_secs(1))));
     }
 }

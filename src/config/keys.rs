@@ -1,6 +1,8 @@
 //! LiveKit's API keys: from variables, from files, and from LiveKit's own keys file (decision P6).
 
-use yaml_rust2::{Yaml, YamlLoader};
+use yaml_rust2::Event;
+use yaml_rust2::parser::Parser;
+use yaml_rust2::scanner::TScalarStyle;
 
 use super::reader::{FilePath, Reader};
 use super::unexpanded;
@@ -132,33 +134,59 @@ fn of_whole_configuration(content: &str) -> Option<Keys> {
     if !content.lines().any(|line| line.starts_with("keys:")) {
         return None;
     }
-    let documents = YamlLoader::load_from_str(content).ok()?;
-    pairs_of(documents.first()?.as_hash()?.get(&Yaml::String("keys".to_owned()))?)
+    pairs_of(content, Some("keys"))
 }
 
 /// The keys of a mapping in braces, `{key: secret}`, where it is that.
 fn of_mapping(text: &str) -> Option<Keys> {
-    let documents = text.starts_with('{').then(|| YamlLoader::load_from_str(text).ok())??;
-    pairs_of(documents.first()?)
+    text.starts_with('{').then(|| pairs_of(text, None))?
 }
 
-fn pairs_of(keys: &Yaml) -> Option<Keys> {
-    let keys = keys.as_hash()?;
-    let text = |yaml: &Yaml| match yaml {
-        Yaml::String(text) | Yaml::Real(text) if !text.is_empty() => Some(text.clone()),
-        Yaml::Integer(number) => Some(number.to_string()),
-        Yaml::String(_)
-        | Yaml::Real(_)
-        | Yaml::Boolean(_)
-        | Yaml::Array(_)
-        | Yaml::Hash(_)
-        | Yaml::Alias(_)
-        | Yaml::Null
-        | Yaml::BadValue => None,
-    };
-    let mut pairs = keys.iter().map(|(key, secret)| Some(pair(text(key)?, text(secret)?)));
-    let signing = pairs.next()??;
-    Some(Keys::new(signing, pairs.collect::<Option<Vec<_>>>()?))
+/// Pairs of the mapping that a document is, or that stands in it under this name. As livekit-server reads them, they are as they are
+/// written: `0123` is no number.
+fn pairs_of(document: &str, name: Option<&str>) -> Option<Keys> {
+    let mut parser = Parser::new_from_str(document);
+    let (mut depth, mut is_named) = (0, false);
+    loop {
+        let event = parser.next_token().ok()?.0;
+        let is_mapping = matches!(event, Event::MappingStart(..));
+        if is_mapping && (is_named || (name.is_none() && depth == 0)) {
+            break;
+        } else if is_mapping || matches!(event, Event::SequenceStart(..)) {
+            depth += 1;
+        } else if matches!(event, Event::MappingEnd | Event::SequenceEnd) {
+            depth -= 1;
+        } else if event == Event::StreamEnd {
+            return None;
+        }
+        is_named = depth == 1 && matches!(&event, Event::Scalar(text, ..) if name == Some(text));
+    }
+    let mut texts = Vec::new();
+    loop {
+        let event = parser.next_token().ok()?.0;
+        if event == Event::MappingEnd {
+            break;
+        }
+        let Event::Scalar(text, style, ..) = event else { return None };
+        if is_null(&text, style) {
+            return None;
+        }
+        texts.push(text);
+    }
+    let mut pairs: Vec<KeyPair> = Vec::new();
+    for both in texts.chunks_exact(2) {
+        if pairs.iter().any(|pair| pair.key == both[0]) {
+            return None;
+        }
+        pairs.push(pair(both[0].clone(), both[1].clone()));
+    }
+    let mut pairs = pairs.into_iter();
+    Some(Keys::new(pairs.next()?, pairs.collect()))
+}
+
+/// Whether a scalar stands for nothing.
+fn is_null(text: &str, style: TScalarStyle) -> bool {
+    text.is_empty() || (style == TScalarStyle::Plain && matches!(text, "~" | "null" | "Null" | "NULL"))
 }
 
 fn from_the_old_pair_of_files(reader: &mut Reader<'_>, key: &str) -> Option<Keys> {
@@ -373,6 +401,27 @@ mod tests {
                 .map(|(key, secret)| ((*key).to_owned(), (*secret).to_owned()))
                 .collect();
             assert_eq!(pairs(content), Ok(expected), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn of_a_configuration_or_a_mapping_it_takes_what_is_written() {
+        let configuration = "port: 7880\nrtc:\n  keys: {no: no}\n  hosts: [keys, {a: b}]\nkeys:\n  0123: 0x10\n  'a b': \"c: d\"\n  +1: 1.50\nroom:\n  x: y\n";
+        let written: &[_] = &[("0123", "0x10"), ("a b", "c: d"), ("+1", "1.50")];
+        for (found, expected) in [
+            (of_whole_configuration(configuration), written),
+            (of_mapping("{0123: 0x10, 'a b': \"c: d\", +1: 1.50}"), written),
+            (of_mapping("{true: no}"), &[("true", "no")]),
+        ] {
+            let found = found.expect("keys");
+            let found: Vec<_> = found.iter().map(|pair| (pair.key.as_str(), pair.secret.expose())).collect();
+            assert_eq!(found, expected);
+        }
+        for broken in ["{a: b, a: c}", "{a: ~}", "{a: [b]}", "{a: }", "{a: b", "{}"] {
+            assert!(of_mapping(broken).is_none(), "{broken}");
+        }
+        for broken in ["keys:\n", "keys: a\n", "keys:\n- a: b\n", "other:\n  keys:\n    a: b\n"] {
+            assert!(of_whole_configuration(broken).is_none(), "{broken}");
         }
     }
 

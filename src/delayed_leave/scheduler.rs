@@ -157,7 +157,8 @@ pub struct Homeserver {
     name: Arc<str>,
     jobs: u32,
     listed: bool,
-    queue: BTreeMap<Key, Queued>,
+    /// The calls that wait, by their class.
+    queue: [BTreeMap<(Time, LeaveId), Queued>; 4],
     /// In the order in which they were sent.
     calls: VecDeque<Call>,
     call_times: VecDeque<u32>,
@@ -335,11 +336,10 @@ impl CallScheduler {
         while let Some(&(at, id)) = self.overloaded.first().filter(|&&(at, _)| at <= now) {
             self.overloaded.remove(&(at, id));
             let Some(homeserver) = self.homeservers.get_mut(id) else { continue };
-            let mut uncarried = homeserver.part(Class::Uncarried, now);
-            let Some((&(_, deadline, example), _)) = uncarried.next() else {
+            let Some((_, deadline, example)) = homeserver.first_from(Class::Uncarried, now) else {
                 continue;
             };
-            let leaves = 1 + uncarried.count();
+            let leaves = homeserver.part(Class::Uncarried).filter(|((_, at, _), _)| *at >= now).count();
             let is_near = deadline.since(now) <= PROBE_INTERVAL_MS;
             let next = if is_near {
                 now.after(OVERLOAD_WARNING_INTERVAL_MS)
@@ -426,7 +426,7 @@ impl CallScheduler {
     }
 
     fn forget_if_idle(&mut self, id: HomeserverId) {
-        let idle = |homeserver: &Homeserver| homeserver.jobs == 0 && homeserver.calls.is_empty() && homeserver.queue.is_empty();
+        let idle = |homeserver: &Homeserver| homeserver.jobs == 0 && homeserver.calls.is_empty() && !homeserver.is_waited_for();
         if self.homeservers.get(id).is_some_and(idle)
             && let Some(homeserver) = self.homeservers.remove(id)
         {
@@ -487,7 +487,7 @@ impl Homeserver {
             name,
             jobs: 0,
             listed,
-            queue: BTreeMap::new(),
+            queue: [const { BTreeMap::new() }; 4],
             calls: VecDeque::new(),
             call_times: VecDeque::new(),
             usual_ms: 0,
@@ -509,33 +509,43 @@ impl Homeserver {
             user: call.user,
             delay_ms: call.delay_ms.max(1),
         };
-        self.queue.insert((class, call.deadline, leave), queued);
+        self.queue[class as usize].insert((call.deadline, leave), queued);
     }
 
     fn dequeue(&mut self, leave: LeaveId, deadline: Time) {
-        for class in [Class::Send, Class::Restart, Class::Uncarried, Class::NeverSeen] {
-            self.queue.remove(&(class, deadline, leave));
+        for part in &mut self.queue {
+            part.remove(&(deadline, leave));
         }
     }
 
-    /// The calls of a class from that deadline on.
-    fn part(&self, class: Class, from: Time) -> impl Iterator<Item = (&Key, &Queued)> {
-        self.queue
-            .range((class, from, Id::FIRST)..)
-            .take_while(move |((other, _, _), _)| *other == class)
+    fn is_waited_for(&self) -> bool {
+        self.queue.iter().any(|part| !part.is_empty())
+    }
+
+    /// The calls of a class, the nearest deadline first.
+    fn part(&self, class: Class) -> impl Iterator<Item = (Key, &Queued)> {
+        self.queue[class as usize]
+            .iter()
+            .map(move |(&(deadline, leave), queued)| ((class, deadline, leave), queued))
+    }
+
+    /// The first call of a class with that deadline or a later one.
+    fn first_from(&self, class: Class, from: Time) -> Option<Key> {
+        let mut part = self.queue[class as usize].range((from, Id::FIRST)..);
+        part.next().map(|(&(deadline, leave), _)| (class, deadline, leave))
     }
 
     /// The first call of a class; while the homeserver limits, users take turns.
     fn first(&self, class: Class, recent_users: Option<&VecDeque<u64>>) -> Option<Key> {
-        let mut first = self.part(class, Time::EARLIEST).take(MAX_LOOKAHEAD);
+        let mut first = self.part(class).take(MAX_LOOKAHEAD);
         let Some(recent) = recent_users else {
-            return first.next().map(|(key, _)| *key);
+            return first.next().map(|(key, _)| key);
         };
         let mut best = None;
         for (key, queued) in first {
             let recency = recent.iter().rposition(|&user| user == queued.user).map_or(0, |at| at + 1);
             if best.is_none_or(|(least, _)| recency < least) {
-                best = Some((recency, *key));
+                best = Some((recency, key));
             }
             if recency == 0 {
                 break;
@@ -558,17 +568,21 @@ impl Homeserver {
         self.calls.partition_point(|call| now.since(call.sent) >= after).min(MAX_SLOW_CALLS)
     }
 
-    /// When fewer than so many of these calls hold a place.
-    fn place_at(&self, places: u32, now: Time, counts: impl Fn(Class) -> bool) -> Option<Time> {
-        let held = self
-            .calls
-            .iter()
-            .enumerate()
-            .skip(self.slow(now))
-            .filter(|(_, call)| counts(call.class));
-        let first = held.clone().next();
+    /// When fewer than so many calls hold a place.
+    fn place_at(&self, places: u32, now: Time) -> Option<Time> {
+        self.place_among(self.calls.iter().enumerate().skip(self.slow(now)), places, now)
+    }
+
+    /// When fewer than so many sends and cancellations hold a place.
+    fn place_for_send_at(&self, places: u32, now: Time) -> Option<Time> {
+        let held = self.calls.iter().enumerate().skip(self.slow(now));
+        self.place_among(held.filter(|(_, call)| call.class == Class::Send), places, now)
+    }
+
+    fn place_among<'a>(&self, mut held: impl Iterator<Item = (usize, &'a Call)>, places: u32, now: Time) -> Option<Time> {
+        let first = held.next();
         match first {
-            Some((position, call)) if held.count() >= places.max(1) as usize => {
+            Some((position, call)) if places <= 1 || held.nth(places as usize - 2).is_some() => {
                 (position < MAX_SLOW_CALLS).then(|| call.sent.after(self.slow_after()))
             }
             Some(_) | None => Some(now),
@@ -580,7 +594,7 @@ impl Homeserver {
         let (gap, ahead) = self.limit(now).map_or((0, 1), |limit| (limit.gap_ms, MAX_LOOKAHEAD));
         let urgent = URGENT_MS.max(self.usual_ms * 2);
         let (mut urgent_at, mut needed_at) = (Time::LATEST, Time::LATEST);
-        for (before, ((_, deadline, _), queued)) in (0..).zip(self.part(Class::Restart, Time::EARLIEST).take(ahead)) {
+        for (before, ((_, deadline, _), queued)) in (0..).zip(self.part(Class::Restart).take(ahead)) {
             urgent_at = urgent_at.min(deadline.before(urgent + before * gap));
             needed_at = needed_at.min(queued.relaxed.before(before * gap));
         }
@@ -590,7 +604,7 @@ impl Homeserver {
     /// The next call, and when it may be made; it is the next one only if that is now.
     fn next(&self, never_seen: bool, places: u32, now: Time) -> Option<(Time, Key)> {
         // Asked after each call, when mostly nothing waits, and in vain for each part of the queue.
-        if self.queue.is_empty() {
+        if !self.is_waited_for() {
             return None;
         }
         let limit = self.limit(now);
@@ -598,7 +612,7 @@ impl Homeserver {
             true => Some(self.first(Class::NeverSeen, limit.map(|limit| &limit.recent_users))?),
             false => None,
         };
-        let place = self.place_at(places, now, |_| true)?;
+        let place = self.place_at(places, now)?;
         let seen = self.next_seen(places, now).map(|(at, key)| (at.max(place), key));
         let Some(key) = unseen else { return seen };
         let calls = self.calls.iter().filter(|call| call.class == Class::NeverSeen);
@@ -633,10 +647,10 @@ impl Homeserver {
         let probe = limit.map_or(now, |limit| limit.next_at.min(limit.probe_at).max(now));
         // A few restarts always go early: those that began together must not all be due together.
         let early = limit.map_or(now, |limit| limit.next_at.after(limit.gap_ms).max(now));
-        let send_place = self.place_at(places - places / 4, now, |class| class == Class::Send);
+        let send_place = |_| self.place_for_send_at(places - places / 4, now);
         let candidates = [
             restart.filter(|_| send.is_some()).map(|key| (urgent_at.max(spaced), key)),
-            send.zip(send_place).map(|(key, at)| (at.max(spaced), key)),
+            send.zip(send.and_then(send_place)).map(|(key, at)| (at.max(spaced), key)),
             restart.map(|key| (needed_at.clamp(probe, early), key)),
             self.first(Class::Uncarried, None).map(|key| (spaced, key)),
         ];
@@ -645,8 +659,8 @@ impl Homeserver {
 
     fn grant(&mut self, never_seen: bool, places: u32, now: Time) -> Option<LeaveId> {
         let (_, key) = self.next(never_seen, places, now).filter(|&(at, _)| at <= now)?;
-        let queued = self.queue.remove(&key)?;
-        let (class, _, leave) = key;
+        let (class, deadline, leave) = key;
+        let queued = self.queue[class as usize].remove(&(deadline, leave))?;
         self.calls.push_back(Call { sent: now, leave, class });
         if let Some(limit) = &mut self.limit {
             // What could be granted meanwhile is unknown.
@@ -672,7 +686,7 @@ impl Homeserver {
             shed = true;
         }
         let gap = self.limit(now).map_or(0, |limit| limit.gap_ms);
-        let back = self.part(Class::Uncarried, now.after(gap.max(1))).next().map(|(key, _)| *key);
+        let back = self.first_from(Class::Uncarried, now.after(gap.max(1)));
         if let Some(key) = back.filter(|_| self.too_much(now.after(gap + REFUSAL_TIME_MS)).is_none()) {
             self.reclass(key, Class::Restart);
         }
@@ -680,8 +694,9 @@ impl Homeserver {
     }
 
     fn reclass(&mut self, key: Key, class: Class) {
-        if let Some(queued) = self.queue.remove(&key) {
-            self.queue.insert((class, key.1, key.2), queued);
+        let (former, deadline, leave) = key;
+        if let Some(queued) = self.queue[former as usize].remove(&(deadline, leave)) {
+            self.queue[class as usize].insert((deadline, leave), queued);
         }
     }
 
@@ -689,7 +704,7 @@ impl Homeserver {
     /// whose restarts cost most the one with the shortest delay.
     fn too_much(&self, now: Time) -> Option<Key> {
         let gap = self.limit(now).filter(|limit| !limit.is_paused(now))?.gap_ms as f64;
-        let restarts = || self.part(Class::Restart, Time::EARLIEST).take(MAX_LOOKAHEAD);
+        let restarts = || self.part(Class::Restart).take(MAX_LOOKAHEAD);
         // Calls that are needed until a moment: `count + rate * moment`.
         let (mut count, mut rate) = (0.0, 0.0);
         let late = restarts().position(|((_, deadline, _), queued)| {
@@ -710,7 +725,7 @@ impl Homeserver {
         let most = restarts()
             .take(late + 1)
             .max_by_key(|(_, queued)| (costs.get(&queued.user), cost(queued)));
-        most.map(|(key, _)| *key)
+        most.map(|(key, _)| key)
     }
 
     fn took(&mut self, millis: u64) {
@@ -718,9 +733,8 @@ impl Homeserver {
             self.call_times.pop_front();
         }
         self.call_times.push_back(u32::try_from(millis).unwrap_or(u32::MAX));
-        let mut sorted = Vec::from(self.call_times.clone());
-        sorted.sort_unstable();
-        self.usual_ms = u64::from(sorted[sorted.len() / 2]);
+        let (mut times, middle) = (Vec::from(self.call_times.clone()), self.call_times.len() / 2);
+        self.usual_ms = u64::from(*times.select_nth_unstable(middle).1);
     }
 
     fn on_outcome(&mut self, sent: Time, outcome: Outcome, now: Time, jitter: &mut Jitter) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::dial::{Attempt, Dialer, Dialled};
 use super::failure::Failure;
 use super::guard::Trust;
-use super::route::{Route, Via, tls_name};
+use super::route::{Route, Via, host_header, tls_name};
 use super::well_known::{WellKnown, fetch};
 use crate::server_name::{Host, ServerName};
 
@@ -92,7 +92,7 @@ fn direct(name: &ServerName, dialled: Dialled) -> Result<Route, Failure> {
     Ok(Route {
         tls_name: Some(tls_name(&host)?),
         via: Via::Fixed(host, port.unwrap_or(DEFAULT_PORT)),
-        host_header: name.as_str().to_owned(),
+        host_header: host_header(name.as_str())?,
         base_path: String::new(),
         dialled,
     })
@@ -104,7 +104,7 @@ fn by_srv(name: &ServerName, dialled: Dialled) -> Result<Route, Failure> {
     Ok(Route {
         tls_name: Some(tls_name(&host)?),
         via: Via::Srv(name.as_str().into()),
-        host_header: name.as_str().to_owned(),
+        host_header: host_header(name.as_str())?,
         base_path: String::new(),
         dialled,
     })
@@ -133,10 +133,7 @@ mod tests {
             assert_eq!(route.tls_name.unwrap().to_str(), tls);
         }
         let route = by_srv(&server("example.com"), guarded).unwrap();
-        assert_eq!(
-            (route.host_header.as_str(), route.via),
-            ("example.com", Via::Srv("example.com".into()))
-        );
+        assert_eq!((route.host(), &route.via), ("example.com", &Via::Srv("example.com".into())));
     }
 
     #[test]
@@ -148,7 +145,7 @@ mod tests {
             ("http://[::1]", "[::1]", 80, "", false),
         ] {
             let route = Route::to_url(&url.parse().unwrap(), Dialled::Override).unwrap();
-            assert_eq!((route.host_header.as_str(), route.base_path.as_str()), (host_header, path), "{url}");
+            assert_eq!((route.host(), route.base_path.as_str()), (host_header, path), "{url}");
             assert!(matches!(route.via, Via::Fixed(_, p) if p == port), "{url}");
             assert_eq!(route.tls_name.is_some(), tls, "{url}");
             assert_eq!(route.dialled, Dialled::Override);

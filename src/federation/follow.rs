@@ -6,7 +6,7 @@ use url::Url;
 use super::dial::{Attempt, Dialer, Dialled};
 use super::failure::Failure;
 use super::guard::Trust;
-use super::route::{Reply, Route, Via, fetch_once, host_of, tls_name};
+use super::route::{Reply, Route, Via, fetch_once, host_header, host_of, tls_name};
 use crate::server_name::Host;
 
 const MAX_REDIRECTS: usize = 5;
@@ -36,7 +36,7 @@ pub(super) async fn get<'a>(
     for _ in 0..=MAX_REDIRECTS {
         let route = Route {
             via: Via::Fixed(hop.host.clone(), hop.port),
-            host_header: hop.authority.clone(),
+            host_header: host_header(&hop.authority)?,
             base_path: String::new(),
             tls_name: Some(tls_name(&hop.host)?),
             dialled: Dialled::Guarded(trust),

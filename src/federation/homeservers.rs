@@ -208,7 +208,7 @@ impl Homeserver {
     /// The name of the place where it is asked, which is another one where it delegates; none while that is being looked for.
     pub fn asked_at(&self) -> Option<String> {
         let remembered = self.link.try_lock().ok()?;
-        remembered.link.as_ref().map(|link| link.route.host_header.clone())
+        remembered.link.as_ref().map(|link| link.route.host().to_owned())
     }
 
     /// Notes that the homeserver did not answer while there was time: the next request looks for it anew.
@@ -323,7 +323,7 @@ impl Remembered {
         tracing::debug!(
             server = homeserver.name.as_str(),
             step = found.step,
-            host = found.route.host_header.as_str(),
+            host = found.route.host(),
             "homeserver found"
         );
         let link = Arc::new(Link::new(dialer, Arc::new(found.route)));

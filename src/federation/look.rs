@@ -143,7 +143,7 @@ impl Federation {
             };
             Ok(Trace {
                 step: found.step,
-                asked_as: found.route.host_header,
+                asked_as: found.route.host().to_owned(),
                 looked,
             })
         };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::Full;
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName as TlsName;
@@ -20,7 +20,8 @@ use crate::dns::{self, DnsError, SrvTarget};
 use crate::secret::Secret;
 use crate::server_name::Host;
 
-pub(super) const USER_AGENT: &str = concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION")));
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// A look-up that failed is made again after this time.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 /// Federation port where nothing else is said.
@@ -40,7 +41,7 @@ pub(super) enum Via {
 pub(super) struct Route {
     pub(super) via: Via,
     /// Value of the `Host` header.
-    pub(super) host_header: String,
+    pub(super) host_header: HeaderValue,
     /// In front of the request's path; only overrides have one.
     pub(super) base_path: String,
     /// Name for SNI and the certificate; plain HTTP (overrides only) without it.
@@ -69,10 +70,16 @@ impl Route {
         Ok(Self {
             tls_name: if tls { Some(tls_name(&host)?) } else { None },
             via: Via::Fixed(host, url.port_or_known_default().unwrap_or(DEFAULT_PORT)),
-            host_header: url[url::Position::BeforeHost..url::Position::AfterPort].to_owned(),
+            host_header: host_header(&url[url::Position::BeforeHost..url::Position::AfterPort])?,
             base_path: url.path().trim_end_matches('/').to_owned(),
             dialled,
         })
+    }
+
+    /// The host that requests name.
+    pub(super) fn host(&self) -> &str {
+        // Made of text.
+        self.host_header.to_str().unwrap_or_default()
     }
 
     /// The machines that will be dialled first.
@@ -278,20 +285,22 @@ impl<'a> Ask<'a> {
 
     fn request(&self, route: &Route) -> Result<Request<Full<Bytes>>, Failure> {
         let broken = |error: http::Error| Failure::Http(error.to_string());
-        let mut request = Request::builder()
-            .method(self.method.clone())
-            .uri(format!("{}{}", route.base_path, self.path_and_query))
-            .header(header::HOST, &route.host_header)
-            .header(header::USER_AGENT, USER_AGENT);
+        let path = [&route.base_path, self.path_and_query].concat();
+        let mut request = Request::new(Full::new(self.json.clone().unwrap_or_default()));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = Uri::try_from(path).map_err(|error| broken(error.into()))?;
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, route.host_header.clone());
+        headers.insert(header::USER_AGENT, USER_AGENT);
         if let Some(token) = self.token {
-            let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.expose())).map_err(|error| broken(error.into()))?;
+            let mut bearer = HeaderValue::try_from(["Bearer ", token.expose()].concat()).map_err(|error| broken(error.into()))?;
             bearer.set_sensitive(true);
-            request = request.header(header::AUTHORIZATION, bearer);
+            headers.insert(header::AUTHORIZATION, bearer);
         }
         if self.json.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
+            headers.insert(header::CONTENT_TYPE, JSON);
         }
-        request.body(Full::new(self.json.clone().unwrap_or_default())).map_err(broken)
+        Ok(request)
     }
 }
 
@@ -306,6 +315,11 @@ pub(super) async fn fetch_once<'a>(
     let request = Ask::get(path_and_query).request(route)?;
     let (mut connection, _place) = Open::new(&dialer.pool, route.connect(dialer, attempt)).await?;
     connection.exchange(request, limit).await.map_err(|unanswered| unanswered.failure)
+}
+
+/// The value of a `Host` header.
+pub(super) fn host_header(host: &str) -> Result<HeaderValue, Failure> {
+    HeaderValue::from_str(host).map_err(|error| Failure::Http(error.to_string()))
 }
 
 /// The host of a URL, in our terms.

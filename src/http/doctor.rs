@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::State;
-use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, header};
@@ -18,7 +17,7 @@ use hyper::body::Frame;
 use tokio::sync::mpsc;
 
 use super::App;
-use super::edge::{Arrived, X_SERVED_BY};
+use super::edge::Arrived;
 use super::report::ApiError;
 use crate::doctor::{Denied, HEADER, Line};
 use crate::request_line::note;
@@ -52,24 +51,13 @@ pub(super) fn bearer(headers: &HeaderMap) -> &str {
     token.map_or("", |(_, token)| token.trim())
 }
 
-/// Goes around every route: says which instance this is to whoever asks with a ticket for that.
-pub(super) async fn introduce(State(app): State<Arc<App>>, request: Request<Body>, next: Next) -> Response {
-    let introduced = match request.headers().get(HEADER) {
-        // Boxed: of use to `doctor` only.
-        Some(ticket) => Box::pin(app.introduction(ticket.clone())).await,
-        None => None,
-    };
-    let mut response = next.run(request).await;
-    if let Some(introduced) = introduced {
-        response.headers_mut().insert(X_SERVED_BY, introduced);
-    }
-    response
-}
-
 impl App {
-    async fn introduction(&self, ticket: HeaderValue) -> Option<HeaderValue> {
+    /// Says which instance this is to whoever asks with a ticket for that, on whatever route.
+    pub(super) async fn introduction(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let ticket = headers.get(HEADER)?.to_str().ok()?;
         let keys = self.keys();
-        let introduced = self.doctor.introduce(ticket.to_str().ok()?, &keys.signing().secret).await?;
+        // Boxed: of use to `doctor` only.
+        let introduced = Box::pin(self.doctor.introduce(ticket, &keys.signing().secret)).await?;
         HeaderValue::try_from(introduced).ok()
     }
 }

@@ -27,7 +27,7 @@ use crate::request_line::{ErrorReport, RequestLine, note};
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-pub(super) const X_SERVED_BY: HeaderName = HeaderName::from_static("x-served-by");
+const X_SERVED_BY: HeaderName = HeaderName::from_static("x-served-by");
 const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
 const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 
@@ -98,12 +98,15 @@ impl Edge {
         let client = client_address(connection.peer(), request.headers());
         let line = RequestLine::begin(id.0.clone(), request.method().clone(), request.uri().path(), Some(client));
         let answering = pin!(async {
-            let response = if request.method() == Method::OPTIONS {
-                preflight(request.headers())
-            } else {
-                request.extensions_mut().insert(Arrived { connection, client, asked });
-                router.oneshot(request).await.unwrap_or_else(|never| match never {})
-            };
+            if request.method() == Method::OPTIONS {
+                return finish(preflight(request.headers()), &id);
+            }
+            let introduction = app.introduction(request.headers()).await;
+            request.extensions_mut().insert(Arrived { connection, client, asked });
+            let mut response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+            if let Some(introduction) = introduction {
+                response.headers_mut().insert(X_SERVED_BY, introduction);
+            }
             finish(response, &id)
         });
         Ok(line.around(answering).await)

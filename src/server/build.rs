@@ -41,8 +41,13 @@ pub(super) struct Parts {
     pub(super) minter: Arc<Minter>,
     pub(super) sfu: Arc<Sfu>,
     pub(super) own: Option<Arc<OwnHomeserver>>,
-    pub(super) leaves: Leaves,
     pub(super) restored: StoredJobs,
+    pub(super) stores: Stores,
+}
+
+/// Stores that have to be written before the end.
+pub(super) struct Stores {
+    pub(super) leaves: Leaves,
     pub(super) kick: Option<KickOnLeave>,
     pub(super) verified: VerifiedHomeservers,
 }
@@ -100,10 +105,8 @@ pub(super) async fn build(config: &Config, limits: &Limits) -> Result<Parts, Sta
         minter,
         sfu,
         own,
-        leaves,
         restored,
-        kick,
-        verified,
+        stores: Stores { leaves, kick, verified },
     })
 }
 

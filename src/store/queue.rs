@@ -46,7 +46,7 @@ const LONG_PAUSE: Duration = Duration::from_secs(10);
 /// Between two tries while stopping.
 const HURRIED_PAUSE: Duration = Duration::from_millis(200);
 /// How many seconds after the start and after each reconnection a shared store is read (decision L11).
-const READ_AFTER_SECONDS: [u64; 5] = [0, 15, 60, 180, 600];
+pub const READ_AFTER_SECONDS: [u64; 5] = [0, 15, 60, 180, 600];
 /// A connection that is lost more often is read after for the first time when it has lasted for `READ_AFTER_SECONDS[1]`.
 const CALM_AFTER: Duration = Duration::from_secs(60);
 
@@ -506,30 +506,36 @@ impl State {
     }
 }
 
+/// Reads all records, and tries again while the store is away: how many could not be read, and whether it was away. `None` where nobody
+/// wants them any more, or they are not for us.
+async fn load(store: &Store, shared: &Shared, parts: &mpsc::Sender<Part>, trouble: &mut Trouble) -> Option<(usize, bool)> {
+    let table = shared.table;
+    let skipped = loop {
+        match store.load(parts).await {
+            Ok(skipped) => break skipped,
+            Err(error) if shared.gives_up(&error) => return None,
+            Err(error) => trouble.warn(&error, format!("the {table} in the store cannot be read; trying again")),
+        }
+        select! {
+            () = sleep(trouble.backoff()) => {}
+            () = parts.closed() => return None,
+        }
+    };
+    Some((skipped, trouble.on_success(format!("the {table} in the store have been read"))))
+}
+
 /// Reads all records, again and again where that is worth it, as long as anybody wants them.
 async fn read(store: Arc<Store>, shared: Arc<Shared>, parts: mpsc::Sender<Part>) {
-    let table = shared.table;
-    let mut trouble = Trouble::of(table);
+    let mut trouble = Trouble::of(shared.table);
     let (mut since, mut step) = (Instant::now(), 1);
     // The store was away before this reading, and when one of these ended last.
     let (mut again, mut last_again) = (false, None);
     loop {
-        let skipped = loop {
-            match store.load(&parts).await {
-                Ok(skipped) => break skipped,
-                Err(error) if shared.gives_up(&error) => return,
-                Err(error) => {
-                    trouble.warn(&error, format!("the {table} in the store cannot be read; trying again"));
-                }
-            }
-            again = true;
-            select! {
-                () = sleep(trouble.backoff()) => {}
-                () = parts.closed() => return,
-            }
+        let Some((skipped, was_away)) = load(&store, &shared, &parts, &mut trouble).await else {
+            return;
         };
-        if trouble.on_success(format!("the {table} in the store have been read")) {
-            (since, step) = (Instant::now(), 1);
+        if was_away {
+            (since, step, again) = (Instant::now(), 1, true);
         }
         if again {
             last_again = Some(Instant::now());
@@ -560,25 +566,16 @@ async fn read(store: Arc<Store>, shared: Arc<Shared>, parts: mpsc::Sender<Part>)
 
 /// Reads all records each time that this is asked for.
 async fn read_when_told(store: Arc<Store>, shared: Arc<Shared>, parts: mpsc::Sender<Part>) {
-    let table = shared.table;
-    let mut trouble = Trouble::of(table);
+    let mut trouble = Trouble::of(shared.table);
     loop {
         select! {
             () = shared.read_now.notified() => {}
             () = parts.closed() => return,
         }
         shared.state.lock().begin_reading(&parts);
-        let skipped = loop {
-            match store.load(&parts).await {
-                Ok(skipped) => break skipped,
-                Err(error) => trouble.warn(&error, format!("the {table} in the store cannot be read; trying again")),
-            }
-            select! {
-                () = sleep(trouble.backoff()) => {}
-                () = parts.closed() => return,
-            }
+        let Some((skipped, _)) = load(&store, &shared, &parts, &mut trouble).await else {
+            return;
         };
-        trouble.on_success(format!("the {table} in the store have been read"));
         if parts.send(Part::End { skipped, again: true }).await.is_err() {
             return;
         }

@@ -211,26 +211,31 @@ fn write(out: &mut impl Write, mut bytes: &[u8]) {
 /// The line before the first one that finds room again.
 fn notice(dropped: u64, format: LogFormat) -> String {
     let message = format!("{dropped} log lines were dropped: the reader of stderr is too slow");
-    own_line(&message, None, format)
+    own_line("log_lines_dropped", &message, None, format)
 }
 
 fn cut(line: &[u8], format: LogFormat) -> String {
     let beginning = |bytes: usize| String::from_utf8_lossy(line.get(..bytes).unwrap_or(line));
     match format {
         LogFormat::Text => beginning(MAX_LINE_BYTES - CUT.len()).trim_end_matches('\u{fffd}').to_owned() + CUT,
-        LogFormat::Json => own_line("a log line was too long and is cut", Some(&beginning(BEGINNING_BYTES)), format),
+        LogFormat::Json => own_line(
+            "log_line_cut",
+            "a log line was too long and is cut",
+            Some(&beginning(BEGINNING_BYTES)),
+            format,
+        ),
     }
 }
 
 /// A line that the log says about itself, in the form of the others.
-fn own_line(message: &str, beginning: Option<&str>, format: LogFormat) -> String {
+fn own_line(event: &str, message: &str, beginning: Option<&str>, format: LogFormat) -> String {
     let mut time = String::new();
     push_time(&mut time);
     let target = module_path!();
     match format {
-        LogFormat::Text => format!("{time}  WARN {target}: {message}\n"),
+        LogFormat::Text => format!("{time}  WARN {target}: {message} event={event}\n"),
         LogFormat::Json => {
-            let mut line = serde_json::json!({"timestamp": time, "level": "WARN", "message": message, "target": target});
+            let mut line = serde_json::json!({"timestamp": time, "level": "WARN", "message": message, "target": target, "event": event});
             if let Some(beginning) = beginning {
                 line["beginning"] = beginning.into();
             }
@@ -316,7 +321,10 @@ mod tests {
             let words = format!("{} log lines were dropped: the reader of stderr is too slow", lines - kept);
             assert!(notice.contains(&words), "{notice}");
             if format == LogFormat::Json {
-                assert_eq!(serde_json::from_str::<serde_json::Value>(notice).unwrap()["message"], words);
+                let notice: serde_json::Value = serde_json::from_str(notice).unwrap();
+                assert_eq!((&notice["message"], &notice["event"]), (&words.into(), &"log_lines_dropped".into()));
+            } else {
+                assert!(notice.ends_with(&format!("{words} event=log_lines_dropped")), "{notice}");
             }
             assert_eq!((after, later), ("after", "later"));
             assert!(bytes(&writer).1 <= MAX_WAITING_BYTES);
@@ -364,5 +372,6 @@ mod tests {
         let line = text(&written);
         let object: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert!(line.len() <= MAX_LINE_BYTES && long.starts_with(object["beginning"].as_str().unwrap()));
+        assert_eq!(object["event"], "log_line_cut");
     }
 }

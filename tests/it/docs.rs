@@ -181,6 +181,42 @@ fn the_architecture_names_what_there_is() {
     assert!(wrong.is_empty(), "not in the tree any more: {wrong:#?}");
 }
 
+// --- the map in src/lib.rs ---
+
+#[test]
+fn every_file_is_on_the_map() {
+    let map = read("src/lib.rs");
+    let map = map.split("```text\n").nth(1).unwrap().split("//! ```").next().unwrap();
+    let (mut shown, mut module) = (Vec::new(), String::new());
+    for line in map
+        .lines()
+        .map(|line| line.trim_start_matches("//!").strip_prefix(' ').unwrap_or_default())
+    {
+        let names = line.trim_start().split("  ").next().unwrap();
+        for name in names.split(' ').filter(|name| name.ends_with(".rs")) {
+            match line.starts_with(' ') {
+                true => shown.push(format!("src/{module}/{name}")),
+                false => {
+                    shown.push(format!("src/{name}"));
+                    name.trim_end_matches(".rs").clone_into(&mut module);
+                }
+            }
+        }
+    }
+    shown.sort();
+    let there: Vec<_> = files("src", ".rs")
+        .into_iter()
+        .map(|(name, _)| name)
+        .filter(|name| !["/tests", "/fuzz.rs", "src/lib.rs"].iter().any(|part| name.contains(part)))
+        .collect();
+    let missing = |of: &[String], among: &[String]| -> Vec<String> { of.iter().filter(|name| !among.contains(name)).cloned().collect() };
+    assert_eq!(
+        (missing(&there, &shown), missing(&shown, &there)),
+        (vec![], vec![]),
+        "not on the map, not in the tree"
+    );
+}
+
 // --- the limits in README.md ---
 
 /// A figure of the table that no constant stands for: a status, the width of a network, what the HTTP library does.

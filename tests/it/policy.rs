@@ -244,28 +244,35 @@ fn tokens_name_the_sources_that_may_be_published() {
     }
 }
 
-/// When it is opened, and when it is opened again after the SFU forgot it (decision L13).
-#[test]
-fn every_room_that_is_opened_has_the_number_of_participants() {
-    let scene = Scene::with(|setup| {
-        setup
-            .env("LIVEKIT_MAX_PARTICIPANTS", "10")
-            .env("LIVEKIT_ROOM_WATCH_INTERVAL_SECONDS", "1")
-    });
+/// When it is opened, opened once more since it ended under somebody on the way (decision T6b), and opened again after the SFU forgot
+/// it (decision L13).
+fn openings(change: impl FnOnce(Setup) -> Setup) -> Vec<u32> {
+    let scene = Scene::with(|setup| change(setup.env("LIVEKIT_ROOM_WATCH_INTERVAL_SECONDS", "1")));
+    let creations = || scene.sfu.creations_of(&scene.alias);
     let opened = scene
         .service
         .post("/get_token", &bodies::get_token_of(&scene.home, "alice", &scene.room));
-    assert_eq!(opened.status, 200, "{}", opened.text());
+    assert_eq!((opened.status, creations()), (200, 1), "{}", opened.text());
+    scene.send_webhook(&json!({"event": "room_finished", "room": {"name": scene.alias, "sid": "RM_1"}, "id": "EV_finished"}));
+    wait_until("the room to be opened once more", TIMEOUT, || creations() == 2);
     scene.delegate(Duration::from_secs(600));
-    let session = scene.joined();
-    assert_eq!(session.room, scene.alias);
-    scene.wait_restarts(1);
-    let before = scene.sfu.creations_of(&scene.alias);
+    scene.joined();
+    let before = creations();
     scene.sfu.forget_rooms();
-    wait_until("the room to be opened again", TIMEOUT * 2, || {
-        scene.sfu.creations_of(&scene.alias) > before
-    });
-    for creation in scene.sfu.asked_to_create(&scene.alias) {
-        assert_eq!(creation.max_participants, 10, "{creation:?}");
-    }
+    wait_until("the room to be opened again", TIMEOUT * 2, || creations() > before);
+    let asked = scene.sfu.asked_to_create(&scene.alias).into_iter();
+    asked.map(|creation| creation.max_participants).collect()
+}
+
+#[test]
+fn every_room_that_is_opened_has_the_number_of_participants() {
+    let numbers = openings(|setup| setup.env("LIVEKIT_MAX_PARTICIPANTS", "10"));
+    assert!(numbers.iter().all(|number| *number == 10), "{numbers:?}");
+}
+
+/// 0 is what livekit-server takes for what its own configuration says.
+#[test]
+fn where_no_number_is_set_none_is_asked_for() {
+    let numbers = openings(|setup| setup.unset("LIVEKIT_MAX_PARTICIPANTS"));
+    assert!(numbers.iter().all(|number| *number == 0), "{numbers:?}");
 }

@@ -587,6 +587,31 @@ fn a_neighbour_that_is_away_is_waited_for_until_eight_seconds_have_gone_by() {
     }
 }
 
+/// On the same trouble, at the same time: however busy the machine is, this route is answered before the others are.
+#[test]
+fn it_is_held_for_less_time_than_the_other_routes() {
+    let world = World::new();
+    world.sfu.http.refuse();
+    let room = unique_room();
+    let [other, ours] = [
+        Call::json("/get_token", &bodies::get_token_of(&world.home, "alice", &room)),
+        Ask::of(&world.home, "alice", &room).call(),
+    ]
+    .map(|call| world.service.begin(&call));
+    let [other, ours] = [other, ours].map(|request| request.join().expect("the request").expect("an answer"));
+    for answer in [&other, &ours] {
+        assert_eq!((answer.status, answer.field("reason").as_str()), (500, "sfu_unreachable"));
+    }
+    // Eight seconds and ten: each tries every second until then.
+    let earlier = other.took.saturating_sub(ours.took);
+    assert!(
+        earlier > Duration::from_millis(500),
+        "{:?}, the other one {:?}",
+        ours.took,
+        other.took
+    );
+}
+
 /// Not given up early, and answered while the SDKs still wait.
 #[track_caller]
 fn assert_held(case: &str, answer: &Answer, began: Instant) {

@@ -274,7 +274,7 @@ step() {
   local title=$1 log worker since=$SECONDS shown=$SECONDS
   shift
   mkdir -p "$tools"
-  log=$(mktemp "$tools/step.XXXXXX")
+  log=$(mktemp "$tools/step.$$.XXXXXX")
   say "installing $title"
   set -m # a process group of its own
   "$@" >"$log" 2>&1 </dev/null &
@@ -312,7 +312,11 @@ lock() {
   command -v flock >/dev/null || return 0
   exec {install_lock}>"$tools/.lock"
   flock --nonblock "$install_lock" || { say "waiting for another installation"; flock "$install_lock"; }
-  rm -f "$tools"/step.* # of a run that was killed
+  local log run
+  for log in "$tools"/step.*; do
+    run=${log#"$tools/step."} run=${run%%.*}
+    [ -d "/proc/$run" ] || rm -f "$log" # of a run that was killed; others install without the lock, too
+  done
 }
 
 unlock() {

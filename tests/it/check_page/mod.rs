@@ -2,6 +2,7 @@
 //! what for.
 
 mod files;
+mod places;
 mod rights;
 mod states;
 mod tickets;

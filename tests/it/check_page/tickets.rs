@@ -12,15 +12,14 @@ use crate::support::homeserver::Homeserver;
 use crate::support::jwt::Jwt;
 use crate::support::scene::TIMEOUT;
 use crate::support::service::{Service, Setup, binary};
-use crate::support::sfu::{Fault, Sfu};
-use crate::support::world::World;
-use crate::support::{bodies, unique, unique_room, wait_until};
+use crate::support::sfu::Sfu;
+use crate::support::{unique, wait_until};
 
 const DENIED: &str = "The request could not be authorised.";
 const USED_UP: &str = "The link was used as often as it may be";
 const LATER: &str = "One at a time, twenty a minute for all links";
 
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
 }
 
@@ -29,7 +28,7 @@ fn jti() -> String {
 }
 
 /// A ticket as `doctor --link` makes it, at another time.
-fn ticket(secret: &str, now: u64, seconds: u64) -> String {
+pub(super) fn ticket(secret: &str, now: u64, seconds: u64) -> String {
     TicketKey::of_links(&Secret::new(secret)).sign_link(jti(), now, seconds)
 }
 
@@ -43,7 +42,7 @@ fn service(sfu: &Sfu) -> Service {
     Setup::new(sfu).env("LIVEKIT_CHECK_PAGE", "on").start()
 }
 
-fn post(path: &str, ticket: &str) -> Call {
+pub(super) fn post(path: &str, ticket: &str) -> Call {
     Call::post(path, "").header("Authorization", &format!("Bearer {ticket}"))
 }
 
@@ -220,32 +219,6 @@ fn a_report_shows_no_people_where_the_log_shows_none() {
             json!({"server": "example.org", "addresses": ["192.0.2.77"], "checks": [{"check": "udp", "result": "ok", "saw": "8.8.8.8"}]});
         assert_eq!(service.call(&report(&good, &body)).status, 200);
         assert_eq!(service.wait_event("check_report").field("report"), "udp ok");
-    }
-}
-
-#[test]
-fn it_takes_no_place_of_a_call() {
-    // The SFU opens no room meanwhile.
-    let world = World::with(|setup| setup.env("LIVEKIT_CHECK_PAGE", "on").env("LIVEKIT_METRICS_BIND", "main"));
-    world.sfu.fail(Some(Fault::Hang));
-    let secret = world.sfu.secret().to_owned();
-    let gauge = |service: &Service| {
-        let text = service.get("/metrics").text();
-        let line = text.lines().find_map(|line| line.strip_prefix("lk_jwt_requests_in_flight "));
-        line.and_then(|count| count.parse::<u64>().ok()).unwrap_or_default()
-    };
-    let waiting: Vec<_> = (0..20)
-        .map(|_| world.service.begin(&post("/check/token", &ticket(&secret, now(), 1800))))
-        .collect();
-    // The scrape is one.
-    wait_until("all of them to wait", TIMEOUT, || gauge(&world.service) == 21);
-    world.sfu.fail(None);
-    let room = unique_room();
-    let answer = world.service.post("/get_token", &bodies::get_token_of(&world.home, "alice", &room));
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    // Nor does a call of it leave anything behind that is kept for calls.
-    for one in waiting {
-        assert!(one.join().expect("a thread").is_some());
     }
 }
 

@@ -34,6 +34,8 @@ pub(super) struct Event {
     pub(super) replaced: Option<u64>,
     /// What was known of it was not written when the process was killed: it is left to its homeserver.
     pub(super) lost: bool,
+    /// When it was delegated to another instance, of which this one has not read yet.
+    pub(super) elsewhere: Option<u64>,
 }
 
 impl Event {

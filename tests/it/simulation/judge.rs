@@ -3,6 +3,7 @@
 use super::homeserver::Fate;
 use super::world::{Client, Trouble, World, name};
 use crate::leave::world::agree;
+use lk_jwt_service::internals::core::Action;
 use lk_jwt_service::internals::presence::{DepartureCause, FRESH_MS, Next, State};
 use lk_jwt_service::internals::time::Time;
 
@@ -417,6 +418,23 @@ impl World {
             left as f64 / 1_000.0,
             found.map(|found| found.presence())
         ));
+    }
+
+    // --- what others have stored is taken in, and nothing else of it ---
+
+    /// The record of an event was read while the leave of its room and identity, if any, was that of `before` (L11).
+    pub(super) fn check_taken_in(&self, key: &(String, String), delay_id: &str, before: Option<usize>, actions: &[Action]) {
+        let now = self.current(key);
+        let is_over = actions
+            .iter()
+            .any(|action| matches!(action, Action::Forget(room, identity) if (&**room, &**identity) == (&*key.0, &*key.1)));
+        match before {
+            Some(event) if now.is_some_and(|now| now != event) => {
+                self.fails(&format!("a record of {delay_id} takes the place of e{event}, which is known"));
+            }
+            None if now.is_none() && !is_over => self.fails(&format!("{delay_id} was read and is not taken in")),
+            Some(_) | None => {}
+        }
     }
 
     // --- every suspicion has a next step ---

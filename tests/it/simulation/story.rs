@@ -128,6 +128,23 @@ pub(super) enum Happening {
         homeserver: usize,
     },
     Trouble(Trouble, u64),
+    /// Comes, or comes anew, so much later, and has delegated to another instance on the same store, which looks after the event for so
+    /// long.
+    JoinElsewhere {
+        who: usize,
+        early: u64,
+        ice: u64,
+        watched: u64,
+    },
+    /// Another instance removes the record of somebody.
+    RemovedElsewhere {
+        who: usize,
+    },
+    /// Something else writes over the record of somebody.
+    Damaged {
+        who: usize,
+        with: &'static str,
+    },
 }
 
 /// A world and what happens in it.
@@ -144,6 +161,8 @@ pub(super) struct Story {
     pub(super) sweeps: bool,
     /// The SFU is asked for all rooms (L13).
     pub(super) watches_rooms: bool,
+    /// Other instances use the store, too, so that it is read again (L11).
+    pub(super) shares_store: bool,
     pub(super) happenings: Vec<(u64, Happening)>,
 }
 
@@ -244,6 +263,15 @@ impl Story {
             };
             happenings.push((at, happening));
         }
+        let shares_store = matches!(house, 4..=7);
+        if shares_store {
+            let mut apart = Chance::new(seed ^ 0xe15e);
+            for _ in 0..apart.between(1, 8) {
+                let at = apart.between(0, at);
+                let who = apart.between(0, count as u64 - 1);
+                happenings.push((at, elsewhere(who, &mut apart)));
+            }
+        }
         Self {
             seed,
             people,
@@ -254,6 +282,7 @@ impl Story {
             sweep_ms,
             sweeps,
             watches_rooms: house != 1,
+            shares_store,
             happenings,
         }
     }
@@ -273,6 +302,7 @@ fn length(happening: Happening) -> u64 {
         Happening::Trouble(_, length) | Happening::Freeze { length, .. } => length,
         Happening::SfuRestart { down, .. } | Happening::Kill { down } => down,
         Happening::Stop { down } => down + 10_000,
+        Happening::JoinElsewhere { watched, .. } => watched,
         Happening::Join { .. }
         | Happening::Leave { .. }
         | Happening::Vanish { .. }
@@ -284,7 +314,9 @@ fn length(happening: Happening) -> u64 {
         | Happening::Again { .. }
         | Happening::DeleteRoom { .. }
         | Happening::ClockSet(_)
-        | Happening::FalseNo { .. } => 0,
+        | Happening::FalseNo { .. }
+        | Happening::RemovedElsewhere { .. }
+        | Happening::Damaged { .. } => 0,
     }
 }
 
@@ -397,6 +429,30 @@ fn disaster(kind: u64, homeservers: usize, count: usize, chance: &mut Chance) ->
         },
         _ if chance.one_in(3) => Happening::Freeze { length, suspended: true },
         _ => Happening::ClockSet(chance.pick(&[-3_600_000, -20_000, -2_000, 2_500, 10_000, 3_600_000])),
+    }
+}
+
+/// What other instances, and other programs, do to the store.
+fn elsewhere(who: u64, chance: &mut Chance) -> Happening {
+    let who = usize::try_from(who).unwrap();
+    match chance.between(0, 5) {
+        0..=3 => Happening::JoinElsewhere {
+            who,
+            early: chance.pick(&[60, 300, 2_000, 20_000]),
+            ice: chance.pick(&[40, 200, 300, 1_500]),
+            watched: chance.pick(&[0, 5_000, 20_000, 70_000, 300_000]),
+        },
+        4 => Happening::RemovedElsewhere { who },
+        _ => Happening::Damaged {
+            who,
+            with: chance.pick(&[
+                "",
+                "[]",
+                "{\"Params\":{\"DelayId\":7}}",
+                "{\"Params\":{\"DelayId\":\"e0",
+                "{\"RestartedAt\":\"soon\"}",
+            ]),
+        },
     }
 }
 

@@ -12,9 +12,9 @@ use lk_jwt_service::internals::delayed_event::{DelayedEventAction, Outcome};
 use lk_jwt_service::internals::delayed_leave::{Delegated, FinishReason, Handover, HomeserverId, LeaveId, Phase};
 use lk_jwt_service::internals::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};
 use lk_jwt_service::internals::presence::{self, EventKind, ParticipantId, Question, RoomId, SfuEvent};
-use lk_jwt_service::internals::store::JobRecord;
+use lk_jwt_service::internals::store::{JobRecord, READ_AFTER_SECONDS, field};
 use lk_jwt_service::internals::time::{Delay, Time, WallClock};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 const GRACE_MS: u64 = 10_000;
@@ -216,6 +216,28 @@ enum Due {
         down: u64,
     },
     PutAgain,
+    /// The store is read again, unless another sequence of readings has begun.
+    Reads {
+        epoch: u64,
+        sequence: u64,
+        was_away: bool,
+    },
+    /// A record that a reading has found.
+    Found {
+        epoch: u64,
+        key: (String, String),
+        value: String,
+    },
+    ReadingEnds {
+        epoch: u64,
+        was_away: bool,
+    },
+    StoreIsBack,
+    /// Another instance looks after an event.
+    Elsewhere {
+        event: usize,
+        until: u64,
+    },
     RoomsExpire,
     Check {
         who: usize,
@@ -247,6 +269,10 @@ struct Process {
     last_date: Option<(i64, Time)>,
     unwritten: BTreeMap<(String, String), Option<JobRecord<'static>>>,
     writing: bool,
+    /// Sequences of readings that have begun, readings that are not over, and what was changed since they began.
+    sequence: u64,
+    readings: usize,
+    touched: BTreeSet<(String, String)>,
     probed: bool,
     /// Questions that were asked and not answered, by whom or which room they are about.
     asked: Vec<(String, Time)>,
@@ -267,12 +293,15 @@ pub(super) struct World {
     serial: u64,
     process: Process,
     wall_offset: i64,
-    disk: BTreeMap<(String, String), JobRecord<'static>>,
+    /// Values by room and identity.
+    disk: BTreeMap<(String, String), String>,
     history: Vec<Told>,
     /// When the last webhook of each room arrives.
     queues: BTreeMap<String, u64>,
     tells: bool,
     pub(super) steps: u64,
+    /// Records of other instances that were taken in.
+    pub(super) taken_in: u64,
     settings: Settings,
 }
 
@@ -293,6 +322,9 @@ impl Process {
             last_date: None,
             unwritten: BTreeMap::new(),
             writing: false,
+            sequence: 0,
+            readings: 0,
+            touched: BTreeSet::new(),
             probed: false,
             asked: Vec::new(),
             knows_clock: false,
@@ -335,6 +367,7 @@ impl World {
             queues: BTreeMap::new(),
             tells,
             steps: 0,
+            taken_in: 0,
             settings,
             story,
         };
@@ -344,6 +377,7 @@ impl World {
             world.at(at, Due::Happens(happening));
         }
         world.at(5, Due::Restores { epoch: 0 });
+        world.will_read(false);
         world.act(Vec::new());
         world
     }
@@ -491,19 +525,22 @@ impl World {
                     self.ends(down);
                 }
             }
-            Due::PutAgain => {
-                let missing: Vec<_> = self
-                    .process
-                    .core
-                    .leaves()
-                    .all()
-                    .filter(|&leave| {
-                        let record = self.process.core.record(leave, &self.wall());
-                        record.is_some_and(|record| !self.disk.contains_key(&(record.room.into(), record.identity.into())))
-                    })
-                    .collect();
-                self.act(missing.into_iter().map(Action::Store).collect());
+            Due::PutAgain => self.put_again(),
+            Due::Reads { epoch, sequence, .. } if (epoch, sequence) != (self.process.epoch, self.process.sequence) => {}
+            Due::Found { epoch, .. } | Due::ReadingEnds { epoch, .. } if epoch != self.process.epoch || !self.process.runs => {}
+            // In order.
+            Due::Reads { .. } | Due::Found { .. } | Due::ReadingEnds { .. } | Due::StoreIsBack if self.process.frozen => {
+                self.after(50, due);
             }
+            Due::Reads { was_away, .. } => self.read(was_away),
+            Due::Found { key, value, .. } => self.found(&key, &value),
+            Due::ReadingEnds { was_away, .. } => self.reading_ends(was_away),
+            Due::StoreIsBack => {
+                if self.process.runs {
+                    self.will_read(true);
+                }
+            }
+            Due::Elsewhere { event, until } => self.elsewhere(event, until),
             Due::RoomsExpire => self.expire_rooms(),
             Due::Check { who, stay } => self.check_departure(who, stay),
         }
@@ -589,7 +626,7 @@ impl World {
                 self.leaves_sfu(who, DisconnectReason::ParticipantRemoved, Departure::Told);
                 // Who was removed from the Matrix room has no membership that could be ended.
                 for event in self.events.iter_mut().filter(|event| event.who == who) {
-                    event.delegated = None;
+                    (event.delegated, event.elsewhere) = (None, None);
                 }
                 let epoch = self.process.epoch;
                 self.after(
@@ -657,6 +694,33 @@ impl World {
                         self.nobody_is_known();
                     }
                     self.after(length + 50, Due::PutAgain);
+                }
+                if self.story.shares_store && matches!(what, Trouble::StoreAway | Trouble::StoreEmpty) {
+                    self.after(length + 50, Due::StoreIsBack);
+                }
+            }
+            Happening::JoinElsewhere { who, early, ice, watched } => {
+                let is_idle = matches!(self.people[who].client, Client::Away | Client::Vanished | Client::Inside);
+                if is_idle && !self.store_is_away() {
+                    self.begin(who, Client::Connecting);
+                    let event = self.new_event(who);
+                    self.events[event].elsewhere = Some(self.now);
+                    self.put_elsewhere(event);
+                    let until = self.now + watched;
+                    self.after(self.events[event].delay_ms / 2, Due::Elsewhere { event, until });
+                    self.step(who, early, Step::Enter { ice, opens: true });
+                }
+            }
+            Happening::RemovedElsewhere { who } => {
+                if self.disk.remove(&self.key(who)).is_some() {
+                    self.is_tampered_with(who);
+                }
+            }
+            Happening::Damaged { who, with } => {
+                let key = self.key(who);
+                if let Some(value) = self.disk.get_mut(&key) {
+                    with.clone_into(value);
+                    self.is_tampered_with(who);
                 }
             }
         }
@@ -732,6 +796,7 @@ impl World {
             restarted: self.now,
             replaced: None,
             lost: false,
+            elsewhere: None,
         });
         self.people[who].events.push(event);
         self.after(delay_ms, Due::Fires { event });
@@ -780,7 +845,7 @@ impl World {
         tell!(self, "{} delegates e{event}: {delegated:?}", name(who));
         let before = self.events[event].delegated.map_or(0, |(_, arrived)| arrived);
         self.events[event].delegated = Some((self.now, arrived.max(before)));
-        self.events[event].lost = false;
+        (self.events[event].lost, self.events[event].elsewhere) = (false, None);
         if delegated != Delegated::Overtaken {
             self.people[who].unwritten = false;
             self.events[event].replaced = None;
@@ -1450,6 +1515,9 @@ impl World {
     // --- the store ---
 
     fn put(&mut self, key: (String, String), record: Option<JobRecord<'static>>) {
+        if self.process.readings > 0 {
+            self.process.touched.insert(key.clone());
+        }
         self.process.unwritten.insert(key, record);
         if !self.process.writing {
             self.process.writing = true;
@@ -1460,13 +1528,13 @@ impl World {
 
     fn write(&mut self) {
         let epoch = self.process.epoch;
-        if self.has(|what| matches!(what, Trouble::StoreAway | Trouble::StoreEmpty)) {
+        if self.store_is_away() {
             return self.after(500, Due::Written { epoch });
         }
         self.process.writing = false;
         for (key, record) in std::mem::take(&mut self.process.unwritten) {
             match record {
-                Some(record) => self.disk.insert(key, record),
+                Some(record) => self.disk.insert(key, record.value()),
                 None => self.disk.remove(&key),
             };
         }
@@ -1503,10 +1571,10 @@ impl World {
 
     /// A double fault: what was not written when the process is killed is lost.
     fn is_killed(&mut self, who: usize) {
-        let key = (self.story.people[who].room.clone(), name(who).to_owned());
-        let record = self.disk.get(&key);
+        let key = self.key(who);
+        let record = self.stored(&key);
         // A record names what it is to replace, too, until that is cancelled (L10).
-        let stored = record.map(|record| event_of(&record.delay_id));
+        let stored = record.as_ref().map(|record| event_of(&record.delay_id));
         let is_stored = |event: usize| {
             let arrived = |event: usize| self.events[event].delegated.map(|(_, arrived)| arrived);
             stored.is_some_and(|heir| heir == event || (self.events[event].replaced.is_some() && arrived(event) <= arrived(heir)))
@@ -1531,25 +1599,189 @@ impl World {
         let after = self.chance.between(2, 400);
         self.after(after, Due::Restores { epoch });
         self.after(u64::try_from(RESTORE_TIMEOUT.as_millis()).expect("short"), Due::Opens { epoch });
+        self.will_read(false);
         self.act(Vec::new());
     }
 
     fn restore(&mut self) {
         let epoch = self.process.epoch;
-        if self.process.frozen || self.has(|what| matches!(what, Trouble::StoreAway | Trouble::StoreEmpty)) {
+        if self.process.frozen || self.store_is_away() {
             // A double fault: nobody can be watched of whom nothing can be read.
             self.nobody_is_known();
             return self.after(300, Due::Restores { epoch });
         }
-        for record in self.disk.clone().into_values() {
-            tell!(self, "restores {} {}", record.identity, record.delay_id);
-            let listed = record.homeserver == "hs0";
-            let (clock, now) = (self.wall(), self.mono());
-            let actions = self.process.core.restore(&record, false, listed, &clock, now);
-            self.act(actions);
+        let keys: Vec<_> = self.disk.keys().cloned().collect();
+        for key in keys {
+            if let Some(record) = self.stored(&key) {
+                self.take_in(&record);
+            }
         }
         if self.process.gate == Gate::Restoring {
             self.process.gate = Gate::Open;
+        }
+    }
+
+    fn store_is_away(&self) -> bool {
+        self.has(|what| matches!(what, Trouble::StoreAway | Trouble::StoreEmpty))
+    }
+
+    fn key(&self, who: usize) -> (String, String) {
+        (self.story.people[who].room.clone(), name(who).to_owned())
+    }
+
+    /// A record, where there is one that can be read.
+    fn stored(&self, key: &(String, String)) -> Option<JobRecord<'static>> {
+        let value = self.disk.get(key)?;
+        JobRecord::read(field(&key.0, &key.1).as_bytes(), value.as_bytes()).ok()
+    }
+
+    fn put_again(&mut self) {
+        let clock = self.wall();
+        let lacks = |record: JobRecord<'_>| {
+            let stored = self.stored(&(record.room.clone().into(), record.identity.clone().into()));
+            stored.is_none_or(|stored| stored.restarted_at_ms + 1_000 < record.restarted_at_ms)
+        };
+        let core = &self.process.core;
+        let missing = core.leaves().all().filter(|&leave| core.record(leave, &clock).is_some_and(lacks));
+        let missing: Vec<_> = missing.map(Action::Store).collect();
+        self.act(missing);
+    }
+
+    /// The store is read again after these times, and at once where it was away (L11).
+    fn will_read(&mut self, was_away: bool) {
+        if !self.story.shares_store {
+            return;
+        }
+        self.process.sequence += 1;
+        let (epoch, sequence) = (self.process.epoch, self.process.sequence);
+        for seconds in READ_AFTER_SECONDS.into_iter().filter(|&seconds| was_away || seconds > 0) {
+            let was_away = seconds == 0;
+            self.after(seconds * 1_000, Due::Reads { epoch, sequence, was_away });
+        }
+    }
+
+    fn read(&mut self, was_away: bool) {
+        // A store that comes back is read anyhow.
+        if self.store_is_away() || self.process.gate == Gate::Restoring {
+            return;
+        }
+        self.process.readings += 1;
+        self.process.touched.extend(self.process.unwritten.keys().cloned());
+        let epoch = self.process.epoch;
+        let mut last = 0;
+        for (key, value) in self.disk.clone() {
+            last += self.chance.between(0, 100);
+            self.after(last, Due::Found { epoch, key, value });
+        }
+        self.after(last, Due::ReadingEnds { epoch, was_away });
+    }
+
+    fn found(&mut self, key: &(String, String), value: &str) {
+        let Ok(record) = JobRecord::read(field(&key.0, &key.1).as_bytes(), value.as_bytes()) else {
+            return;
+        };
+        if !self.process.touched.contains(key) && self.process.gate != Gate::Stopping {
+            self.feed(Fact::Time);
+            self.take_in(&record);
+        }
+    }
+
+    fn reading_ends(&mut self, was_away: bool) {
+        self.process.readings -= 1;
+        if self.process.readings == 0 {
+            self.process.touched.clear();
+        }
+        if was_away {
+            self.put_again();
+        }
+    }
+
+    fn take_in(&mut self, record: &JobRecord<'static>) {
+        tell!(self, "reads {} {}", record.identity, record.delay_id);
+        let listed = record.homeserver == "hs0";
+        let key = (record.room.to_string(), record.identity.to_string());
+        let before = self.current(&key);
+        let (clock, now) = (self.wall(), self.mono());
+        let actions = self.process.core.restore(record, false, listed, &clock, now);
+        self.check_taken_in(&key, &record.delay_id, before, &actions);
+        let event = event_of(&record.delay_id);
+        if before.is_none()
+            && let Some(arrived) = self.events[event].elsewhere.take()
+        {
+            // From now on it is ours.
+            self.taken_in += 1;
+            // Where it is not said, it was delegated when it began to run.
+            let arrived = record.delegated_at_ms.map_or(self.events[event].restarted, |_| arrived);
+            self.events[event].delegated = Some((self.now, arrived));
+            let who = self.events[event].who;
+            self.people[who].unwritten = false;
+            self.people[who].is_not_noticed();
+            if let Some(stay) = self.people[who].stays.len().checked_sub(1) {
+                self.check_at(self.now + 500, who, stay);
+            }
+        }
+        self.act(actions);
+    }
+
+    /// The event of this process's leave of a room and identity.
+    pub(super) fn current(&self, (room, identity): &(String, String)) -> Option<usize> {
+        let core = &self.process.core;
+        let job = core.find(room, identity).and_then(|leave| core.leaves().get(leave));
+        job.map(|job| event_of(job.delay_id()))
+    }
+
+    // --- other instances ---
+
+    fn put_elsewhere(&mut self, event: usize) {
+        let found = &self.events[event];
+        let profile = &self.story.people[found.who];
+        let wall = |at: u64| WALL + i64::try_from(at).unwrap() + self.wall_offset;
+        let record = JobRecord {
+            room: profile.room.as_str().into(),
+            identity: name(found.who).into(),
+            delay_id: format!("e{event}").into(),
+            delay_ms: i64::try_from(found.delay_ms).unwrap(),
+            homeserver: format!("hs{}", found.homeserver).into(),
+            restarted_at_ms: wall(found.restarted),
+            user: format!("@u{}", profile.user).into(),
+            // Former versions do not say it.
+            delegated_at_ms: found.elsewhere.filter(|at| at % 2 == 0).map(wall),
+            as_user: profile.as_user,
+            ..JobRecord::default()
+        };
+        let (who, value) = (found.who, record.value());
+        self.disk.insert(self.key(who), value);
+        self.is_tampered_with(who);
+    }
+
+    /// Restarts an event as long as it is there; whoever hears that it is gone removes the record, whatever it is about by now.
+    fn elsewhere(&mut self, event: usize, until: u64) {
+        if self.now > until || self.store_is_away() {
+            return;
+        }
+        if !self.events[event].is_running() {
+            let who = self.events[event].who;
+            self.disk.remove(&self.key(who));
+            return self.is_tampered_with(who);
+        }
+        let homeserver = self.events[event].homeserver;
+        if self.has(|what| what.of_homeserver(homeserver) && what != Trouble::HomeserverSlow(homeserver)) {
+            return self.after(500, Due::Elsewhere { event, until });
+        }
+        self.restarted(event);
+        self.put_elsewhere(event);
+        // What was replaced or is over here, and outlives that elsewhere.
+        let found = &self.events[event];
+        let is_open = self.process.runs && self.process.gate == Gate::Open;
+        let is_over = is_open && found.delegated.is_some() && self.current(&self.key(found.who)) != Some(event);
+        self.events[event].lost |= is_over || found.replaced.is_some();
+        self.after(self.events[event].delay_ms / 2, Due::Elsewhere { event, until });
+    }
+
+    /// A double fault: what somebody else spoils while this process is down, nobody can read.
+    fn is_tampered_with(&mut self, who: usize) {
+        if !self.process.runs || self.process.gate == Gate::Restoring {
+            self.is_killed(who);
         }
     }
 
@@ -1590,8 +1822,18 @@ impl World {
         self.process.asked.len()
     }
 
+    /// Those of this process's leaves, whose events it knows of.
     pub(super) fn records(&self) -> usize {
-        self.disk.len() + self.process.unwritten.len()
+        let is_ours = |record: JobRecord<'_>| {
+            let event = &self.events[event_of(&record.delay_id)];
+            !self.story.shares_store || (event.delegated.is_some() && event.elsewhere.is_none() && !event.lost)
+        };
+        let ours = self
+            .disk
+            .keys()
+            .filter_map(|key| self.stored(key))
+            .filter(|record| is_ours(record.clone()));
+        ours.count() + self.process.unwritten.len()
     }
 
     pub(super) fn trouble(&self, which: impl Fn(Trouble) -> bool, from: u64, until: u64) -> u64 {

@@ -225,14 +225,16 @@ impl Watch {
         if let Some(instance) = instance {
             let taken = instance.taken();
             (row.instance, row.age_s) = (instance.number, instance.began.elapsed().as_secs_f64());
-            (row.rss, row.anonymous) = (taken.rss, taken.anonymous);
-            (row.files, row.threads) = (taken.files, taken.threads);
-            (row.written, row.writable) = (taken.written, taken.writable);
             let (number, ran, waited) = self.last_cpu;
             let (ran, waited) = if number == instance.number { (ran, waited) } else { (0.0, 0.0) };
             let share = 100.0 / took.min(row.age_s);
             (row.cpu, row.waited) = ((taken.cpu_s - ran) * share, (taken.waited_s - waited) * share);
             self.last_cpu = (instance.number, taken.cpu_s, taken.waited_s);
+            // Others had the processors, which is nothing that the service could mend.
+            if row.waited > 50.0 {
+                self.spans.push((self.last, Some(now), "no processor was free".into()));
+            }
+            row.taken = taken;
         }
         if let Some(file) = &mut self.csv {
             let _ = writeln!(file, "{}", row.csv());
@@ -245,8 +247,8 @@ impl Watch {
             row.p99_ms,
             row.events,
             row.wrong,
-            row.rss as f64 / 1024.0 / 1024.0,
-            row.files,
+            row.taken.rss as f64 / 1024.0 / 1024.0,
+            row.taken.files,
             row.cpu,
             row.faults
         );
@@ -506,8 +508,8 @@ fn judge(stage: &Stage, watch: &Watch, ends: &Ends) -> Vec<Verdict> {
     totals.examples.iter().for_each(|example| println!("seen: {example}"));
     ends.troubles.iter().for_each(|trouble| println!("trouble: {trouble}"));
     let happened = watch.faults;
-    let written = watch.rows.iter().map(|row| row.written).max().unwrap_or(0);
-    let writable = watch.rows.iter().map(|row| row.writable).max().unwrap_or(0);
+    let written = watch.rows.iter().map(|row| row.taken.written).max().unwrap_or(0);
+    let writable = watch.rows.iter().map(|row| row.taken.writable).max().unwrap_or(0);
     vec![
         Verdict::new(
             "300 requests a second",

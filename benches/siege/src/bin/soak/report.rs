@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::service::Taken;
+
 const MIB: f64 = 1024.0 * 1024.0;
 /// How long after a fault its traces may last.
 pub const CALM_AFTER: Duration = Duration::from_secs(30);
@@ -30,12 +32,7 @@ pub struct Row {
     pub told: u64,
     pub wrong: u64,
     pub stored: Option<u64>,
-    pub rss: u64,
-    pub anonymous: u64,
-    pub files: u64,
-    pub threads: u64,
-    pub written: u64,
-    pub writable: u64,
+    pub taken: Taken,
     pub cpu: f64,
     /// Share of the time for which it waited for a core, in percent.
     pub waited: f64,
@@ -66,12 +63,12 @@ impl Row {
             self.restarts_per_s,
             self.told,
             self.wrong,
-            self.rss as f64 / MIB,
-            self.anonymous as f64 / MIB,
-            self.files,
-            self.threads,
-            self.written,
-            self.writable,
+            self.taken.rss as f64 / MIB,
+            self.taken.anonymous as f64 / MIB,
+            self.taken.files,
+            self.taken.threads,
+            self.taken.written,
+            self.taken.writable,
             self.cpu,
             self.waited,
             self.late_ms
@@ -117,7 +114,7 @@ impl Verdict {
 /// Memory of instances that are old enough, while nothing is wrong: how far it is from its middle at most.
 pub fn flatness(rows: &[Row]) -> Option<(String, bool)> {
     let settled = |row: &&Row| row.is_calm && row.age_s >= SETTLED.as_secs_f64();
-    let mut all: Vec<f64> = rows.iter().filter(settled).map(|row| row.rss as f64 / MIB).collect();
+    let mut all: Vec<f64> = rows.iter().filter(settled).map(|row| row.taken.rss as f64 / MIB).collect();
     all.sort_by(f64::total_cmp);
     let (first, last) = (*all.first()?, *all.last()?);
     let most = (last - first) / 2.0;
@@ -133,7 +130,7 @@ pub fn descriptors(rows: &[Row]) -> Option<(String, bool)> {
     let settled = rows
         .iter()
         .filter(|row| row.is_calm && row.at_s >= SETTLED.as_secs_f64() && row.per_s >= 100.0);
-    let all: Vec<u64> = settled.map(|row| row.files).collect();
+    let all: Vec<u64> = settled.map(|row| row.taken.files).collect();
     if all.len() < 12 {
         return None;
     }
@@ -190,13 +187,13 @@ pub fn graph(rows: &[Row], faults: &[(f64, f64, String)], title: &str) -> String
         Panel {
             title: "memory, MiB",
             lines: vec![
-                ("RSS", "#1f6feb", of(&|r| r.rss as f64 / MIB)),
-                ("anonymous", "#8250df", of(&|r| r.anonymous as f64 / MIB)),
+                ("RSS", "#1f6feb", of(&|r| r.taken.rss as f64 / MIB)),
+                ("anonymous", "#8250df", of(&|r| r.taken.anonymous as f64 / MIB)),
             ],
         },
         Panel {
             title: "descriptors",
-            lines: vec![("", "#1f6feb", of(&|r| r.files as f64))],
+            lines: vec![("", "#1f6feb", of(&|r| r.taken.files as f64))],
         },
         Panel {
             title: "delegated leaves",
