@@ -339,6 +339,11 @@ fn a_watcher_that_cannot_work_gives_the_watch_away() {
         // A machine that stands still for seconds moves the watch.
         assert!(stage.epoch() > epoch + 1 || stage.wait_one_watcher() == next);
         link[watcher].set(Way::Open);
+        // The giver works on until it has seen that its heir does.
+        wait_until("one that works", TIMEOUT, || {
+            let nodes = readyz(stage.next())["nodes"].as_array().cloned().unwrap_or_default();
+            nodes.iter().filter(|node| node["watching"] == true).count() == 1
+        });
         let gone = stage.arrive(SHORT);
         let left = stage.leave(&gone.1);
         stage.wait_sent(&gone.0, left, TIMEOUT);
