@@ -212,6 +212,8 @@ pub struct Leaves {
     timers: Timers<LeaveId>,
     jitter: Jitter,
     sfu_silent: bool,
+    /// Another process may restart all of them, too.
+    shared: bool,
     stopping: bool,
     /// Leaves that a stopping service waits for.
     busy: usize,
@@ -234,6 +236,7 @@ impl Leaves {
             timers: Timers::default(),
             jitter: Jitter::new(seed),
             sfu_silent: false,
+            shared: false,
             stopping: false,
             busy: 0,
             out: Vec::new(),
@@ -428,6 +431,13 @@ impl Leaves {
         self.step_all(Input::Woke(lost_ms), now);
     }
 
+    /// Another process may restart the events, too, or does not any more.
+    pub fn on_shared(&mut self, shared: bool, now: Time) {
+        if std::mem::replace(&mut self.shared, shared) != shared && shared {
+            self.step_all(Input::Shared, now);
+        }
+    }
+
     /// The service is stopping (L12).
     pub fn on_stopping(&mut self, now: Time) {
         self.stopping = true;
@@ -512,6 +522,7 @@ impl Leaves {
             now,
             usual_ms: self.scheduler.usual_ms(job.homeserver),
             sfu_silent: self.sfu_silent,
+            shared: self.shared,
             stopping: self.stopping,
             last_no,
             replaced_until,
@@ -627,6 +638,12 @@ impl Leaves {
         if current.is_some() {
             self.set_current(participant, None);
         }
+    }
+
+    /// The homeserver with most of the leaves.
+    #[must_use]
+    pub fn largest_homeserver(&self) -> Option<&Arc<str>> {
+        self.scheduler.largest()
     }
 
     /// The shortest delay of all leaves.

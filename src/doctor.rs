@@ -52,6 +52,7 @@ pub use ticket::{TicketKey, Use, Wishes};
 use crate::access::{Homeservers as PolicyList, HostPattern};
 use crate::clock::unix_seconds;
 use crate::config::Config;
+use crate::driver::fleet::FleetReport;
 use crate::federation::{Failure, Federation};
 use crate::homeserver::OwnHomeserver;
 use crate::secret::Secret;
@@ -90,12 +91,16 @@ pub struct Context {
     pub store: Option<Store>,
     /// Whether a delegated leave with this room and identity is known here, where that can be told.
     pub knows: Option<Knows>,
+    /// The replicas that share the store, as this one sees them, where it is the one that runs.
+    pub fleet: Option<Fleet>,
     /// Arrivals at this service, where it is the one that runs.
     pub arrivals: Option<Arc<Arrivals>>,
     /// Settings that the checks are about.
     pub settings: Settings,
 }
 
+/// The replicas that share the store; `None` where this one is alone.
+pub type Fleet = Box<dyn Fn() -> Option<FleetReport> + Send + Sync>;
 /// Whether a delegated leave of this room and identity is known.
 pub type Knows = Box<dyn Fn(&str, &str) -> bool + Send + Sync>;
 

@@ -406,7 +406,7 @@ impl Driver {
                     count = 0;
                     self.open_gate();
                     if let Some(link) = &self.fleet {
-                        link.on_records_read();
+                        self.on_records_read(link);
                     }
                     if let Some(seen) = seen {
                         self.put_again(seen).await;
@@ -742,6 +742,9 @@ impl Driver {
         tokio::spawn(Box::pin(async move {
             let outcome = match (name, found) {
                 (Some(server), Some((delay_id, user))) => {
+                    if let Some(link) = &driver.fleet {
+                        link.on_call(&server, driver.clock.now());
+                    }
                     let own = driver.own.as_ref();
                     let authority = user.as_deref().and_then(|user| own?.authority(&server, user));
                     let managed = driver
@@ -749,6 +752,9 @@ impl Driver {
                         .manage(&server, &delay_id, action, authority, HOMESERVER_CALL_TIMEOUT);
                     let outcome = managed.await;
                     driver.note_answer(&server, &delay_id, action, outcome);
+                    if let Some(link) = &driver.fleet {
+                        link.on_called(&server, outcome);
+                    }
                     if let (Some(since), Outcome::Done) = (gone_since, outcome) {
                         METRICS.leave_lag.observe(Duration::from_millis(driver.clock.now().since(since)));
                     }

@@ -7,19 +7,28 @@
 //! ```text
 //! entry.rs       what nodes say of themselves, and who watches, as it stands in Redis
 //! liveness.rs    whose counter stands still, on our own clock
+//! inbox.rs       messages, as far as they are dealt with
+//! kept.rs        what was handed over, until the watcher has dealt with it
+//! readings.rs    when the records are read again
 //! ```
 //!
 //! Nothing here makes a leave safe to send: evidence does (decision L5a). Two nodes that both believe that they watch cost restarts.
 
 pub mod entry;
+mod inbox;
+mod kept;
 mod liveness;
+mod readings;
 
 use std::collections::BTreeMap;
 
 pub use entry::{Entry, NodeId, NodeState, Position, Watch};
+use inbox::Inbox;
+pub use kept::Kept;
 use liveness::Stillness;
+use readings::Readings;
 
-use crate::time::Time;
+use crate::time::{Time, WallClock};
 
 /// Version of what nodes say to each other.
 pub const PROTOCOL: u32 = 1;
@@ -40,6 +49,10 @@ const GIVING_BEAT_MS: u64 = 200;
 const SETTLED_MS: i64 = 10_000;
 /// Entries of nodes that are dead for that long are removed.
 const REMOVE_AFTER_MS: u64 = 60_000;
+/// By how much clocks may differ that were read over a network.
+pub const CLOCK_TOLERANCE_MS: u64 = 1_000;
+/// A message about somebody who came or went that is older than this says nothing to a node that only serves.
+const STALE_MS: u64 = 20_000;
 
 /// Identity of a node.
 #[derive(Clone, Debug)]
@@ -95,6 +108,8 @@ pub enum Output {
     },
     /// Redis has lost what was written: put all records again.
     PutAgain,
+    /// Redis's clock was set, or is another server's: write all records again, whose times would mean other moments.
+    WriteAgain,
     /// Another node watches: hand over every leave, then drop it. Where it was `given` the watch it has read all that was written.
     Yield {
         /// Whether this node gave it the watch.
@@ -143,6 +158,10 @@ pub struct Fleet {
     passed_over: Vec<NodeId>,
     claims: Option<(Watch, Takeover)>,
     watching: bool,
+    inbox: Inbox,
+    /// When the watch began, by Redis's clock.
+    began_ms: i64,
+    readings: Option<Readings>,
     /// Whether no beat was answered since the last one that was.
     was_away: bool,
 }
@@ -160,6 +179,8 @@ impl Fleet {
             fingerprint: own.fingerprint,
             shortest_ms: None,
             sfu: false,
+            lacks: "".into(),
+            reaches: "".into(),
             dealt: Position::FIRST,
             host: own.host.clone(),
         };
@@ -181,6 +202,9 @@ impl Fleet {
             passed_over: Vec::new(),
             claims: None,
             watching: false,
+            inbox: Inbox::default(),
+            began_ms: 0,
+            readings: None,
             was_away: false,
         }
     }
@@ -206,6 +230,12 @@ impl Fleet {
     #[must_use]
     pub const fn works(&self) -> bool {
         matches!(self.role, Role::Watcher(_) | Role::Giving(..))
+    }
+
+    /// Whether this node works on the leaves and has read all records: until then it knows less of them than Redis.
+    #[must_use]
+    pub fn has_read(&self) -> bool {
+        self.works() && self.watching
     }
 
     /// Whether the service is stopping.
@@ -234,10 +264,50 @@ impl Fleet {
             .map_or(Position::FIRST, |node| node.entry.dealt)
     }
 
-    /// Message up to which this node says that it has dealt with all.
+    /// Whether a message is acted upon: what happened before the watch began is asked about, not believed.
     #[must_use]
-    pub const fn own_dealt(&self) -> Position {
-        self.entry.dealt
+    pub fn believes(&self, at: Position) -> bool {
+        self.works() && at.millis >= self.began_ms.unsigned_abs()
+    }
+
+    /// Whether a message is so old that it says nothing about the present.
+    #[must_use]
+    pub fn is_stale(&self, at: Position) -> bool {
+        let redis = self.last_beat.map(|(_, millis)| millis.unsigned_abs());
+        redis.is_none_or(|redis| at.millis.saturating_add(STALE_MS) < redis)
+    }
+
+    /// Homeserver that the watcher lacks: the others see whether it answers them. Empty where there is none.
+    #[must_use]
+    pub fn asked_about(&self) -> &str {
+        let watcher = self.watch.filter(|watch| watch.node != self.own.node);
+        let watcher = watcher.and_then(|watch| self.nodes.get(&watch.node));
+        watcher.map_or("", |node| &node.entry.lacks)
+    }
+
+    /// Whether Redis takes a delegation for the watcher.
+    #[must_use]
+    pub fn may_delegate(&self, now: Time) -> bool {
+        self.waits_for().is_none() && self.is_connected(now)
+    }
+
+    /// Whether the leaves of this node can be handed over to the watcher.
+    #[must_use]
+    pub fn may_hand_over(&self, now: Time) -> bool {
+        !self.works() && self.may_delegate(now)
+    }
+
+    /// Whether there is nobody to hand anything over to.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        let is_other = |(id, entry, is_alive): (NodeId, &Entry, bool)| is_alive && entry.state != NodeState::Leaving && id != self.own.node;
+        !self.nodes().any(is_other)
+    }
+
+    /// Number of the present reading of messages, for [`Self::on_taken_in`].
+    #[must_use]
+    pub const fn reading(&self) -> u64 {
+        self.inbox.reading()
     }
 
     /// A moment, and what Redis's clock showed then, in milliseconds since 1970.
@@ -291,10 +361,37 @@ impl Fleet {
         others.next().map(|(id, entry, _)| (id, entry))
     }
 
+    /// For how long messages have not been read here, or wait to be dealt with.
+    #[must_use]
+    pub fn unread_ms(&self, now: Time) -> u64 {
+        let read = self.last_read.map_or(0, |at| now.since(at));
+        // A reader waits for that long for the next message.
+        let deaf = if read > 2 * self.beat_ms() { read } else { 0 };
+        self.inbox.waits_since().map_or(0, |since| now.since(since)).max(deaf)
+    }
+
+    /// How long ago the watcher last showed a sign of life.
+    #[must_use]
+    pub fn watcher_seen_ms(&self, now: Time) -> Option<u64> {
+        self.watcher_moved.map(|at| now.since(at))
+    }
+
+    /// Whether a node is of this fleet: it serves the same SFU and homeserver.
+    #[must_use]
+    pub const fn is_alike(&self, entry: &Entry) -> bool {
+        entry.fingerprint == self.own.fingerprint
+    }
+
     /// Whether Redis has answered within the life of a node.
     #[must_use]
     pub fn is_connected(&self, now: Time) -> bool {
         self.last_beat.is_some_and(|(at, _)| now.since(at) <= self.life_ms())
+    }
+
+    /// Whether this node works on without Redis, and another one may do so with it.
+    #[must_use]
+    pub fn is_cut_off(&self, now: Time) -> bool {
+        self.works() && !self.is_connected(now)
     }
 
     // --- facts ---
@@ -302,6 +399,18 @@ impl Fleet {
     /// The reader of the stream has got an answer, or nothing within its time: it is not deaf.
     pub fn on_read(&mut self, now: Time) {
         self.last_read = Some(now);
+    }
+
+    /// The reader has begun with the first message again. The number of the reading.
+    pub fn on_reading_anew(&mut self) -> u64 {
+        self.inbox.begin()
+    }
+
+    /// Messages up to this one were taken in, by that reading; so many changes of records were made by then.
+    pub fn on_taken_in(&mut self, reading: u64, last: Position, change: u64, now: Time) {
+        if self.works() {
+            self.inbox.take_in(reading, last, change, now);
+        }
     }
 
     /// The timer of the leaves ran.
@@ -320,15 +429,32 @@ impl Fleet {
         self.entry.sfu = answered;
     }
 
+    /// The homeserver with most of the leaves that does not answer this node, which watches, and the one that the watcher lacks and that
+    /// answers this node; empty where there is none. Whether that is news.
+    pub fn on_homeserver(&mut self, lacks: &str, reaches: &str) -> bool {
+        let is_news = *self.entry.lacks != *lacks || *self.entry.reaches != *reaches;
+        if is_news {
+            (self.entry.lacks, self.entry.reaches) = (lacks.into(), reaches.into());
+        }
+        is_news
+    }
+
     /// The records were read: the watch has begun.
     pub fn on_records_read(&mut self) {
         self.watching = self.works();
     }
 
-    /// All messages up to this one are dealt with, and the shortest delay among the leaves.
-    pub fn on_progress(&mut self, dealt: Position, shortest_ms: Option<u32>) {
-        self.entry.dealt = dealt;
+    /// All changes of records up to this one are written, and the shortest delay among the leaves.
+    pub fn on_progress(&mut self, written: u64, shortest_ms: Option<u32>) {
+        self.entry.dealt = self.inbox.dealt(written);
         self.entry.shortest_ms = shortest_ms;
+    }
+
+    /// Whether a watcher has to read all records, where there are so many of them and so many leaves, and changes are being written or
+    /// not.
+    pub fn is_reading_due(&mut self, records: u64, leaves: usize, is_writing: bool, now: Time) -> bool {
+        let readings = self.readings.as_mut();
+        readings.is_some_and(|readings| readings.is_due(records, leaves, is_writing, now))
     }
 
     /// The service is stopping.
@@ -368,7 +494,16 @@ impl Fleet {
     pub fn on_answer(&mut self, answer: &Answer, asked: Time, now: Time) -> Vec<Output> {
         let mut out = Vec::new();
         let gap = self.gap(asked);
-        self.last_beat = Some((now, answer.redis_ms));
+        // Redis's clock was read somewhere between.
+        let read = asked.after(now.since(asked) / 2);
+        let expected = self.last_beat.map(|(at, millis)| WallClock::new(at, millis).unix_millis(read));
+        let was_set = expected.is_some_and(|expected| expected.abs_diff(answer.redis_ms) > CLOCK_TOLERANCE_MS);
+        if was_set && self.works() {
+            out.push(Output::WriteAgain);
+        }
+        self.last_beat = Some((read, answer.redis_ms));
+        // A new primary's clock may be behind: what it numbers now did not happen before the watch began.
+        self.began_ms = self.began_ms.min(answer.redis_ms);
         if self.entry.since_ms == 0 {
             self.entry.since_ms = answer.redis_ms.max(1);
         }
@@ -422,34 +557,22 @@ impl Fleet {
         }
         let is_ours = watch.is_some_and(|watch| watch.node == self.own.node);
         match (self.role, watch) {
-            (Role::Watcher(own) | Role::Giving(own, _), Some(watch)) if watch.node == self.own.node => {
+            (Role::Watcher(own), Some(watch)) if is_ours => {
                 if watch.epoch >= own.epoch {
-                    // Taken back, or our own entry as it was.
                     self.role = Role::Watcher(watch);
-                } else if let Role::Watcher(_) = self.role {
+                } else {
                     self.assert(own, Some(watch), out);
                 }
             }
+            // Taken back: what is written under the former epoch is refused.
+            (Role::Giving(to, _), Some(watch)) if is_ours && watch.epoch >= to.epoch => self.begin_watch(watch, out),
             (Role::Watcher(own), None) => self.assert(own, None, out),
             // Written before writes were lost.
             (Role::Watcher(own), Some(watch)) if watch.epoch < own.epoch => self.assert(own, Some(watch), out),
             (Role::Watcher(_), Some(_)) => self.yield_watch(false, out),
             (Role::Giving(to, _), Some(watch)) if watch.epoch >= to.epoch && watch != to => self.yield_watch(false, out),
             (Role::Giving(..), _) => {}
-            (Role::Server, Some(watch)) if is_ours => {
-                let how = match self.claims.take() {
-                    Some((wanted, how)) if wanted == watch => how,
-                    Some(_) | None => Takeover::Given,
-                };
-                let continuous = match (self.sfu_stands_since, self.watcher_moved) {
-                    (Some(stands), Some(moved)) => stands <= moved,
-                    (None, _) | (_, None) => false,
-                };
-                self.role = Role::Watcher(watch);
-                self.watching = false;
-                self.entry.dealt = Position::FIRST;
-                out.push(Output::Watching { how, continuous });
-            }
+            (Role::Server, Some(watch)) if is_ours => self.begin_watch(watch, out),
             (Role::Server, _) => {
                 if watch != former && former.is_some() {
                     out.push(Output::HandOverAgain);
@@ -461,14 +584,37 @@ impl Fleet {
         }
     }
 
+    fn begin_watch(&mut self, watch: Watch, out: &mut Vec<Output>) {
+        let how = match self.claims.take() {
+            Some((wanted, how)) if wanted == watch => how,
+            Some(_) | None => Takeover::Given,
+        };
+        let continuous = match (self.sfu_stands_since, self.watcher_moved) {
+            (Some(stands), Some(moved)) => stands <= moved,
+            (None, _) | (_, None) => false,
+        };
+        self.role = Role::Watcher(watch);
+        self.watching = false;
+        self.entry.dealt = Position::FIRST;
+        self.inbox.begin();
+        if let Some((at, redis_ms)) = self.last_beat {
+            self.began_ms = redis_ms;
+            self.readings = Some(Readings::new(at));
+        }
+        out.push(Output::Watching { how, continuous });
+    }
+
     fn assert(&mut self, own: Watch, seen: Option<Watch>, out: &mut Vec<Output>) {
         out.push(Output::Change { seen, wanted: own });
         out.push(Output::PutAgain);
     }
 
     fn yield_watch(&mut self, given: bool, out: &mut Vec<Output>) {
+        // What was not read yet was not written either.
+        let given = given && self.watching;
         self.role = Role::Server;
         self.watching = false;
+        self.readings = None;
         out.push(Output::Yield { given });
     }
 
@@ -477,11 +623,18 @@ impl Fleet {
             Role::Server => self.claim(out),
             Role::Watcher(own) => {
                 let silent = !self.entry.sfu && self.sfu_answered.is_none_or(|at| now.since(at) >= SFU_SILENCE_MS);
-                let may_give = self.given_at.is_none_or(|at| now.since(at) >= GIVE_INTERVAL_MS);
+                let lacks = self.entry.lacks.clone();
                 let leaving = self.entry.state == NodeState::Leaving;
-                if (leaving || (silent && may_give && self.watching))
-                    && let Some(heir) = self.heir_to_give(!leaving)
-                {
+                let may_give = self.given_at.is_none_or(|at| now.since(at) >= GIVE_INTERVAL_MS) && self.watching;
+                let own_sfu = self.entry.sfu;
+                let works =
+                    |entry: &Entry| (silent && entry.sfu) || (!lacks.is_empty() && entry.reaches == lacks && (entry.sfu || !own_sfu));
+                let heir = match (leaving, may_give) {
+                    (true, _) => self.heir_to_give(|_| true),
+                    (false, true) => self.heir_to_give(works),
+                    (false, false) => None,
+                };
+                if let Some(heir) = heir {
                     self.give(Some(own), heir, now, out);
                 }
             }
@@ -494,7 +647,7 @@ impl Fleet {
                     if self.watch == Some(to) {
                         self.passed_over.push(to.node);
                     }
-                    let heir = self.heir_to_give(false).unwrap_or(self.own.node);
+                    let heir = self.heir_to_give(|_| true).unwrap_or(self.own.node);
                     self.give(self.watch, heir, now, out);
                 }
             }
@@ -512,11 +665,11 @@ impl Fleet {
     }
 
     /// Chooses the node that started last among those that are up and settled: a rolling deploy moves the watch once.
-    fn heir_to_give(&self, must_reach_sfu: bool) -> Option<NodeId> {
+    fn heir_to_give(&self, works: impl Fn(&Entry) -> bool) -> Option<NodeId> {
         let own = self.own.node;
         let redis_ms = self.last_beat.map_or(0, |(_, ms)| ms);
         let candidates = self.nodes().filter(|&(id, entry, is_alive)| {
-            is_alive && id != own && entry.state == NodeState::Up && (entry.sfu || !must_reach_sfu) && !self.passed_over.contains(&id)
+            is_alive && id != own && entry.state == NodeState::Up && works(entry) && !self.passed_over.contains(&id)
         });
         let settled = |entry: &Entry| redis_ms.saturating_sub(entry.since_ms) >= SETTLED_MS;
         candidates

@@ -122,6 +122,15 @@ impl Homeservers {
         self.resolve_for(server, false, deadline).await
     }
 
+    /// Whether the homeserver answers within that time, by what is known of where it is.
+    pub async fn answers(&self, server: &ServerName, within: Duration) -> bool {
+        let asked = async {
+            let (api, _) = self.api(server).await.ok()?;
+            api.get(VERSIONS, None, MAX_REPLY_BYTES).await.ok()
+        };
+        matches!(timeout(within, asked).await, Ok(Some(reply)) if reply.status == StatusCode::OK)
+    }
+
     /// Finds the API of `server` for calls with the `as_token`, or without.
     async fn resolve_for(&self, server: &ServerName, with_token: bool, deadline: Instant) -> Result<(), Failure> {
         let find = || async {

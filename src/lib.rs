@@ -134,6 +134,9 @@
 //!   name.rs                 names on the SFU in little space. Pure
 //! fleet.rs                  several replicas on one Redis: who watches, who is next, who gives the watch away. Pure
 //!   liveness.rs             who is dead: a counter that stands still
+//!   inbox.rs                messages, as far as they are dealt with
+//!   kept.rs                 delegations that were handed over, until the watcher has dealt with them
+//!   readings.rs             when the watcher reads all records again
 //!   entry.rs                a replica's entry in Redis
 //!
 //! store.rs                  jobs, tokens and verified homeservers: in Redis, in a file or nowhere

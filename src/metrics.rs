@@ -64,6 +64,7 @@ pub static METRICS: Metrics = Metrics {
         watches: Number::new(),
         epoch: Number::new(),
         guests: Number::new(),
+        unread: Number::new(),
         takeovers: [const { Number::new() }; TAKEOVERS.len()],
     },
 };
@@ -107,6 +108,7 @@ struct Fleet {
     watches: Number,
     epoch: Number,
     guests: Number,
+    unread: Number,
     takeovers: [Number; TAKEOVERS.len()],
 }
 
@@ -576,14 +578,15 @@ impl Metrics {
 
 impl Metrics {
     /// Takes in the fleet as it is: its living nodes that are up, waiting and leaving, whether this one watches, the epoch, and the leaves
-    /// that this one looks after although another one watches.
-    pub fn fleet(&self, nodes: [usize; 3], watches: bool, epoch: u64, guests: usize) {
+    /// that this one looks after although another one watches, and for how many milliseconds messages have waited here.
+    pub fn fleet(&self, nodes: [usize; 3], watches: bool, epoch: u64, guests: usize, unread_ms: u64) {
         for (number, nodes) in self.fleet.nodes.iter().zip(nodes) {
             number.set(nodes as u64);
         }
         self.fleet.watches.set(u64::from(watches));
         self.fleet.epoch.set(epoch);
         self.fleet.guests.set(guests as u64);
+        self.fleet.unread.set(unread_ms / 1000);
     }
 
     /// Counts that this node has begun to watch: as the first, by claiming the watch, or since it was given it.
@@ -621,6 +624,12 @@ impl Fleet {
             "gauge",
             "Leaves that this replica looks after until the watcher has them.",
             self.guests.get(),
+        );
+        page.one(
+            "lk_jwt_fleet_unread_seconds",
+            "gauge",
+            "For how long messages of other replicas have not been read here, or wait to be dealt with.",
+            self.unread.get(),
         );
         page.counters(
             "lk_jwt_fleet_takeovers_total",

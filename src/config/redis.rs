@@ -11,6 +11,7 @@ use crate::secret::Secret;
 const URL: &str = "LIVEKIT_REDIS_URL";
 const PASSWORD: &str = "LIVEKIT_REDIS_PASSWORD";
 const SHARED: &str = "LIVEKIT_REDIS_SHARED";
+const SENTINEL: &str = "redis+sentinel";
 
 /// The parameters that the old service took after the `?`; any other was an error.
 const PARAMETERS: [&str; 21] = [
@@ -40,7 +41,8 @@ const PARAMETERS: [&str; 21] = [
 /// How to reach Redis.
 #[derive(Clone, Debug)]
 pub struct Redis {
-    /// The URL with user name and password taken out: `redis`, `rediss` or `unix`, the host filled in.
+    /// The URL with user name and password taken out: `redis`, `rediss` or `unix`, the host filled in; or `redis+sentinel:`, the name of the
+    /// primary, and each sentinel as a parameter.
     pub url: Url,
     /// The number of the database.
     pub database: u32,
@@ -62,6 +64,13 @@ pub enum RedisAddress {
         /// Whether TLS is spoken there, and how.
         tls: Option<RedisTls>,
     },
+    /// Sentinels that know where the primary is.
+    Sentinel {
+        /// Names or addresses of the sentinels, with their ports.
+        sentinels: Vec<(String, u16)>,
+        /// Name under which they watch the primary.
+        primary: String,
+    },
     /// A socket in the file system.
     Unix(PathBuf),
 }
@@ -78,12 +87,28 @@ impl fmt::Display for RedisAddress {
         match self {
             Self::Tcp { host, port, tls } => {
                 let scheme = if tls.is_some() { "rediss" } else { "redis" };
-                let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
-                write!(f, "{scheme}://{open}{host}{close}:{port}")
+                write!(f, "{scheme}://{}:{port}", bracketed(host))
+            }
+            Self::Sentinel { sentinels, primary } => {
+                let all: Vec<_> = sentinels.iter().map(|(host, port)| format!("{}:{port}", bracketed(host))).collect();
+                write!(f, "redis+sentinel://{}/{primary}", all.join(","))
             }
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
         }
     }
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
+/// A host and a port, as they stand in a list of sentinels.
+fn sentinel(text: &str) -> Option<(String, u16)> {
+    let url = Url::parse(&format!("redis://{text}")).ok()?;
+    let host = url.host_str().filter(|host| !host.is_empty())?;
+    let is_alone = url.path().is_empty() && url.query().is_none() && url.username().is_empty();
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    is_alone.then(|| (host, url.port().unwrap_or(26379)))
 }
 
 impl Redis {
@@ -93,6 +118,13 @@ impl Redis {
         if self.url.scheme() == "unix" {
             let path = percent_decode(self.url.path()).unwrap_or_else(|| self.url.path().to_owned());
             return RedisAddress::Unix(path.into());
+        }
+        if self.url.scheme() == SENTINEL {
+            let all = self.url.query_pairs().filter_map(|(_, text)| sentinel(&text));
+            return RedisAddress::Sentinel {
+                sentinels: all.collect(),
+                primary: percent_decode(self.url.path()).unwrap_or_default(),
+            };
         }
         let host = self.url.host_str().unwrap_or("localhost");
         let skip_verify = || {
@@ -163,7 +195,13 @@ fn parse(text: &str) -> Result<Redis, &'static str> {
         "redis" | "valkey" => "redis",
         "rediss" | "valkeys" => "rediss",
         "unix" => "unix",
-        _ => return Err("has a scheme other than redis, rediss, valkey, valkeys and unix"),
+        "redis+sentinel" | "valkey+sentinel" => SENTINEL,
+        "redis+cluster" | "valkey+cluster" => {
+            return Err(
+                "names a cluster, which is not supported: name one server, or sentinels as redis+sentinel://s1:26379,s2:26379/name",
+            );
+        }
+        _ => return Err("has a scheme other than redis, rediss, valkey, valkeys, redis+sentinel and unix"),
     };
     // User name and password are taken apart here, because no part of them may reach an error text of the parser.
     let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -176,6 +214,10 @@ fn parse(text: &str) -> Result<Redis, &'static str> {
     let username = percent_decode(username).ok_or(ENCODING)?;
     let password = password.map(|password| percent_decode(password).ok_or(ENCODING)).transpose()?;
 
+    if scheme == SENTINEL {
+        let (url, database) = sentinels(host, tail)?;
+        return Ok(with(url, database, username, password));
+    }
     let default_host = if scheme != "unix" && (host.is_empty() || host.starts_with(':')) {
         "localhost"
     } else {
@@ -187,12 +229,36 @@ fn parse(text: &str) -> Result<Redis, &'static str> {
         return Err("has a `#`: write %23 for it");
     }
     let database = database(&url)?;
-    Ok(Redis {
+    Ok(with(url, database, username, password))
+}
+
+fn with(url: Url, database: u32, username: String, password: Option<String>) -> Redis {
+    Redis {
         url,
         database,
         username: Some(username).filter(|name| !name.is_empty()),
         password: password.filter(|password| !password.is_empty()).map(Secret::new),
-    })
+    }
+}
+
+/// The sentinels before the path, and in it the name of the primary and the number of a database.
+fn sentinels(hosts: &str, tail: &str) -> Result<(Url, u32), &'static str> {
+    const FORM: &str = "must name sentinels and the primary: redis+sentinel://s1:26379,s2:26379/name/0";
+    let mut segments = tail.trim_matches('/').split('/');
+    let primary = segments
+        .next()
+        .filter(|name| !name.is_empty() && !name.contains(['?', '#']))
+        .ok_or(FORM)?;
+    let database = segments.next().map_or(Ok(0), |text| text.parse().map_err(|_| FORM))?;
+    let mut url = Url::parse(&format!("{SENTINEL}:{primary}")).map_err(|_| FORM)?;
+    for host in hosts.split(',') {
+        sentinel(host).ok_or(FORM)?;
+        url.query_pairs_mut().append_pair("sentinel", host);
+    }
+    if segments.next().is_some() {
+        return Err(FORM);
+    }
+    Ok((url, database))
 }
 
 fn database(url: &Url) -> Result<u32, &'static str> {
@@ -241,6 +307,42 @@ fn percent_decode(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_sentinels_and_their_primary() {
+        for (text, shown, database, password) in [
+            (
+                "redis+sentinel://s1:26379,s2:26380/lk",
+                "redis+sentinel://s1:26379,s2:26380/lk",
+                0,
+                None,
+            ),
+            (
+                "redis+sentinel://u:p%40@s1,[::1]:1/my-primary/3",
+                "redis+sentinel://s1:26379,[::1]:1/my-primary",
+                3,
+                Some("p@"),
+            ),
+            ("VALKEY+Sentinel://s1/lk/", "redis+sentinel://s1:26379/lk", 0, None),
+        ] {
+            let redis = parse(text).unwrap();
+            assert_eq!(redis.address().to_string(), shown, "{text}");
+            assert_eq!(redis.database, database, "{text}");
+            assert_eq!(redis.password.as_ref().map(Secret::expose), password, "{text}");
+        }
+        for text in [
+            "redis+sentinel://s1:26379",
+            "redis+sentinel:///lk",
+            "redis+sentinel://s1,/lk",
+            "redis+sentinel://s1:x/lk",
+            "redis+sentinel://s1/lk/one",
+            "redis+sentinel://s1/lk/1/2",
+            "redis+sentinel://s1/?lk",
+            "redis+cluster://s1:6379,s2:6379",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn reads_the_grammar_of_the_old_service() {
@@ -294,7 +396,7 @@ mod tests {
             assert_eq!(address.to_string(), shown, "{text}");
             let tls = match address {
                 RedisAddress::Tcp { tls, .. } => tls.map(|tls| tls.skip_verify),
-                RedisAddress::Unix(_) => None,
+                RedisAddress::Unix(_) | RedisAddress::Sentinel { .. } => None,
             };
             assert_eq!(tls, skip_verify, "{text}");
         }

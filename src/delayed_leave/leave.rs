@@ -175,6 +175,8 @@ pub enum Input {
     Superseded,
     /// The process stood still for that many milliseconds of which its clock knows nothing (L5a).
     Woke(u64),
+    /// Another process may restart the event, too.
+    Shared,
     /// The service is stopping (L12).
     Stopping,
     /// Time has passed, and nothing else has happened.
@@ -203,6 +205,8 @@ pub struct Around<'a> {
     pub usual_ms: u64,
     /// The SFU has been silent for so long that restarts pause (L13a).
     pub sfu_silent: bool,
+    /// Another process may restart the event, too: it waits as long as it may.
+    pub shared: bool,
     /// The service is stopping.
     pub stopping: bool,
     /// While nobody has come: when the last question was asked that the SFU answered with a no.
@@ -366,6 +370,14 @@ impl Leave {
                 self.call = CallState::Queued;
             }
             Input::Woke(lost_ms) => self.on_woke(lost_ms, around, &mut out),
+            Input::Shared => {
+                if self.phase == Phase::Active
+                    && self.failures == 0
+                    && let CallState::Scheduled(at) = self.call
+                {
+                    self.call = CallState::Scheduled(at.max(self.relaxed()));
+                }
+            }
             Input::Stopping => self.on_stopping(around),
             Input::Time => {}
         }
@@ -493,7 +505,8 @@ impl Leave {
                     } else if self.phase == Phase::AwaitingJoin {
                         self.restart_while_waiting()
                     } else {
-                        CallState::Scheduled(self.spaced(self.half(around.jitter)).max(now))
+                        let next = if around.shared { self.relaxed() } else { self.half(around.jitter) };
+                        CallState::Scheduled(self.spaced(next).max(now))
                     };
                 }
             }
@@ -745,7 +758,7 @@ impl Leave {
         self.counted_from.after(half - jitter.up_to(half / 10))
     }
 
-    /// Until when a restart may wait while its homeserver limits (L4a).
+    /// Until when a restart may wait while its homeserver limits (L4a), or where another process restarts the event, too.
     pub const fn relaxed(&self) -> Time {
         self.counted_from.after(self.delay.as_millis() / 5 * 4)
     }

@@ -250,6 +250,12 @@ impl CallScheduler {
         homeserver.map_or(0, |homeserver| homeserver.jobs)
     }
 
+    /// The homeserver with most leaves.
+    pub fn largest(&self) -> Option<&Arc<str>> {
+        let largest = self.homeservers.iter().max_by_key(|(_, homeserver)| homeserver.jobs);
+        largest.map(|(_, homeserver)| &homeserver.name)
+    }
+
     pub fn name(&self, id: HomeserverId) -> Option<&Arc<str>> {
         self.homeservers.get(id).map(|homeserver| &homeserver.name)
     }

@@ -272,6 +272,7 @@ fn context(config: Config, view: View, public: Option<Url>) -> Result<Context, S
         own,
         store,
         knows: None,
+        fleet: None,
         arrivals: None,
         settings,
     })
@@ -301,6 +302,7 @@ fn stranger(environment: &Environment, wishes: &Wishes, public: Url) -> Context 
         own: None,
         store: None,
         knows: None,
+        fleet: None,
         arrivals: None,
         settings: Settings {
             livekit_url: environment.get("LIVEKIT_URL").unwrap_or_default(),

@@ -273,6 +273,18 @@ faults! {
     STORE_MEMORY = "store-memory":
         "nothing is kept: a restart forgets delegated leaves, and people stay in calls until the delay is over";
         "set LIVEKIT_REDIS_URL, or LIVEKIT_STATE_PATH to a directory on a volume"
+    FLEET_UNWATCHED = "fleet-unwatched":
+        "none of the replicas on this Redis watches: nobody's leave is restarted or sent";
+        "see the log of the replicas for what keeps them: Redis, rights in it, or replicas that serve another SFU"
+    FLEET_TWO_WATCHERS = "fleet-two-watchers":
+        "two replicas watch at once: events are restarted twice as often as they need to be";
+        "see that all replicas have the same LIVEKIT_REDIS_URL, LIVEKIT_REDIS_SHARED=true, and a way to Redis that answers"
+    FLEET_DIFFERS = "fleet-differs":
+        "replicas on this Redis serve different SFUs or homeservers: the newer ones watch nobody's leaves";
+        "give all replicas on one Redis the same LIVEKIT_URL and homeserver, or a Redis database of their own"
+    FLEET_GUESTS = "fleet-guests":
+        "this replica cannot hand over leaves to the one that watches: if it ends, they are left to the homeserver's timers";
+        "see that Redis takes writes (its memory, its rights), and the log of this replica"
     USER_TOKEN = "user-token":
         "the homeserver does not take the access token";
         "use the access token of a session that is not signed out, of a user of --server"

@@ -1,16 +1,22 @@
 //! The store of delegated leaves: whether it is there, takes what has to be written, and is nobody else's.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::check::Sink;
-use super::fault;
+use super::fault::{self, Fault};
 use super::{Context, Run, nonce};
+use crate::driver::fleet::{FleetReport, NodeReport};
 use crate::store::{Change, JobRecord, Part, Store, StoreError, Table};
 
 const ALL: [&str; 3] = ["store", "store-write", "store-records"];
+/// How often the fleet is looked at while it changes.
+const FLEET_PAUSE: Duration = Duration::from_millis(200);
+/// Leaves that are not handed over for so long are a fault.
+const GUESTS_FOR_LONG_SECONDS: u64 = 60;
 /// Records that wait to be looked at.
 const PARTS: usize = 64;
 
@@ -50,6 +56,70 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
         sink.fail("store-write", &fault::STORE_RIGHTS, refused.join("; "));
     }
     check_records(run, &store.with(Table::Jobs), refused.is_empty(), sink).await;
+    check_fleet(run, sink).await;
+}
+
+/// Whether the replicas that share the store find each other. A takeover is waited for.
+async fn check_fleet(run: &Run<'_>, sink: &Sink<'_>) {
+    let Some(fleet) = &run.context.fleet else { return };
+    let ends = run.soon();
+    loop {
+        let Some(report) = fleet() else { return };
+        if Instant::now() < ends && living(&report).filter(|node| node.watching).count() != 1 {
+            sleep(FLEET_PAUSE).await;
+            continue;
+        }
+        for (check, fault, saw) in findings(&report) {
+            match fault {
+                None => sink.ok(check, saw),
+                Some(fault) if *fault == fault::FLEET_GUESTS => sink.warn(check, fault, saw),
+                Some(fault) => sink.fail(check, fault, saw),
+            }
+        }
+        return;
+    }
+}
+
+fn living(report: &FleetReport) -> impl Iterator<Item = &NodeReport> {
+    report.nodes.iter().filter(|node| node.state != "dead")
+}
+
+/// Findings about the replicas, by check.
+fn findings(report: &FleetReport) -> [(&'static str, Option<&'static Fault>, String); 3] {
+    let names = |of: fn(&NodeReport) -> bool| {
+        let named = living(report)
+            .filter(|node| of(node))
+            .map(|node| format!("{} ({})", node.node, node.host));
+        named.collect::<Vec<_>>().join(", ")
+    };
+    let (all, watchers, others) = (names(|_| true), names(|node| node.watching), names(|node| !node.alike));
+    let watcher = match living(report).filter(|node| node.watching).count() {
+        0 => (Some(&fault::FLEET_UNWATCHED), format!("of {all} nobody watches")),
+        1 => {
+            let seen = report.watcher_seen_ms.unwrap_or(0);
+            let sfu = names(|node| node.sfu);
+            (None, format!("{watchers} watches, seen {seen} ms ago; the SFU answers {sfu}"))
+        }
+        _ => (Some(&fault::FLEET_TWO_WATCHERS), format!("{watchers} watch")),
+    };
+    let nodes = if others.is_empty() {
+        (None, format!("{all} serve one SFU"))
+    } else {
+        (
+            Some(&fault::FLEET_DIFFERS),
+            format!("{others} serve another SFU or homeserver than this one"),
+        )
+    };
+    let saw = format!(
+        "{} leaves wait here to be handed over, for {} s",
+        report.guests, report.guests_seconds
+    );
+    let guests = (report.guests_seconds >= GUESTS_FOR_LONG_SECONDS).then_some(&fault::FLEET_GUESTS);
+    [
+        ("fleet", watcher.0, watcher.1),
+        ("fleet-nodes", nodes.0, nodes.1),
+        ("fleet-guests", guests, saw),
+    ]
 }
 
 async fn in_time<T>(run: &Run<'_>, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
@@ -109,5 +179,62 @@ async fn check_records(run: &Run<'_>, store: &Store, may_write: bool, sink: &Sin
             let saw = format!("of {count} records, {unknown} are of leaves that this instance does not know");
             sink.fail("store-records", &fault::STORE_SHARED, saw);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, state: &'static str, watching: bool, alike: bool) -> NodeReport {
+        NodeReport {
+            node: name.to_owned(),
+            host: "host".into(),
+            state,
+            watching,
+            alike,
+            sfu: true,
+        }
+    }
+
+    #[track_caller]
+    fn assert_found(nodes: Vec<NodeReport>, guests_seconds: u64, expected: [Option<&'static Fault>; 3]) {
+        let report = FleetReport {
+            node: "a".to_owned(),
+            watcher: "a".to_owned(),
+            epoch: 3,
+            watches: true,
+            redis: true,
+            watcher_seen_ms: Some(5),
+            guests: 2,
+            guests_seconds,
+            nodes,
+        };
+        assert_eq!(findings(&report).map(|(_, fault, _)| fault), expected);
+    }
+
+    #[test]
+    fn replicas_that_do_not_find_each_other_are_named() {
+        let (up, dead) = ("up", "dead");
+        let [unwatched, two, differs, guests] = [
+            &fault::FLEET_UNWATCHED,
+            &fault::FLEET_TWO_WATCHERS,
+            &fault::FLEET_DIFFERS,
+            &fault::FLEET_GUESTS,
+        ];
+        assert_found(vec![node("a", up, true, true), node("b", up, false, true)], 59, [None; 3]);
+        assert_found(
+            vec![node("a", dead, true, true), node("b", up, false, true)],
+            0,
+            [Some(unwatched), None, None],
+        );
+        assert_found(
+            vec![node("a", up, true, true), node("b", up, true, true)],
+            0,
+            [Some(two), None, None],
+        );
+        let waiting = node("b", "waiting", false, false);
+        assert_found(vec![node("a", up, true, true), waiting], 60, [None, Some(differs), Some(guests)]);
+        assert_found(vec![node("a", up, true, true), node("b", dead, true, false)], 0, [None; 3]);
     }
 }

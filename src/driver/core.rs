@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use crate::delayed_event::{DelayedEventAction, Outcome};
 use crate::delayed_leave::{self, Bounds, CapacityError, Delegated, FinishReason, Handover, HomeserverId, LeaveId, Leaves};
+use crate::fleet::CLOCK_TOLERANCE_MS;
 use crate::livekit::{Answer, ParticipantRow, Reach, RoomRow};
 use crate::presence::{self, ParticipantId, Presence, Question, RoomId, SessionRecord, SfuEvent, State, Suspicion};
 use crate::store::JobRecord;
 use crate::store::record::Replaced;
 use crate::time::{Delay, Time, WallClock};
+
+/// An event that another replica has replaced is taken to run for so long at least, so that it is cancelled all the same.
+const REPLACED_LEAST_MS: u64 = 60_000;
 
 /// A delegation whose checks are done.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +62,8 @@ pub enum Fact<'a> {
     Kicked(&'a str, &'a str),
     /// The process stood still, and for that many milliseconds its clock did, too (L5a).
     Woke(u64),
+    /// Another replica may look after the leaves, too, or does not any more.
+    Shared(bool),
     /// The service is stopping, on SIGTERM (L12).
     Stopping,
     /// Time has passed, and nothing else has happened.
@@ -202,7 +208,12 @@ impl Core {
             let delegated = is_newer.then(|| self.delegate(&delegation, now).ok()).flatten();
             return delegated.map(|(_, actions)| actions).unwrap_or_default();
         }
-        self.restore_new(job, &delegation.handover, restarted, false, clock, now);
+        let replaced = replaced_of(job, clock, now, now);
+        let since = Since {
+            restarted,
+            continuous: false,
+        };
+        self.restore_new(job, &delegation.handover, since, &replaced, clock, now);
         self.settle(now)
     }
 
@@ -213,9 +224,11 @@ impl Core {
             return vec![Action::Forget((&*job.room).into(), (&*job.identity).into())];
         };
         let handover = &delegation.handover;
+        // Other hosts' clocks, and Redis's own where it was set, may say that an event is over which is not.
+        let replaced = replaced_of(job, clock, now.after(REPLACED_LEAST_MS), now);
         let known = self.find(&job.room, &job.identity).and_then(|id| self.leaves.get(id));
         let Some(known) = known else {
-            self.restore_new(job, handover, restarted, continuous, clock, now);
+            self.restore_new(job, handover, Since { restarted, continuous }, &replaced, clock, now);
             return self.settle(now);
         };
         // Neither of two users ends the other's event (O3).
@@ -223,14 +236,16 @@ impl Core {
             return Vec::new();
         }
         let participant = known.participant();
-        let is_news = known.delay_id() != handover.delay_id || known.leave().delegated() < handover.arrived;
+        // The same delegation comes again and again, by times that were read over a network.
+        let is_later = known.leave().delegated().after(CLOCK_TOLERANCE_MS) < handover.arrived;
+        let is_news = known.delay_id() != handover.delay_id || is_later;
         if is_news {
             self.presence
                 .track(delegation.room, delegation.identity, handover.arrived, handover.delay, now);
             let (is_there, seen) = self.is_there(participant);
             self.leaves.delegate(participant, handover, is_there, seen, now);
         }
-        self.leaves.replaces_also(participant, handover, &replaced_of(job, clock, now), now);
+        self.leaves.replaces_also(participant, handover, &replaced, now);
         self.settle(now)
     }
 
@@ -246,8 +261,8 @@ impl Core {
         &mut self,
         job: &JobRecord<'_>,
         handover: &Handover<'_>,
-        restarted: Time,
-        continuous: bool,
+        since: Since,
+        replaced: &[delayed_leave::Replaced<'_>],
         clock: &WallClock,
         now: Time,
     ) {
@@ -259,11 +274,10 @@ impl Core {
             seen: job.seen,
         };
         let participant = self.presence.track(&job.room, &job.identity, handover.arrived, handover.delay, now);
-        self.presence.restore(participant, &session, continuous, now);
-        let replaced = replaced_of(job, clock, now);
+        self.presence.restore(participant, &session, since.continuous, now);
         if self
             .leaves
-            .restore(participant, handover, restarted, job.seen, &replaced, now)
+            .restore(participant, handover, since.restarted, job.seen, replaced, now)
             .is_none()
         {
             self.presence.forget(participant, now);
@@ -338,6 +352,7 @@ impl Core {
                 self.presence.on_woke(now);
                 self.leaves.on_woke(lost_ms, now);
             }
+            Fact::Shared(shared) => self.leaves.on_shared(shared, now),
             Fact::Stopping => {
                 self.presence.on_stopping();
                 self.leaves.on_stopping(now);
@@ -420,6 +435,15 @@ impl Core {
     }
 }
 
+/// Events in the life of a stored leave since it was delegated.
+#[derive(Clone, Copy)]
+struct Since {
+    /// When its event was last restarted.
+    restarted: Time,
+    /// The SFU is known not to have gone down since somebody looked after it.
+    continuous: bool,
+}
+
 /// A record as a delegation, and when its event was last restarted; `None` where it has no delay.
 fn delegation_of<'a>(job: &'a JobRecord<'_>, is_newer: bool, listed: bool, clock: &WallClock, now: Time) -> Option<(Delegation<'a>, Time)> {
     // A longer delay than is taken is clamped, not dropped (L8).
@@ -448,11 +472,11 @@ fn delegation_of<'a>(job: &'a JobRecord<'_>, is_newer: bool, listed: bool, clock
     Some((delegation, restarted))
 }
 
-/// Events that a record still has to see cancelled.
-fn replaced_of<'a>(job: &'a JobRecord<'_>, clock: &WallClock, now: Time) -> Vec<delayed_leave::Replaced<'a>> {
+/// Events that a record still has to see cancelled. Each is taken to run until `least` at the least.
+fn replaced_of<'a>(job: &'a JobRecord<'_>, clock: &WallClock, least: Time, now: Time) -> Vec<delayed_leave::Replaced<'a>> {
     let replaced = job.replaces.iter().map(|replaced| delayed_leave::Replaced {
         delay_id: &replaced.delay_id,
-        until: clock.time(replaced.until_ms),
+        until: clock.time(replaced.until_ms).max(least),
     });
     // A damaged record may name its own event.
     replaced

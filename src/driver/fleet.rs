@@ -4,7 +4,7 @@
 //! from delegations while Redis was away, and from the watch itself when it went to another node. What was handed over is kept until the
 //! watcher has dealt with it, and handed over again after every trouble.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,11 +15,13 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{Driver, Fact, Gate, Leaves, sfu_event};
+use crate::delayed_event::Outcome;
 use crate::delayed_leave::{CapacityError, LeaveId};
-use crate::fleet::{Fleet, NodeState, Output, Own, Position, Takeover, Watch};
+use crate::fleet::{Fleet, Kept, NodeState, Output, Own, Position, Takeover, Watch};
 use crate::livekit::Reach;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::METRICS;
+use crate::server_name::ServerName;
 use crate::sfu::webhook::{Kind, Verified, Webhook};
 use crate::store::JobRecord;
 use crate::store::shared::{Handed, Message, News, SharedStore};
@@ -27,8 +29,6 @@ use crate::time::{Time, WallClock};
 
 /// Time for a delegation to be written (decision L10).
 const DELEGATE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Delegations that are kept until the watcher has dealt with them.
-const MAX_KEPT: usize = 20_000;
 /// Guests that are handed over at once.
 const GUESTS_AT_ONCE: usize = 64;
 /// Between two tries to hand over, and to read messages.
@@ -37,14 +37,10 @@ const READ_PAUSE: Duration = Duration::from_millis(100);
 /// How often the SFU's base address is asked.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// A message about somebody who came or went that is older than this says nothing to a node that only serves.
-const STALE_MS: u64 = 20_000;
+/// Homeservers of which it is remembered since when calls fail.
+const MAX_FAILING: usize = 1_024;
 /// Names of users and homeservers at their bound that are told.
 const MAX_FULL: usize = 1_000;
-/// After how many seconds of a watch the records are read again (decision L11).
-const READ_AFTER_SECONDS: [u64; 4] = [15, 60, 180, 600];
-/// Between two readings that a wrong number of records asks for.
-const RECOUNT_INTERVAL: Duration = Duration::from_secs(15);
 /// How often others are told of the watch.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
 /// Time for changes to be written before the watch is given away.
@@ -67,40 +63,21 @@ pub struct Settings {
 pub(super) struct Link {
     store: SharedStore,
     fleet: Mutex<Fleet>,
-    kept: Mutex<Kept>,
-    /// Messages that were taken in, and the last change of a record that was made by then.
-    taken_in: Mutex<VecDeque<(Position, u64)>>,
+    /// Delegations that were handed over.
+    kept: Mutex<Kept<JobRecord<'static>>>,
     told: OnceLock<(OnWebhook, OnWatch)>,
     /// There may be something to hand over.
     hand_over: Notify,
     /// There is something to say that others wait for.
     beat_now: Notify,
-    /// The watch, and when it began by Redis's clock.
-    began: Mutex<Option<Began>>,
     continuous: AtomicBool,
+    /// Homeservers of which no call was answered, and since when.
+    failing: Mutex<HashMap<ServerName, Time>>,
     away: LogThrottle,
     waits: LogThrottle,
     guests: LogThrottle,
-}
-
-#[derive(Clone, Copy)]
-struct Began {
-    at: Instant,
-    redis_ms: i64,
-    readings: usize,
-    recounted: Instant,
-    told: Instant,
-    /// By how much the number of records differed from that of leaves when that was looked into.
-    difference: i64,
-}
-
-/// Delegations that were handed over.
-#[derive(Default)]
-struct Kept {
-    /// Delegations of which the watcher does not show yet that it has dealt with their messages.
-    told: VecDeque<(Position, JobRecord<'static>)>,
-    /// Delegations that are to be handed over again.
-    again: VecDeque<JobRecord<'static>>,
+    /// Since when this node has guests.
+    guests_since: Mutex<Option<Instant>>,
 }
 
 /// Whether nodes find each other, for those who want to know.
@@ -116,8 +93,12 @@ pub struct FleetReport {
     pub watches: bool,
     /// Whether Redis answers this node.
     pub redis: bool,
+    /// How many milliseconds ago the watcher last showed a sign of life here.
+    pub watcher_seen_ms: Option<u64>,
     /// Leaves that this node looks after although another one watches.
     pub guests: usize,
+    /// For how many seconds it has had any.
+    pub guests_seconds: u64,
     /// Nodes of the fleet, this one included.
     pub nodes: Vec<NodeReport>,
 }
@@ -127,8 +108,14 @@ pub struct FleetReport {
 pub struct NodeReport {
     /// Id of the node.
     pub node: String,
+    /// Name of its host.
+    pub host: Box<str>,
     /// State of the node: `up`, `waiting`, `leaving` or `dead`.
     pub state: &'static str,
+    /// Whether it works on the leaves.
+    pub watching: bool,
+    /// Whether it serves the same SFU and homeserver as this one.
+    pub alike: bool,
     /// Whether the SFU answers it.
     pub sfu: bool,
 }
@@ -139,21 +126,26 @@ impl Link {
             store: settings.store,
             fleet: Mutex::new(Fleet::new(settings.own)),
             kept: Mutex::default(),
-            taken_in: Mutex::default(),
             told: OnceLock::new(),
             hand_over: Notify::new(),
             beat_now: Notify::new(),
-            began: Mutex::default(),
             continuous: AtomicBool::new(false),
+            failing: Mutex::default(),
             away: LogThrottle::once_a_minute(),
             waits: LogThrottle::once_a_minute(),
             guests: LogThrottle::once_a_minute(),
+            guests_since: Mutex::default(),
         }
     }
 
     /// Whether this node works on the leaves.
     pub(super) fn works(&self) -> bool {
         self.fleet.lock().works()
+    }
+
+    /// Whether this node works on the leaves, and knows all of them.
+    pub(super) fn has_read(&self) -> bool {
+        self.fleet.lock().has_read()
     }
 
     /// Time from one beat to the next.
@@ -165,9 +157,18 @@ impl Link {
         self.fleet.lock().on_timer(now);
     }
 
-    pub(super) fn on_records_read(&self) {
-        self.fleet.lock().on_records_read();
-        self.beat_now.notify_one();
+    /// A homeserver is called: since then, unless it was before, no call is answered.
+    pub(super) fn on_call(&self, server: &ServerName, now: Time) {
+        let mut failing = self.failing.lock();
+        if failing.len() < MAX_FAILING && !failing.contains_key(server) {
+            failing.insert(server.clone(), now);
+        }
+    }
+
+    pub(super) fn on_called(&self, server: &ServerName, outcome: Outcome) {
+        if !matches!(outcome, Outcome::Transient(_)) {
+            self.failing.lock().remove(server);
+        }
     }
 
     pub(super) fn is_continuous(&self) -> bool {
@@ -184,25 +185,6 @@ impl Link {
         if let Some((_, on_watch)) = self.told.get() {
             on_watch();
         }
-    }
-
-    fn keep(&self, at: Position, record: JobRecord<'static>) {
-        let mut kept = self.kept.lock();
-        kept.told.push_back((at, record));
-        if kept.told.len() > MAX_KEPT {
-            kept.told.pop_front();
-        }
-    }
-}
-
-impl Kept {
-    /// Drops what the watcher has dealt with.
-    fn is_dealt(&mut self, dealt: Position) {
-        self.told.retain(|(at, _)| *at > dealt);
-    }
-
-    fn again(&mut self) {
-        self.again.extend(self.told.drain(..).map(|(_, record)| record));
     }
 }
 
@@ -285,6 +267,9 @@ impl Leaves {
         let fleet = link.fleet.lock();
         let nodes = fleet.nodes().map(|(id, entry, is_alive)| NodeReport {
             node: id.to_string(),
+            host: entry.host.clone(),
+            watching: entry.watching,
+            alike: fleet.is_alike(entry),
             state: match (is_alive, entry.state) {
                 (false, _) => "dead",
                 (true, NodeState::Up) => "up",
@@ -299,7 +284,9 @@ impl Leaves {
             epoch: fleet.epoch(),
             watches: fleet.own_watch().is_some(),
             redis: fleet.is_connected(now),
+            watcher_seen_ms: fleet.watcher_seen_ms(now),
             guests,
+            guests_seconds: link.guests_since.lock().map_or(0, |since| since.elapsed().as_secs()),
             nodes: nodes.collect(),
         })
     }
@@ -347,27 +334,34 @@ impl Driver {
     }
 
     fn has_handed_over(&self, link: &Link) -> bool {
-        let is_alone = {
-            let fleet = link.fleet.lock();
-            let own = fleet.node();
-            !fleet
-                .nodes()
-                .any(|(id, entry, is_alive)| is_alive && entry.state != NodeState::Leaving && id != own)
-        };
-        is_alone || (!link.works() && self.state.lock().cores.leaves().is_empty() && link.kept.lock().again.is_empty())
+        let is_alone = link.fleet.lock().is_alone();
+        is_alone || (!link.works() && self.state.lock().cores.leaves().is_empty() && link.kept.lock().is_handed_over())
     }
 
     // --- beats ---
 
     async fn keep_beating(self: Arc<Self>) {
         let Some(link) = &self.fleet else { return };
-        let mut last_full = None;
+        let (mut last_full, mut told, mut was_cut_off) = (None, None, false);
         loop {
             let asked = self.clock.now();
             let began = Instant::now();
             let is_first = link.fleet.lock().redis_clock().is_none();
             let answered = self.beat(link, asked).await;
-            self.read_again_when_due(link, answered);
+            if let Some(records) = answered {
+                self.read_again_when_due(link, records);
+            }
+            let is_cut_off = link.fleet.lock().is_cut_off(self.clock.now());
+            if is_cut_off != was_cut_off {
+                was_cut_off = is_cut_off;
+                self.feed(Fact::Shared(is_cut_off));
+            }
+            if !link.works() {
+                told = None;
+            } else if told.is_none_or(|told| began.duration_since(told) >= TELL_INTERVAL) {
+                told = Some(began);
+                link.tell_watch();
+            }
             self.tell_bounds(link, &mut last_full).await;
             self.observe(link);
             // A newcomer is nobody before its second beat.
@@ -384,18 +378,26 @@ impl Driver {
 
     /// Sends a beat; the number of records, where it was answered.
     async fn beat(self: &Arc<Self>, link: &Link, asked: Time) -> Option<u64> {
-        let (dealt, shortest) = self.progress(link);
+        let (_, written) = self.store.progress();
+        let shortest = self.state.lock().cores.leaves().shortest_delay();
+        let shortest = shortest.and_then(|delay| u32::try_from(delay.as_millis()).ok());
         let (node, entry, own, remove) = {
             let mut fleet = link.fleet.lock();
-            fleet.on_progress(dealt, shortest);
+            fleet.on_progress(written, shortest);
             let entry = fleet.beat(asked);
             let own = fleet.own_watch().filter(|_| entry.watching);
             (fleet.node(), entry, own, fleet.to_remove())
         };
-        let answer = link.store.shared.beat(node, &entry, own, dealt, &remove).await;
+        let answer = link.store.shared.beat(node, &entry, own, entry.dealt, &remove).await;
         let now = self.clock.now();
         let (outputs, records) = match answer {
-            Ok(answer) => (link.fleet.lock().on_answer(&answer, asked, now), answer.records),
+            Ok(answer) => {
+                let mut fleet = link.fleet.lock();
+                if link.store.shared.was_renewed() {
+                    fleet.on_no_answer();
+                }
+                (fleet.on_answer(&answer, asked, now), answer.records)
+            }
             Err(error) => {
                 link.fleet.lock().on_no_answer();
                 link.away.log(|count| {
@@ -428,25 +430,8 @@ impl Driver {
             outputs.extend(self.carry_out(link, output).await);
         }
         let dealt = link.fleet.lock().dealt();
-        link.kept.lock().is_dealt(dealt);
+        link.kept.lock().on_dealt(dealt);
         Some(records)
-    }
-
-    /// Message up to which all is dealt with, written where that changed a record, and the shortest delay.
-    fn progress(&self, link: &Link) -> (Position, Option<u32>) {
-        let mut fleet_dealt = Position::FIRST;
-        let (_, written) = self.store.progress();
-        let mut taken_in = link.taken_in.lock();
-        while let Some(&(at, change)) = taken_in.front()
-            && change <= written
-        {
-            fleet_dealt = at;
-            taken_in.pop_front();
-        }
-        drop(taken_in);
-        let dealt = link.fleet.lock().own_dealt().max(fleet_dealt);
-        let shortest = self.state.lock().cores.leaves().shortest_delay();
-        (dealt, shortest.and_then(|delay| u32::try_from(delay.as_millis()).ok()))
     }
 
     async fn carry_out(self: &Arc<Self>, link: &Link, output: Output) -> Vec<Output> {
@@ -461,8 +446,8 @@ impl Driver {
                 link.store.shared.read_from_the_first().await;
                 self.store.read_now();
             }
+            Output::WriteAgain => self.store_all(),
             Output::Yield { given } => {
-                *link.began.lock() = None;
                 if given {
                     self.let_go_of_written(link);
                 }
@@ -472,7 +457,7 @@ impl Driver {
                 link.hand_over.notify_one();
             }
             Output::HandOverAgain => {
-                link.kept.lock().again();
+                link.kept.lock().hand_over_again();
                 link.hand_over.notify_one();
                 if link.works() {
                     self.store.read_now();
@@ -483,42 +468,38 @@ impl Driver {
     }
 
     async fn begin_watch(self: &Arc<Self>, link: &Link, how: Takeover, continuous: bool) {
-        let (watch, clock) = {
-            let fleet = link.fleet.lock();
-            (fleet.own_watch(), fleet.redis_clock())
-        };
-        let Some(watch) = watch else { return };
-        link.store.fence.set(Some(watch));
+        let Some(watch) = link.fleet.lock().own_watch() else { return };
+        // Until the records are read, what is written here could replace what says more.
+        link.store.fence.set(None);
         link.continuous.store(continuous, Ordering::Relaxed);
-        let now = Instant::now();
-        *link.began.lock() = Some(Began {
-            at: now,
-            redis_ms: clock.map_or(0, |(_, millis)| millis),
-            readings: 0,
-            recounted: now,
-            told: now,
-            difference: 0,
-        });
-        link.tell_watch();
         METRICS.fleet_takeover(how as usize);
         tracing::info!(name: "watch_taken", epoch = watch.epoch, ?how, continuous, "this replica watches now");
-        link.taken_in.lock().clear();
         link.store.shared.read_from_the_first().await;
-        // Guests are the watch's own from now on, and so is what was handed over and not dealt with.
-        let guests: Vec<_> = self.state.lock().cores.leaves().all().collect();
-        for guest in guests {
-            let state = self.state.lock();
-            let _ = self.store(&state, guest, false);
-        }
-        let kept = {
-            let mut kept = link.kept.lock();
-            kept.again();
-            std::mem::take(&mut kept.again)
-        };
-        for record in kept {
-            self.adopt(link, &record);
-        }
+        link.kept.lock().hand_over_again();
         self.store.read_now();
+    }
+
+    /// All records were read. What was handed over and Redis has lost is taken from where it is kept; where it has the record, that says
+    /// more of the participant.
+    pub(super) fn on_records_read(self: &Arc<Self>, link: &Link) {
+        let own = link.fleet.lock().own_watch();
+        if let Some(own) = own {
+            let kept = link.kept.lock().take();
+            for record in kept {
+                self.adopt(link, &record);
+            }
+            link.store.fence.set(Some(own));
+        }
+        link.fleet.lock().on_records_read();
+        link.beat_now.notify_one();
+    }
+
+    fn store_all(&self) {
+        let leaves: Vec<_> = self.state.lock().cores.leaves().all().collect();
+        for leave in leaves {
+            let state = self.state.lock();
+            let _ = self.store(&state, leave, false);
+        }
     }
 
     /// Drops the leaves whose records the heir has read as they are; the others are handed over one by one.
@@ -535,24 +516,10 @@ impl Driver {
         }
     }
 
-    fn read_again_when_due(&self, link: &Link, records: Option<u64>) {
-        let mut began = link.began.lock();
-        let (Some(began), Some(records)) = (&mut *began, records) else {
-            return;
-        };
-        if began.told.elapsed() >= TELL_INTERVAL {
-            began.told = Instant::now();
-            link.tell_watch();
-        }
-        let next = READ_AFTER_SECONDS.get(began.readings);
-        let is_due = next.is_some_and(|seconds| began.at.elapsed() >= Duration::from_secs(*seconds));
-        let own = i64::try_from(self.state.lock().cores.leaves().current()).unwrap_or(i64::MAX);
-        let difference = i64::try_from(records).unwrap_or(i64::MAX) - own;
-        // What cannot be read stays there, and is looked into once.
-        let is_wrong = difference != began.difference && self.store.waiting() == 0 && began.recounted.elapsed() >= RECOUNT_INTERVAL;
-        if is_due || is_wrong {
-            began.readings += usize::from(is_due);
-            (began.recounted, began.difference) = (Instant::now(), difference);
+    fn read_again_when_due(&self, link: &Link, records: u64) {
+        let leaves = self.state.lock().cores.leaves().current();
+        let is_writing = self.store.waiting() > 0;
+        if link.fleet.lock().is_reading_due(records, leaves, is_writing, self.clock.now()) {
             self.store.read_now();
         }
     }
@@ -581,8 +548,17 @@ impl Driver {
                 .filter(|(_, entry, is_alive)| *is_alive && entry.state == state)
                 .count()
         });
-        METRICS.fleet(counts, fleet.own_watch().is_some(), fleet.epoch(), guests);
+        METRICS.fleet(
+            counts,
+            fleet.own_watch().is_some(),
+            fleet.epoch(),
+            guests,
+            fleet.unread_ms(self.clock.now()),
+        );
         drop(fleet);
+        let mut since = link.guests_since.lock();
+        *since = (guests > 0).then(|| since.unwrap_or_else(Instant::now));
+        drop(since);
         if guests > 0 {
             link.guests.log(|_| {
                 tracing::debug!(guests, "leaves that this replica looks after until the watcher has them");
@@ -596,26 +572,40 @@ impl Driver {
         let Some(link) = &self.fleet else { return };
         loop {
             let block = Duration::from_millis(link.beat_ms());
-            let Ok(messages) = link.store.shared.read(block).await else {
+            let before = link.fleet.lock().reading();
+            let Ok((from, messages)) = link.store.shared.read(block).await else {
                 sleep(READ_PAUSE).await;
                 continue;
             };
-            link.fleet.lock().on_read(self.clock.now());
-            let last = messages.last().map(|message| message.at);
+            let reading = {
+                let mut fleet = link.fleet.lock();
+                let now = self.clock.now();
+                fleet.on_read(now);
+                // What was asleep or cut off knows neither who watches nor what Redis's clock shows, by which it would read.
+                let is_connected = fleet.is_connected(now);
+                is_connected.then(|| if from == Position::FIRST { fleet.on_reading_anew() } else { before })
+            };
+            let Some(reading) = reading else {
+                link.store.shared.read_from_the_first().await;
+                sleep(READ_PAUSE).await;
+                continue;
+            };
+            let Some(last) = messages.last().map(|message| message.at) else {
+                continue;
+            };
             for message in messages {
                 self.hear(link, message);
             }
-            if let Some(last) = last {
-                link.taken_in.lock().push_back((last, self.store.progress().0));
-                tokio::task::yield_now().await;
-            }
+            let (change, _) = self.store.progress();
+            link.fleet.lock().on_taken_in(reading, last, change, self.clock.now());
+            tokio::task::yield_now().await;
         }
     }
 
     fn hear(self: &Arc<Self>, link: &Link, message: Message) {
-        let (node, works) = {
+        let (node, works, believes, is_stale) = {
             let fleet = link.fleet.lock();
-            (fleet.node(), fleet.works())
+            (fleet.node(), fleet.works(), fleet.believes(message.at), fleet.is_stale(message.at))
         };
         match message.news {
             News::Job(field, value) if works => {
@@ -623,20 +613,18 @@ impl Driver {
                     self.adopt(link, &record);
                 }
             }
-            News::Webhook(from, text) if from != node => {
+            News::Webhook(from, text) => {
                 let Some((verified, webhook)) = hear(&text) else { return };
-                let redis = link.fleet.lock().redis_clock();
-                let is_stale = redis.is_none_or(|(_, millis)| message.at.millis.saturating_add(STALE_MS) < millis.unsigned_abs());
-                // What happened before the watch began is asked about, not believed.
-                let began = link.began.lock().map_or(0, |began| began.redis_ms.unsigned_abs());
-                if works && message.at.millis >= began {
+                // A departure from before the watch is asked about, whoever was told of it.
+                let is_news = if believes { from != node } else { webhook.kind.is_departure() };
+                if works && is_news {
                     self.feed(Fact::Event(&sfu_event(verified, &webhook)));
                 }
-                if let (Some((on_webhook, _)), false) = (link.told.get(), is_stale) {
+                if let (Some((on_webhook, _)), false) = (link.told.get(), is_stale || from == node) {
                     on_webhook(&webhook);
                 }
             }
-            News::Job(..) | News::Webhook(..) | News::Other => {}
+            News::Job(..) | News::Other => {}
         }
     }
 
@@ -657,7 +645,7 @@ impl Driver {
 
     // --- handing over ---
 
-    /// Takes a delegation on a node that does not watch: hands it over, or looks after it as a guest while Redis is away.
+    /// Takes a delegation on a node that does not know all leaves: hands it over, or looks after it as a guest while Redis is away.
     pub(super) async fn delegate_elsewhere(
         self: &Arc<Self>,
         link: &Link,
@@ -684,11 +672,7 @@ impl Driver {
         let full = full_names(delegation.handover.user, delegation.handover.homeserver);
         let may_be_full = if delegation.handover.listed { &full[..1] } else { &full[..] };
         let is_guest = self.state.lock().cores.find(delegation.room, delegation.identity).is_some();
-        let may = {
-            let fleet = link.fleet.lock();
-            !is_guest && fleet.waits_for().is_none() && fleet.is_connected(self.clock.now())
-        };
-        if may {
+        if !is_guest && link.fleet.lock().may_delegate(self.clock.now()) {
             match link
                 .store
                 .shared
@@ -696,7 +680,7 @@ impl Driver {
                 .await
             {
                 Ok(Handed::Done(at)) => {
-                    link.keep(at, record);
+                    link.kept.lock().keep(at, record);
                     return Ok(());
                 }
                 Ok(Handed::Full) => return Err(CapacityError::Full),
@@ -713,10 +697,7 @@ impl Driver {
         let Some(link) = &self.fleet else { return };
         loop {
             let _ = timeout(RETRY_PAUSE, link.hand_over.notified()).await;
-            let may = {
-                let fleet = link.fleet.lock();
-                !fleet.works() && fleet.waits_for().is_none() && fleet.is_connected(self.clock.now())
-            };
+            let may = link.fleet.lock().may_hand_over(self.clock.now());
             if may {
                 self.hand_all_over(link).await;
             }
@@ -724,15 +705,14 @@ impl Driver {
     }
 
     async fn hand_all_over(self: &Arc<Self>, link: &Link) {
-        let again = std::mem::take(&mut link.kept.lock().again);
-        let mut again = again.into_iter();
+        let mut again = link.kept.lock().take().into_iter();
         while let Some(record) = again.next() {
             let handed = link.store.shared.delegate(&record, &[], Instant::now() + DELEGATE_TIMEOUT).await;
             match handed {
-                Ok(Handed::Done(at)) => link.keep(at, record),
+                Ok(Handed::Done(at)) => link.kept.lock().keep(at, record),
                 Ok(Handed::Full | Handed::Foreign) => {}
                 Err(_) => {
-                    link.kept.lock().again.extend([record].into_iter().chain(again));
+                    link.kept.lock().give_back([record].into_iter().chain(again));
                     return;
                 }
             }
@@ -770,7 +750,7 @@ impl Driver {
         if state.cores.find(&record.room, &record.identity) == Some(guest) && !link.works() {
             state.cores.let_go(guest, self.clock.now());
             drop(state);
-            link.keep(at, record);
+            link.kept.lock().keep(at, record);
         }
     }
 
@@ -789,9 +769,41 @@ impl Driver {
         loop {
             let reach = probe.ask(PROBE_TIMEOUT).await;
             link.fleet.lock().on_sfu(reach == Reach::Answered, self.clock.now());
+            self.look_for_homeserver(link).await;
             if timeout(PROBE_INTERVAL, closed.notified()).await.is_ok() {
                 link.fleet.lock().on_sfu(false, self.clock.now());
             }
+        }
+    }
+
+    /// A watcher asks the homeserver with most leaves whether it is there when calls to it fail; the others ask the one that the watcher
+    /// lacks.
+    async fn look_for_homeserver(&self, link: &Link) {
+        let works = link.works();
+        let name = if works {
+            let largest = self.state.lock().cores.leaves().largest_homeserver().cloned();
+            let largest = largest.and_then(|name| ServerName::parse(&name).ok());
+            // Soon enough for another one to restart what is due at half of the shortest delay.
+            let life = link.fleet.lock().life_ms();
+            largest.filter(|name| {
+                let since = link.failing.lock().get(name).copied();
+                since.is_some_and(|since| self.clock.now().since(since) >= life)
+            })
+        } else {
+            link.failing.lock().clear();
+            ServerName::parse(link.fleet.lock().asked_about()).ok()
+        };
+        let (mut lacks, mut reaches) = ("", "");
+        if let Some(name) = &name {
+            let answers = self.homeservers.answers(name, PROBE_TIMEOUT).await;
+            if works && !answers {
+                lacks = name.as_str();
+            } else if !works && answers {
+                reaches = name.as_str();
+            }
+        }
+        if link.fleet.lock().on_homeserver(lacks, reaches) {
+            link.beat_now.notify_one();
         }
     }
 }

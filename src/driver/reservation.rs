@@ -108,7 +108,7 @@ impl Reservation<'_> {
     /// # Errors
     /// When others have taken the room meanwhile.
     pub async fn commit(self) -> Result<(), DelegationError> {
-        if let Some(link) = self.driver.fleet.as_ref().filter(|link| !link.works()) {
+        if let Some(link) = self.driver.fleet.as_ref().filter(|link| !link.has_read()) {
             return Ok(self.driver.delegate_elsewhere(link, &self.delegation).await?);
         }
         if let Some(written) = self.driver.delegate(&self.delegation)?

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Longest entry that is read.
-pub const MAX_ENTRY_BYTES: usize = 1024;
+pub const MAX_ENTRY_BYTES: usize = 2048;
 const MAX_HOST_BYTES: usize = 255;
 
 /// Id of a node: 64 random bits, new at each start.
@@ -66,6 +66,12 @@ pub struct Entry {
     /// Whether the SFU answers it.
     #[serde(default)]
     pub sfu: bool,
+    /// Homeserver with most of the leaves that does not answer the node; empty where it does.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub lacks: Box<str>,
+    /// Homeserver that the watcher lacks and that answers the node; empty where there is none.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub reaches: Box<str>,
     /// Message up to which it has dealt with all.
     #[serde(default, with = "as_text")]
     pub dealt: Position,

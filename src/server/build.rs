@@ -280,6 +280,10 @@ fn doctor(config: &Config, neighbours: &Neighbours, store: Store, leaves: &Leave
             let leaves = leaves.clone();
             Some(Box::new(move |room, identity| leaves.knows(room, identity)))
         },
+        fleet: Some(Box::new({
+            let leaves = leaves.clone();
+            move || leaves.fleet()
+        })),
         arrivals: Some(arrivals.clone()),
         settings: doctor::Settings::of(config),
     };

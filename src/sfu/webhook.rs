@@ -347,6 +347,12 @@ impl Webhook {
 }
 
 impl Kind {
+    /// Whether the event says that a participant has gone.
+    #[must_use]
+    pub const fn is_departure(self) -> bool {
+        matches!(self, Self::ParticipantLeft | Self::ParticipantConnectionAborted)
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::RoomStarted => "room_started",

@@ -12,7 +12,7 @@ mod resp;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
@@ -53,6 +53,8 @@ pub(super) struct Redis {
     reconnected: Notify,
     /// `HSCAN` was refused.
     no_scan: AtomicBool,
+    /// Number of the sentinel that is asked next.
+    sentinel: AtomicUsize,
     /// The watch under which the table is written, where several replicas share it.
     fence: Option<Arc<Fence>>,
 }
@@ -68,7 +70,7 @@ impl Redis {
                 tls: Some(RedisTls { skip_verify: true }),
                 ..
             } => Arc::new(Tls::new(true, Given::default())),
-            RedisAddress::Tcp { .. } | RedisAddress::Unix(_) => tls,
+            RedisAddress::Tcp { .. } | RedisAddress::Sentinel { .. } | RedisAddress::Unix(_) => tls,
         };
         Self::of(settings, tls, dns, Table::Jobs)
     }
@@ -89,6 +91,7 @@ impl Redis {
             was_connected: AtomicBool::new(false),
             reconnected: Notify::new(),
             no_scan: AtomicBool::new(false),
+            sentinel: AtomicUsize::new(0),
             fence: None,
         }
     }
@@ -203,19 +206,69 @@ impl Redis {
                 let encrypted = timeout(TIMEOUT, self.encrypted(host, stream)).await;
                 Box::new(encrypted.unwrap_or_else(|_| Err(RedisError::Tls("no answer to the handshake".into())))?)
             }
+            RedisAddress::Sentinel { sentinels, primary } => {
+                let (host, port) = self.primary(sentinels, primary).await?;
+                Box::new(in_time(self.tcp(&host, port)).await?)
+            }
         };
-        in_time(self.greet(wire)).await
+        let mut connection = in_time(self.greet(wire)).await?;
+        // A sentinel may not know yet that another one is the primary by now.
+        if let RedisAddress::Sentinel { .. } = &self.address
+            && *in_time(role(&mut connection)).await? != *b"master"
+        {
+            return Err(unreachable("the server that the sentinels name is no primary"));
+        }
+        Ok(connection)
+    }
+
+    /// Asks one sentinel after the other where the primary is, the one first that answered last.
+    async fn primary(&self, sentinels: &[(String, u16)], name: &str) -> Result<(String, u16), RedisError> {
+        let mut failure = unreachable("no sentinel is named");
+        for _ in sentinels {
+            // Whoever gives this up goes on with the next one.
+            let turn = self.sentinel.fetch_add(1, Ordering::Relaxed);
+            let Some((host, port)) = sentinels.get(turn % sentinels.len()) else {
+                break;
+            };
+            let asked = timeout(CONNECT_TIMEOUT, self.ask_sentinel(host, *port, name)).await;
+            match asked.unwrap_or(Err(RedisError::Timeout)) {
+                Ok(found) => {
+                    self.sentinel.store(turn, Ordering::Relaxed);
+                    return Ok(found);
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    async fn ask_sentinel(&self, host: &str, port: u16, name: &str) -> Result<(String, u16), RedisError> {
+        let mut connection = Connection::new(Box::new(self.tcp(host, port).await?));
+        let question: [&[u8]; 3] = [b"SENTINEL", b"get-master-addr-by-name", name.as_bytes()];
+        connection.command(&question);
+        connection.send().await?;
+        let mut answer = connection.reply("SENTINEL").await;
+        // Sentinels may want the same user and password as the server.
+        if let (Err(RedisError::Refused { code, .. }), Some(_)) = (&answer, &self.settings.password)
+            && &**code == "NOAUTH"
+        {
+            self.log_in(&mut connection).await?;
+            connection.command(&question);
+            connection.send().await?;
+            answer = connection.reply("SENTINEL").await;
+        }
+        let found = answer?.texts()?;
+        let [host, port] = &found[..] else {
+            return Err(unreachable("the sentinels know no primary of this name"));
+        };
+        let (host, port) = (String::from_utf8_lossy(host), String::from_utf8_lossy(port));
+        Ok((host.into_owned(), port.parse().map_err(|_| RedisError::Protocol)?))
     }
 
     /// Logs in and makes sure that somebody is there.
     async fn greet(&self, wire: Box<dyn Wire>) -> Result<Connection, RedisError> {
         let mut connection = Connection::new(wire);
-        // As the Go service has it: a user name alone is nothing to log in with.
-        if let Some(password) = &self.settings.password {
-            let username = self.settings.username.iter().map(String::as_bytes);
-            let login: Vec<_> = username.chain([password.expose().as_bytes()]).collect();
-            connection.ask("AUTH", &login).await?;
-        }
+        self.log_in(&mut connection).await?;
         if self.settings.database != 0 {
             connection.ask("SELECT", &[self.settings.database.to_string().as_bytes()]).await?;
         }
@@ -223,6 +276,14 @@ impl Redis {
         // an old write can then not overtake a new one.
         connection.ask("PING", &[]).await?;
         Ok(connection)
+    }
+
+    async fn log_in(&self, connection: &mut Connection) -> Result<(), RedisError> {
+        // As the Go service has it: a user name alone is nothing to log in with.
+        let Some(password) = &self.settings.password else { return Ok(()) };
+        let username = self.settings.username.iter().map(String::as_bytes);
+        let login: Vec<_> = username.chain([password.expose().as_bytes()]).collect();
+        connection.ask("AUTH", &login).await
     }
 
     async fn tcp(&self, host: &str, port: u16) -> Result<TcpStream, RedisError> {
@@ -267,6 +328,14 @@ impl Redis {
     fn store_error(&self, error: RedisError) -> StoreError {
         Failure::Redis(self.address.to_string().into(), error).into()
     }
+}
+
+/// Whether a server is a primary, in its own word.
+async fn role(connection: &mut Connection) -> Result<Box<[u8]>, RedisError> {
+    connection.command(&[b"ROLE"]);
+    connection.send().await?;
+    let answer = connection.reply("ROLE").await?.list()?.unwrap_or_default();
+    answer.into_iter().next().ok_or(RedisError::Protocol)?.text()
 }
 
 /// Hands over the fields and values of an answer, and says how many were too long for it.

@@ -13,6 +13,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex as Lock;
@@ -206,6 +207,9 @@ pub struct Shared {
     redis: Redis,
     /// Connection for commands.
     commands: Mutex<Option<Connection>>,
+    /// There was a connection for commands, and there is another one by now: behind it may be another server.
+    was_connected: AtomicBool,
+    is_renewed: AtomicBool,
     /// Connection for reading, which waits in Redis.
     reader: Mutex<Option<(Connection, Position)>>,
 }
@@ -221,6 +225,8 @@ impl Shared {
         Self {
             redis,
             commands: Mutex::default(),
+            was_connected: AtomicBool::new(false),
+            is_renewed: AtomicBool::new(false),
             reader: Mutex::default(),
         }
     }
@@ -235,7 +241,7 @@ impl Shared {
         };
         const TRIAL: &str = "{lk-jwt:jobs}:trial";
         const TRIAL_STREAM: &str = "{lk-jwt:jobs}:trial-in";
-        let trials: [(&'static str, &[&str]); 17] = [
+        let trials: [(&'static str, &[&str]); 18] = [
             ("TIME", &[]),
             ("HSET", &[NODES, "", ""]),
             ("HGET", &[NODES, ""]),
@@ -249,6 +255,7 @@ impl Shared {
             ("XADD", &[TRIAL_STREAM, "NOMKSTREAM", "*", "trial", "1"]),
             ("XLEN", &[MESSAGES]),
             ("XREAD", &["COUNT", "1", "STREAMS", TRIAL_STREAM, "0"]),
+            ("XRANGE", &[MESSAGES, "0", "0"]),
             ("XTRIM", &[TRIAL_STREAM, "MINID", "0"]),
             ("EVAL", &["return { redis.call('TIME')[1] }", "0"]),
             ("EVALSHA", &["0000000000000000000000000000000000000000", "0"]),
@@ -271,8 +278,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Says that this node works, and asks about all others. Where `trim` names a message and `own` is still the watch, messages before
-    /// it go; `remove` are nodes that are dead for long.
+    /// Says that this node works, and asks about all others. Where `trim` is a message and `own` is still the watch, messages before it go;
+    /// `remove` are nodes that are dead for long.
     ///
     /// # Errors
     /// When Redis does not answer within a second, or refuses.
@@ -285,11 +292,7 @@ impl Shared {
         remove: &[NodeId],
     ) -> Result<Answer, StoreError> {
         let own = own.map(|watch| watch.to_string()).unwrap_or_default();
-        let trim = if trim == Position::FIRST {
-            String::new()
-        } else {
-            trim.next().to_string()
-        };
+        let trim = if trim == Position::FIRST { String::new() } else { trim.to_string() };
         let (node, entry) = (node.to_string(), entry.to_json());
         let remove: Vec<_> = remove.iter().map(ToString::to_string).collect();
         let mut arguments = vec![node.as_bytes(), entry.as_bytes(), own.as_bytes(), trim.as_bytes()];
@@ -419,12 +422,12 @@ impl Shared {
             .collect())
     }
 
-    /// Waits for messages that this reader has not had; nothing, where none comes within `block`. After a reconnection all that are
-    /// there come again: a new primary may number new messages below what was read.
+    /// Waits for messages that this reader has not had; nothing, where none comes within `block`. Says after which one it was read: after
+    /// a reconnection all that are there come again, since a new primary may number new messages below what was read.
     ///
     /// # Errors
     /// When Redis does not answer, or refuses.
-    pub async fn read(&self, block: Duration) -> Result<Vec<Message>, StoreError> {
+    pub async fn read(&self, block: Duration) -> Result<(Position, Vec<Message>), StoreError> {
         let mut reader = self.reader.lock().await;
         let known = reader.take();
         let read = async {
@@ -432,7 +435,7 @@ impl Shared {
                 Some(known) => known,
                 None => (self.redis.connect().await?, Position::FIRST),
             };
-            let (block, from) = (block.as_millis().max(1).to_string(), from.to_string());
+            let (block, after) = (block.as_millis().max(1).to_string(), from.to_string());
             let words: [&[u8]; 8] = [
                 b"XREAD",
                 b"COUNT",
@@ -441,7 +444,7 @@ impl Shared {
                 block.as_bytes(),
                 b"STREAMS",
                 MESSAGES.as_bytes(),
-                from.as_bytes(),
+                after.as_bytes(),
             ];
             connection.command(&words);
             connection.send().await?;
@@ -452,11 +455,14 @@ impl Shared {
             .await
             .unwrap_or(Err(RedisError::Timeout))
             .map_err(|error| self.redis.failed(error))?;
-        let last = messages
-            .last()
-            .map_or_else(|| parse(from.as_bytes()).unwrap_or_default(), |last| last.at);
-        *reader = Some((connection, last));
-        Ok(messages)
+        *reader = Some((connection, messages.last().map_or(from, |last| last.at)));
+        Ok((from, messages))
+    }
+
+    /// Whether commands go over another connection than when this was asked last: to another server, maybe, that lacks what was written.
+    #[must_use]
+    pub fn was_renewed(&self) -> bool {
+        self.is_renewed.swap(false, Ordering::Relaxed)
     }
 
     /// Begins with the first message again.
@@ -507,9 +513,13 @@ impl Shared {
     }
 
     async fn connect(&self) -> Result<Connection, RedisError> {
-        timeout(COMMAND_TIMEOUT, self.redis.connect())
+        let connection = timeout(COMMAND_TIMEOUT, self.redis.connect())
             .await
-            .unwrap_or(Err(RedisError::Timeout))
+            .unwrap_or(Err(RedisError::Timeout))?;
+        if self.was_connected.swap(true, Ordering::Relaxed) {
+            self.is_renewed.store(true, Ordering::Relaxed);
+        }
+        Ok(connection)
     }
 
     fn error(&self, error: RedisError) -> StoreError {

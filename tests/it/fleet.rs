@@ -1,9 +1,14 @@
 //! Several replicas on one Redis. `scenes` runs real processes on a real Redis, `scripts` compares the scripts with a model of them,
-//! `cores` lets the pure cores of a fleet live through faults on that model.
+//! `cores` tries each rule of the pure core on that model, and `simulation` lets a whole fleet (`node`) and what is around it (`outside`)
+//! live through faults.
 
 mod cores;
 mod link;
 mod model;
+mod node;
+mod outside;
 mod scenes;
 mod scripts;
+mod sentinels;
+mod simulation;
 mod stage;

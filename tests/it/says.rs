@@ -646,7 +646,7 @@ fn metric_names(text: &str) -> Vec<&str> {
 #[test]
 fn what_is_shipped_for_prometheus_fits() {
     // One of several replicas has more.
-    METRICS.fleet([1, 0, 0], true, 1, 0);
+    METRICS.fleet([1, 0, 0], true, 1, 0, 0);
     let text = METRICS.text(&Gauges::default());
     let families: Vec<_> = text
         .lines()

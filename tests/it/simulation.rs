@@ -36,7 +36,7 @@
 
 mod homeserver;
 mod judge;
-mod sfu;
+pub(crate) mod sfu;
 mod story;
 mod world;
 

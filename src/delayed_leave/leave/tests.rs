@@ -57,6 +57,20 @@ fn l4_restarts_at_once_when_seen_then_at_half_of_the_delay_after_the_last_was_se
 }
 
 #[test]
+fn l4_what_another_process_may_restart_too_waits_for_80_per_cent() {
+    let mut leave = Bench::active(DELAY);
+    leave.outcome = Some(Outcome::Done);
+    leave.shared = true;
+    assert_eq!(leave.step(Input::Shared), []);
+    assert_eq!(at_of(&leave.until(3 * DELAY), Call(Restart)), [16_000, 32_000, 48_000]);
+    // Alone again, at half of the delay as ever.
+    leave.shared = false;
+    let next = at_of(&leave.until(DELAY), Call(Restart));
+    assert_eq!(next[0], 4_000);
+    assert!(next[1] <= 14_000, "{next:?}");
+}
+
+#[test]
 fn l4_an_answer_that_comes_after_half_of_the_delay_is_followed_by_a_restart_at_once() {
     let mut leave = Bench::new(8_000);
     leave.usual_ms = 5_000;
@@ -690,6 +704,7 @@ struct Bench {
     jitter: Jitter,
     usual_ms: u64,
     silent: bool,
+    shared: bool,
     stopping: bool,
     last_no: Option<Time>,
     /// Grants permits as soon as they are wanted.
@@ -710,6 +725,7 @@ impl Bench {
             jitter: Jitter::new(3),
             usual_ms: 20,
             silent: false,
+            shared: false,
             stopping: false,
             last_no: None,
             permits: true,
@@ -739,6 +755,7 @@ impl Bench {
             jitter: &mut self.jitter,
             usual_ms: self.usual_ms,
             sfu_silent: self.silent,
+            shared: self.shared,
             stopping: self.stopping,
             last_no: self.last_no,
             replaced_until: None,

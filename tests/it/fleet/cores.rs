@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use lk_jwt_service::internals::core::{Action, Core, Settings};
 use lk_jwt_service::internals::fleet::{Fleet, NodeId, NodeState, Output, Own, Position, Takeover};
-use lk_jwt_service::internals::time::Time;
+use lk_jwt_service::internals::store::JobRecord;
+use lk_jwt_service::internals::time::{Time, WallClock};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -129,7 +131,7 @@ impl World {
             return;
         }
         node.next_beat = now_ms + node.fleet.pace_ms();
-        node.fleet.on_progress(Position::FIRST, node.shortest_ms);
+        node.fleet.on_progress(0, node.shortest_ms);
         let entry = node.fleet.beat(now);
         let (own, remove) = (node.fleet.own_watch(), node.fleet.to_remove());
         if !reaches_redis {
@@ -152,7 +154,7 @@ impl World {
                     }
                     Output::PutAgain => node.put_again += 1,
                     Output::Yield { .. } => node.yields += 1,
-                    Output::HandOverAgain => {}
+                    Output::WriteAgain | Output::HandOverAgain => {}
                 }
             }
         }
@@ -253,6 +255,41 @@ fn where_redis_answers_now_and_then_only_nobody_dies() {
     }
     world.run(20_000);
     assert_eq!(world.watching(), [1]);
+}
+
+/// A hole in our own beats says nothing about others: an heir that comes through now and then, just when the watcher does not, waits.
+#[test]
+fn holes_in_our_own_beats_count_for_nothing() {
+    let mut world = World::new(3);
+    world.run(10_000);
+    for _ in 0..8 {
+        world.is_frozen = true;
+        world.run(3_000);
+        (world.is_frozen, world.node(1).is_cut) = (false, true);
+        world.run(BEAT_MS + STEP_MS);
+        world.is_frozen = true;
+        world.node(1).is_cut = false;
+    }
+    world.is_frozen = false;
+    world.run(20_000);
+    assert_eq!(world.watching(), [1]);
+    assert_eq!(world.redis.watch.map(|watch| watch.epoch), Some(1));
+}
+
+/// Death is measured on our own clock, whatever clocks of hosts and of Redis show.
+#[test]
+fn a_clock_of_redis_that_runs_fast_makes_nobody_dead() {
+    let mut world = World::new(3);
+    world.run(10_000);
+    world.node(1).is_paused = true;
+    // With the time since its last beat that is less than a life.
+    for _ in 0..(LIFE_MS - BEAT_MS - TOLERANCE_MS) / STEP_MS {
+        world.redis.now_ms += STEP_MS.cast_signed();
+        world.run(STEP_MS);
+    }
+    world.node(1).is_paused = false;
+    world.run(20_000);
+    assert_eq!(world.redis.watch.map(|watch| watch.epoch), Some(1));
 }
 
 #[test]
@@ -388,6 +425,77 @@ fn a_watcher_without_the_sfu_gives_to_one_that_reaches_it_once_a_minute() {
     world.node(2).reaches_sfu = false;
     world.run(60_000);
     assert_eq!(world.watching(), [2]);
+}
+
+#[test]
+fn a_watcher_without_the_homeserver_gives_to_one_that_reaches_it() {
+    let mut world = World::new(4);
+    world.run(15_000);
+    world.node(1).fleet.on_homeserver("hs.example", "");
+    // Nobody else says that it reaches it.
+    world.run(30_000);
+    assert_eq!(world.watching(), [1]);
+    assert_eq!(world.node(3).fleet.asked_about(), "hs.example");
+    world.node(2).fleet.on_homeserver("", "other.example");
+    world.node(4).fleet.on_homeserver("", "hs.example");
+    world.node(4).reaches_sfu = false;
+    world.run(5_000);
+    assert_eq!(world.watching(), [1]);
+    world.node(3).fleet.on_homeserver("", "hs.example");
+    world.until_watching(3, 2 * BEAT_MS);
+    assert!(matches!(world.node(3).takeovers[..], [(_, Takeover::Given)]));
+    world.run(BEAT_MS);
+    assert_eq!(world.node(1).yields, 1);
+    assert_eq!(world.node(1).fleet.asked_about(), "");
+}
+
+/// While an heir does not begin what it was given, and the giver takes the watch back, that is a new beginning: what is written under the
+/// former epoch is refused.
+#[test]
+fn a_watch_that_is_taken_back_begins_anew() {
+    let mut world = World::new(2);
+    world.run(15_000);
+    world.node(2).is_lazy = true;
+    world.node(1).fleet.on_homeserver("hs.example", "");
+    world.node(2).fleet.on_homeserver("", "hs.example");
+    world.run(2 * BEAT_MS);
+    world.node(1).fleet.on_homeserver("", "");
+    world.until_watching(1, 5 * BEAT_MS);
+    let watch = world.redis.watch.expect("a watcher");
+    assert_eq!((watch.node, world.node(1).fleet.own_watch()), (NodeId(1), Some(watch)));
+    assert!(watch.epoch > 2, "{watch}");
+    assert!(matches!(world.node(1).takeovers[..], [(_, Takeover::First), (_, Takeover::Given)]));
+}
+
+/// A watcher reads the same records again and again, by a clock that was read over a network: that delegates nothing anew.
+#[test]
+fn a_record_that_is_read_again_is_no_new_delegation() {
+    let (start, unix_millis) = (Time::START, 1_700_000_000_000);
+    let mut core = Core::new(Settings::default(), 1, start);
+    let record = JobRecord {
+        room: "room".into(),
+        identity: "identity".into(),
+        delay_id: "e1".into(),
+        delay_ms: 3_600_000,
+        homeserver: "hs.example".into(),
+        user: "@alice:hs.example".into(),
+        delegated_at_ms: Some(unix_millis),
+        restarted_at_ms: unix_millis,
+        ..JobRecord::default()
+    };
+    let mut adopt = |late: i64, after: u64| {
+        let now = start.after(after);
+        let clock = WallClock::new(now, unix_millis + after.cast_signed() - late);
+        let actions = core.adopt(&record, false, true, &clock, now);
+        actions
+            .iter()
+            .any(|action| matches!(action, Action::Call { .. } | Action::Store(_)))
+    };
+    adopt(0, 10);
+    for late in [0, 1, 300, 900] {
+        assert!(!adopt(late, 20_000), "{late}");
+    }
+    assert!(adopt(5_000, 20_000), "delegated again five seconds later");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lk_jwt_service::internals::fleet::{Answer, Entry, NodeId, Position, Watch};
-use lk_jwt_service::internals::store::{Handed, JobRecord};
+use lk_jwt_service::internals::store::{Handed, JobRecord, Message, News};
 
 /// Two delegations nearer than this: the later call wins.
 const NEAR_MS: i64 = 250;
@@ -14,7 +14,7 @@ pub(super) struct Model {
     pub(super) nodes: BTreeMap<NodeId, Entry>,
     pub(super) watch: Option<Watch>,
     pub(super) jobs: BTreeMap<String, String>,
-    pub(super) messages: Vec<Position>,
+    pub(super) messages: Vec<Message>,
     pub(super) full: BTreeSet<String>,
 }
 
@@ -24,8 +24,9 @@ impl Model {
             self.nodes.remove(id);
         }
         self.nodes.insert(node, entry.clone());
-        if own.is_some() && own == self.watch && trim != Position::FIRST {
-            self.messages.retain(|at| *at > trim);
+        // Not behind what this server has never had: after a failover new messages may have lower ids.
+        if own.is_some() && own == self.watch && self.messages.iter().any(|message| message.at == trim) {
+            self.messages.retain(|message| message.at >= trim);
         }
         Answer {
             redis_ms: self.now_ms,
@@ -68,6 +69,17 @@ impl Model {
         let value = merged.value();
         self.jobs.insert(field, value);
         Some(true)
+    }
+
+    /// A message, numbered as Redis does.
+    pub(super) fn tell(&mut self, news: News) -> Position {
+        let millis = self.now_ms.unsigned_abs();
+        let at = match self.messages.last() {
+            Some(last) if last.at.millis >= millis => last.at.next(),
+            Some(_) | None => Position { millis, number: 0 },
+        };
+        self.messages.push(Message { at, news });
+        at
     }
 
     pub(super) fn bound(&mut self, own: Watch, full: &[String]) {

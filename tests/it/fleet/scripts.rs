@@ -6,7 +6,7 @@ use std::time::Duration;
 use lk_jwt_service::config::Redis;
 use lk_jwt_service::internals::dns::Dns;
 use lk_jwt_service::internals::fleet::{Entry, NodeId, NodeState, Position, Watch};
-use lk_jwt_service::internals::store::{Handed, JobRecord, Jobs, News, SharedStore, Store, Stored};
+use lk_jwt_service::internals::store::{Handed, JobRecord, Jobs, Message, News, SharedStore, Store, Stored};
 use lk_jwt_service::internals::tls::{Given, Tls};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -45,6 +45,8 @@ fn entry(rng: &mut StdRng) -> Entry {
         fingerprint: rng.random(),
         shortest_ms: rng.random::<bool>().then(|| rng.random()),
         sfu: rng.random(),
+        lacks: ["", "hs.example"][rng.random_range(0..2)].into(),
+        reaches: ["", "hs.example"][rng.random_range(0..2)].into(),
         dealt: Position {
             millis: rng.random_range(0..1_000),
             number: rng.random_range(0..10),
@@ -100,10 +102,15 @@ fn scripts_do_what_the_model_does() {
                         .copied()
                         .filter(|id| *id != node && rng.random_range(0..8) == 0)
                         .collect();
-                    let trim = if rng.random_range(0..4) == 0 {
-                        *model.messages.last().unwrap_or(&Position::FIRST)
-                    } else {
-                        Position::FIRST
+                    // One that is there, or none.
+                    let place = rng.random_range(0..=model.messages.len());
+                    let trim = match (model.messages.get(place), rng.random_range(0..4)) {
+                        (Some(message), 0) => message.at,
+                        (_, 1) => Position {
+                            millis: 9_000_000_000_000,
+                            number: 7,
+                        },
+                        (_, _) => Position::FIRST,
                     };
                     let answer = shared.shared.beat(node, &entry, own, trim, &remove).await.expect("an answer");
                     model.now_ms = answer.redis_ms;
@@ -153,7 +160,7 @@ fn scripts_do_what_the_model_does() {
                     assert_eq!(outcome(handed), expected, "round {round}: {record:?}");
                     if let Handed::Done(at) = handed {
                         told += 1;
-                        model.messages.push(at);
+                        model.messages.push(Message { at, news: News::Other });
                     }
                 }
             }
@@ -179,26 +186,26 @@ fn readers_get_all_messages_once_and_all_again_after_a_reconnection() {
     let (_, shared) = shared(&server);
     run(async {
         let reader = &shared.shared;
-        assert_eq!(reader.read(Duration::from_millis(50)).await.expect("an answer"), []);
+        assert_eq!(reader.read(Duration::from_millis(50)).await.expect("an answer").1, []);
         for n in 0..600 {
             assert!(reader.tell_webhook(NodeId(7), &format!("{{\"n\":{n}}}")).await.expect("an answer"));
         }
         let mut all = Vec::new();
         while all.len() < 600 {
-            all.extend(reader.read(Duration::from_millis(50)).await.expect("an answer"));
+            all.extend(reader.read(Duration::from_millis(50)).await.expect("an answer").1);
         }
         let texts: Vec<_> = all.iter().map(|message| message.news.clone()).collect();
         let expected: Vec<_> = (0..600)
             .map(|n| News::Webhook(NodeId(7), format!("{{\"n\":{n}}}").into_bytes().into()))
             .collect();
         assert_eq!(texts, expected);
-        assert_eq!(reader.read(Duration::from_millis(50)).await.expect("an answer"), []);
+        assert_eq!(reader.read(Duration::from_millis(50)).await.expect("an answer").1, []);
         server.kill();
         assert!(reader.read(Duration::from_millis(50)).await.is_err());
         server.start_again();
-        let mut again = reader.read(Duration::from_millis(50)).await.expect("an answer");
+        let mut again = reader.read(Duration::from_millis(50)).await.expect("an answer").1;
         while again.len() < 600 {
-            again.extend(reader.read(Duration::from_millis(50)).await.expect("an answer"));
+            again.extend(reader.read(Duration::from_millis(50)).await.expect("an answer").1);
         }
         assert_eq!(again, all);
     });
@@ -275,7 +282,8 @@ fn lk_now() -> i64 {
 #[test]
 fn a_missing_right_is_named() {
     let rights = [
-        "time", "hset", "hget", "hdel", "hgetall", "hlen", "hscan", "get", "set", "xadd", "xlen", "xread", "xtrim", "eval", "evalsha",
+        "time", "hset", "hget", "hdel", "hgetall", "hlen", "hscan", "get", "set", "xadd", "xlen", "xread", "xrange", "xtrim", "eval",
+        "evalsha",
     ];
     let Some(server) = RedisServer::start(&[]) else { return };
     let all = rights.map(|right| format!("+{right}"));

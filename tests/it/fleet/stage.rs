@@ -21,8 +21,10 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 pub(super) struct Stage {
     // Dropped first: their logs are judged while the neighbours still stand.
     pub(super) nodes: Vec<Option<Service>>,
-    /// The way of each to Redis.
+    /// The way of each to Redis, to the SFU and to the homeserver.
     pub(super) links: Vec<Link>,
+    pub(super) sfu_links: Vec<Link>,
+    pub(super) home_links: Vec<Link>,
     pub(super) redis: RedisServer,
     pub(super) sfu: Sfu,
     pub(super) home: Homeserver,
@@ -53,13 +55,12 @@ impl Stage {
         let redis = RedisServer::start(options)?;
         lateness::measure();
         let (sfu, home, api) = (Sfu::start(), Homeserver::start(), ClientApi::start());
-        let setup = Setup::new(&sfu)
-            .full_access(&[&home])
-            .env("LIVEKIT_CS_API_URL_OVERRIDES", &api.override_of(&home))
-            .env("LIVEKIT_REDIS_SHARED", "true");
+        let setup = Setup::new(&sfu).full_access(&[&home]).env("LIVEKIT_REDIS_SHARED", "true");
         let mut stage = Self {
             nodes: Vec::new(),
             links: Vec::new(),
+            sfu_links: Vec::new(),
+            home_links: Vec::new(),
             redis,
             sfu,
             home,
@@ -85,13 +86,21 @@ impl Stage {
     pub(super) fn add(&mut self, change: impl Fn(Setup) -> Setup) -> usize {
         let address = free_address();
         let link = Link::to(self.redis.address());
+        let (sfu, home) = (Link::to(self.sfu.http.address()), Link::to(self.api.http.address()));
         let setup = self
             .setup
             .clone()
             .env("LIVEKIT_JWT_BIND", &address.to_string())
             .env("LIVEKIT_REDIS_URL", &format!("redis://{}", link.address()))
+            .env("LIVEKIT_API_URL", &format!("http://{}", sfu.address()))
+            .env(
+                "LIVEKIT_CS_API_URL_OVERRIDES",
+                &format!("{}=http://{}", self.home.name, home.address()),
+            )
             .reached_at(address);
         self.links.push(link);
+        self.sfu_links.push(sfu);
+        self.home_links.push(home);
         self.nodes.push(Some(change(setup).start()));
         self.nodes.len() - 1
     }

@@ -4,38 +4,38 @@
 use std::collections::BTreeMap;
 
 /// What wall clocks show when a world begins, in milliseconds since 1970.
-pub(super) const WALL: i64 = 1_700_000_000_000;
+pub(crate) const WALL: i64 = 1_700_000_000_000;
 const EMPTY_TIMEOUT_MS: u64 = 60_000;
 const DEPARTURE_TIMEOUT_MS: u64 = 20_000;
 /// Counts of participants are brought up to date this often.
 const COUNTED_EVERY_MS: u64 = 5_000;
 
 #[derive(Clone, Debug)]
-pub(super) struct Guest {
-    pub(super) sid: String,
-    pub(super) joined_at_ms: u64,
-    pub(super) active: bool,
+pub(crate) struct Guest {
+    pub(crate) sid: String,
+    pub(crate) joined_at_ms: u64,
+    pub(crate) active: bool,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Room {
-    pub(super) sid: String,
-    pub(super) node: usize,
-    pub(super) guests: BTreeMap<String, Guest>,
+pub(crate) struct Room {
+    pub(crate) sid: String,
+    pub(crate) node: usize,
+    pub(crate) guests: BTreeMap<String, Guest>,
     idle_since: u64,
     entered: bool,
     counted: (u64, u32),
 }
 
-pub(super) struct Sfu {
-    pub(super) rooms: BTreeMap<String, Room>,
+pub(crate) struct Sfu {
+    pub(crate) rooms: BTreeMap<String, Room>,
     nodes: Vec<i64>,
     sids: u64,
     restarts: usize,
 }
 
 impl Sfu {
-    pub(super) const fn new(nodes: Vec<i64>) -> Self {
+    pub(crate) const fn new(nodes: Vec<i64>) -> Self {
         Self {
             rooms: BTreeMap::new(),
             nodes,
@@ -44,16 +44,16 @@ impl Sfu {
         }
     }
 
-    pub(super) fn unix_millis(&self, node: usize, now: u64) -> i64 {
+    pub(crate) fn unix_millis(&self, node: usize, now: u64) -> i64 {
         WALL + i64::try_from(now).unwrap() + self.nodes[node]
     }
 
     /// Whether nodes differ so much that events cannot be placed by their clocks.
-    pub(super) fn is_skewed(&self) -> bool {
+    pub(crate) fn is_skewed(&self) -> bool {
         self.nodes.len() > 1
     }
 
-    pub(super) fn a_node(&self, any: u64) -> usize {
+    pub(crate) fn a_node(&self, any: u64) -> usize {
         usize::try_from(any).unwrap() % self.nodes.len()
     }
 
@@ -62,13 +62,13 @@ impl Sfu {
         format!("{kind}_{}", self.sids)
     }
 
-    pub(super) fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.rooms.clear();
         self.restarts += 1;
     }
 
     /// Creates a room, unless it is there. Whether it was created.
-    pub(super) fn open(&mut self, name: &str, now: u64) -> bool {
+    pub(crate) fn open(&mut self, name: &str, now: u64) -> bool {
         if self.rooms.contains_key(name) {
             return false;
         }
@@ -88,7 +88,7 @@ impl Sfu {
     }
 
     /// Lets somebody in: the new session, and the one that it replaces.
-    pub(super) fn enter(&mut self, name: &str, identity: &str, now: u64) -> Option<Option<Guest>> {
+    pub(crate) fn enter(&mut self, name: &str, identity: &str, now: u64) -> Option<Option<Guest>> {
         let sid = self.sid("PA");
         let node = self.rooms.get(name)?.node;
         let joined_at_ms = u64::try_from(self.unix_millis(node, now)).unwrap();
@@ -103,7 +103,7 @@ impl Sfu {
         Some(room.guests.insert(identity.into(), guest))
     }
 
-    pub(super) fn remove(&mut self, name: &str, identity: &str, now: u64) -> Option<Guest> {
+    pub(crate) fn remove(&mut self, name: &str, identity: &str, now: u64) -> Option<Guest> {
         let room = self.rooms.get_mut(name)?;
         room.count(now);
         let guest = room.guests.remove(identity)?;
@@ -114,7 +114,7 @@ impl Sfu {
     }
 
     /// Ends the rooms in which nobody has been for long enough, and says which.
-    pub(super) fn expire(&mut self, now: u64) -> Vec<(String, Room)> {
+    pub(crate) fn expire(&mut self, now: u64) -> Vec<(String, Room)> {
         let is_over = |room: &Room| {
             let timeout = if room.entered { DEPARTURE_TIMEOUT_MS } else { EMPTY_TIMEOUT_MS };
             room.guests.is_empty() && now >= room.idle_since + timeout
@@ -140,7 +140,7 @@ impl Room {
     }
 
     /// How many are in it, as far as `ListRooms` knows.
-    pub(super) fn shown(&self, now: u64) -> u32 {
+    pub(crate) fn shown(&self, now: u64) -> u32 {
         if self.counted.0 / COUNTED_EVERY_MS == now / COUNTED_EVERY_MS {
             self.counted.1
         } else {

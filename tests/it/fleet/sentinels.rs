@@ -1,0 +1,209 @@
+//! Failovers: a primary, its replica and three real sentinels.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::scenes::{HOUR, SHORT, crowd};
+use super::stage::{Stage, TIMEOUT, readyz, within};
+use crate::support::process::program;
+use crate::support::redis::RedisServer;
+use crate::support::{unique, unique_loopback, wait_until};
+
+const DOWN_AFTER: Duration = Duration::from_secs(2);
+/// Delegations are answered again by then, and served by guests until then.
+const WRITES_AGAIN: Duration = Duration::from_secs(10);
+
+struct Sentinels {
+    children: Vec<Child>,
+    addresses: Vec<String>,
+    directory: PathBuf,
+}
+
+impl Sentinels {
+    fn start(primary: &RedisServer) -> Self {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("sentinels-{}-{}", std::process::id(), unique()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let mut sentinels = Self {
+            children: Vec::new(),
+            addresses: Vec::new(),
+            directory,
+        };
+        for number in 0..3 {
+            let address = unique_loopback();
+            let file = sentinels.directory.join(format!("{number}.conf"));
+            let text = format!(
+                "bind {address}\nsentinel announce-ip {address}\nport 26379\nprotected-mode no\ndir {}\nsentinel monitor lk {} 6379 2\n\
+                 sentinel down-after-milliseconds lk {}\nsentinel failover-timeout lk 5000\n",
+                sentinels.directory.display(),
+                primary.address().ip(),
+                DOWN_AFTER.as_millis()
+            );
+            std::fs::write(&file, text).expect("a file");
+            let mut command = Command::new(program("redis-server"));
+            command.arg(&file).arg("--sentinel").stdout(Stdio::null()).stderr(Stdio::null());
+            sentinels.children.push(command.spawn().expect("a sentinel"));
+            sentinels.addresses.push(format!("{address}:26379"));
+        }
+        wait_until("the sentinels to know each other and the replica", TIMEOUT, || {
+            let all = &sentinels.addresses;
+            all.iter().all(|at| {
+                let known = ask(at, &["SENTINEL", "master", "lk"]);
+                known.contains("num-slaves\r\n$1\r\n1") && known.contains("num-other-sentinels\r\n$1\r\n2")
+            })
+        });
+        sentinels
+    }
+
+    fn url(&self) -> String {
+        format!("redis+sentinel://{}/lk", self.addresses.join(","))
+    }
+
+    fn primary(&self) -> String {
+        ask(&self.addresses[0], &["SENTINEL", "get-master-addr-by-name", "lk"])
+    }
+}
+
+impl Drop for Sentinels {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// What one command is answered, as it comes over the wire; nothing, where nobody answers.
+fn ask(address: &str, command: &[&str]) -> String {
+    use std::io::{Read as _, Write as _};
+    let asked = || -> std::io::Result<String> {
+        let address = address.parse().expect("an address");
+        let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_millis(200)))?;
+        let mut text = format!("*{}\r\n", command.len());
+        for word in command {
+            text += &format!("${}\r\n{word}\r\n", word.len());
+        }
+        stream.write_all(text.as_bytes())?;
+        let mut answer = Vec::new();
+        let mut buffer = [0; 4096];
+        while let Ok(read) = stream.read(&mut buffer) {
+            if read == 0 {
+                break;
+            }
+            answer.extend(&buffer[..read]);
+        }
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    asked().unwrap_or_default()
+}
+
+/// A stage of three replicas that know sentinels only, and the replica of its Redis.
+fn stage() -> Option<(Stage, Sentinels, RedisServer)> {
+    let mut stage = Stage::start(0)?;
+    let host = stage.redis.address().ip().to_string();
+    let replica = RedisServer::start(&["--replicaof", &host, "6379"])?;
+    let sentinels = Sentinels::start(&stage.redis);
+    for _ in 0..3 {
+        stage.add(|setup| setup.env("LIVEKIT_REDIS_URL", &sentinels.url()));
+    }
+    stage.wait_one_watcher();
+    Some((stage, sentinels, replica))
+}
+
+/// R7: the primary is killed.
+#[test]
+fn a_failover_moves_no_watch_and_loses_nothing() {
+    fails_over("kill", |stage, _| stage.redis.kill());
+}
+
+/// R7: the primary is changed by command.
+#[test]
+fn a_failover_by_command_moves_no_watch_and_loses_nothing() {
+    fails_over("command", |_, sentinels| {
+        wait_until("a failover to be possible", TIMEOUT, || {
+            ask(&sentinels.addresses[0], &["SENTINEL", "failover", "lk"]).starts_with("+OK")
+        });
+    });
+}
+
+fn fails_over(how: &str, begin: impl Fn(&mut Stage, &Sentinels)) {
+    let Some((mut stage, sentinels, _replica)) = stage() else { return };
+    let people = crowd(&stage, 12, SHORT);
+    let (watcher, epoch) = (stage.wait_one_watcher(), stage.epoch());
+    let (began, former) = (Instant::now(), sentinels.primary());
+    begin(&mut stage, &sentinels);
+    let mut others = Vec::new();
+    for node in 0..3 {
+        let person = stage.person(SHORT);
+        let asked = Instant::now();
+        assert_eq!(stage.delegate_at(stage.nodes[node].as_ref().expect("a node"), &person), 200);
+        assert!(asked.elapsed() <= within(WRITES_AGAIN, asked), "{:?}", asked.elapsed());
+        let session = stage.sfu.join(&person.alias, &person.identity);
+        others.push((person, session));
+    }
+    wait_until("another primary", TIMEOUT, || {
+        let primary = sentinels.primary();
+        primary != former && !primary.is_empty()
+    });
+    wait_until("no guests, and Redis", TIMEOUT, || {
+        stage
+            .living()
+            .all(|node| readyz(node)["guests"] == 0 && readyz(node)["redis"] == true)
+    });
+    eprintln!("R7, by {how}: all is handed over after {:?}", began.elapsed());
+    assert_eq!((stage.wait_one_watcher(), stage.epoch()), (watcher, epoch));
+    let after = Instant::now();
+    stage.wait_restarted(&people, after);
+    stage.wait_restarted(&others, after);
+    stage.assert_there(&people);
+    let gone = stage.leave(&others[0].1);
+    let took = stage.wait_sent(&others[0].0, gone, TIMEOUT);
+    assert!(took <= within(Duration::from_millis(2300), gone), "{took:?}");
+}
+
+/// R8: the new primary lacks what was written in the last two seconds.
+#[test]
+fn what_a_failover_loses_is_handed_over_again() {
+    let Some((mut stage, sentinels, replica)) = stage() else { return };
+    let people = crowd(&stage, 6, HOUR);
+    let watcher = stage.wait_one_watcher();
+    let former = sentinels.primary();
+    wait_until("the replica to have all", TIMEOUT, || {
+        replica.ask(&["HLEN", "lk-jwt:jobs"]) == format!(":{}\r\n", people.len())
+    });
+    // The replica gets nothing from here on, and knows nothing of it.
+    assert_eq!(stage.redis.ask(&["ACL", "SETUSER", "default", "-psync", "-sync"]), "+OK\r\n");
+    assert_eq!(stage.redis.ask(&["CLIENT", "KILL", "TYPE", "replica"]), ":1\r\n");
+    let began = Instant::now();
+    let mut others = Vec::new();
+    while began.elapsed() < Duration::from_millis(1_500) {
+        let person = stage.person(HOUR);
+        assert_eq!(stage.delegate_at(stage.next(), &person), 200);
+        let session = stage.sfu.join(&person.alias, &person.identity);
+        others.push((person, session));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let records = people.len() + others.len();
+    assert_eq!(replica.ask(&["HLEN", "lk-jwt:jobs"]), format!(":{}\r\n", people.len()));
+    stage.redis.kill();
+    wait_until("another primary", TIMEOUT, || {
+        sentinels.primary() != former && !sentinels.primary().is_empty()
+    });
+    let since = Instant::now();
+    wait_until("all records to be there", TIMEOUT, || {
+        replica.ask(&["HLEN", "lk-jwt:jobs"]) == format!(":{records}\r\n")
+    });
+    let took = since.elapsed();
+    eprintln!("R8: all {} delegations are there {took:?} after the failover", others.len());
+    assert!(took <= within(Duration::from_secs(12), since), "{took:?}");
+    assert_eq!(stage.wait_one_watcher(), watcher);
+    stage.kill(watcher);
+    stage.wait_other_watcher(watcher, TIMEOUT);
+    for (person, session) in &others[..2] {
+        let gone = stage.leave(session);
+        stage.wait_sent(person, gone, TIMEOUT);
+    }
+    stage.assert_there(&others[2..]);
+}
