@@ -291,9 +291,12 @@ fn up(node: &Service) -> usize {
     nodes.iter().filter(|node| node["state"] == "up").count()
 }
 
-/// That long, and what this machine was late by since then.
+/// That long, and what this machine was late by since then. Beside other tests each process has its own turn at the processors, of which
+/// the lateness of this one says little: a beat more. `./tests/fleet` has the machine for itself.
 pub(super) fn within(limit: Duration, began: Instant) -> Duration {
-    limit + lateness::since(began) * 2
+    let is_alone = std::env::var_os("LK_FLEET_ROUNDS").is_some();
+    let turns = if is_alone { Duration::ZERO } else { Duration::from_millis(500) };
+    limit + turns + lateness::since(began) * 2
 }
 
 /// The states of all nodes, for a message.

@@ -186,13 +186,12 @@ fn a_second_delegation_of_the_same_identity() {
 /// Waits until Synapse does not know the old event any more, because the service cancelled it.
 #[track_caller]
 pub(super) fn is_cancelled(stage: &Arc<Stage>, caller: &Caller, old: &Delayed, new: &Delayed) {
-    crate::support::wait_until("the old delayed event to be gone", Duration::from_secs(10), || {
-        caller.since(old).is_none()
+    // A call is on record once it is answered, when Synapse has done it already.
+    crate::support::wait_until("the old delayed event to be cancelled, and gone", Duration::from_secs(10), || {
+        caller.since(old).is_none() && !stage.calls.of(old, "cancel").is_empty()
     });
     let cancelled = stage.calls.of(old, "cancel");
-    let first = cancelled
-        .first()
-        .unwrap_or_else(|| panic!("{}: nobody cancelled the old event", caller.name));
+    let first = &cancelled[0];
     assert_eq!(first.status, 200, "{cancelled:?}");
     assert!(stage.calls.of(old, "send").is_empty(), "{}: the old event was sent", caller.name);
     say(&format!(
