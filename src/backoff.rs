@@ -8,6 +8,10 @@ use std::time::Duration;
 /// No call is repeated sooner than this, whatever a server or a client asks for.
 pub const MIN_PAUSE_MS: u64 = 250;
 
+/// How many seconds after a beginning all records of a shared store are read: at once, and again while others may still write what this
+/// process does not know (L11).
+pub const READ_AFTER_SECONDS: [u64; 5] = [0, 15, 60, 180, 600];
+
 /// The only source of chance here: a seeded generator (splitmix64), so that a run can be repeated.
 #[derive(Clone, Debug)]
 pub struct Jitter(u64);

@@ -2,7 +2,7 @@
 //! module is private, so that the compiler tells what nobody uses.
 
 pub mod backoff {
-    pub use crate::backoff::Jitter;
+    pub use crate::backoff::{Jitter, READ_AFTER_SECONDS};
 }
 pub mod delayed_event {
     pub use crate::delayed_event::{DelayedEventAction, Outcome};
@@ -38,9 +38,7 @@ pub mod store {
     pub use crate::store::record::field;
     pub use crate::store::shared::{Fence, Handed, Message, News, Shared, SharedStore};
     pub use crate::store::token::{self, StoredToken};
-    pub use crate::store::{
-        JobRecord, Jobs, Part, READ_AFTER_SECONDS, Replaced, Seen, Store, StoreError, Stored, StoredJobs, VerifiedHomeservers,
-    };
+    pub use crate::store::{JobRecord, Jobs, Part, Replaced, Seen, Store, StoreError, Stored, StoredJobs, VerifiedHomeservers};
 }
 pub mod time {
     pub use crate::time::{Delay, Time, WallClock};

@@ -27,7 +27,7 @@ use redis::RedisError;
 
 pub use homeservers::VerifiedHomeservers;
 pub use jobs::{Jobs, Seen, Stored, StoredJobs};
-pub use queue::{Changes, Entries, READ_AFTER_SECONDS, Written};
+pub use queue::{Changes, Entries, Written};
 pub use record::{JobRecord, Replaced};
 
 /// The longest field and the longest value of a token's record.

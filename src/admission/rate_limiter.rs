@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::rates::{Asker, Buckets, RateExceeded, Rates};
-use crate::admission::{Class, Who};
+use super::{Class, Who};
 
 /// Limits how often users and homeservers ask.
 #[derive(Debug)]
@@ -54,28 +54,34 @@ impl RateLimiter {
 
 #[cfg(test)]
 mod tests {
+    use super::super::NameHasher;
     use super::super::rates::{Rate, RateLimit};
     use super::*;
+    use crate::server_name::ServerName;
     use std::num::NonZeroU32;
     use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
-    async fn homeservers_that_are_listed_are_not_counted() {
+    async fn spellings_of_a_homeserver_are_one_and_listed_ones_are_not_counted() {
         let rate = |per_minute| NonZeroU32::new(per_minute).map(Rate);
         let limiter = RateLimiter::new(Rates {
             user: rate(60),
             homeserver: rate(2),
         });
         let (now, until) = (Instant::now(), Instant::now() + Duration::from_secs(10));
-        let take = |user: &str, name: u64, class: Class| limiter.take(user, || Who { class, domain: 1, name }, false, until);
-        assert_eq!(take("@a:x.example", 1, Class::Stranger), Ok(None));
-        assert_eq!(take("@b:x.example", 1, Class::Verified), Ok(None));
-        let refused = take("@c:x.example", 1, Class::Stranger).unwrap_err();
+        let hasher = NameHasher::default();
+        let take = |user: &str, server: &str, class: Class| {
+            let server = ServerName::parse(server).unwrap();
+            limiter.take(user, || hasher.who(&server, class), false, until)
+        };
+        assert_eq!(take("@a:x.example", "x.example", Class::Stranger), Ok(None));
+        assert_eq!(take("@b:X.example.:1", "X.example.:1", Class::Verified), Ok(None));
+        let refused = take("@c:x.example:2", "x.example:2", Class::Stranger).unwrap_err();
         assert_eq!((refused.limit, refused.wait), (RateLimit::Homeserver, Duration::from_secs(30)));
         for _ in 0..60 {
-            assert_eq!(take("@a:listed.example", 2, Class::Listed), Ok(None));
+            assert_eq!(take("@a:listed.example", "listed.example", Class::Listed), Ok(None));
         }
-        let next = take("@a:listed.example", 2, Class::Listed);
+        let next = take("@a:listed.example", "listed.example", Class::Listed);
         assert_eq!(next, Ok(Some(now + Duration::from_secs(1))));
     }
 }

@@ -1,5 +1,7 @@
 //! LiveKit's API keys: from variables, from files, and from LiveKit's own keys file (decision P6).
 
+use std::collections::HashSet;
+
 use yaml_rust2::Event;
 use yaml_rust2::parser::Parser;
 use yaml_rust2::scanner::TScalarStyle;
@@ -173,14 +175,11 @@ fn pairs_of(document: &str, name: Option<&str>) -> Option<Keys> {
         }
         texts.push(text);
     }
-    let mut pairs: Vec<KeyPair> = Vec::new();
-    for both in texts.chunks_exact(2) {
-        if pairs.iter().any(|pair| pair.key == both[0]) {
-            return None;
-        }
-        pairs.push(pair(both[0].clone(), both[1].clone()));
+    let mut names = HashSet::new();
+    if !texts.iter().step_by(2).all(|name| names.insert(name)) {
+        return None;
     }
-    let mut pairs = pairs.into_iter();
+    let mut pairs = texts.chunks_exact(2).map(|both| pair(both[0].clone(), both[1].clone()));
     Some(Keys::new(pairs.next()?, pairs.collect()))
 }
 

@@ -568,20 +568,14 @@ impl Homeserver {
         self.calls.partition_point(|call| now.since(call.sent) >= after).min(MAX_SLOW_CALLS)
     }
 
-    /// When fewer than so many calls hold a place.
-    fn place_at(&self, places: u32, now: Time) -> Option<Time> {
-        self.place_among(self.calls.iter().enumerate().skip(self.slow(now)), places, now)
+    /// The calls that hold a place, by their position.
+    fn held(&self, now: Time) -> impl Iterator<Item = (usize, &Call)> {
+        self.calls.iter().enumerate().skip(self.slow(now))
     }
 
-    /// When fewer than so many sends and cancellations hold a place.
-    fn place_for_send_at(&self, places: u32, now: Time) -> Option<Time> {
-        let held = self.calls.iter().enumerate().skip(self.slow(now));
-        self.place_among(held.filter(|(_, call)| call.class == Class::Send), places, now)
-    }
-
-    fn place_among<'a>(&self, mut held: impl Iterator<Item = (usize, &'a Call)>, places: u32, now: Time) -> Option<Time> {
-        let first = held.next();
-        match first {
+    /// When fewer than so many of these calls hold a place.
+    fn place_at<'a>(&self, mut held: impl Iterator<Item = (usize, &'a Call)>, places: u32, now: Time) -> Option<Time> {
+        match held.next() {
             Some((position, call)) if places <= 1 || held.nth(places as usize - 2).is_some() => {
                 (position < MAX_SLOW_CALLS).then(|| call.sent.after(self.slow_after()))
             }
@@ -612,7 +606,7 @@ impl Homeserver {
             true => Some(self.first(Class::NeverSeen, limit.map(|limit| &limit.recent_users))?),
             false => None,
         };
-        let place = self.place_at(places, now)?;
+        let place = self.place_at(self.held(now), places, now)?;
         let seen = self.next_seen(places, now).map(|(at, key)| (at.max(place), key));
         let Some(key) = unseen else { return seen };
         let calls = self.calls.iter().filter(|call| call.class == Class::NeverSeen);
@@ -647,7 +641,10 @@ impl Homeserver {
         let probe = limit.map_or(now, |limit| limit.next_at.min(limit.probe_at).max(now));
         // A few restarts always go early: those that began together must not all be due together.
         let early = limit.map_or(now, |limit| limit.next_at.after(limit.gap_ms).max(now));
-        let send_place = |_| self.place_for_send_at(places - places / 4, now);
+        let send_place = |_| {
+            let sends = self.held(now).filter(|(_, call)| call.class == Class::Send);
+            self.place_at(sends, places - places / 4, now)
+        };
         let candidates = [
             restart.filter(|_| send.is_some()).map(|key| (urgent_at.max(spaced), key)),
             send.zip(send.and_then(send_place)).map(|(key, at)| (at.max(spaced), key)),

@@ -1,9 +1,8 @@
 //! When a watcher reads all records again (decision L11): some times after its watch began, and whenever their number is not its own.
 
+use crate::backoff::READ_AFTER_SECONDS;
 use crate::time::Time;
 
-/// After how many milliseconds of a watch the records are read again.
-const READ_AFTER_MS: [u64; 4] = [15_000, 60_000, 180_000, 600_000];
 /// Between two readings that a wrong number of records asks for.
 const RECOUNT_INTERVAL_MS: u64 = 15_000;
 
@@ -20,7 +19,8 @@ impl Readings {
     pub(super) const fn new(now: Time) -> Self {
         Self {
             began: now,
-            done: 0,
+            // That one begins with the watch.
+            done: 1,
             recounted: now,
             difference: 0,
         }
@@ -28,7 +28,9 @@ impl Readings {
 
     /// Whether the records are to be read, where there are so many of them and so many leaves.
     pub(super) fn is_due(&mut self, records: u64, leaves: usize, is_writing: bool, now: Time) -> bool {
-        let is_due = READ_AFTER_MS.get(self.done).is_some_and(|&millis| now.since(self.began) >= millis);
+        let is_due = READ_AFTER_SECONDS
+            .get(self.done)
+            .is_some_and(|&seconds| now.since(self.began) >= 1000 * seconds);
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         let difference = number(records) - number(leaves as u64);
         // What cannot be read stays there, and is looked into once.

@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::{Change, MAX_TOKEN_BYTES, Part, Store, StoreError, Table, homeservers};
+use crate::backoff::READ_AFTER_SECONDS;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{METRICS, Neighbour};
 use crate::state::Age;
@@ -45,8 +46,6 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 const LONG_PAUSE: Duration = Duration::from_secs(10);
 /// Between two tries while stopping.
 const HURRIED_PAUSE: Duration = Duration::from_millis(200);
-/// How many seconds after the start and after each reconnection a shared store is read (decision L11).
-pub const READ_AFTER_SECONDS: [u64; 5] = [0, 15, 60, 180, 600];
 /// A connection that is lost more often is read after for the first time when it has lasted for `READ_AFTER_SECONDS[1]`.
 const CALM_AFTER: Duration = Duration::from_secs(60);
 

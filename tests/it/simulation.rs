@@ -40,9 +40,7 @@ pub(crate) mod sfu;
 mod story;
 mod world;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
+use crate::support::stories::{number, tell_all};
 use story::Story;
 use world::World;
 
@@ -67,10 +65,6 @@ fn tell(seed: u64, tells: bool) -> u64 {
     world.taken_in
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 #[test]
 fn every_story_ends_well() {
     if let Some(seed) = number("SIMULATION_SEED") {
@@ -81,36 +75,9 @@ fn every_story_ends_well() {
     let count = number("SIMULATION_SEEDS").unwrap_or(300);
     let kept = KEPT.iter().copied().filter(|_| first == 0);
     let seeds: Vec<u64> = kept.filter(|&seed| seed >= count).chain(first..first + count).collect();
-    let (next, taken_in) = (AtomicUsize::new(0), AtomicU64::new(0));
     let threads = number("SIMULATION_THREADS").unwrap_or(2);
-    let failed: Vec<u64> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut failed = Vec::new();
-                    loop {
-                        let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) else {
-                            return failed;
-                        };
-                        if let Ok(count) = catch_unwind(AssertUnwindSafe(|| tell(seed, false))) {
-                            taken_in.fetch_add(count, Ordering::Relaxed);
-                        } else {
-                            eprintln!("  seed {seed}: ./tests/simulate --seed {seed} runs it alone, ./tests/simulate --trace {seed} tells all of it");
-                            failed.push(seed);
-                        }
-                    }
-                })
-            })
-            .collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
-    });
-    let taken_in = taken_in.into_inner();
+    let alone = |seed| format!("./tests/simulate --seed {seed} runs it alone, ./tests/simulate --trace {seed} tells all of it");
+    let taken_in = tell_all(&seeds, threads, alone, |seed| tell(seed, false));
     eprintln!("{} stories, {taken_in} records of other instances taken in", seeds.len());
     assert!(count < 300 || taken_in > count / 20, "the store is hardly ever read again");
-    assert!(
-        failed.is_empty(),
-        "{} of {} stories end badly: {failed:?}",
-        failed.len(),
-        seeds.len()
-    );
 }

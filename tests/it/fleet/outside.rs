@@ -170,6 +170,18 @@ impl Outside {
         }
     }
 
+    /// One more person, who has a room for themselves and does not come before they are told to.
+    pub(super) fn newcomer(&mut self, delay_ms: u64) {
+        let who = self.people.len();
+        self.people.push(Person {
+            room: format!("room{who}"),
+            identity: format!("p{who}"),
+            delay_ms,
+            is_there: false,
+            departed: None,
+        });
+    }
+
     pub(super) fn time(&self) -> Time {
         Time::START.after(self.now)
     }

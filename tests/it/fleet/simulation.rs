@@ -15,15 +15,14 @@
 //!   has guests, and Redis has exactly its records.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lk_jwt_service::internals::store::JobRecord;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::node::{Life, Node, STEP_MS, Way};
-use super::outside::{Fate, Outside, Person};
+use super::outside::{Fate, Outside};
+use crate::support::stories::{number, tell_all};
 
 /// Stories that ended badly once, and are beyond the first ones.
 const KEPT: [u64; 9] = [534, 880, 1_025, 1_681, 1_746, 2_331, 2_597, 2_607, 2_819];
@@ -144,13 +143,7 @@ impl World {
         }
         let is_short = rng.random_range(0..3) == 0;
         for who in 0..rng.random_range(3..=9) {
-            world.outside.people.push(Person {
-                room: format!("room{who}"),
-                identity: format!("p{who}"),
-                delay_ms: if is_short { SHORT_MS } else { HOUR_MS },
-                is_there: false,
-                departed: None,
-            });
+            world.outside.newcomer(if is_short { SHORT_MS } else { HOUR_MS });
             let comes = rng.random_range(3_000..50_000);
             world.at(comes, Happening::Come(who));
             if rng.random_range(0..2) == 0 {
@@ -610,13 +603,7 @@ impl World {
 fn a_watcher_without_redis_costs_at_most_1_7_times_the_restarts() {
     let mut world = World::quiet(3);
     for who in 0..8 {
-        world.outside.people.push(Person {
-            room: format!("room{who}"),
-            identity: format!("p{who}"),
-            delay_ms: SHORT_MS,
-            is_there: false,
-            departed: None,
-        });
+        world.outside.newcomer(SHORT_MS);
         let at = world.outside.now + 100 + who as u64 * 1_700;
         world.at(at, Happening::Come(who));
     }
@@ -643,13 +630,7 @@ fn a_watcher_without_redis_costs_at_most_1_7_times_the_restarts() {
 fn what_a_quick_failover_loses_is_put_again() {
     let mut world = World::quiet(3);
     for who in 0..4 {
-        world.outside.people.push(Person {
-            room: format!("room{who}"),
-            identity: format!("p{who}"),
-            delay_ms: HOUR_MS,
-            is_there: false,
-            departed: None,
-        });
+        world.outside.newcomer(HOUR_MS);
         world.at(world.outside.now + 100, Happening::Come(who));
     }
     // Later than the readings after the beginning of a watch.
@@ -679,13 +660,7 @@ fn what_a_quick_failover_loses_is_put_again() {
 fn what_is_delegated_to_an_heir_that_still_reads_replaces_what_redis_has() {
     let mut world = World::quiet(2);
     for who in 0..7 {
-        world.outside.people.push(Person {
-            room: format!("room{who}"),
-            identity: format!("p{who}"),
-            delay_ms: HOUR_MS,
-            is_there: false,
-            departed: None,
-        });
+        world.outside.newcomer(HOUR_MS);
         world.at(world.outside.now + 100, Happening::Come(who));
     }
     world.run(30_000);
@@ -708,10 +683,6 @@ fn what_is_delegated_to_an_heir_that_still_reads_replaces_what_redis_has() {
     assert_eq!(world.outside.due().len(), 7, "each has one event that runs");
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 #[test]
 fn every_story_of_a_fleet_ends_well() {
     if let Some(seed) = number("LK_FLEET_SEED") {
@@ -723,31 +694,16 @@ fn every_story_of_a_fleet_ends_well() {
     }
     let count = number("LK_FLEET_SEEDS").unwrap_or(200);
     let seeds: Vec<u64> = (0..count).chain(KEPT.into_iter().filter(|&seed| seed >= count)).collect();
-    let next = AtomicUsize::new(0);
-    let takeovers = AtomicUsize::new(0);
-    let failed: Vec<u64> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..2)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut failed = Vec::new();
-                    loop {
-                        let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) else {
-                            return failed;
-                        };
-                        let mut world = World::new(seed);
-                        if catch_unwind(AssertUnwindSafe(|| world.end())).is_err() {
-                            eprintln!("  LK_FLEET_SEED={seed} runs it alone");
-                            failed.push(seed);
-                        }
-                        takeovers.fetch_add(world.takeovers, Ordering::Relaxed);
-                    }
-                })
-            })
-            .collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("judged")).collect()
-    });
-    assert!(failed.is_empty(), "{} of {count} stories end badly: {failed:?}", failed.len());
-    let takeovers = takeovers.into_inner() as u64;
+    let takeovers = tell_all(
+        &seeds,
+        2,
+        |seed| format!("LK_FLEET_SEED={seed} runs it alone"),
+        |seed| {
+            let mut world = World::new(seed);
+            world.end();
+            world.takeovers as u64
+        },
+    );
     eprintln!("{count} stories, {takeovers} takeovers");
     assert!(takeovers > count, "the faults change nothing");
 }

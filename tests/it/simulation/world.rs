@@ -5,6 +5,7 @@ use super::homeserver::{Event, Fate, Homeserver};
 use super::judge::{Departure, Person, Sample, Stay};
 use super::sfu::{Guest, Sfu, WALL};
 use super::story::{Chance, Happening, Story, covered};
+use lk_jwt_service::internals::backoff::READ_AFTER_SECONDS;
 use lk_jwt_service::internals::core::{
     Action, CLOCK_CHECK_INTERVAL_MS, Core, Delegation, Fact, RESTORE_TIMEOUT, SUSPENDED_AFTER_MS, Settings,
 };
@@ -12,7 +13,7 @@ use lk_jwt_service::internals::delayed_event::{DelayedEventAction, Outcome};
 use lk_jwt_service::internals::delayed_leave::{Delegated, FinishReason, Handover, HomeserverId, LeaveId, Phase};
 use lk_jwt_service::internals::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};
 use lk_jwt_service::internals::presence::{self, EventKind, ParticipantId, Question, RoomId, SfuEvent};
-use lk_jwt_service::internals::store::{JobRecord, READ_AFTER_SECONDS, field};
+use lk_jwt_service::internals::store::{JobRecord, field};
 use lk_jwt_service::internals::time::{Delay, Time, WallClock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

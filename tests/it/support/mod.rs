@@ -39,6 +39,7 @@ pub(crate) mod scene;
 pub(crate) mod secrets;
 pub(crate) mod service;
 pub(crate) mod sfu;
+pub(crate) mod stories;
 pub(crate) mod synapse;
 pub(crate) mod tunnel;
 pub(crate) mod udp_relay;
