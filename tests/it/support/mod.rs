@@ -92,12 +92,21 @@ pub(crate) fn unique_room() -> String {
 }
 
 /// Polls until `done`, or fails with `what` after `within`.
-pub(crate) fn wait_until(what: &str, within: Duration, mut done: impl FnMut() -> bool) {
+#[track_caller]
+pub(crate) fn wait_until(what: &str, within: Duration, done: impl FnMut() -> bool) {
+    assert!(comes_true(within, done), "still waiting after {within:?}: {what}");
+}
+
+/// Polls until `done`; whether that came within this time.
+pub(crate) fn comes_true(within: Duration, mut done: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + within;
     while !done() {
-        assert!(Instant::now() < end, "still waiting after {within:?}: {what}");
+        if Instant::now() >= end {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(2));
     }
+    true
 }
 
 /// Something expensive that the tests of a module share while any of them runs. Unlike a static value it is dropped, so
