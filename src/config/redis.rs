@@ -12,6 +12,10 @@ const URL: &str = "LIVEKIT_REDIS_URL";
 const PASSWORD: &str = "LIVEKIT_REDIS_PASSWORD";
 const SHARED: &str = "LIVEKIT_REDIS_SHARED";
 const SENTINEL: &str = "redis+sentinel";
+const CLUSTER: &str = "redis+cluster";
+
+const PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
 
 /// The parameters that the old service took after the `?`; any other was an error.
 const PARAMETERS: [&str; 21] = [
@@ -41,8 +45,8 @@ const PARAMETERS: [&str; 21] = [
 /// How to reach Redis.
 #[derive(Clone, Debug)]
 pub struct Redis {
-    /// The URL with user name and password taken out: `redis`, `rediss` or `unix`, the host filled in; or `redis+sentinel:`, the name of the
-    /// primary, and each sentinel as a parameter.
+    /// The URL with user name and password taken out: `redis`, `rediss` or `unix`, the host filled in; or `redis+sentinel:` and the name of
+    /// the primary, or `redis+cluster:`, and each server as a parameter.
     pub url: Url,
     /// The number of the database.
     pub database: u32,
@@ -71,6 +75,11 @@ pub enum RedisAddress {
         /// Name under which they watch the primary.
         primary: String,
     },
+    /// Nodes of a cluster, which know where each key is.
+    Cluster {
+        /// Names or addresses of some nodes, with their ports.
+        nodes: Vec<(String, u16)>,
+    },
     /// A socket in the file system.
     Unix(PathBuf),
 }
@@ -89,10 +98,8 @@ impl fmt::Display for RedisAddress {
                 let scheme = if tls.is_some() { "rediss" } else { "redis" };
                 write!(f, "{scheme}://{}:{port}", bracketed(host))
             }
-            Self::Sentinel { sentinels, primary } => {
-                let all: Vec<_> = sentinels.iter().map(|(host, port)| format!("{}:{port}", bracketed(host))).collect();
-                write!(f, "redis+sentinel://{}/{primary}", all.join(","))
-            }
+            Self::Sentinel { sentinels, primary } => write!(f, "{SENTINEL}://{}/{primary}", listed(sentinels)),
+            Self::Cluster { nodes } => write!(f, "{CLUSTER}://{}", listed(nodes)),
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
         }
     }
@@ -102,13 +109,18 @@ fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
-/// A host and a port, as they stand in a list of sentinels.
-fn sentinel(text: &str) -> Option<(String, u16)> {
+fn listed(servers: &[(String, u16)]) -> String {
+    let all: Vec<_> = servers.iter().map(|(host, port)| format!("{}:{port}", bracketed(host))).collect();
+    all.join(",")
+}
+
+/// A host and a port, as they stand in a list of servers.
+fn server(text: &str, default_port: u16) -> Option<(String, u16)> {
     let url = Url::parse(&format!("redis://{text}")).ok()?;
     let host = url.host_str().filter(|host| !host.is_empty())?;
     let is_alone = url.path().is_empty() && url.query().is_none() && url.username().is_empty();
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    is_alone.then(|| (host, url.port().unwrap_or(26379)))
+    is_alone.then(|| (host, url.port().unwrap_or(default_port)))
 }
 
 impl Redis {
@@ -119,12 +131,15 @@ impl Redis {
             let path = percent_decode(self.url.path()).unwrap_or_else(|| self.url.path().to_owned());
             return RedisAddress::Unix(path.into());
         }
+        let servers = |port| self.url.query_pairs().filter_map(|(_, text)| server(&text, port)).collect();
         if self.url.scheme() == SENTINEL {
-            let all = self.url.query_pairs().filter_map(|(_, text)| sentinel(&text));
             return RedisAddress::Sentinel {
-                sentinels: all.collect(),
+                sentinels: servers(SENTINEL_PORT),
                 primary: percent_decode(self.url.path()).unwrap_or_default(),
             };
+        }
+        if self.url.scheme() == CLUSTER {
+            return RedisAddress::Cluster { nodes: servers(PORT) };
         }
         let host = self.url.host_str().unwrap_or("localhost");
         let skip_verify = || {
@@ -133,7 +148,7 @@ impl Redis {
         };
         RedisAddress::Tcp {
             host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
-            port: self.url.port().unwrap_or(6379),
+            port: self.url.port().unwrap_or(PORT),
             tls: (self.url.scheme() == "rediss").then(|| RedisTls {
                 skip_verify: skip_verify(),
             }),
@@ -196,12 +211,8 @@ fn parse(text: &str) -> Result<Redis, &'static str> {
         "rediss" | "valkeys" => "rediss",
         "unix" => "unix",
         "redis+sentinel" | "valkey+sentinel" => SENTINEL,
-        "redis+cluster" | "valkey+cluster" => {
-            return Err(
-                "names a cluster, which is not supported: name one server, or sentinels as redis+sentinel://s1:26379,s2:26379/name",
-            );
-        }
-        _ => return Err("has a scheme other than redis, rediss, valkey, valkeys, redis+sentinel and unix"),
+        "redis+cluster" | "valkey+cluster" => CLUSTER,
+        _ => return Err("has a scheme other than redis, rediss, valkey, valkeys, redis+sentinel, redis+cluster and unix"),
     };
     // User name and password are taken apart here, because no part of them may reach an error text of the parser.
     let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -214,8 +225,12 @@ fn parse(text: &str) -> Result<Redis, &'static str> {
     let username = percent_decode(username).ok_or(ENCODING)?;
     let password = password.map(|password| percent_decode(password).ok_or(ENCODING)).transpose()?;
 
-    if scheme == SENTINEL {
-        let (url, database) = sentinels(host, tail)?;
+    if scheme == SENTINEL || scheme == CLUSTER {
+        let (url, database) = if scheme == SENTINEL {
+            sentinels(host, tail)
+        } else {
+            cluster(host, tail)
+        }?;
         return Ok(with(url, database, username, password));
     }
     let default_host = if scheme != "unix" && (host.is_empty() || host.starts_with(':')) {
@@ -250,15 +265,30 @@ fn sentinels(hosts: &str, tail: &str) -> Result<(Url, u32), &'static str> {
         .filter(|name| !name.is_empty() && !name.contains(['?', '#']))
         .ok_or(FORM)?;
     let database = segments.next().map_or(Ok(0), |text| text.parse().map_err(|_| FORM))?;
-    let mut url = Url::parse(&format!("{SENTINEL}:{primary}")).map_err(|_| FORM)?;
-    for host in hosts.split(',') {
-        sentinel(host).ok_or(FORM)?;
-        url.query_pairs_mut().append_pair("sentinel", host);
-    }
     if segments.next().is_some() {
         return Err(FORM);
     }
+    let url = with_servers(&format!("{SENTINEL}:{primary}"), hosts).ok_or(FORM)?;
     Ok((url, database))
+}
+
+/// Some nodes before the path. A cluster has one database, the first.
+fn cluster(hosts: &str, tail: &str) -> Result<(Url, u32), &'static str> {
+    const FORM: &str = "must name nodes of a cluster and nothing after them: redis+cluster://h1:6379,h2:6379";
+    if !matches!(tail, "" | "/" | "/0") {
+        return Err(FORM);
+    }
+    let url = with_servers(&format!("{CLUSTER}:"), hosts).ok_or(FORM)?;
+    Ok((url, 0))
+}
+
+fn with_servers(url: &str, hosts: &str) -> Option<Url> {
+    let mut url = Url::parse(url).ok()?;
+    for host in hosts.split(',') {
+        server(host, PORT)?;
+        url.query_pairs_mut().append_pair("server", host);
+    }
+    Some(url)
 }
 
 fn database(url: &Url) -> Result<u32, &'static str> {
@@ -309,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_sentinels_and_their_primary() {
+    fn reads_lists_of_servers() {
         for (text, shown, database, password) in [
             (
                 "redis+sentinel://s1:26379,s2:26380/lk",
@@ -324,6 +354,13 @@ mod tests {
                 Some("p@"),
             ),
             ("VALKEY+Sentinel://s1/lk/", "redis+sentinel://s1:26379/lk", 0, None),
+            (
+                "redis+cluster://h1:7000,h2,[::1]",
+                "redis+cluster://h1:7000,h2:6379,[::1]:6379",
+                0,
+                None,
+            ),
+            ("valkey+cluster://u:p%40@h1/0", "redis+cluster://h1:6379", 0, Some("p@")),
         ] {
             let redis = parse(text).unwrap();
             assert_eq!(redis.address().to_string(), shown, "{text}");
@@ -338,7 +375,10 @@ mod tests {
             "redis+sentinel://s1/lk/one",
             "redis+sentinel://s1/lk/1/2",
             "redis+sentinel://s1/?lk",
-            "redis+cluster://s1:6379,s2:6379",
+            "redis+cluster://",
+            "redis+cluster://s1,,s2",
+            "redis+cluster://s1:6379/1",
+            "redis+cluster://s1:6379?db=0",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }
@@ -396,7 +436,7 @@ mod tests {
             assert_eq!(address.to_string(), shown, "{text}");
             let tls = match address {
                 RedisAddress::Tcp { tls, .. } => tls.map(|tls| tls.skip_verify),
-                RedisAddress::Unix(_) | RedisAddress::Sentinel { .. } => None,
+                RedisAddress::Unix(_) | RedisAddress::Sentinel { .. } | RedisAddress::Cluster { .. } => None,
             };
             assert_eq!(tls, skip_verify, "{text}");
         }

@@ -271,7 +271,7 @@ impl Table {
             Self::Tokens => code == "NOPERM",
             // The key of this table is not for us, or not on this server.
             Self::Homeservers => {
-                matches!(command, "HGETALL" | "HSET" | "HDEL") && matches!(code, "NOPERM" | "WRONGTYPE" | "ERR" | "MOVED" | "CROSSSLOT")
+                matches!(command, "HGETALL" | "HSET" | "HDEL") && matches!(code, "NOPERM" | "WRONGTYPE" | "ERR" | "CROSSSLOT")
             }
         }
     }

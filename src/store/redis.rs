@@ -5,7 +5,8 @@
 //! server says them, so that 200,000 records read by `HGETALL` took 133 MiB, and one value of 500 MiB, read by any command, a
 //! GiB; here an answer is handed on as it comes, and what is too long for a record is dropped. Its error texts also repeat what
 //! a server says, which may repeat the password (a server that does not know `AUTH` quotes its arguments). No other command
-//! is sent for one replica: not `HELLO`, not `CLIENT`; `AUTH` and `SELECT` only where they are configured.
+//! is sent for one replica: not `HELLO`, not `CLIENT`; `AUTH` and `SELECT` only where they are configured, `ROLE` and `CLUSTER` only where
+//! sentinels or nodes of a cluster are named.
 
 mod resp;
 
@@ -53,8 +54,8 @@ pub(super) struct Redis {
     reconnected: Notify,
     /// `HSCAN` was refused.
     no_scan: AtomicBool,
-    /// Number of the sentinel that is asked next.
-    sentinel: AtomicUsize,
+    /// Number of the sentinel, or of the cluster's node, that is asked next.
+    guide: AtomicUsize,
     /// The watch under which the table is written, where several replicas share it.
     fence: Option<Arc<Fence>>,
 }
@@ -70,7 +71,7 @@ impl Redis {
                 tls: Some(RedisTls { skip_verify: true }),
                 ..
             } => Arc::new(Tls::new(true, Given::default())),
-            RedisAddress::Tcp { .. } | RedisAddress::Sentinel { .. } | RedisAddress::Unix(_) => tls,
+            RedisAddress::Tcp { .. } | RedisAddress::Sentinel { .. } | RedisAddress::Cluster { .. } | RedisAddress::Unix(_) => tls,
         };
         Self::of(settings, tls, dns, Table::Jobs)
     }
@@ -91,7 +92,7 @@ impl Redis {
             was_connected: AtomicBool::new(false),
             reconnected: Notify::new(),
             no_scan: AtomicBool::new(false),
-            sentinel: AtomicUsize::new(0),
+            guide: AtomicUsize::new(0),
             fence: None,
         }
     }
@@ -206,10 +207,8 @@ impl Redis {
                 let encrypted = timeout(TIMEOUT, self.encrypted(host, stream)).await;
                 Box::new(encrypted.unwrap_or_else(|_| Err(RedisError::Tls("no answer to the handshake".into())))?)
             }
-            RedisAddress::Sentinel { sentinels, primary } => {
-                let (host, port) = self.primary(sentinels, primary).await?;
-                Box::new(in_time(self.tcp(&host, port)).await?)
-            }
+            RedisAddress::Sentinel { sentinels, primary } => Box::new(self.led_by(sentinels, Some(primary)).await?),
+            RedisAddress::Cluster { nodes } => Box::new(self.led_by(nodes, None).await?),
         };
         let mut connection = in_time(self.greet(wire)).await?;
         // A sentinel may not know yet that another one is the primary by now.
@@ -221,20 +220,26 @@ impl Redis {
         Ok(connection)
     }
 
-    /// Asks one sentinel after the other where the primary is, the one first that answered last.
-    async fn primary(&self, sentinels: &[(String, u16)], name: &str) -> Result<(String, u16), RedisError> {
-        let mut failure = unreachable("no sentinel is named");
-        for _ in sentinels {
+    /// Connects to the server that one of these names, sentinels of this primary or nodes of a cluster: each is asked in turn, the one
+    /// first that answered last.
+    async fn led_by(&self, guides: &[(String, u16)], primary: Option<&str>) -> Result<TcpStream, RedisError> {
+        let mut failure = unreachable("no server is named");
+        for _ in guides {
             // Whoever gives this up goes on with the next one.
-            let turn = self.sentinel.fetch_add(1, Ordering::Relaxed);
-            let Some((host, port)) = sentinels.get(turn % sentinels.len()) else {
+            let turn = self.guide.fetch_add(1, Ordering::Relaxed);
+            let Some((host, port)) = guides.get(turn % guides.len()) else {
                 break;
             };
-            let asked = timeout(CONNECT_TIMEOUT, self.ask_sentinel(host, *port, name)).await;
-            match asked.unwrap_or(Err(RedisError::Timeout)) {
-                Ok(found) => {
-                    self.sentinel.store(turn, Ordering::Relaxed);
-                    return Ok(found);
+            let asked = timeout(CONNECT_TIMEOUT, async {
+                match primary {
+                    Some(primary) => self.ask_sentinel(host, *port, primary).await,
+                    None => self.ask_node(host, *port).await,
+                }
+            });
+            match asked.await.unwrap_or(Err(RedisError::Timeout)) {
+                Ok((host, port)) => {
+                    self.guide.store(turn, Ordering::Relaxed);
+                    return in_time(self.tcp(&host, port)).await;
                 }
                 Err(error) => failure = error,
             }
@@ -242,9 +247,9 @@ impl Redis {
         Err(failure)
     }
 
-    async fn ask_sentinel(&self, host: &str, port: u16, name: &str) -> Result<(String, u16), RedisError> {
+    async fn ask_sentinel(&self, host: &str, port: u16, primary: &str) -> Result<(String, u16), RedisError> {
         let mut connection = Connection::new(Box::new(self.tcp(host, port).await?));
-        let question: [&[u8]; 3] = [b"SENTINEL", b"get-master-addr-by-name", name.as_bytes()];
+        let question: [&[u8]; 3] = [b"SENTINEL", b"get-master-addr-by-name", primary.as_bytes()];
         connection.command(&question);
         connection.send().await?;
         let mut answer = connection.reply("SENTINEL").await;
@@ -257,12 +262,30 @@ impl Redis {
             connection.send().await?;
             answer = connection.reply("SENTINEL").await;
         }
-        let found = answer?.texts()?;
-        let [host, port] = &found[..] else {
-            return Err(unreachable("the sentinels know no primary of this name"));
-        };
-        let (host, port) = (String::from_utf8_lossy(host), String::from_utf8_lossy(port));
-        Ok((host.into_owned(), port.parse().map_err(|_| RedisError::Protocol)?))
+        place(answer?)?.ok_or_else(|| unreachable("the sentinels know no primary of this name"))
+    }
+
+    /// Asks a node of the cluster who has our key.
+    async fn ask_node(&self, host: &str, port: u16) -> Result<(String, u16), RedisError> {
+        let mut connection = Connection::new(Box::new(self.tcp(host, port).await?));
+        self.log_in(&mut connection).await?;
+        connection.command(&[b"CLUSTER", b"KEYSLOT", self.hash.as_bytes()]);
+        connection.command(&[b"CLUSTER", b"SLOTS"]);
+        connection.send().await?;
+        let slot = number(&connection.reply("CLUSTER").await?.text()?)?;
+        let ranges = connection.reply("CLUSTER").await?.list()?.unwrap_or_default();
+        for range in ranges {
+            let mut range = range.list()?.unwrap_or_default().into_iter();
+            let (Some(first), Some(last), Some(owner)) = (range.next(), range.next(), range.next()) else {
+                return Err(RedisError::Protocol);
+            };
+            if (number(&first.text()?)?..=number(&last.text()?)?).contains(&slot) {
+                let (owner, port) = place(owner)?.ok_or(RedisError::Protocol)?;
+                // Who does not know its own name means the one under which it was asked.
+                return Ok((if owner.is_empty() { host.to_owned() } else { owner }, port));
+            }
+        }
+        Err(unreachable("no node of the cluster has our key"))
     }
 
     /// Logs in and makes sure that somebody is there.
@@ -328,6 +351,21 @@ impl Redis {
     fn store_error(&self, error: RedisError) -> StoreError {
         Failure::Redis(self.address.to_string().into(), error).into()
     }
+}
+
+/// A host and a port, as sentinels and nodes of a cluster name a server; more may follow.
+fn place(answer: Reply) -> Result<Option<(String, u16)>, RedisError> {
+    let mut parts = answer.list()?.unwrap_or_default().into_iter();
+    let (Some(host), Some(port)) = (parts.next(), parts.next()) else {
+        return Ok(None);
+    };
+    let host = String::from_utf8_lossy(&host.text()?).into_owned();
+    Ok(Some((host, number(&port.text()?)?)))
+}
+
+fn number(text: &[u8]) -> Result<u16, RedisError> {
+    let number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+    number.ok_or(RedisError::Protocol)
 }
 
 /// Whether a server is a primary, in its own word.

@@ -95,7 +95,7 @@ async fn exchange(
     let mut all = Vec::with_capacity(answers);
     for _ in 0..answers {
         all.push(match connection.reply(command).await {
-            Err(error @ RedisError::Refused { .. }) if !error.is_of_a_replica() => Err(error),
+            Err(error @ RedisError::Refused { .. }) if !error.is_of_another_server() => Err(error),
             answer => Ok(answer?),
         });
     }

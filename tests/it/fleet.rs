@@ -2,6 +2,7 @@
 //! `cores` tries each rule of the pure core on that model, and `simulation` lets a whole fleet (`node`) and what is around it (`outside`)
 //! live through faults.
 
+mod cluster;
 mod cores;
 mod link;
 mod model;

@@ -40,9 +40,10 @@ impl RedisError {
         matches!(self, Self::Refused { code, .. } if matches!(&**code, "OOM" | "ERR" | "NOPERM" | "WRONGTYPE"))
     }
 
-    /// Whether the server is none that takes writes (any more): another one has to be found.
-    pub(in crate::store) fn is_of_a_replica(&self) -> bool {
-        matches!(self, Self::Refused { code, .. } if matches!(&**code, "READONLY" | "LOADING" | "MASTERDOWN"))
+    /// Whether another server has to be found: this one takes no writes (any more), or has not our key.
+    pub(in crate::store) fn is_of_another_server(&self) -> bool {
+        let codes = ["READONLY", "LOADING", "MASTERDOWN", "MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN"];
+        matches!(self, Self::Refused { code, .. } if codes.contains(&&**code))
     }
 
     /// Advice to the operator.
@@ -58,12 +59,15 @@ impl RedisError {
                 ("AUTH", _) | (_, "WRONGPASS") => "check the user name in LIVEKIT_REDIS_URL, and LIVEKIT_REDIS_PASSWORD",
                 (_, "NOAUTH") => "Redis wants a password: set LIVEKIT_REDIS_PASSWORD",
                 ("SELECT", _) => "check the number of the database in LIVEKIT_REDIS_URL",
+                ("CLUSTER", "NOPERM") => "the Redis user needs +cluster|slots and +cluster|keyslot",
                 (_, "NOPERM") => "the Redis user needs PING, HSET, HDEL and HGETALL on the keys lk-jwt:jobs and lk-jwt:tokens (~lk-jwt:*)",
                 (_, "WRONGTYPE") => "the key lk-jwt:jobs or lk-jwt:tokens holds something that is no hash: another program uses it",
                 (_, "READONLY") => "LIVEKIT_REDIS_URL must lead to the primary, not to a replica",
-                (_, "MOVED" | "ASK" | "CLUSTERDOWN") => {
-                    "LIVEKIT_REDIS_URL must lead to the node of a cluster that has lk-jwt:jobs and lk-jwt:tokens"
+                ("CLUSTER", "ERR") => "this Redis is no cluster: write redis:// for redis+cluster:// in LIVEKIT_REDIS_URL",
+                (_, "MOVED" | "ASK") => {
+                    "this Redis is a cluster: name nodes of it in LIVEKIT_REDIS_URL, as redis+cluster://h1:6379,h2:6379; with such a URL, this should pass"
                 }
+                (_, "CLUSTERDOWN") => "the cluster lacks nodes: see `redis-cli cluster info` on one of them",
                 (_, "OOM") => "Redis is out of memory: raise maxmemory",
                 (_, "LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN") => "Redis is busy: this should pass",
                 (_, "MISCONF") => "Redis cannot write to its disk: check its log",

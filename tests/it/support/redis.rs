@@ -52,6 +52,7 @@ impl RedisServer {
         command
             .args(["--bind", &self.address.to_string(), "--port", "6379", "--protected-mode", "no"])
             .args(["--replica-announce-ip", &self.address.to_string()])
+            .args(["--cluster-announce-ip", &self.address.to_string()])
             .args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
             .args(["--unixsocket", &self.socket().display().to_string(), "--dir"])
             .arg(&self.directory)
