@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
@@ -514,12 +514,10 @@ impl AsyncRead for Counted {
             }
             return Poll::Ready(Ok(()));
         }
-        // Before the buffer is made ready: the HTTP library looks for the end of the stream whenever anything wakes it.
-        ready!(self.stream.poll_read_ready(cx))?;
-        let mut chunk = ReadBuf::new(into.initialize_unfilled_to(most));
-        // After less than was asked for, nothing is asked for again until more comes: `try_read` would not know that.
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut chunk))?;
-        let count = chunk.filled().len();
+        let before = into.filled().len();
+        // What is not read is not made ready either: to fill a buffer with zeros costs more than to read a request.
+        ready!(Pin::new(&mut (&mut self.stream).take(most as u64)).poll_read(cx, into))?;
+        let count = into.filled().len() - before;
         // The HTTP library gives up a request at the end of the stream, and an answer that is on its way.
         if count == 0 && (self.connection.awaits_answer() || self.timer.is_some()) {
             ready!(self.wait(cx, HALF_CLOSED_TIMEOUT));
@@ -527,7 +525,6 @@ impl AsyncRead for Counted {
         if count > 0 && !self.connection.on_bytes(count) {
             return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
         }
-        into.advance(count);
         Poll::Ready(Ok(()))
     }
 }
