@@ -371,11 +371,6 @@ fn push_json(into: &mut String, text: &str) {
     into.push('"');
 }
 
-/// The last digit.
-fn digit(number: u64) -> char {
-    char::from(b'0' + (number % 10).to_le_bytes()[0])
-}
-
 const fn padded(level: Level) -> &'static str {
     match level {
         Level::ERROR => "ERROR",
@@ -411,11 +406,9 @@ pub(super) fn push_time(into: &mut String) {
         }
         into.push_str(text);
     });
-    let micros = u64::from(now.subsec_micros());
+    // The first digit makes all the others show.
     into.push('.');
-    for unit in [100_000, 10_000, 1_000, 100, 10, 1] {
-        into.push(digit(micros / unit));
-    }
+    into.push_str(&itoa::Buffer::new().format(1_000_000 + now.subsec_micros())[1..]);
     into.push('Z');
 }
 
