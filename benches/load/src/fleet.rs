@@ -99,7 +99,7 @@ fn record(n: &Neighbours, i: u64, room: &str, identity: &str, restarted_ms: i64)
         "RestartedAt": restarted,
         "LkJwtServiceWatch": {
             "user": format!("@user{i}:{}", n.server_name), "delegatedAt": restarted_ms - 60_000, "sid": format!("PA_{identity}"),
-            "joinedAt": 1000, "roomSid": format!("RM_{room}"), "lastSighted": restarted_ms, "seen": true,
+            "joinedAtMs": 1000, "roomSid": format!("RM_{room}"), "lastSighted": restarted_ms, "seen": true,
         },
     });
     [json!([room, identity]).to_string(), value.to_string()]
@@ -117,7 +117,9 @@ fn rfc3339(ms: i64) -> String {
     let of_month = of_year - (153 * month + 2) / 5 + 1;
     let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
     let (hour, minute, second) = (rest / 3_600_000, rest / 60_000 % 60, rest / 1000 % 60);
-    format!("{:04}-{month:02}-{of_month:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", era * 400 + year + next, rest % 1000)
+    let text = format!("{:04}-{month:02}-{of_month:02}T{hour:02}:{minute:02}:{second:02}.{:03}", era * 400 + year + next, rest % 1000);
+    // As Go has it.
+    format!("{}Z", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
 async fn readyz(s: &Service) -> Value {
