@@ -240,7 +240,14 @@ impl Stage {
         let mut command = self.cage.command("redis-server", Some(self.options.siege_cpu), self.options.nice)?;
         let path = std::env::var_os("PATH").unwrap_or_default();
         command
-            .args(["--port", &at.port().to_string(), "--bind", &at.ip().to_string(), "--protected-mode", "no"])
+            .args([
+                "--port",
+                &at.port().to_string(),
+                "--bind",
+                &at.ip().to_string(),
+                "--protected-mode",
+                "no",
+            ])
             .args(["--save", "", "--appendonly", "yes", "--dir"])
             .arg(&self.folder.0)
             .env("PATH", path)
@@ -270,7 +277,11 @@ impl Stage {
             .env("LIVEKIT_FEDERATION_ALLOWED_NETWORKS", "127.0.0.0/8")
             .env("LIVEKIT_DNS_SERVERS", places.dns().to_string())
             .env("SSL_CERT_FILE", self.folder.0.join("ca.pem"))
-            .envs(redis.iter().flat_map(|url| [("LIVEKIT_REDIS_URL", url.as_str()), ("LIVEKIT_REDIS_SHARED", "true")]))
+            .envs(
+                redis
+                    .iter()
+                    .flat_map(|url| [("LIVEKIT_REDIS_URL", url.as_str()), ("LIVEKIT_REDIS_SHARED", "true")]),
+            )
             .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
