@@ -238,19 +238,12 @@ impl Stage {
     fn start_redis(&self) -> Result<(), String> {
         let at = self.places.redis();
         let mut command = self.cage.command("redis-server", Some(self.options.siege_cpu), self.options.nice)?;
-        let path = std::env::var_os("PATH").unwrap_or_default();
+        let (port, address) = (at.port().to_string(), at.ip().to_string());
         command
-            .args([
-                "--port",
-                &at.port().to_string(),
-                "--bind",
-                &at.ip().to_string(),
-                "--protected-mode",
-                "no",
-            ])
+            .args(["--port", &port, "--bind", &address, "--protected-mode", "no"])
             .args(["--save", "", "--appendonly", "yes", "--dir"])
             .arg(&self.folder.0)
-            .env("PATH", path)
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -260,7 +253,8 @@ impl Stage {
 
     fn start(&self, at: SocketAddr) -> Result<Child, String> {
         let places = self.places;
-        let redis = (self.options.replicas > 1).then(|| format!("redis://{}", places.redis()));
+        let redis = format!("redis://{}", places.redis());
+        let shared = [("LIVEKIT_REDIS_URL", redis.as_str()), ("LIVEKIT_REDIS_SHARED", "true")];
         let mut command = self
             .cage
             .command(&self.options.binary, Some(self.options.service_cpu), self.options.nice)?;
@@ -277,11 +271,7 @@ impl Stage {
             .env("LIVEKIT_FEDERATION_ALLOWED_NETWORKS", "127.0.0.0/8")
             .env("LIVEKIT_DNS_SERVERS", places.dns().to_string())
             .env("SSL_CERT_FILE", self.folder.0.join("ca.pem"))
-            .envs(
-                redis
-                    .iter()
-                    .flat_map(|url| [("LIVEKIT_REDIS_URL", url.as_str()), ("LIVEKIT_REDIS_SHARED", "true")]),
-            )
+            .envs(shared.into_iter().filter(|_| self.options.replicas > 1))
             .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
