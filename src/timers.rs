@@ -35,6 +35,9 @@ impl<K: Ord + Copy> Timers<K> {
         while self.0.peek().is_some_and(|first| !is_set(first)) {
             self.0.pop();
         }
+        if self.0.capacity() > 4 * self.0.len() + 1_024 {
+            self.0.shrink_to(2 * self.0.len());
+        }
         if self.0.len() > things + things / 4 + 64 {
             let mut moments = std::mem::take(&mut self.0).into_vec();
             moments.retain(is_set);
@@ -73,6 +76,11 @@ mod tests {
             timers.first(3, |key| set[key]);
             assert!(timers.len() <= 70, "{}", timers.len());
         }
+        for key in 3..10_000 {
+            timers.set(&mut None, Some(Time::START), key);
+        }
+        timers.first(3, |key| set.get(key).copied().flatten());
+        assert!(timers.0.capacity() <= 1_300, "{}", timers.0.capacity());
         let mut order = Vec::new();
         while let Some((_, key)) = timers.first(3, |key| set[key]) {
             timers.pop();

@@ -37,6 +37,10 @@ impl<R> Kept<R> {
     /// Drops what the watcher has dealt with.
     pub fn on_dealt(&mut self, dealt: Position) {
         self.told.retain(|(at, _)| *at > dealt);
+        // A node that gave away many leaves has no use for all that room.
+        if self.told.capacity() > 4 * self.told.len() + 1_024 {
+            self.told.shrink_to(2 * self.told.len());
+        }
     }
 
     /// Marks everything that is kept as to be handed over again.
@@ -63,5 +67,22 @@ impl<R> Kept<R> {
     /// All that is kept.
     pub fn all(&self) -> impl Iterator<Item = &R> {
         self.told.iter().map(|(_, record)| record).chain(&self.again)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_dealt_with_takes_no_memory() {
+        let mut kept = Kept::default();
+        let at = |millis| Position { millis, number: 0 };
+        (1..=30_000).for_each(|millis| kept.keep(at(millis), millis));
+        assert_eq!(kept.all().count(), MAX_KEPT);
+        kept.on_dealt(at(29_990));
+        assert_eq!(kept.all().copied().collect::<Vec<_>>(), (29_991..=30_000).collect::<Vec<_>>());
+        kept.on_dealt(at(30_000));
+        assert!(kept.told.capacity() <= 1_024, "{}", kept.told.capacity());
     }
 }

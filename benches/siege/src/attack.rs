@@ -149,7 +149,7 @@ impl Attackers {
     }
 
     async fn attack(&self, kind: Kind, i: u64) -> End {
-        let to = self.places.service();
+        let to = self.world.service();
         match kind {
             Kind::StalledHeads if i.is_multiple_of(2) => {
                 let head =

@@ -172,9 +172,9 @@ pub fn watch(arguments: &[String]) {
     let _ = std::fs::remove_dir_all(folder);
 }
 
-/// Becomes the service: inside of the cgroup, on one core, with the descriptors that a distribution gives.
+/// Becomes the service, or its Redis: inside of the cgroup, on one core, with the descriptors that a distribution gives.
 pub fn enter(arguments: &[String]) -> String {
-    let [procs, cpu, nice, binary] = arguments else {
+    let [procs, cpu, nice, binary, rest @ ..] = arguments else {
         return "wrong arguments".into();
     };
     let prepared = || -> Result<(), String> {
@@ -192,7 +192,7 @@ pub fn enter(arguments: &[String]) -> String {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| e.to_string())
     };
     match prepared() {
-        Ok(()) => Command::new(binary).exec().to_string(),
+        Ok(()) => Command::new(binary).args(rest).exec().to_string(),
         Err(error) => error,
     }
 }

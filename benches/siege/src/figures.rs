@@ -1,13 +1,15 @@
 //! What was measured, and how late the clock of those who measured was.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Seconds that are remembered: the longest soak, and ten minutes.
 const SECONDS: usize = 7800;
 /// A second in which the clock was later than this counts only by what is above it.
 const FORGIVEN: Duration = Duration::from_millis(20);
+/// What a replica was killed with in the air breaks off so soon.
+const BREAKS_WITHIN: Duration = Duration::from_secs(1);
 /// Most samples of a siege.
 const MAX_SAMPLES: usize = 400_000;
 
@@ -117,6 +119,9 @@ pub struct Samples {
     all: Mutex<Vec<Sample>>,
     /// A few of the refusals, as they were answered.
     pub refusals: Mutex<Vec<String>>,
+    /// When a replica was killed, and how many requests it was killed with in the air: they are no samples.
+    pub killed: OnceLock<Instant>,
+    pub broken: AtomicU64,
 }
 
 impl Samples {
@@ -126,11 +131,19 @@ impl Samples {
             round,
             all: Mutex::default(),
             refusals: Mutex::default(),
+            killed: OnceLock::new(),
+            broken: AtomicU64::new(0),
         }
     }
 
     pub fn add(&self, class: Class, outcome: &crate::http::Outcome) {
-        let late = self.lateness.forgiven(outcome.written, outcome.written + outcome.took);
+        let ended = outcome.written + outcome.took;
+        let breaks = |killed: &Instant| ended.checked_duration_since(*killed).is_some_and(|since| since < BREAKS_WITHIN);
+        if outcome.status == 0 && self.killed.get().is_some_and(breaks) {
+            self.broken.fetch_add(1, Relaxed);
+            return;
+        }
+        let late = self.lateness.forgiven(outcome.written, ended);
         let since = outcome.written.saturating_duration_since(self.lateness.began).as_secs_f64();
         let sample = Sample {
             class,
@@ -152,6 +165,11 @@ impl Samples {
         if all.len() < MAX_SAMPLES {
             all.push(sample);
         }
+    }
+
+    /// When a replica was killed.
+    pub fn killed(&self) -> Option<Duration> {
+        Some(self.killed.get()?.saturating_duration_since(self.lateness.began))
     }
 
     /// Of one class, in one round or in all.

@@ -58,8 +58,9 @@ pub async fn exchange(world: &World, server: &str, class: Option<Class>) -> u16 
         path = "/sfu/get";
         body = json!({"room": room, "openid_token": body["openid_token"], "device_id": "DEVICE"});
     }
-    let request = http::post(world.places.service(), path, &body.to_string());
-    let outcome = http::ask(world.places.honest(n), world.places.service(), &request, TIMEOUT).await;
+    let to = world.service();
+    let request = http::post(to, path, &body.to_string());
+    let outcome = http::ask(world.places.honest(n), to, &request, TIMEOUT).await;
     if let Some(class) = class {
         world.samples.add(class, &outcome);
     }
@@ -109,7 +110,7 @@ enum Activity {
 impl Activity {
     async fn once(self, world: Arc<World>) {
         let n = world.unique();
-        let (from, to) = (world.places.honest(n), world.places.service());
+        let (from, to) = (world.places.honest(n), world.service());
         match self {
             Self::Ask(server, class) => {
                 exchange(&world, server, Some(class)).await;
@@ -136,7 +137,7 @@ impl Activity {
 
 /// Brings a webhook; true when it was taken.
 async fn tell(world: &World, event: &Value) -> bool {
-    let (from, to) = (world.places.honest(world.unique()), world.places.service());
+    let (from, to) = (world.places.honest(world.unique()), world.service());
     let request = world.webhook(&event.to_string(), KEY, SECRET);
     let outcome = http::ask(from, to, &request, TIMEOUT).await;
     world.samples.add(Class::Webhook, &outcome);
@@ -168,7 +169,7 @@ async fn participant(world: Arc<World>, signals: Arc<Signals>, i: u64) {
         body["delay_id"] = json!(id);
         body["delay_timeout"] = json!(DELAY.as_millis() as u64);
         world.schedule(&id, DELAY);
-        let to = world.places.service();
+        let to = world.service();
         let request = http::post(to, "/delegate_delayed_leave", &body.to_string());
         let outcome = http::ask(world.places.honest(n), to, &request, TIMEOUT).await;
         world.samples.add(Class::Delegation, &outcome);

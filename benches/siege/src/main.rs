@@ -42,7 +42,10 @@ usage: siege --binary PATH [options]
   --attacks LIST      only these, by comma, or none; all: stalled-heads, silent, chunk-bombs, 1xx-streams, junk-listed,
                       junk-verified, junk-new, hanging-names, fan-outs, stalled-webhooks,
                       forged-tickets
-  --memory MIB        limit of the service's cgroup (default 128)
+  --replicas N        so many replicas on one Redis instead of one service, asked in turn; the one that watches is killed
+                      when half of the time is over, and what it was killed with in the air is not counted. Needs
+                      redis-server
+  --memory MIB        limit of the service's cgroup (default 128); of each replica
   --service-cpu N     core of the service (default 0)
   --siege-cpu N       core of everybody else (default 1)
   --nice N            priority of the service and of the siege, for a machine that does other things besides: -15
@@ -58,6 +61,8 @@ below four octets of 127.224.0.0/11; nothing else of the machine is changed, and
 const LOG: usize = 64 * 1024 * 1024;
 /// A siege that takes so much longer than it should is ended.
 const SLACK: Duration = Duration::from_secs(120);
+/// A leave whose watcher is killed is sent so soon: a life of 2 s, two beats, and what confirms the departure.
+const LEAVE_WITHIN_A_TAKEOVER: Duration = Duration::from_millis(7300);
 /// A service that dies is started again so often.
 const STARTS: u64 = 50;
 
@@ -67,6 +72,7 @@ struct Options {
     round: Duration,
     after: Duration,
     kinds: Vec<Kind>,
+    replicas: u8,
     memory: u64,
     service_cpu: usize,
     siege_cpu: usize,
@@ -85,6 +91,7 @@ impl Options {
             round: minute,
             after: minute,
             kinds: Kind::ALL.to_vec(),
+            replicas: 1,
             memory: 128,
             service_cpu: 0,
             siege_cpu: 1,
@@ -117,6 +124,7 @@ impl Options {
                     };
                     all.kinds = value.split(',').map(kind).collect::<Result<_, _>>()?;
                 }
+                "--replicas" => all.replicas = number()?.clamp(1, 50) as u8,
                 "--memory" => all.memory = number()?,
                 "--service-cpu" => all.service_cpu = number()? as usize,
                 "--siege-cpu" => all.siege_cpu = number()? as usize,
@@ -180,10 +188,26 @@ fn thread<F: Future<Output = ()>>(nice: i32, what: impl FnOnce() -> F + Send + '
     })
 }
 
-/// The service, and how often it had to be started.
+/// The service, or its replicas, and how often one had to be started.
 struct Service {
-    child: Child,
+    replicas: Vec<(SocketAddr, Child)>,
     starts: u64,
+}
+
+impl Service {
+    fn pids(&self) -> Vec<u32> {
+        self.replicas.iter().map(|(_, child)| child.id()).collect()
+    }
+
+    /// Place of the replica that watches.
+    async fn watcher(&self) -> Option<usize> {
+        for (i, (at, _)) in self.replicas.iter().enumerate() {
+            if get(*at, "/readyz").await.body.contains("\"watches\":true") {
+                return Some(i);
+            }
+        }
+        None
+    }
 }
 
 /// A directory that goes away.
@@ -210,8 +234,27 @@ struct Stage {
 }
 
 impl Stage {
-    fn start(&self) -> Result<Child, String> {
+    /// The Redis of replicas. It ends with the cgroup.
+    fn start_redis(&self) -> Result<(), String> {
+        let at = self.places.redis();
+        let mut command = self.cage.command("redis-server", Some(self.options.siege_cpu), self.options.nice)?;
+        let (port, address) = (at.port().to_string(), at.ip().to_string());
+        command
+            .args(["--port", &port, "--bind", &address, "--protected-mode", "no"])
+            .args(["--save", "", "--appendonly", "yes", "--dir"])
+            .arg(&self.folder.0)
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|e| format!("redis-server cannot be started: {e}"))?;
+        Ok(())
+    }
+
+    fn start(&self, at: SocketAddr) -> Result<Child, String> {
         let places = self.places;
+        let redis = format!("redis://{}", places.redis());
+        let shared = [("LIVEKIT_REDIS_URL", redis.as_str()), ("LIVEKIT_REDIS_SHARED", "true")];
         let mut command = self
             .cage
             .command(&self.options.binary, Some(self.options.service_cpu), self.options.nice)?;
@@ -219,7 +262,7 @@ impl Stage {
             .env("LIVEKIT_URL", format!("ws://{}", places.sfu()))
             .env("LIVEKIT_KEY", world::KEY)
             .env("LIVEKIT_SECRET", world::SECRET)
-            .env("LIVEKIT_JWT_BIND", places.service().to_string())
+            .env("LIVEKIT_JWT_BIND", at.to_string())
             .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", LISTED)
             .env(
                 "LIVEKIT_CS_API_URL_OVERRIDES",
@@ -228,6 +271,7 @@ impl Stage {
             .env("LIVEKIT_FEDERATION_ALLOWED_NETWORKS", "127.0.0.0/8")
             .env("LIVEKIT_DNS_SERVERS", places.dns().to_string())
             .env("SSL_CERT_FILE", self.folder.0.join("ca.pem"))
+            .envs(shared.into_iter().filter(|_| self.options.replicas > 1))
             .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -265,12 +309,16 @@ impl Stage {
     }
 }
 
+async fn get(to: SocketAddr, path: &str) -> http::Outcome {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {to}\r\n\r\n");
+    let from = std::net::Ipv4Addr::LOCALHOST;
+    http::ask(from, to, request.as_bytes(), Duration::from_secs(1)).await
+}
+
 async fn healthy(to: SocketAddr, within: Duration) -> bool {
     let end = Instant::now() + within;
     while Instant::now() < end {
-        let request = format!("GET /healthz HTTP/1.1\r\nHost: {to}\r\n\r\n");
-        let from = std::net::Ipv4Addr::LOCALHOST;
-        if http::ask(from, to, request.as_bytes(), Duration::from_secs(1)).await.status == 200 {
+        if get(to, "/healthz").await.status == 200 {
             return true;
         }
         sleep(Duration::from_millis(10)).await;
@@ -296,14 +344,21 @@ async fn siege(options: Options) -> Result<bool, String> {
     std::fs::create_dir_all(&folder.0).map_err(|e| format!("{}: {e}", folder.0.display()))?;
     let (tls, pem) = tls::make();
     std::fs::write(folder.0.join("ca.pem"), pem).map_err(|e| e.to_string())?;
-    let cage = Cage::new(options.memory * 1024 * 1024, &folder.0, options.length + options.after + SLACK)?;
+    let memory_limit = options.memory * u64::from(options.replicas);
+    let cage = Cage::new(memory_limit * 1024 * 1024, &folder.0, options.length + options.after + SLACK)?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(|e| e.to_string())?;
     let mut hang_up = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).map_err(|e| e.to_string())?;
 
     // The honest world, with a thread that comes before the attackers'.
     let began = Instant::now();
     let samples = Arc::new(Samples::new(began, options.round));
-    let world = Arc::new(World::new(places, samples.clone(), tls.clone()));
+    let mut world = World::new(places, samples.clone(), tls.clone());
+    let addresses: Vec<_> = (0..options.replicas).map(|n| places.replica(n)).collect();
+    if options.replicas > 1 {
+        world = world.with_leaves_within(LEAVE_WITHIN_A_TAKEOVER);
+        world.serve_at(addresses.clone());
+    }
+    let world = Arc::new(world);
     let signals = Arc::new(Signals::default());
     let asked = Arc::new(dns::Asked::default());
     let (told, hears) = mpsc::channel::<Result<(), String>>();
@@ -338,17 +393,23 @@ async fn siege(options: Options) -> Result<bool, String> {
         logged: Arc::default(),
     };
     let options = &stage.options;
+    if options.replicas > 1 {
+        stage.start_redis()?;
+    }
     let mut service = Service {
-        child: stage.start()?,
+        replicas: Vec::new(),
         starts: 1,
     };
-    if !healthy(places.service(), Duration::from_secs(20)).await {
-        return Err(format!("{} does not become healthy; see --log FILE", options.binary));
+    for at in addresses {
+        service.replicas.push((at, stage.start(at)?));
+        if !healthy(at, Duration::from_secs(20)).await {
+            return Err(format!("{} does not become healthy; see --log FILE", options.binary));
+        }
     }
     let _ = warm_up.send(());
     hear(30)?;
     let mut memory = Memory::default();
-    memory.look(&stage.cage, service.child.id());
+    memory.look(&stage.cage, &service.pids());
     let idle = memory.rss;
 
     let seen = Arc::new(hostile::Seen::default());
@@ -375,12 +436,12 @@ async fn siege(options: Options) -> Result<bool, String> {
     };
     let started = Instant::now();
     let _ = begin.send(());
-    let mut cpu = report::Cpu::now(service.child.id());
+    let mut cpu = report::Cpu::now(&service.pids());
     println!(
-        "siege: {} s of {}, pid {}",
+        "siege: {} s of {}, pid {:?}",
         options.length.as_secs(),
         options.binary,
-        service.child.id()
+        service.pids()
     );
 
     let mut ticks = interval(Duration::from_millis(100));
@@ -396,19 +457,29 @@ async fn siege(options: Options) -> Result<bool, String> {
             _ = terminate.recv() => return Err("terminated".into()),
             _ = hang_up.recv() => return Err("hung up".into()),
         }
-        memory.look(&stage.cage, service.child.id());
-        if let Ok(Some(status)) = service.child.try_wait() {
-            let at = started.elapsed().as_secs_f64();
-            println!("siege: the service ended after {at:.1} s: {status}");
-            deaths.push(at);
+        if options.replicas > 1 && samples.killed.get().is_none() && started.elapsed() >= options.length / 2 {
+            let at = service.watcher().await.ok_or("no replica watches")?;
+            cpu.look(&service.pids());
+            let (_, mut child) = service.replicas.remove(at);
+            // No balancer would find it any more.
+            world.serve_at(service.replicas.iter().map(|(at, _)| *at).collect());
+            let _ = samples.killed.set(Instant::now());
+            child.kill().and_then(|()| child.wait()).map_err(|e| format!("kill: {e}"))?;
+            println!("siege: the watcher was killed after {:.1} s", started.elapsed().as_secs_f64());
+        }
+        memory.look(&stage.cage, &service.pids());
+        for (at, child) in &mut service.replicas {
+            let Ok(Some(status)) = child.try_wait() else { continue };
+            let after = started.elapsed().as_secs_f64();
+            println!("siege: the service ended after {after:.1} s: {status}");
+            deaths.push(after);
             if service.starts >= STARTS {
                 return Err(format!("the service has ended {STARTS} times"));
             }
-            cpu.add_past();
-            service.child = stage.start()?;
+            *child = stage.start(*at)?;
             service.starts += 1;
         }
-        cpu.look(service.child.id());
+        cpu.look(&service.pids());
         let over = started.elapsed() >= options.length;
         if stopped_at.is_none() && (over || started.elapsed() >= options.round * (rounds + 1)) {
             rounds += 1;
@@ -439,7 +510,7 @@ async fn siege(options: Options) -> Result<bool, String> {
             binary: &options.binary,
             length: options.length,
             after: options.after,
-            limit: options.memory,
+            limit: memory_limit,
             kinds: &options.kinds,
         },
         samples: &samples,
@@ -460,8 +531,10 @@ async fn siege(options: Options) -> Result<bool, String> {
         rounds: rounds as usize,
     }
     .tell(options.json.as_deref())?;
-    let _ = service.child.kill();
-    let _ = service.child.wait();
+    for (_, child) in &mut service.replicas {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
     let _ = finish.send(());
     Ok(kept)
 }

@@ -54,6 +54,11 @@ impl Places {
         (self.at(0, 0, 1), 8080).into()
     }
 
+    /// Where one of several replicas is; the first one is where a single service would be.
+    pub fn replica(self, n: u8) -> SocketAddr {
+        (self.at(0, 0, 1 + n), 8080).into()
+    }
+
     /// Where the next instance of the service is, while the last one still stands.
     pub fn other_service(self) -> SocketAddr {
         (self.at(0, 0, 2), 8080).into()

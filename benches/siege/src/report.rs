@@ -1,5 +1,6 @@
 //! The table in the end.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -11,11 +12,11 @@ use crate::cage::Cage;
 use crate::dns::Asked;
 use crate::figures::{Class, Lateness, Samples};
 use crate::hostile::Seen;
-use crate::world::{LEAVE_WITHIN, Leaves, World};
+use crate::world::{Leaves, World};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// Memory of the service, in bytes.
+/// Memory of the service, in bytes; of several replicas that of the one that has most.
 #[derive(Default)]
 pub struct Memory {
     pub rss: u64,
@@ -25,15 +26,20 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn look(&mut self, cage: &Cage, pid: u32) {
+    pub fn look(&mut self, cage: &Cage, pids: &[u32]) {
+        self.rss = 0;
+        pids.iter().for_each(|pid| self.look_at(*pid));
+        self.most_usage = self.most_usage.max(cage.usage());
+    }
+
+    fn look_at(&mut self, pid: u32) {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let field = |name: &str| -> u64 {
             let line = status.lines().find(|l| l.starts_with(name)).unwrap_or_default();
             line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0) * 1024
         };
-        self.rss = field("VmRSS");
+        self.rss = self.rss.max(field("VmRSS"));
         self.most_rss = self.most_rss.max(field("VmHWM"));
-        self.most_usage = self.most_usage.max(cage.usage());
         let size = std::fs::metadata(format!("/proc/{pid}/fd")).map_or(0, |m| m.len() as usize);
         self.most_files = self.most_files.max(size);
     }
@@ -43,31 +49,37 @@ impl Memory {
 pub struct Cpu {
     began: Instant,
     first: [f64; 3],
-    past: [f64; 2],
-    now: [f64; 3],
+    /// Of each process, those that have ended too.
+    ran_and_waited: HashMap<u32, [f64; 2]>,
+    own: f64,
     took: Option<f64>,
 }
 
 impl Cpu {
-    pub fn now(pid: u32) -> Self {
+    pub fn now(pids: &[u32]) -> Self {
         let mut cpu = Self {
             began: Instant::now(),
             first: [0.0; 3],
-            past: [0.0; 2],
-            now: [0.0; 3],
+            ran_and_waited: HashMap::new(),
+            own: 0.0,
             took: None,
         };
-        cpu.look(pid);
-        cpu.first = cpu.now;
+        cpu.look(pids);
+        cpu.first = cpu.all();
         cpu
     }
 
-    pub fn look(&mut self, pid: u32) {
+    pub fn look(&mut self, pids: &[u32]) {
         if self.took.is_some() {
             return;
         }
-        let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
-        let mut times = text.split_whitespace().filter_map(|n| n.parse::<f64>().ok());
+        for pid in pids {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
+            let mut times = text.split_whitespace().filter_map(|n| n.parse::<f64>().ok());
+            if let (Some(ran), Some(waited)) = (times.next(), times.next()) {
+                self.ran_and_waited.insert(*pid, [ran / 1e9, waited / 1e9]);
+            }
+        }
         let own = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let own: f64 = own
             .rsplit(')')
@@ -78,16 +90,12 @@ impl Cpu {
             .take(2)
             .filter_map(|n| n.parse::<f64>().ok())
             .sum();
-        if let (Some(ran), Some(waited)) = (times.next(), times.next()) {
-            self.now = [ran / 1e9, waited / 1e9, own / 100.0];
-        }
+        self.own = own / 100.0;
     }
 
-    /// The process has ended; the next one begins from nothing.
-    pub fn add_past(&mut self) {
-        for i in 0..2 {
-            self.past[i] += self.now[i];
-        }
+    fn all(&self) -> [f64; 3] {
+        let sum = |i: usize| self.ran_and_waited.values().map(|times| times[i]).sum();
+        [sum(0), sum(1), self.own]
     }
 
     pub fn stop(&mut self) {
@@ -97,8 +105,8 @@ impl Cpu {
     /// Shares of a core: the service ran, the service waited, everybody else ran.
     fn shares(&self) -> [f64; 3] {
         let took = self.took.unwrap_or(1.0).max(0.1);
-        let past = [self.past[0], self.past[1], 0.0];
-        std::array::from_fn(|i| (self.now[i] + past[i] - self.first[i]) / took)
+        let all = self.all();
+        std::array::from_fn(|i| (all[i] - self.first[i]) / took)
     }
 }
 
@@ -228,7 +236,7 @@ impl Report<'_> {
             "",
             Limit::AtMost(0.0),
         );
-        let within = LEAVE_WITHIN.as_secs();
+        let within = self.world.leave_within().as_secs_f64();
         row(
             format!("leaves not sent within {within} s"),
             (leaves.lost + leaves.by_timer) as f64,
@@ -322,6 +330,13 @@ impl Report<'_> {
             self.logged.0 / 1024
         );
         println!("deaths after {:.0?} s", self.deaths);
+        if let Some(killed) = self.samples.killed() {
+            println!(
+                "the watcher was killed after {:.1} s, with {} honest requests in the air",
+                killed.as_secs_f64(),
+                n(&self.samples.broken)
+            );
+        }
         println!(
             "DNS: {} answers, {} questions left open; userinfo of the honest {}, SFU calls {}",
             n(&self.asked.answered),

@@ -84,6 +84,9 @@ pub struct World {
     leaves: Mutex<Leaves>,
     leave_within: Duration,
     next: AtomicU64,
+    /// Replicas of the service, which are asked in turn.
+    replicas: Mutex<Vec<SocketAddr>>,
+    turn: AtomicU64,
     pub userinfo: AtomicU64,
     pub sfu_calls: AtomicU64,
     pub restarts: AtomicU64,
@@ -99,6 +102,8 @@ impl World {
             leaves: Mutex::default(),
             leave_within: LEAVE_WITHIN,
             next: AtomicU64::new(1),
+            replicas: Mutex::new(vec![places.service()]),
+            turn: AtomicU64::new(0),
             userinfo: AtomicU64::new(0),
             sfu_calls: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
@@ -110,6 +115,21 @@ impl World {
     pub fn with_leaves_within(mut self, most: Duration) -> Self {
         self.leave_within = most;
         self
+    }
+
+    /// Those that are asked from now on.
+    pub fn serve_at(&self, replicas: Vec<SocketAddr>) {
+        *self.replicas.lock().unwrap() = replicas;
+    }
+
+    /// Whom a balancer asks next.
+    pub fn service(&self) -> SocketAddr {
+        let replicas = self.replicas.lock().unwrap();
+        replicas[self.turn.fetch_add(1, Relaxed) as usize % replicas.len()]
+    }
+
+    pub fn leave_within(&self) -> Duration {
+        self.leave_within
     }
 
     pub fn unique(&self) -> u64 {
@@ -450,7 +470,7 @@ impl World {
         let token = signed(&claims, secret);
         format!(
             "POST /sfu_webhook HTTP/1.1\r\nHost: {}\r\nContent-Type: application/webhook+json\r\nAuthorization: {token}\r\nContent-Length: {}\r\n\r\n{body}",
-            self.places.service(),
+            self.service(),
             body.len()
         )
         .into_bytes()
