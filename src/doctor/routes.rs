@@ -1,6 +1,5 @@
 //! The public routes, through whatever stands before this service: who answers each of them, and whether browsers may read it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,8 +7,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tokio::time::Instant;
 use url::Url;
 
-use super::check::{Sink, Verdict};
-use super::discovery::{ORIGIN, origins};
+use super::check::Sink;
+use super::discovery::{ORIGIN, is_for_us, origins};
 use super::fault::{self, Fault};
 use super::{HEADER, MAX_BODY_BYTES, Run, SLOW_ANSWER, TicketKey, Trouble, Use, Wishes, nonce, page, words};
 use crate::clock::unix_seconds;
@@ -18,6 +17,8 @@ use crate::federation::{Failure, Look, Looked};
 /// Routes that clients need, and one that only apps with LiveKit's SDKs need.
 const ROUTES: [&str; 4] = ["get_token", "sfu/get", "delegate_delayed_leave", "token_source"];
 const OF_APPS: &str = "token_source";
+/// Checks that follow from the first.
+const REST: [&str; 2] = ["cors", "slow"];
 
 const X_SERVED_BY: HeaderName = HeaderName::from_static("x-served-by");
 const OURS: &str = "lk-jwt-service";
@@ -64,8 +65,8 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
             Answerer::Gateway(_) => &fault::ROUTE_GATEWAY,
             Answerer::Ours(_) | Answerer::NotFound | Answerer::Other(..) => &fault::ROUTE_OTHER,
         };
-        sink.fail("routes", fault, format!("POST /get_token: {}", said(answerer)));
-        return sink.skip(&["cors", "slow"], fault.id);
+        let saw = format_args!("POST /get_token: {}", said(answerer));
+        return sink.fail_before(&REST, "routes", fault, &saw);
     }
     let mut missing = false;
     for (route, answerer, ..) in answers.iter().filter(|(_, answerer, ..)| !is_ours(answerer)) {
@@ -75,11 +76,11 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
             Answerer::Ours(_) | Answerer::NotFound | Answerer::Other(..) => &fault::ROUTE_MISSING,
         };
         if *route == OF_APPS {
-            let saw = format!(
+            let saw = format_args!(
                 "POST /{route}: {}; apps with LiveKit's SDKs need it, Element Call does not",
                 said(answerer)
             );
-            sink.warn("routes", fault, saw);
+            sink.warn("routes", fault, &saw);
         } else if !missing {
             // One cause, told once.
             let others: Vec<_> = answers
@@ -88,7 +89,8 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
                 .map(|(route, ..)| format!("/{route}"))
                 .collect();
             missing = true;
-            sink.fail("routes", fault, format!("POST {}: {}", others.join(", "), said(answerer)));
+            let saw = format_args!("POST {}: {}", others.join(", "), said(answerer));
+            sink.fail("routes", fault, &saw);
         }
     }
     let introduced = ours.iter().find_map(|(_, answerer, ..)| match answerer {
@@ -98,14 +100,12 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
     match (introduced, who) {
         (None, Some(_)) => {
             let saw = "an lk-jwt-service answers that does not know this one's secret";
-            sink.fail("routes", &fault::ROUTE_INSTANCE, saw);
+            sink.fail("routes", &fault::ROUTE_INSTANCE, &saw);
         }
         (introduced, _) if !missing => {
-            let by = introduced.unwrap_or_else(|| OURS.to_owned());
-            sink.ok(
-                "routes",
-                format!("{} of {} arrive at this service ({by})", ours.len(), ROUTES.len()),
-            );
+            let by = introduced.as_deref().unwrap_or(OURS);
+            let saw = format_args!("{} of {} arrive at this service ({by})", ours.len(), ROUTES.len());
+            sink.ok("routes", &saw);
         }
         _ => {}
     }
@@ -165,8 +165,8 @@ fn cannot_be_asked(run: &Run<'_>, failure: &Failure, sink: &Sink<'_>) {
         Trouble::Certificate => &fault::ROUTE_CERTIFICATE,
         Trouble::Guarded | Trouble::Connection => &fault::ROUTE_UNREACHABLE,
     };
-    sink.fault(trouble.verdict(run.context.view), "routes", fault, words(failure), None);
-    sink.skip(&["cors", "slow"], fault.id);
+    sink.fault(trouble.verdict(run.context.view), "routes", fault, &words(failure), None);
+    sink.skip(&REST, fault.id);
 }
 
 fn answerer(looked: &Looked) -> Answerer {
@@ -197,28 +197,31 @@ fn said(answerer: &Answerer) -> String {
 }
 
 fn check_cors(answers: &[(&str, &Looked, &Looked)], sink: &Sink<'_>) {
-    let mut wrong = BTreeMap::<&str, (&Fault, Vec<String>)>::new();
-    for (route, posted, preflight) in answers {
-        for (method, headers) in [("POST", &posted.reply.headers), ("OPTIONS", &preflight.reply.headers)] {
-            let Some(fault) = fault_of(headers) else { continue };
-            let (_, of) = wrong.entry(fault.id).or_insert((fault, Vec::new()));
-            of.push(format!("{method} /{route}"));
+    let mut is_well = true;
+    for fault in [&fault::ROUTE_CORS_MISSING, &fault::ROUTE_CORS_TWICE] {
+        let mut wrong = Vec::new();
+        for (route, posted, preflight) in answers {
+            for (method, looked) in [("POST", posted), ("OPTIONS", preflight)] {
+                if fault_of(&looked.reply.headers).is_some_and(|found| found.id == fault.id) {
+                    wrong.push(format!("{method} /{route}"));
+                }
+            }
+        }
+        if let Some((_, posted, preflight)) = answers.first().filter(|_| !wrong.is_empty()) {
+            is_well = false;
+            let values = [origins(&posted.reply.headers), origins(&preflight.reply.headers)].concat();
+            let saw = format_args!("{}; the values are {values:?}", wrong.join(", "));
+            sink.fail("cors", fault, &saw);
         }
     }
-    if wrong.is_empty() {
-        sink.ok("cors", "browsers may read the answers");
-    }
-    for (fault, of) in wrong.values() {
-        let (_, posted, preflight) = answers.first().copied().unwrap_or_else(|| answers[0]);
-        let values = [origins(&posted.reply.headers), origins(&preflight.reply.headers)].concat();
-        let saw = format!("{}; the values are {:?}", of.join(", "), values);
-        sink.fail("cors", fault, saw);
+    if is_well {
+        sink.ok("cors", &"browsers may read the answers");
     }
 }
 
 fn fault_of(headers: &HeaderMap) -> Option<&'static Fault> {
     match &origins(headers)[..] {
-        [one] if one == "*" || one.as_bytes() == ORIGIN.as_bytes() => None,
+        [one] if is_for_us(one) => None,
         [] | [_] => Some(&fault::ROUTE_CORS_MISSING),
         _ => Some(&fault::ROUTE_CORS_TWICE),
     }
@@ -231,19 +234,13 @@ async fn check_slow(run: &Run<'_>, base: &Url, key: &TicketKey, sink: &Sink<'_>)
     let deadline = run.ends.min(began + SLOW_ANSWER + Duration::from_secs(5));
     let answer = ask(run, base, ROUTES[0], &Method::POST, Some(&ticket), deadline).await;
     let took = began.elapsed().as_secs();
-    let verdict = Verdict::Fail;
-    match answer.as_ref().map(answerer) {
+    let saw = match answer.as_ref().map(answerer) {
         Ok(Answerer::Ours(_)) if took + 1 >= SLOW_ANSWER.as_secs() => {
-            sink.ok("slow", format!("an answer that takes {took} s comes through"));
+            return sink.ok("slow", &format_args!("an answer that takes {took} s comes through"));
         }
-        Ok(Answerer::Ours(_)) => sink.skip(&["slow"], "another instance answers, at once"),
-        Ok(other) => {
-            let saw = format!("after {took} s: {}", said(&other));
-            sink.fault(verdict, "slow", &fault::ROUTE_CUT_OFF, saw, None);
-        }
-        Err(failure) => {
-            let saw = format!("after {took} s: {}", words(failure));
-            sink.fault(verdict, "slow", &fault::ROUTE_CUT_OFF, saw, None);
-        }
-    }
+        Ok(Answerer::Ours(_)) => return sink.skip(&["slow"], "another instance answers, at once"),
+        Ok(other) => said(&other),
+        Err(failure) => words(failure),
+    };
+    sink.fail("slow", &fault::ROUTE_CUT_OFF, &format_args!("after {took} s: {saw}"));
 }
