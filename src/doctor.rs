@@ -40,7 +40,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::Poll;
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -205,11 +205,11 @@ impl Doctor {
         &self.arrivals
     }
 
-    /// Starts a run for whoever has a ticket under `secret`; what it finds comes through the channel. Dropping that ends the run.
+    /// A run for whoever has a ticket under `secret`. Dropping it ends it.
     ///
     /// # Errors
     /// When the caller may not, or has to wait.
-    pub fn examine(&self, ticket: &str, secret: &Secret, is_loopback: bool) -> Result<mpsc::Receiver<Line>, Denied> {
+    pub fn examine(&self, ticket: &str, secret: &Secret, is_loopback: bool) -> Result<Findings, Denied> {
         let now = unix_seconds();
         let claims = TicketKey::derive(secret)
             .verify(ticket, Use::Run, now)
@@ -223,14 +223,11 @@ impl Doctor {
         let running = Running(self.gate.clone());
         let (lines, found) = mpsc::channel(WAITING);
         let (context, secret) = (self.context.clone(), secret.clone());
-        tokio::spawn(async move {
+        let run: Work<'_> = Box::pin(async move {
             let _running = running;
-            tokio::select! {
-                () = run(&context, &claims.wishes, Some(&secret), &lines) => {}
-                () = lines.closed() => {}
-            }
+            run(&context, &claims.wishes, Some(&secret), &lines).await;
         });
-        Ok(found)
+        Ok(Findings { run: Some(run), found })
     }
 
     /// Names this instance to whoever has a ticket for that question; waits first where the ticket is for a slow answer.
@@ -250,6 +247,23 @@ impl Doctor {
             env!("CARGO_PKG_VERSION"),
             self.instance
         ))
+    }
+}
+
+/// A run, and what it finds.
+pub struct Findings {
+    /// The run, until it is over.
+    run: Option<Work<'static>>,
+    found: mpsc::Receiver<Line>,
+}
+
+impl Findings {
+    /// Goes on with the run until there is a line of it; `None` at its end.
+    pub fn poll_next(&mut self, context: &mut task::Context<'_>) -> Poll<Option<Line>> {
+        if self.run.as_mut().is_some_and(|run| run.as_mut().poll(context).is_ready()) {
+            self.run = None;
+        }
+        self.found.poll_recv(context)
     }
 }
 

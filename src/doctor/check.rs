@@ -203,7 +203,7 @@ impl Line {
     }
 }
 
-/// Where the checks of one group go.
+/// Where the checks of one group go. What tells of them is called in so many places that it would be larger inlined.
 #[derive(Clone)]
 pub(super) struct Sink<'a> {
     lines: &'a mpsc::Sender<Line>,
@@ -262,27 +262,32 @@ impl<'a> Sink<'a> {
     }
 
     /// Tells that a check found all well.
+    #[inline(never)]
     pub(super) fn ok(&self, check: &'static str, saw: &dyn Display) {
         self.tell(check, Verdict::Ok, None, saw, None);
     }
 
     /// Tells that something is broken.
+    #[inline(never)]
     pub(super) fn fail(&self, check: &'static str, fault: &Fault, saw: &dyn Display) {
         self.tell(check, Verdict::Fail, Some(fault), saw, None);
     }
 
     /// Tells that something is broken, and that the checks `rest` were left out because of it.
+    #[inline(never)]
     pub(super) fn fail_before(&self, rest: &[&'static str], check: &'static str, fault: &Fault, saw: &dyn Display) {
         self.fail(check, fault, saw);
         self.skip(rest, fault.id);
     }
 
     /// Tells that something may be wrong.
+    #[inline(never)]
     pub(super) fn warn(&self, check: &'static str, fault: &Fault, saw: &dyn Display) {
         self.tell(check, Verdict::Warn, Some(fault), saw, None);
     }
 
     /// Tells of a fault, with a text to paste.
+    #[inline(never)]
     pub(super) fn fault(&self, verdict: Verdict, check: &'static str, fault: &Fault, saw: &dyn Display, snippet: Option<&str>) {
         self.tell(check, verdict, Some(fault), saw, snippet);
     }

@@ -330,7 +330,7 @@ struct Output {
     notes: Vec<String>,
     pseudonyms: Option<Pseudonyms>,
     wanted: Vec<Group>,
-    /// Checks of groups that are not drawn yet.
+    /// Checks of groups that are not drawn yet, by group.
     waiting: Vec<Check>,
     ended: Vec<Group>,
     drawn: Vec<Check>,
@@ -380,7 +380,8 @@ impl Output {
                 if let Some(pseudonyms) = &mut self.pseudonyms {
                     pseudonyms.hide(&mut check);
                 }
-                self.waiting.push(*check);
+                let at = self.waiting.partition_point(|other| other.group <= check.group);
+                self.waiting.insert(at, *check);
                 if self.progress {
                     let done = self.drawn.len() + self.waiting.len();
                     write(&format!("\r{done} checks made …\u{1b}[K"));
@@ -403,7 +404,8 @@ impl Output {
             if !all && !self.ended.contains(&group) {
                 return;
             }
-            let of_group: Vec<_> = self.waiting.extract_if(.., |check| check.group == group).collect();
+            let others = self.waiting.split_off(self.waiting.partition_point(|check| check.group <= group));
+            let of_group = std::mem::replace(&mut self.waiting, others);
             if !self.json && !of_group.is_empty() {
                 let erase = if self.progress { "\r\u{1b}[K" } else { "" };
                 write(&format!("{erase}{}", paint::group(group, &of_group, self.colour)));

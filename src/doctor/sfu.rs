@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::Value;
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use url::{Host, Url};
 
 use super::arrivals::{Astray, ROOM};
@@ -35,7 +35,7 @@ const TRICKLE_TIMEOUT: Duration = Duration::from_millis(700);
 const UDP_PAUSE: Duration = Duration::from_millis(150);
 const UDP_TRIES: u32 = 14;
 /// Time that the answer to the last one has.
-const UDP_TIMEOUT: Duration = Duration::from_secs(1);
+const UDP_TIMEOUT: Duration = Duration::from_millis(1150);
 /// Time for a connection by TCP.
 const TCP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Body of a refusal that is read, in bytes.
@@ -445,7 +445,7 @@ async fn answers_by_udp(joined: &mut Joined, address: SocketAddr) -> bool {
     } else {
         std::net::Ipv6Addr::UNSPECIFIED.into()
     };
-    let Ok(socket) = UdpSocket::bind((any, 0)).await else {
+    let Ok(socket) = UdpSocket::bind(SocketAddr::new(any, 0)).await else {
         return false;
     };
     if socket.connect(address).await.is_err() {
@@ -454,30 +454,22 @@ async fn answers_by_udp(joined: &mut Joined, address: SocketAddr) -> bool {
     // One transaction: an answer to the first question is one, however late it comes (RFC 8489, section 6.2.1).
     let id: [u8; 12] = rand::random();
     let question = binding_request(&ice, &ufrag, id);
-    let ask = async {
-        for _ in 0..UDP_TRIES {
-            // What cannot be sent now may be later.
-            let _ = socket.send(&question).await;
-            sleep(UDP_PAUSE).await;
-        }
-        sleep(UDP_TIMEOUT).await;
-    };
-    let hear = async {
-        let mut buffer = [0; 1500];
-        loop {
-            match socket.recv(&mut buffer).await {
-                Ok(length) if is_answer(&buffer[..length], id) => break,
+    let mut buffer = [0; 1500];
+    for left in (0..UDP_TRIES).rev() {
+        // What cannot be sent now may be later.
+        let _ = socket.send(&question).await;
+        let until = Instant::now() + if left == 0 { UDP_TIMEOUT } else { UDP_PAUSE };
+        while let Ok(heard) = timeout_at(until, socket.recv(&mut buffer)).await {
+            match heard {
+                Ok(length) if is_answer(&buffer[..length], id) => return true,
                 // Its own checks come here, too.
                 Ok(_) => {}
                 // A port that is closed says so once for each question.
-                Err(_) => sleep(UDP_PAUSE).await,
+                Err(_) => sleep_until(until).await,
             }
         }
-    };
-    tokio::select! {
-        () = hear => true,
-        () = ask => false,
     }
+    false
 }
 
 fn fault_of(error: &SfuError) -> &'static Fault {
