@@ -184,7 +184,9 @@ impl Line {
         let owned = |name: &str| text(name).map(str::to_owned);
         if let Some(end) = line.get("end") {
             let end = end.as_str().map(|word| Group::named(word).ok_or(()));
-            return Some(Self::End { end: end.transpose().ok()? });
+            return Some(Self::End {
+                end: end.transpose().ok()?,
+            });
         }
         let result = text("result")?;
         Some(Self::Check(Box::new(Check {

@@ -440,7 +440,10 @@ fn names_in(config: &Config) -> Vec<String> {
     let mut add = |url: &Url| names.extend(url.host_str().map(str::to_owned));
     settings.client_apis.values().for_each(&mut add);
     config.federation_overrides.values().for_each(&mut add);
-    [settings.livekit_api.as_ref(), livekit.as_ref(), redis].into_iter().flatten().for_each(add);
+    [settings.livekit_api.as_ref(), livekit.as_ref(), redis]
+        .into_iter()
+        .flatten()
+        .for_each(add);
     names.extend(settings.servers.iter().map(ToString::to_string));
     names.extend(settings.mentioned.iter().map(|(name, _)| name.to_string()));
     names

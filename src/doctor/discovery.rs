@@ -21,6 +21,9 @@ const FOCI: &str = "org.matrix.msc4143.rtc_foci";
 /// Where a browser with Element Call is.
 pub(super) const ORIGIN: HeaderValue = HeaderValue::from_static("https://call.element.io");
 
+/// Kind of what clients send.
+pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
 const FILE: [&str; 2] = ["well-known", "entry"];
 
 /// The well-known files, the transports, and then the routes at the address that they name.
@@ -307,11 +310,19 @@ pub(super) fn judge_transports(run: &Run<'_>, status: StatusCode, body: &[u8], s
     let ours = run.context.settings.livekit_url.as_str();
     let wanted = format!(
         "matrix_rtc:\n  transports:\n    - type: livekit\n      url: {}\n      livekit_service_url: {}",
-        if ours.is_empty() { "wss://livekit.example.com/livekit/sfu" } else { ours },
+        if ours.is_empty() {
+            "wss://livekit.example.com/livekit/sfu"
+        } else {
+            ours
+        },
         service.map_or("https://livekit.example.com/livekit/jwt", |url| url.as_str().trim_end_matches('/')),
     );
     let tell = |verdict, fault, saw: &dyn Display| sink.fault(verdict, "transports", fault, saw, Some(&wanted));
-    let is_livekit = |one: &&Value| one.get("type").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("livekit"));
+    let is_livekit = |one: &&Value| {
+        one.get("type")
+            .and_then(Value::as_str)
+            .is_some_and(|kind| kind.ends_with("livekit"))
+    };
     let list = answer.get("rtc_transports").and_then(Value::as_array);
     let Some(livekit) = list.and_then(|list| list.iter().find(is_livekit)) else {
         let saw = format_args!("it answers {}", page(body));

@@ -31,7 +31,9 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
         sink.skip(&ALL, "no homeserver is named: give one with --server");
     }
     for some in servers.chunks(AT_ONCE).take(MAX_SERVERS / AT_ONCE) {
-        let checks = some.iter().map(|server| Box::pin(check_server(run, server, sink.about(server.as_str()))) as Work<'_>);
+        let checks = some
+            .iter()
+            .map(|server| Box::pin(check_server(run, server, sink.about(server.as_str()))) as Work<'_>);
         side_by_side(checks.collect()).await;
     }
     if servers.len() > MAX_SERVERS {

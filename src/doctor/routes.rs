@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::check::Sink;
-use super::discovery::{ORIGIN, is_for_us, origins};
+use super::discovery::{JSON, ORIGIN, is_for_us, origins};
 use super::fault::{self, Fault};
 use super::{HEADER, MAX_BODY_BYTES, Run, SLOW_ANSWER, TicketKey, Trouble, Use, Wishes, nonce, page, words};
 use crate::clock::unix_seconds;
@@ -20,6 +20,12 @@ const OF_APPS: &str = "token_source";
 /// Checks that follow from the first.
 const REST: [&str; 2] = ["cors", "slow"];
 
+/// Headers of a preflight.
+const PREFLIGHT: [(HeaderName, HeaderValue); 2] = [
+    (header::ACCESS_CONTROL_REQUEST_METHOD, HeaderValue::from_static("POST")),
+    (header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_static("content-type")),
+];
+const TICKET: HeaderName = HeaderName::from_static(HEADER);
 const X_SERVED_BY: HeaderName = HeaderName::from_static("x-served-by");
 const OURS: &str = "lk-jwt-service";
 
@@ -46,11 +52,11 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
     let who = ticket.as_ref().map(|(ticket, _)| ticket.as_str());
     let mut answers = Vec::new();
     for route in ROUTES {
-        let posted = match ask(run, base, route, &Method::POST, who, run.soon()).await {
+        let posted = match ask(run, base, route, Method::POST, who, run.soon()).await {
             Ok(posted) => posted,
             Err(failure) => return cannot_be_asked(run, &failure, sink),
         };
-        let preflight = match ask(run, base, route, &Method::OPTIONS, None, run.soon()).await {
+        let preflight = match ask(run, base, route, Method::OPTIONS, None, run.soon()).await {
             Ok(preflight) => preflight,
             Err(failure) => return cannot_be_asked(run, &failure, sink),
         };
@@ -122,7 +128,7 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
     }
 }
 
-async fn ask(run: &Run<'_>, base: &Url, route: &str, method: &Method, ticket: Option<&str>, deadline: Instant) -> Result<Looked, Failure> {
+async fn ask(run: &Run<'_>, base: &Url, route: &str, method: Method, ticket: Option<&str>, deadline: Instant) -> Result<Looked, Failure> {
     // As clients put it together, doubled slashes included.
     let text = format!(
         "{}/{route}",
@@ -132,26 +138,20 @@ async fn ask(run: &Run<'_>, base: &Url, route: &str, method: &Method, ticket: Op
             .unwrap_or(base.as_str())
     );
     let url = Url::parse(&text).map_err(|error| Failure::Http(error.to_string()))?;
-    let mut headers = vec![(header::ORIGIN, ORIGIN)];
-    if *method == Method::OPTIONS {
-        headers.push((header::ACCESS_CONTROL_REQUEST_METHOD, HeaderValue::from_static("POST")));
-        headers.push((header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_static("content-type")));
-    } else {
-        headers.push((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
-    }
+    let (mut headers, body) = match method {
+        Method::OPTIONS => (PREFLIGHT.to_vec(), Bytes::new()),
+        _ => (vec![(header::CONTENT_TYPE, JSON)], Bytes::from_static(b"{}")),
+    };
+    headers.push((header::ORIGIN, ORIGIN));
     if let Some(mut ticket) = ticket.and_then(|ticket| HeaderValue::try_from(ticket).ok()) {
         ticket.set_sensitive(true);
-        headers.push((HeaderName::from_static(HEADER), ticket));
+        headers.push((TICKET, ticket));
     }
     let look = Look {
         url: &url,
-        method: method.clone(),
+        method,
         headers: &headers,
-        body: if *method == Method::OPTIONS {
-            Bytes::new()
-        } else {
-            Bytes::from_static(b"{}")
-        },
+        body,
         limit: MAX_BODY_BYTES,
         since: run.began,
     };
@@ -232,7 +232,7 @@ async fn check_slow(run: &Run<'_>, base: &Url, key: &TicketKey, sink: &Sink<'_>)
     let ticket = key.sign(Use::Slow, nonce(), Wishes::default(), unix_seconds());
     let began = Instant::now();
     let deadline = run.ends.min(began + SLOW_ANSWER + Duration::from_secs(5));
-    let answer = ask(run, base, ROUTES[0], &Method::POST, Some(&ticket), deadline).await;
+    let answer = ask(run, base, ROUTES[0], Method::POST, Some(&ticket), deadline).await;
     let took = began.elapsed().as_secs();
     let saw = match answer.as_ref().map(answerer) {
         Ok(Answerer::Ours(_)) if took + 1 >= SLOW_ANSWER.as_secs() => {

@@ -41,6 +41,14 @@ const TCP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Body of a refusal that is read, in bytes.
 const MAX_REFUSAL_BYTES: usize = 4096;
 
+/// Headers that ask for a WebSocket.
+const UPGRADE: [(HeaderName, HeaderValue); 4] = [
+    (header::CONNECTION, HeaderValue::from_static("Upgrade")),
+    (header::UPGRADE, HeaderValue::from_static("websocket")),
+    (header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
+    (header::SEC_WEBSOCKET_KEY, HeaderValue::from_static("bGstand0LXNlcnZpY2UtMQ==")),
+];
+
 /// Reason for which an address that the SFU names is not asked.
 const NOT_ASKED: &str = "the address is private, and not one of the configuration";
 
@@ -304,14 +312,8 @@ pub(super) async fn join(run: &Run<'_>, base: &Url, token: &Secret) -> Result<Jo
     let url = base
         .join("rtc?protocol=16&sdk=rust&version=1.0&auto_subscribe=1")
         .map_err(|error| error.to_string())?;
-    let key = HeaderValue::from_static("bGstand0LXNlcnZpY2UtMQ==");
-    let headers = [
-        bearer(token).ok_or("no token could be made")?,
-        (header::CONNECTION, HeaderValue::from_static("Upgrade")),
-        (header::UPGRADE, HeaderValue::from_static("websocket")),
-        (header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
-        (header::SEC_WEBSOCKET_KEY, key),
-    ];
+    let mut headers = UPGRADE.to_vec();
+    headers.push(bearer(token).ok_or("no token could be made")?);
     let look = Look::get(&url, &headers, MAX_REFUSAL_BYTES, run.began);
     let stream = match run.context.federation.upgrade(&look, true, run.soon()).await {
         Ok(Upgrade::Switched(stream)) => stream,

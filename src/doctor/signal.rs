@@ -81,7 +81,13 @@ mod tests {
 
     #[test]
     fn what_is_no_message_has_no_fields() {
-        for broken in [&b"\x0a\x05ab"[..], b"\x0a", b"\x0b", b"\x08", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"] {
+        for broken in [
+            &b"\x0a\x05ab"[..],
+            b"\x0a",
+            b"\x0b",
+            b"\x08",
+            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+        ] {
             assert_eq!(field(broken, 1), None, "{broken:?}");
         }
         // The last one counts, and others are passed over.

@@ -115,9 +115,15 @@ impl Wishes {
         let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
         let texts = |name: &str| value.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         Some(Self {
-            only: texts("only").iter().map(|word| Group::named(word.as_str()?)).collect::<Option<_>>()?,
+            only: texts("only")
+                .iter()
+                .map(|word| Group::named(word.as_str()?))
+                .collect::<Option<_>>()?,
             slow: value.get("slow").and_then(Value::as_bool).unwrap_or_default(),
-            servers: texts("servers").iter().map(|name| Some(name.as_str()?.to_owned())).collect::<Option<_>>()?,
+            servers: texts("servers")
+                .iter()
+                .map(|name| Some(name.as_str()?.to_owned()))
+                .collect::<Option<_>>()?,
             user_token: text("user_token"),
             room: text("room"),
         })

@@ -82,13 +82,17 @@ pub enum Upgrade {
 }
 
 impl Federation {
-    /// How far an address is trusted to which `host` of a configuration leads, or a host that others named.
-    fn dialled(&self, is_configured: bool) -> (Dialled, Class) {
-        if is_configured {
-            (Dialled::Guarded(Trust::Listed), Class::Listed)
+    /// The way of `look`, its request, and in whose name it is made. How far an address is trusted depends on whether a
+    /// configuration leads there, or a host that others named.
+    fn prepare(&self, look: &Look<'_>, is_configured: bool) -> Result<(Route, Request<Full<Bytes>>, Who), Failure> {
+        let (trust, class) = if is_configured {
+            (Trust::Listed, Class::Listed)
         } else {
-            (Dialled::Guarded(Trust::Stranger), Class::Verified)
-        }
+            (Trust::Stranger, Class::Verified)
+        };
+        let route = Route::to_url(look.url, Dialled::Guarded(trust))?;
+        let request = look.request(&route)?;
+        Ok((route, request, self.of_host(look.url, class)))
     }
 
     /// Asks `look` once. Only a host that stands in the configuration may be in a private network.
@@ -96,10 +100,7 @@ impl Federation {
     /// # Errors
     /// When there is no whole answer before `deadline`.
     pub async fn look(&self, look: &Look<'_>, is_configured: bool, deadline: Instant) -> Result<Looked, Failure> {
-        let (dialled, class) = self.dialled(is_configured);
-        let route = Route::to_url(look.url, dialled)?;
-        let request = look.request(&route)?;
-        let who = self.of_host(look.url, class);
+        let (route, request, who) = self.prepare(look, is_configured)?;
         let asked = Box::pin(self.ask_once(&route, request, look.limit, who, look.since));
         timeout_at(deadline, asked).await.unwrap_or(Err(Failure::Timeout))
     }
@@ -109,10 +110,7 @@ impl Federation {
     /// # Errors
     /// When there is no answer before `deadline`.
     pub async fn upgrade(&self, look: &Look<'_>, is_configured: bool, deadline: Instant) -> Result<Upgrade, Failure> {
-        let (dialled, class) = self.dialled(is_configured);
-        let route = Route::to_url(look.url, dialled)?;
-        let request = look.request(&route)?;
-        let who = self.of_host(look.url, class);
+        let (route, request, who) = self.prepare(look, is_configured)?;
         let asked = Box::pin(self.upgrade_once(&route, request, who, look.since));
         timeout_at(deadline, asked).await.unwrap_or(Err(Failure::Timeout))
     }
