@@ -322,7 +322,7 @@ impl<'a> Sink<'a> {
             saw,
             means: fault.map(|fault| fault.means.to_owned()),
             remedy: fault.map(|fault| fault.remedy.to_owned()),
-            snippet: snippet.or(fault.and_then(|fault| fault.snippet)).map(str::to_owned),
+            snippet: snippet.or_else(|| fault?.snippet).map(str::to_owned),
         };
         // Where nobody listens any more, the run ends; there is room for more checks than a run has.
         let _ = self.lines.try_send(Line::Check(Box::new(check)));
