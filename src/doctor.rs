@@ -54,7 +54,7 @@ pub use check::{Group, Line, Verdict, View, WAITING};
 pub use command::run as command;
 pub use ticket::{TicketKey, Use, Wishes};
 
-use crate::access::{Homeservers as PolicyList, HostPattern};
+use crate::access::HostPattern;
 use crate::clock::unix_seconds;
 use crate::config::Config;
 use crate::driver::fleet::FleetReport;
@@ -137,21 +137,23 @@ impl Settings {
         if let Some(own) = own.filter(|own| !servers.contains(own)) {
             servers.insert(0, own.clone());
         }
-        let hosts = |list: &PolicyList<HostPattern>| list.entries().filter_map(HostPattern::host).collect::<Vec<_>>();
-        let lists = [
-            (
-                config.remote_can_publish.entries().cloned().collect(),
-                "LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS",
-            ),
-            (hosts(&config.allowed), "LIVEKIT_ALLOWED_HOMESERVERS"),
-            (hosts(&config.blocked), "LIVEKIT_BLOCKED_HOMESERVERS"),
-        ];
         let mut mentioned = Vec::new();
-        for (names, variable) in lists {
-            let others = names
-                .into_iter()
-                .filter(|name| !servers.iter().any(|server| server.host_key() == name.host_key()));
-            mentioned.extend(others.map(|name| (name, variable)));
+        let mut mention = |name: ServerName, variable| {
+            if !servers.iter().any(|server| server.host_key() == name.host_key()) {
+                mentioned.push((name, variable));
+            }
+        };
+        for name in config.remote_can_publish.entries() {
+            mention(name.clone(), "LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS");
+        }
+        let patterns = [
+            (&config.allowed, "LIVEKIT_ALLOWED_HOMESERVERS"),
+            (&config.blocked, "LIVEKIT_BLOCKED_HOMESERVERS"),
+        ];
+        for (list, variable) in patterns {
+            for name in list.entries().filter_map(HostPattern::host) {
+                mention(name, variable);
+            }
         }
         Self {
             livekit_url: config.livekit.url.clone(),

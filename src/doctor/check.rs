@@ -104,7 +104,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// All results.
+    /// All results, from good to bad.
     pub(super) const ALL: [Self; 4] = [Self::Ok, Self::Warn, Self::Fail, Self::Skip];
 
     /// Word for the result.

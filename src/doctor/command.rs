@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -104,7 +105,7 @@ async fn examine(options: &DoctorOptions) -> Result<bool, String> {
                 return out.finish(options.strict);
             }
             let view = if public.is_some() { View::Outside } else { View::Inside };
-            (context(config, view, public)?, Some(secret))
+            (context(&config, view, public)?, Some(secret))
         }
         (None, Some(public)) => {
             out.note("no secret is known here: what is public is looked at, and nothing else");
@@ -172,12 +173,13 @@ fn wishes(options: &DoctorOptions) -> Result<Wishes, String> {
 /// Reads an access token; never from the command line, which everybody on the machine sees.
 fn read_token(path: &str) -> Result<String, String> {
     let mut text = String::new();
-    let read = if path == "-" {
-        io::stdin().take(MAX_TOKEN_BYTES).read_to_string(&mut text)
-    } else {
-        fs::File::open(path).and_then(|file| file.take(MAX_TOKEN_BYTES).read_to_string(&mut text))
+    let file = match path {
+        // As a file: there is one kind of reader then.
+        "-" => io::stdin().as_fd().try_clone_to_owned().map(fs::File::from),
+        _ => fs::File::open(path),
     };
-    read.map_err(|error| format!("--user-token: {error}; it is the path of a file, or - for stdin"))?;
+    file.and_then(|file| file.take(MAX_TOKEN_BYTES).read_to_string(&mut text))
+        .map_err(|error| format!("--user-token: {error}; it is the path of a file, or - for stdin"))?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("--user-token: the file does not hold an access token".into());
@@ -222,21 +224,21 @@ fn outside(wishes: &Wishes) -> Wishes {
 }
 
 /// The parts that a service with this configuration has, as far as checks need them.
-fn context(config: Config, view: View, public: Option<Url>) -> Result<Context, String> {
+fn context(config: &Config, view: View, public: Option<Url>) -> Result<Context, String> {
     let settings = Settings {
         public,
-        ..Settings::of(&config)
+        ..Settings::of(config)
     };
-    let tls = Arc::new(Tls::new(config.skip_tls_verification, config.certificates));
+    let tls = Arc::new(Tls::new(config.skip_tls_verification, config.certificates.clone()));
     let dns = Arc::new(Dns::new(&config.dns_servers));
     let federation = Arc::new(Federation::new(
         federation::Settings {
             guard: Guard {
-                allowed_networks: config.allowed_networks,
+                allowed_networks: config.allowed_networks.clone(),
                 lab: config.skip_tls_verification,
             },
-            overrides: config.federation_overrides,
-            listed: config.full_access,
+            overrides: config.federation_overrides.clone(),
+            listed: config.full_access.clone(),
             also_listed: settings.servers.iter().chain(config.cs_api_overrides.keys()).cloned().collect(),
             proxies: Matcher::from_env(),
             connections_out: CONNECTIONS,
@@ -247,25 +249,24 @@ fn context(config: Config, view: View, public: Option<Url>) -> Result<Context, S
     ));
     let grants = Grants {
         can_update_own_metadata: config.can_update_own_metadata,
-        publish_sources: config.publish_sources,
+        publish_sources: config.publish_sources.clone(),
     };
     let minter = Minter::new(config.livekit.keys.signing(), config.jwt_ttl, grants);
     let minter = Arc::new(minter.map_err(|error| error.to_string())?);
     // From outside, the SFU's API is where clients find the SFU.
     let api = match view {
-        View::Inside => Some(config.livekit.api_base),
+        View::Inside => settings.livekit_api.clone(),
         View::Outside => super::sfu::base_of(&config.livekit.url),
     };
     let sfu = api.map(|api| Arc::new(Sfu::new(&api, config.max_participants, minter, tls.clone(), dns.clone())));
-    let homeservers = Arc::new(Homeservers::new(federation.clone(), config.cs_api_overrides));
+    let homeservers = Arc::new(Homeservers::new(federation.clone(), config.cs_api_overrides.clone()));
     let (own, store) = match view {
         View::Outside => (None, None),
         View::Inside => {
-            let own = config
-                .app_service
-                .map(|own| Arc::new(OwnHomeserver::new(homeservers, own.server_name, own.as_token)));
-            let store = match (config.delegated_leave.redis, config.delegated_leave.state_path) {
-                (Some(redis), _) => Some(Store::redis(redis, tls, dns)),
+            let own = config.app_service.as_ref();
+            let own = own.map(|own| Arc::new(OwnHomeserver::new(homeservers, own.server_name.clone(), own.as_token.clone())));
+            let store = match (&config.delegated_leave.redis, &config.delegated_leave.state_path) {
+                (Some(redis), _) => Some(Store::redis(redis.clone(), tls, dns)),
                 // A file belongs to one process, and would be made where there is none.
                 (None, Some(_)) => None,
                 (None, None) => Some(Store::memory()),

@@ -150,15 +150,12 @@ fn judge_file(url: &Url, reply: &Reply, example: &str, sink: &Sink<'_>) -> Optio
 
 /// Values of `Access-Control-Allow-Origin`, those in one line counted apart.
 pub(super) fn origins(headers: &HeaderMap) -> Vec<String> {
-    let values = headers.get_all(header::ACCESS_CONTROL_ALLOW_ORIGIN).into_iter();
-    values
-        .flat_map(|value| {
-            String::from_utf8_lossy(value.as_bytes())
-                .split(',')
-                .map(|one| one.trim().to_owned())
-                .collect::<Vec<_>>()
-        })
-        .collect()
+    let mut origins = Vec::new();
+    for value in headers.get_all(header::ACCESS_CONTROL_ALLOW_ORIGIN) {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        origins.extend(value.split(',').map(|one| one.trim().to_owned()));
+    }
+    origins
 }
 
 fn check_headers(headers: &HeaderMap, sink: &Sink<'_>) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use tokio::time::Instant;
 use url::Url;
 
@@ -44,6 +44,32 @@ enum Answerer {
     Other(u16, String),
 }
 
+impl Answerer {
+    /// Fault where it is not this service; `other` where all that is known is that somebody else answers.
+    const fn fault_or(&self, other: &'static Fault) -> &'static Fault {
+        match self {
+            Self::OursElsewhere => &fault::ROUTE_PREFIX,
+            Self::Gateway(_) => &fault::ROUTE_GATEWAY,
+            Self::Ours(_) | Self::NotFound | Self::Other(..) => other,
+        }
+    }
+}
+
+/// Answers of one route.
+struct Answer {
+    route: &'static str,
+    by: Answerer,
+    /// Values of `Access-Control-Allow-Origin` of the answer, and of that to the preflight.
+    posted: Vec<String>,
+    preflight: Vec<String>,
+}
+
+impl Answer {
+    const fn is_ours(&self) -> bool {
+        matches!(self.by, Answerer::Ours(_))
+    }
+}
+
 pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
     let ticket = run.secret.map(|secret| {
         let (key, now) = (TicketKey::derive(secret), unix_seconds());
@@ -52,55 +78,50 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
     let who = ticket.as_ref().map(|(ticket, _)| ticket.as_str());
     let mut answers = Vec::new();
     for route in ROUTES {
-        let posted = match ask(run, base, route, Method::POST, who, run.soon()).await {
-            Ok(posted) => posted,
+        let (by, posted) = match ask(run, base, route, Method::POST, who, run.soon()).await {
+            Ok(looked) => (answerer(&looked), origins(&looked.reply.headers)),
             Err(failure) => return cannot_be_asked(run, &failure, sink),
         };
         let preflight = match ask(run, base, route, Method::OPTIONS, None, run.soon()).await {
-            Ok(preflight) => preflight,
+            Ok(looked) => origins(&looked.reply.headers),
             Err(failure) => return cannot_be_asked(run, &failure, sink),
         };
-        answers.push((route, answerer(&posted), posted, preflight));
+        answers.push(Answer {
+            route,
+            by,
+            posted,
+            preflight,
+        });
     }
-    let is_ours = |answerer: &Answerer| matches!(answerer, Answerer::Ours(_));
-    let ours: Vec<_> = answers.iter().filter(|(_, answerer, ..)| is_ours(answerer)).collect();
+    let ours: Vec<_> = answers.iter().filter(|answer| answer.is_ours()).collect();
     if ours.is_empty() {
-        let Some((_, answerer, ..)) = answers.first() else { return };
-        let fault = match answerer {
-            Answerer::OursElsewhere => &fault::ROUTE_PREFIX,
-            Answerer::Gateway(_) => &fault::ROUTE_GATEWAY,
-            Answerer::Ours(_) | Answerer::NotFound | Answerer::Other(..) => &fault::ROUTE_OTHER,
-        };
-        let saw = format_args!("POST /get_token: {}", said(answerer));
-        return sink.fail_before(&REST, "routes", fault, &saw);
+        let Some(Answer { by, .. }) = answers.first() else { return };
+        let saw = format_args!("POST /get_token: {}", said(by));
+        return sink.fail_before(&REST, "routes", by.fault_or(&fault::ROUTE_OTHER), &saw);
     }
     let mut missing = false;
-    for (route, answerer, ..) in answers.iter().filter(|(_, answerer, ..)| !is_ours(answerer)) {
-        let fault = match answerer {
-            Answerer::OursElsewhere => &fault::ROUTE_PREFIX,
-            Answerer::Gateway(_) => &fault::ROUTE_GATEWAY,
-            Answerer::Ours(_) | Answerer::NotFound | Answerer::Other(..) => &fault::ROUTE_MISSING,
-        };
+    for Answer { route, by, .. } in answers.iter().filter(|answer| !answer.is_ours()) {
+        let fault = by.fault_or(&fault::ROUTE_MISSING);
         if *route == OF_APPS {
             let saw = format_args!(
                 "POST /{route}: {}; apps with LiveKit's SDKs need it, Element Call does not",
-                said(answerer)
+                said(by)
             );
             sink.warn("routes", fault, &saw);
         } else if !missing {
             // One cause, told once.
             let others: Vec<_> = answers
                 .iter()
-                .filter(|(route, answerer, ..)| *route != OF_APPS && !is_ours(answerer))
-                .map(|(route, ..)| format!("/{route}"))
+                .filter(|answer| answer.route != OF_APPS && !answer.is_ours())
+                .map(|answer| format!("/{}", answer.route))
                 .collect();
             missing = true;
-            let saw = format_args!("POST {}: {}", others.join(", "), said(answerer));
+            let saw = format_args!("POST {}: {}", others.join(", "), said(by));
             sink.fail("routes", fault, &saw);
         }
     }
-    let introduced = ours.iter().find_map(|(_, answerer, ..)| match answerer {
-        Answerer::Ours(introduced) => introduced.clone(),
+    let introduced = ours.iter().find_map(|answer| match &answer.by {
+        Answerer::Ours(introduced) => introduced.as_deref(),
         Answerer::OursElsewhere | Answerer::NotFound | Answerer::Gateway(_) | Answerer::Other(..) => None,
     });
     match (introduced, who) {
@@ -109,19 +130,13 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
             sink.fail("routes", &fault::ROUTE_INSTANCE, &saw);
         }
         (introduced, _) if !missing => {
-            let by = introduced.as_deref().unwrap_or(OURS);
+            let by = introduced.unwrap_or(OURS);
             let saw = format_args!("{} of {} arrive at this service ({by})", ours.len(), ROUTES.len());
             sink.ok("routes", &saw);
         }
         _ => {}
     }
-    check_cors(
-        &ours
-            .iter()
-            .map(|(route, _, posted, preflight)| (*route, posted, preflight))
-            .collect::<Vec<_>>(),
-        sink,
-    );
+    check_cors(&ours, sink);
     match &ticket {
         Some((_, key)) if run.wishes.slow => check_slow(run, base, key, sink).await,
         Some(_) | None => {}
@@ -196,20 +211,20 @@ fn said(answerer: &Answerer) -> String {
     }
 }
 
-fn check_cors(answers: &[(&str, &Looked, &Looked)], sink: &Sink<'_>) {
+fn check_cors(answers: &[&Answer], sink: &Sink<'_>) {
     let mut is_well = true;
     for fault in [&fault::ROUTE_CORS_MISSING, &fault::ROUTE_CORS_TWICE] {
         let mut wrong = Vec::new();
-        for (route, posted, preflight) in answers {
-            for (method, looked) in [("POST", posted), ("OPTIONS", preflight)] {
-                if fault_of(&looked.reply.headers).is_some_and(|found| found.id == fault.id) {
-                    wrong.push(format!("{method} /{route}"));
+        for answer in answers {
+            for (method, origins) in [("POST", &answer.posted), ("OPTIONS", &answer.preflight)] {
+                if fault_of(origins).is_some_and(|found| found.id == fault.id) {
+                    wrong.push(format!("{method} /{}", answer.route));
                 }
             }
         }
-        if let Some((_, posted, preflight)) = answers.first().filter(|_| !wrong.is_empty()) {
+        if let Some(first) = answers.first().filter(|_| !wrong.is_empty()) {
             is_well = false;
-            let values = [origins(&posted.reply.headers), origins(&preflight.reply.headers)].concat();
+            let values: Vec<_> = first.posted.iter().chain(&first.preflight).collect();
             let saw = format_args!("{}; the values are {values:?}", wrong.join(", "));
             sink.fail("cors", fault, &saw);
         }
@@ -219,8 +234,8 @@ fn check_cors(answers: &[(&str, &Looked, &Looked)], sink: &Sink<'_>) {
     }
 }
 
-fn fault_of(headers: &HeaderMap) -> Option<&'static Fault> {
-    match &origins(headers)[..] {
+fn fault_of(origins: &[String]) -> Option<&'static Fault> {
+    match origins {
         [one] if is_for_us(one) => None,
         [] | [_] => Some(&fault::ROUTE_CORS_MISSING),
         _ => Some(&fault::ROUTE_CORS_TWICE),
