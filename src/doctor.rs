@@ -6,7 +6,7 @@
 //!
 //! * pure: `fault.rs` all faults and remedies; `ticket.rs` who may ask; `gate.rs` how often; `media.rs` the SFU's words about media;
 //!   `paint.rs` how it is drawn
-//! * `check.rs` a finding and where it goes; `arrivals.rs` what arrives meanwhile; `socket.rs` a WebSocket
+//! * `check.rs` a finding and where it goes; `arrivals.rs` what arrives meanwhile; `socket.rs` a WebSocket, `signal.rs` what is said on it
 //! * a file for each group of checks: `sfu.rs`, `discovery.rs`, `routes.rs`, `homeserver.rs`, `application_service.rs`, `store.rs`,
 //!   `user.rs` (webhooks are tried with the SFU's room, in `sfu.rs`)
 //! * `command.rs` the command: `settings.rs` whose settings count, `ask.rs` finds the service and asks it
@@ -29,17 +29,22 @@ mod paint;
 mod routes;
 mod settings;
 mod sfu;
+mod signal;
 mod socket;
 mod store;
 mod ticket;
 mod user;
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
@@ -49,7 +54,7 @@ pub use check::{Group, Line, Verdict, View, WAITING};
 pub use command::run as command;
 pub use ticket::{TicketKey, Use, Wishes};
 
-use crate::access::{Homeservers as PolicyList, HostPattern};
+use crate::access::HostPattern;
 use crate::clock::unix_seconds;
 use crate::config::Config;
 use crate::driver::fleet::FleetReport;
@@ -132,21 +137,23 @@ impl Settings {
         if let Some(own) = own.filter(|own| !servers.contains(own)) {
             servers.insert(0, own.clone());
         }
-        let hosts = |list: &PolicyList<HostPattern>| list.entries().filter_map(HostPattern::host).collect::<Vec<_>>();
-        let lists = [
-            (
-                config.remote_can_publish.entries().cloned().collect(),
-                "LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS",
-            ),
-            (hosts(&config.allowed), "LIVEKIT_ALLOWED_HOMESERVERS"),
-            (hosts(&config.blocked), "LIVEKIT_BLOCKED_HOMESERVERS"),
-        ];
         let mut mentioned = Vec::new();
-        for (names, variable) in lists {
-            let others = names
-                .into_iter()
-                .filter(|name| !servers.iter().any(|server| server.host_key() == name.host_key()));
-            mentioned.extend(others.map(|name| (name, variable)));
+        let mut mention = |name: ServerName, variable| {
+            if !servers.iter().any(|server| server.host_key() == name.host_key()) {
+                mentioned.push((name, variable));
+            }
+        };
+        for name in config.remote_can_publish.entries() {
+            mention(name.clone(), "LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS");
+        }
+        let patterns = [
+            (&config.allowed, "LIVEKIT_ALLOWED_HOMESERVERS"),
+            (&config.blocked, "LIVEKIT_BLOCKED_HOMESERVERS"),
+        ];
+        for (list, variable) in patterns {
+            for name in list.entries().filter_map(HostPattern::host) {
+                mention(name, variable);
+            }
         }
         Self {
             livekit_url: config.livekit.url.clone(),
@@ -200,11 +207,11 @@ impl Doctor {
         &self.arrivals
     }
 
-    /// Starts a run for whoever has a ticket under `secret`; what it finds comes through the channel. Dropping that ends the run.
+    /// A run for whoever has a ticket under `secret`. Dropping it ends it.
     ///
     /// # Errors
     /// When the caller may not, or has to wait.
-    pub fn examine(&self, ticket: &str, secret: &Secret, is_loopback: bool) -> Result<mpsc::Receiver<Line>, Denied> {
+    pub fn examine(&self, ticket: &str, secret: &Secret, is_loopback: bool) -> Result<Findings, Denied> {
         let now = unix_seconds();
         let claims = TicketKey::derive(secret)
             .verify(ticket, Use::Run, now)
@@ -218,14 +225,11 @@ impl Doctor {
         let running = Running(self.gate.clone());
         let (lines, found) = mpsc::channel(WAITING);
         let (context, secret) = (self.context.clone(), secret.clone());
-        tokio::spawn(async move {
+        let run: Work<'_> = Box::pin(async move {
             let _running = running;
-            tokio::select! {
-                () = run(&context, &claims.wishes, Some(&secret), &lines) => {}
-                () = lines.closed() => {}
-            }
+            run(&context, &claims.wishes, Some(&secret), &lines).await;
         });
-        Ok(found)
+        Ok(Findings { run: Some(run), found })
     }
 
     /// Names this instance to whoever has a ticket for that question; waits first where the ticket is for a slow answer.
@@ -245,6 +249,23 @@ impl Doctor {
             env!("CARGO_PKG_VERSION"),
             self.instance
         ))
+    }
+}
+
+/// A run, and what it finds.
+pub struct Findings {
+    /// The run, until it is over.
+    run: Option<Work<'static>>,
+    found: mpsc::Receiver<Line>,
+}
+
+impl Findings {
+    /// Goes on with the run until there is a line of it; `None` at its end.
+    pub fn poll_next(&mut self, context: &mut task::Context<'_>) -> Poll<Option<Line>> {
+        if self.run.as_mut().is_some_and(|run| run.as_mut().poll(context).is_ready()) {
+            self.run = None;
+        }
+        self.found.poll_recv(context)
     }
 }
 
@@ -308,6 +329,9 @@ impl Run<'_> {
     }
 }
 
+/// Work that is made beside other work, of one type, so that what waits for it is compiled once.
+type Work<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
 /// Makes all checks that are wished for.
 pub async fn run(context: &Context, wishes: &Wishes, secret: Option<&Secret>, lines: &mpsc::Sender<Line>) {
     let time = if wishes.slow { SLOW_RUN_TIMEOUT } else { RUN_TIMEOUT };
@@ -321,53 +345,43 @@ pub async fn run(context: &Context, wishes: &Wishes, secret: Option<&Secret>, li
         began,
         ends,
     };
-    let sink = |group| Sink::new(lines, group, context.view).wanted(wishes.wants(group));
-    let sfu = async {
-        if wishes.wants(Group::Sfu) || wishes.wants(Group::Webhook) {
-            let (sfu, webhook) = (sink(Group::Sfu), sink(Group::Webhook));
-            within(&run, &[&sfu, &webhook], Box::pin(sfu::check(&run, &sfu, &webhook))).await;
-        }
-        end(&run, lines, &[Group::Sfu, Group::Webhook]).await;
-    };
-    let public = async {
-        let (discovery, routes) = (sink(Group::Discovery), sink(Group::Routes));
-        if wishes.wants(Group::Discovery) || wishes.wants(Group::Routes) {
-            within(&run, &[&discovery, &routes], Box::pin(discovery::check(&run, &discovery, &routes))).await;
-        }
-        end(&run, lines, &[Group::Discovery, Group::Routes]).await;
-    };
-    let homeservers = group(&run, lines, Group::Homeserver, async |sink| homeserver::check(&run, sink).await);
-    let app_service = group(&run, lines, Group::AppService, async |sink| {
-        application_service::check(&run, sink).await;
-    });
-    let store = group(&run, lines, Group::Store, async |sink| store::check(&run, sink).await);
-    let user = group(&run, lines, Group::User, async |sink| user::check(&run, sink).await);
-    tokio::join!(sfu, public, homeservers, app_service, store, user);
+    let run = &run;
+    let sinks = Group::ALL.map(|group| Sink::new(lines, group, context.view).wanted(wishes.wants(group)));
+    let [sfu, webhook, discovery, routes, homeserver, app_service, store, user] = &sinks;
+    side_by_side(vec![
+        group(run, &sinks[..2], Box::pin(sfu::check(run, sfu, webhook))),
+        group(run, &sinks[2..4], Box::pin(discovery::check(run, discovery, routes))),
+        group(run, &sinks[4..5], Box::pin(homeserver::check(run, homeserver))),
+        group(run, &sinks[5..6], Box::pin(application_service::check(run, app_service))),
+        group(run, &sinks[6..7], Box::pin(store::check(run, store))),
+        group(run, &sinks[7..], Box::pin(user::check(run, user))),
+    ])
+    .await;
     let _ = lines.send(Line::End { end: None }).await;
 }
 
-async fn group(run: &Run<'_>, lines: &mpsc::Sender<Line>, group: Group, check: impl AsyncFnOnce(&Sink<'_>)) {
-    if run.wishes.wants(group) {
-        let sink = Sink::new(lines, group, run.context.view);
-        within(run, &[&sink], Box::pin(check(&sink))).await;
-    }
-    end(run, lines, &[group]).await;
-}
-
-/// Makes checks within the time of the run, and says where they were not done with.
-async fn within(run: &Run<'_>, sinks: &[&Sink<'_>], checks: impl Future<Output = ()>) {
-    if timeout_at(run.ends, checks).await.is_err() {
-        for sink in sinks {
-            let saw = "the checks of this group were not done in time";
-            sink.warn("time", &fault::TOO_SLOW, saw);
+/// Makes the checks of some groups within the time of the run, says where they were not done with, and ends the groups.
+fn group<'a>(run: &'a Run<'_>, sinks: &'a [Sink<'a>], checks: Work<'a>) -> Work<'a> {
+    Box::pin(async move {
+        let wanted = || sinks.iter().filter(|sink| sink.is_wanted());
+        if wanted().next().is_some() && timeout_at(run.ends, checks).await.is_err() {
+            for sink in wanted() {
+                sink.warn("time", &fault::TOO_SLOW, &"the checks of this group were not done in time");
+            }
         }
-    }
+        for sink in wanted() {
+            sink.end().await;
+        }
+    })
 }
 
-async fn end(run: &Run<'_>, lines: &mpsc::Sender<Line>, groups: &[Group]) {
-    for group in groups.iter().filter(|group| run.wishes.wants(**group)) {
-        let _ = lines.send(Line::End { end: Some(*group) }).await;
-    }
+/// Makes all of `works` at once, until each has ended.
+async fn side_by_side(mut works: Vec<Work<'_>>) {
+    poll_fn(|context| {
+        works.retain_mut(|work| work.as_mut().poll(context).is_pending());
+        if works.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Kind of trouble on the way to somebody.
@@ -434,7 +448,23 @@ fn page(body: &[u8]) -> String {
     }
 }
 
+/// JSON that somebody else wrote; null where it is none.
+#[inline(never)]
+fn json_of(text: &[u8]) -> Value {
+    serde_json::from_slice(text).unwrap_or_default()
+}
+
+/// A JSON object of texts.
+fn texts(fields: &[(&str, &str)]) -> Value {
+    let mut object = Map::new();
+    for (name, text) in fields {
+        object.insert((*name).to_owned(), (*text).into());
+    }
+    object.into()
+}
+
 /// A name that nobody else has, for rooms and tickets.
+#[inline(never)]
 fn nonce() -> String {
     format!("{:016x}", rand::random::<u64>())
 }

@@ -48,6 +48,7 @@ pub use failure::Failure;
 pub use guard::{AddressDenied, Guard, Trust};
 pub use homeservers::Homeserver;
 pub use look::{Look, Looked, Upgrade};
+pub use pool::Switched;
 pub(crate) use rediscovery::{Next, Rediscovery};
 pub use route::Reply;
 

@@ -35,6 +35,7 @@
 //! telemetry.rs              which lines are written, escaping
 //!   line.rs                 a line as text or JSON, its time, names as hashes
 //!   writer.rs               the thread that writes: how long a line may be, how much waits, what is dropped
+//! runtime.rs                the one thread in which everything runs
 //! request_line.rs           one line for each request: its fields, its level, how many a second
 //! log_throttle.rs           how often the same thing is logged
 //! outcome.rs                the one vocabulary: how a request ended, on which route
@@ -163,7 +164,7 @@
 //!   routes.rs discovery.rs  checks: public routes, CORS; the well-known files and transports
 //!   homeserver.rs user.rs   checks: federation, OpenID, delayed events; a call as one user
 //!   application_service.rs  checks: registration, forwarding
-//!   sfu.rs media.rs socket.rs arrivals.rs
+//!   sfu.rs media.rs socket.rs signal.rs arrivals.rs
 //!                           checks: key, clock, WebSocket, candidates, UDP; webhooks that arrive
 //!   store.rs                checks: the store
 //! check.rs                  the page "Why does my call not work?": its rooms and when they end
@@ -194,7 +195,7 @@
 //! adapters   openid ; sfu ; homeserver ; store ; federation
 //! pure       presence ; delayed_leave ; fleet ; driver::core ; kick::{membership, shares, name} ; store::record ; sfu::{room_memory, refusal, webhook} ;
 //!            federation::guard ; admission (but its waiting)
-//! tools      config ; dns ; tls ; retry ; clock ; telemetry ; request_line ; connections ; limits ; log_throttle ; single_flight ; state
+//! tools      config ; dns ; tls ; retry ; clock ; telemetry ; runtime ; request_line ; connections ; limits ; log_throttle ; single_flight ; state
 //! values     outcome ; metrics ; wire ; token ; access ; identity ; server_name ; secret ; livekit ; delayed_event ; time ; backoff ; slab ; cache ; text
 //! ```
 #![forbid(unsafe_code)]
@@ -237,6 +238,7 @@ pub mod registration;
 mod reload;
 mod request_line;
 mod retry;
+pub mod runtime;
 pub mod secret;
 pub mod server;
 mod server_name;

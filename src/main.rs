@@ -8,8 +8,7 @@ use std::process::ExitCode;
 
 use lk_jwt_service::cli::{self, Command};
 use lk_jwt_service::config::{self, Config, ConfigErrors, LogFormat};
-use lk_jwt_service::{healthcheck, registration, run_doctor, server, telemetry};
-use tokio::runtime::{Builder, Runtime};
+use lk_jwt_service::{healthcheck, registration, run_doctor, runtime, server, telemetry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -49,13 +48,11 @@ fn serve(dev: bool) -> ExitCode {
     for warning in warnings {
         tracing::warn!(name: "configuration", "{warning}");
     }
-    // One thread serves some ten thousand requests a second, in half of the memory and two thirds of the CPU time that a
-    // pool of threads needs.
-    let runtime = match runtime() {
+    let runtime = match runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
     };
-    runtime.block_on(async {
+    let service = async {
         // Installed before anything else: as PID 1 a signal without a handler is lost.
         let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
             (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
@@ -70,7 +67,8 @@ fn serve(dev: bool) -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error, 1),
         }
-    })
+    };
+    runtime::block_on(&runtime, Box::pin(service))
 }
 
 /// Reads the files that the environment names again, each time that it is asked for. What cannot be read is told, and what was
@@ -91,11 +89,6 @@ async fn read_again(mut hangup: Signal, dev: bool, send: mpsc::Sender<Config>) {
             Err(error) => tracing::error!(name: "reload_failed", reason = error.to_string(), "the files cannot be read again (SIGHUP)"),
         }
     }
-}
-
-fn runtime() -> io::Result<Runtime> {
-    let mut builder = Builder::new_current_thread();
-    builder.enable_all().on_thread_park(telemetry::before_idle).build()
 }
 
 async fn any_of(terminate: &mut Signal, interrupt: &mut Signal) {

@@ -72,13 +72,12 @@ impl Arrivals {
 
     /// Waits until the SFU has told of `room`; false when it has not until `deadline`.
     pub async fn is_told_of(&self, room: &str, deadline: tokio::time::Instant) -> bool {
-        self.wait(deadline, |seen| seen.rooms.iter().any(|told| **told == *room)).await
+        self.wait(deadline, |seen| &seen.rooms, room).await
     }
 
     /// Waits until our homeserver has forwarded a request about `room_id`; false when it has not until `deadline`.
     pub async fn is_forwarded(&self, room_id: &str, deadline: tokio::time::Instant) -> bool {
-        self.wait(deadline, |seen| seen.forwarded.iter().any(|asked| **asked == *room_id))
-            .await
+        self.wait(deadline, |seen| &seen.forwarded, room_id).await
     }
 
     /// The last webhook since `since` that could not be used.
@@ -89,13 +88,13 @@ impl Arrivals {
         Some(astray.clone())
     }
 
-    async fn wait(&self, deadline: tokio::time::Instant, has: impl Fn(&Seen) -> bool) -> bool {
+    async fn wait(&self, deadline: tokio::time::Instant, kept: fn(&Seen) -> &VecDeque<Box<str>>, name: &str) -> bool {
         let waiting = async {
             loop {
                 let arrived = self.arrived.notified();
                 let mut arrived = std::pin::pin!(arrived);
                 arrived.as_mut().enable();
-                if has(&self.lock()) {
+                if kept(&self.lock()).iter().any(|seen| **seen == *name) {
                     return;
                 }
                 arrived.await;

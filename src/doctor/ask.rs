@@ -87,10 +87,8 @@ async fn ask_at(base: &str, secret: &Secret, wishes: &Wishes, tls: &Tls, lines: 
         buffer.extend_from_slice(&chunk);
         while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
             let line: Vec<_> = buffer.drain(..=end).collect();
-            let Ok(line) = serde_json::from_slice::<Line>(&line) else {
-                continue;
-            };
-            let is_last = line == Line::End { end: None };
+            let Some(line) = Line::read(&line) else { continue };
+            let is_last = matches!(line, Line::End { end: None });
             let _ = lines.send(line).await;
             if is_last {
                 return Asked::Made;

@@ -1,9 +1,13 @@
 //! Findings of checks, as they are sent, drawn and counted.
 
-use serde::{Deserialize, Serialize};
+use std::fmt::Display;
+
+use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::fault::Fault;
+use super::json_of;
 
 /// Checks that wait to be sent.
 pub const WAITING: usize = 1024;
@@ -11,7 +15,7 @@ pub const WAITING: usize = 1024;
 const MAX_SAW_BYTES: usize = 600;
 
 /// Groups of checks, in the order in which they are shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Group {
     /// The SFU and the way to it.
@@ -60,6 +64,12 @@ impl Group {
         }
     }
 
+    /// The group of that word.
+    #[must_use]
+    pub fn named(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|group| group.word() == word)
+    }
+
     /// Heading of the group.
     #[must_use]
     pub const fn title(self) -> &'static str {
@@ -77,7 +87,7 @@ impl Group {
 }
 
 /// Result of a check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Verdict {
     /// All is well.
     #[serde(rename = "ok")]
@@ -94,6 +104,9 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All results, from good to bad.
+    pub(super) const ALL: [Self; 4] = [Self::Ok, Self::Warn, Self::Fail, Self::Skip];
+
     /// Word for the result.
     #[must_use]
     pub const fn word(self) -> &'static str {
@@ -107,7 +120,7 @@ impl Verdict {
 }
 
 /// Place from which something was looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum View {
     /// The running service, or a process in its place: behind the same NAT as the SFU, perhaps.
@@ -117,7 +130,7 @@ pub enum View {
 }
 
 /// A check that was made, or left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// Name of the check.
     pub check: String,
@@ -128,29 +141,29 @@ pub struct Check {
     /// Place from which it was looked at.
     pub view: View,
     /// Server or route that it is about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub about: Option<String>,
     /// Result of the check.
     pub result: Verdict,
     /// Name of the fault, or reason, for which it was left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub because: Option<String>,
     /// Observation, in words.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub saw: String,
     /// Consequence of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub means: Option<String>,
     /// Remedy for the operator.
-    #[serde(default, rename = "do", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "do", skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
     /// Text to paste.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub snippet: Option<String>,
 }
 
 /// Line of the service's answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Line {
     /// A check that was made.
@@ -162,7 +175,37 @@ pub enum Line {
     },
 }
 
-/// Where the checks of one group go.
+impl Line {
+    /// Reads a line as it was sent. By hand: the derived reader is ten times as large.
+    #[must_use]
+    pub fn read(line: &[u8]) -> Option<Self> {
+        let line = json_of(line);
+        let text = |name: &str| line.get(name).and_then(Value::as_str);
+        let owned = |name: &str| text(name).map(str::to_owned);
+        if let Some(end) = line.get("end") {
+            let end = end.as_str().map(|word| Group::named(word).ok_or(()));
+            return Some(Self::End {
+                end: end.transpose().ok()?,
+            });
+        }
+        let result = text("result")?;
+        Some(Self::Check(Box::new(Check {
+            check: owned("check")?,
+            id: owned("id")?,
+            group: Group::named(text("group")?)?,
+            view: if text("view")? == "outside" { View::Outside } else { View::Inside },
+            about: owned("about"),
+            result: Verdict::ALL.into_iter().find(|verdict| verdict.word() == result)?,
+            because: owned("because"),
+            saw: owned("saw").unwrap_or_default(),
+            means: owned("means"),
+            remedy: owned("do"),
+            snippet: owned("snippet"),
+        })))
+    }
+}
+
+/// Where the checks of one group go. What tells of them is called in so many places that it would be larger inlined.
 #[derive(Clone)]
 pub(super) struct Sink<'a> {
     lines: &'a mpsc::Sender<Line>,
@@ -191,6 +234,17 @@ impl<'a> Sink<'a> {
         Self { is_wanted, ..self }
     }
 
+    /// Whether anybody wants what goes here.
+    #[must_use]
+    pub(super) const fn is_wanted(&self) -> bool {
+        self.is_wanted
+    }
+
+    /// Tells that the group has ended.
+    pub(super) async fn end(&self) {
+        let _ = self.lines.send(Line::End { end: Some(self.group) }).await;
+    }
+
     /// Makes a sink for what is about `name`.
     #[must_use]
     pub(super) const fn about(&self, name: &'a str) -> Self {
@@ -210,63 +264,66 @@ impl<'a> Sink<'a> {
     }
 
     /// Tells that a check found all well.
-    pub(super) fn ok(&self, check: &'static str, saw: impl Into<String>) {
-        let check = self.check(check, check, Verdict::Ok, saw.into());
-        self.send(check);
+    #[inline(never)]
+    pub(super) fn ok(&self, check: &'static str, saw: &dyn Display) {
+        self.tell(check, Verdict::Ok, None, saw, None);
     }
 
     /// Tells that something is broken.
-    pub(super) fn fail(&self, check: &'static str, fault: &Fault, saw: impl Into<String>) {
-        self.fault(Verdict::Fail, check, fault, saw, None);
+    #[inline(never)]
+    pub(super) fn fail(&self, check: &'static str, fault: &Fault, saw: &dyn Display) {
+        self.tell(check, Verdict::Fail, Some(fault), saw, None);
+    }
+
+    /// Tells that something is broken, and that the checks `rest` were left out because of it.
+    #[inline(never)]
+    pub(super) fn fail_before(&self, rest: &[&'static str], check: &'static str, fault: &Fault, saw: &dyn Display) {
+        self.fail(check, fault, saw);
+        self.skip(rest, fault.id);
     }
 
     /// Tells that something may be wrong.
-    pub(super) fn warn(&self, check: &'static str, fault: &Fault, saw: impl Into<String>) {
-        self.fault(Verdict::Warn, check, fault, saw, None);
+    #[inline(never)]
+    pub(super) fn warn(&self, check: &'static str, fault: &Fault, saw: &dyn Display) {
+        self.tell(check, Verdict::Warn, Some(fault), saw, None);
     }
 
     /// Tells of a fault, with a text to paste.
-    pub(super) fn fault(&self, verdict: Verdict, check: &'static str, fault: &Fault, saw: impl Into<String>, snippet: Option<String>) {
-        let check = Check {
-            means: Some(fault.means.to_owned()),
-            remedy: Some(fault.remedy.to_owned()),
-            snippet: snippet.or_else(|| fault.snippet.map(str::to_owned)),
-            ..self.check(check, fault.id, verdict, saw.into())
-        };
-        self.send(check);
+    #[inline(never)]
+    pub(super) fn fault(&self, verdict: Verdict, check: &'static str, fault: &Fault, saw: &dyn Display, snippet: Option<&str>) {
+        self.tell(check, verdict, Some(fault), saw, snippet);
     }
 
     /// Tells that checks were left out, because of what else was found, or for another reason.
     pub(super) fn skip(&self, checks: &[&'static str], because: &str) {
         for check in checks {
-            let check = Check {
-                because: Some(because.to_owned()),
-                ..self.check(check, check, Verdict::Skip, String::new())
-            };
-            self.send(check);
+            self.tell(check, Verdict::Skip, None, &because, None);
         }
     }
 
-    fn check(&self, check: &str, id: &str, result: Verdict, saw: String) -> Check {
-        Check {
+    /// Sends a finding. Of a check that was left out, `text` is the reason.
+    fn tell(&self, check: &str, result: Verdict, fault: Option<&Fault>, text: &dyn Display, snippet: Option<&str>) {
+        if !self.is_wanted {
+            return;
+        }
+        let text = text.to_string();
+        let (because, saw) = match result {
+            Verdict::Skip => (Some(text), String::new()),
+            Verdict::Ok | Verdict::Warn | Verdict::Fail => (None, shown(&text)),
+        };
+        let check = Check {
             check: check.to_owned(),
-            id: id.to_owned(),
+            id: fault.map_or(check, |fault| fault.id).to_owned(),
             group: self.group,
             view: self.view,
             about: self.about.map(str::to_owned),
             result,
-            because: None,
-            saw: shown(&saw),
-            means: None,
-            remedy: None,
-            snippet: None,
-        }
-    }
-
-    fn send(&self, check: Check) {
-        if !self.is_wanted {
-            return;
-        }
+            because,
+            saw,
+            means: fault.map(|fault| fault.means.to_owned()),
+            remedy: fault.map(|fault| fault.remedy.to_owned()),
+            snippet: snippet.or_else(|| fault?.snippet).map(str::to_owned),
+        };
         // Where nobody listens any more, the run ends; there is room for more checks than a run has.
         let _ = self.lines.try_send(Line::Check(Box::new(check)));
     }
@@ -309,14 +366,14 @@ mod tests {
     async fn a_line_is_read_again_as_it_was_sent() {
         let (lines, mut sent) = mpsc::channel(WAITING);
         let sink = Sink::new(&lines, Group::Sfu, View::Inside);
-        sink.ok("a", "well\u{1b}[2J, eyJhbGciOiJ.eyJpc3M.x-_y, and so on");
+        sink.ok("a", &"well\u{1b}[2J, eyJhbGciOiJ.eyJpc3M.x-_y, and so on");
         sink.about("example.com").skip(&["b"], "sfu-key");
-        sink.warn("c", &fault::SFU_CLOCK, "x".repeat(2000));
-        sink.fail("c", &fault::SFU_CLOCK, "bad");
+        sink.warn("c", &fault::SFU_CLOCK, &"x".repeat(2000));
+        sink.fail("c", &fault::SFU_CLOCK, &"bad");
         let mut seen = Vec::new();
         while let Ok(line) = sent.try_recv() {
             let text = serde_json::to_string(&line).unwrap();
-            assert_eq!(serde_json::from_str::<Line>(&text).unwrap(), line, "{text}");
+            assert_eq!(Line::read(text.as_bytes()), Some(line.clone()), "{text}");
             let Line::Check(check) = line else { panic!("{text}") };
             assert!(check.check != "a" || check.saw == "well [2J, [token], and so on", "{text}");
             seen.push((check.id, check.result, check.because, check.saw.len() < 700));

@@ -2,8 +2,11 @@
 
 mod link;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -16,13 +19,15 @@ use super::check::{Check, Group, Line, Verdict, View, WAITING};
 use super::paint::{self, Pseudonyms};
 use super::settings::Environment;
 use super::ticket::{MAX_SERVERS, Wishes};
-use super::{Context, Settings, run as make};
+use super::{Context, Settings, run as make, side_by_side};
 use crate::access::Homeservers as PolicyList;
 use crate::cli::DoctorOptions;
 use crate::config::{self, Config};
 use crate::dns::Dns;
 use crate::federation::{self, Federation, Guard};
 use crate::homeserver::{Homeservers, OwnHomeserver};
+use crate::runtime;
+use crate::secret::Secret;
 use crate::server_name::ServerName;
 use crate::sfu::Sfu;
 use crate::store::Store;
@@ -37,27 +42,28 @@ const CONNECTIONS: u32 = 64;
 
 /// Makes the run that `options` ask for. The exit code is 0, or 1 where something is broken, or 2 where nothing could be said.
 pub fn run(options: &DoctorOptions) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = match runtime {
+    let work = async {
+        let outcome = if options.link {
+            link::print(options).await.map(|()| true)
+        } else {
+            examine(options).await
+        };
+        outcome.map_or_else(|why| fail(&why), |is_well| ExitCode::from(u8::from(!is_well)))
+    };
+    match runtime::new() {
         Ok(runtime) => {
-            let outcome = if options.link {
-                runtime.block_on(link::print(options)).map(|()| true)
-            } else {
-                runtime.block_on(examine(options))
-            };
+            let code = runtime::block_on(&runtime, Box::pin(work));
             // A look-up that hangs keeps nobody waiting.
             runtime.shutdown_background();
-            outcome
+            code
         }
-        Err(error) => Err(error.to_string()),
-    };
-    match outcome {
-        Ok(is_well) => ExitCode::from(u8::from(!is_well)),
-        Err(why) => {
-            say(&format!("lk-jwt-service doctor: {why}"));
-            ExitCode::from(2)
-        }
+        Err(error) => fail(&error),
     }
+}
+
+fn fail(why: &dyn Display) -> ExitCode {
+    say(&format!("lk-jwt-service doctor: {why}"));
+    ExitCode::from(2)
 }
 
 /// Whether all is well; in words where nothing could be found out.
@@ -75,10 +81,9 @@ async fn examine(options: &DoctorOptions) -> Result<bool, String> {
         None
     };
     let mut out = Output::new(options, &wishes, config.as_ref(), public.as_ref());
-    match (config, public) {
+    let (context, secret) = match (config, public) {
         (Some(config), public) => {
             let secret = config.livekit.keys.signing().secret.clone();
-            let tls = Tls::new(config.skip_tls_verification, config.certificates.clone());
             let bases = match &public {
                 Some(url) => vec![url.as_str().to_owned()],
                 None => here(&environment)?,
@@ -86,41 +91,46 @@ async fn examine(options: &DoctorOptions) -> Result<bool, String> {
             if wishes.user_token.is_some() && !bases.iter().all(|base| Url::parse(base).is_ok_and(|url| may_carry_tokens(&url))) {
                 return Err("--user-token goes over https or to this machine only: name the service by --url https://...".into());
             }
-            let asked = with_output(&mut out, |lines| {
-                let (bases, secret, wishes) = (&bases, &secret, &wishes);
-                async move { ask(bases, secret, wishes, &tls, &lines).await }
-            })
-            .await;
-            match asked {
+            match ask_service(&config, &bases, &secret, &wishes, &mut out).await {
                 Asked::Made => out.made_by = "service",
                 Asked::OtherSecret => {
                     return Err("the service runs with another secret than the one read here: reload it (SIGHUP), or restart it".into());
                 }
                 Asked::Later(seconds) => return Err(format!("one run at a time, six a minute: try again in {seconds} s")),
-                Asked::Nobody(why) => out.note(format!(
+                Asked::Nobody(why) => out.note(&format!(
                     "the service does not answer ({why}): this process makes the checks by itself"
                 )),
             }
-            if out.made_by != "service" || public.is_some() {
-                let view = if public.is_some() { View::Outside } else { View::Inside };
-                let context = context(config, view, public)?;
-                let wishes = if view == View::Outside { outside(&wishes) } else { wishes.clone() };
-                with_output(
-                    &mut out,
-                    |lines| async move { make(&context, &wishes, Some(&secret), &lines).await },
-                )
-                .await;
+            if out.made_by == "service" && public.is_none() {
+                return out.finish(options.strict);
             }
+            let view = if public.is_some() { View::Outside } else { View::Inside };
+            (context(&config, view, public)?, Some(secret))
         }
         (None, Some(public)) => {
-            out.note("no secret is known here: what is public is looked at, and nothing else".to_owned());
-            let context = stranger(&environment, &wishes, public);
-            let wishes = outside(&wishes);
-            with_output(&mut out, |lines| async move { make(&context, &wishes, None, &lines).await }).await;
+            out.note("no secret is known here: what is public is looked at, and nothing else");
+            (stranger(&environment, &wishes, public), None)
         }
         (None, None) => return Err("there are no settings, and no --url".into()),
-    }
+    };
+    let wishes = if context.view == View::Outside { outside(&wishes) } else { wishes };
+    let (lines, found) = mpsc::channel(WAITING);
+    let made = Box::pin(async move { make(&context, &wishes, secret.as_ref(), &lines).await });
+    side_by_side(vec![made, Box::pin(out.take_all(found))]).await;
     out.finish(options.strict)
+}
+
+/// Has the service make the checks.
+async fn ask_service(config: &Config, bases: &[String], secret: &Secret, wishes: &Wishes, out: &mut Output) -> Asked {
+    let tls = Tls::new(config.skip_tls_verification, config.certificates.clone());
+    let (lines, found) = mpsc::channel(WAITING);
+    let mut asked = Asked::Nobody(String::new());
+    let asking = Box::pin(async {
+        asked = ask(bases, secret, wishes, &tls, &lines).await;
+        drop(lines);
+    });
+    side_by_side(vec![asking, Box::pin(out.take_all(found))]).await;
+    asked
 }
 
 fn environment(options: &DoctorOptions) -> Result<Environment, String> {
@@ -141,9 +151,8 @@ fn config(environment: &Environment, dev: bool) -> Result<Config, String> {
 fn wishes(options: &DoctorOptions) -> Result<Wishes, String> {
     let mut only = Vec::new();
     for word in &options.only {
-        let group = Group::ALL.into_iter().find(|group| group.word() == word);
-        let words: Vec<_> = Group::ALL.iter().map(|group| group.word()).collect();
-        only.push(group.ok_or_else(|| format!("--only {word}: the groups are {}", words.join(", ")))?);
+        let words = || Group::ALL.map(Group::word).join(", ");
+        only.push(Group::named(word).ok_or_else(|| format!("--only {word}: the groups are {}", words()))?);
     }
     if let Some(name) = options.servers.iter().find(|name| ServerName::parse(name).is_err()) {
         return Err(format!("--server {name}: that is not the name of a homeserver"));
@@ -164,12 +173,13 @@ fn wishes(options: &DoctorOptions) -> Result<Wishes, String> {
 /// Reads an access token; never from the command line, which everybody on the machine sees.
 fn read_token(path: &str) -> Result<String, String> {
     let mut text = String::new();
-    let read = if path == "-" {
-        io::stdin().take(MAX_TOKEN_BYTES).read_to_string(&mut text)
-    } else {
-        fs::File::open(path).and_then(|file| file.take(MAX_TOKEN_BYTES).read_to_string(&mut text))
+    let file = match path {
+        // As a file: there is one kind of reader then.
+        "-" => io::stdin().as_fd().try_clone_to_owned().map(fs::File::from),
+        _ => fs::File::open(path),
     };
-    read.map_err(|error| format!("--user-token: {error}; it is the path of a file, or - for stdin"))?;
+    file.and_then(|file| file.take(MAX_TOKEN_BYTES).read_to_string(&mut text))
+        .map_err(|error| format!("--user-token: {error}; it is the path of a file, or - for stdin"))?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("--user-token: the file does not hold an access token".into());
@@ -214,21 +224,21 @@ fn outside(wishes: &Wishes) -> Wishes {
 }
 
 /// The parts that a service with this configuration has, as far as checks need them.
-fn context(config: Config, view: View, public: Option<Url>) -> Result<Context, String> {
+fn context(config: &Config, view: View, public: Option<Url>) -> Result<Context, String> {
     let settings = Settings {
         public,
-        ..Settings::of(&config)
+        ..Settings::of(config)
     };
-    let tls = Arc::new(Tls::new(config.skip_tls_verification, config.certificates));
+    let tls = Arc::new(Tls::new(config.skip_tls_verification, config.certificates.clone()));
     let dns = Arc::new(Dns::new(&config.dns_servers));
     let federation = Arc::new(Federation::new(
         federation::Settings {
             guard: Guard {
-                allowed_networks: config.allowed_networks,
+                allowed_networks: config.allowed_networks.clone(),
                 lab: config.skip_tls_verification,
             },
-            overrides: config.federation_overrides,
-            listed: config.full_access,
+            overrides: config.federation_overrides.clone(),
+            listed: config.full_access.clone(),
             also_listed: settings.servers.iter().chain(config.cs_api_overrides.keys()).cloned().collect(),
             proxies: Matcher::from_env(),
             connections_out: CONNECTIONS,
@@ -239,25 +249,24 @@ fn context(config: Config, view: View, public: Option<Url>) -> Result<Context, S
     ));
     let grants = Grants {
         can_update_own_metadata: config.can_update_own_metadata,
-        publish_sources: config.publish_sources,
+        publish_sources: config.publish_sources.clone(),
     };
     let minter = Minter::new(config.livekit.keys.signing(), config.jwt_ttl, grants);
     let minter = Arc::new(minter.map_err(|error| error.to_string())?);
     // From outside, the SFU's API is where clients find the SFU.
     let api = match view {
-        View::Inside => Some(config.livekit.api_base),
+        View::Inside => settings.livekit_api.clone(),
         View::Outside => super::sfu::base_of(&config.livekit.url),
     };
     let sfu = api.map(|api| Arc::new(Sfu::new(&api, config.max_participants, minter, tls.clone(), dns.clone())));
-    let homeservers = Arc::new(Homeservers::new(federation.clone(), config.cs_api_overrides));
+    let homeservers = Arc::new(Homeservers::new(federation.clone(), config.cs_api_overrides.clone()));
     let (own, store) = match view {
         View::Outside => (None, None),
         View::Inside => {
-            let own = config
-                .app_service
-                .map(|own| Arc::new(OwnHomeserver::new(homeservers, own.server_name, own.as_token)));
-            let store = match (config.delegated_leave.redis, config.delegated_leave.state_path) {
-                (Some(redis), _) => Some(Store::redis(redis, tls, dns)),
+            let own = config.app_service.as_ref();
+            let own = own.map(|own| Arc::new(OwnHomeserver::new(homeservers, own.server_name.clone(), own.as_token.clone())));
+            let store = match (&config.delegated_leave.redis, &config.delegated_leave.state_path) {
+                (Some(redis), _) => Some(Store::redis(redis.clone(), tls, dns)),
                 // A file belongs to one process, and would be made where there is none.
                 (None, Some(_)) => None,
                 (None, None) => Some(Store::memory()),
@@ -285,9 +294,9 @@ fn stranger(environment: &Environment, wishes: &Wishes, public: Url) -> Context 
     let federation = Federation::new(
         federation::Settings {
             guard: Guard::default(),
-            overrides: std::collections::BTreeMap::new(),
-            listed: PolicyList::Listed(servers.iter().cloned().collect()),
-            also_listed: Vec::new(),
+            overrides: BTreeMap::new(),
+            listed: PolicyList::Listed(BTreeSet::new()),
+            also_listed: servers.clone(),
             proxies: Matcher::from_env(),
             connections_out: CONNECTIONS,
             remember: Box::new(|_, _| {}),
@@ -313,19 +322,6 @@ fn stranger(environment: &Environment, wishes: &Wishes, public: Url) -> Context 
     }
 }
 
-/// Runs `work` and takes in what it finds.
-async fn with_output<T, F: Future<Output = T>>(out: &mut Output, work: impl FnOnce(mpsc::Sender<Line>) -> F) -> T {
-    let (lines, mut found) = mpsc::channel(WAITING);
-    let work = work(lines);
-    let drawing = async {
-        while let Some(line) = found.recv().await {
-            out.take(line);
-        }
-    };
-    let (done, ()) = tokio::join!(work, drawing);
-    done
-}
-
 /// Findings of a run, and how they are shown.
 struct Output {
     json: bool,
@@ -335,7 +331,7 @@ struct Output {
     notes: Vec<String>,
     pseudonyms: Option<Pseudonyms>,
     wanted: Vec<Group>,
-    /// Checks of groups that are not drawn yet.
+    /// Checks of groups that are not drawn yet, by group.
     waiting: Vec<Check>,
     ended: Vec<Group>,
     drawn: Vec<Check>,
@@ -345,10 +341,8 @@ impl Output {
     fn new(options: &DoctorOptions, wishes: &Wishes, config: Option<&Config>, public: Option<&Url>) -> Self {
         let is_terminal = io::stdout().is_terminal();
         let colour = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let names = config
-            .into_iter()
-            .flat_map(names_in)
-            .chain(public.and_then(Url::host_str).map(str::to_owned));
+        let mut names = config.map(names_in).unwrap_or_default();
+        names.extend(public.and_then(Url::host_str).map(str::to_owned));
         Self {
             json: options.json,
             colour,
@@ -363,15 +357,22 @@ impl Output {
         }
     }
 
-    fn note(&mut self, note: String) {
+    fn note(&mut self, note: &str) {
         let note = match &mut self.pseudonyms {
-            Some(pseudonyms) => pseudonyms.text(&note),
-            None => note,
+            Some(pseudonyms) => pseudonyms.text(note),
+            None => note.to_owned(),
         };
         if !self.json {
             say(&note);
         }
         self.notes.push(note);
+    }
+
+    /// Takes in what is found, until nothing more comes.
+    async fn take_all(&mut self, mut found: mpsc::Receiver<Line>) {
+        while let Some(line) = found.recv().await {
+            self.take(line);
+        }
     }
 
     fn take(&mut self, line: Line) {
@@ -380,7 +381,8 @@ impl Output {
                 if let Some(pseudonyms) = &mut self.pseudonyms {
                     pseudonyms.hide(&mut check);
                 }
-                self.waiting.push(*check);
+                let at = self.waiting.partition_point(|other| other.group <= check.group);
+                self.waiting.insert(at, *check);
                 if self.progress {
                     let done = self.drawn.len() + self.waiting.len();
                     write(&format!("\r{done} checks made …\u{1b}[K"));
@@ -403,11 +405,8 @@ impl Output {
             if !all && !self.ended.contains(&group) {
                 return;
             }
-            let (of_group, others) = std::mem::take(&mut self.waiting)
-                .into_iter()
-                .partition(|check| check.group == group);
-            self.waiting = others;
-            let of_group: Vec<Check> = of_group;
+            let others = self.waiting.split_off(self.waiting.partition_point(|check| check.group <= group));
+            let of_group = std::mem::replace(&mut self.waiting, others);
             if !self.json && !of_group.is_empty() {
                 let erase = if self.progress { "\r\u{1b}[K" } else { "" };
                 write(&format!("{erase}{}", paint::group(group, &of_group, self.colour)));
@@ -436,26 +435,19 @@ impl Output {
 /// Hosts of the configuration, which may look like ordinary words.
 fn names_in(config: &Config) -> Vec<String> {
     let settings = Settings::of(config);
-    let urls = settings
-        .client_apis
-        .values()
-        .chain(&settings.livekit_api)
-        .chain(config.federation_overrides.values());
-    let hosts = urls.filter_map(Url::host_str).map(str::to_owned);
-    let livekit = Url::parse(&settings.livekit_url)
-        .ok()
-        .and_then(|url| url.host_str().map(str::to_owned));
-    let redis = config
-        .delegated_leave
-        .redis
-        .as_ref()
-        .and_then(|redis| redis.url.host_str().map(str::to_owned));
-    let servers = settings
-        .servers
-        .iter()
-        .chain(settings.mentioned.iter().map(|(name, _)| name))
-        .map(|name| name.as_str().to_owned());
-    hosts.chain(livekit).chain(redis).chain(servers).collect()
+    let livekit = Url::parse(&settings.livekit_url).ok();
+    let redis = config.delegated_leave.redis.as_ref().map(|redis| &redis.url);
+    let mut names = Vec::new();
+    let mut add = |url: &Url| names.extend(url.host_str().map(str::to_owned));
+    settings.client_apis.values().for_each(&mut add);
+    config.federation_overrides.values().for_each(&mut add);
+    [settings.livekit_api.as_ref(), livekit.as_ref(), redis]
+        .into_iter()
+        .flatten()
+        .for_each(add);
+    names.extend(settings.servers.iter().map(ToString::to_string));
+    names.extend(settings.mentioned.iter().map(|(name, _)| name.to_string()));
+    names
 }
 
 fn write(text: &str) {

@@ -1,14 +1,16 @@
 //! How clients find this service: the well-known file of each homeserver with full access, and the homeserver's transports.
 
+use std::fmt::Display;
+
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use serde_json::{Value, json};
+use serde_json::Value;
 use url::Url;
 
 use super::check::{Sink, Verdict};
 use super::fault::{self, Fault};
 use super::ticket::MAX_SERVERS;
-use super::{AT_ONCE, MAX_BODY_BYTES, Run, Trouble, page, routes, words};
-use crate::federation::{Failure, Look};
+use super::{AT_ONCE, MAX_BODY_BYTES, Run, Trouble, Work, json_of, page, routes, side_by_side, texts, words};
+use crate::federation::{Failure, Look, Reply};
 use crate::homeserver::OwnError;
 use crate::server_name::ServerName;
 
@@ -18,6 +20,9 @@ const MAX_REDIRECTS: usize = 5;
 const FOCI: &str = "org.matrix.msc4143.rtc_foci";
 /// Where a browser with Element Call is.
 pub(super) const ORIGIN: HeaderValue = HeaderValue::from_static("https://call.element.io");
+
+/// Kind of what clients send.
+pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 const FILE: [&str; 2] = ["well-known", "entry"];
 
@@ -32,16 +37,11 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>, routes_sink: &Sink<'_>
     }
     for some in servers.chunks(AT_ONCE).take(MAX_SERVERS / AT_ONCE) {
         let mut urls = [const { None }; AT_ONCE];
-        let mut each = some.iter().zip(&mut urls);
-        let mut next = || {
-            let one = each.next();
-            async {
-                if let Some((server, url)) = one {
-                    *url = Box::pin(check_server(run, server, sink)).await;
-                }
-            }
-        };
-        tokio::join!(next(), next(), next(), next());
+        let checks = some.iter().zip(&mut urls).map(|(server, url)| {
+            let sink = sink.about(server.as_str());
+            Box::pin(async move { *url = check_server(run, server, &sink).await }) as Work<'_>
+        });
+        side_by_side(checks.collect()).await;
         for url in urls.into_iter().flatten() {
             if !found.contains(&url) {
                 found.push(url);
@@ -66,10 +66,9 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>, routes_sink: &Sink<'_>
 
 /// Address of this service that the file of `server` names, where it can be asked.
 async fn check_server(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -> Option<Url> {
-    let sink = sink.about(server.as_str());
-    let url = check_file(run, server, &sink).await;
+    let url = check_file(run, server, sink).await;
     if run.wishes.wants(super::Group::Discovery) {
-        check_transports(run, server, url.as_ref(), &sink).await;
+        check_transports(run, server, url.as_ref(), sink).await;
     }
     url.filter(|url| matches!(url.scheme(), "https" | "http"))
 }
@@ -94,7 +93,7 @@ async fn check_file(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -> Opti
             Ok(looked) => looked,
             Err(failure) => {
                 let (verdict, fault) = unreachable(run, &failure);
-                sink.fault(verdict, "well-known", fault, words(&failure), None);
+                sink.fault(verdict, "well-known", fault, &words(&failure), None);
                 sink.skip(&["entry"], fault.id);
                 return None;
             }
@@ -107,53 +106,56 @@ async fn check_file(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -> Opti
         hops += 1;
         hides |= origins(&looked.reply.headers).is_empty();
         if hops > MAX_REDIRECTS || next.scheme() != "https" {
-            let saw = format!("it redirects to {next}, and so on: to no file over https");
-            sink.fail("well-known", &fault::WELL_KNOWN_REDIRECT, saw);
-            sink.skip(&["entry"], fault::WELL_KNOWN_REDIRECT.id);
+            let saw = format_args!("it redirects to {next}, and so on: to no file over https");
+            sink.fail_before(&["entry"], "well-known", &fault::WELL_KNOWN_REDIRECT, &saw);
             return None;
         }
         url = next;
     };
-    let (status, headers, body) = (looked.reply.status, &looked.reply.headers, &looked.reply.body);
     if hops > 0 {
         let verdict = if hides { Verdict::Fail } else { Verdict::Warn };
         let cors = if hides { ", and the redirect has no CORS header" } else { "" };
-        let saw = format!("it redirects to {url}{cors}");
-        sink.fault(verdict, "redirect", &fault::WELL_KNOWN_REDIRECT, saw, None);
+        let saw = format_args!("it redirects to {url}{cors}");
+        sink.fault(verdict, "redirect", &fault::WELL_KNOWN_REDIRECT, &saw, None);
     }
-    let snippet = Some(example(run, server));
-    if status != StatusCode::OK {
-        let fault = if status == StatusCode::NOT_FOUND {
-            &fault::WELL_KNOWN_MISSING
-        } else {
-            &fault::WELL_KNOWN_STATUS
-        };
-        let saw = format!("{url} is answered with {}: {}", status.as_u16(), page(body));
-        sink.fault(Verdict::Fail, "well-known", fault, saw, snippet);
-        sink.skip(&["entry"], fault.id);
-        return None;
-    }
-    let Ok(Value::Object(file)) = serde_json::from_slice::<Value>(body) else {
-        let saw = format!("{url} is no JSON object: {}", page(body));
-        sink.fault(Verdict::Fail, "well-known", &fault::WELL_KNOWN_NOT_JSON, saw, snippet);
-        sink.skip(&["entry"], fault::WELL_KNOWN_NOT_JSON.id);
-        return None;
+    judge_file(&url, &looked.reply, &example(run, server), sink)
+}
+
+/// Judges the file that `url` led to. Address of this service that it names.
+fn judge_file(url: &Url, reply: &Reply, example: &str, sink: &Sink<'_>) -> Option<Url> {
+    let page = page(&reply.body);
+    let fault = match reply.status {
+        StatusCode::OK => {
+            if let Value::Object(file) = json_of(&reply.body) {
+                check_headers(&reply.headers, sink);
+                return check_entry(file.get(FOCI), example, sink);
+            }
+            let saw = format_args!("{url} is no JSON object: {page}");
+            sink.fault(Verdict::Fail, "well-known", &fault::WELL_KNOWN_NOT_JSON, &saw, Some(example));
+            &fault::WELL_KNOWN_NOT_JSON
+        }
+        status => {
+            let fault = match status {
+                StatusCode::NOT_FOUND => &fault::WELL_KNOWN_MISSING,
+                _ => &fault::WELL_KNOWN_STATUS,
+            };
+            let saw = format_args!("{url} is answered with {}: {page}", status.as_u16());
+            sink.fault(Verdict::Fail, "well-known", fault, &saw, Some(example));
+            fault
+        }
     };
-    check_headers(headers, sink);
-    check_entry(file.get(FOCI), snippet, sink)
+    sink.skip(&["entry"], fault.id);
+    None
 }
 
 /// Values of `Access-Control-Allow-Origin`, those in one line counted apart.
 pub(super) fn origins(headers: &HeaderMap) -> Vec<String> {
-    let values = headers.get_all(header::ACCESS_CONTROL_ALLOW_ORIGIN).into_iter();
-    values
-        .flat_map(|value| {
-            String::from_utf8_lossy(value.as_bytes())
-                .split(',')
-                .map(|one| one.trim().to_owned())
-                .collect::<Vec<_>>()
-        })
-        .collect()
+    let mut origins = Vec::new();
+    for value in headers.get_all(header::ACCESS_CONTROL_ALLOW_ORIGIN) {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        origins.extend(value.split(',').map(|one| one.trim().to_owned()));
+    }
+    origins
 }
 
 fn check_headers(headers: &HeaderMap, sink: &Sink<'_>) {
@@ -169,59 +171,58 @@ fn check_headers(headers: &HeaderMap, sink: &Sink<'_>) {
     match &origins[..] {
         [] => {
             let saw = "the file is there, without Access-Control-Allow-Origin";
-            sink.fail("well-known", &fault::WELL_KNOWN_CORS, saw);
+            sink.fail("well-known", &fault::WELL_KNOWN_CORS, &saw);
         }
-        [one] if one == "*" || one.as_bytes() == ORIGIN.as_bytes() => {
+        [one] if is_for_us(one) => {
             if is_json {
-                sink.ok("well-known", "the file is there, JSON, for browsers too");
+                sink.ok("well-known", &"the file is there, JSON, for browsers too");
             } else {
-                let saw = format!("its content type is {kind:?}");
-                sink.warn("well-known", &fault::WELL_KNOWN_TYPE, saw);
+                let saw = format_args!("its content type is {kind:?}");
+                sink.warn("well-known", &fault::WELL_KNOWN_TYPE, &saw);
             }
         }
         [one] => {
-            let saw = format!("Access-Control-Allow-Origin is {one:?} and not *");
-            sink.fail("well-known", &fault::WELL_KNOWN_CORS, saw);
+            let saw = format_args!("Access-Control-Allow-Origin is {one:?} and not *");
+            sink.fail("well-known", &fault::WELL_KNOWN_CORS, &saw);
         }
         several => {
-            let saw = format!("Access-Control-Allow-Origin has the values {}", several.join(" and "));
-            sink.fail("well-known", &fault::WELL_KNOWN_CORS_TWICE, saw);
+            let saw = format_args!("Access-Control-Allow-Origin has the values {}", several.join(" and "));
+            sink.fail("well-known", &fault::WELL_KNOWN_CORS_TWICE, &saw);
         }
     }
 }
 
-fn check_entry(foci: Option<&Value>, snippet: Option<String>, sink: &Sink<'_>) -> Option<Url> {
+/// Whether a value of `Access-Control-Allow-Origin` lets Element Call read the answer.
+pub(super) fn is_for_us(origin: &str) -> bool {
+    origin == "*" || origin.as_bytes() == ORIGIN.as_bytes()
+}
+
+fn check_entry(foci: Option<&Value>, example: &str, sink: &Sink<'_>) -> Option<Url> {
     let foci = foci.and_then(Value::as_array);
-    let livekit = foci.and_then(|foci| {
-        foci.iter()
-            .find(|focus| focus.get("type").and_then(Value::as_str) == Some("livekit"))
-    });
-    let text = livekit.and_then(|focus| focus.get("livekit_service_url")?.as_str());
-    let Some(text) = text else {
-        let saw = match (foci, livekit) {
-            (None, _) => format!("there is no list {FOCI} in it"),
-            (Some(_), None) => format!("no entry of {FOCI} has the type livekit"),
-            (Some(_), Some(_)) => "its entry has no livekit_service_url".to_owned(),
-        };
-        sink.fault(Verdict::Fail, "entry", &fault::WELL_KNOWN_ENTRY, saw, snippet);
+    let is_livekit = |focus: &&Value| focus.get("type").and_then(Value::as_str) == Some("livekit");
+    let livekit = foci.and_then(|foci| foci.iter().find(is_livekit));
+    let fail = |fault, saw: &dyn Display| sink.fault(Verdict::Fail, "entry", fault, saw, Some(example));
+    let Some(text) = livekit.and_then(|focus| focus.get("livekit_service_url")?.as_str()) else {
+        match (foci, livekit) {
+            (None, _) => fail(&fault::WELL_KNOWN_ENTRY, &format_args!("there is no list {FOCI} in it")),
+            (Some(_), None) => fail(&fault::WELL_KNOWN_ENTRY, &format_args!("no entry of {FOCI} has the type livekit")),
+            (Some(_), Some(_)) => fail(&fault::WELL_KNOWN_ENTRY, &"its entry has no livekit_service_url"),
+        }
         return None;
     };
-    let url = Url::parse(text).ok().filter(|url| url.host().is_some());
-    let Some(url) = url else {
-        let saw = format!("livekit_service_url is {text:?}");
-        sink.fault(Verdict::Fail, "entry", &fault::SERVICE_URL_SCHEME, saw, snippet);
+    let Some(url) = Url::parse(text).ok().filter(|url| url.host().is_some()) else {
+        fail(&fault::SERVICE_URL_SCHEME, &format_args!("livekit_service_url is {text:?}"));
         return None;
     };
+    let saw = format_args!("livekit_service_url is {text}");
     if url.scheme() != "https" {
-        let saw = format!("livekit_service_url is {text}");
-        sink.fault(Verdict::Fail, "entry", &fault::SERVICE_URL_SCHEME, saw, snippet);
+        fail(&fault::SERVICE_URL_SCHEME, &saw);
         return None;
     }
     if text.ends_with('/') {
-        let saw = format!("livekit_service_url is {text}");
-        sink.warn("entry", &fault::SERVICE_URL_SLASH, saw);
+        sink.warn("entry", &fault::SERVICE_URL_SLASH, &saw);
     } else {
-        sink.ok("entry", format!("it names {text}"));
+        sink.ok("entry", &format_args!("it names {text}"));
     }
     Some(url)
 }
@@ -239,22 +240,22 @@ fn unreachable(run: &Run<'_>, failure: &Failure) -> (Verdict, &'static Fault) {
 /// The exact file for this deployment.
 fn example(run: &Run<'_>, server: &ServerName) -> String {
     let settings = &run.context.settings;
-    let host = Url::parse(&settings.livekit_url)
-        .ok()
-        .and_then(|url| url.host_str().map(str::to_owned));
-    let service = settings.public.as_ref().map_or_else(
-        || format!("https://{}/livekit/jwt", host.as_deref().unwrap_or("livekit.example.com")),
-        |public| public.as_str().trim_end_matches('/').to_owned(),
-    );
-    let client = settings.client_apis.get(server).filter(|url| url.scheme() == "https");
-    let base = client.map_or_else(
-        || format!("https://matrix.{server}"),
-        |url| url.as_str().trim_end_matches('/').to_owned(),
-    );
-    let file = json!({
-        "m.homeserver": {"base_url": base},
-        FOCI: [{"type": "livekit", "livekit_service_url": service}],
-    });
+    let service = match &settings.public {
+        Some(public) => public.as_str().trim_end_matches('/').to_owned(),
+        None => {
+            let livekit = Url::parse(&settings.livekit_url).ok();
+            let host = livekit.as_ref().and_then(Url::host_str).unwrap_or("livekit.example.com");
+            format!("https://{host}/livekit/jwt")
+        }
+    };
+    let base = match settings.client_apis.get(server) {
+        Some(url) if url.scheme() == "https" => url.as_str().trim_end_matches('/').to_owned(),
+        Some(_) | None => format!("https://matrix.{server}"),
+    };
+    let focus = texts(&[("type", "livekit"), ("livekit_service_url", &service)]);
+    let mut file = texts(&[]);
+    file["m.homeserver"] = texts(&[("base_url", &base)]);
+    file[FOCI] = vec![focus].into();
     format!("{file:#}")
 }
 
@@ -286,69 +287,64 @@ async fn check_transports(run: &Run<'_>, server: &ServerName, service: Option<&U
 
 /// Judges what a homeserver says about transports.
 pub(super) fn judge_transports(run: &Run<'_>, status: StatusCode, body: &[u8], service: Option<&Url>, sink: &Sink<'_>) {
-    let answer: Option<Value> = serde_json::from_slice(body).ok();
-    let errcode = answer.as_ref().and_then(|answer| answer.get("errcode")?.as_str());
+    let answer = json_of(body);
+    let errcode = answer.get("errcode").and_then(Value::as_str);
     match (status.as_u16(), errcode) {
         (404, _) | (400, Some("M_UNRECOGNIZED")) => {
-            return sink.ok(
-                "transports",
-                "the homeserver has no such endpoint: clients look at the well-known file",
-            );
+            let saw = "the homeserver has no such endpoint: clients look at the well-known file";
+            return sink.ok("transports", &saw);
         }
         (401 | 403, Some(_)) => {
             let because = "the homeserver tells them to users only: give --user-token";
             return sink.skip(&["transports"], because);
         }
-        (200, _) if answer.as_ref().is_some_and(Value::is_object) => {}
+        (200, _) if answer.is_object() => {}
         (code, _) => {
-            let saw = format!("it is answered with {code}: {}", page(body));
-            return sink.warn("transports", &fault::TRANSPORTS_UNREADABLE, saw);
+            let saw = format_args!("it is answered with {code}: {}", page(body));
+            return sink.warn("transports", &fault::TRANSPORTS_UNREADABLE, &saw);
         }
     }
-    let settings = &run.context.settings;
+    let ours = run.context.settings.livekit_url.as_str();
     let wanted = format!(
         "matrix_rtc:\n  transports:\n    - type: livekit\n      url: {}\n      livekit_service_url: {}",
-        if settings.livekit_url.is_empty() {
+        if ours.is_empty() {
             "wss://livekit.example.com/livekit/sfu"
         } else {
-            &settings.livekit_url
+            ours
         },
         service.map_or("https://livekit.example.com/livekit/jwt", |url| url.as_str().trim_end_matches('/')),
     );
-    let list = answer.as_ref().and_then(|answer| answer.get("rtc_transports")?.as_array());
-    let livekit = list.and_then(|list| {
-        list.iter().find(|one| {
-            one.get("type")
-                .and_then(Value::as_str)
-                .is_some_and(|kind| kind.ends_with("livekit"))
-        })
-    });
-    let Some(livekit) = livekit else {
-        let saw = format!("it answers {}", page(body));
-        return sink.fault(Verdict::Fail, "transports", &fault::TRANSPORTS_EMPTY, saw, Some(wanted));
+    let tell = |verdict, fault, saw: &dyn Display| sink.fault(verdict, "transports", fault, saw, Some(&wanted));
+    let is_livekit = |one: &&Value| {
+        one.get("type")
+            .and_then(Value::as_str)
+            .is_some_and(|kind| kind.ends_with("livekit"))
+    };
+    let list = answer.get("rtc_transports").and_then(Value::as_array);
+    let Some(livekit) = list.and_then(|list| list.iter().find(is_livekit)) else {
+        let saw = format_args!("it answers {}", page(body));
+        return tell(Verdict::Fail, &fault::TRANSPORTS_EMPTY, &saw);
     };
     let text = |name: &str| livekit.get(name).and_then(Value::as_str);
     match (text("url"), text("livekit_service_url")) {
-        (Some(url), _) if !settings.livekit_url.is_empty() && !is_same(url, &settings.livekit_url) => {
-            let saw = format!("url is {url}, and LIVEKIT_URL is {}", settings.livekit_url);
-            sink.fault(Verdict::Fail, "transports", &fault::TRANSPORTS_URL, saw, Some(wanted));
+        (Some(url), _) if !ours.is_empty() && !is_same(url, ours) => {
+            let saw = format_args!("url is {url}, and LIVEKIT_URL is {ours}");
+            tell(Verdict::Fail, &fault::TRANSPORTS_URL, &saw);
         }
         (Some(url), None) => {
-            let saw = format!("it names {url} and no livekit_service_url, which clients of the standalone routes need");
-            sink.fault(Verdict::Warn, "transports", &fault::TRANSPORTS_URL, saw, Some(wanted));
+            let saw = format_args!("it names {url} and no livekit_service_url, which clients of the standalone routes need");
+            tell(Verdict::Warn, &fault::TRANSPORTS_URL, &saw);
         }
         (_, Some(service)) if !service.starts_with("https://") => {
-            let saw = format!("livekit_service_url is {service}");
-            sink.fault(Verdict::Fail, "transports", &fault::SERVICE_URL_SCHEME, saw, Some(wanted));
+            let saw = format_args!("livekit_service_url is {service}");
+            tell(Verdict::Fail, &fault::SERVICE_URL_SCHEME, &saw);
         }
         (None, None) => {
             let saw = "its entry names neither url nor livekit_service_url";
-            sink.fault(Verdict::Fail, "transports", &fault::TRANSPORTS_URL, saw, Some(wanted));
+            tell(Verdict::Fail, &fault::TRANSPORTS_URL, &saw);
         }
-        (url, service) => {
-            let names: Vec<_> = url.into_iter().chain(service).collect();
-            sink.ok("transports", format!("it names {}", names.join(" and ")));
-        }
+        (Some(url), Some(service)) => sink.ok("transports", &format_args!("it names {url} and {service}")),
+        (None, Some(service)) => sink.ok("transports", &format_args!("it names {service}")),
     }
 }
 

@@ -18,7 +18,7 @@ macro_rules! faults {
     ($($name:ident = $id:literal: $means:literal; $remedy:literal $(; $snippet:literal)?)*) => {
         $(
             #[doc = concat!("The fault `", $id, "`: ", $means, ".")]
-            pub const $name: Fault = Fault {
+            pub static $name: Fault = Fault {
                 id: $id,
                 means: $means,
                 remedy: $remedy,
@@ -27,7 +27,7 @@ macro_rules! faults {
         )*
 
         /// All faults, in the order of the README.
-        pub const ALL: &[Fault] = &[$($name,)*];
+        pub static ALL: &[&Fault] = &[$(&$name,)*];
     };
     (@snippet) => { None };
     (@snippet $snippet:literal) => { Some($snippet) };

@@ -1,7 +1,5 @@
 //! How often `doctor` runs: one at a time, six a minute, and no ticket twice. Pure.
 
-use std::collections::VecDeque;
-
 /// Runs in a minute.
 pub(super) const MAX_A_MINUTE: usize = 6;
 /// The minute, in seconds.
@@ -21,7 +19,7 @@ pub(super) enum Refusal {
 pub(super) struct Gate {
     running: bool,
     /// When each was let in, in seconds, and the name and end of its ticket.
-    let_in: VecDeque<(u64, String, u64)>,
+    let_in: Vec<(u64, String, u64)>,
 }
 
 impl Gate {
@@ -44,7 +42,7 @@ impl Gate {
             return Err(Refusal::Later(u32::try_from(wait).unwrap_or(60)));
         }
         self.running = true;
-        self.let_in.push_back((now, jti.to_owned(), ends));
+        self.let_in.push((now, jti.to_owned(), ends));
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! Homeservers: the way to the federation API step by step, OpenID there, and what the client-server API offers.
 
+use std::pin::Pin;
+
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::Value;
@@ -8,7 +10,7 @@ use tokio::time::timeout_at;
 use super::check::Sink;
 use super::fault::{self, Fault};
 use super::ticket::MAX_SERVERS;
-use super::{AT_ONCE, MAX_BODY_BYTES, Run, Trouble, nonce, page, words};
+use super::{AT_ONCE, MAX_BODY_BYTES, Run, Trouble, Work, json_of, nonce, page, side_by_side, words};
 use crate::clock::unix_seconds;
 use crate::dns::DnsError;
 use crate::federation::{ClientApi, Failure, Reply};
@@ -29,16 +31,10 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
         sink.skip(&ALL, "no homeserver is named: give one with --server");
     }
     for some in servers.chunks(AT_ONCE).take(MAX_SERVERS / AT_ONCE) {
-        let mut each = some.iter();
-        let mut next = || {
-            let server = each.next();
-            async move {
-                if let Some(server) = server {
-                    Box::pin(check_server(run, server, &sink.about(server.as_str()))).await;
-                }
-            }
-        };
-        tokio::join!(next(), next(), next(), next());
+        let checks = some
+            .iter()
+            .map(|server| Box::pin(check_server(run, server, sink.about(server.as_str()))) as Work<'_>);
+        side_by_side(checks.collect()).await;
     }
     if servers.len() > MAX_SERVERS {
         let because = format!("only {MAX_SERVERS} homeservers are looked at: name others with --server");
@@ -53,23 +49,25 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     // Of those that are blocked, too, DNS alone is asked.
     for (server, variable) in run.context.settings.mentioned.iter().take(MAX_MENTIONED) {
         if does_not_exist(run, server).await {
-            let saw = format!("{variable} names it");
-            sink.about(server.as_str()).warn("name", &fault::SERVER_NAME, saw);
+            let saw = format_args!("{variable} names it");
+            sink.about(server.as_str()).warn("name", &fault::SERVER_NAME, &saw);
         }
     }
 }
 
-async fn check_server(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) {
+async fn check_server(run: &Run<'_>, server: &ServerName, sink: Sink<'_>) {
     // One cause, and not what follows from it. A name without addresses may still have SRV records or a delegation.
-    let (federation, client) = (check_federation(run, server, sink), check_client_api(run, server));
-    let (is_typo, client) = tokio::join!(federation, client);
+    let (mut is_typo, mut client) = (false, Err(Failure::Timeout));
+    let federation = Box::pin(async { is_typo = check_federation(run, server, &sink).await });
+    let client_api = Box::pin(async { client = check_client_api(run, server).await });
+    side_by_side(vec![federation, client_api]).await;
     if is_typo {
         return sink.skip(&ALL[2..], fault::SERVER_NAME.id);
     }
     match client {
-        Ok(reply) => offers(&reply, sink),
+        Ok(reply) => offers(&reply, &sink),
         Err(failure) => {
-            sink.warn("client-api", &fault::CLIENT_API, words(&failure));
+            sink.warn("client-api", &fault::CLIENT_API, &words(&failure));
             sink.skip(&["delayed-events"], fault::CLIENT_API.id);
         }
     }
@@ -90,8 +88,7 @@ async fn check_federation(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -
         Ok(trace) => trace,
         Err(failure) => {
             let fault = unreachable(&failure);
-            sink.fail("federation", fault, words(&failure));
-            sink.skip(&["openid"], fault.id);
+            sink.fail_before(&["openid"], "federation", fault, &words(&failure));
             return fault.id == fault::SERVER_NAME.id;
         }
     };
@@ -110,14 +107,14 @@ async fn check_federation(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -
         .map(|ends| u64::try_from(ends).unwrap_or(0).saturating_sub(now));
     match left {
         Some(left) if left < ENDS_SOON_SECONDS => {
-            let saw = format!("{way}: its certificate ends in {} days", left / 86_400);
-            sink.warn("federation", &fault::FEDERATION_CERTIFICATE_ENDS, saw);
+            let saw = format_args!("{way}: its certificate ends in {} days", left / 86_400);
+            sink.warn("federation", &fault::FEDERATION_CERTIFICATE_ENDS, &saw);
         }
         Some(left) => {
-            let saw = format!("{way}; its certificate is valid for {} days", left / 86_400);
-            sink.ok("federation", saw);
+            let saw = format_args!("{way}; its certificate is valid for {} days", left / 86_400);
+            sink.ok("federation", &saw);
         }
-        None => sink.ok("federation", way),
+        None => sink.ok("federation", &way),
     }
     judge_userinfo(&trace.looked.reply, sink);
     false
@@ -132,13 +129,13 @@ fn judge_userinfo(reply: &Reply, sink: &Sink<'_>) {
     };
     let fault = match (code, errcode.as_deref()) {
         (401, Some(_)) | (403, Some("M_UNKNOWN_TOKEN" | "M_MISSING_TOKEN")) => {
-            return sink.ok("openid", format!("{saw}, as it should be"));
+            return sink.ok("openid", &format_args!("{saw}, as it should be"));
         }
         (404, Some(_)) => &fault::OPENID_MISSING,
         (401 | 403 | 429 | 451, _) => &fault::FEDERATION_FORBIDDEN,
         _ => &fault::FEDERATION_PAGE,
     };
-    sink.fail("openid", fault, saw);
+    sink.fail("openid", fault, &saw);
 }
 
 fn unreachable(failure: &Failure) -> &'static Fault {
@@ -165,8 +162,7 @@ fn unreachable(failure: &Failure) -> &'static Fault {
 
 async fn check_client_api(run: &Run<'_>, server: &ServerName) -> Result<Reply, Failure> {
     let api = run.api(server).await?;
-    let asked = api.get("/_matrix/client/versions", None, MAX_BODY_BYTES);
-    let reply = timeout_at(run.soon(), asked).await.unwrap_or(Err(Failure::Timeout))?;
+    let reply = run.get(&api, "/_matrix/client/versions", None).await?;
     if reply.status == StatusCode::OK && reply.body.trim_ascii_start().starts_with(b"{") {
         return Ok(reply);
     }
@@ -179,7 +175,7 @@ async fn check_client_api(run: &Run<'_>, server: &ServerName) -> Result<Reply, F
 }
 
 fn offers(reply: &Reply, sink: &Sink<'_>) {
-    let answer: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+    let answer = json_of(&reply.body);
     let has = |names: &[&str]| {
         let flags = answer.get("unstable_features");
         names
@@ -192,16 +188,16 @@ fn offers(reply: &Reply, sink: &Sink<'_>) {
     } else {
         ""
     };
-    sink.ok("client-api", format!("it answers /_matrix/client/versions{state_after}"));
+    sink.ok("client-api", &format_args!("it answers /_matrix/client/versions{state_after}"));
     if has(&["org.matrix.msc4140", "org.matrix.msc4140.stable"]) {
-        sink.ok("delayed-events", "delayed events are on (MSC4140)");
+        sink.ok("delayed-events", &"delayed events are on (MSC4140)");
     } else {
         let saw = "/versions does not offer org.matrix.msc4140";
-        sink.fail("delayed-events", &fault::DELAYED_EVENTS_OFF, saw);
+        sink.fail("delayed-events", &fault::DELAYED_EVENTS_OFF, &saw);
     }
     if !has(&["org.matrix.msc3266", "org.matrix.msc3266.stable"]) && !speaks(&answer, "v1.15") {
         let saw = "/versions does not offer MSC3266, room summaries";
-        sink.warn("features", &fault::HOMESERVER_FEATURES, saw);
+        sink.warn("features", &fault::HOMESERVER_FEATURES, &saw);
     }
 }
 
@@ -237,22 +233,27 @@ impl Run<'_> {
         ];
         let api = self.api(server).await?;
         let [stable, unstable] = PATHS;
-        let reply = self.in_time(api.get(stable, token, MAX_BODY_BYTES)).await?;
+        let reply = self.get(&api, stable, token).await?;
         // Clients try both.
         if reply.status == StatusCode::NOT_FOUND {
-            return self.in_time(api.get(unstable, token, MAX_BODY_BYTES)).await;
+            return self.get(&api, unstable, token).await;
         }
         Ok(reply)
     }
 
-    /// Sends JSON to the client-server API of `server` as the user of `token`.
+    /// Asks a client-server API, as the user of `token` or as nobody.
+    pub(super) async fn get(&self, api: &ClientApi, path: &str, token: Option<&Secret>) -> Result<Reply, Failure> {
+        self.in_time(Box::pin(api.get(path, token, MAX_BODY_BYTES))).await
+    }
+
+    /// Sends JSON to a client-server API as the user of `token`.
     pub(super) async fn post(&self, api: &ClientApi, path: &str, token: &Secret, json: &Value) -> Result<Reply, Failure> {
-        self.in_time(api.post(path, Some(token), Bytes::from(json.to_string()), MAX_BODY_BYTES))
-            .await
+        let json = Bytes::from(json.to_string());
+        self.in_time(Box::pin(api.post(path, Some(token), json, MAX_BODY_BYTES))).await
     }
 
     /// Waits for an answer as long as for any look.
-    pub(super) async fn in_time(&self, asked: impl Future<Output = Result<Reply, Failure>>) -> Result<Reply, Failure> {
-        timeout_at(self.soon(), Box::pin(asked)).await.unwrap_or(Err(Failure::Timeout))
+    async fn in_time(&self, asked: Pin<Box<dyn Future<Output = Result<Reply, Failure>> + Send + '_>>) -> Result<Reply, Failure> {
+        timeout_at(self.soon(), asked).await.unwrap_or(Err(Failure::Timeout))
     }
 }

@@ -1,6 +1,7 @@
 //! Words of the SFU about media, and a question to it by UDP: the candidates of its offer (RFC 8839), an answer to the offer,
 //! and one connectivity check (STUN, RFC 8489 and RFC 8445). Pure.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use ring::hmac;
@@ -39,6 +40,12 @@ impl Candidate {
             is_tcp,
             address: SocketAddr::new(ip, port.parse().ok()?),
         })
+    }
+}
+
+impl fmt::Display for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", if self.is_tcp { "tcp" } else { "udp" }, self.address)
     }
 }
 

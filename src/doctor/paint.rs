@@ -1,13 +1,13 @@
 //! How findings are drawn: for people on a terminal or in a pipe, as one JSON document, and without names where they are to be shown
 //! to others. Pure.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::check::{Check, Group, Verdict, View};
+use super::{json_of, texts};
 
 /// Where the README explains each fault.
 const README: &str = "README.md#";
@@ -76,38 +76,33 @@ pub(super) fn summary(checks: &[Check]) -> String {
 
 /// Makes the JSON document of a run; `docs/doctor.schema.json` says what is in it.
 pub(super) fn document(checks: &[Check], made_by: &str, notes: &[String]) -> Value {
-    let count = |verdict| checks.iter().filter(|check| check.result == verdict).count();
-    json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "made_by": made_by,
-        "notes": notes,
-        "checks": checks,
-        "summary": {
-            "ok": count(Verdict::Ok), "warn": count(Verdict::Warn), "FAIL": count(Verdict::Fail), "skip": count(Verdict::Skip),
-        },
-    })
+    let mut summary = texts(&[]);
+    for verdict in Verdict::ALL {
+        summary[verdict.word()] = checks.iter().filter(|check| check.result == verdict).count().into();
+    }
+    let mut document = texts(&[("version", env!("CARGO_PKG_VERSION")), ("made_by", made_by)]);
+    document["notes"] = notes.into();
+    // By way of text, as the service sends them: a second writer would be as large as the first.
+    document["checks"] = json_of(&serde_json::to_vec(checks).unwrap_or_default());
+    document["summary"] = summary;
+    document
 }
 
 /// Names and addresses that were replaced, each always by the same word.
 #[derive(Debug, Default)]
 pub(super) struct Pseudonyms {
-    words: BTreeMap<String, String>,
-    counts: BTreeMap<&'static str, usize>,
+    /// Kinds and names, each once.
+    replaced: Vec<(&'static str, String)>,
     /// Names of the configuration, which may look like ordinary words.
     known: Vec<String>,
 }
 
 impl Pseudonyms {
     /// Replaces these names wherever they stand, besides all that look like names or addresses.
-    pub(super) fn of(known: impl IntoIterator<Item = String>) -> Self {
-        Self {
-            known: known
-                .into_iter()
-                .map(|name| name.to_ascii_lowercase())
-                .filter(|name| !name.is_empty())
-                .collect(),
-            ..Self::default()
-        }
+    pub(super) fn of(mut known: Vec<String>) -> Self {
+        known.retain(|name| !name.is_empty());
+        known.iter_mut().for_each(|name| name.make_ascii_lowercase());
+        Self { known, ..Self::default() }
     }
 
     /// Replaces all names and addresses of a check. What is the same for everybody stays.
@@ -192,14 +187,14 @@ impl Pseudonyms {
     }
 
     fn name(&mut self, kind: &'static str, name: &str) -> String {
-        if let Some(word) = self.words.get(name) {
-            return word.clone();
+        let known = self.replaced.iter().position(|(_, replaced)| replaced == name);
+        let at = known.unwrap_or(self.replaced.len());
+        if known.is_none() {
+            self.replaced.push((kind, name.to_owned()));
         }
-        let count = self.counts.entry(kind).or_default();
-        *count += 1;
-        let word = format!("{kind}-{count}");
-        self.words.insert(name.to_owned(), word.clone());
-        word
+        let (kind, _) = self.replaced[at];
+        let number = self.replaced[..=at].iter().filter(|(of, _)| *of == kind).count();
+        format!("{kind}-{number}")
     }
 }
 
@@ -243,6 +238,7 @@ fn is_ours(word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn check(result: Verdict) -> Check {
         Check {
@@ -294,7 +290,7 @@ mod tests {
 
     #[test]
     fn no_name_and_no_address_is_left() {
-        let mut pseudonyms = Pseudonyms::of(["livekit".to_owned()]);
+        let mut pseudonyms = Pseudonyms::of(vec!["livekit".to_owned()]);
         for (text, hidden) in [
             (
                 "step 4 to 6: SRV or port 8448, asked as example.com at 192.0.2.1:8448; fine",

@@ -1,15 +1,14 @@
 //! The public routes, through whatever stands before this service: who answers each of them, and whether browsers may read it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use tokio::time::Instant;
 use url::Url;
 
-use super::check::{Sink, Verdict};
-use super::discovery::{ORIGIN, origins};
+use super::check::Sink;
+use super::discovery::{JSON, ORIGIN, is_for_us, origins};
 use super::fault::{self, Fault};
 use super::{HEADER, MAX_BODY_BYTES, Run, SLOW_ANSWER, TicketKey, Trouble, Use, Wishes, nonce, page, words};
 use crate::clock::unix_seconds;
@@ -18,7 +17,15 @@ use crate::federation::{Failure, Look, Looked};
 /// Routes that clients need, and one that only apps with LiveKit's SDKs need.
 const ROUTES: [&str; 4] = ["get_token", "sfu/get", "delegate_delayed_leave", "token_source"];
 const OF_APPS: &str = "token_source";
+/// Checks that follow from the first.
+const REST: [&str; 2] = ["cors", "slow"];
 
+/// Headers of a preflight.
+const PREFLIGHT: [(HeaderName, HeaderValue); 2] = [
+    (header::ACCESS_CONTROL_REQUEST_METHOD, HeaderValue::from_static("POST")),
+    (header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_static("content-type")),
+];
+const TICKET: HeaderName = HeaderName::from_static(HEADER);
 const X_SERVED_BY: HeaderName = HeaderName::from_static("x-served-by");
 const OURS: &str = "lk-jwt-service";
 
@@ -37,6 +44,32 @@ enum Answerer {
     Other(u16, String),
 }
 
+impl Answerer {
+    /// Fault where it is not this service; `other` where all that is known is that somebody else answers.
+    const fn fault_or(&self, other: &'static Fault) -> &'static Fault {
+        match self {
+            Self::OursElsewhere => &fault::ROUTE_PREFIX,
+            Self::Gateway(_) => &fault::ROUTE_GATEWAY,
+            Self::Ours(_) | Self::NotFound | Self::Other(..) => other,
+        }
+    }
+}
+
+/// Answers of one route.
+struct Answer {
+    route: &'static str,
+    by: Answerer,
+    /// Values of `Access-Control-Allow-Origin` of the answer, and of that to the preflight.
+    posted: Vec<String>,
+    preflight: Vec<String>,
+}
+
+impl Answer {
+    const fn is_ours(&self) -> bool {
+        matches!(self.by, Answerer::Ours(_))
+    }
+}
+
 pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
     let ticket = run.secret.map(|secret| {
         let (key, now) = (TicketKey::derive(secret), unix_seconds());
@@ -45,84 +78,72 @@ pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
     let who = ticket.as_ref().map(|(ticket, _)| ticket.as_str());
     let mut answers = Vec::new();
     for route in ROUTES {
-        let posted = match ask(run, base, route, &Method::POST, who, run.soon()).await {
-            Ok(posted) => posted,
+        let (by, posted) = match ask(run, base, route, Method::POST, who, run.soon()).await {
+            Ok(looked) => (answerer(&looked), origins(&looked.reply.headers)),
             Err(failure) => return cannot_be_asked(run, &failure, sink),
         };
-        let preflight = match ask(run, base, route, &Method::OPTIONS, None, run.soon()).await {
-            Ok(preflight) => preflight,
+        let preflight = match ask(run, base, route, Method::OPTIONS, None, run.soon()).await {
+            Ok(looked) => origins(&looked.reply.headers),
             Err(failure) => return cannot_be_asked(run, &failure, sink),
         };
-        answers.push((route, answerer(&posted), posted, preflight));
+        answers.push(Answer {
+            route,
+            by,
+            posted,
+            preflight,
+        });
     }
-    let is_ours = |answerer: &Answerer| matches!(answerer, Answerer::Ours(_));
-    let ours: Vec<_> = answers.iter().filter(|(_, answerer, ..)| is_ours(answerer)).collect();
+    let ours: Vec<_> = answers.iter().filter(|answer| answer.is_ours()).collect();
     if ours.is_empty() {
-        let Some((_, answerer, ..)) = answers.first() else { return };
-        let fault = match answerer {
-            Answerer::OursElsewhere => &fault::ROUTE_PREFIX,
-            Answerer::Gateway(_) => &fault::ROUTE_GATEWAY,
-            Answerer::Ours(_) | Answerer::NotFound | Answerer::Other(..) => &fault::ROUTE_OTHER,
-        };
-        sink.fail("routes", fault, format!("POST /get_token: {}", said(answerer)));
-        return sink.skip(&["cors", "slow"], fault.id);
+        let Some(Answer { by, .. }) = answers.first() else { return };
+        let saw = format_args!("POST /get_token: {}", said(by));
+        return sink.fail_before(&REST, "routes", by.fault_or(&fault::ROUTE_OTHER), &saw);
     }
     let mut missing = false;
-    for (route, answerer, ..) in answers.iter().filter(|(_, answerer, ..)| !is_ours(answerer)) {
-        let fault = match answerer {
-            Answerer::OursElsewhere => &fault::ROUTE_PREFIX,
-            Answerer::Gateway(_) => &fault::ROUTE_GATEWAY,
-            Answerer::Ours(_) | Answerer::NotFound | Answerer::Other(..) => &fault::ROUTE_MISSING,
-        };
+    for Answer { route, by, .. } in answers.iter().filter(|answer| !answer.is_ours()) {
+        let fault = by.fault_or(&fault::ROUTE_MISSING);
         if *route == OF_APPS {
-            let saw = format!(
+            let saw = format_args!(
                 "POST /{route}: {}; apps with LiveKit's SDKs need it, Element Call does not",
-                said(answerer)
+                said(by)
             );
-            sink.warn("routes", fault, saw);
+            sink.warn("routes", fault, &saw);
         } else if !missing {
             // One cause, told once.
             let others: Vec<_> = answers
                 .iter()
-                .filter(|(route, answerer, ..)| *route != OF_APPS && !is_ours(answerer))
-                .map(|(route, ..)| format!("/{route}"))
+                .filter(|answer| answer.route != OF_APPS && !answer.is_ours())
+                .map(|answer| format!("/{}", answer.route))
                 .collect();
             missing = true;
-            sink.fail("routes", fault, format!("POST {}: {}", others.join(", "), said(answerer)));
+            let saw = format_args!("POST {}: {}", others.join(", "), said(by));
+            sink.fail("routes", fault, &saw);
         }
     }
-    let introduced = ours.iter().find_map(|(_, answerer, ..)| match answerer {
-        Answerer::Ours(introduced) => introduced.clone(),
+    let introduced = ours.iter().find_map(|answer| match &answer.by {
+        Answerer::Ours(introduced) => introduced.as_deref(),
         Answerer::OursElsewhere | Answerer::NotFound | Answerer::Gateway(_) | Answerer::Other(..) => None,
     });
     match (introduced, who) {
         (None, Some(_)) => {
             let saw = "an lk-jwt-service answers that does not know this one's secret";
-            sink.fail("routes", &fault::ROUTE_INSTANCE, saw);
+            sink.fail("routes", &fault::ROUTE_INSTANCE, &saw);
         }
         (introduced, _) if !missing => {
-            let by = introduced.unwrap_or_else(|| OURS.to_owned());
-            sink.ok(
-                "routes",
-                format!("{} of {} arrive at this service ({by})", ours.len(), ROUTES.len()),
-            );
+            let by = introduced.unwrap_or(OURS);
+            let saw = format_args!("{} of {} arrive at this service ({by})", ours.len(), ROUTES.len());
+            sink.ok("routes", &saw);
         }
         _ => {}
     }
-    check_cors(
-        &ours
-            .iter()
-            .map(|(route, _, posted, preflight)| (*route, posted, preflight))
-            .collect::<Vec<_>>(),
-        sink,
-    );
+    check_cors(&ours, sink);
     match &ticket {
         Some((_, key)) if run.wishes.slow => check_slow(run, base, key, sink).await,
         Some(_) | None => {}
     }
 }
 
-async fn ask(run: &Run<'_>, base: &Url, route: &str, method: &Method, ticket: Option<&str>, deadline: Instant) -> Result<Looked, Failure> {
+async fn ask(run: &Run<'_>, base: &Url, route: &str, method: Method, ticket: Option<&str>, deadline: Instant) -> Result<Looked, Failure> {
     // As clients put it together, doubled slashes included.
     let text = format!(
         "{}/{route}",
@@ -132,26 +153,20 @@ async fn ask(run: &Run<'_>, base: &Url, route: &str, method: &Method, ticket: Op
             .unwrap_or(base.as_str())
     );
     let url = Url::parse(&text).map_err(|error| Failure::Http(error.to_string()))?;
-    let mut headers = vec![(header::ORIGIN, ORIGIN)];
-    if *method == Method::OPTIONS {
-        headers.push((header::ACCESS_CONTROL_REQUEST_METHOD, HeaderValue::from_static("POST")));
-        headers.push((header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_static("content-type")));
-    } else {
-        headers.push((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
-    }
+    let (mut headers, body) = match method {
+        Method::OPTIONS => (PREFLIGHT.to_vec(), Bytes::new()),
+        _ => (vec![(header::CONTENT_TYPE, JSON)], Bytes::from_static(b"{}")),
+    };
+    headers.push((header::ORIGIN, ORIGIN));
     if let Some(mut ticket) = ticket.and_then(|ticket| HeaderValue::try_from(ticket).ok()) {
         ticket.set_sensitive(true);
-        headers.push((HeaderName::from_static(HEADER), ticket));
+        headers.push((TICKET, ticket));
     }
     let look = Look {
         url: &url,
-        method: method.clone(),
+        method,
         headers: &headers,
-        body: if *method == Method::OPTIONS {
-            Bytes::new()
-        } else {
-            Bytes::from_static(b"{}")
-        },
+        body,
         limit: MAX_BODY_BYTES,
         since: run.began,
     };
@@ -165,8 +180,8 @@ fn cannot_be_asked(run: &Run<'_>, failure: &Failure, sink: &Sink<'_>) {
         Trouble::Certificate => &fault::ROUTE_CERTIFICATE,
         Trouble::Guarded | Trouble::Connection => &fault::ROUTE_UNREACHABLE,
     };
-    sink.fault(trouble.verdict(run.context.view), "routes", fault, words(failure), None);
-    sink.skip(&["cors", "slow"], fault.id);
+    sink.fault(trouble.verdict(run.context.view), "routes", fault, &words(failure), None);
+    sink.skip(&REST, fault.id);
 }
 
 fn answerer(looked: &Looked) -> Answerer {
@@ -196,29 +211,32 @@ fn said(answerer: &Answerer) -> String {
     }
 }
 
-fn check_cors(answers: &[(&str, &Looked, &Looked)], sink: &Sink<'_>) {
-    let mut wrong = BTreeMap::<&str, (&Fault, Vec<String>)>::new();
-    for (route, posted, preflight) in answers {
-        for (method, headers) in [("POST", &posted.reply.headers), ("OPTIONS", &preflight.reply.headers)] {
-            let Some(fault) = fault_of(headers) else { continue };
-            let (_, of) = wrong.entry(fault.id).or_insert((fault, Vec::new()));
-            of.push(format!("{method} /{route}"));
+fn check_cors(answers: &[&Answer], sink: &Sink<'_>) {
+    let mut is_well = true;
+    for fault in [&fault::ROUTE_CORS_MISSING, &fault::ROUTE_CORS_TWICE] {
+        let mut wrong = Vec::new();
+        for answer in answers {
+            for (method, origins) in [("POST", &answer.posted), ("OPTIONS", &answer.preflight)] {
+                if fault_of(origins).is_some_and(|found| found.id == fault.id) {
+                    wrong.push(format!("{method} /{}", answer.route));
+                }
+            }
+        }
+        if let Some(first) = answers.first().filter(|_| !wrong.is_empty()) {
+            is_well = false;
+            let values: Vec<_> = first.posted.iter().chain(&first.preflight).collect();
+            let saw = format_args!("{}; the values are {values:?}", wrong.join(", "));
+            sink.fail("cors", fault, &saw);
         }
     }
-    if wrong.is_empty() {
-        sink.ok("cors", "browsers may read the answers");
-    }
-    for (fault, of) in wrong.values() {
-        let (_, posted, preflight) = answers.first().copied().unwrap_or_else(|| answers[0]);
-        let values = [origins(&posted.reply.headers), origins(&preflight.reply.headers)].concat();
-        let saw = format!("{}; the values are {:?}", of.join(", "), values);
-        sink.fail("cors", fault, saw);
+    if is_well {
+        sink.ok("cors", &"browsers may read the answers");
     }
 }
 
-fn fault_of(headers: &HeaderMap) -> Option<&'static Fault> {
-    match &origins(headers)[..] {
-        [one] if one == "*" || one.as_bytes() == ORIGIN.as_bytes() => None,
+fn fault_of(origins: &[String]) -> Option<&'static Fault> {
+    match origins {
+        [one] if is_for_us(one) => None,
         [] | [_] => Some(&fault::ROUTE_CORS_MISSING),
         _ => Some(&fault::ROUTE_CORS_TWICE),
     }
@@ -229,21 +247,15 @@ async fn check_slow(run: &Run<'_>, base: &Url, key: &TicketKey, sink: &Sink<'_>)
     let ticket = key.sign(Use::Slow, nonce(), Wishes::default(), unix_seconds());
     let began = Instant::now();
     let deadline = run.ends.min(began + SLOW_ANSWER + Duration::from_secs(5));
-    let answer = ask(run, base, ROUTES[0], &Method::POST, Some(&ticket), deadline).await;
+    let answer = ask(run, base, ROUTES[0], Method::POST, Some(&ticket), deadline).await;
     let took = began.elapsed().as_secs();
-    let verdict = Verdict::Fail;
-    match answer.as_ref().map(answerer) {
+    let saw = match answer.as_ref().map(answerer) {
         Ok(Answerer::Ours(_)) if took + 1 >= SLOW_ANSWER.as_secs() => {
-            sink.ok("slow", format!("an answer that takes {took} s comes through"));
+            return sink.ok("slow", &format_args!("an answer that takes {took} s comes through"));
         }
-        Ok(Answerer::Ours(_)) => sink.skip(&["slow"], "another instance answers, at once"),
-        Ok(other) => {
-            let saw = format!("after {took} s: {}", said(&other));
-            sink.fault(verdict, "slow", &fault::ROUTE_CUT_OFF, saw, None);
-        }
-        Err(failure) => {
-            let saw = format!("after {took} s: {}", words(failure));
-            sink.fault(verdict, "slow", &fault::ROUTE_CUT_OFF, saw, None);
-        }
-    }
+        Ok(Answerer::Ours(_)) => return sink.skip(&["slow"], "another instance answers, at once"),
+        Ok(other) => said(&other),
+        Err(failure) => words(failure),
+    };
+    sink.fail("slow", &fault::ROUTE_CUT_OFF, &format_args!("after {took} s: {saw}"));
 }

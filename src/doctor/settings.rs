@@ -1,6 +1,5 @@
 //! Settings that count: those of this process (as `docker exec` gives it the service's), of an environment file, or of another process.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +12,8 @@ const MAX_FILE_BYTES: u64 = 256 * 1024;
 
 /// Variables, and where the files are that they name.
 pub(super) struct Environment {
-    variables: BTreeMap<String, String>,
+    /// Names and values; of one name the last value counts.
+    variables: Vec<(String, String)>,
     /// Root directory of the process whose variables they are.
     root: Option<PathBuf>,
 }
@@ -66,7 +66,8 @@ impl Environment {
     }
 
     pub(super) fn get(&self, name: &str) -> Option<String> {
-        self.variables.get(name).cloned()
+        let mut variables = self.variables.iter().rev();
+        variables.find(|(found, _)| found == name).map(|(_, value)| value.clone())
     }
 
     /// Whether anything says which key signs.
@@ -86,7 +87,7 @@ impl Environment {
 
     /// The configuration that a service with these variables has.
     pub(super) fn config(&self, dev: bool) -> Result<Config, ConfigErrors> {
-        let names: Vec<String> = self.variables.keys().cloned().collect();
+        let names: Vec<String> = self.variables.iter().map(|(name, _)| name.clone()).collect();
         let sources = Sources {
             get: &|name| self.get(name),
             names: &names,

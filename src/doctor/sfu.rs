@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use prost::Message;
 use serde_json::Value;
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use url::{Host, Url};
 
 use super::arrivals::{Astray, ROOM};
 use super::check::{Sink, Verdict, View};
 use super::fault::{self, Fault};
 use super::media::{Candidate, Ice, answer, binding_request, candidates, is_answer};
+use super::signal::{answer_request, field, text};
 use super::socket::Socket;
-use super::{Run, Trouble, nonce, page, words};
+use super::{Run, Trouble, json_of, nonce, page, side_by_side, words};
 use crate::clock::unix_seconds;
-use crate::federation::{Failure, Guard, Look, Trust, Upgrade};
+use crate::federation::{Failure, Guard, Look, Switched, Trust, Upgrade};
 use crate::secret::Secret;
 use crate::sfu::webhook::WebhookAuthError;
 use crate::sfu::{Sfu, SfuError};
@@ -35,9 +35,19 @@ const TRICKLE_TIMEOUT: Duration = Duration::from_millis(700);
 const UDP_PAUSE: Duration = Duration::from_millis(150);
 const UDP_TRIES: u32 = 14;
 /// Time that the answer to the last one has.
-const UDP_TIMEOUT: Duration = Duration::from_secs(1);
+const UDP_TIMEOUT: Duration = Duration::from_millis(1150);
+/// Time for a connection by TCP.
+const TCP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Body of a refusal that is read, in bytes.
 const MAX_REFUSAL_BYTES: usize = 4096;
+
+/// Headers that ask for a WebSocket.
+const UPGRADE: [(HeaderName, HeaderValue); 4] = [
+    (header::CONNECTION, HeaderValue::from_static("Upgrade")),
+    (header::UPGRADE, HeaderValue::from_static("websocket")),
+    (header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
+    (header::SEC_WEBSOCKET_KEY, HeaderValue::from_static("bGstand0LXNlcnZpY2UtMQ==")),
+];
 
 /// Reason for which an address that the SFU names is not asked.
 const NOT_ASKED: &str = "the address is private, and not one of the configuration";
@@ -64,8 +74,7 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>, webhook: &Sink<'_>) {
             check_reach(run, because, sink).await;
             return webhook.skip(&["webhook"], because);
         }
-        sink.fault(Verdict::Fail, "api", fault, error.to_string(), None);
-        sink.skip(&OF_API[1..], fault.id);
+        sink.fail_before(&OF_API[1..], "api", fault, &error);
         // Where clients go by another way, that may be wrong by itself.
         if base_of(&run.context.settings.livekit_url) == run.context.settings.livekit_api {
             sink.skip(&PUBLIC, fault.id);
@@ -75,22 +84,18 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>, webhook: &Sink<'_>) {
         }
         return webhook.skip(&["webhook"], fault.id);
     }
-    sink.ok("api", "it answers and accepts the key");
+    sink.ok("api", &"it answers and accepts the key");
     check_auto_create(sfu, sink).await;
     let room = format!("{ROOM}{}", nonce());
     let since = std::time::Instant::now();
     if let Err(error) = sfu.open_small_room(&room).await {
         let fault = fault_of(&error);
-        sink.fail("room", fault, error.to_string());
-        for rest in [&PUBLIC[..], &MEDIA] {
-            sink.skip(rest, fault.id);
-        }
+        sink.fail_before(&PUBLIC, "room", fault, &error);
+        sink.skip(&MEDIA, fault.id);
         return webhook.skip(&["webhook"], fault.id);
     }
-    tokio::join!(
-        check_webhook(run, &room, since, webhook),
-        Box::pin(check_public(run, sfu, &room, sink)),
-    );
+    let told = Box::pin(check_webhook(run, &room, since, webhook));
+    side_by_side(vec![told, Box::pin(check_public(run, sfu, &room, sink))]).await;
     // It ends by itself a minute later where this fails.
     let _ = sfu.delete_room(&room).await;
 }
@@ -108,9 +113,9 @@ async fn check_clock(run: &Run<'_>, sfu: &Sfu, sink: &Sink<'_>) {
         _ => format!("the SFU's clock is {} s behind the service's", ahead.unsigned_abs()),
     };
     match ahead.unsigned_abs() {
-        CLOCK_FAIL_SECONDS.. => sink.fail("sfu-clock", &fault::SFU_CLOCK, saw),
-        CLOCK_WARN_SECONDS.. => sink.warn("sfu-clock", &fault::SFU_CLOCK, saw),
-        _ => sink.ok("sfu-clock", saw),
+        CLOCK_FAIL_SECONDS.. => sink.fail("sfu-clock", &fault::SFU_CLOCK, &saw),
+        CLOCK_WARN_SECONDS.. => sink.warn("sfu-clock", &fault::SFU_CLOCK, &saw),
+        _ => sink.ok("sfu-clock", &saw),
     }
 }
 
@@ -118,9 +123,9 @@ async fn check_auto_create(sfu: &Sfu, sink: &Sink<'_>) {
     match sfu.opens_rooms_by_joining().await {
         Some(true) => {
             let saw = "a token that may only join would be let into a room that does not exist";
-            sink.fail("auto-create", &fault::SFU_AUTO_CREATE, saw);
+            sink.fail("auto-create", &fault::SFU_AUTO_CREATE, &saw);
         }
-        Some(false) => sink.ok("auto-create", "it is off: rooms are opened by this service only"),
+        Some(false) => sink.ok("auto-create", &"it is off: rooms are opened by this service only"),
         None => sink.skip(&["auto-create"], "the SFU does not say (GET /rtc/validate)"),
     }
 }
@@ -132,9 +137,10 @@ async fn check_webhook(run: &Run<'_>, room: &str, since: std::time::Instant, sin
     let deadline = run.ends.min(Instant::now() + WEBHOOK_TIMEOUT);
     if arrivals.is_told_of(room, deadline).await {
         let took = since.elapsed().as_millis();
-        return sink.ok("webhook", format!("room_started of a room made for this arrived after {took} ms"));
+        let saw = format_args!("room_started of a room made for this arrived after {took} ms");
+        return sink.ok("webhook", &saw);
     }
-    let snippet = "webhook:\n  api_key: <LIVEKIT_KEY>\n  urls: [\"http://lk-jwt-service:8080/sfu_webhook\"]".to_owned();
+    let snippet = "webhook:\n  api_key: <LIVEKIT_KEY>\n  urls: [\"http://lk-jwt-service:8080/sfu_webhook\"]";
     let (fault, saw) = match arrivals.astray_since(since) {
         None => (
             &fault::WEBHOOK_MISSING,
@@ -146,7 +152,7 @@ async fn check_webhook(run: &Run<'_>, room: &str, since: std::time::Instant, sin
         }
         Some(Astray::Refused(error)) => (&fault::WEBHOOK_REFUSED, format!("{error}; {}", error.remedy())),
     };
-    sink.fault(Verdict::Fail, "webhook", fault, saw, Some(snippet));
+    sink.fault(Verdict::Fail, "webhook", fault, &saw, Some(snippet));
 }
 
 /// Checks through `LIVEKIT_URL`, as clients go.
@@ -158,7 +164,7 @@ async fn check_public(run: &Run<'_>, sfu: &Sfu, room: &str, sink: &Sink<'_>) {
     };
     let Ok(token) = sfu.visitor(room, true) else { return };
     if base.scheme() == "http" && !is_this_machine(&base) {
-        sink.warn("public-url", &fault::SFU_PUBLIC_SCHEME, format!("LIVEKIT_URL is {text}"));
+        sink.warn("public-url", &fault::SFU_PUBLIC_SCHEME, &format_args!("LIVEKIT_URL is {text}"));
     }
     // A room that stands, so that the answer is about the way and not about the room.
     let validated = ask(run, &base, "rtc/validate", Some(&token)).await;
@@ -168,19 +174,17 @@ async fn check_public(run: &Run<'_>, sfu: &Sfu, room: &str, sink: &Sink<'_>) {
     };
     let joined = match trouble {
         None => {
-            sink.ok(
-                "public-url",
-                "LiveKit answers there and knows the room that was made through its API",
-            );
+            let saw = "LiveKit answers there and knows the room that was made through its API";
+            sink.ok("public-url", &saw);
             let joined = join(run, &base, &token).await;
             match &joined {
-                Ok(_) => sink.ok("websocket", "a WebSocket goes through to the SFU"),
-                Err(saw) => sink.fail("websocket", &fault::SFU_WEBSOCKET, saw.clone()),
+                Ok(_) => sink.ok("websocket", &"a WebSocket goes through to the SFU"),
+                Err(saw) => sink.fail("websocket", &fault::SFU_WEBSOCKET, saw),
             }
             joined.ok()
         }
         Some((verdict, fault, saw)) => {
-            sink.fault(verdict, "public-url", fault, saw, None);
+            sink.fault(verdict, "public-url", fault, &saw, None);
             sink.skip(&["websocket"], fault.id);
             None
         }
@@ -240,8 +244,8 @@ async fn check_reach(run: &Run<'_>, because: &str, sink: &Sink<'_>) {
         Ok((status, body)) => judge(status, &body),
     };
     match trouble {
-        None => sink.ok("public-url", "LiveKit answers there, and wants a token"),
-        Some((verdict, fault, saw)) => sink.fault(verdict, "public-url", fault, saw, None),
+        None => sink.ok("public-url", &"LiveKit answers there, and wants a token"),
+        Some((verdict, fault, saw)) => sink.fault(verdict, "public-url", fault, &saw, None),
     }
     sink.skip(&PUBLIC[1..], because);
     sink.skip(&MEDIA, because);
@@ -294,60 +298,12 @@ fn judge(status: StatusCode, body: &[u8]) -> Option<(Verdict, &'static Fault, St
     }
 }
 
-/// Fields that are read of LiveKit's `SignalResponse`: the whole of it would be a tenth of the program.
-#[derive(Clone, PartialEq, Message)]
-struct Signal {
-    #[prost(message, optional, tag = "1")]
-    join: Option<Join>,
-    #[prost(message, optional, tag = "3")]
-    offer: Option<Description>,
-    #[prost(message, optional, tag = "4")]
-    trickle: Option<Trickle>,
-}
-
-/// Field that is read of LiveKit's `JoinResponse`.
-#[derive(Clone, PartialEq, Message)]
-struct Join {
-    #[prost(message, optional, tag = "12")]
-    server: Option<Server>,
-}
-
-/// Field that is read of LiveKit's `ServerInfo`.
-#[derive(Clone, PartialEq, Message)]
-struct Server {
-    #[prost(string, tag = "2")]
-    version: String,
-}
-
-/// An offer or an answer, LiveKit's `SessionDescription`.
-#[derive(Clone, PartialEq, Message)]
-struct Description {
-    #[prost(string, tag = "1")]
-    kind: String,
-    #[prost(string, tag = "2")]
-    sdp: String,
-}
-
-/// Field that is read of LiveKit's `TrickleRequest`.
-#[derive(Clone, PartialEq, Message)]
-struct Trickle {
-    #[prost(string, tag = "1")]
-    candidate: String,
-}
-
-/// An answer as LiveKit's `SignalRequest`.
-#[derive(Clone, PartialEq, Message)]
-struct Answer {
-    #[prost(message, optional, tag = "2")]
-    answer: Option<Description>,
-}
-
 /// Words of the SFU after a join.
 pub(super) struct Joined {
     version: String,
     candidates: Vec<Candidate>,
     /// Kept open as long as the candidates are tried.
-    socket: Socket<hyper_util::rt::TokioIo<hyper::upgrade::Upgraded>>,
+    socket: Socket<Box<Switched>>,
     ice: Option<Ice>,
 }
 
@@ -356,14 +312,8 @@ pub(super) async fn join(run: &Run<'_>, base: &Url, token: &Secret) -> Result<Jo
     let url = base
         .join("rtc?protocol=16&sdk=rust&version=1.0&auto_subscribe=1")
         .map_err(|error| error.to_string())?;
-    let key = HeaderValue::from_static("bGstand0LXNlcnZpY2UtMQ==");
-    let headers = [
-        bearer(token).ok_or("no token could be made")?,
-        (header::CONNECTION, HeaderValue::from_static("Upgrade")),
-        (header::UPGRADE, HeaderValue::from_static("websocket")),
-        (header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
-        (header::SEC_WEBSOCKET_KEY, key),
-    ];
+    let mut headers = UPGRADE.to_vec();
+    headers.push(bearer(token).ok_or("no token could be made")?);
     let look = Look::get(&url, &headers, MAX_REFUSAL_BYTES, run.began);
     let stream = match run.context.federation.upgrade(&look, true, run.soon()).await {
         Ok(Upgrade::Switched(stream)) => stream,
@@ -384,29 +334,9 @@ pub(super) async fn join(run: &Run<'_>, base: &Url, token: &Secret) -> Result<Jo
     let deadline = run.soon();
     let mut until = deadline;
     while let Ok(Ok(Some(message))) = timeout_at(until, joined.socket.read()).await {
-        let Ok(message) = Signal::decode(message.as_slice()) else {
-            continue;
-        };
-        let Signal { join, offer, trickle } = message;
-        if join.is_none() && offer.is_none() && trickle.is_none() {
-            continue;
+        if joined.hear(&message) {
+            until = deadline.min(Instant::now() + TRICKLE_TIMEOUT);
         }
-        if let Some(join) = join {
-            joined.version = join.server.map(|server| server.version).unwrap_or_default();
-            if joined.version.is_empty() {
-                joined.version = "unknown".to_owned();
-            }
-        }
-        if let Some(offer) = offer {
-            joined.ice = Ice::parse(&offer.sdp);
-            joined.candidates.extend(candidates(&offer.sdp));
-        }
-        if let Some(trickle) = trickle {
-            let init: Value = serde_json::from_str(&trickle.candidate).unwrap_or_default();
-            let candidate = init.get("candidate").and_then(Value::as_str).and_then(Candidate::parse);
-            joined.candidates.extend(candidate);
-        }
-        until = deadline.min(Instant::now() + TRICKLE_TIMEOUT);
     }
     if joined.version.is_empty() {
         return Err("the WebSocket opens, and the SFU says nothing on it".into());
@@ -414,36 +344,48 @@ pub(super) async fn join(run: &Run<'_>, base: &Url, token: &Secret) -> Result<Jo
     Ok(joined)
 }
 
+impl Joined {
+    /// Takes in a `SignalResponse`. Whether it is one that counts.
+    fn hear(&mut self, message: &[u8]) -> bool {
+        let [join, offer, trickle] = [1, 3, 4].map(|number| field(message, number));
+        if let Some(join) = join {
+            let version = field(join, 12).and_then(|server| text(server, 2));
+            self.version = version.filter(|version| !version.is_empty()).unwrap_or("unknown").to_owned();
+        }
+        if let Some(sdp) = offer.and_then(|offer| text(offer, 2)) {
+            self.ice = Ice::parse(sdp);
+            self.candidates.extend(candidates(sdp));
+        }
+        if let Some(init) = trickle.and_then(|trickle| field(trickle, 1)) {
+            let init = json_of(init);
+            let candidate = init.get("candidate").and_then(Value::as_str).and_then(Candidate::parse);
+            self.candidates.extend(candidate);
+        }
+        join.or(offer).or(trickle).is_some()
+    }
+}
+
 async fn check_media(run: &Run<'_>, mut joined: Joined, base: &Url, sink: &Sink<'_>) {
-    sink.ok("version", format!("livekit-server {}", joined.version));
+    const REST: [&str; 2] = ["udp", "tcp"];
+    sink.ok("version", &format_args!("livekit-server {}", joined.version));
     if joined.candidates.is_empty() {
         let saw = "a client that joins is told of no address within a second";
-        sink.fail("candidates", &fault::SFU_CANDIDATES, saw);
-        return sink.skip(&["udp", "tcp"], fault::SFU_CANDIDATES.id);
+        return sink.fail_before(&REST, "candidates", &fault::SFU_CANDIDATES, &saw);
     }
     let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let addresses = run.context.federation.addresses_of(host).await.unwrap_or_default();
     let is_public = |ip: &IpAddr| Guard::default().check(*ip, Trust::Stranger).is_ok();
-    let mut listed: Vec<_> = joined
-        .candidates
-        .iter()
-        .map(|candidate| format!("{} {}", if candidate.is_tcp { "tcp" } else { "udp" }, candidate.address))
-        .collect();
-    listed.truncate(6);
+    let listed: Vec<_> = joined.candidates.iter().take(6).map(Candidate::to_string).collect();
     let saw = format!("media goes to {}", listed.join(", "));
     if joined.candidates.iter().any(|candidate| is_public(&candidate.address.ip())) {
-        sink.ok("candidates", saw);
+        sink.ok("candidates", &saw);
     } else if addresses.iter().any(is_public) {
-        sink.fail(
-            "candidates",
-            &fault::SFU_NODE_IP,
-            format!("{saw}, while LIVEKIT_URL leads to a public address"),
-        );
-        return sink.skip(&["udp", "tcp"], fault::SFU_NODE_IP.id);
+        let saw = format_args!("{saw}, while LIVEKIT_URL leads to a public address");
+        return sink.fail_before(&REST, "candidates", &fault::SFU_NODE_IP, &saw);
     } else if is_this_machine(base) || addresses.iter().all(IpAddr::is_loopback) {
-        sink.ok("candidates", saw);
+        sink.ok("candidates", &saw);
     } else {
-        sink.warn("candidates", &fault::SFU_NODE_IP, saw);
+        sink.warn("candidates", &fault::SFU_NODE_IP, &saw);
     }
     // Addresses that the SFU names are not the operator's word: those in private networks are asked only where the configuration
     // leads there, too.
@@ -468,36 +410,27 @@ async fn check_media(run: &Run<'_>, mut joined: Joined, base: &Url, sink: &Sink<
         Verdict::Warn
     };
     match udp {
+        Some(udp) if answers_by_udp(&mut joined, udp.address).await => {
+            sink.ok("udp", &format_args!("the SFU answers at {}", udp.address));
+        }
         Some(udp) => {
-            let answers = answers_by_udp(&mut joined, udp.address).await;
-            if answers {
-                sink.ok("udp", format!("the SFU answers at {}", udp.address));
-            } else {
-                let saw = format!("no answer to a connectivity check at {}", udp.address);
-                sink.fault(verdict, "udp", &fault::SFU_UDP, saw, None);
-            }
+            let saw = format_args!("no answer to a connectivity check at {}", udp.address);
+            sink.fault(verdict, "udp", &fault::SFU_UDP, &saw, None);
         }
-        None if has_udp => {
-            sink.skip(&["udp"], NOT_ASKED);
-        }
-        None => sink.fail("udp", &fault::SFU_UDP, "the SFU names no address for UDP"),
+        None if has_udp => sink.skip(&["udp"], NOT_ASKED),
+        None => sink.fail("udp", &fault::SFU_UDP, &"the SFU names no address for UDP"),
     }
     match tcp {
-        Some(tcp) => match timeout(Duration::from_secs(3), TcpStream::connect(tcp.address)).await {
-            Ok(Ok(_)) => sink.ok("tcp", format!("{} takes connections", tcp.address)),
-            Ok(Err(error)) => {
-                let saw = format!("{}: {error}", tcp.address);
-                sink.fault(verdict, "tcp", &fault::SFU_TCP, saw, None);
-            }
-            Err(_) => {
-                let saw = format!("{}: no answer", tcp.address);
-                sink.fault(verdict, "tcp", &fault::SFU_TCP, saw, None);
-            }
-        },
-        None if has_tcp => {
-            sink.skip(&["tcp"], NOT_ASKED);
+        Some(tcp) => {
+            let why = match timeout(TCP_TIMEOUT, TcpStream::connect(tcp.address)).await {
+                Ok(Ok(_)) => return sink.ok("tcp", &format_args!("{} takes connections", tcp.address)),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "no answer".to_owned(),
+            };
+            sink.fault(verdict, "tcp", &fault::SFU_TCP, &format_args!("{}: {why}", tcp.address), None);
         }
-        None => sink.warn("tcp", &fault::SFU_TCP, "the SFU names no address for TCP"),
+        None if has_tcp => sink.skip(&["tcp"], NOT_ASKED),
+        None => sink.warn("tcp", &fault::SFU_TCP, &"the SFU names no address for TCP"),
     }
 }
 
@@ -505,13 +438,8 @@ async fn check_media(run: &Run<'_>, mut joined: Joined, base: &Url, sink: &Sink<
 async fn answers_by_udp(joined: &mut Joined, address: SocketAddr) -> bool {
     let Some(ice) = joined.ice.clone() else { return false };
     let (ufrag, password) = (nonce(), format!("{}{}", nonce(), nonce()));
-    let answer = Answer {
-        answer: Some(Description {
-            kind: "answer".to_owned(),
-            sdp: answer(&ufrag, &password),
-        }),
-    };
-    if joined.socket.write(&answer.encode_to_vec()).await.is_err() {
+    let request = answer_request(answer(&ufrag, &password));
+    if joined.socket.write(&request).await.is_err() {
         return false;
     }
     let any: IpAddr = if address.is_ipv4() {
@@ -519,7 +447,7 @@ async fn answers_by_udp(joined: &mut Joined, address: SocketAddr) -> bool {
     } else {
         std::net::Ipv6Addr::UNSPECIFIED.into()
     };
-    let Ok(socket) = UdpSocket::bind((any, 0)).await else {
+    let Ok(socket) = UdpSocket::bind(SocketAddr::new(any, 0)).await else {
         return false;
     };
     if socket.connect(address).await.is_err() {
@@ -528,30 +456,22 @@ async fn answers_by_udp(joined: &mut Joined, address: SocketAddr) -> bool {
     // One transaction: an answer to the first question is one, however late it comes (RFC 8489, section 6.2.1).
     let id: [u8; 12] = rand::random();
     let question = binding_request(&ice, &ufrag, id);
-    let ask = async {
-        for _ in 0..UDP_TRIES {
-            // What cannot be sent now may be later.
-            let _ = socket.send(&question).await;
-            sleep(UDP_PAUSE).await;
-        }
-        sleep(UDP_TIMEOUT).await;
-    };
-    let hear = async {
-        let mut buffer = [0; 1500];
-        loop {
-            match socket.recv(&mut buffer).await {
-                Ok(length) if is_answer(&buffer[..length], id) => break,
+    let mut buffer = [0; 1500];
+    for left in (0..UDP_TRIES).rev() {
+        // What cannot be sent now may be later.
+        let _ = socket.send(&question).await;
+        let until = Instant::now() + if left == 0 { UDP_TIMEOUT } else { UDP_PAUSE };
+        while let Ok(heard) = timeout_at(until, socket.recv(&mut buffer)).await {
+            match heard {
+                Ok(length) if is_answer(&buffer[..length], id) => return true,
                 // Its own checks come here, too.
                 Ok(_) => {}
                 // A port that is closed says so once for each question.
-                Err(_) => sleep(UDP_PAUSE).await,
+                Err(_) => sleep_until(until).await,
             }
         }
-    };
-    tokio::select! {
-        () = hear => true,
-        () = ask => false,
     }
+    false
 }
 
 fn fault_of(error: &SfuError) -> &'static Fault {

@@ -34,12 +34,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     pub(super) async fn read(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut message = Vec::new();
         loop {
-            let first = self.stream.read_u8().await?;
-            let second = self.stream.read_u8().await?;
-            let length = match second & 0x7f {
-                126 => u64::from(self.stream.read_u16().await?),
-                127 => self.stream.read_u64().await?,
-                length => u64::from(length),
+            let mut head = [0; 10];
+            self.stream.read_exact(&mut head[..2]).await?;
+            let [first, second, ..] = head;
+            let more = match second & 0x7f {
+                126 => 2,
+                127 => 8,
+                _ => 0,
+            };
+            self.stream.read_exact(&mut head[2..2 + more]).await?;
+            let length = match more {
+                0 => u64::from(second & 0x7f),
+                _ => head[2..2 + more].iter().fold(0, |length, byte| length << 8 | u64::from(*byte)),
             };
             let length = usize::try_from(length).unwrap_or(usize::MAX);
             // Servers do not mask.

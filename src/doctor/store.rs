@@ -1,5 +1,6 @@
 //! The store of delegated leaves: whether it is there, takes what has to be written, and is nobody else's.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::check::Sink;
 use super::fault::{self, Fault};
-use super::{Context, Run, nonce};
+use super::{Run, nonce, side_by_side};
 use crate::driver::fleet::{FleetReport, NodeReport};
 use crate::store::{Change, JobRecord, Part, Store, StoreError, Table};
 
@@ -25,17 +26,13 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
         return sink.skip(&ALL[..1], "the store is at hand for the running service only");
     };
     if !store.keeps() {
-        return sink.warn(
-            "store",
-            &fault::STORE_MEMORY,
-            "neither LIVEKIT_REDIS_URL nor LIVEKIT_STATE_PATH is set",
-        );
+        let saw = "neither LIVEKIT_REDIS_URL nor LIVEKIT_STATE_PATH is set";
+        return sink.warn("store", &fault::STORE_MEMORY, &saw);
     }
-    if let Err(why) = in_time(run, told(store.ping())).await {
-        sink.fail("store", &fault::STORE_UNREACHABLE, why);
-        return sink.skip(&ALL[1..], fault::STORE_UNREACHABLE.id);
+    if let Err(why) = in_time(run, Box::pin(store.ping())).await {
+        return sink.fail_before(&ALL[1..], "store", &fault::STORE_UNREACHABLE, &why);
     }
-    sink.ok("store", "it answers");
+    sink.ok("store", &"it answers");
     let tables: &[Table] = if run.context.own.is_some() {
         &[Table::Jobs, Table::Tokens]
     } else {
@@ -43,17 +40,14 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     };
     let mut refused = Vec::new();
     for table in tables {
-        refused.extend(
-            in_time(run, told(try_write(&store.with(*table))))
-                .await
-                .err()
-                .map(|why| format!("{table:?}: {why}")),
-        );
+        if let Err(why) = in_time(run, Box::pin(try_write(&store.with(*table)))).await {
+            refused.push(format!("{table:?}: {why}"));
+        }
     }
     if refused.is_empty() {
-        sink.ok("store-write", "it takes a record, and lets it be removed");
+        sink.ok("store-write", &"it takes a record, and lets it be removed");
     } else {
-        sink.fail("store-write", &fault::STORE_RIGHTS, refused.join("; "));
+        sink.fail("store-write", &fault::STORE_RIGHTS, &refused.join("; "));
     }
     check_records(run, &store.with(Table::Jobs), refused.is_empty(), sink).await;
     check_fleet(run, sink).await;
@@ -71,9 +65,9 @@ async fn check_fleet(run: &Run<'_>, sink: &Sink<'_>) {
         }
         for (check, fault, saw) in findings(&report) {
             match fault {
-                None => sink.ok(check, saw),
-                Some(fault) if *fault == fault::FLEET_GUESTS => sink.warn(check, fault, saw),
-                Some(fault) => sink.fail(check, fault, saw),
+                None => sink.ok(check, &saw),
+                Some(fault) if fault.id == fault::FLEET_GUESTS.id => sink.warn(check, fault, &saw),
+                Some(fault) => sink.fail(check, fault, &saw),
             }
         }
         return;
@@ -122,15 +116,12 @@ fn findings(report: &FleetReport) -> [(&'static str, Option<&'static Fault>, Str
     ]
 }
 
-async fn in_time<T>(run: &Run<'_>, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    timeout_at(run.soon(), work)
-        .await
-        .unwrap_or_else(|_| Err("no answer in time".to_owned()))
-}
-
-/// The error in words, with its remedy.
-async fn told<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, String> {
-    work.await.map_err(|error| format!("{error}; {}", error.remedy()))
+/// Waits for the store as long as for any look; what is wrong in words, with its remedy.
+async fn in_time(run: &Run<'_>, work: Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + '_>>) -> Result<(), String> {
+    match timeout_at(run.soon(), work).await {
+        Ok(done) => done.map_err(|error| format!("{error}; {}", error.remedy())),
+        Err(_) => Err("no answer in time".to_owned()),
+    }
 }
 
 /// Writes a record that says nothing, and removes it in the same breath.
@@ -146,39 +137,38 @@ async fn try_write(store: &Store) -> Result<(), StoreError> {
 
 async fn check_records(run: &Run<'_>, store: &Store, may_write: bool, sink: &Sink<'_>) {
     let (parts, mut read) = mpsc::channel(PARTS);
-    let context: &Context = run.context;
-    let count = async {
-        let (mut count, mut unknown) = (0_usize, 0_usize);
-        while let Some(part) = read.recv().await {
-            let Part::Record(entry) = part else { continue };
-            count += 1;
-            if let (Some(knows), Ok(job)) = (&context.knows, JobRecord::read(&entry.field, &entry.value)) {
-                unknown += usize::from(!knows(&job.room, &job.identity));
-            }
-        }
-        (count, unknown)
-    };
-    let load = async {
-        let loaded = told(store.load(&parts)).await;
-        drop(parts);
-        loaded
-    };
+    let (mut count, mut unknown, mut skipped) = (0_usize, 0_usize, 0);
     let both = async {
-        let (loaded, counted) = tokio::join!(load, count);
-        loaded.map(|skipped| (counted, skipped))
+        let mut loaded = Ok(0);
+        let load = Box::pin(async {
+            loaded = store.load(&parts).await;
+            drop(parts);
+        });
+        let counting = Box::pin(async {
+            while let Some(part) = read.recv().await {
+                let Part::Record(entry) = part else { continue };
+                count += 1;
+                if let (Some(knows), Ok(job)) = (&run.context.knows, JobRecord::read(&entry.field, &entry.value)) {
+                    unknown += usize::from(!knows(&job.room, &job.identity));
+                }
+            }
+        });
+        side_by_side(vec![load, counting]).await;
+        skipped = loaded?;
+        Ok(())
     };
-    match in_time(run, both).await {
-        Err(why) if may_write => sink.fail("store-records", &fault::STORE_RIGHTS, why),
+    match in_time(run, Box::pin(both)).await {
+        Err(why) if may_write => sink.fail("store-records", &fault::STORE_RIGHTS, &why),
         Err(_) => sink.skip(&["store-records"], fault::STORE_RIGHTS.id),
-        Ok(((count, 0), 0)) => sink.ok("store-records", format!("{count} delegated leaves are kept")),
-        Ok(((count, 0), skipped)) => {
-            let saw = format!("{count} delegated leaves are kept, and {skipped} records that are too long to be ours");
-            sink.warn("store-records", &fault::STORE_SHARED, saw);
+        Ok(()) if unknown > 0 => {
+            let saw = format_args!("of {count} records, {unknown} are of leaves that this instance does not know");
+            sink.fail("store-records", &fault::STORE_SHARED, &saw);
         }
-        Ok(((count, unknown), _)) => {
-            let saw = format!("of {count} records, {unknown} are of leaves that this instance does not know");
-            sink.fail("store-records", &fault::STORE_SHARED, saw);
+        Ok(()) if skipped > 0 => {
+            let saw = format_args!("{count} delegated leaves are kept, and {skipped} records that are too long to be ours");
+            sink.warn("store-records", &fault::STORE_SHARED, &saw);
         }
+        Ok(()) => sink.ok("store-records", &format_args!("{count} delegated leaves are kept")),
     }
 }
 

@@ -5,9 +5,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::{hkdf, hmac};
-use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::check::Group;
+use super::{json_of, texts};
 use crate::secret::Secret;
 
 /// Life of a ticket in seconds.
@@ -67,23 +68,17 @@ impl Use {
 }
 
 /// Wishes of whoever asks: which checks, about whom.
-#[derive(Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Default)]
 pub struct Wishes {
     /// Groups to check; all without one.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub only: Vec<Group>,
     /// Whether to wait for a slow answer.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub slow: bool,
     /// Homeservers to check instead of those of the configuration.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub servers: Vec<String>,
     /// Access token of a user whose call is tried.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub user_token: Option<String>,
     /// Matrix room of that call.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub room: Option<String>,
 }
 
@@ -93,18 +88,54 @@ impl Wishes {
     pub fn wants(&self, group: Group) -> bool {
         self.only.is_empty() || self.only.contains(&group)
     }
+
+    /// Writes wishes as they stand in a ticket.
+    fn write(&self) -> Value {
+        let mut value = texts(&[]);
+        if self.slow {
+            value["slow"] = true.into();
+        }
+        for (name, text) in [("user_token", &self.user_token), ("room", &self.room)] {
+            if let Some(text) = text {
+                value[name] = text.as_str().into();
+            }
+        }
+        let only: Vec<_> = self.only.iter().map(|group| group.word()).collect();
+        let servers: Vec<_> = self.servers.iter().map(String::as_str).collect();
+        for (name, list) in [("only", only), ("servers", servers)] {
+            if !list.is_empty() {
+                value[name] = list.into();
+            }
+        }
+        value
+    }
+
+    /// Reads wishes as they stand in a ticket. What is missing is not wished for.
+    fn read(value: &Value) -> Option<Self> {
+        let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+        let texts = |name: &str| value.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        Some(Self {
+            only: texts("only")
+                .iter()
+                .map(|word| Group::named(word.as_str()?))
+                .collect::<Option<_>>()?,
+            slow: value.get("slow").and_then(Value::as_bool).unwrap_or_default(),
+            servers: texts("servers")
+                .iter()
+                .map(|name| Some(name.as_str()?.to_owned()))
+                .collect::<Option<_>>()?,
+            user_token: text("user_token"),
+            room: text("room"),
+        })
+    }
 }
 
 /// Claims of a ticket.
-#[derive(Serialize, Deserialize)]
 pub struct Claims {
-    aud: String,
-    iat: u64,
     exp: u64,
     /// Name of the ticket, which is used once.
     pub jti: String,
     /// Wishes of whoever asks.
-    #[serde(default)]
     pub wishes: Wishes,
 }
 
@@ -144,30 +175,21 @@ impl TicketKey {
     /// Signs a ticket at `now`, in seconds since 1970; `jti` is its name.
     #[must_use]
     pub fn sign(&self, purpose: Use, jti: String, wishes: Wishes, now: u64) -> String {
-        self.sign_claims(&Claims {
-            aud: purpose.audience().to_owned(),
-            iat: now,
-            exp: now + LIFE_SECONDS,
-            jti,
-            wishes,
-        })
+        self.sign_claims(purpose, &jti, now, LIFE_SECONDS, &wishes)
     }
 
     /// Signs the ticket of a link, which lives for so many seconds from `now` on; `jti` is its name.
     #[must_use]
     pub fn sign_link(&self, jti: String, now: u64, seconds: u64) -> String {
-        self.sign_claims(&Claims {
-            aud: LINK.to_owned(),
-            iat: now,
-            exp: now + seconds,
-            jti,
-            wishes: Wishes::default(),
-        })
+        self.sign_claims(Use::Link, &jti, now, seconds, &Wishes::default())
     }
 
-    fn sign_claims(&self, claims: &Claims) -> String {
-        // Texts and numbers always serialise.
-        let payload = serde_json::to_vec(claims).unwrap_or_default();
+    fn sign_claims(&self, purpose: Use, jti: &str, now: u64, seconds: u64, wishes: &Wishes) -> String {
+        let mut claims = texts(&[("aud", purpose.audience()), ("jti", jti)]);
+        claims["iat"] = now.into();
+        claims["exp"] = (now + seconds).into();
+        claims["wishes"] = wishes.write();
+        let payload = claims.to_string();
         let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(HEADER), URL_SAFE_NO_PAD.encode(payload));
         let signature = hmac::sign(&self.0, signed.as_bytes());
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
@@ -187,17 +209,25 @@ impl TicketKey {
         }
         let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
         hmac::verify(&self.0, signed.as_bytes(), &signature).ok()?;
-        let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
-        let is_now = claims.iat <= now + LEEWAY_SECONDS && now < claims.exp && claims.exp <= claims.iat.checked_add(purpose.max_life())?;
-        let is_short = claims.wishes.servers.len() <= MAX_SERVERS && (16..=64).contains(&claims.jti.len());
-        (claims.aud == purpose.audience() && is_now && is_short).then_some(claims)
+        let claims = json_of(&URL_SAFE_NO_PAD.decode(payload).ok()?);
+        let text = |name: &str| claims.get(name).and_then(Value::as_str);
+        let number = |name: &str| claims.get(name).and_then(Value::as_u64);
+        let (iat, exp, jti) = (number("iat")?, number("exp")?, text("jti")?);
+        let wishes = claims.get("wishes").map_or_else(|| Some(Wishes::default()), Wishes::read)?;
+        let is_now = iat <= now + LEEWAY_SECONDS && now < exp && exp <= iat.checked_add(purpose.max_life())?;
+        let is_short = wishes.servers.len() <= MAX_SERVERS && (16..=64).contains(&jti.len());
+        (text("aud") == Some(purpose.audience()) && is_now && is_short).then(|| Claims {
+            exp,
+            jti: jti.to_owned(),
+            wishes,
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     const NOW: u64 = 1_700_000_000;
     const JTI: &str = "0123456789abcdef";

@@ -4,16 +4,16 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use http::{HeaderValue, Method, header};
-use serde_json::{Value, json};
+use http::{Method, header};
+use serde_json::Value;
 use url::Url;
 
 use super::arrivals::ROOM;
 use super::check::Sink;
-use super::discovery::{ORIGIN, judge_transports, service_url};
+use super::discovery::{JSON, ORIGIN, judge_transports, service_url};
 use super::fault;
 use super::sfu::{base_of, join};
-use super::{MAX_BODY_BYTES, Run, nonce, page, words};
+use super::{MAX_BODY_BYTES, Run, json_of, nonce, page, texts, words};
 use crate::federation::{ClientApi, Look, Reply};
 use crate::homeserver::segment;
 use crate::secret::Secret;
@@ -35,32 +35,20 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     let sink = sink.about(server.as_str());
     let api = match run.api(server).await {
         Ok(api) => api,
-        Err(failure) => {
-            sink.fail("access-token", &fault::CLIENT_API, words(&failure));
-            return sink.skip(&STEPS, fault::CLIENT_API.id);
-        }
+        Err(failure) => return sink.fail_before(&STEPS, "access-token", &fault::CLIENT_API, &words(&failure)),
     };
     if !api.may_carry_secrets() {
         let because = "the client-server API is not https: the access token is not sent there";
         return sink.skip(&["access-token"], because);
     }
-    let user = match run
-        .in_time(api.get("/_matrix/client/v3/account/whoami", Some(&token), MAX_BODY_BYTES))
-        .await
-    {
+    let user = match run.get(&api, "/_matrix/client/v3/account/whoami", Some(&token)).await {
         Ok(reply) => match field(&reply, "user_id") {
             Some(user) => user,
-            None => {
-                sink.fail("access-token", &fault::USER_TOKEN, said(&reply));
-                return sink.skip(&STEPS, fault::USER_TOKEN.id);
-            }
+            None => return sink.fail_before(&STEPS, "access-token", &fault::USER_TOKEN, &said(&reply)),
         },
-        Err(failure) => {
-            sink.fail("access-token", &fault::CLIENT_API, words(&failure));
-            return sink.skip(&STEPS, fault::CLIENT_API.id);
-        }
+        Err(failure) => return sink.fail_before(&STEPS, "access-token", &fault::CLIENT_API, &words(&failure)),
     };
-    sink.ok("access-token", format!("it is one of {user}"));
+    sink.ok("access-token", &format_args!("it is one of {user}"));
     if let Ok(reply) = run.client_api(server, Some(&token)).await {
         judge_transports(run, reply.status, &reply.body, None, &sink);
     }
@@ -68,37 +56,30 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
         check_power_level(run, &api, &token, &user, room, &sink).await;
     }
     let path = format!("/_matrix/client/v3/user/{}/openid/request_token", segment(&user));
-    let openid = match run.post(&api, &path, &token, &json!({})).await {
-        Ok(reply) if field(&reply, "access_token").is_some() => serde_json::from_slice::<Value>(&reply.body).unwrap_or_default(),
-        Ok(reply) => {
-            sink.fail("openid", &fault::USER_OPENID, said(&reply));
-            return sink.skip(&STEPS[2..4], fault::USER_OPENID.id);
+    let why = match run.post(&api, &path, &token, &texts(&[])).await {
+        Ok(reply) if field(&reply, "access_token").is_some() => {
+            sink.ok("openid", &"the homeserver gives the user an OpenID token");
+            return check_call(run, server, &user, json_of(&reply.body), &sink).await;
         }
-        Err(failure) => {
-            sink.fail("openid", &fault::USER_OPENID, words(&failure));
-            return sink.skip(&STEPS[2..4], fault::USER_OPENID.id);
-        }
+        Ok(reply) => said(&reply),
+        Err(failure) => words(&failure),
     };
-    sink.ok("openid", "the homeserver gives the user an OpenID token");
-    check_call(run, server, &user, &openid, &sink).await;
+    sink.fail_before(&STEPS[2..4], "openid", &fault::USER_OPENID, &why);
 }
 
-async fn check_call(run: &Run<'_>, server: &ServerName, user: &str, openid: &Value, sink: &Sink<'_>) {
+async fn check_call(run: &Run<'_>, server: &ServerName, user: &str, openid: Value, sink: &Sink<'_>) {
     let Some(service) = service_url(run, server).await else {
         return sink.skip(&STEPS[2..4], "no address of this service is known: see the discovery");
     };
     let is_made_up = run.wishes.room.is_none();
     let room = run.wishes.room.clone().unwrap_or_else(|| format!("!{ROOM}{}:{server}", nonce()));
-    let body = json!({
-        "room_id": room, "slot_id": "m.call#ROOM", "openid_token": openid,
-        "member": {"id": format!("doctor-{}", nonce()), "claimed_user_id": user, "claimed_device_id": "DOCTOR"},
-    });
+    let mut body = texts(&[("room_id", &room), ("slot_id", "m.call#ROOM")]);
+    body["openid_token"] = openid;
+    let id = format!("doctor-{}", nonce());
+    body["member"] = texts(&[("id", &id), ("claimed_user_id", user), ("claimed_device_id", "DOCTOR")]);
     let text = format!("{}/get_token", service.as_str().trim_end_matches('/'));
     let Ok(url) = Url::parse(&text) else { return };
-    let headers = [
-        (header::ORIGIN, ORIGIN),
-        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
-    ];
+    let headers = [(header::ORIGIN, ORIGIN), (header::CONTENT_TYPE, JSON)];
     let look = Look {
         url: &url,
         method: Method::POST,
@@ -110,60 +91,57 @@ async fn check_call(run: &Run<'_>, server: &ServerName, user: &str, openid: &Val
     // The service may hold the request for as long as a homeserver takes.
     let reply = match run.context.federation.look(&look, run.is_configured(&url), run.ends).await {
         Ok(looked) => looked.reply,
-        Err(failure) => {
-            sink.fail("token", &fault::USER_REFUSED, words(&failure));
-            return sink.skip(&STEPS[3..4], fault::USER_REFUSED.id);
-        }
+        Err(failure) => return sink.fail_before(&STEPS[3..4], "token", &fault::USER_REFUSED, &words(&failure)),
     };
     let (Some(jwt), Some(sfu)) = (field(&reply, "jwt"), field(&reply, "url")) else {
-        let id = field(&reply, "request_id")
-            .map(|id| format!(", request id {id}"))
-            .unwrap_or_default();
-        let reason = field(&reply, "reason").map(|reason| format!(" ({reason})")).unwrap_or_default();
-        sink.fail("token", &fault::USER_REFUSED, format!("{}{reason}{id}", said(&reply)));
-        return sink.skip(&STEPS[3..4], fault::USER_REFUSED.id);
+        let mut saw = said(&reply);
+        for (name, before, after) in [("reason", " (", ")"), ("request_id", ", request id ", "")] {
+            if let Some(value) = field(&reply, name) {
+                saw.extend([before, &value, after]);
+            }
+        }
+        return sink.fail_before(&STEPS[3..4], "token", &fault::USER_REFUSED, &saw);
     };
     let claims = claims(&jwt).unwrap_or_default();
-    let grants = claims.get("video").cloned().unwrap_or_default();
-    let may = |name: &str| grants.get(name) == Some(&Value::Bool(true));
-    let publishes = if may("canPublish") {
+    let grant = |name: &str| claims.get("video")?.get(name);
+    let publishes = if grant("canPublish").and_then(Value::as_bool) == Some(true) {
         "join, see and publish"
     } else {
         "join and see"
     };
-    let alias = grants.get("room").and_then(Value::as_str).unwrap_or_default().to_owned();
-    sink.ok("token", format!("the service gives a token to {publishes} in {alias}"));
+    let alias = grant("room").and_then(Value::as_str).unwrap_or_default();
+    sink.ok("token", &format_args!("the service gives a token to {publishes} in {alias}"));
     let token = Secret::new(jwt);
     match base_of(&sfu) {
         Some(base) => match join(run, &base, &token).await {
-            Ok(_) => sink.ok("join", format!("the user joins at {sfu}, and leaves")),
-            Err(saw) => sink.fail("join", &fault::USER_JOIN, saw),
+            Ok(_) => sink.ok("join", &format_args!("the user joins at {sfu}, and leaves")),
+            Err(saw) => sink.fail("join", &fault::USER_JOIN, &saw),
         },
-        None => sink.fail("join", &fault::USER_JOIN, format!("the service names {sfu}")),
+        None => sink.fail("join", &fault::USER_JOIN, &format_args!("the service names {sfu}")),
     }
     if is_made_up && let Some(livekit) = &run.context.sfu {
         // It would end by itself in five minutes.
-        let _ = livekit.delete_room(&alias).await;
+        let _ = livekit.delete_room(alias).await;
     }
 }
 
 async fn check_power_level(run: &Run<'_>, api: &ClientApi, token: &Secret, user: &str, room: &str, sink: &Sink<'_>) {
     let path = format!("/_matrix/client/v3/rooms/{}/state/m.room.power_levels/", segment(room));
-    let reply = match run.in_time(api.get(&path, Some(token), MAX_BODY_BYTES)).await {
+    let reply = match run.get(api, &path, Some(token)).await {
         Ok(reply) if reply.status.is_success() => reply,
         Ok(reply) => return sink.skip(&STEPS[4..], &format!("the room's power levels: {}", said(&reply))),
         Err(failure) => return sink.skip(&STEPS[4..], &words(&failure)),
     };
-    let levels: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-    let (has, needs) = power_levels(&levels, user);
+    let (has, needs) = power_levels(&json_of(&reply.body), user);
     if has < needs && is_creator(run, api, token, user, room).await {
-        return sink.ok("power-level", format!("{user} has created the room, and may do anything there"));
+        let saw = format_args!("{user} has created the room, and may do anything there");
+        return sink.ok("power-level", &saw);
     }
-    let saw = format!("{MEMBER} needs {needs} there, and {user} has {has}");
+    let saw = format_args!("{MEMBER} needs {needs} there, and {user} has {has}");
     if has >= needs {
-        sink.ok("power-level", saw);
+        sink.ok("power-level", &saw);
     } else {
-        sink.fail("power-level", &fault::USER_POWER_LEVEL, saw);
+        sink.fail("power-level", &fault::USER_POWER_LEVEL, &saw);
     }
 }
 
@@ -171,11 +149,8 @@ async fn check_power_level(run: &Run<'_>, api: &ClientApi, token: &Secret, user:
 /// ([MSC4289](https://github.com/matrix-org/matrix-spec-proposals/pull/4289)).
 async fn is_creator(run: &Run<'_>, api: &ClientApi, token: &Secret, user: &str, room: &str) -> bool {
     let path = format!("/_matrix/client/v3/rooms/{}/state/m.room.create/?format=event", segment(room));
-    let Ok(reply) = run.in_time(api.get(&path, Some(token), MAX_BODY_BYTES)).await else {
-        return false;
-    };
-    let event: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-    creates(&event, user)
+    let reply = run.get(api, &path, Some(token)).await;
+    reply.is_ok_and(|reply| creates(&json_of(&reply.body), user))
 }
 
 fn creates(event: &Value, user: &str) -> bool {
@@ -195,8 +170,7 @@ fn power_levels(levels: &Value, user: &str) -> (i64, i64) {
 }
 
 fn field(reply: &Reply, name: &str) -> Option<String> {
-    let answer: Value = serde_json::from_slice(&reply.body).ok()?;
-    answer.get(name)?.as_str().map(str::to_owned)
+    json_of(&reply.body).get(name)?.as_str().map(str::to_owned)
 }
 
 /// An answer that is no yes, without anything of it that could be a token.
@@ -210,12 +184,13 @@ fn said(reply: &Reply) -> String {
 }
 
 fn claims(jwt: &str) -> Option<Value> {
-    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1)?).ok()?).ok()
+    Some(json_of(&URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1)?).ok()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn power_levels_are_those_of_the_specification() {

@@ -6,21 +6,18 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::Full;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use url::{Position, Url};
 
 use super::Federation;
-use super::dial::{Attempt, Dialled, Stream};
+use super::dial::{Attempt, Dialled, Place, Stream};
 use super::discovery::{File, discover};
 use super::failure::Failure;
 use super::follow;
 use super::guard::Trust;
-use super::pool::Open;
-use super::route::{Reply, Route, USER_AGENT};
+use super::pool::{Open, Switched};
+use super::route::{Ask, Reply, Route, USER_AGENT};
 use crate::admission::budget::Budget;
 use crate::admission::{Class, Who};
 use crate::server_name::ServerName;
@@ -79,19 +76,23 @@ pub struct Trace {
 /// Answer to a request for another protocol.
 pub enum Upgrade {
     /// The other side speaks the other protocol from here on.
-    Switched(TokioIo<Upgraded>),
+    Switched(Box<Switched>),
     /// The other side answers like to any request, with this status.
     Answered(StatusCode),
 }
 
 impl Federation {
-    /// How far an address is trusted to which `host` of a configuration leads, or a host that others named.
-    fn dialled(&self, is_configured: bool) -> (Dialled, Class) {
-        if is_configured {
-            (Dialled::Guarded(Trust::Listed), Class::Listed)
+    /// The way of `look`, its request, and in whose name it is made. How far an address is trusted depends on whether a
+    /// configuration leads there, or a host that others named.
+    fn prepare(&self, look: &Look<'_>, is_configured: bool) -> Result<(Route, Request<Full<Bytes>>, Who), Failure> {
+        let (trust, class) = if is_configured {
+            (Trust::Listed, Class::Listed)
         } else {
-            (Dialled::Guarded(Trust::Stranger), Class::Verified)
-        }
+            (Trust::Stranger, Class::Verified)
+        };
+        let route = Route::to_url(look.url, Dialled::Guarded(trust))?;
+        let request = look.request(&route)?;
+        Ok((route, request, self.of_host(look.url, class)))
     }
 
     /// Asks `look` once. Only a host that stands in the configuration may be in a private network.
@@ -99,10 +100,7 @@ impl Federation {
     /// # Errors
     /// When there is no whole answer before `deadline`.
     pub async fn look(&self, look: &Look<'_>, is_configured: bool, deadline: Instant) -> Result<Looked, Failure> {
-        let (dialled, class) = self.dialled(is_configured);
-        let route = Route::to_url(look.url, dialled)?;
-        let request = look.request(&route)?.map(Full::new);
-        let who = self.of_host(look.url, class);
+        let (route, request, who) = self.prepare(look, is_configured)?;
         let asked = Box::pin(self.ask_once(&route, request, look.limit, who, look.since));
         timeout_at(deadline, asked).await.unwrap_or(Err(Failure::Timeout))
     }
@@ -112,10 +110,7 @@ impl Federation {
     /// # Errors
     /// When there is no answer before `deadline`.
     pub async fn upgrade(&self, look: &Look<'_>, is_configured: bool, deadline: Instant) -> Result<Upgrade, Failure> {
-        let (dialled, class) = self.dialled(is_configured);
-        let route = Route::to_url(look.url, dialled)?;
-        let request = look.request(&route)?.map(Full::new);
-        let who = self.of_host(look.url, class);
+        let (route, request, who) = self.prepare(look, is_configured)?;
         let asked = Box::pin(self.upgrade_once(&route, request, who, look.since));
         timeout_at(deadline, asked).await.unwrap_or(Err(Failure::Timeout))
     }
@@ -131,11 +126,7 @@ impl Federation {
             let attempt = Attempt::new(who, &budget, &queued, None);
             attempt.asks_since(Some(since));
             let found = discover(&self.dialer, server, self.trust(server), &attempt).await?;
-            let request = Request::get(format!("{}{path}", found.route.base_path))
-                .header(header::HOST, &found.route.host_header)
-                .header(header::USER_AGENT, USER_AGENT)
-                .body(Full::default())
-                .map_err(|error| Failure::Http(error.to_string()))?;
+            let request = Ask::get(path).request(&found.route)?;
             let looked = match self.ask_once(&found.route, request, limit, who, since).await {
                 // The fallbacks lead nowhere, since the file could not be asked for: that is the cause.
                 Err(failure) if found.file == File::Unreachable => return Err(self.no_delegation(server, who).await.unwrap_or(failure)),
@@ -209,15 +200,8 @@ impl Federation {
         let (budget, queued) = (Budget::of(who.class), Notify::new());
         let attempt = Attempt::new(who, &budget, &queued, None);
         attempt.asks_since(Some(since));
-        let facts = Mutex::new(Facts::default());
-        let opening = async {
-            let (stream, place) = route.connect(&self.dialer, &attempt).await?;
-            *facts.lock() = Facts::of(&stream);
-            Ok((stream, place))
-        };
-        let (mut connection, _place) = Open::new(&self.dialer.pool, opening).await?;
+        let (mut connection, _place, facts) = self.open(route, &attempt).await?;
         let reply = connection.exchange(request, limit).await.map_err(|unanswered| unanswered.failure)?;
-        let facts = *facts.lock();
         Ok(Looked { facts, reply })
     }
 
@@ -225,9 +209,21 @@ impl Federation {
         let (budget, queued) = (Budget::of(who.class), Notify::new());
         let attempt = Attempt::new(who, &budget, &queued, None);
         attempt.asks_since(Some(since));
-        let (connection, _place) = Open::new(&self.dialer.pool, route.connect(&self.dialer, &attempt)).await?;
+        let (connection, _place, _) = self.open(route, &attempt).await?;
         let upgraded = connection.upgrade(request, MAX_UPGRADED_BYTES).await?;
-        Ok(upgraded.map_or_else(Upgrade::Answered, |upgraded| Upgrade::Switched(TokioIo::new(upgraded))))
+        Ok(upgraded.map_or_else(Upgrade::Answered, |stream| Upgrade::Switched(Box::new(stream))))
+    }
+
+    /// A connection for one look, with its place.
+    async fn open<'a>(&'a self, route: &Route, attempt: &Attempt<'a>) -> Result<(Box<Open>, Place<'a>, Facts), Failure> {
+        let mut facts = Facts::default();
+        let opening = async {
+            let (stream, place) = route.connect(&self.dialer, attempt).await?;
+            facts = Facts::of(&stream);
+            Ok((stream, place))
+        };
+        let (connection, place) = Open::new(&self.dialer.pool, opening).await?;
+        Ok((connection, place, facts))
     }
 }
 
@@ -245,19 +241,16 @@ impl<'a> Look<'a> {
         }
     }
 
-    fn request(&self, route: &Route) -> Result<Request<Bytes>, Failure> {
-        let path: Uri = self.url[Position::BeforePath..Position::AfterQuery]
-            .parse()
-            .map_err(|_| Failure::Http("the address has no path that can be asked for".into()))?;
-        let mut request = Request::builder()
-            .method(self.method.clone())
-            .uri(path)
-            .header(header::HOST, &route.host_header)
-            .header(header::USER_AGENT, USER_AGENT);
-        for (name, value) in self.headers {
-            request = request.header(name, value);
-        }
-        request.body(self.body.clone()).map_err(|error| Failure::Http(error.to_string()))
+    fn request(&self, route: &Route) -> Result<Request<Full<Bytes>>, Failure> {
+        let path = &self.url[Position::BeforePath..Position::AfterQuery];
+        let mut request = Request::new(Full::new(self.body.clone()));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = Uri::try_from(path).map_err(|_| Failure::Http("the address has no path that can be asked for".into()))?;
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, route.host_header.clone());
+        headers.insert(header::USER_AGENT, USER_AGENT);
+        headers.extend(self.headers.iter().cloned());
+        Ok(request)
     }
 }
 

@@ -5,23 +5,21 @@
 //! copied into one buffer.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, Cursor};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http1::{Builder, Connection, SendRequest};
-use hyper::upgrade::Upgraded;
+use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Chain, Join, ReadBuf, ReadHalf, WriteHalf};
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::dial::{Place, Stream};
@@ -384,23 +382,35 @@ impl Open {
 
     /// Asks for another protocol: the connection where the other side speaks that from here on, else the status of its answer. At most
     /// `limit` bytes come in all.
-    pub(super) async fn upgrade(self, request: Request<Full<Bytes>>, limit: usize) -> Result<Result<Upgraded, StatusCode>, Failure> {
+    pub(super) async fn upgrade(self, request: Request<Full<Bytes>>, limit: usize) -> Result<Result<Switched, StatusCode>, Failure> {
         let Self {
             mut sender,
-            connection,
+            mut connection,
             left,
             ..
         } = self;
         left.store(limit, Ordering::Relaxed);
-        let broken = |error: hyper::Error| Failure::Http(error_chain(&error));
-        let driver = AbortOnDrop(tokio::spawn(connection.with_upgrades()).abort_handle());
-        let response = sender.send_request(request).await.map_err(broken)?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(Err(response.status()));
+        let mut answer = pin!(sender.send_request(request));
+        let (mut status, mut ended) = (None, false);
+        let asked = poll_fn(|cx| {
+            // What goes wrong there, the answer says.
+            ended = ended || connection.poll_without_shutdown(cx).is_ready();
+            if status.is_none() {
+                status = Some(ready!(answer.as_mut().poll(cx))?.status());
+            }
+            // HTTP ends where the other protocol begins.
+            match status {
+                Some(StatusCode::SWITCHING_PROTOCOLS) if !ended => Poll::Pending,
+                status => Poll::Ready(Ok(status)),
+            }
+        });
+        let status = asked.await.map_err(|error: hyper::Error| Failure::Http(error_chain(&error)))?;
+        if let Some(status) = status.filter(|status| *status != StatusCode::SWITCHING_PROTOCOLS) {
+            return Ok(Err(status));
         }
-        let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
-        drop(driver);
-        Ok(Ok(upgraded))
+        let Parts { io, read_buf, .. } = connection.into_parts();
+        let (read, write) = tokio::io::split(io.into_inner());
+        Ok(Ok(tokio::io::join(AsyncReadExt::chain(Cursor::new(read_buf), read), write)))
     }
 
     /// Lets the connection do what is left to do, and says whether it can carry one more request.
@@ -437,15 +447,6 @@ async fn collect(response: http::Response<hyper::body::Incoming>, limit: usize) 
     })
 }
 
-/// Ends a task that nobody waits for any more.
-struct AbortOnDrop(AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Counts one connection while it lives.
 struct Counted(Arc<AtomicUsize>);
 
@@ -462,8 +463,11 @@ impl Drop for Counted {
     }
 }
 
+/// A connection on which another protocol is spoken than HTTP; what came of that with the last of HTTP is read first.
+pub type Switched = Join<Chain<Cursor<Bytes>, ReadHalf<Metered>>, WriteHalf<Metered>>;
+
 /// A stream from which only so many bytes may come.
-struct Metered {
+pub struct Metered {
     stream: Stream,
     left: Arc<AtomicUsize>,
     at_once: usize,

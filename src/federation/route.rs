@@ -274,7 +274,7 @@ pub(super) struct Ask<'a> {
 }
 
 impl<'a> Ask<'a> {
-    fn get(path_and_query: &'a str) -> Self {
+    pub(super) fn get(path_and_query: &'a str) -> Self {
         Self {
             method: Method::GET,
             path_and_query,
@@ -283,7 +283,7 @@ impl<'a> Ask<'a> {
         }
     }
 
-    fn request(&self, route: &Route) -> Result<Request<Full<Bytes>>, Failure> {
+    pub(super) fn request(&self, route: &Route) -> Result<Request<Full<Bytes>>, Failure> {
         let broken = |error: http::Error| Failure::Http(error.to_string());
         let path = [&route.base_path, self.path_and_query].concat();
         let mut request = Request::new(Full::new(self.json.clone().unwrap_or_default()));

@@ -14,12 +14,11 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, header};
 use hyper::body::Frame;
-use tokio::sync::mpsc;
 
 use super::App;
 use super::edge::Arrived;
 use super::report::ApiError;
-use crate::doctor::{Denied, HEADER, Line};
+use crate::doctor::{Denied, Findings, HEADER};
 use crate::request_line::note;
 
 pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
@@ -63,14 +62,14 @@ impl App {
 }
 
 /// Findings as they come, one JSON object a line. The run ends when nobody reads them any more.
-struct Lines(mpsc::Receiver<Line>);
+struct Lines(Findings);
 
 impl HttpBody for Lines {
     type Data = Bytes;
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(context).map(|line| {
+        self.0.poll_next(context).map(|line| {
             let mut json = serde_json::to_vec(&line?).ok()?;
             json.push(b'\n');
             Some(Ok(Frame::data(json.into())))

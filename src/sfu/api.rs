@@ -187,8 +187,7 @@ impl Api {
 
     /// Asks the base address for what its clock shows, in seconds since 1970.
     pub(super) async fn clock(&self) -> Option<i64> {
-        let asked = self.endpoint.client().ok()?.get(self.methods.base.clone());
-        let answer = asked.timeout(CALL_TIMEOUT).send().await.ok()?;
+        let answer = self.get(&self.methods.base, None).await?;
         date(answer.headers()).and_then(|date| i64::try_from(date).ok())
     }
 
@@ -255,15 +254,7 @@ impl Api {
             ..VideoGrants::default()
         };
         let token = self.minter.joining_token(grants, API_TOKEN_TTL).ok()?;
-        let mut bearer = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
-        bearer.set_sensitive(true);
-        let asked = self.endpoint.client().ok()?.get(self.methods.validate.clone());
-        let mut answer = asked
-            .header(header::AUTHORIZATION, bearer)
-            .timeout(CALL_TIMEOUT)
-            .send()
-            .await
-            .ok()?;
+        let mut answer = self.get(&self.methods.validate, Some(bearer(&token)?)).await?;
         match answer.status().as_u16() {
             200 => {
                 // LiveKit's word, and not a page of something in its place.
@@ -276,6 +267,14 @@ impl Api {
         }
     }
 
+    async fn get(&self, url: &Url, bearer: Option<HeaderValue>) -> Option<reqwest::Response> {
+        let mut asked = self.endpoint.client().ok()?.get(url.clone()).timeout(CALL_TIMEOUT);
+        if let Some(bearer) = bearer {
+            asked = asked.header(header::AUTHORIZATION, bearer);
+        }
+        asked.send().await.ok()
+    }
+
     async fn call<T: Message + Default>(
         &self,
         method: &Method,
@@ -283,6 +282,21 @@ impl Api {
         request: &impl Message,
         within: Duration,
     ) -> Result<(T, Option<u64>), SfuError> {
+        let mut message = T::default();
+        let mut decode = |reply: &[u8]| message.merge(reply).is_ok();
+        let date = self.send(method, bearer, request.encode_to_vec(), within, &mut decode).await?;
+        Ok((message, date))
+    }
+
+    /// A call, whatever it is about: this is large, and stands once in the program.
+    async fn send(
+        &self,
+        method: &Method,
+        bearer: HeaderValue,
+        request: Vec<u8>,
+        within: Duration,
+        decode: Decode<'_>,
+    ) -> Result<Option<u64>, SfuError> {
         let began = Instant::now();
         let request = self
             .endpoint
@@ -290,9 +304,9 @@ impl Api {
             .post(method.url.clone())
             .header(header::AUTHORIZATION, bearer)
             .header(header::CONTENT_TYPE, PROTOBUF)
-            .body(request.encode_to_vec());
+            .body(request);
         // The client's own time-out would cost four allocations for each call.
-        let answer = timeout(within, read(request)).await.unwrap_or(Err(SfuError::Timeout));
+        let answer = timeout(within, read(request, decode)).await.unwrap_or(Err(SfuError::Timeout));
         METRICS.called(method.call, result(&answer), began.elapsed());
         if answer
             .as_ref()
@@ -300,7 +314,7 @@ impl Api {
         {
             self.endpoint.look_again();
         }
-        if let Ok((_, Some(date))) = &answer {
+        if let Ok(Some(date)) = &answer {
             let date = i64::try_from(*date).unwrap_or(0);
             *self.last_date.lock() = Some((Instant::now(), date));
         }
@@ -309,9 +323,7 @@ impl Api {
 
     fn bearer(&self, grants: VideoGrants) -> Result<HeaderValue, SfuError> {
         let token = self.minter.api_token(grants, API_TOKEN_TTL).map_err(|_| SfuError::Token)?;
-        let mut bearer = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| SfuError::Token)?;
-        bearer.set_sensitive(true);
-        Ok(bearer)
+        bearer(&token).ok_or(SfuError::Token)
     }
 
     /// The token for the participants of a room. Many jobs ask about the same one.
@@ -362,8 +374,11 @@ impl Methods {
     }
 }
 
+/// Takes the message out of an answer; false where there is none in it.
+type Decode<'a> = &'a mut (dyn FnMut(&[u8]) -> bool + Send);
+
 /// Sends a request and reads the answer to it.
-async fn read<T: Message + Default>(request: reqwest::RequestBuilder) -> Result<(T, Option<u64>), SfuError> {
+async fn read(request: reqwest::RequestBuilder, decode: Decode<'_>) -> Result<Option<u64>, SfuError> {
     let mut response = request.send().await.map_err(failure)?;
     let mut reply = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(failure)? {
@@ -377,8 +392,10 @@ async fn read<T: Message + Default>(request: reqwest::RequestBuilder) -> Result<
     if status != http::StatusCode::OK || !is_protobuf(headers) {
         return Err(refusal::read(status, &reply));
     }
-    let message = T::decode(reply.as_slice()).map_err(|_| SfuError::NotLiveKit(status.as_u16()))?;
-    Ok((message, date(headers)))
+    if !decode(&reply) {
+        return Err(SfuError::NotLiveKit(status.as_u16()));
+    }
+    Ok(date(headers))
 }
 
 fn result<T>(answer: &Result<T, SfuError>) -> CallResult {
@@ -387,6 +404,12 @@ fn result<T>(answer: &Result<T, SfuError>) -> CallResult {
         Err(error) if error.is_refusal() || matches!(error, SfuError::NotFound) => CallResult::Refused,
         Err(_) => CallResult::Failed,
     }
+}
+
+fn bearer(token: &str) -> Option<HeaderValue> {
+    let mut bearer = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
+    bearer.set_sensitive(true);
+    Some(bearer)
 }
 
 /// A yes counts only where it is about what was asked.

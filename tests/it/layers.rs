@@ -36,6 +36,7 @@ const FLOORS: &[&str] = &[
     "connections",
     "config",
     "telemetry",
+    "runtime",
     "request_line",
     "retry",
     "healthcheck",

@@ -29,7 +29,7 @@ pub(super) async fn print(options: &DoctorOptions) -> Result<(), String> {
     let public = match &options.url {
         Some(url) => public_url(url)?,
         None => {
-            let found = timeout(FIND_TIMEOUT, found(context(config, View::Inside, None)?)).await;
+            let found = timeout(FIND_TIMEOUT, found(context(&config, View::Inside, None)?)).await;
             found.ok().flatten().ok_or(
                 "the public address of this service is not known: no well-known file that can be read from here names it; give it by --url",
             )?
