@@ -28,7 +28,7 @@ use crate::support::redis::RedisServer;
 use crate::support::scene::Scene;
 use crate::support::{nothing_may_be_left_out, secrets, unique, unique_loopback, wait_until};
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the reply to a delegation waits for its write (decision L10).
 const WRITE: Duration = Duration::from_secs(3);
 const MANY: i64 = 10_000;
