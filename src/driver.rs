@@ -445,14 +445,24 @@ impl Driver {
     async fn put_again(&self, mut seen: Seen) {
         let leaves: Vec<_> = self.state.lock().cores.leaves().all().collect();
         for &leave in &leaves {
-            seen.spread(leaves.len()).await;
-            let clock = self.stored_clock(&self.clock.wall());
-            if let Some(record) = self.state.lock().cores.record(leave, &clock)
-                && seen.lacks(&record)
-            {
-                self.store.put(&record);
+            // Many of them take some milliseconds.
+            tokio::task::yield_now().await;
+            if !self.with_record(leave, |record| seen.lacks(record)) {
+                continue;
             }
+            seen.spread(leaves.len()).await;
+            self.with_record(leave, |record| {
+                self.store.put(record);
+                true
+            });
         }
+    }
+
+    /// Has somebody look at a leave as it is to be stored; what they say, or that it is over.
+    fn with_record(&self, leave: LeaveId, look: impl FnOnce(&JobRecord<'_>) -> bool) -> bool {
+        let clock = self.stored_clock(&self.clock.wall());
+        let state = self.state.lock();
+        state.cores.record(leave, &clock).is_some_and(|record| look(&record))
     }
 
     /// The clock by which times are stored.

@@ -246,7 +246,19 @@ impl Core {
             self.leaves.delegate(participant, handover, is_there, seen, now);
         }
         self.leaves.replaces_also(participant, handover, &replaced, now);
+        self.is_seen_elsewhere(participant, job, continuous, clock, now);
         self.settle(now)
+    }
+
+    /// Takes over that another replica has seen a participant since the delegation of whom nothing is known here: whoever has left
+    /// meanwhile is found by the next question, and is not waited for.
+    fn is_seen_elsewhere(&mut self, participant: ParticipantId, job: &JobRecord<'_>, continuous: bool, clock: &WallClock, now: Time) {
+        let waits = |found: &presence::Participant| matches!(found.presence(), State::Unknown { .. }) && !found.session().seen;
+        let was_seen = job.seen && job.last_sighted_ms >= job.delegated_at_ms;
+        if was_seen && self.presence.get(participant).is_some_and(waits) {
+            self.presence.restore(participant, &session_of(job, clock, now), continuous, now);
+            self.leaves.on_present(participant, now);
+        }
     }
 
     /// Drops the leaves of a participant: another replica looks after them.
@@ -266,13 +278,7 @@ impl Core {
         clock: &WallClock,
         now: Time,
     ) {
-        let session = SessionRecord {
-            sid: job.sid.as_deref(),
-            joined_at_ms: job.joined_at_ms,
-            room_sid: job.room_sid.as_deref(),
-            last_sighted: job.last_sighted_ms.map(|at| clock.time(at).min(now)),
-            seen: job.seen,
-        };
+        let session = session_of(job, clock, now);
         let participant = self.presence.track(&job.room, &job.identity, handover.arrived, handover.delay, now);
         self.presence.restore(participant, &session, since.continuous, now);
         if self
@@ -470,6 +476,17 @@ fn delegation_of<'a>(job: &'a JobRecord<'_>, is_newer: bool, listed: bool, clock
         handover,
     };
     Some((delegation, restarted))
+}
+
+/// The session of a record's participant.
+fn session_of<'a>(job: &'a JobRecord<'_>, clock: &WallClock, now: Time) -> SessionRecord<'a> {
+    SessionRecord {
+        sid: job.sid.as_deref(),
+        joined_at_ms: job.joined_at_ms,
+        room_sid: job.room_sid.as_deref(),
+        last_sighted: job.last_sighted_ms.map(|at| clock.time(at).min(now)),
+        seen: job.seen,
+    }
 }
 
 /// Events that a record still has to see cancelled. Each is taken to run until `least` at the least.

@@ -440,7 +440,7 @@ impl Driver {
                 Ok(watch) => return link.fleet.lock().on_changed(watch),
                 Err(error) => tracing::debug!(error = error.to_string(), "the watch could not be changed"),
             },
-            Output::Watching { how, continuous } => self.begin_watch(link, how, continuous).await,
+            Output::Watching { how, continuous } => self.begin_watch(link, how, continuous),
             Output::PutAgain => {
                 tracing::warn!(name: "redis_emptied", "Redis has lost what was written: all delegated leaves are written again");
                 link.store.shared.read_from_the_first().await;
@@ -467,14 +467,13 @@ impl Driver {
         Vec::new()
     }
 
-    async fn begin_watch(self: &Arc<Self>, link: &Link, how: Takeover, continuous: bool) {
+    fn begin_watch(self: &Arc<Self>, link: &Link, how: Takeover, continuous: bool) {
         let Some(watch) = link.fleet.lock().own_watch() else { return };
         // Until the records are read, what is written here could replace what says more.
         link.store.fence.set(None);
         link.continuous.store(continuous, Ordering::Relaxed);
         METRICS.fleet_takeover(how as usize);
         tracing::info!(name: "watch_taken", epoch = watch.epoch, ?how, continuous, "this replica watches now");
-        link.store.shared.read_from_the_first().await;
         link.kept.lock().hand_over_again();
         self.store.read_now();
     }
@@ -572,7 +571,13 @@ impl Driver {
         let Some(link) = &self.fleet else { return };
         loop {
             let block = Duration::from_millis(link.beat_ms());
-            let before = link.fleet.lock().reading();
+            let (before, from_the_first) = {
+                let mut fleet = link.fleet.lock();
+                (fleet.reading(), fleet.takes_from_the_first())
+            };
+            if from_the_first {
+                link.store.shared.read_from_the_first().await;
+            }
             let Ok((from, messages)) = link.store.shared.read(block).await else {
                 sleep(READ_PAUSE).await;
                 continue;
@@ -603,24 +608,23 @@ impl Driver {
     }
 
     fn hear(self: &Arc<Self>, link: &Link, message: Message) {
-        let (node, works, believes, is_stale) = {
-            let fleet = link.fleet.lock();
-            (fleet.node(), fleet.works(), fleet.believes(message.at), fleet.is_stale(message.at))
-        };
         match message.news {
-            News::Job(field, value) if works => {
+            News::Job(field, value) if link.has_read() => {
                 if let Ok(record) = JobRecord::read(&field, &value) {
                     self.adopt(link, &record);
                 }
             }
             News::Webhook(from, text) => {
                 let Some((verified, webhook)) = hear(&text) else { return };
-                // A departure from before the watch is asked about, whoever was told of it.
-                let is_news = if believes { from != node } else { webhook.kind.is_departure() };
-                if works && is_news {
+                let (acts, is_for_all) = {
+                    let fleet = link.fleet.lock();
+                    let acts = fleet.acts_upon(message.at, webhook.kind.is_about_session());
+                    (acts, from != fleet.node() && !fleet.is_stale(message.at))
+                };
+                if acts {
                     self.feed(Fact::Event(&sfu_event(verified, &webhook)));
                 }
-                if let (Some((on_webhook, _)), false) = (link.told.get(), is_stale || from == node) {
+                if let (Some((on_webhook, _)), true) = (link.told.get(), is_for_all) {
                     on_webhook(&webhook);
                 }
             }

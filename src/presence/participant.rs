@@ -45,6 +45,8 @@ const NEXT_ATTEMPT_MS: u64 = 30_000;
 pub const LOST_GRACE_MS: u64 = 60_000;
 /// A report of a departure from longer than this before the delegation changes nothing (L2).
 const OLD_NEWS_MS: u64 = 2_000;
+/// `createdAt` is cut to whole seconds.
+const CREATED_AT_STEP_MS: u64 = 1_000;
 /// Evidence older than this is asked for again before anything is done (L5a).
 pub const FRESH_MS: u64 = 10_000;
 /// When somebody who never came is asked for in any case, before the end of the wait (L8).
@@ -423,6 +425,10 @@ impl Participant {
 
     pub(super) fn on_joined(&mut self, event: &Event<'_>, around: &Around<'_>, out: &mut Vec<Effect>) {
         let happened = event.happened.unwrap_or(around.now);
+        // Who came before the delegation that waits for them may have left again since.
+        if matches!(self.state, Presence::Unknown { .. }) && happened.after(CREATED_AT_STEP_MS) < self.delegated {
+            return;
+        }
         if event.sid.is_empty() || self.is(event.sid) {
             // Told late, it says nothing against a departure that was told or found since.
             let late = match &self.state {
@@ -504,8 +510,8 @@ impl Participant {
             return;
         }
         self.left = true;
-        // `createdAt` is cut to whole seconds: counted from it alone, the questions would come up to a second early.
-        let base = happened.after(1_000).min(now);
+        // Counted from `createdAt` alone, the questions would come up to a second early.
+        let base = happened.after(CREATED_AT_STEP_MS).min(now);
         if reason.is_usually_final() {
             let first = base.after(FIRST_QUESTION_MS).max(now);
             let second = base.after(SECOND_QUESTION_MS).max(first.after(QUESTION_GAP_MS));
