@@ -515,7 +515,8 @@ impl Participant {
         if reason.is_usually_final() {
             let first = base.after(FIRST_QUESTION_MS).max(now);
             let second = base.after(SECOND_QUESTION_MS).max(first.after(QUESTION_GAP_MS));
-            self.suspect(Suspicion::Reported { second, denied: None }, now, first);
+            // Delegations from after the departure are those of people who come back, whenever it is told.
+            self.suspect(Suspicion::Reported { second, denied: None }, base, first);
         } else if matches!(self.state, Presence::Present | Presence::Unknown { .. }) {
             let was_unknown = matches!(self.state, Presence::Unknown { .. });
             self.suspect(Suspicion::Missing { denials: 0 }, now, base.after(SECOND_THOUGHT_MS).max(now));
@@ -776,11 +777,11 @@ impl Participant {
         }
     }
 
-    fn suspect(&mut self, why: Suspicion, now: Time, at: Time) {
+    fn suspect(&mut self, why: Suspicion, since: Time, at: Time) {
         self.asks = 0;
         self.state = Presence::Suspected {
             why,
-            since: now,
+            since,
             next: Next::AskAt(at),
         };
     }

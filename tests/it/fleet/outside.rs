@@ -349,7 +349,7 @@ impl Outside {
         let (room, identity) = (self.people[who].room.clone(), self.people[who].identity.clone());
         self.sfu.open(&room, self.now);
         self.sfu.enter(&room, &identity, self.now);
-        self.people[who].is_there = true;
+        (self.people[who].is_there, self.people[who].departed) = (true, None);
         let (guest, sid) = (self.guest(&room, &identity), self.sfu.rooms[&room].sid.clone());
         self.tell_of(EventKind::Joined, &room, &sid, &identity, guest.as_ref());
     }

@@ -82,6 +82,9 @@ enum Happening {
     Replace(u64),
     /// Somebody delegates, comes, and leaves so many milliseconds later.
     Visit(usize, u64),
+    /// Somebody who has left delegates again, and joins so many milliseconds later.
+    Return(usize, u64),
+    Enter(usize),
 }
 
 struct Delegation {
@@ -111,8 +114,8 @@ struct World {
     /// For how long two have watched.
     both: u64,
     takeovers: usize,
-    /// Those who come for a moment only.
-    visitors: BTreeSet<usize>,
+    /// Those who come for a moment only, and when they came.
+    visitors: BTreeMap<usize, u64>,
 }
 
 impl World {
@@ -131,7 +134,7 @@ impl World {
             takeover: None,
             both: 0,
             takeovers: 0,
-            visitors: BTreeSet::new(),
+            visitors: BTreeMap::new(),
             rng: StdRng::seed_from_u64(chance),
         }
     }
@@ -221,7 +224,13 @@ impl World {
                 let who = world.outside.people.len();
                 world.outside.newcomer(delay_ms);
                 let comes = at.saturating_add_signed(rng.random_range(-800..2_500));
-                world.at(comes, Happening::Visit(who, rng.random_range(20..900)));
+                let length = rng.random_range(20..900);
+                world.at(comes, Happening::Visit(who, length));
+                if rng.random_range(0..3) == 0 {
+                    // A departure that is told late may be of the session that a delegation within two seconds is for (L2).
+                    let returns = comes + length + rng.random_range(2_100..5_000);
+                    world.at(returns, Happening::Return(who, rng.random_range(0..4_000)));
+                }
             }
             at += rng.random_range(20_000..40_000);
         }
@@ -287,9 +296,18 @@ impl World {
             }
             Happening::Reload(_) | Happening::Leave(_) => {}
             Happening::Visit(who, length) => {
-                self.visitors.insert(who);
+                self.visitors.insert(who, now);
                 self.happen(Happening::Come(who));
                 self.at(now + length, Happening::Leave(who));
+            }
+            Happening::Return(who, after) => {
+                self.visitors.remove(&who);
+                self.delegate(who);
+                self.at(now + after, Happening::Enter(who));
+            }
+            Happening::Enter(who) => {
+                self.outside.enter(who);
+                self.outside.note(&format!("{who} is back"));
             }
             Happening::Join => drop(self.join()),
             Happening::Begin { fault, watcher, length } => self.begin(fault, watcher, length),
@@ -623,17 +641,23 @@ impl World {
         }
         for (delay_id, event) in &self.outside.events {
             let departed = self.outside.people[event.who].departed;
-            // Whoever delegates is about to come, but for those who have come already.
-            let comes_within = if self.visitors.contains(&event.who) { 0 } else { 1_000 };
-            let is_later = event
-                .answered
-                .is_none_or(|answered| departed.is_some_and(|departed| answered + comes_within >= departed));
+            // Whoever delegates is about to come, but for those who have come since.
+            let is_later = event.answered.is_none_or(|answered| match self.visitors.get(&event.who) {
+                Some(came) => answered > *came,
+                None => departed.is_some_and(|departed| answered + 1_000 >= departed),
+            });
             let is_over = !matches!(event.fate, Fate::Runs(_)) || event.is_excused || is_later;
             assert!(
                 departed.is_none() || is_over,
                 "{story}: {delay_id} runs, and {} left at {departed:?}",
                 event.who
             );
+        }
+        for (who, _) in self.outside.people.iter().enumerate().filter(|(_, person)| person.is_there) {
+            let mut events = self.outside.events.values().filter(|event| event.who == who);
+            let is_excused = self.outside.events.values().any(|event| event.who == who && event.is_excused);
+            let has_one = events.any(|event| matches!(event.fate, Fate::Runs(_)));
+            assert!(has_one || is_excused, "{story}: {who} is there, and has no event that runs");
         }
         let own = self.nodes[&watching[0]].records(&self.outside);
         let stored: BTreeMap<_, _> = self
