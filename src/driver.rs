@@ -132,12 +132,17 @@ impl Leaves {
         self.0.is_open()
     }
 
-    /// Acts upon a verified webhook.
-    pub fn webhook(&self, verified: Verified, webhook: &Webhook) {
+    /// Acts upon a verified webhook, unless it has to wait for messages from before it: as one of them it comes back.
+    #[must_use]
+    pub fn webhook(&self, verified: Verified, webhook: &Webhook) -> bool {
+        if self.0.fleet.as_ref().is_some_and(fleet::Link::is_reading) {
+            return false;
+        }
         if let Some((at, seconds)) = self.0.sfu.last_date() {
             self.0.feed(Fact::Date(seconds, self.0.clock.at(at)));
         }
         self.0.feed(Fact::Event(&sfu_event(verified, webhook)));
+        true
     }
 
     /// The user of this participant was removed from the Matrix room, and from the call by this service: there is no leave to send.

@@ -236,7 +236,7 @@ impl Fleet {
 
     /// Whether this node works on the leaves and has read all records: until then it knows less of them than Redis.
     #[must_use]
-    pub fn has_read(&self) -> bool {
+    pub const fn has_read(&self) -> bool {
         self.works() && self.watching
     }
 
@@ -275,7 +275,13 @@ impl Fleet {
             return !self.is_stale(at);
         }
         let is_of_this_watch = at.millis >= self.began_ms.unsigned_abs();
-        self.watching && (is_of_this_watch || is_about_session)
+        self.takes_in() && (is_of_this_watch || is_about_session)
+    }
+
+    /// Whether messages are taken in by a node that watches: in their order, which begins with the first one.
+    #[must_use]
+    pub const fn takes_in(&self) -> bool {
+        self.works() && self.watching && !self.from_the_first
     }
 
     /// Whether messages are to be read from the first one, which is due once all records were read: until then it is not known whom they
@@ -430,7 +436,7 @@ impl Fleet {
 
     /// Messages up to this one were taken in, by that reading; so many changes of records were made by then.
     pub fn on_taken_in(&mut self, reading: u64, last: Position, change: u64, now: Time) {
-        if self.has_read() {
+        if self.takes_in() {
             self.inbox.take_in(reading, last, change, now);
         }
     }

@@ -255,7 +255,11 @@ impl Core {
     /// found by the next question.
     fn is_seen_elsewhere(&mut self, participant: ParticipantId, job: &JobRecord<'_>, continuous: bool, clock: &WallClock, now: Time) {
         let is_awaited = |found: &presence::Participant| matches!(found.presence(), State::Unknown { .. });
-        let delegated = self.leaves.of(participant).and_then(|id| self.leaves.get(id)).map(|job| job.leave().delegated());
+        let delegated = self
+            .leaves
+            .of(participant)
+            .and_then(|id| self.leaves.get(id))
+            .map(|job| job.leave().delegated());
         let arrived = job.delegated_at_ms.map(|at| clock.time(at).after(CLOCK_TOLERANCE_MS));
         let was_seen = job.seen && job.last_sighted_ms >= job.delegated_at_ms && arrived >= delegated;
         if was_seen && self.presence.get(participant).is_some_and(is_awaited) {

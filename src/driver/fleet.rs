@@ -148,6 +148,12 @@ impl Link {
         self.fleet.lock().has_read()
     }
 
+    /// Whether this node works on the leaves, and has not come to the messages yet.
+    pub(super) fn is_reading(&self) -> bool {
+        let fleet = self.fleet.lock();
+        fleet.works() && !fleet.takes_in()
+    }
+
     /// Time from one beat to the next.
     pub(super) fn beat_ms(&self) -> u64 {
         self.fleet.lock().beat_ms()
@@ -231,9 +237,9 @@ fn hear(told: &[u8]) -> Option<(Verified, Webhook)> {
 }
 
 impl Leaves {
-    /// Tells this node's fleet, if it is in one, of a webhook that was taken here. `false` where nobody else could be told, and nobody here
-    /// looks after its participant: LiveKit has to send it again.
-    pub async fn tell(&self, verified: Verified, webhook: &Webhook) -> bool {
+    /// Tells this node's fleet, if it is in one, of a webhook that was taken here, and acted upon or not. `false` where nobody else could be
+    /// told, and nobody here looks after its participant: LiveKit has to send it again.
+    pub async fn tell(&self, verified: Verified, webhook: &Webhook, was_acted_upon: bool) -> bool {
         let driver = &self.0;
         let Some(link) = &driver.fleet else { return true };
         let Some(text) = told(verified, webhook) else { return true };
@@ -243,7 +249,7 @@ impl Leaves {
         }
         let room = webhook.room.as_ref().map(|room| &*room.name).unwrap_or_default();
         let identity = webhook.participant.as_ref().map(|participant| &*participant.identity);
-        identity.is_some_and(|identity| self.knows(room, identity))
+        was_acted_upon && identity.is_some_and(|identity| self.knows(room, identity))
     }
 
     /// Has others told of webhooks that other nodes have received, and of this node's watch.
@@ -609,7 +615,7 @@ impl Driver {
 
     fn hear(self: &Arc<Self>, link: &Link, message: Message) {
         match message.news {
-            News::Job(field, value) if link.has_read() => {
+            News::Job(field, value) if link.fleet.lock().takes_in() => {
                 if let Ok(record) = JobRecord::read(&field, &value) {
                     self.adopt(link, &record);
                 }

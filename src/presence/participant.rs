@@ -252,7 +252,8 @@ impl Participant {
         self.joined_at_ms = stored.joined_at_ms;
         self.room_sid = room_sid;
         self.last_sighted = stored.last_sighted;
-        (self.seen, self.was_seen) = (stored.seen, stored.seen);
+        // A session that has a name was seen, if only before the delegation.
+        (self.seen, self.was_seen) = (stored.seen || stored.sid.is_some(), stored.seen);
         if stored.seen {
             self.state = Presence::Present;
         } else {
@@ -436,6 +437,11 @@ impl Participant {
                     happened < *since || (!event.sid.is_empty() && matches!(why, Suspicion::Reported { .. }))
                 }
                 Presence::Gone(evidence) => !event.sid.is_empty() || happened < evidence.asked,
+                Presence::Unknown { .. } if self.left && !event.sid.is_empty() && !self.seen => {
+                    // It came, and has left: whether another one is there, the SFU says.
+                    (self.seen, self.was_seen) = (true, true);
+                    return self.suspect(Suspicion::Missing { denials: 0 }, around.now, around.now);
+                }
                 Presence::Unknown { .. } => self.left && !event.sid.is_empty(),
                 Presence::Present => false,
             };
@@ -463,8 +469,12 @@ impl Participant {
                 return;
             }
             match &self.state {
-                // Nobody saw that session: it proves nothing (L2).
-                Presence::Unknown { .. } => return self.ask_now(around.now, out),
+                // Nobody saw that session: it proves nothing (L2), until it is told that it was there.
+                Presence::Unknown { .. } => {
+                    self.enter(event.sid, event.joined_at_ms);
+                    self.left = true;
+                    return self.ask_now(around.now, out);
+                }
                 Presence::Gone(_) => return,
                 Presence::Present | Presence::Suspected { .. } => {}
             }
@@ -506,6 +516,10 @@ impl Participant {
         let Some(happened) = event.happened else {
             return self.ask_now(now, out);
         };
+        // Who left before the delegation is about to come back.
+        if matches!(self.state, Presence::Unknown { .. }) && happened.after(CREATED_AT_STEP_MS) <= self.delegated {
+            return self.ask_now(now, out);
+        }
         if matches!(self.state, Presence::Gone(_)) || self.is_reported() || (self.left && matches!(self.state, Presence::Unknown { .. })) {
             return;
         }
@@ -827,7 +841,7 @@ impl Participant {
             // Stored with the next restart: a record that lags here is judged with care (L11).
             self.room_sid = room_sid;
         }
-        if row.active && !self.seen {
+        if row.active && !(self.seen && self.was_seen) {
             (self.seen, self.was_seen) = (true, true);
             changed = true;
         }

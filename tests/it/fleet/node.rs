@@ -492,8 +492,11 @@ impl Node {
     /// Whether the webhook is taken: else it has to be told again.
     pub(super) fn webhook(&mut self, outside: &mut Outside, webhook: &Webhook) -> bool {
         outside.detail(|| format!("{}: is told {:?}", self.id, webhook.event()));
-        self.feed(outside, Fact::Date(outside.seconds(), outside.time()));
-        self.feed(outside, Fact::Event(&webhook.event()));
+        let acts = !self.fleet.works() || self.fleet.takes_in();
+        if acts {
+            self.feed(outside, Fact::Date(outside.seconds(), outside.time()));
+            self.feed(outside, Fact::Event(&webhook.event()));
+        }
         let is_told = match outside.reach(self.way) {
             Reach::Nothing => false,
             _ if outside.redis.is_full => false,
@@ -502,7 +505,7 @@ impl Node {
                 reach == Reach::Answers
             }
         };
-        is_told || self.core.find(&webhook.room, &webhook.identity).is_some()
+        is_told || (acts && self.core.find(&webhook.room, &webhook.identity).is_some())
     }
 
     // --- the store ---
@@ -658,7 +661,7 @@ impl Node {
         };
         self.position = last;
         for message in messages {
-            let works = self.fleet.has_read();
+            let works = self.fleet.takes_in();
             match &message.news {
                 News::Job(field, value) if works => {
                     if let Ok(record) = JobRecord::read(field, value) {
