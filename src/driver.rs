@@ -54,6 +54,9 @@ pub const CLOCK_CHECK_INTERVAL_MS: u64 = 1_000;
 /// Standstill of the process, or jump of a clock, after which the SFU is asked before anything is concluded (decision L5a).
 pub const SUSPENDED_AFTER_MS: u64 = 3_000;
 
+/// Leaves that are worth the whole time in which records are put again.
+const MANY_LEAVES: usize = 1_000;
+
 /// Events of which it is remembered how calls fail.
 const MAX_FAILING: usize = 4096;
 /// A pause that is worth a line.
@@ -449,13 +452,19 @@ impl Driver {
     /// Stores again what a store lacks that was away.
     async fn put_again(&self, mut seen: Seen) {
         let leaves: Vec<_> = self.state.lock().cores.leaves().all().collect();
+        // Where others read them, a few do not take as long as many.
+        let of = if self.fleet.is_some() {
+            leaves.len().max(MANY_LEAVES)
+        } else {
+            leaves.len()
+        };
         for &leave in &leaves {
             // Many of them take some milliseconds.
             tokio::task::yield_now().await;
             if !self.with_record(leave, |record| seen.lacks(record)) {
                 continue;
             }
-            seen.spread(leaves.len()).await;
+            seen.spread(of).await;
             self.with_record(leave, |record| {
                 self.store.put(record);
                 true

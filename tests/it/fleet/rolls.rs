@@ -234,6 +234,6 @@ fn all_live(events: &Events, people: &[(Person, Session)]) {
 fn all_reported(events: &Events, gone: &[(Person, Instant)]) {
     for (person, _) in gone {
         wait_until("a departure to be reported", TIMEOUT, || events.living(person).is_empty());
-        assert_eq!(events.sent(person), [person.delay_id.clone()]);
+        assert_eq!(events.sent(person), std::slice::from_ref(&person.delay_id));
     }
 }

@@ -199,7 +199,11 @@ fn splits(name: &str, length: Duration, (is_alone, others_count): (bool, bool)) 
     });
     for (person, _) in &seats {
         assert_eq!(events.sent(person), Vec::<String>::new(), "somebody who is there was reported gone");
-        assert_eq!(events.living(person), [person.delay_id.clone()], "the last event counts");
+        assert_eq!(
+            events.living(person),
+            std::slice::from_ref(&person.delay_id),
+            "the last event counts"
+        );
     }
     events.assert_well();
     let settled = healed.elapsed();
