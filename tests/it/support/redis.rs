@@ -136,7 +136,8 @@ impl RedisServer {
         Some(value.strip_suffix("\r\n").expect("an end").to_owned())
     }
 
-    fn try_ask(&self, command: &[&str]) -> Option<String> {
+    /// The same; nothing, where the connection is closed instead, as when the server becomes a primary.
+    pub(crate) fn try_ask(&self, command: &[&str]) -> Option<String> {
         let mut stream = TcpStream::connect_timeout(&self.address(), TIMEOUT).ok()?;
         stream.set_read_timeout(Some(TIMEOUT)).ok()?;
         let login: Vec<&str> = self.login.iter().map(String::as_str).collect();
