@@ -756,8 +756,11 @@ impl Driver {
     /// A guest was handed over: this node looks after it no more.
     fn has_gone(&self, link: &Link, guest: LeaveId, at: Position, record: JobRecord<'static>) {
         let mut state = self.state.lock();
-        // Renewed or replaced meanwhile: handed over in its turn.
-        if state.cores.find(&record.room, &record.identity) == Some(guest) && !link.works() {
+        let clock = link.stored_clock(&state.clocks);
+        // Replaced, or seen meanwhile: handed over in its turn.
+        let is_as_handed = |now: JobRecord<'_>| now.delay_id == record.delay_id && (now.seen, &now.sid) == (record.seen, &record.sid);
+        let is_current = state.cores.find(&record.room, &record.identity) == Some(guest);
+        if is_current && state.cores.record(guest, &clock).is_some_and(is_as_handed) && !link.works() {
             state.cores.let_go(guest, self.clock.now());
             drop(state);
             link.kept.lock().keep(at, record);
