@@ -1,5 +1,6 @@
 //! Rolling changes: all replicas are replaced one after the other by ones with other settings, or by another service.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::events::Events;
@@ -12,6 +13,8 @@ use crate::support::service::{Service, Setup};
 use crate::support::sfu::Session;
 use crate::support::{bodies, secrets, wait_until, webhook};
 
+/// So many come before somebody leaves.
+const OTHERS: usize = 5;
 /// A departure is reported within that time, whoever was told of it and whoever watches by then.
 const GOODBYE: Duration = Duration::from_millis(11_500);
 
@@ -60,7 +63,7 @@ fn rolls(what: &str, stage: &mut Stage, delay: Duration, change: impl Fn(Setup) 
             .all(|(person, _)| record(person).is_some_and(|record| record.contains(r#""seen":true"#)))
     });
     let began = Instant::now();
-    let mut reported = Vec::new();
+    let (mut there, mut reported) = (VecDeque::new(), Vec::new());
     let mut came = 0;
     let mut longest = Duration::ZERO;
     for at in 0..3 {
@@ -69,9 +72,12 @@ fn rolls(what: &str, stage: &mut Stage, delay: Duration, change: impl Fn(Setup) 
         leaving.signal("TERM");
         let stopped = Instant::now();
         while leaving.exit_status().is_none() {
-            let (person, session) = arrives(stage, &leaving, delay);
+            there.push_back(arrives(stage, &leaving, delay));
             came += 1;
-            reported.push((person, stage.leave(&session)));
+            // For as long as it takes some others to come.
+            if there.len() > OTHERS {
+                reported.extend(there.pop_front().map(|(person, session)| (person, stage.leave(&session))));
+            }
             assert!(stopped.elapsed() < TIMEOUT, "it does not end:\n{}", leaving.log());
         }
         leaving.wait_exit(TIMEOUT);
@@ -81,6 +87,9 @@ fn rolls(what: &str, stage: &mut Stage, delay: Duration, change: impl Fn(Setup) 
         assert!(!log.contains("event=watch_not_handed_over"), "{log}");
         assert!(!log.contains("not every delayed event"), "{log}");
         stage.wait_one_watcher();
+    }
+    for (person, session) in there {
+        reported.push((person, stage.leave(&session)));
     }
     let goodbyes = reported.iter().map(|(person, gone)| stage.wait_sent(person, *gone, TIMEOUT));
     let worst = goodbyes.max().unwrap_or_default();
