@@ -54,6 +54,9 @@ pub const CLOCK_CHECK_INTERVAL_MS: u64 = 1_000;
 /// Standstill of the process, or jump of a clock, after which the SFU is asked before anything is concluded (decision L5a).
 pub const SUSPENDED_AFTER_MS: u64 = 3_000;
 
+/// Leaves that are worth the whole time in which records are put again.
+const MANY_LEAVES: usize = 1_000;
+
 /// Events of which it is remembered how calls fail.
 const MAX_FAILING: usize = 4096;
 /// A pause that is worth a line.
@@ -132,12 +135,17 @@ impl Leaves {
         self.0.is_open()
     }
 
-    /// Acts upon a verified webhook.
-    pub fn webhook(&self, verified: Verified, webhook: &Webhook) {
+    /// Acts upon a verified webhook, unless it has to wait for messages from before it: as one of them it comes back.
+    #[must_use]
+    pub fn webhook(&self, verified: Verified, webhook: &Webhook) -> bool {
+        if self.0.fleet.as_ref().is_some_and(fleet::Link::is_reading) {
+            return false;
+        }
         if let Some((at, seconds)) = self.0.sfu.last_date() {
             self.0.feed(Fact::Date(seconds, self.0.clock.at(at)));
         }
         self.0.feed(Fact::Event(&sfu_event(verified, webhook)));
+        true
     }
 
     /// The user of this participant was removed from the Matrix room, and from the call by this service: there is no leave to send.
@@ -444,15 +452,31 @@ impl Driver {
     /// Stores again what a store lacks that was away.
     async fn put_again(&self, mut seen: Seen) {
         let leaves: Vec<_> = self.state.lock().cores.leaves().all().collect();
+        // Where others read them, a few do not take as long as many.
+        let of = if self.fleet.is_some() {
+            leaves.len().max(MANY_LEAVES)
+        } else {
+            leaves.len()
+        };
         for &leave in &leaves {
-            seen.spread(leaves.len()).await;
-            let clock = self.stored_clock(&self.clock.wall());
-            if let Some(record) = self.state.lock().cores.record(leave, &clock)
-                && seen.lacks(&record)
-            {
-                self.store.put(&record);
+            // Many of them take some milliseconds.
+            tokio::task::yield_now().await;
+            if !self.with_record(leave, |record| seen.lacks(record)) {
+                continue;
             }
+            seen.spread(of).await;
+            self.with_record(leave, |record| {
+                self.store.put(record);
+                true
+            });
         }
+    }
+
+    /// Has somebody look at a leave as it is to be stored; what they say, or that it is over.
+    fn with_record(&self, leave: LeaveId, look: impl FnOnce(&JobRecord<'_>) -> bool) -> bool {
+        let clock = self.stored_clock(&self.clock.wall());
+        let state = self.state.lock();
+        state.cores.record(leave, &clock).is_some_and(|record| look(&record))
     }
 
     /// The clock by which times are stored.

@@ -42,7 +42,7 @@ const MIN_BEATS: u32 = 4;
 /// A watcher that the SFU has not answered for that long gives the watch away, once in a while.
 const SFU_SILENCE_MS: u64 = 10_000;
 const GIVE_INTERVAL_MS: u64 = 60_000;
-/// A giver waits for a beat of its heir and that long, and looks so often, before it gives the watch to the next one.
+/// A giver waits for a beat of its heir and that long before it gives the watch to the next one; meanwhile all look so often.
 const TAKE_TIMEOUT_MS: u64 = 1_000;
 const GIVING_BEAT_MS: u64 = 200;
 /// A node that is up for less than this is given nothing while another one is.
@@ -159,6 +159,7 @@ pub struct Fleet {
     claims: Option<(Watch, Takeover)>,
     watching: bool,
     inbox: Inbox,
+    from_the_first: bool,
     /// When the watch began, by Redis's clock.
     began_ms: i64,
     readings: Option<Readings>,
@@ -203,6 +204,7 @@ impl Fleet {
             claims: None,
             watching: false,
             inbox: Inbox::default(),
+            from_the_first: false,
             began_ms: 0,
             readings: None,
             was_away: false,
@@ -234,7 +236,7 @@ impl Fleet {
 
     /// Whether this node works on the leaves and has read all records: until then it knows less of them than Redis.
     #[must_use]
-    pub fn has_read(&self) -> bool {
+    pub const fn has_read(&self) -> bool {
         self.works() && self.watching
     }
 
@@ -264,10 +266,29 @@ impl Fleet {
             .map_or(Position::FIRST, |node| node.entry.dealt)
     }
 
-    /// Whether a message is acted upon: what happened before the watch began is asked about, not believed.
+    /// Whether a webhook in a message is acted upon here, whoever was told of it: what this node has acted upon already is a repeat. Of
+    /// what is from before the watch only those who came and went count: they are asked about. A node that does not watch may have
+    /// guests.
     #[must_use]
-    pub fn believes(&self, at: Position) -> bool {
-        self.works() && at.millis >= self.began_ms.unsigned_abs()
+    pub fn acts_upon(&self, at: Position, is_about_session: bool) -> bool {
+        if !self.works() {
+            return !self.is_stale(at);
+        }
+        let is_of_this_watch = at.millis >= self.began_ms.unsigned_abs();
+        self.takes_in() && (is_of_this_watch || is_about_session)
+    }
+
+    /// Whether messages are taken in by a node that watches: in their order, which begins with the first one.
+    #[must_use]
+    pub const fn takes_in(&self) -> bool {
+        self.works() && self.watching && !self.from_the_first
+    }
+
+    /// Whether messages are to be read from the first one, which is due once all records were read: until then it is not known whom they
+    /// are about.
+    #[must_use]
+    pub const fn takes_from_the_first(&mut self) -> bool {
+        std::mem::replace(&mut self.from_the_first, false)
     }
 
     /// Whether a message is so old that it says nothing about the present.
@@ -330,12 +351,19 @@ impl Fleet {
         self.life_ms() / BEATS
     }
 
-    /// Time to the next beat: whoever gives the watch away is quick to see that its heir has begun.
+    /// Time to the next beat. While the watch is given away all are quick: the giver to see who may have it and that its heir has begun,
+    /// the others to say that they may, and to begin.
     #[must_use]
     pub fn pace_ms(&self) -> u64 {
-        match self.role {
-            Role::Giving(..) => self.beat_ms().min(GIVING_BEAT_MS),
-            Role::Server | Role::Watcher(_) => self.beat_ms(),
+        let is_leaving = |watch: Watch| {
+            let watcher = self.nodes.get(&watch.node);
+            watcher.is_some_and(|node| node.entry.state == NodeState::Leaving)
+        };
+        let is_given = matches!(self.role, Role::Giving(..)) || self.watch.is_some_and(is_leaving);
+        if is_given {
+            self.beat_ms().min(GIVING_BEAT_MS)
+        } else {
+            self.beat_ms()
         }
     }
 
@@ -408,7 +436,7 @@ impl Fleet {
 
     /// Messages up to this one were taken in, by that reading; so many changes of records were made by then.
     pub fn on_taken_in(&mut self, reading: u64, last: Position, change: u64, now: Time) {
-        if self.works() {
+        if self.takes_in() {
             self.inbox.take_in(reading, last, change, now);
         }
     }
@@ -441,7 +469,10 @@ impl Fleet {
 
     /// The records were read: the watch has begun.
     pub fn on_records_read(&mut self) {
-        self.watching = self.works();
+        if self.works() && !std::mem::replace(&mut self.watching, true) {
+            self.inbox.begin();
+            self.from_the_first = true;
+        }
     }
 
     /// All changes of records up to this one are written, and the shortest delay among the leaves.

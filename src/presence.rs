@@ -293,7 +293,13 @@ impl Presence {
         self.clock.learn(event.issued_at, now);
         self.webhooks_work = true;
         self.health.on_webhook(now);
-        if self.recent.is_repeat(event, now) {
+        // What is told of somebody who is not known yet counts when it is told again.
+        let is_known = if event.identity.is_empty() {
+            self.by_name.contains_key(event.room)
+        } else {
+            self.find(event.room, event.identity).is_some()
+        };
+        if is_known && self.recent.is_repeat(event, now) {
             return;
         }
         let Some(&id) = self.by_name.get(event.room) else { return };

@@ -236,8 +236,9 @@ impl Core {
             return Vec::new();
         }
         let participant = known.participant();
-        // The same delegation comes again and again, by times that were read over a network.
-        let is_later = known.leave().delegated().after(CLOCK_TOLERANCE_MS) < handover.arrived;
+        // The same delegation comes again and again, by times that were read over a network, and by another clock where Redis's was set.
+        let is_possible = job.delegated_at_ms.is_none_or(|at| clock.time(at) <= now.after(CLOCK_TOLERANCE_MS));
+        let is_later = is_possible && known.leave().delegated().after(CLOCK_TOLERANCE_MS) < handover.arrived;
         let is_news = known.delay_id() != handover.delay_id || is_later;
         if is_news {
             self.presence
@@ -246,7 +247,25 @@ impl Core {
             self.leaves.delegate(participant, handover, is_there, seen, now);
         }
         self.leaves.replaces_also(participant, handover, &replaced, now);
+        self.is_seen_elsewhere(participant, job, continuous, clock, now);
         self.settle(now)
+    }
+
+    /// Takes over that another replica has seen a participant since the delegation who is waited for here: whoever has left meanwhile is
+    /// found by the next question.
+    fn is_seen_elsewhere(&mut self, participant: ParticipantId, job: &JobRecord<'_>, continuous: bool, clock: &WallClock, now: Time) {
+        let is_awaited = |found: &presence::Participant| matches!(found.presence(), State::Unknown { .. });
+        let delegated = self
+            .leaves
+            .of(participant)
+            .and_then(|id| self.leaves.get(id))
+            .map(|job| job.leave().delegated());
+        let arrived = job.delegated_at_ms.map(|at| clock.time(at).after(CLOCK_TOLERANCE_MS));
+        let was_seen = job.seen && job.last_sighted_ms >= job.delegated_at_ms && arrived >= delegated;
+        if was_seen && self.presence.get(participant).is_some_and(is_awaited) {
+            self.presence.restore(participant, &session_of(job, clock, now), continuous, now);
+            self.leaves.on_present(participant, now);
+        }
     }
 
     /// Drops the leaves of a participant: another replica looks after them.
@@ -266,13 +285,7 @@ impl Core {
         clock: &WallClock,
         now: Time,
     ) {
-        let session = SessionRecord {
-            sid: job.sid.as_deref(),
-            joined_at_ms: job.joined_at_ms,
-            room_sid: job.room_sid.as_deref(),
-            last_sighted: job.last_sighted_ms.map(|at| clock.time(at).min(now)),
-            seen: job.seen,
-        };
+        let session = session_of(job, clock, now);
         let participant = self.presence.track(&job.room, &job.identity, handover.arrived, handover.delay, now);
         self.presence.restore(participant, &session, since.continuous, now);
         if self
@@ -302,6 +315,8 @@ impl Core {
         let job = self.leaves.get(id)?;
         let participant = self.presence.get(job.participant())?;
         let session = participant.session();
+        // Who is waited for was there before the delegation, if ever.
+        let is_awaited = matches!(participant.presence(), State::Unknown { .. });
         let replaces = self.leaves.replaced(id).map(|replaced| Replaced {
             delay_id: replaced.delay_id.into(),
             until_ms: clock.unix_millis(replaced.until),
@@ -320,7 +335,7 @@ impl Core {
             joined_at_ms: session.joined_at_ms,
             room_sid: session.room_sid.map(Into::into),
             last_sighted_ms: session.last_sighted.map(|at| clock.unix_millis(at)),
-            seen: session.seen,
+            seen: session.seen && !is_awaited,
             replaces: replaces.collect(),
         })
     }
@@ -470,6 +485,17 @@ fn delegation_of<'a>(job: &'a JobRecord<'_>, is_newer: bool, listed: bool, clock
         handover,
     };
     Some((delegation, restarted))
+}
+
+/// The session of a record's participant.
+fn session_of<'a>(job: &'a JobRecord<'_>, clock: &WallClock, now: Time) -> SessionRecord<'a> {
+    SessionRecord {
+        sid: job.sid.as_deref(),
+        joined_at_ms: job.joined_at_ms,
+        room_sid: job.room_sid.as_deref(),
+        last_sighted: job.last_sighted_ms.map(|at| clock.time(at).min(now)),
+        seen: job.seen,
+    }
 }
 
 /// Events that a record still has to see cancelled. Each is taken to run until `least` at the least.

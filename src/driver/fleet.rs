@@ -148,6 +148,12 @@ impl Link {
         self.fleet.lock().has_read()
     }
 
+    /// Whether this node works on the leaves, and has not come to the messages yet.
+    pub(super) fn is_reading(&self) -> bool {
+        let fleet = self.fleet.lock();
+        fleet.works() && !fleet.takes_in()
+    }
+
     /// Time from one beat to the next.
     pub(super) fn beat_ms(&self) -> u64 {
         self.fleet.lock().beat_ms()
@@ -231,9 +237,9 @@ fn hear(told: &[u8]) -> Option<(Verified, Webhook)> {
 }
 
 impl Leaves {
-    /// Tells this node's fleet, if it is in one, of a webhook that was taken here. `false` where nobody else could be told, and nobody here
-    /// looks after its participant: LiveKit has to send it again.
-    pub async fn tell(&self, verified: Verified, webhook: &Webhook) -> bool {
+    /// Tells this node's fleet, if it is in one, of a webhook that was taken here, and acted upon or not. `false` where nobody else could be
+    /// told, and nobody here looks after its participant: LiveKit has to send it again.
+    pub async fn tell(&self, verified: Verified, webhook: &Webhook, was_acted_upon: bool) -> bool {
         let driver = &self.0;
         let Some(link) = &driver.fleet else { return true };
         let Some(text) = told(verified, webhook) else { return true };
@@ -243,7 +249,7 @@ impl Leaves {
         }
         let room = webhook.room.as_ref().map(|room| &*room.name).unwrap_or_default();
         let identity = webhook.participant.as_ref().map(|participant| &*participant.identity);
-        identity.is_some_and(|identity| self.knows(room, identity))
+        was_acted_upon && identity.is_some_and(|identity| self.knows(room, identity))
     }
 
     /// Has others told of webhooks that other nodes have received, and of this node's watch.
@@ -440,7 +446,7 @@ impl Driver {
                 Ok(watch) => return link.fleet.lock().on_changed(watch),
                 Err(error) => tracing::debug!(error = error.to_string(), "the watch could not be changed"),
             },
-            Output::Watching { how, continuous } => self.begin_watch(link, how, continuous).await,
+            Output::Watching { how, continuous } => self.begin_watch(link, how, continuous),
             Output::PutAgain => {
                 tracing::warn!(name: "redis_emptied", "Redis has lost what was written: all delegated leaves are written again");
                 link.store.shared.read_from_the_first().await;
@@ -467,14 +473,13 @@ impl Driver {
         Vec::new()
     }
 
-    async fn begin_watch(self: &Arc<Self>, link: &Link, how: Takeover, continuous: bool) {
+    fn begin_watch(self: &Arc<Self>, link: &Link, how: Takeover, continuous: bool) {
         let Some(watch) = link.fleet.lock().own_watch() else { return };
         // Until the records are read, what is written here could replace what says more.
         link.store.fence.set(None);
         link.continuous.store(continuous, Ordering::Relaxed);
         METRICS.fleet_takeover(how as usize);
         tracing::info!(name: "watch_taken", epoch = watch.epoch, ?how, continuous, "this replica watches now");
-        link.store.shared.read_from_the_first().await;
         link.kept.lock().hand_over_again();
         self.store.read_now();
     }
@@ -572,7 +577,13 @@ impl Driver {
         let Some(link) = &self.fleet else { return };
         loop {
             let block = Duration::from_millis(link.beat_ms());
-            let before = link.fleet.lock().reading();
+            let (before, from_the_first) = {
+                let mut fleet = link.fleet.lock();
+                (fleet.reading(), fleet.takes_from_the_first())
+            };
+            if from_the_first {
+                link.store.shared.read_from_the_first().await;
+            }
             let Ok((from, messages)) = link.store.shared.read(block).await else {
                 sleep(READ_PAUSE).await;
                 continue;
@@ -603,24 +614,23 @@ impl Driver {
     }
 
     fn hear(self: &Arc<Self>, link: &Link, message: Message) {
-        let (node, works, believes, is_stale) = {
-            let fleet = link.fleet.lock();
-            (fleet.node(), fleet.works(), fleet.believes(message.at), fleet.is_stale(message.at))
-        };
         match message.news {
-            News::Job(field, value) if works => {
+            News::Job(field, value) if link.fleet.lock().takes_in() => {
                 if let Ok(record) = JobRecord::read(&field, &value) {
                     self.adopt(link, &record);
                 }
             }
             News::Webhook(from, text) => {
                 let Some((verified, webhook)) = hear(&text) else { return };
-                // A departure from before the watch is asked about, whoever was told of it.
-                let is_news = if believes { from != node } else { webhook.kind.is_departure() };
-                if works && is_news {
+                let (acts, is_for_all) = {
+                    let fleet = link.fleet.lock();
+                    let acts = fleet.acts_upon(message.at, webhook.kind.is_about_session());
+                    (acts, from != fleet.node() && !fleet.is_stale(message.at))
+                };
+                if acts {
                     self.feed(Fact::Event(&sfu_event(verified, &webhook)));
                 }
-                if let (Some((on_webhook, _)), false) = (link.told.get(), is_stale || from == node) {
+                if let (Some((on_webhook, _)), true) = (link.told.get(), is_for_all) {
                     on_webhook(&webhook);
                 }
             }
@@ -746,8 +756,11 @@ impl Driver {
     /// A guest was handed over: this node looks after it no more.
     fn has_gone(&self, link: &Link, guest: LeaveId, at: Position, record: JobRecord<'static>) {
         let mut state = self.state.lock();
-        // Renewed or replaced meanwhile: handed over in its turn.
-        if state.cores.find(&record.room, &record.identity) == Some(guest) && !link.works() {
+        let clock = link.stored_clock(&state.clocks);
+        // Replaced, or seen meanwhile: handed over in its turn.
+        let is_as_handed = |now: JobRecord<'_>| now.delay_id == record.delay_id && (now.seen, &now.sid) == (record.seen, &record.sid);
+        let is_current = state.cores.find(&record.room, &record.identity) == Some(guest);
+        if is_current && state.cores.record(guest, &clock).is_some_and(is_as_handed) && !link.works() {
             state.cores.let_go(guest, self.clock.now());
             drop(state);
             link.kept.lock().keep(at, record);

@@ -58,8 +58,8 @@ pub(super) async fn post(State(app): State<Arc<App>>, request: Request<Body>) ->
             if let Some(kick) = &app.exchange.kick {
                 kick.handle_webhook(&webhook);
             }
-            app.exchange.leaves.webhook(verified, &webhook);
-            if !app.exchange.leaves.tell(verified, &webhook).await {
+            let was_acted_upon = app.exchange.leaves.webhook(verified, &webhook);
+            if !app.exchange.leaves.tell(verified, &webhook, was_acted_upon).await {
                 return Err(not_ready());
             }
         }

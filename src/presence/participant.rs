@@ -45,6 +45,8 @@ const NEXT_ATTEMPT_MS: u64 = 30_000;
 pub const LOST_GRACE_MS: u64 = 60_000;
 /// A report of a departure from longer than this before the delegation changes nothing (L2).
 const OLD_NEWS_MS: u64 = 2_000;
+/// `createdAt` is cut to whole seconds.
+const CREATED_AT_STEP_MS: u64 = 1_000;
 /// Evidence older than this is asked for again before anything is done (L5a).
 pub const FRESH_MS: u64 = 10_000;
 /// When somebody who never came is asked for in any case, before the end of the wait (L8).
@@ -250,7 +252,8 @@ impl Participant {
         self.joined_at_ms = stored.joined_at_ms;
         self.room_sid = room_sid;
         self.last_sighted = stored.last_sighted;
-        (self.seen, self.was_seen) = (stored.seen, stored.seen);
+        // A session that has a name was seen, if only before the delegation.
+        (self.seen, self.was_seen) = (stored.seen || stored.sid.is_some(), stored.seen);
         if stored.seen {
             self.state = Presence::Present;
         } else {
@@ -423,6 +426,10 @@ impl Participant {
 
     pub(super) fn on_joined(&mut self, event: &Event<'_>, around: &Around<'_>, out: &mut Vec<Effect>) {
         let happened = event.happened.unwrap_or(around.now);
+        // Who came before the delegation that waits for them may have left again since.
+        if matches!(self.state, Presence::Unknown { .. }) && happened.after(CREATED_AT_STEP_MS) < self.delegated {
+            return;
+        }
         if event.sid.is_empty() || self.is(event.sid) {
             // Told late, it says nothing against a departure that was told or found since.
             let late = match &self.state {
@@ -430,6 +437,11 @@ impl Participant {
                     happened < *since || (!event.sid.is_empty() && matches!(why, Suspicion::Reported { .. }))
                 }
                 Presence::Gone(evidence) => !event.sid.is_empty() || happened < evidence.asked,
+                Presence::Unknown { .. } if self.left && !event.sid.is_empty() && !self.seen => {
+                    // It came, and has left: whether another one is there, the SFU says.
+                    (self.seen, self.was_seen) = (true, true);
+                    return self.suspect(Suspicion::Missing { denials: 0 }, around.now, around.now);
+                }
                 Presence::Unknown { .. } => self.left && !event.sid.is_empty(),
                 Presence::Present => false,
             };
@@ -457,8 +469,12 @@ impl Participant {
                 return;
             }
             match &self.state {
-                // Nobody saw that session: it proves nothing (L2).
-                Presence::Unknown { .. } => return self.ask_now(around.now, out),
+                // Nobody saw that session: it proves nothing (L2), until it is told that it was there.
+                Presence::Unknown { .. } => {
+                    self.enter(event.sid, event.joined_at_ms);
+                    self.left = true;
+                    return self.ask_now(around.now, out);
+                }
                 Presence::Gone(_) => return,
                 Presence::Present | Presence::Suspected { .. } => {}
             }
@@ -500,16 +516,21 @@ impl Participant {
         let Some(happened) = event.happened else {
             return self.ask_now(now, out);
         };
+        // Who left before the delegation is about to come back.
+        if matches!(self.state, Presence::Unknown { .. }) && happened.after(CREATED_AT_STEP_MS) <= self.delegated {
+            return self.ask_now(now, out);
+        }
         if matches!(self.state, Presence::Gone(_)) || self.is_reported() || (self.left && matches!(self.state, Presence::Unknown { .. })) {
             return;
         }
         self.left = true;
-        // `createdAt` is cut to whole seconds: counted from it alone, the questions would come up to a second early.
-        let base = happened.after(1_000).min(now);
+        // Counted from `createdAt` alone, the questions would come up to a second early.
+        let base = happened.after(CREATED_AT_STEP_MS).min(now);
         if reason.is_usually_final() {
             let first = base.after(FIRST_QUESTION_MS).max(now);
             let second = base.after(SECOND_QUESTION_MS).max(first.after(QUESTION_GAP_MS));
-            self.suspect(Suspicion::Reported { second, denied: None }, now, first);
+            // Delegations from after the departure are those of people who come back, whenever it is told.
+            self.suspect(Suspicion::Reported { second, denied: None }, base, first);
         } else if matches!(self.state, Presence::Present | Presence::Unknown { .. }) {
             let was_unknown = matches!(self.state, Presence::Unknown { .. });
             self.suspect(Suspicion::Missing { denials: 0 }, now, base.after(SECOND_THOUGHT_MS).max(now));
@@ -770,11 +791,11 @@ impl Participant {
         }
     }
 
-    fn suspect(&mut self, why: Suspicion, now: Time, at: Time) {
+    fn suspect(&mut self, why: Suspicion, since: Time, at: Time) {
         self.asks = 0;
         self.state = Presence::Suspected {
             why,
-            since: now,
+            since,
             next: Next::AskAt(at),
         };
     }
@@ -820,7 +841,7 @@ impl Participant {
             // Stored with the next restart: a record that lags here is judged with care (L11).
             self.room_sid = room_sid;
         }
-        if row.active && !self.seen {
+        if row.active && !(self.seen && self.was_seen) {
             (self.seen, self.was_seen) = (true, true);
             changed = true;
         }

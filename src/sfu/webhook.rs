@@ -347,10 +347,13 @@ impl Webhook {
 }
 
 impl Kind {
-    /// Whether the event says that a participant has gone.
+    /// Whether the event says that a participant has come or gone.
     #[must_use]
-    pub const fn is_departure(self) -> bool {
-        matches!(self, Self::ParticipantLeft | Self::ParticipantConnectionAborted)
+    pub const fn is_about_session(self) -> bool {
+        matches!(
+            self,
+            Self::ParticipantJoined | Self::ParticipantLeft | Self::ParticipantConnectionAborted
+        )
     }
 
     const fn name(self) -> &'static str {

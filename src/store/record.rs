@@ -305,7 +305,8 @@ impl JobRecord<'_> {
             merged.room_sid = loser.room_sid.clone();
             merged.last_sighted_ms = loser.last_sighted_ms;
         }
-        merged.seen |= loser.seen;
+        // Who was seen before a later delegation may have left, and is waited for.
+        merged.seen |= loser.seen && (is_same || loser.last_sighted_ms >= Some(arrived(winner)));
         let own = (!is_same).then(|| Replaced {
             delay_id: loser.delay_id.clone(),
             until_ms: loser.expires_at_ms(),

@@ -492,8 +492,11 @@ impl Node {
     /// Whether the webhook is taken: else it has to be told again.
     pub(super) fn webhook(&mut self, outside: &mut Outside, webhook: &Webhook) -> bool {
         outside.detail(|| format!("{}: is told {:?}", self.id, webhook.event()));
-        self.feed(outside, Fact::Date(outside.seconds(), outside.time()));
-        self.feed(outside, Fact::Event(&webhook.event()));
+        let acts = !self.fleet.works() || self.fleet.takes_in();
+        if acts {
+            self.feed(outside, Fact::Date(outside.seconds(), outside.time()));
+            self.feed(outside, Fact::Event(&webhook.event()));
+        }
         let is_told = match outside.reach(self.way) {
             Reach::Nothing => false,
             _ if outside.redis.is_full => false,
@@ -502,7 +505,7 @@ impl Node {
                 reach == Reach::Answers
             }
         };
-        is_told || self.core.find(&webhook.room, &webhook.identity).is_some()
+        is_told || (acts && self.core.find(&webhook.room, &webhook.identity).is_some())
     }
 
     // --- the store ---
@@ -637,9 +640,12 @@ impl Node {
             return;
         }
         self.deaf_since = None;
+        let before = self.fleet.reading();
+        if self.fleet.takes_from_the_first() {
+            self.position = Position::FIRST;
+        }
         let messages = outside.redis.model.messages.iter().filter(|message| message.at > self.position);
         let messages: Vec<_> = messages.take(MESSAGES_AT_ONCE).cloned().collect();
-        let before = self.fleet.reading();
         self.fleet.on_read(outside.time());
         if !self.fleet.is_connected(outside.time()) {
             self.position = Position::FIRST;
@@ -655,22 +661,18 @@ impl Node {
         };
         self.position = last;
         for message in messages {
-            let works = self.fleet.works();
+            let works = self.fleet.takes_in();
             match &message.news {
                 News::Job(field, value) if works => {
                     if let Ok(record) = JobRecord::read(field, value) {
                         self.adopt(outside, &record);
                     }
                 }
-                News::Webhook(from, text) => {
+                News::Webhook(_, text) => {
                     let webhook = outside.webhook(text);
-                    let is_news = if self.fleet.believes(message.at) {
-                        *from != self.id
-                    } else {
-                        webhook.is_departure()
-                    };
-                    outside.detail(|| format!("{}: hears, works {works}, news {is_news}: {:?}", self.id, webhook.event()));
-                    if works && is_news {
+                    let acts = self.fleet.acts_upon(message.at, webhook.is_about_session());
+                    outside.detail(|| format!("{}: hears, works {works}, acts {acts}: {:?}", self.id, webhook.event()));
+                    if acts {
                         self.feed(outside, Fact::Date(outside.seconds(), outside.time()));
                         self.feed(outside, Fact::Event(&webhook.event()));
                     }
@@ -833,7 +835,6 @@ impl Node {
         self.fence = None;
         self.void.clear();
         self.is_continuous = continuous;
-        self.position = Position::FIRST;
         self.kept.hand_over_again();
         self.is_scan_due = true;
     }

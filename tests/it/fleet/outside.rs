@@ -136,8 +136,8 @@ impl Webhook {
         }
     }
 
-    pub(super) fn is_departure(&self) -> bool {
-        matches!(self.kind, EventKind::Left(_))
+    pub(super) fn is_about_session(&self) -> bool {
+        matches!(self.kind, EventKind::Joined | EventKind::Left(_))
     }
 
     pub(super) fn text(&self) -> Box<[u8]> {
@@ -197,13 +197,7 @@ impl Outside {
 
     /// The story so far, for a message.
     pub(super) fn told(&self) -> String {
-        format!(
-            "seed {} at {} ms (LK_FLEET_SEED={} runs it alone):\n{}\n",
-            self.seed,
-            self.now,
-            self.seed,
-            self.story.join("\n")
-        )
+        format!("seed {} at {} ms:\n{}\n", self.seed, self.now, self.story.join("\n"))
     }
 
     /// What nobody wants to know but of one story alone.
@@ -355,7 +349,7 @@ impl Outside {
         let (room, identity) = (self.people[who].room.clone(), self.people[who].identity.clone());
         self.sfu.open(&room, self.now);
         self.sfu.enter(&room, &identity, self.now);
-        self.people[who].is_there = true;
+        (self.people[who].is_there, self.people[who].departed) = (true, None);
         let (guest, sid) = (self.guest(&room, &identity), self.sfu.rooms[&room].sid.clone());
         self.tell_of(EventKind::Joined, &room, &sid, &identity, guest.as_ref());
     }

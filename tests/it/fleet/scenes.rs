@@ -40,7 +40,7 @@ fn doctor(node: &Service, sfu: &Sfu) -> HashMap<String, Value> {
     lines.filter_map(|line| Some((line["check"].as_str()?.to_owned(), line))).collect()
 }
 
-fn rounds(few: usize) -> usize {
+pub(super) fn rounds(few: usize) -> usize {
     let rounds = std::env::var("LK_FLEET_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
     rounds.unwrap_or(few)
 }
@@ -459,7 +459,7 @@ fn a_rolling_update_from_one_instance_and_back_loses_nothing() {
     stage.wait_sent(&people[0].0, gone, TIMEOUT);
 }
 
-fn stop(stage: &mut Stage, at: usize) {
+pub(super) fn stop(stage: &mut Stage, at: usize) {
     let node = stage.nodes[at].take().expect("a node");
     node.signal("TERM");
     node.wait_exit(TIMEOUT);

@@ -69,10 +69,22 @@ enum Happening {
     Come(usize),
     Reload(usize),
     Leave(usize),
-    Begin { fault: Fault, watcher: bool, length: u64 },
-    End { fault: Fault, node: u64 },
+    Begin {
+        fault: Fault,
+        watcher: bool,
+        length: u64,
+    },
+    End {
+        fault: Fault,
+        node: u64,
+    },
     Join,
     Replace(u64),
+    /// Somebody delegates, comes, and leaves so many milliseconds later.
+    Visit(usize, u64),
+    /// Somebody who has left delegates again, and joins so many milliseconds later.
+    Return(usize, u64),
+    Enter(usize),
 }
 
 struct Delegation {
@@ -102,6 +114,8 @@ struct World {
     /// For how long two have watched.
     both: u64,
     takeovers: usize,
+    /// Those who come for a moment only, and when they came.
+    visitors: BTreeMap<usize, u64>,
 }
 
 impl World {
@@ -120,6 +134,7 @@ impl World {
             takeover: None,
             both: 0,
             takeovers: 0,
+            visitors: BTreeMap::new(),
             rng: StdRng::seed_from_u64(chance),
         }
     }
@@ -176,6 +191,48 @@ impl World {
             let length = rng.random_range(1..=8) * rng.random_range(200..4_000);
             let watcher = rng.random();
             world.at(rng.random_range(8_000..90_000), Happening::Begin { fault, watcher, length });
+        }
+        world
+    }
+
+    /// The watch changes hands a few times, while some stay and others come for a moment.
+    fn of_visits(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut world = Self::empty(seed, rng.random());
+        for _ in 0..rng.random_range(2..=4) {
+            world.join();
+            world.run(rng.random_range(0..3) * 500);
+        }
+        let delay_ms = if rng.random_range(0..3) == 0 { SHORT_MS } else { HOUR_MS };
+        for who in 0..3 {
+            world.outside.newcomer(delay_ms);
+            world.at(world.outside.now + 500, Happening::Come(who));
+        }
+        let mut at = world.outside.now + 20_000;
+        for _ in 0..3 {
+            let fault = if rng.random_range(0..4) == 0 { Fault::Kill } else { Fault::Stop };
+            let length = 1_000;
+            world.at(
+                at,
+                Happening::Begin {
+                    fault,
+                    watcher: true,
+                    length,
+                },
+            );
+            for _ in 0..3 {
+                let who = world.outside.people.len();
+                world.outside.newcomer(delay_ms);
+                let comes = at.saturating_add_signed(rng.random_range(-800..2_500));
+                let length = rng.random_range(20..900);
+                world.at(comes, Happening::Visit(who, length));
+                if rng.random_range(0..3) == 0 {
+                    // A departure that is told late may be of the session that a delegation within two seconds is for (L2).
+                    let returns = comes + length + rng.random_range(2_100..5_000);
+                    world.at(returns, Happening::Return(who, rng.random_range(0..4_000)));
+                }
+            }
+            at += rng.random_range(20_000..40_000);
         }
         world
     }
@@ -238,6 +295,20 @@ impl World {
                 self.outside.note(&format!("{who} has left"));
             }
             Happening::Reload(_) | Happening::Leave(_) => {}
+            Happening::Visit(who, length) => {
+                self.visitors.insert(who, now);
+                self.happen(Happening::Come(who));
+                self.at(now + length, Happening::Leave(who));
+            }
+            Happening::Return(who, after) => {
+                self.visitors.remove(&who);
+                self.delegate(who);
+                self.at(now + after, Happening::Enter(who));
+            }
+            Happening::Enter(who) => {
+                self.outside.enter(who);
+                self.outside.note(&format!("{who} is back"));
+            }
             Happening::Join => drop(self.join()),
             Happening::Begin { fault, watcher, length } => self.begin(fault, watcher, length),
             Happening::End { fault, node } => {
@@ -570,16 +641,23 @@ impl World {
         }
         for (delay_id, event) in &self.outside.events {
             let departed = self.outside.people[event.who].departed;
-            // Whoever delegates is about to come.
-            let is_later = event
-                .answered
-                .is_none_or(|answered| departed.is_some_and(|departed| answered + 1_000 >= departed));
+            // Whoever delegates is about to come, but for those who have come since.
+            let is_later = event.answered.is_none_or(|answered| match self.visitors.get(&event.who) {
+                Some(came) => answered > *came,
+                None => departed.is_some_and(|departed| answered + 1_000 >= departed),
+            });
             let is_over = !matches!(event.fate, Fate::Runs(_)) || event.is_excused || is_later;
             assert!(
                 departed.is_none() || is_over,
                 "{story}: {delay_id} runs, and {} left at {departed:?}",
                 event.who
             );
+        }
+        for (who, _) in self.outside.people.iter().enumerate().filter(|(_, person)| person.is_there) {
+            let mut events = self.outside.events.values().filter(|event| event.who == who);
+            let is_excused = self.outside.events.values().any(|event| event.who == who && event.is_excused);
+            let has_one = events.any(|event| matches!(event.fate, Fate::Runs(_)));
+            assert!(has_one || is_excused, "{story}: {who} is there, and has no event that runs");
         }
         let own = self.nodes[&watching[0]].records(&self.outside);
         let stored: BTreeMap<_, _> = self
@@ -681,6 +759,96 @@ fn what_is_delegated_to_an_heir_that_still_reads_replaces_what_redis_has() {
     world.outside.answered(6, "renewed");
     world.end();
     assert_eq!(world.outside.due().len(), 7, "each has one event that runs");
+}
+
+/// What the watcher has not read when Redis loses it is known to whoever took it.
+#[test]
+fn what_is_lost_before_the_watcher_has_read_it_is_handed_over_again() {
+    let mut world = World::quiet(3);
+    for _ in 0..4 {
+        world.outside.newcomer(HOUR_MS);
+    }
+    world.run(30_000);
+    let watcher = world.watching()[0];
+    world.nodes.get_mut(&watcher).expect("a node").is_reader_frozen = true;
+    // Just after a beat: with the next one it would see that there are more records, and read them.
+    let beats = |world: &World| world.outside.redis.model.nodes[&world.nodes[&watcher].id].counter;
+    let before = beats(&world);
+    while beats(&world) == before {
+        world.run(STEP_MS);
+    }
+    for who in 0..4 {
+        world.outside.schedule(who, &format!("taken {who}"));
+        let server = world.nodes.iter_mut().find(|(id, _)| **id != watcher).expect("a server").1;
+        assert_eq!(server.delegate(&mut world.outside, who, &format!("taken {who}")), Ok(true));
+        world.outside.answered(who, &format!("taken {who}"));
+        world.outside.enter(who);
+    }
+    world.run(200);
+    world.begin(
+        Fault::FailOver {
+            lost_ms: 500,
+            behind_ms: 0,
+            away_ms: 0,
+        },
+        true,
+        1_000,
+    );
+    world.nodes.get_mut(&watcher).expect("a node").is_reader_frozen = false;
+    world.end();
+    assert_eq!(world.outside.due().len(), 4, "each has an event that is watched");
+}
+
+/// A departure that was told when the watcher was about to die is asked about as soon as another one watches.
+#[test]
+fn a_departure_from_before_the_watch_is_asked_about_at_once() {
+    let mut world = World::quiet(3);
+    world.outside.newcomer(HOUR_MS);
+    world.at(world.outside.now + 100, Happening::Come(0));
+    world.run(30_000);
+    world.at(world.outside.now + STEP_MS, Happening::Leave(0));
+    world.run(300);
+    world.begin(Fault::Kill, true, 1_000);
+    let runs = |world: &World| world.outside.events.values().any(|event| matches!(event.fate, Fate::Runs(_)));
+    while world.watching().is_empty() {
+        world.run(STEP_MS);
+    }
+    let began = world.outside.now;
+    while runs(&world) {
+        world.run(STEP_MS);
+        assert!(world.outside.now < began + HOUR_MS, "nobody reports it");
+    }
+    let took = world.outside.now - began;
+    eprintln!("reported {took} ms after the watch began");
+    // Two questions half a second apart; what nobody reported is asked about three seconds apart (L3).
+    assert!(took <= 1_500, "{took}");
+    world.end();
+}
+
+/// Somebody who delegates, joins and leaves while the watch changes hands is reported like everybody else.
+#[test]
+fn whoever_comes_for_a_moment_while_the_watch_changes_hands_is_reported() {
+    if let Some(seed) = number("LK_FLEET_VISITS") {
+        let mut world = World::of_visits(seed);
+        world.outside.is_alone = true;
+        world.end();
+        eprintln!("{}", world.outside.told());
+        return;
+    }
+    let count = number("LK_FLEET_SEEDS").unwrap_or(100);
+    let seeds: Vec<u64> = (0..count).collect();
+    let takeovers = tell_all(
+        &seeds,
+        2,
+        |seed| format!("LK_FLEET_VISITS={seed} runs it alone"),
+        |seed| {
+            let mut world = World::of_visits(seed);
+            world.end();
+            world.takeovers as u64
+        },
+    );
+    eprintln!("{count} stories, {takeovers} takeovers");
+    assert!(takeovers > 2 * count, "the watch does not change hands");
 }
 
 #[test]

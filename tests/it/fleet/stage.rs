@@ -18,6 +18,9 @@ use crate::support::{bodies, lateness, unique, unique_room, wait_until, webhook}
 /// Longer than anything takes that is not timed by a rule.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Options of a server whose replica gets everything at once; else it waits five seconds for others.
+pub(super) const SYNC_AT_ONCE: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
+
 pub(super) struct Stage {
     // Dropped first: their logs are judged while the neighbours still stand.
     pub(super) nodes: Vec<Option<Service>>,
@@ -34,7 +37,7 @@ pub(super) struct Stage {
 }
 
 /// Somebody with a delayed event.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Person {
     pub(super) user: String,
     pub(super) room: String,

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::process::{program, real_neighbours};
@@ -19,11 +20,17 @@ pub(crate) struct RedisServer {
     options: Vec<String>,
     child: Option<Child>,
     login: Vec<String>,
+    off_seconds: i64,
 }
 
 impl RedisServer {
     /// Starts one with these options of redis-server; `None` where real neighbours are left out, which is said.
     pub(crate) fn start(options: &[&str]) -> Option<Self> {
+        Self::start_by(0, options)
+    }
+
+    /// The same by a clock that is off by so many seconds.
+    pub(crate) fn start_by(off_seconds: i64, options: &[&str]) -> Option<Self> {
         if !real_neighbours() {
             return None;
         }
@@ -35,6 +42,7 @@ impl RedisServer {
             options: options.iter().map(|&option| option.to_owned()).collect(),
             child: None,
             login: Vec::new(),
+            off_seconds,
         };
         server.start_again();
         Some(server)
@@ -59,6 +67,11 @@ impl RedisServer {
             .args(options.by_ref())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
+        if self.off_seconds != 0 {
+            command
+                .env("LD_PRELOAD", clock())
+                .env("CLOCK_OFF_SECONDS", self.off_seconds.to_string());
+        }
         self.child = Some(command.spawn().expect("redis-server"));
         wait_until("redis-server to answer", TIMEOUT, || {
             self.try_ask(&["PING"]).is_some_and(|answer| !answer.starts_with("-LOADING"))
@@ -92,6 +105,12 @@ impl RedisServer {
         self.signal("CONT");
     }
 
+    pub(crate) fn is_frozen(&self) -> bool {
+        let pid = self.child.as_ref().map(Child::id);
+        let stat = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+        stat.is_some_and(|stat| stat.contains(") T "))
+    }
+
     fn signal(&self, name: &str) {
         let pid = self.child.as_ref().expect("a running server").id();
         let status = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status();
@@ -118,7 +137,8 @@ impl RedisServer {
         Some(value.strip_suffix("\r\n").expect("an end").to_owned())
     }
 
-    fn try_ask(&self, command: &[&str]) -> Option<String> {
+    /// The same; nothing, where the connection is closed instead, as when the server becomes a primary.
+    pub(crate) fn try_ask(&self, command: &[&str]) -> Option<String> {
         let mut stream = TcpStream::connect_timeout(&self.address(), TIMEOUT).ok()?;
         stream.set_read_timeout(Some(TIMEOUT)).ok()?;
         let login: Vec<&str> = self.login.iter().map(String::as_str).collect();
@@ -144,6 +164,19 @@ impl Drop for RedisServer {
         let _ = std::fs::remove_dir_all(&self.directory);
         let _ = std::fs::remove_file(self.socket());
     }
+}
+
+/// The library that puts a clock off.
+fn clock() -> &'static Path {
+    static LIBRARY: LazyLock<PathBuf> = LazyLock::new(|| {
+        let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("clock-{}.so", std::process::id()));
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/clock.c");
+        let mut compiler = Command::new(program("cc"));
+        let made = compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).status();
+        assert!(made.is_ok_and(|made| made.success()), "cc fails");
+        library
+    });
+    &LIBRARY
 }
 
 fn encoded(command: &[&str]) -> Vec<u8> {

@@ -56,9 +56,13 @@ pub(crate) fn left(session: &Session, reason: &str) -> Value {
 
 /// What livekit-server puts into the token of a webhook.
 pub(crate) fn claims(sfu: &Sfu, body: &[u8]) -> Value {
+    claims_of(sfu.key(), body)
+}
+
+fn claims_of(key: &str, body: &[u8]) -> Value {
     let now = now();
     json!({
-        "iss": sfu.key(),
+        "iss": key,
         "exp": now + 300,
         "nbf": now,
         "iat": now,
@@ -76,6 +80,11 @@ pub(crate) fn with_token(body: impl Into<Vec<u8>>, authorization: &str) -> Call 
 /// The request, signed as it should be.
 pub(crate) fn signed(sfu: &Sfu, body: &str) -> Call {
     with_token(body, &Jwt::sign(&claims(sfu, body.as_bytes()), sfu.secret()))
+}
+
+/// The request, signed with another key and secret.
+pub(crate) fn signed_with(key: &str, secret: &str, body: &str) -> Call {
+    with_token(body, &Jwt::sign(&claims_of(key, body.as_bytes()), secret))
 }
 
 /// Tells the service, whatever it answers.
