@@ -169,7 +169,7 @@ pub const VARIABLES: &[Variable] = &[
     variable(
         "LIVEKIT_REDIS_URL",
         "",
-        "Redis that keeps what a restart must not lose: redis://, rediss:// (valkey too), redis+sentinel://s1,s2/name, redis+cluster://h1",
+        "Redis that keeps what a restart must not lose: redis(s)://, valkey(s)://, redis+sentinel://s1/name, redis+cluster://h1",
     ),
     variable("LIVEKIT_REDIS_PASSWORD", "", "Its password, instead of one in the URL"),
     variable(
