@@ -149,6 +149,8 @@ pub struct Fleet {
     /// When the last answered beat was asked, and when Redis's clock showed what.
     last_beat: Option<(Time, i64)>,
     last_read: Option<Time>,
+    /// Time between beats at the last one.
+    last_pace_ms: u64,
     last_timer: Option<Time>,
     /// When the SFU answered last, and since when without a break.
     sfu_answered: Option<Time>,
@@ -196,6 +198,7 @@ impl Fleet {
             highest_epoch: 0,
             last_beat: None,
             last_read: None,
+            last_pace_ms: 0,
             last_timer: None,
             sfu_answered: None,
             sfu_stands_since: None,
@@ -496,7 +499,9 @@ impl Fleet {
     /// The entry for the next beat. The counter goes up only where everything that makes a watcher works: what is deaf, hung or heard
     /// one way only counts as dead.
     pub fn beat(&mut self, now: Time) -> Entry {
-        let within = 2 * self.beat_ms();
+        // What is under way now began at the pace of the last beat: a shorter delay makes nobody deaf.
+        let pace = self.beat_ms();
+        let within = 2 * pace.max(std::mem::replace(&mut self.last_pace_ms, pace));
         let is_recent = |at: Option<Time>| at.is_some_and(|at| now.since(at) <= within);
         let works = is_recent(self.last_beat.map(|(at, _)| at)) && is_recent(self.last_read) && is_recent(self.last_timer);
         self.entry.counter += u64::from(works);

@@ -333,6 +333,34 @@ fn a_deaf_watcher_is_dead() {
     assert_eq!(world.watching(), [2]);
 }
 
+/// What it waits for began at the slower pace of longer delays.
+#[test]
+fn a_shorter_delay_makes_no_watcher_deaf() {
+    let mut fleet = Fleet::new(Own {
+        node: NodeId(1),
+        fingerprint: 1,
+        host: "h".into(),
+    });
+    let (mut redis, at) = (Model::default(), |millis| Time::START.after(millis));
+    let mut beat = |fleet: &mut Fleet, millis| {
+        let (now, entry) = (at(millis), fleet.beat(at(millis)));
+        redis.now_ms += 1;
+        let answer = redis.beat(NodeId(1), &entry, None, Position::FIRST, &[]);
+        fleet.on_answer(&answer, now, now);
+        fleet.on_read(now);
+        fleet.on_timer(now);
+        entry.counter
+    };
+    let counters: Vec<_> = (0..3).map(|n| beat(&mut fleet, n * BEAT_MS)).collect();
+    assert_eq!(counters, [0, 1, 2]);
+    fleet.on_progress(0, Some(18_000));
+    assert_eq!(fleet.beat_ms(), SHORT_BEAT_MS);
+    assert_eq!(beat(&mut fleet, 3 * BEAT_MS), 3);
+    // From here on it has the pace of the shorter one.
+    assert_eq!(beat(&mut fleet, 3 * BEAT_MS + SHORT_BEAT_MS), 4);
+    assert_eq!(beat(&mut fleet, 4 * BEAT_MS + SHORT_BEAT_MS), 4);
+}
+
 #[test]
 fn a_paused_or_cut_watcher_yields_when_it_is_back() {
     for paused in [true, false] {
