@@ -161,6 +161,7 @@ pub struct Fleet {
     claims: Option<(Watch, Takeover)>,
     watching: bool,
     inbox: Inbox,
+    /// The reader has to begin with the first message again.
     from_the_first: bool,
     /// When the watch began, by Redis's clock.
     began_ms: i64,
@@ -287,8 +288,8 @@ impl Fleet {
         self.works() && self.watching && !self.from_the_first
     }
 
-    /// Whether messages are to be read from the first one, which is due once all records were read: until then it is not known whom they
-    /// are about.
+    /// Whether messages are to be read from the first one: once all records were read, since until then it is not known whom they are
+    /// about, and where Redis has lost some.
     #[must_use]
     pub const fn takes_from_the_first(&mut self) -> bool {
         std::mem::replace(&mut self.from_the_first, false)
@@ -642,6 +643,7 @@ impl Fleet {
 
     fn assert(&mut self, own: Watch, seen: Option<Watch>, out: &mut Vec<Output>) {
         out.push(Output::Change { seen, wanted: own });
+        self.from_the_first = true;
         out.push(Output::PutAgain);
     }
 

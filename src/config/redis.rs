@@ -225,12 +225,12 @@ fn parse(text: &str) -> Result<Redis, &'static str> {
     let username = percent_decode(username).ok_or(ENCODING)?;
     let password = password.map(|password| percent_decode(password).ok_or(ENCODING)).transpose()?;
 
-    if scheme == SENTINEL || scheme == CLUSTER {
-        let (url, database) = if scheme == SENTINEL {
-            sentinels(host, tail)
-        } else {
-            cluster(host, tail)
-        }?;
+    let of_servers = match scheme {
+        SENTINEL => Some(sentinels(host, tail)?),
+        CLUSTER => Some((cluster(host, tail)?, 0)),
+        _ => None,
+    };
+    if let Some((url, database)) = of_servers {
         return Ok(with(url, database, username, password));
     }
     let default_host = if scheme != "unix" && (host.is_empty() || host.starts_with(':')) {
@@ -273,13 +273,12 @@ fn sentinels(hosts: &str, tail: &str) -> Result<(Url, u32), &'static str> {
 }
 
 /// Some nodes before the path. A cluster has one database, the first.
-fn cluster(hosts: &str, tail: &str) -> Result<(Url, u32), &'static str> {
+fn cluster(hosts: &str, tail: &str) -> Result<Url, &'static str> {
     const FORM: &str = "must name nodes of a cluster and nothing after them: redis+cluster://h1:6379,h2:6379";
     if !matches!(tail, "" | "/" | "/0") {
         return Err(FORM);
     }
-    let url = with_servers(&format!("{CLUSTER}:"), hosts).ok_or(FORM)?;
-    Ok((url, 0))
+    with_servers(&format!("{CLUSTER}:"), hosts).ok_or(FORM)
 }
 
 fn with_servers(url: &str, hosts: &str) -> Option<Url> {

@@ -449,7 +449,6 @@ impl Driver {
             Output::Watching { how, continuous } => self.begin_watch(link, how, continuous),
             Output::PutAgain => {
                 tracing::warn!(name: "redis_emptied", "Redis has lost what was written: all delegated leaves are written again");
-                link.store.shared.read_from_the_first().await;
                 self.store.read_now();
             }
             Output::WriteAgain => self.store_all(),

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use chrono::{DateTime, SecondsFormat};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -88,7 +89,7 @@ impl Redis {
 
 /// Field and value of a job that was last restarted then, and whose participant is known.
 fn record(n: &Neighbours, i: u64, room: &str, identity: &str, restarted_ms: i64) -> [String; 2] {
-    let restarted = rfc3339(restarted_ms);
+    let restarted = DateTime::from_timestamp_millis(restarted_ms).unwrap().to_rfc3339_opts(SecondsFormat::AutoSi, true);
     let value = json!({
         "Params": {
             "DelayId": format!("syd_{i}"), "DelayTimeout": DELAY_MS * 1_000_000, "ServerName": n.server_name,
@@ -101,23 +102,6 @@ fn record(n: &Neighbours, i: u64, room: &str, identity: &str, restarted_ms: i64)
         },
     });
     [json!([room, identity]).to_string(), value.to_string()]
-}
-
-/// As it is stored.
-fn rfc3339(ms: i64) -> String {
-    let (days, rest) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000));
-    // Days since 0000-03-01, in eras of 400 years.
-    let z = days + 719_468;
-    let (era, day) = (z.div_euclid(146_097), z.rem_euclid(146_097));
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let of_year = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let of_month = of_year - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    let (hour, minute, second) = (rest / 3_600_000, rest / 60_000 % 60, rest / 1000 % 60);
-    let text = format!("{:04}-{month:02}-{of_month:02}T{hour:02}:{minute:02}:{second:02}.{:03}", era * 400 + year + next, rest % 1000);
-    // As Go has it.
-    format!("{}Z", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
 async fn readyz(s: &Service) -> Value {

@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::scenes::{SHORT, crowd};
-use super::stage::{Person, Stage, TIMEOUT, readyz, within};
+use super::stage::{Person, Stage, TIMEOUT, WRITES_AGAIN, within};
+use crate::faults::{quick, told};
 use crate::support::redis::RedisServer;
+use crate::support::scene::Scene;
 use crate::support::sfu::Session;
 use crate::support::wait_until;
 
@@ -18,8 +20,6 @@ const KEYS: [&str; 5] = [
     "{lk-jwt:jobs}:in",
     "{lk-jwt:jobs}:full",
 ];
-/// Delegations are answered again by then, and served by guests until then.
-const WRITES_AGAIN: Duration = Duration::from_secs(10);
 
 fn id(node: &RedisServer) -> String {
     let answer = node.ask(&["CLUSTER", "MYID"]);
@@ -72,14 +72,6 @@ fn delegate_everywhere(stage: &Stage) -> Vec<(Person, Session)> {
     delegated.collect()
 }
 
-fn wait_handed_over(stage: &Stage) {
-    wait_until("no guests, and Redis", TIMEOUT, || {
-        stage
-            .living()
-            .all(|node| readyz(node)["guests"] == 0 && readyz(node)["redis"] == true)
-    });
-}
-
 /// R7 in a cluster.
 #[test]
 fn neither_a_slot_that_moves_nor_a_lost_master_moves_the_watch() {
@@ -106,7 +98,7 @@ fn neither_a_slot_that_moves_nor_a_lost_master_moves_the_watch() {
     }
     let began = Instant::now();
     people.extend(delegate_everywhere(&stage));
-    wait_handed_over(&stage);
+    stage.wait_handed_over();
     eprintln!("R7, a slot moved: all is handed over after {:?}", began.elapsed());
     assert_eq!(heir.ask(&["HLEN", "lk-jwt:jobs"]), format!(":{}\r\n", people.len()));
     assert_eq!((stage.wait_one_watcher(), stage.epoch()), (watcher, epoch));
@@ -120,7 +112,7 @@ fn neither_a_slot_that_moves_nor_a_lost_master_moves_the_watch() {
     wait_until("the replica to be the master", TIMEOUT, || {
         replica.ask(&["ROLE"]).starts_with("*3") && replica.ask(&["INFO", "replication"]).contains("role:master")
     });
-    wait_handed_over(&stage);
+    stage.wait_handed_over();
     eprintln!("R7, a master killed: all is handed over after {:?}", began.elapsed());
     wait_until("all records to be there", TIMEOUT, || {
         replica.ask(&["HLEN", "lk-jwt:jobs"]) == format!(":{}\r\n", people.len())
@@ -132,4 +124,22 @@ fn neither_a_slot_that_moves_nor_a_lost_master_moves_the_watch() {
     let gone = stage.leave(session);
     let took = stage.wait_sent(person, gone, TIMEOUT);
     assert!(took <= within(Duration::from_millis(2300), gone), "{took:?}");
+}
+
+/// A cluster that is spoken to like one server, and one server like a cluster.
+#[test]
+fn an_address_of_the_wrong_kind_is_told_with_the_right_one() {
+    let Some(stage) = Stage::with(0, &OPTIONS) else { return };
+    let (Some(others), Some(single)) = (cluster(&stage), RedisServer::start(&[])) else {
+        return;
+    };
+    for (scheme, server, remedy) in [
+        ("redis+cluster", &single, "write redis:// for redis+cluster://"),
+        ("redis", &others[1], "name nodes of it in LIVEKIT_REDIS_URL, as redis+cluster://"),
+    ] {
+        let url = format!("{scheme}://{}", server.address());
+        let scene = Scene::with(|setup| quick(setup).env("LIVEKIT_REDIS_URL", &url));
+        scene.delegate(SHORT);
+        told(scheme, &scene.service, "store_down", "cannot be stored", remedy);
+    }
 }

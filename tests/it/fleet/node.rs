@@ -805,10 +805,7 @@ impl Node {
         match output {
             Output::Change { seen, wanted } => self.call(outside, What::Change(seen, wanted)),
             Output::Watching { how, continuous } => self.begin_watch(outside, how, continuous),
-            Output::PutAgain => {
-                self.position = Position::FIRST;
-                self.is_scan_due = true;
-            }
+            Output::PutAgain => self.is_scan_due = true,
             Output::WriteAgain => self.store_all(outside),
             Output::Yield { given } => {
                 if given {

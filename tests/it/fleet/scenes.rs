@@ -380,7 +380,7 @@ fn delegations_are_taken_while_redis_is_away() {
     stage.wait_restarted(&people, after);
     stage.redis.start_again();
     wait_until("both records to be written", TIMEOUT, || stage.records() == 2);
-    wait_until("no guests", TIMEOUT, || stage.living().all(|node| readyz(node)["guests"] == 0));
+    stage.wait_no_guests();
     let watcher = stage.wait_one_watcher();
     // The server can go: its delegation is the watcher's by now.
     stage.kill(1 - watcher);

@@ -5,14 +5,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::scenes::{HOUR, SHORT, crowd, rounds};
-use super::stage::{SYNC_AT_ONCE, Stage, TIMEOUT, readyz, states, within};
+use super::stage::{SYNC_AT_ONCE, Stage, TIMEOUT, WRITES_AGAIN, states, within};
 use crate::support::process::program;
 use crate::support::redis::RedisServer;
 use crate::support::{lateness, unique, unique_loopback, wait_until, webhook};
 
 const DOWN_AFTER: Duration = Duration::from_secs(2);
-/// Delegations are answered again by then, and served by guests until then.
-const WRITES_AGAIN: Duration = Duration::from_secs(10);
 /// A beat where delays are short.
 const A_BEAT: Duration = Duration::from_millis(400);
 /// What a failover has lost is watched, and on record, so long after its end.
@@ -181,11 +179,7 @@ fn fails_over(how: &str, off_seconds: i64, begin: impl Fn(&mut Stage, &Sentinels
         let primary = sentinels.primary();
         primary != former && !primary.is_empty()
     });
-    wait_until("no guests, and Redis", TIMEOUT, || {
-        stage
-            .living()
-            .all(|node| readyz(node)["guests"] == 0 && readyz(node)["redis"] == true)
-    });
+    stage.wait_handed_over();
     let handed_over = began.elapsed();
     let reported = stage.wait_sent(&left, told, TIMEOUT * 2);
     if stage.redis.is_frozen() {

@@ -825,53 +825,41 @@ fn a_departure_from_before_the_watch_is_asked_about_at_once() {
     world.end();
 }
 
-/// Somebody who delegates, joins and leaves while the watch changes hands is reported like everybody else.
-#[test]
-fn whoever_comes_for_a_moment_while_the_watch_changes_hands_is_reported() {
-    if let Some(seed) = number("LK_FLEET_VISITS") {
-        let mut world = World::of_visits(seed);
+/// Tells the stories of these seeds, of which `variable` runs one alone. How many takeovers there were; none, where it did.
+#[track_caller]
+fn stories(variable: &str, seeds: &[u64], begin: impl Fn(u64) -> World + Sync) -> Option<u64> {
+    if let Some(seed) = number(variable) {
+        let mut world = begin(seed);
         world.outside.is_alone = true;
         world.end();
         eprintln!("{}", world.outside.told());
-        return;
+        return None;
     }
+    let alone = |seed| format!("{variable}={seed} runs it alone");
+    let takeovers = tell_all(seeds, 2, alone, |seed| {
+        let mut world = begin(seed);
+        world.end();
+        world.takeovers as u64
+    });
+    eprintln!("{} stories, {takeovers} takeovers", seeds.len());
+    Some(takeovers)
+}
+
+/// Somebody who delegates, joins and leaves while the watch changes hands is reported like everybody else.
+#[test]
+fn whoever_comes_for_a_moment_while_the_watch_changes_hands_is_reported() {
     let count = number("LK_FLEET_SEEDS").unwrap_or(100);
     let seeds: Vec<u64> = (0..count).collect();
-    let takeovers = tell_all(
-        &seeds,
-        2,
-        |seed| format!("LK_FLEET_VISITS={seed} runs it alone"),
-        |seed| {
-            let mut world = World::of_visits(seed);
-            world.end();
-            world.takeovers as u64
-        },
-    );
-    eprintln!("{count} stories, {takeovers} takeovers");
-    assert!(takeovers > 2 * count, "the watch does not change hands");
+    if let Some(takeovers) = stories("LK_FLEET_VISITS", &seeds, World::of_visits) {
+        assert!(takeovers > 2 * count, "the watch does not change hands");
+    }
 }
 
 #[test]
 fn every_story_of_a_fleet_ends_well() {
-    if let Some(seed) = number("LK_FLEET_SEED") {
-        let mut world = World::new(seed);
-        world.outside.is_alone = true;
-        world.end();
-        eprintln!("{}", world.outside.told());
-        return;
-    }
     let count = number("LK_FLEET_SEEDS").unwrap_or(200);
     let seeds: Vec<u64> = (0..count).chain(KEPT.into_iter().filter(|&seed| seed >= count)).collect();
-    let takeovers = tell_all(
-        &seeds,
-        2,
-        |seed| format!("LK_FLEET_SEED={seed} runs it alone"),
-        |seed| {
-            let mut world = World::new(seed);
-            world.end();
-            world.takeovers as u64
-        },
-    );
-    eprintln!("{count} stories, {takeovers} takeovers");
-    assert!(takeovers > count, "the faults change nothing");
+    if let Some(takeovers) = stories("LK_FLEET_SEED", &seeds, World::new) {
+        assert!(takeovers > count, "the faults change nothing");
+    }
 }

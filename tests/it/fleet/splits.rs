@@ -69,7 +69,7 @@ fn a_watcher_that_hears_nothing_is_followed() {
         let reported = stage.wait_sent(&people[3].0, gone, TIMEOUT);
         wait_until("exactly one watcher", TIMEOUT, || stage.watcher() == Some(next));
         stage.links[watcher].set(Way::Open);
-        wait_until("no guests", TIMEOUT, || stage.living().all(|node| readyz(node)["guests"] == 0));
+        stage.wait_no_guests();
         for (former, seat) in [(&people[1].0, &all[1].0), (&people[2].0, &all[2].0)] {
             wait_until("the event of before the reload to be cancelled", TIMEOUT, || {
                 stage.api.count("cancel", &former.delay_id) > 0
@@ -186,7 +186,7 @@ fn splits(name: &str, length: Duration, (is_alone, others_count): (bool, bool)) 
     wait_until("exactly one watcher", TIMEOUT, || stage.watcher().is_some());
     let one = healed.elapsed();
     assert!(one <= within(ONE_WATCHER, healed), "{one:?}");
-    wait_until("no guests", TIMEOUT, || stage.living().all(|node| readyz(node)["guests"] == 0));
+    stage.wait_no_guests();
     for (person, left) in &gone {
         wait_until("the departure to be found", FOUND.saturating_sub(left.elapsed()) + TIMEOUT, || {
             events.living(person).is_empty()

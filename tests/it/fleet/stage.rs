@@ -17,6 +17,8 @@ use crate::support::{bodies, lateness, unique, unique_room, wait_until, webhook}
 
 /// Longer than anything takes that is not timed by a rule.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
+/// After a failover delegations are answered again by then, and served by guests until then.
+pub(super) const WRITES_AGAIN: Duration = Duration::from_secs(10);
 
 /// Options of a server whose replica gets everything at once; else it waits five seconds for others.
 pub(super) const SYNC_AT_ONCE: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
@@ -143,6 +145,21 @@ impl Stage {
             found.is_some()
         });
         found.expect("just seen")
+    }
+
+    /// Waits until no node looks after guests of its own.
+    #[track_caller]
+    pub(super) fn wait_no_guests(&self) {
+        wait_until("no guests", TIMEOUT, || self.living().all(|node| readyz(node)["guests"] == 0));
+    }
+
+    /// Waits until all nodes reach Redis again, and it has what they took meanwhile.
+    #[track_caller]
+    pub(super) fn wait_handed_over(&self) {
+        wait_until("no guests, and Redis", TIMEOUT, || {
+            let is_done = |node: &Value| node["guests"] == 0 && node["redis"] == true;
+            self.living().all(|node| is_done(&readyz(node)))
+        });
     }
 
     #[track_caller]
