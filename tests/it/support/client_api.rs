@@ -1,5 +1,6 @@
 //! A homeserver's client-server API, as far as delayed events go (MSC4140), over plain HTTP as behind a proxy.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -62,7 +63,7 @@ impl ClientApi {
 
     fn with(address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Self {
         let state = Arc::new(State {
-            script: Mutex::new(Arc::new(|_, _| done())),
+            script: Mutex::new(Arc::new(as_it_should())),
             versions: Mutex::new(versions(true, false)),
             calls: Mutex::default(),
         });
@@ -165,6 +166,21 @@ fn parse(request: &Request) -> Option<Managed> {
         delay_id: delay_id.into(),
         what: what.into(),
     })
+}
+
+/// What was sent or cancelled is gone.
+fn as_it_should() -> impl Fn(&Managed, usize) -> Reply + Send + Sync {
+    let gone = Mutex::new(HashSet::new());
+    move |managed, _| {
+        let mut gone = gone.lock().unwrap();
+        if gone.contains(&managed.delay_id) {
+            return not_found();
+        }
+        if managed.what != "restart" {
+            gone.insert(managed.delay_id.clone());
+        }
+        done()
+    }
 }
 
 pub(crate) fn done() -> Reply {
