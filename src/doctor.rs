@@ -463,6 +463,13 @@ fn texts(fields: &[(&str, &str)]) -> Value {
     object.into()
 }
 
+/// The address of `route` below that of the service.
+fn below(service: &Url, route: &str) -> Url {
+    let mut url = service.clone();
+    url.set_path(&format!("{}/{route}", service.path().trim_end_matches('/')));
+    url
+}
+
 /// A name that nobody else has, for rooms and tickets.
 #[inline(never)]
 fn nonce() -> String {

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use rustls::client::Resumption;
@@ -13,6 +14,9 @@ use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_native_certs::CertificateResult;
+
+/// Time for a connection to stand, shared by the addresses of a name: one that is dead must leave some for the next.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The variable that names a file of CA certificates.
 pub const CERT_FILE: &str = "SSL_CERT_FILE";
@@ -90,6 +94,23 @@ impl Tls {
         }
         let made = Arc::new(client_config(self.skip_verification, &self.certificates)?);
         Ok(self.config.get_or_init(|| made).clone())
+    }
+
+    /// What a client for addresses of the operator's choice begins with: HTTP/1.1, no redirects, [`CONNECT_TIMEOUT`].
+    ///
+    /// # Errors
+    /// When the TLS library refuses its own defaults.
+    pub fn client(&self) -> Result<reqwest::ClientBuilder, TlsError> {
+        let builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(self.config()?.as_ref().clone())
+            .redirect(reqwest::redirect::Policy::none())
+            // Its tries are for what HTTP/1.1 does not know, and cost a copy of each request.
+            .retry(reqwest::retry::never().max_retries_per_request(0))
+            .http1_only()
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .user_agent(concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION")));
+        Ok(builder)
     }
 }
 

@@ -5,16 +5,16 @@ use std::time::Duration;
 use http::{StatusCode, header};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
+use url::Url;
 
 use super::check::Line;
+use super::sfu::bearer;
 use super::ticket::{TicketKey, Use, Wishes};
-use super::{RUN_TIMEOUT, SLOW_RUN_TIMEOUT, nonce};
+use super::{RUN_TIMEOUT, SLOW_RUN_TIMEOUT, below, nonce};
 use crate::clock::unix_seconds;
 use crate::secret::Secret;
 use crate::tls::Tls;
 
-/// Time for a connection to the service.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// More than a run takes: what is on the way still comes.
 const MARGIN: Duration = Duration::from_secs(2);
 /// Longest line of an answer, in bytes.
@@ -34,7 +34,7 @@ pub(super) enum Asked {
 }
 
 /// Asks at the first of `bases` that answers; findings go to `lines`.
-pub(super) async fn ask(bases: &[String], secret: &Secret, wishes: &Wishes, tls: &Tls, lines: &mpsc::Sender<Line>) -> Asked {
+pub(super) async fn ask(bases: &[Url], secret: &Secret, wishes: &Wishes, tls: &Tls, lines: &mpsc::Sender<Line>) -> Asked {
     let mut nobody = Asked::Nobody("there is no address to ask".to_owned());
     for base in bases {
         match ask_at(base, secret, wishes, tls, lines).await {
@@ -45,18 +45,16 @@ pub(super) async fn ask(bases: &[String], secret: &Secret, wishes: &Wishes, tls:
     nobody
 }
 
-async fn ask_at(base: &str, secret: &Secret, wishes: &Wishes, tls: &Tls, lines: &mpsc::Sender<Line>) -> Asked {
+async fn ask_at(base: &Url, secret: &Secret, wishes: &Wishes, tls: &Tls, lines: &mpsc::Sender<Line>) -> Asked {
     let nobody = |why: String| Asked::Nobody(format!("{base}: {why}"));
-    let client = match client(base, tls) {
-        Ok(client) => client,
-        Err(why) => return nobody(why),
+    let ticket = TicketKey::derive(secret).sign(Use::Run, nonce(), wishes.clone(), unix_seconds());
+    let (client, bearer) = match (client(base, tls), bearer(&Secret::new(ticket))) {
+        (Ok(client), Some(bearer)) => (client, bearer),
+        (Err(why), _) => return nobody(why),
+        (Ok(_), None) => return nobody("no ticket can be made".into()),
     };
     let deadline = Instant::now() + MARGIN + if wishes.slow { SLOW_RUN_TIMEOUT } else { RUN_TIMEOUT };
-    let ticket = TicketKey::derive(secret).sign(Use::Run, nonce(), wishes.clone(), unix_seconds());
-    let request = client
-        .post(format!("{}/doctor", base.trim_end_matches('/')))
-        .bearer_auth(ticket)
-        .send();
+    let request = client.post(below(base, "doctor")).header(bearer.0, bearer.1).send();
     // A proxy may keep the head until the end.
     let head = timeout_at(deadline, request).await;
     let mut answer = match head {
@@ -102,18 +100,8 @@ async fn ask_at(base: &str, secret: &Secret, wishes: &Wishes, tls: &Tls, lines: 
 }
 
 /// A client for one address; on this machine no proxy of the environment stands between.
-fn client(base: &str, tls: &Tls) -> Result<reqwest::Client, String> {
-    let config = tls.config().map_err(|error| error.to_string())?;
-    let builder = reqwest::Client::builder()
-        .tls_backend_preconfigured(config.as_ref().clone())
-        .redirect(reqwest::redirect::Policy::none())
-        .http1_only()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .user_agent(concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION")));
-    let builder = if base.starts_with("https://") {
-        builder
-    } else {
-        builder.no_proxy()
-    };
+fn client(base: &Url, tls: &Tls) -> Result<reqwest::Client, String> {
+    let builder = tls.client().map_err(|error| error.to_string())?;
+    let builder = if base.scheme() == "https" { builder } else { builder.no_proxy() };
     builder.build().map_err(|error| error.without_url().to_string())
 }

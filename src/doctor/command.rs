@@ -18,6 +18,7 @@ use super::ask::{Asked, ask};
 use super::check::{Check, Group, Line, Verdict, View, WAITING};
 use super::paint::{self, Pseudonyms};
 use super::settings::Environment;
+use super::sfu::is_this_machine;
 use super::ticket::{MAX_SERVERS, Wishes};
 use super::{Context, Settings, run as make, side_by_side};
 use crate::access::Homeservers as PolicyList;
@@ -85,10 +86,10 @@ async fn examine(options: &DoctorOptions) -> Result<bool, String> {
         (Some(config), public) => {
             let secret = config.livekit.keys.signing().secret.clone();
             let bases = match &public {
-                Some(url) => vec![url.as_str().to_owned()],
+                Some(url) => vec![url.clone()],
                 None => here(&environment)?,
             };
-            if wishes.user_token.is_some() && !bases.iter().all(|base| Url::parse(base).is_ok_and(|url| may_carry_tokens(&url))) {
+            if wishes.user_token.is_some() && !bases.iter().all(may_carry_tokens) {
                 return Err("--user-token goes over https or to this machine only: name the service by --url https://...".into());
             }
             match ask_service(&config, &bases, &secret, &wishes, &mut out).await {
@@ -121,7 +122,7 @@ async fn examine(options: &DoctorOptions) -> Result<bool, String> {
 }
 
 /// Has the service make the checks.
-async fn ask_service(config: &Config, bases: &[String], secret: &Secret, wishes: &Wishes, out: &mut Output) -> Asked {
+async fn ask_service(config: &Config, bases: &[Url], secret: &Secret, wishes: &Wishes, out: &mut Output) -> Asked {
     let tls = Tls::new(config.skip_tls_verification, config.certificates.clone());
     let (lines, found) = mpsc::channel(WAITING);
     let mut asked = Asked::Nobody(String::new());
@@ -194,23 +195,17 @@ fn public_url(text: &str) -> Result<Url, String> {
 }
 
 fn may_carry_tokens(url: &Url) -> bool {
-    url.scheme() == "https"
-        || match url.host() {
-            Some(url::Host::Domain(name)) => name == "localhost",
-            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-            None => false,
-        }
+    url.scheme() == "https" || is_this_machine(url)
 }
 
 /// Where the service listens, seen from this machine.
-fn here(environment: &Environment) -> Result<Vec<String>, String> {
+fn here(environment: &Environment) -> Result<Vec<Url>, String> {
     let bind = config::bind(&|name| environment.get(name)).map_err(|mistakes| mistakes.to_string())?;
     let address = |(host, port): (String, u16)| {
         let host = if host.contains(':') { format!("[{host}]") } else { host };
-        format!("http://{host}:{port}")
+        Url::parse(&format!("http://{host}:{port}")).ok()
     };
-    Ok(bind.healthcheck_targets().into_iter().map(address).collect())
+    Ok(bind.healthcheck_targets().into_iter().filter_map(address).collect())
 }
 
 /// Wishes that can be met from outside, without the network, the store and the webhooks of the service.
@@ -331,10 +326,10 @@ struct Output {
     notes: Vec<String>,
     pseudonyms: Option<Pseudonyms>,
     wanted: Vec<Group>,
-    /// Checks of groups that are not drawn yet, by group.
-    waiting: Vec<Check>,
     ended: Vec<Group>,
-    drawn: Vec<Check>,
+    /// Checks that were made: those that are drawn, and then the others, by group.
+    checks: Vec<Check>,
+    drawn: usize,
 }
 
 impl Output {
@@ -351,9 +346,9 @@ impl Output {
             notes: Vec::new(),
             pseudonyms: options.anonymize.then(|| Pseudonyms::of(names)),
             wanted: Group::ALL.into_iter().filter(|group| wishes.wants(*group)).collect(),
-            waiting: Vec::new(),
             ended: Vec::new(),
-            drawn: Vec::new(),
+            checks: Vec::new(),
+            drawn: 0,
         }
     }
 
@@ -381,11 +376,10 @@ impl Output {
                 if let Some(pseudonyms) = &mut self.pseudonyms {
                     pseudonyms.hide(&mut check);
                 }
-                let at = self.waiting.partition_point(|other| other.group <= check.group);
-                self.waiting.insert(at, *check);
+                let at = self.end_of(check.group);
+                self.checks.insert(at, *check);
                 if self.progress {
-                    let done = self.drawn.len() + self.waiting.len();
-                    write(&format!("\r{done} checks made …\u{1b}[K"));
+                    write(&format!("\r{} checks made …\u{1b}[K", self.checks.len()));
                 }
             }
             Line::End { end: Some(group) } => {
@@ -401,34 +395,40 @@ impl Output {
 
     /// Draws the groups that are complete, in order; all that are there at the end.
     fn draw(&mut self, all: bool) {
-        for group in self.wanted.clone() {
+        for at in 0..self.wanted.len() {
+            let group = self.wanted[at];
             if !all && !self.ended.contains(&group) {
                 return;
             }
-            let others = self.waiting.split_off(self.waiting.partition_point(|check| check.group <= group));
-            let of_group = std::mem::replace(&mut self.waiting, others);
+            let end = self.end_of(group);
+            let of_group = &self.checks[self.drawn..end];
             if !self.json && !of_group.is_empty() {
                 let erase = if self.progress { "\r\u{1b}[K" } else { "" };
-                write(&format!("{erase}{}", paint::group(group, &of_group, self.colour)));
+                write(&format!("{erase}{}", paint::group(group, of_group, self.colour)));
             }
-            self.drawn.extend(of_group);
+            self.drawn = end;
         }
+    }
+
+    /// Where the checks of a group end that are not drawn yet.
+    fn end_of(&self, group: Group) -> usize {
+        self.drawn + self.checks[self.drawn..].partition_point(|check| check.group <= group)
     }
 
     /// Says how it ended. An error where nothing was found out.
     fn finish(mut self, strict: bool) -> Result<bool, String> {
         self.draw(true);
-        if self.drawn.is_empty() {
+        if self.checks.is_empty() {
             return Err("no check was made".into());
         }
         if self.json {
-            let document = paint::document(&self.drawn, self.made_by, &self.notes);
+            let document = paint::document(&self.checks, self.made_by, &self.notes);
             write(&format!("{document:#}\n"));
         } else {
-            write(&paint::summary(&self.drawn));
+            write(&paint::summary(&self.checks));
         }
         let is_bad = |check: &Check| check.result == Verdict::Fail || (strict && check.result == Verdict::Warn);
-        Ok(!self.drawn.iter().any(is_bad))
+        Ok(!self.checks.iter().any(is_bad))
     }
 }
 

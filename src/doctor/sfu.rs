@@ -217,7 +217,7 @@ pub(super) fn base_of(text: &str) -> Option<Url> {
     Some(url)
 }
 
-fn is_this_machine(url: &Url) -> bool {
+pub(super) fn is_this_machine(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
@@ -226,7 +226,7 @@ fn is_this_machine(url: &Url) -> bool {
     }
 }
 
-fn bearer(token: &Secret) -> Option<(HeaderName, HeaderValue)> {
+pub(super) fn bearer(token: &Secret) -> Option<(HeaderName, HeaderValue)> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose())).ok()?;
     value.set_sensitive(true);
     Some((header::AUTHORIZATION, value))

@@ -6,14 +6,13 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{Method, header};
 use serde_json::Value;
-use url::Url;
 
 use super::arrivals::ROOM;
 use super::check::Sink;
 use super::discovery::{JSON, ORIGIN, judge_transports, service_url};
 use super::fault;
 use super::sfu::{base_of, join};
-use super::{MAX_BODY_BYTES, Run, json_of, nonce, page, texts, words};
+use super::{MAX_BODY_BYTES, Run, below, json_of, nonce, page, texts, words};
 use crate::federation::{ClientApi, Look, Reply};
 use crate::homeserver::segment;
 use crate::secret::Secret;
@@ -77,8 +76,7 @@ async fn check_call(run: &Run<'_>, server: &ServerName, user: &str, openid: Valu
     body["openid_token"] = openid;
     let id = format!("doctor-{}", nonce());
     body["member"] = texts(&[("id", &id), ("claimed_user_id", user), ("claimed_device_id", "DOCTOR")]);
-    let text = format!("{}/get_token", service.as_str().trim_end_matches('/'));
-    let Ok(url) = Url::parse(&text) else { return };
+    let url = below(&service, "get_token");
     let headers = [(header::ORIGIN, ORIGIN), (header::CONTENT_TYPE, JSON)];
     let look = Look {
         url: &url,

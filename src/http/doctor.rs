@@ -70,9 +70,8 @@ impl HttpBody for Lines {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         self.0.poll_next(context).map(|line| {
-            let mut json = serde_json::to_vec(&line?).ok()?;
-            json.push(b'\n');
-            Some(Ok(Frame::data(json.into())))
+            let line = format!("{}\n", line?.to_json());
+            Some(Ok(Frame::data(line.into())))
         })
     }
 }

@@ -16,10 +16,8 @@ use url::Url;
 use super::api::CALL_TIMEOUT;
 use super::refusal::SfuError;
 use crate::dns::{Dns, DnsError};
-use crate::tls::Tls;
+use crate::tls::{CONNECT_TIMEOUT, Tls};
 
-/// Time for a connection to stand, shared by the addresses of a name: one that is dead must leave some for the next.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const _: () = assert!(
     CONNECT_TIMEOUT.as_millis() < CALL_TIMEOUT.as_millis(),
     "a call has time left once it is connected"
@@ -91,8 +89,6 @@ impl Endpoint {
 
     /// The client. One with connections to another place is replaced.
     pub(super) fn client(&self) -> Result<reqwest::Client, SfuError> {
-        // Read at first use: it takes longer than the whole rest of the start.
-        let tls = self.tls.config().map_err(|error| SfuError::Connect(error.to_string()))?;
         let moves = self.moves();
         if self.resolver.led.lock().at.is_some_and(|at| at.elapsed() > LOOKUP_INTERVAL) {
             self.look(None);
@@ -101,17 +97,11 @@ impl Endpoint {
         if let Some((_, client)) = kept.as_ref().filter(|(made_after, _)| *made_after == moves) {
             return Ok(client.clone());
         }
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls.as_ref().clone())
+        // Made at first use: reading CA certificates takes longer than the whole rest of the start.
+        let builder = self.tls.client().map_err(|error| SfuError::Connect(error.to_string()))?;
+        let client = builder
             .dns_resolver(Arc::new(self.resolver.clone()))
-            .redirect(reqwest::redirect::Policy::none())
-            // Its tries are for what HTTP/1.1 does not know, and cost a copy of each request.
-            .retry(reqwest::retry::never().max_retries_per_request(0))
-            .http1_only()
-            .tcp_nodelay(true)
-            .connect_timeout(CONNECT_TIMEOUT)
             .pool_max_idle_per_host(32)
-            .user_agent(concat!("lk-jwt-service/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| SfuError::Connect(error.without_url().to_string()))?;
         Ok(kept.insert((moves, client)).1.clone())
