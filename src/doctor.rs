@@ -58,7 +58,7 @@ use crate::access::HostPattern;
 use crate::clock::unix_seconds;
 use crate::config::Config;
 use crate::driver::fleet::FleetReport;
-use crate::federation::{Failure, Federation};
+use crate::federation::{Failure, Federation, Reply};
 use crate::homeserver::OwnHomeserver;
 use crate::secret::Secret;
 use crate::server_name::ServerName;
@@ -445,6 +445,19 @@ fn page(body: &[u8]) -> String {
         "an empty page".to_owned()
     } else {
         format!("“{said}”")
+    }
+}
+
+/// How an answer was that is no yes: its status, and its error code or whose page it is. Of other JSON nothing is told: it may hold
+/// a token.
+fn answered(reply: &Reply) -> String {
+    let code = reply.status.as_u16();
+    match json_of(&reply.body) {
+        Value::Object(json) => match json.get("errcode").and_then(Value::as_str) {
+            Some(errcode) => format!("{code} {errcode}"),
+            None => format!("{code}, and not what was asked for"),
+        },
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => format!("{code}: {}", page(&reply.body)),
     }
 }
 

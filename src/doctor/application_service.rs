@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout_at};
 use super::arrivals::ROOM;
 use super::check::Sink;
 use super::fault::{self, Fault};
-use super::{Context, Run, nonce, page, texts};
+use super::{Context, Run, answered, nonce, texts};
 use crate::homeserver::{OwnError, OwnHomeserver, Subject};
 use crate::server_name::ServerName;
 use crate::wire::errcode;
@@ -87,13 +87,10 @@ async fn check_forwarding(run: &Run<'_>, own: &OwnHomeserver, room: &str, sink: 
         return sink.ok("forwarding", &saw);
     }
     let (code, errcode) = (reply.status.as_u16(), errcode(&reply.body));
-    let saw = match &errcode {
-        Some(errcode) => format!("the request for a token is answered with {code} {errcode}, and did not arrive here"),
-        None => format!(
-            "the request for a token is answered with {code}, and did not arrive here: {}",
-            page(&reply.body)
-        ),
-    };
+    let saw = format!(
+        "the request for a token did not arrive here, and is answered with {}",
+        answered(&reply)
+    );
     let fault = match (code, errcode.as_deref()) {
         (404, Some("M_UNRECOGNIZED") | None) => &fault::AS_PROXY_OFF,
         (429, _) => {

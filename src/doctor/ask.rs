@@ -47,7 +47,7 @@ pub(super) async fn ask(bases: &[Url], secret: &Secret, wishes: &Wishes, tls: &T
 
 async fn ask_at(base: &Url, secret: &Secret, wishes: &Wishes, tls: &Tls, lines: &mpsc::Sender<Line>) -> Asked {
     let nobody = |why: String| Asked::Nobody(format!("{base}: {why}"));
-    let ticket = TicketKey::derive(secret).sign(Use::Run, nonce(), wishes.clone(), unix_seconds());
+    let ticket = TicketKey::derive(secret).sign(Use::Run, &nonce(), wishes, unix_seconds());
     let (client, bearer) = match (client(base, tls), bearer(&Secret::new(ticket))) {
         (Ok(client), Some(bearer)) => (client, bearer),
         (Err(why), _) => return nobody(why),

@@ -70,7 +70,7 @@ fn fail(why: &dyn Display) -> ExitCode {
 /// Whether all is well; in words where nothing could be found out.
 async fn examine(options: &DoctorOptions) -> Result<bool, String> {
     let environment = environment(options)?;
-    let wishes = wishes(options)?;
+    let mut wishes = wishes(options)?;
     let public = options.url.as_deref().map(public_url).transpose()?;
     if wishes.user_token.is_some() && public.as_ref().is_some_and(|url| !may_carry_tokens(url)) {
         return Err("--user-token goes over https or to this machine only: --url is neither".into());
@@ -114,7 +114,9 @@ async fn examine(options: &DoctorOptions) -> Result<bool, String> {
         }
         (None, None) => return Err("there are no settings, and no --url".into()),
     };
-    let wishes = if context.view == View::Outside { outside(&wishes) } else { wishes };
+    if context.view == View::Outside {
+        see_from_outside(&mut wishes);
+    }
     let (lines, found) = mpsc::channel(WAITING);
     let made = Box::pin(async move { make(&context, &wishes, secret.as_ref(), &lines).await });
     side_by_side(vec![made, Box::pin(out.take_all(found))]).await;
@@ -208,14 +210,11 @@ fn here(environment: &Environment) -> Result<Vec<Url>, String> {
     Ok(bind.healthcheck_targets().into_iter().filter_map(address).collect())
 }
 
-/// Wishes that can be met from outside, without the network, the store and the webhooks of the service.
-fn outside(wishes: &Wishes) -> Wishes {
-    let seen = [Group::Sfu, Group::Discovery, Group::Routes, Group::Homeserver];
-    Wishes {
-        only: seen.into_iter().filter(|group| wishes.wants(*group)).collect(),
-        user_token: None,
-        ..wishes.clone()
-    }
+/// Leaves the wishes that can be met from outside, without the network, the store and the webhooks of the service.
+fn see_from_outside(wishes: &mut Wishes) {
+    let mut seen = vec![Group::Sfu, Group::Discovery, Group::Routes, Group::Homeserver];
+    seen.retain(|group| wishes.wants(*group));
+    (wishes.only, wishes.user_token) = (seen, None);
 }
 
 /// The parts that a service with this configuration has, as far as checks need them.
@@ -485,9 +484,10 @@ mod tests {
             servers: servers.iter().map(ToString::to_string).collect(),
             ..DoctorOptions::default()
         };
-        let made = wishes(&options(&["store", "sfu"], &["a.example"])).unwrap();
+        let mut made = wishes(&options(&["store", "sfu"], &["a.example"])).unwrap();
         assert_eq!(made.only, [Group::Store, Group::Sfu]);
-        assert_eq!(outside(&made).only, [Group::Sfu]);
+        see_from_outside(&mut made);
+        assert_eq!(made.only, [Group::Sfu]);
         for (only, servers, mistake) in [
             (&["x"][..], &[][..], "--only x"),
             (&[], &["a b"], "--server a b"),

@@ -9,7 +9,7 @@ use url::Url;
 use super::check::{Sink, Verdict};
 use super::fault::{self, Fault};
 use super::ticket::MAX_SERVERS;
-use super::{AT_ONCE, MAX_BODY_BYTES, Run, Trouble, Work, json_of, page, routes, side_by_side, texts, words};
+use super::{AT_ONCE, MAX_BODY_BYTES, Run, Trouble, Work, answered, json_of, page, routes, side_by_side, texts, words};
 use crate::federation::{Failure, Look, Reply};
 use crate::homeserver::OwnError;
 use crate::server_name::ServerName;
@@ -123,14 +123,13 @@ async fn check_file(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -> Opti
 
 /// Judges the file that `url` led to. Address of this service that it names.
 fn judge_file(url: &Url, reply: &Reply, example: &str, sink: &Sink<'_>) -> Option<Url> {
-    let page = page(&reply.body);
     let fault = match reply.status {
         StatusCode::OK => {
             if let Value::Object(file) = json_of(&reply.body) {
                 check_headers(&reply.headers, sink);
                 return check_entry(file.get(FOCI), example, sink);
             }
-            let saw = format_args!("{url} is no JSON object: {page}");
+            let saw = format_args!("{url} is no JSON object: {}", page(&reply.body));
             sink.fault(Verdict::Fail, "well-known", &fault::WELL_KNOWN_NOT_JSON, &saw, Some(example));
             &fault::WELL_KNOWN_NOT_JSON
         }
@@ -139,7 +138,7 @@ fn judge_file(url: &Url, reply: &Reply, example: &str, sink: &Sink<'_>) -> Optio
                 StatusCode::NOT_FOUND => &fault::WELL_KNOWN_MISSING,
                 _ => &fault::WELL_KNOWN_STATUS,
             };
-            let saw = format_args!("{url} is answered with {}: {page}", status.as_u16());
+            let saw = format_args!("{url} is answered with {}", answered(reply));
             sink.fault(Verdict::Fail, "well-known", fault, &saw, Some(example));
             fault
         }
@@ -282,14 +281,14 @@ async fn check_transports(run: &Run<'_>, server: &ServerName, service: Option<&U
         Ok(reply) => reply,
         Err(why) => return sink.skip(&["transports"], &why),
     };
-    judge_transports(run, reply.status, &reply.body, service, sink);
+    judge_transports(run, &reply, service, sink);
 }
 
 /// Judges what a homeserver says about transports.
-pub(super) fn judge_transports(run: &Run<'_>, status: StatusCode, body: &[u8], service: Option<&Url>, sink: &Sink<'_>) {
-    let answer = json_of(body);
+pub(super) fn judge_transports(run: &Run<'_>, reply: &Reply, service: Option<&Url>, sink: &Sink<'_>) {
+    let answer = json_of(&reply.body);
     let errcode = answer.get("errcode").and_then(Value::as_str);
-    match (status.as_u16(), errcode) {
+    match (reply.status.as_u16(), errcode) {
         (404, _) | (400, Some("M_UNRECOGNIZED")) => {
             let saw = "the homeserver has no such endpoint: clients look at the well-known file";
             return sink.ok("transports", &saw);
@@ -299,8 +298,8 @@ pub(super) fn judge_transports(run: &Run<'_>, status: StatusCode, body: &[u8], s
             return sink.skip(&["transports"], because);
         }
         (200, _) if answer.is_object() => {}
-        (code, _) => {
-            let saw = format_args!("it is answered with {code}: {}", page(body));
+        _ => {
+            let saw = format_args!("it is answered with {}", answered(reply));
             return sink.warn("transports", &fault::TRANSPORTS_UNREADABLE, &saw);
         }
     }
@@ -322,7 +321,7 @@ pub(super) fn judge_transports(run: &Run<'_>, status: StatusCode, body: &[u8], s
     };
     let list = answer.get("rtc_transports").and_then(Value::as_array);
     let Some(livekit) = list.and_then(|list| list.iter().find(is_livekit)) else {
-        let saw = format_args!("it answers {}", page(body));
+        let saw = format_args!("it answers {}", page(&reply.body));
         return tell(Verdict::Fail, &fault::TRANSPORTS_EMPTY, &saw);
     };
     let text = |name: &str| livekit.get(name).and_then(Value::as_str);

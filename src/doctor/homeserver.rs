@@ -10,7 +10,7 @@ use tokio::time::timeout_at;
 use super::check::Sink;
 use super::fault::{self, Fault};
 use super::ticket::MAX_SERVERS;
-use super::{AT_ONCE, MAX_BODY_BYTES, Run, Trouble, Work, json_of, nonce, page, side_by_side, words};
+use super::{AT_ONCE, MAX_BODY_BYTES, Run, Trouble, Work, answered, json_of, nonce, side_by_side, words};
 use crate::clock::unix_seconds;
 use crate::dns::DnsError;
 use crate::federation::{ClientApi, Failure, Reply};
@@ -123,10 +123,7 @@ async fn check_federation(run: &Run<'_>, server: &ServerName, sink: &Sink<'_>) -
 /// Reads what the homeserver says of a token that nobody has.
 fn judge_userinfo(reply: &Reply, sink: &Sink<'_>) {
     let (code, errcode) = (reply.status.as_u16(), errcode(&reply.body));
-    let saw = match &errcode {
-        Some(errcode) => format!("userinfo with a made-up token is answered with {code} {errcode}"),
-        None => format!("userinfo with a made-up token is answered with {code}: {}", page(&reply.body)),
-    };
+    let saw = format!("userinfo with a made-up token is answered with {}", answered(reply));
     let fault = match (code, errcode.as_deref()) {
         (401, Some(_)) | (403, Some("M_UNKNOWN_TOKEN" | "M_MISSING_TOKEN")) => {
             return sink.ok("openid", &format_args!("{saw}, as it should be"));
@@ -166,12 +163,10 @@ async fn check_client_api(run: &Run<'_>, server: &ServerName) -> Result<Reply, F
     if reply.status == StatusCode::OK && reply.body.trim_ascii_start().starts_with(b"{") {
         return Ok(reply);
     }
-    let saw = format!(
-        "/_matrix/client/versions is answered with {}: {}",
-        reply.status.as_u16(),
-        page(&reply.body)
-    );
-    Err(Failure::Http(saw))
+    Err(Failure::Http(format!(
+        "/_matrix/client/versions is answered with {}",
+        answered(&reply)
+    )))
 }
 
 fn offers(reply: &Reply, sink: &Sink<'_>) {

@@ -73,7 +73,7 @@ impl Answer {
 pub(super) async fn check(run: &Run<'_>, base: &Url, sink: &Sink<'_>) {
     let ticket = run.secret.map(|secret| {
         let (key, now) = (TicketKey::derive(secret), unix_seconds());
-        (key.sign(Use::Who, nonce(), Wishes::default(), now), key)
+        (key.sign(Use::Who, &nonce(), &Wishes::default(), now), key)
     });
     let who = ticket.as_ref().map(|(ticket, _)| ticket.as_str());
     let mut answers = Vec::new();
@@ -244,7 +244,7 @@ fn fault_of(origins: &[String]) -> Option<&'static Fault> {
 
 /// A proxy that ends an answer which takes as long as a homeserver may.
 async fn check_slow(run: &Run<'_>, base: &Url, key: &TicketKey, sink: &Sink<'_>) {
-    let ticket = key.sign(Use::Slow, nonce(), Wishes::default(), unix_seconds());
+    let ticket = key.sign(Use::Slow, &nonce(), &Wishes::default(), unix_seconds());
     let began = Instant::now();
     let deadline = run.ends.min(began + SLOW_ANSWER + Duration::from_secs(5));
     let answer = ask(run, base, ROUTES[0], Method::POST, Some(&ticket), deadline).await;

@@ -68,7 +68,7 @@ impl Use {
 }
 
 /// Wishes of whoever asks: which checks, about whom.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Wishes {
     /// Groups to check; all without one.
     pub only: Vec<Group>,
@@ -174,17 +174,17 @@ impl TicketKey {
 
     /// Signs a ticket at `now`, in seconds since 1970; `jti` is its name.
     #[must_use]
-    pub fn sign(&self, purpose: Use, jti: String, wishes: Wishes, now: u64) -> String {
-        self.sign_claims(purpose, &jti, now, LIFE_SECONDS, &wishes)
+    pub fn sign(&self, purpose: Use, jti: &str, wishes: &Wishes, now: u64) -> String {
+        self.sign_for(purpose, jti, wishes, now, LIFE_SECONDS)
     }
 
     /// Signs the ticket of a link, which lives for so many seconds from `now` on; `jti` is its name.
     #[must_use]
-    pub fn sign_link(&self, jti: String, now: u64, seconds: u64) -> String {
-        self.sign_claims(Use::Link, &jti, now, seconds, &Wishes::default())
+    pub fn sign_link(&self, jti: &str, now: u64, seconds: u64) -> String {
+        self.sign_for(Use::Link, jti, &Wishes::default(), now, seconds)
     }
 
-    fn sign_claims(&self, purpose: Use, jti: &str, now: u64, seconds: u64, wishes: &Wishes) -> String {
+    fn sign_for(&self, purpose: Use, jti: &str, wishes: &Wishes, now: u64, seconds: u64) -> String {
         let mut claims = texts(&[("aud", purpose.audience()), ("jti", jti)]);
         claims["iat"] = now.into();
         claims["exp"] = (now + seconds).into();
@@ -245,7 +245,7 @@ mod tests {
             user_token: Some("token".into()),
             room: Some("!room".into()),
         };
-        let ticket = key("a").sign(Use::Run, JTI.into(), wishes, NOW);
+        let ticket = key("a").sign(Use::Run, JTI, &wishes, NOW);
         let claims = key("a").verify(&ticket, Use::Run, NOW + 59).unwrap();
         assert_eq!((claims.jti.as_str(), claims.ends()), (JTI, NOW + 60));
         assert!(claims.wishes.slow && claims.wishes.wants(Group::AppService) && !claims.wishes.wants(Group::Sfu));
@@ -256,15 +256,15 @@ mod tests {
     #[test]
     fn a_link_is_a_ticket_of_its_own() {
         let links = TicketKey::of_links(&Secret::new("a"));
-        let link = links.sign_link(JTI.into(), NOW, MAX_LINK_SECONDS);
+        let link = links.sign_link(JTI, NOW, MAX_LINK_SECONDS);
         let claims = links.verify(&link, Use::Link, NOW + MAX_LINK_SECONDS - 1).unwrap();
         assert_eq!((claims.jti.as_str(), claims.ends()), (JTI, NOW + MAX_LINK_SECONDS));
         assert!(links.verify(&link, Use::Link, NOW + MAX_LINK_SECONDS).is_none(), "over");
         assert!(links.verify(&link, Use::Run, NOW).is_none(), "for a run");
         assert!(key("a").verify(&link, Use::Link, NOW).is_none(), "under the command's key");
-        let longer = links.sign_link(JTI.into(), NOW, MAX_LINK_SECONDS + 1);
+        let longer = links.sign_link(JTI, NOW, MAX_LINK_SECONDS + 1);
         assert!(links.verify(&longer, Use::Link, NOW).is_none(), "longer than may be");
-        let run = key("a").sign(Use::Link, JTI.into(), Wishes::default(), NOW);
+        let run = key("a").sign(Use::Link, JTI, &Wishes::default(), NOW);
         assert!(links.verify(&run, Use::Link, NOW).is_none(), "signed with the command's key");
         assert!(links.verify(&link[..link.len() - 1], Use::Link, NOW).is_none(), "cut");
     }
@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn nothing_else_is_a_ticket() {
         let ours = key("a");
-        let ticket = ours.sign(Use::Run, JTI.into(), Wishes::default(), NOW);
+        let ticket = ours.sign(Use::Run, JTI, &Wishes::default(), NOW);
         assert!(ours.verify(&ticket, Use::Run, NOW).is_some());
         for (now, why) in [(NOW + 60, "old"), (NOW - 61, "of the future")] {
             assert!(ours.verify(&ticket, Use::Run, now).is_none(), "{why}");

@@ -12,12 +12,11 @@ use super::check::Sink;
 use super::discovery::{JSON, ORIGIN, judge_transports, service_url};
 use super::fault;
 use super::sfu::{base_of, join};
-use super::{MAX_BODY_BYTES, Run, below, json_of, nonce, page, texts, words};
+use super::{MAX_BODY_BYTES, Run, answered, below, json_of, nonce, texts, words};
 use crate::federation::{ClientApi, Look, Reply};
 use crate::homeserver::segment;
 use crate::secret::Secret;
 use crate::server_name::ServerName;
-use crate::wire::errcode;
 
 /// Events by which clients say that they are in a call.
 const MEMBER: &str = "org.matrix.msc3401.call.member";
@@ -49,7 +48,7 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     };
     sink.ok("access-token", &format_args!("it is one of {user}"));
     if let Ok(reply) = run.client_api(server, Some(&token)).await {
-        judge_transports(run, reply.status, &reply.body, None, &sink);
+        judge_transports(run, &reply, None, &sink);
     }
     if let Some(room) = &run.wishes.room {
         check_power_level(run, &api, &token, &user, room, &sink).await;
@@ -171,14 +170,8 @@ fn field(reply: &Reply, name: &str) -> Option<String> {
     json_of(&reply.body).get(name)?.as_str().map(str::to_owned)
 }
 
-/// An answer that is no yes, without anything of it that could be a token.
 fn said(reply: &Reply) -> String {
-    let code = reply.status.as_u16();
-    match errcode(&reply.body) {
-        Some(errcode) => format!("the answer is {code} {errcode}"),
-        None if reply.status.is_success() => format!("the answer is {code}, and not what was asked for"),
-        None => format!("the answer is {code}: {}", page(&reply.body)),
-    }
+    format!("the answer is {}", answered(reply))
 }
 
 fn claims(jwt: &str) -> Option<Value> {

@@ -39,7 +39,7 @@ pub(super) async fn print(options: &DoctorOptions) -> Result<(), String> {
         return Err("a link is for one user alone: it goes over https or to this machine only".into());
     }
     let (jti, minutes) = (nonce(), options.link_minutes.unwrap_or(LINK_MINUTES));
-    let ticket = TicketKey::of_links(&secret).sign_link(jti.clone(), unix_seconds(), u64::from(minutes) * 60);
+    let ticket = TicketKey::of_links(&secret).sign_link(&jti, unix_seconds(), u64::from(minutes) * 60);
     write(&format!("{}/check#t={ticket}\n", public.as_str().trim_end_matches('/')));
     say(&format!(
         "for one user, {minutes} minutes, five uses (of each instance, where there are several); what the user sends from the page is a \

@@ -28,7 +28,7 @@ fn service(livekit: &Livekit) -> Service {
 /// What a new ticket brings, as clients take it; and its room.
 fn begin(service: &Service, livekit: &Livekit) -> (Value, String) {
     let jti = format!("ticket-of-a-test-{:016}", unique());
-    let ticket = TicketKey::of_links(&Secret::new(livekit.secret())).sign_link(jti.clone(), now(), 600);
+    let ticket = TicketKey::of_links(&Secret::new(livekit.secret())).sign_link(&jti, now(), 600);
     let call = Call::post("/check/token", "").header("Authorization", &format!("Bearer {ticket}"));
     let answer = service.call(&call);
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -139,7 +139,7 @@ fn a_stop_ends_the_rooms_and_another_use_ends_the_one_before() {
     let first = livekit.room(&room).expect("a room").sid;
     let (client, _) = Client::join(&answer);
     let jti = room.strip_prefix("check-").expect("a name").to_owned();
-    let ticket = TicketKey::of_links(&Secret::new(livekit.secret())).sign_link(jti, now(), 600);
+    let ticket = TicketKey::of_links(&Secret::new(livekit.secret())).sign_link(&jti, now(), 600);
     let again = Call::post("/check/token", "").header("Authorization", &format!("Bearer {ticket}"));
     assert_eq!(service.call(&again).status, 200);
     client.disconnected();

@@ -29,7 +29,7 @@ fn jti() -> String {
 
 /// A ticket as `doctor --link` makes it, at another time.
 pub(super) fn ticket(secret: &str, now: u64, seconds: u64) -> String {
-    TicketKey::of_links(&Secret::new(secret)).sign_link(jti(), now, seconds)
+    TicketKey::of_links(&Secret::new(secret)).sign_link(&jti(), now, seconds)
 }
 
 /// The same link with a ticket whose time is over.
@@ -130,8 +130,8 @@ fn nobody_else_makes_it_do_anything() {
         ticket(secret, now() - 1801, 1800),
         ticket(secret, now() + 120, 1800),
         ticket(secret, now(), 4 * 60 * 60 + 1),
-        TicketKey::derive(&Secret::new(secret)).sign(Use::Link, jti(), Wishes::default(), now()),
-        TicketKey::derive(&Secret::new(secret)).sign(Use::Run, jti(), Wishes::default(), now()),
+        TicketKey::derive(&Secret::new(secret)).sign(Use::Link, &jti(), &Wishes::default(), now()),
+        TicketKey::derive(&Secret::new(secret)).sign(Use::Run, &jti(), &Wishes::default(), now()),
     ];
     service.wait_event("sfu_up");
     let (creations, body) = (

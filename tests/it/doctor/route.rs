@@ -22,7 +22,7 @@ fn now() -> u64 {
 
 /// A ticket as the command makes it, at another time or for another use.
 fn ticket(secret: &str, purpose: Use, now: u64, wishes: Wishes) -> String {
-    TicketKey::derive(&Secret::new(secret)).sign(purpose, format!("ticket-of-a-test-{:016}", unique()), wishes, now)
+    TicketKey::derive(&Secret::new(secret)).sign(purpose, &format!("ticket-of-a-test-{:016}", unique()), &wishes, now)
 }
 
 /// A run that costs little: the store alone is looked at.

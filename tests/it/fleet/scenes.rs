@@ -32,7 +32,7 @@ fn doctor(node: &Service, sfu: &Sfu) -> HashMap<String, Value> {
         only: vec![Group::Store],
         ..Wishes::default()
     };
-    let ticket = TicketKey::derive(&Secret::new(sfu.secret())).sign(Use::Run, format!("ticket-of-a-test-{:016}", unique()), wishes, now);
+    let ticket = TicketKey::derive(&Secret::new(sfu.secret())).sign(Use::Run, &format!("ticket-of-a-test-{:016}", unique()), &wishes, now);
     let answer = node.call(&Call::post("/doctor", "").header("Authorization", &format!("Bearer {ticket}")));
     assert_eq!(answer.status, 200, "{}", answer.text());
     let text = answer.text();
