@@ -426,7 +426,8 @@ fn run(tab: &Tab, script: &str) -> Value {
 fn wait_state(tab: &Tab, state: &str) {
     let end = Instant::now() + RUN;
     loop {
-        let now = run(tab, "document.documentElement.dataset.state ?? ''");
+        // Between two pages there is none.
+        let now = run(tab, "document.documentElement?.dataset.state ?? ''");
         if now == state {
             return;
         }
