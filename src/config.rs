@@ -40,7 +40,7 @@ pub use listen::MetricsBind;
 pub use livekit::Livekit;
 pub use log::{LogFormat, LogSettings, LogUsers, format as log_format};
 pub use reader::{ConfigErrors, Sources};
-pub use redis::{Redis, RedisAddress, RedisTls};
+pub use redis::{Redis, RedisAddress, RedisTls, Sharing};
 pub use variables::{VARIABLES, Variable};
 
 pub(crate) use files::read as read_file;
@@ -113,7 +113,7 @@ pub struct DelegatedLeave {
     /// The Redis that keeps the jobs.
     pub redis: Option<Redis>,
     /// Whether several replicas share it.
-    pub shared: bool,
+    pub sharing: Sharing,
     /// The directory that keeps the jobs.
     pub state_path: Option<PathBuf>,
     /// How often LiveKit is asked who is still there (decision L3); `None` is off.
@@ -217,7 +217,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         log: log::log(reader),
         delegated_leave: DelegatedLeave {
             redis: redis::redis(reader),
-            shared: redis::shared(reader),
+            sharing: redis::sharing(reader),
             state_path: state_path(reader),
             sanity_check_interval: reader.interval("LIVEKIT_SANITY_CHECK_INTERVAL_SECONDS", 30),
             room_watch_interval: reader.interval("LIVEKIT_ROOM_WATCH_INTERVAL_SECONDS", 30),

@@ -93,9 +93,9 @@ const HAND_OVER_TIME: Duration = Duration::from_secs(3);
 ///
 /// # Errors
 /// When the service cannot start. Nothing is bound then.
-pub async fn run(config: Config, reload: mpsc::Receiver<Config>, stop: impl Future<Output = ()>) -> Result<(), StartError> {
+pub async fn run(mut config: Config, reload: mpsc::Receiver<Config>, stop: impl Future<Output = ()>) -> Result<(), StartError> {
     let limits = Limits::of(Resources::of_this_process());
-    let parts = build(&config, &limits).await?;
+    let parts = build(&mut config, &limits).await?;
     let (app, stores) = (parts.app, parts.stores);
     // Whoever comes while jobs are being restored finds an open port after that at the latest (decision L11).
     stores.leaves.restore(parts.restored);

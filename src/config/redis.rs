@@ -11,6 +11,7 @@ use crate::secret::Secret;
 const URL: &str = "LIVEKIT_REDIS_URL";
 const PASSWORD: &str = "LIVEKIT_REDIS_PASSWORD";
 const SHARED: &str = "LIVEKIT_REDIS_SHARED";
+const REPLICA: &str = "LIVEKIT_JWT_REPLICA_IP";
 const SENTINEL: &str = "redis+sentinel";
 const CLUSTER: &str = "redis+cluster";
 
@@ -156,20 +157,33 @@ impl Redis {
     }
 }
 
-/// Whether several replicas share the Redis. A mistake must not make each of them watch alone.
-pub(super) fn shared(reader: &mut Reader<'_>) -> bool {
+/// Whether several replicas share the Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// This one is alone.
+    No,
+    /// They do: without the rights for it the service does not start.
+    Must,
+    /// They do where Redis has the rights for it. Charts of the old service set the variable that says so, and an exchanged image starts.
+    May,
+}
+
+/// A mistake must not make each of the replicas watch alone.
+pub(super) fn sharing(reader: &mut Reader<'_>) -> Sharing {
     match reader.switch(SHARED) {
-        Some(Ok(shared)) => {
-            if shared && reader.value(URL).is_none() {
+        Some(Ok(true)) => {
+            if reader.value(URL).is_none() {
                 reader.mistake(SHARED, format!("needs a Redis that all replicas use: set {URL}"));
             }
-            shared
+            Sharing::Must
         }
+        Some(Ok(false)) => Sharing::No,
         Some(Err(value)) => {
             reader.mistake(SHARED, format!("must be true or false, not {}", super::reader::shown(&value)));
-            false
+            Sharing::No
         }
-        None => false,
+        None if reader.value(REPLICA).is_some() && reader.value(URL).is_some() => Sharing::May,
+        None => Sharing::No,
     }
 }
 

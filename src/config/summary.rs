@@ -4,7 +4,7 @@
 use std::fmt::{self, Display};
 use std::time::Duration;
 
-use super::{Config, DelegatedLeave, MetricsBind};
+use super::{Config, DelegatedLeave, MetricsBind, Sharing};
 use crate::access::{Homeservers, Source};
 use crate::admission::rates::Rate;
 
@@ -72,13 +72,13 @@ impl Config {
     pub fn summary(&self) -> Summary {
         let DelegatedLeave {
             redis,
-            shared,
+            sharing,
             state_path,
             sanity_check_interval,
             room_watch_interval,
         } = &self.delegated_leave;
         let store = match (redis, state_path) {
-            (Some(redis), _) if *shared => format!("{}, shared by several replicas", redis.address()),
+            (Some(redis), _) if *sharing != Sharing::No => format!("{}, shared by several replicas", redis.address()),
             (Some(redis), _) => redis.address().to_string(),
             (None, Some(path)) => path.display().to_string(),
             (None, None) => "memory".to_owned(),

@@ -290,6 +290,26 @@ fn switches() {
     }
 }
 
+/// What charts set shares a Redis, unless that was refused.
+#[test]
+fn replicas_share_where_it_is_said() {
+    const REDIS: (&str, &str) = ("LIVEKIT_REDIS_URL", "redis://redis");
+    const CHART: (&str, &str) = ("LIVEKIT_JWT_REPLICA_IP", "10.42.0.17");
+    for (variables, sharing) in [
+        (&[][..], Sharing::No),
+        (&[REDIS], Sharing::No),
+        (&[CHART], Sharing::No),
+        (&[REDIS, CHART], Sharing::May),
+        (&[REDIS, ("LIVEKIT_REDIS_SHARED", "on")], Sharing::Must),
+        (&[REDIS, CHART, ("LIVEKIT_REDIS_SHARED", "true")], Sharing::Must),
+        (&[REDIS, CHART, ("LIVEKIT_REDIS_SHARED", "false")], Sharing::No),
+    ] {
+        assert_eq!(config(variables).delegated_leave.sharing, sharing, "{variables:?}");
+    }
+    assert!(errors(&[CHART, ("LIVEKIT_REDIS_SHARED", "true")]).contains("needs a Redis"));
+    assert!(errors(&[REDIS, CHART, ("LIVEKIT_REDIS_SHARED", "maybe")]).contains("must be true or false"));
+}
+
 #[test]
 fn logging_never_stops_a_start() {
     use tracing::level_filters::LevelFilter;

@@ -13,7 +13,6 @@ const MAX_NAME_BYTES: usize = 128;
 
 /// Names that others read: the wrappers of this service, and livekit-server, its command line, egress, ingress and agents.
 const OTHERS: &[&str] = &[
-    "LIVEKIT_JWT_REPLICA_IP",
     "LIVEKIT_AGENT_NAME",
     "LIVEKIT_API_CHECK_INTERVAL",
     "LIVEKIT_API_ENABLE_PSRPC_FOR_GET_LIST_PARTICIPANTS",
@@ -281,7 +280,6 @@ mod tests {
             "URLS",
             "REDIS_HOST",
             "MY_LIVEKIT_URL",
-            "LIVEKIT_JWT_REPLICA_IP",
             "LIVEKIT_KEYS",
             "LIVEKIT_RTC_UDP_PORT",
             "LIVEKIT_WS_URL",

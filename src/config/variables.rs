@@ -178,6 +178,11 @@ pub const VARIABLES: &[Variable] = &[
         "Whether several replicas share that Redis: each serves, one watches",
     ),
     variable(
+        "LIVEKIT_JWT_REPLICA_IP",
+        "",
+        "Set by charts for several replicas: beside a Redis that lets them share it, LIVEKIT_REDIS_SHARED is then true",
+    ),
+    variable(
         "LIVEKIT_STATE_PATH",
         "",
         "File, or directory for it, that keeps what a restart must not lose, instead of Redis",

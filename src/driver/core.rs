@@ -248,7 +248,12 @@ impl Core {
         }
         self.leaves.replaces_also(participant, handover, &replaced, now);
         self.is_seen_elsewhere(participant, job, continuous, clock, now);
-        self.settle(now)
+        let mut actions = self.settle(now);
+        // Redis may have lost the record, and have had it again from whoever took the delegation, and saw nobody.
+        if !job.seen && self.presence.get(participant).is_some_and(is_known_to_be_there) {
+            actions.extend(self.leaves.of(participant).map(Action::Store));
+        }
+        actions
     }
 
     /// Takes over that another replica has seen a participant since the delegation who is waited for here: whoever has left meanwhile is
@@ -315,8 +320,6 @@ impl Core {
         let job = self.leaves.get(id)?;
         let participant = self.presence.get(job.participant())?;
         let session = participant.session();
-        // Who is waited for was there before the delegation, if ever.
-        let is_awaited = matches!(participant.presence(), State::Unknown { .. });
         let replaces = self.leaves.replaced(id).map(|replaced| Replaced {
             delay_id: replaced.delay_id.into(),
             until_ms: clock.unix_millis(replaced.until),
@@ -335,7 +338,7 @@ impl Core {
             joined_at_ms: session.joined_at_ms,
             room_sid: session.room_sid.map(Into::into),
             last_sighted_ms: session.last_sighted.map(|at| clock.unix_millis(at)),
-            seen: session.seen && !is_awaited,
+            seen: is_known_to_be_there(participant),
             replaces: replaces.collect(),
         })
     }
@@ -488,6 +491,11 @@ fn delegation_of<'a>(job: &'a JobRecord<'_>, is_newer: bool, listed: bool, clock
 }
 
 /// The session of a record's participant.
+/// Whether somebody has been seen since the delegation: who is waited for was there before it, if ever.
+fn is_known_to_be_there(participant: &presence::Participant) -> bool {
+    participant.session().seen && !matches!(participant.presence(), State::Unknown { .. })
+}
+
 fn session_of<'a>(job: &'a JobRecord<'_>, clock: &WallClock, now: Time) -> SessionRecord<'a> {
     SessionRecord {
         sid: job.sid.as_deref(),

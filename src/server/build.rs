@@ -14,7 +14,7 @@ use crate::app_service::{self, AppService};
 use crate::backoff::as_millis;
 use crate::check::Check;
 use crate::clock::unix_seconds;
-use crate::config::{Config, DelegatedLeave, MetricsBind};
+use crate::config::{Config, DelegatedLeave, MetricsBind, Sharing};
 use crate::delayed_leave::Bounds;
 use crate::dns::Dns;
 use crate::doctor::{self, Arrivals, Doctor, View};
@@ -68,7 +68,7 @@ struct Neighbours {
 }
 
 /// Builds all parts. Values, not the configuration, go below this file.
-pub(super) async fn build(config: &Config, limits: &Limits) -> Result<Parts, StartError> {
+pub(super) async fn build(config: &mut Config, limits: &Limits) -> Result<Parts, StartError> {
     let network = Network {
         tls: Arc::new(Tls::new(config.skip_tls_verification, config.certificates.clone())),
         dns: Arc::new(Dns::new(&config.dns_servers)),
@@ -120,10 +120,24 @@ async fn store_of(settings: &DelegatedLeave, network: &Network) -> Result<Store,
 
 /// Joins the replicas on one Redis, where several share it. Those that serve another SFU, or another homeserver, must not watch each
 /// other's leaves.
-async fn fleet(config: &Config, jobs: &mut Store) -> Result<Option<driver::fleet::Settings>, StartError> {
-    let shared = if config.delegated_leave.shared { jobs.share() } else { None };
-    let Some(store) = shared else { return Ok(None) };
-    store.shared.check().await.map_err(StartError::Shared)?;
+async fn fleet(config: &mut Config, jobs: &mut Store) -> Result<Option<driver::fleet::Settings>, StartError> {
+    let sharing = &mut config.delegated_leave.sharing;
+    if *sharing == Sharing::No {
+        return Ok(None);
+    }
+    let mut shared = jobs.with(Table::Jobs);
+    let Some(store) = shared.share() else { return Ok(None) };
+    match store.shared.check().await.map_err(StartError::Shared) {
+        Ok(()) => *jobs = shared,
+        Err(error) if *sharing == Sharing::May => {
+            tracing::error!(name: "not_shared",
+                "{error}. LIVEKIT_JWT_REPLICA_IP is set: this replica goes on as if it were alone, and has to be, until it has that"
+            );
+            *sharing = Sharing::No;
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    }
     let livekit = app_service::normal(&config.livekit.url).map_or_else(|| config.livekit.url.clone(), String::from);
     let own = config.app_service.as_ref().map(|own| own.server_name.as_str());
     let digest = Sha256::digest(format!("{livekit} {}", own.unwrap_or_default()).as_bytes());
@@ -255,7 +269,7 @@ fn kick_on_leave(config: &Config, limits: &Limits, neighbours: &Neighbours, stor
         }),
     });
     // Where several replicas share them, the tokens are the watcher's business.
-    if !config.delegated_leave.shared {
+    if config.delegated_leave.sharing == Sharing::No {
         kick.restore(restored);
     }
     leaves.share_lists(Box::new({
@@ -274,11 +288,11 @@ fn doctor(config: &Config, neighbours: &Neighbours, store: Store, leaves: &Leave
         own: neighbours.own.clone(),
         store: Some(store),
         // Where one of several replicas watches, the others know of no leave.
-        knows: if config.delegated_leave.shared {
-            None
-        } else {
+        knows: if config.delegated_leave.sharing == Sharing::No {
             let leaves = leaves.clone();
             Some(Box::new(move |room, identity| leaves.knows(room, identity)))
+        } else {
+            None
         },
         fleet: Some(Box::new({
             let leaves = leaves.clone();

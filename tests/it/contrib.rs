@@ -12,9 +12,6 @@ use crate::docs::{files, read, root};
 const COMPOSE: &str = "contrib/compose/compose.yaml";
 const LABORATORY: &str = "contrib/compose/laboratory.yaml";
 
-/// Variables of others that these files name.
-const OF_OTHERS: &[&str] = &["LIVEKIT_JWT_REPLICA_IP"];
-
 /// Pages for those who run the service.
 fn pages() -> Vec<(String, String)> {
     let mut pages = files("docs", ".md");
@@ -34,11 +31,7 @@ fn variables(text: &str) -> BTreeSet<&str> {
 
 #[test]
 fn every_variable_in_contrib_and_in_the_pages_exists() {
-    let known: BTreeSet<_> = VARIABLES
-        .iter()
-        .map(|variable| variable.name)
-        .chain(OF_OTHERS.iter().copied())
-        .collect();
+    let known: BTreeSet<_> = VARIABLES.iter().map(|variable| variable.name).collect();
     let mut texts = files("contrib", "");
     texts.extend(files("docs", ".md").into_iter().filter(|(path, _)| {
         // These two tell of names that are wrong, or no variables.

@@ -28,6 +28,8 @@ const VARIABLES: &[&str] = &[
     "LIVEKIT_REMOTE_CAN_PUBLISH_HOMESERVERS",
     "LIVEKIT_CAN_UPDATE_OWN_METADATA",
     "LIVEKIT_REDIS_URL",
+    "LIVEKIT_REDIS_SHARED",
+    "LIVEKIT_JWT_REPLICA_IP",
     "LIVEKIT_LOG_LEVEL",
     "LIVEKIT_LOG_FORMAT",
     "LIVEKIT_SHUTDOWN_GRACE_SECONDS",
@@ -161,6 +163,8 @@ fn all_mistakes_are_told_at_once_whatever_the_log_level() {
                 "LIVEKIT_CS_API_URL_OVERRIDES",
                 "LIVEKIT_FEDERATION_ALLOWED_NETWORKS",
                 "LIVEKIT_REDIS_URL",
+                "LIVEKIT_REDIS_SHARED",
+                "LIVEKIT_JWT_REPLICA_IP",
             ] {
                 assert!(
                     service.log().contains(variable),

@@ -169,7 +169,7 @@ fn mistaken_names_are_told() {
         assert_eq!(warnings, [expected]);
         assert_eq!(read(&[(name, " ")]), [""; 0]);
     }
-    for name in ["LIVEKIT_JWT_REPLICA_IP", "LIVEKIT_KEYS", "URL", "LOG", "LK_JWT_SERVICE_HOST"] {
+    for name in ["LIVEKIT_KEYS", "URL", "LOG", "LK_JWT_SERVICE_HOST"] {
         assert_eq!(read(&[(name, "x")]), [""; 0], "{name}");
     }
     let odd = read(&[("LIVEKIT_A\u{1b}[31m", "x")]);

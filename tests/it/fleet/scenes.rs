@@ -8,9 +8,10 @@ use lk_jwt_service::secret::Secret;
 use serde_json::Value;
 
 use super::link::Way;
-use super::stage::{Person, Stage, TIMEOUT, readyz, states, within};
+use super::stage::{Person, Stage, TIMEOUT, readyz, states, up, within};
 use crate::support::client::Call;
-use crate::support::service::Service;
+use crate::support::redis::RedisServer;
+use crate::support::service::{Service, Setup};
 use crate::support::sfu::{Session, Sfu};
 use crate::support::{bodies, unique, wait_until, webhook};
 
@@ -465,10 +466,35 @@ pub(super) fn stop(stage: &mut Stage, at: usize) {
     node.wait_exit(TIMEOUT);
 }
 
+/// What charts for several replicas set is enough beside a Redis with the rights; without them an exchanged image starts as one that is
+/// alone, and says why.
+#[test]
+fn the_variable_of_charts_shares_where_redis_allows_it() {
+    let Some(mut stage) = Stage::start(0) else { return };
+    let of_a_chart = |setup: Setup| setup.unset("LIVEKIT_REDIS_SHARED").env("LIVEKIT_JWT_REPLICA_IP", "10.42.0.17");
+    stage.add(of_a_chart);
+    stage.add(of_a_chart);
+    stage.wait_one_watcher();
+    let node = stage.nodes[1].as_ref().expect("a node");
+    wait_until("both nodes to be up", TIMEOUT, || up(node) == 2);
+    let own = RedisServer::start(&[]).expect("Redis");
+    let rights = ["+hset", "+hdel", "+hscan", "+ping"];
+    let user = [&["ACL", "SETUSER", "lk", "on", ">secret", "~lk-jwt:*"][..], &rights].concat();
+    assert_eq!(own.ask(&user), "+OK\r\n");
+    let alone = stage.add(|setup| of_a_chart(setup).env("LIVEKIT_REDIS_URL", &format!("redis://lk:secret@{}", own.address())));
+    let node = stage.nodes[alone].as_ref().expect("a node");
+    let line = node.wait_line(&[("event", "not_shared"), ("level", "ERROR")]);
+    line.says(&["TIME was refused (NOPERM)", "+evalsha", "LIVEKIT_JWT_REPLICA_IP"]);
+    assert_eq!(stage.delegate_at(node, &stage.person(HOUR)), 200);
+    wait_until("the record to be written", TIMEOUT, || {
+        own.ask(&["HLEN", "lk-jwt:jobs"]) == ":1\r\n"
+    });
+}
+
 /// R14: what is not shared sends the same few commands as ever.
 #[test]
 fn without_sharing_redis_sees_the_commands_of_before() {
-    let Some(redis) = crate::support::redis::RedisServer::start(&[]) else {
+    let Some(redis) = RedisServer::start(&[]) else {
         return;
     };
     let scene = crate::support::scene::Scene::with(|setup| setup.env("LIVEKIT_REDIS_URL", &format!("redis://{}", redis.address())));

@@ -305,7 +305,7 @@ pub(super) fn readyz(node: &Service) -> Value {
     serde_json::from_str(&node.get("/readyz").text()).unwrap_or_default()
 }
 
-fn up(node: &Service) -> usize {
+pub(super) fn up(node: &Service) -> usize {
     let report = readyz(node);
     let nodes = report["nodes"].as_array().cloned().unwrap_or_default();
     nodes.iter().filter(|node| node["state"] == "up").count()
