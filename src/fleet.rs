@@ -641,8 +641,14 @@ impl Fleet {
         out.push(Output::Watching { how, continuous });
     }
 
+    /// Redis has lost the watch, and more. It is had again under another epoch: who found the same one in each beat would not know that what
+    /// was handed over is lost, too.
     fn assert(&mut self, own: Watch, seen: Option<Watch>, out: &mut Vec<Output>) {
-        out.push(Output::Change { seen, wanted: own });
+        let epoch = self.highest_epoch.max(own.epoch) + 1;
+        out.push(Output::Change {
+            seen,
+            wanted: Watch { epoch, ..own },
+        });
         self.from_the_first = true;
         out.push(Output::PutAgain);
     }

@@ -473,11 +473,15 @@ impl Outside {
 
     /// Events of people who are there, that run and of which a delegation was answered; all that are not excused.
     pub(super) fn due(&self) -> BTreeSet<String> {
-        let is_due = |(id, event): (&String, &Event)| {
-            let runs = matches!(event.fate, Fate::Runs(_));
-            (runs && event.answered.is_some() && !event.is_excused && self.people[event.who].is_there).then(|| id.clone())
-        };
-        self.events.iter().filter_map(is_due).collect()
+        let all = self.unreported().into_iter();
+        all.filter_map(|(delay_id, is_there)| is_there.then_some(delay_id)).collect()
+    }
+
+    /// The same of people who have left, too; and whether they are there.
+    pub(super) fn unreported(&self) -> BTreeMap<String, bool> {
+        let is_due = |event: &Event| matches!(event.fate, Fate::Runs(_)) && event.answered.is_some() && !event.is_excused;
+        let due = self.events.iter().filter(|(_, event)| is_due(event));
+        due.map(|(id, event)| (id.clone(), self.people[event.who].is_there)).collect()
     }
 
     pub(super) fn had_trouble(&self) -> bool {
