@@ -25,7 +25,9 @@ use super::outside::{Fate, Outside};
 use crate::support::stories::{number, tell_all};
 
 /// Stories that ended badly once, and are beyond the first ones.
-const KEPT: [u64; 13] = [534, 880, 1_025, 1_681, 1_746, 2_331, 2_597, 2_607, 2_819, 3_380, 3_631, 3_748, 5_525];
+const KEPT: [u64; 13] = [
+    534, 880, 1_025, 1_681, 1_746, 2_331, 2_597, 2_607, 2_819, 3_380, 3_631, 3_748, 5_525,
+];
 
 const HOUR_MS: u64 = 3_600_000;
 const SHORT_MS: u64 = 18_000;
