@@ -203,6 +203,8 @@ pub struct Participant {
     was_seen: bool,
     /// The session at hand was reported gone.
     left: bool,
+    /// A record alone says that somebody is there.
+    is_by_record: bool,
     /// When a request last delegated an event.
     delegated: Time,
     /// When the grace of a lost room ends, counted in all since the last sighting; 0 while no room was lost.
@@ -235,6 +237,7 @@ impl Participant {
             seen: false,
             was_seen: false,
             left: false,
+            is_by_record: false,
             delegated,
             grace: 0,
             asks: 0,
@@ -254,6 +257,7 @@ impl Participant {
         self.last_sighted = stored.last_sighted;
         // A session that has a name was seen, if only before the delegation.
         (self.seen, self.was_seen) = (stored.seen || stored.sid.is_some(), stored.seen);
+        self.is_by_record = stored.seen;
         if stored.seen {
             self.state = Presence::Present;
         } else {
@@ -367,11 +371,12 @@ impl Participant {
                     (*denials, *next) = (0, Next::AskAt(now.after(SECOND_THOUGHT_MS)));
                 }
             }
-            Presence::Present
-            | Presence::Suspected {
+            // Whoever delegates may have left since the record was written.
+            Presence::Present if !self.is_by_record => {}
+            Presence::Suspected {
                 why: Suspicion::RoomLost, ..
             } => {}
-            Presence::Unknown { .. } | Presence::Suspected { .. } | Presence::Gone(_) => {
+            Presence::Present | Presence::Unknown { .. } | Presence::Suspected { .. } | Presence::Gone(_) => {
                 self.asks = 0;
                 self.state = Presence::Unknown {
                     next: Next::AskAt(now),
@@ -834,7 +839,7 @@ impl Participant {
             self.enter(row.sid, row.joined_at_ms);
             changed = true;
         }
-        self.left = false;
+        (self.left, self.is_by_record) = (false, false);
         self.grace = 0;
         self.last_sighted = self.last_sighted.max(Some(now));
         if room_sid.is_some() {

@@ -297,6 +297,23 @@ fn l11_whoever_left_while_the_service_was_down_is_reported_and_whoever_stayed_is
     assert!(running(&world, "stayed"));
 }
 
+/// Who left meanwhile delegates before the SFU was asked about the record: that one is on the way back, however slowly.
+#[test]
+fn l11_whoever_left_while_the_service_was_down_and_delegates_again_is_waited_for() {
+    let mut world = world();
+    world.next_sid.push_back("RM_old".into());
+    world.open("room");
+    restore(&mut world, "al", 60_000);
+    world
+        .delegate_of("al", "hs.example", "room", "al", "newer", 60_000, world.now)
+        .unwrap();
+    world.advance(10_000);
+    assert!(running(&world, "newer"), "{:?}", world.finished);
+    world.join("room", "al", true);
+    world.advance(120_000);
+    assert!(running(&world, "newer"), "{:?}", world.finished);
+}
+
 #[test]
 fn l10_what_was_still_to_be_cancelled_when_the_service_was_killed_is_cancelled_by_the_next_one() {
     let mut world = world();
