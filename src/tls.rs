@@ -96,7 +96,7 @@ impl Tls {
         Ok(self.config.get_or_init(|| made).clone())
     }
 
-    /// What a client for addresses of the operator's choice begins with: HTTP/1.1, no redirects, [`CONNECT_TIMEOUT`].
+    /// Beginning of a client for addresses of the operator's choice: HTTP/1.1, no redirects, [`CONNECT_TIMEOUT`].
     ///
     /// # Errors
     /// When the TLS library refuses its own defaults.

@@ -160,11 +160,11 @@ impl Redis {
 /// Whether several replicas share the Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// This one is alone.
+    /// One instance has the Redis for itself.
     No,
-    /// They do: without the rights for it the service does not start.
+    /// Several share it: without the rights for that the service does not start.
     Must,
-    /// They do where Redis has the rights for it. Charts of the old service set the variable that says so, and an exchanged image starts.
+    /// Several share it where Redis has the rights for that: charts of the old service say so, and an exchanged image has to start.
     May,
 }
 

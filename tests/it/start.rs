@@ -163,8 +163,6 @@ fn all_mistakes_are_told_at_once_whatever_the_log_level() {
                 "LIVEKIT_CS_API_URL_OVERRIDES",
                 "LIVEKIT_FEDERATION_ALLOWED_NETWORKS",
                 "LIVEKIT_REDIS_URL",
-                "LIVEKIT_REDIS_SHARED",
-                "LIVEKIT_JWT_REPLICA_IP",
             ] {
                 assert!(
                     service.log().contains(variable),
