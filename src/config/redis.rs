@@ -160,7 +160,7 @@ impl Redis {
 /// Whether several replicas share the Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// One instance has the Redis for itself.
+    /// Redis of one instance alone.
     No,
     /// Several share it: without the rights for that the service does not start.
     Must,
