@@ -65,11 +65,6 @@ impl Events {
         self.of_seat(person, |event| event.is_sent)
     }
 
-    /// The events of this seat that ran until their delay was over, which is the homeserver's own report.
-    pub(super) fn ran_out(&self, person: &Person) -> Vec<String> {
-        self.of_seat(person, |event| !event.is_over && !event.runs())
-    }
-
     fn of_seat(&self, person: &Person, which: impl Fn(&Event) -> bool) -> Vec<String> {
         let (state, seat) = (self.0.lock().unwrap(), seat(person));
         let found = state.events.iter().filter(|(_, event)| event.seat == seat && which(event));
