@@ -176,7 +176,7 @@ fn a_rolling_update_from_the_go_service_and_back_loses_nothing() {
         gone.push((person, Instant::now()));
         people.push(comes(&stage, &events, None));
     }
-    all_reported(&events, &gone);
+    all_reported(&stage, &events, &gone);
     // And back: the other one starts, and everybody comes to it; ours end one by one.
     let latter = StandIn::start(&stage);
     for at in 0..3 {
@@ -191,14 +191,14 @@ fn a_rolling_update_from_the_go_service_and_back_loses_nothing() {
     }
     let after = Instant::now();
     stage.wait_restarted(&people, after);
-    all_reported(&events, &gone);
+    all_reported(&stage, &events, &gone);
     all_live(&events, &people);
     for (person, session) in &people {
         assert_eq!(events.sent(person), Vec::<String>::new(), "somebody who is there was reported gone");
         leaves(&stage, session, Some(&latter));
         gone.push((person.clone(), Instant::now()));
     }
-    all_reported(&events, &gone);
+    all_reported(&stage, &events, &gone);
     events.assert_well();
     assert_eq!(stage.records(), 0);
     eprintln!(
@@ -240,9 +240,16 @@ fn all_live(events: &Events, people: &[(Person, Session)]) {
 }
 
 #[track_caller]
-fn all_reported(events: &Events, gone: &[(Person, Instant)]) {
-    for (person, _) in gone {
+fn all_reported(stage: &Stage, events: &Events, gone: &[(Person, Instant)]) {
+    for (person, at) in gone {
         wait_until("a departure to be reported", TIMEOUT, || events.living(person).is_empty());
-        assert_eq!(events.sent(person), std::slice::from_ref(&person.delay_id));
+        let calls = stage.api.calls(&person.delay_id);
+        let calls: Vec<_> = calls.iter().map(|call| (&call.what, call.at.elapsed())).collect();
+        let gone = at.elapsed();
+        assert_eq!(
+            events.sent(person),
+            std::slice::from_ref(&person.delay_id),
+            "{person:?}, gone for {gone:?}; what was done to it, and how long ago: {calls:?}"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! A stand-in for an instance of the Go service, which shares nothing: it reads the hash once, when it starts, and writes each record
-//! when it is delegated, after each restart and at its end. Its restarts come at 80 % of the delay.
+//! when it is delegated, after each restart and at its end. Its restarts come at 80 % of the delay. Whoever it has not seen is waited for
+//! as long as the delay, departures that are reported meanwhile are ignored, and then the leave is sent.
 
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -39,9 +40,12 @@ struct Instance {
     secret: String,
     server: String,
     /// By room and identity.
-    jobs: Mutex<HashMap<(String, String), Job>>,
+    jobs: Mutex<Jobs>,
     is_over: AtomicBool,
 }
+
+type Seat = (String, String);
+type Jobs = HashMap<Seat, Job>;
 
 #[derive(Clone)]
 struct Job {
@@ -49,7 +53,8 @@ struct Job {
     delay: Duration,
     server: String,
     is_connected: bool,
-    restart_at: Instant,
+    /// The next restart, or the end of the wait of whoever was not seen.
+    due: Instant,
     look_at: Instant,
 }
 
@@ -71,7 +76,8 @@ impl StandIn {
         let thread = std::thread::spawn(move || {
             while !works.is_over.load(Ordering::Relaxed) {
                 let seats: Vec<_> = works.jobs.lock().unwrap().keys().cloned().collect();
-                seats.iter().for_each(|seat| works.step(seat));
+                // One after the other: what is reported comes between two of them.
+                seats.iter().for_each(|seat| works.step(&mut works.jobs.lock().unwrap(), seat));
                 std::thread::sleep(STEP);
             }
         });
@@ -98,8 +104,9 @@ impl StandIn {
 
     pub(super) fn on_left(&self, session: &Session) {
         let seat = (session.room.clone(), session.identity.clone());
-        if let Some(job) = self.instance.job(&seat).filter(|job| job.is_connected) {
-            self.instance.end(&seat, Some(&job));
+        let mut jobs = self.instance.jobs.lock().unwrap();
+        if jobs.get(&seat).is_some_and(|job| job.is_connected) {
+            self.instance.end(&mut jobs, &seat, true);
         }
     }
 }
@@ -122,7 +129,7 @@ impl Job {
             delay,
             server,
             is_connected: false,
-            restart_at: now,
+            due: now + delay,
             look_at: now,
         }
     }
@@ -130,20 +137,16 @@ impl Job {
     fn connect(&mut self) {
         if !self.is_connected {
             let now = Instant::now();
-            (self.is_connected, self.restart_at, self.look_at) = (true, now, now + SANITY_CHECK);
+            (self.is_connected, self.due, self.look_at) = (true, now, now + SANITY_CHECK);
         }
     }
 }
 
 impl Instance {
-    fn job(&self, seat: &(String, String)) -> Option<Job> {
-        self.jobs.lock().unwrap().get(seat).cloned()
-    }
-
     fn recover(&self) {
         let all = self.redis(&["HGETALL", "lk-jwt:jobs"]);
         for pair in all.chunks_exact(2) {
-            let seat: (String, String) = serde_json::from_str(&pair[0]).expect("a field");
+            let seat: Seat = serde_json::from_str(&pair[0]).expect("a field");
             let value: Value = serde_json::from_str(&pair[1]).expect("a record");
             let restarted = chrono::DateTime::parse_from_rfc3339(value["RestartedAt"].as_str().expect("a time")).expect("a time");
             let delay = Duration::from_nanos(value["Params"]["DelayTimeout"].as_u64().expect("a delay"));
@@ -159,44 +162,43 @@ impl Instance {
         }
     }
 
-    fn step(&self, seat: &(String, String)) {
-        let Some(mut job) = self.job(seat) else { return };
+    fn step(&self, jobs: &mut Jobs, seat: &Seat) {
+        let Some(job) = jobs.get_mut(seat) else { return };
         let now = Instant::now();
         if now >= job.look_at {
             let is_there = self.is_there(seat);
             if job.is_connected && !is_there {
-                return self.end(seat, Some(&job));
+                return self.end(jobs, seat, true);
             }
             job.look_at = now + if job.is_connected { SANITY_CHECK } else { LOOK_UP };
             if is_there {
                 job.connect();
             }
         }
-        if job.is_connected && now >= job.restart_at {
-            if self.manage(&job, "restart") != 200 {
-                return self.end(seat, None);
-            }
-            job.restart_at = Instant::now() + job.delay * 8 / 10;
-            self.write(seat, &job);
+        if now < job.due {
+            return;
         }
-        // Another delegation may have come meanwhile.
-        if let Some(current) = self.jobs.lock().unwrap().get_mut(seat)
-            && current.delay_id == job.delay_id
-        {
-            *current = job;
+        if !job.is_connected {
+            return self.end(jobs, seat, true);
         }
+        if self.manage(job, "restart") != 200 {
+            return self.end(jobs, seat, false);
+        }
+        job.due = Instant::now() + job.delay * 8 / 10;
+        self.write(seat, job);
     }
 
     /// The leave is sent, or there is nothing to send; the record goes after that.
-    fn end(&self, seat: &(String, String), send: Option<&Job>) {
-        if let Some(job) = send {
-            self.manage(job, "send");
+    fn end(&self, jobs: &mut Jobs, seat: &Seat, sends: bool) {
+        if let Some(job) = jobs.remove(seat)
+            && sends
+        {
+            self.manage(&job, "send");
         }
-        self.jobs.lock().unwrap().remove(seat);
         self.redis(&["HDEL", "lk-jwt:jobs", &field(seat)]);
     }
 
-    fn write(&self, seat: &(String, String), job: &Job) {
+    fn write(&self, seat: &Seat, job: &Job) {
         let now = chrono::DateTime::from_timestamp_millis(webhook::now_ms()).expect("a time");
         let params = format!(
             r#"{{"DelayId":"{}","DelayTimeout":{},"ServerName":"{}","LiveKitRoom":"{}","LiveKitIdentity":"{}"}}"#,
@@ -216,7 +218,7 @@ impl Instance {
         client::call(self.api, &call).status
     }
 
-    fn is_there(&self, (room, identity): &(String, String)) -> bool {
+    fn is_there(&self, (room, identity): &Seat) -> bool {
         let now = webhook::now();
         let claims = json!({"iss": self.key, "nbf": now, "exp": now + 60, "video": {"roomAdmin": true, "room": room}});
         let asked = RoomParticipantIdentity {
@@ -242,7 +244,7 @@ impl Instance {
     }
 }
 
-fn field((room, identity): &(String, String)) -> String {
+fn field((room, identity): &Seat) -> String {
     serde_json::to_string(&[room, identity]).expect("texts")
 }
 
