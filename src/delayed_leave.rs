@@ -318,13 +318,19 @@ impl Leaves {
         if !handover.listed && self.scheduler.jobs(handover.homeserver) >= self.bounds.per_homeserver {
             return Err(CapacityError::HomeserverFull);
         }
-        if self.jobs.len() >= self.bounds.total as usize && self.never_seen.is_empty() {
+        if self.is_full() {
             return Err(CapacityError::Full);
         }
         Ok(())
     }
 
-    /// Takes a leave from the store, unless its participant has a newer one (L11).
+    /// Whether there is no room for another leave, and none that could give way: somebody was seen on each.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.jobs.len() >= self.bounds.total as usize && self.never_seen.is_empty()
+    }
+
+    /// Takes a leave from the store, unless its participant has a newer one (L11), whether there is room for it or not.
     pub fn restore(
         &mut self,
         participant: ParticipantId,
@@ -334,7 +340,7 @@ impl Leaves {
         replaced: &[Replaced<'_>],
         now: Time,
     ) -> Option<LeaveId> {
-        if self.of(participant).is_some() || (self.jobs.len() >= self.bounds.total as usize && self.never_seen.is_empty()) {
+        if self.of(participant).is_some() {
             return None;
         }
         let leave = Leave::restored(handover.delay, handover.arrived, restarted, seen, now);

@@ -402,6 +402,7 @@ impl Driver {
                 Ok(Some(Stored::Record(job) | Stored::Newer(job))) if self.fleet.is_some() => {
                     // A node that does not watch (any more) reads no records.
                     if let Some(link) = self.fleet.as_ref().filter(|link| link.works()) {
+                        link.on_record(self.clock.now());
                         count += usize::from(self.adopt(link, &job));
                     }
                 }

@@ -351,13 +351,14 @@ impl Exchange {
             Some(event) => Some(self.reserve(user, &key, event, deadline).await?),
             None => None,
         };
-        // Before the token leaves: whoever has it is watched. Nobody gets one who could not be removed.
-        if let Some(kick) = &self.kick
-            && !kick.on_token(participant.room_id(), &user.id, &key, self.minter.ttl(), is_member)
-        {
-            METRICS.limit_hit(Limit::Tokens);
-            return Err(TokenError::TooManyTokens);
-        }
+        // Nobody gets a token who could not be removed. Refused before anything is done for it, and watched once all is done: what was
+        // refused for another reason takes nobody's place.
+        let (room_id, ttl) = (participant.room_id(), self.minter.ttl());
+        let wanted = self
+            .kick
+            .as_ref()
+            .map(|kick| kick.place_for(room_id, &user.id, &key, ttl, is_member));
+        let wanted = wanted.map(|place| place.ok_or_else(too_many_tokens)).transpose()?;
         if access.creates_rooms {
             let room = timeout_at(deadline.answer_by, self.sfu.ensure_room(&key.room, deadline.retry_until));
             step(Step::Sfu, pin!(room)).await.unwrap_or(Err(SfuError::Timeout))?;
@@ -365,6 +366,9 @@ impl Exchange {
         }
         if let Some(reservation) = reservation {
             step(Step::Store, pin!(reservation.commit())).await?;
+        }
+        if wanted.is_some_and(|wanted| !wanted.begin()) {
+            return Err(too_many_tokens());
         }
         let jwt = self.minter.mint(&key, access)?;
         METRICS.token(match (access.creates_rooms, access.publishes) {
@@ -392,6 +396,11 @@ impl Exchange {
         };
         self.leaves.reserve(&delegation, deadline).await
     }
+}
+
+fn too_many_tokens() -> TokenError {
+    METRICS.limit_hit(Limit::Tokens);
+    TokenError::TooManyTokens
 }
 
 /// Stops whoever is not in the Matrix room.

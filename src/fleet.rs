@@ -26,6 +26,7 @@ pub use entry::{Entry, NodeId, NodeState, Position, Watch};
 use inbox::Inbox;
 pub use kept::Kept;
 use liveness::Stillness;
+pub use readings::Counts;
 use readings::Readings;
 
 use crate::time::{Time, WallClock};
@@ -42,9 +43,16 @@ const MIN_BEATS: u32 = 4;
 /// A watcher that the SFU has not answered for that long gives the watch away, once in a while.
 const SFU_SILENCE_MS: u64 = 10_000;
 const GIVE_INTERVAL_MS: u64 = 60_000;
-/// A giver waits for a beat of its heir and that long before it gives the watch to the next one; meanwhile all look so often.
+/// A giver waits for a beat of its heir and that long before it gives the watch to the next one: one that stops has no more time, and
+/// another one works on until its heir has read the records.
 const TAKE_TIMEOUT_MS: u64 = 1_000;
+const PATIENT_TAKE_TIMEOUT_MS: u64 = 5_000;
+/// While a node that leaves gives the watch away, all look so often.
 const GIVING_BEAT_MS: u64 = 200;
+/// A watcher to which no record has come for that long cannot read them, and is as good as dead.
+const READ_SILENCE_MS: u64 = 5_000;
+/// From so many messages on delegations are stored without one.
+pub const MAX_MESSAGES: u64 = 50_000;
 /// A node that is up for less than this is given nothing while another one is.
 const SETTLED_MS: i64 = 10_000;
 /// Entries of nodes that are dead for that long are removed.
@@ -74,6 +82,8 @@ pub struct Answer {
     pub watch: Option<Watch>,
     /// Number of records.
     pub records: u64,
+    /// Number of messages.
+    pub messages: u64,
     /// All entries that can be read.
     pub entries: Vec<(NodeId, Entry)>,
 }
@@ -145,6 +155,8 @@ pub struct Fleet {
     watcher_still: Stillness,
     /// Last sign of life of the watcher.
     watcher_moved: Option<Time>,
+    /// Whether the last watcher but this node serves the same SFU and homeserver.
+    is_watcher_alike: bool,
     highest_epoch: u64,
     /// When the last answered beat was asked, and when Redis's clock showed what.
     last_beat: Option<(Time, i64)>,
@@ -156,10 +168,12 @@ pub struct Fleet {
     sfu_answered: Option<Time>,
     sfu_stands_since: Option<Time>,
     given_at: Option<Time>,
-    /// Heirs that did not take what was given to them while stopping.
+    /// Heirs that have not taken what is being given away.
     passed_over: Vec<NodeId>,
     claims: Option<(Watch, Takeover)>,
     watching: bool,
+    /// When a record came last, or the reading began.
+    last_record: Option<Time>,
     inbox: Inbox,
     /// The reader has to begin with the first message again.
     from_the_first: bool,
@@ -196,6 +210,7 @@ impl Fleet {
             watch: None,
             watcher_still: Stillness::default(),
             watcher_moved: None,
+            is_watcher_alike: false,
             highest_epoch: 0,
             last_beat: None,
             last_read: None,
@@ -207,6 +222,7 @@ impl Fleet {
             passed_over: Vec::new(),
             claims: None,
             watching: false,
+            last_record: None,
             inbox: Inbox::default(),
             from_the_first: false,
             began_ms: 0,
@@ -355,8 +371,8 @@ impl Fleet {
         self.life_ms() / BEATS
     }
 
-    /// Time to the next beat. While the watch is given away all are quick: the giver to see who may have it and that its heir has begun,
-    /// the others to say that they may, and to begin.
+    /// Time to the next beat. A giver is quick, to see who may have the watch and that its heir has begun; where it leaves, the others are,
+    /// too, to say that they may, and to begin.
     #[must_use]
     pub fn pace_ms(&self) -> u64 {
         let is_leaving = |watch: Watch| {
@@ -471,9 +487,14 @@ impl Fleet {
         is_news
     }
 
-    /// The records were read: the watch has begun.
+    /// A record was read.
+    pub const fn on_record(&mut self, now: Time) {
+        self.last_record = Some(now);
+    }
+
+    /// The records were read: the watch has begun. One that is being given away has not: nothing can be written under it.
     pub fn on_records_read(&mut self) {
-        if self.works() && !std::mem::replace(&mut self.watching, true) {
+        if matches!(self.role, Role::Watcher(_)) && !std::mem::replace(&mut self.watching, true) {
             self.inbox.begin();
             self.from_the_first = true;
         }
@@ -485,11 +506,11 @@ impl Fleet {
         self.entry.shortest_ms = shortest_ms;
     }
 
-    /// Whether a watcher has to read all records, where there are so many of them and so many leaves, and changes are being written or
+    /// Whether a watcher has to read all records, where Redis has so much and there are so many leaves, and changes are being written or
     /// not.
-    pub fn is_reading_due(&mut self, records: u64, leaves: usize, is_writing: bool, now: Time) -> bool {
+    pub fn is_reading_due(&mut self, counts: Counts, leaves: usize, is_writing: bool, now: Time) -> bool {
         let readings = self.readings.as_mut();
-        readings.is_some_and(|readings| readings.is_due(records, leaves, is_writing, now))
+        readings.is_some_and(|readings| readings.is_due(counts, leaves, is_writing, now))
     }
 
     /// The service is stopping.
@@ -505,7 +526,9 @@ impl Fleet {
         let within = 2 * pace.max(std::mem::replace(&mut self.last_pace_ms, pace));
         let is_recent = |at: Option<Time>| at.is_some_and(|at| now.since(at) <= within);
         let works = is_recent(self.last_beat.map(|(at, _)| at)) && is_recent(self.last_read) && is_recent(self.last_timer);
-        self.entry.counter += u64::from(works);
+        let is_reading = matches!(self.role, Role::Watcher(_)) && !self.watching;
+        let reads = !is_reading || self.last_record.is_none_or(|at| now.since(at) <= READ_SILENCE_MS);
+        self.entry.counter += u64::from(works && reads);
         if self.entry.state != NodeState::Leaving {
             let is_up = self.entry.since_ms != 0 && self.waits_for().is_none();
             self.entry.state = if is_up { NodeState::Up } else { NodeState::Waiting };
@@ -584,6 +607,10 @@ impl Fleet {
         self.watcher_still.on_beat(is_other || watcher_moves, gap);
         if watcher_moves {
             self.watcher_moved = Some(now);
+            let watcher = answer.watch.filter(|watch| watch.node != self.own.node);
+            if let Some(node) = watcher.and_then(|watch| self.nodes.get(&watch.node)) {
+                self.is_watcher_alike = self.is_alike(&node.entry);
+            }
         }
     }
 
@@ -626,12 +653,15 @@ impl Fleet {
             Some((wanted, how)) if wanted == watch => how,
             Some(_) | None => Takeover::Given,
         };
+        // Of another SFU nothing is known that was known before.
         let continuous = match (self.sfu_stands_since, self.watcher_moved) {
-            (Some(stands), Some(moved)) => stands <= moved,
+            (Some(stands), Some(moved)) => stands <= moved && self.is_watcher_alike,
             (None, _) | (_, None) => false,
         };
         self.role = Role::Watcher(watch);
         self.watching = false;
+        self.last_record = self.last_beat.map(|(at, _)| at);
+        self.is_given_away();
         self.entry.dealt = Position::FIRST;
         self.inbox.begin();
         if let Some((at, redis_ms)) = self.last_beat {
@@ -659,7 +689,15 @@ impl Fleet {
         self.role = Role::Server;
         self.watching = false;
         self.readings = None;
+        self.is_given_away();
         out.push(Output::Yield { given });
+    }
+
+    /// The gift has ended, one way or the other: who did not take it in time may do so another time. One that leaves has no other time.
+    fn is_given_away(&mut self) {
+        if self.entry.state != NodeState::Leaving {
+            self.passed_over.clear();
+        }
     }
 
     fn decide(&mut self, now: Time, out: &mut Vec<Output>) {
@@ -671,8 +709,13 @@ impl Fleet {
                 let leaving = self.entry.state == NodeState::Leaving;
                 let may_give = self.given_at.is_none_or(|at| now.since(at) >= GIVE_INTERVAL_MS) && self.watching;
                 let own_sfu = self.entry.sfu;
-                let works =
-                    |entry: &Entry| (silent && entry.sfu) || (!lacks.is_empty() && entry.reaches == lacks && (entry.sfu || !own_sfu));
+                // One that was here before, and was thought to be dead.
+                let elder = self.waits_for().map(|(_, entry)| entry.fingerprint);
+                let works = |entry: &Entry| {
+                    (silent && entry.sfu)
+                        || (!lacks.is_empty() && entry.reaches == lacks && (entry.sfu || !own_sfu))
+                        || elder == Some(entry.fingerprint)
+                };
                 let heir = match (leaving, may_give) {
                     (true, _) => self.heir_to_give(|_| true),
                     (false, true) => self.heir_to_give(works),
@@ -686,7 +729,7 @@ impl Fleet {
                 let node = self.nodes.get(&to.node);
                 if node.is_some_and(|node| node.entry.watching) && self.watch == Some(to) {
                     self.yield_watch(true, out);
-                } else if now.since(at) >= TAKE_TIMEOUT_MS + self.beat_ms() {
+                } else if now.since(at) >= self.take_timeout_ms() + self.beat_ms() {
                     // Where the change was not made, the same one may still take it.
                     if self.watch == Some(to) {
                         self.passed_over.push(to.node);
@@ -695,6 +738,14 @@ impl Fleet {
                     self.give(self.watch, heir, now, out);
                 }
             }
+        }
+    }
+
+    fn take_timeout_ms(&self) -> u64 {
+        if self.entry.state == NodeState::Leaving {
+            TAKE_TIMEOUT_MS
+        } else {
+            PATIENT_TAKE_TIMEOUT_MS
         }
     }
 

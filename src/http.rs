@@ -39,6 +39,8 @@ pub use edge::{Edge, in_our_form};
 use place::Waiting;
 pub use report::ApiError;
 
+use crate::admission::fair_queue::Places;
+use crate::admission::limiter::FairLimiter;
 use crate::check::Check;
 use crate::config::CheckPage;
 use crate::doctor::{Astray, Doctor};
@@ -70,6 +72,7 @@ pub struct App {
     path_prefix: Option<String>,
     waiting: Waiting,
     from_homeserver: Arc<Semaphore>,
+    for_others: FairLimiter,
     webhooks: Semaphore,
     keys: RwLock<Arc<Keys>>,
     serves_metrics: bool,
@@ -99,6 +102,7 @@ impl App {
             check_page,
             check,
         } = operators;
+        let others = u32::try_from(in_flight / 4).unwrap_or(u32::MAX);
         Self {
             exchange,
             appservice: appservice.map(Arc::new),
@@ -107,6 +111,8 @@ impl App {
             waiting: Waiting::new(in_flight),
             // They wait for our homeserver: half, so that the others go on when it hangs.
             from_homeserver: Arc::new(Semaphore::new(in_flight / 2)),
+            // Half of these again, so that what others let us hold leaves places for our own users.
+            for_others: FairLimiter::new(Places::shared(others, true, [others; 3])),
             webhooks: Semaphore::new(MAX_WEBHOOKS),
             keys: RwLock::new(Arc::new(keys)),
             serves_metrics,

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::backoff::as_millis;
@@ -38,6 +38,7 @@ use crate::store::token;
 use crate::time::Time;
 use membership::{Action, IssuedToken, MembershipAnswer, MembershipQuery, MembershipTracker, QueryScope, RemovalOutcome, TokenKey};
 use name::Name;
+use shares::CapacityError;
 
 /// A timer that is later than this: the process stood still.
 const WOKE_MS: u64 = 3_000;
@@ -64,6 +65,28 @@ pub struct Settings {
     pub end_delegated_leave: EndDelegatedLeave,
 }
 
+/// A token that could be watched, and is not yet: it may be refused for another reason.
+pub struct Wanted<'a> {
+    kick: &'a KickOnLeave,
+    token: IssuedToken<'a>,
+    ttl: Duration,
+}
+
+impl Wanted<'_> {
+    /// Watches the token, which is about to be issued. `false` where others have taken the places meanwhile.
+    #[must_use]
+    pub fn begin(self) -> bool {
+        let issued = self.kick.feed(|tracker, now| {
+            let token = IssuedToken {
+                end: now.after(as_millis(self.ttl)),
+                ..self.token
+            };
+            tracker.on_token(&token, now)
+        });
+        self.kick.is_taken(&self.token, issued)
+    }
+}
+
 /// The handle to all tokens that are watched.
 #[derive(Clone)]
 pub struct KickOnLeave(Arc<Driver>);
@@ -78,6 +101,8 @@ struct Driver {
     failing: LogThrottle,
     full: LogThrottle,
     removed: LogThrottle,
+    /// A list may have megabytes: one is read at a time.
+    lists: Semaphore,
 }
 
 impl KickOnLeave {
@@ -96,6 +121,7 @@ impl KickOnLeave {
             failing: LogThrottle::once_a_minute(),
             full: LogThrottle::once_a_minute(),
             removed: LogThrottle::ten_a_second(),
+            lists: Semaphore::new(1),
         }));
         tokio::spawn(kick.clone().keep_time());
         kick
@@ -118,23 +144,33 @@ impl KickOnLeave {
         });
     }
 
-    /// A token for `participant` is about to be issued; `checked` where our homeserver had said, just before, that the user is joined. `false`
-    /// where it cannot be watched, so that its holder could not be removed.
+    /// A token for `participant` is wanted, which is valid for `ttl`; `checked` where our homeserver has just said that the user is joined.
+    /// None where it could not be watched, so that its holder could not be removed.
     #[must_use]
-    pub fn on_token(&self, room_id: &str, user_id: &str, participant: &ParticipantKey, ttl: Duration, checked: bool) -> bool {
-        let issued = self.feed(|tracker, now| {
-            let token = IssuedToken {
-                room_id,
-                user_id,
-                room: &participant.room,
-                identity: &participant.identity,
-                end: now.after(as_millis(ttl)),
-                checked,
-            };
-            tracker.on_token(&token, now)
-        });
-        let Err(error) = issued else { return true };
-        tracing::debug!(user = user_id, room = &*participant.room, "a token cannot be watched");
+    pub fn place_for<'a>(
+        &'a self,
+        room_id: &'a str,
+        user_id: &'a str,
+        participant: &'a ParticipantKey,
+        ttl: Duration,
+        checked: bool,
+    ) -> Option<Wanted<'a>> {
+        let now = self.0.clock.now();
+        let token = IssuedToken {
+            room_id,
+            user_id,
+            room: &participant.room,
+            identity: &participant.identity,
+            end: now.after(as_millis(ttl)),
+            checked: checked.then_some(now),
+        };
+        let free = self.0.tracker.lock().check(&token);
+        self.is_taken(&token, free).then_some(Wanted { kick: self, token, ttl })
+    }
+
+    fn is_taken(&self, token: &IssuedToken<'_>, result: Result<(), CapacityError>) -> bool {
+        let Err(error) = result else { return true };
+        tracing::debug!(user = token.user_id, room = token.room, "a token cannot be watched");
         self.0.full.log(|count| {
             let reason = error.to_string();
             let remedy = "a shorter LIVEKIT_JWT_TTL_SECONDS lets tokens be forgotten sooner";
@@ -224,6 +260,9 @@ impl KickOnLeave {
 
     /// Asked once: the core knows when to ask again.
     async fn ask(self, query: MembershipQuery) {
+        // Waited for before the question begins: its evidence is as old as that, and its time is its own.
+        let is_list = query.scope == QueryScope::Members;
+        let _place = if is_list { self.0.lists.acquire().await.ok() } else { None };
         let (asked, begun) = (self.0.clock.now(), Instant::now());
         let (room_id, own) = (&*query.room_id, &self.0.settings.own);
         let members;

@@ -368,6 +368,13 @@ impl Metrics {
         self.neighbour_up[neighbour as usize].store(up.into(), Relaxed);
     }
 
+    /// Whether it can be used, as far as that is known.
+    #[must_use]
+    pub fn neighbour_up(&self, neighbour: Neighbour) -> Option<bool> {
+        let up = self.neighbour_up[neighbour as usize].load(Relaxed);
+        (up >= 0).then_some(up > 0)
+    }
+
     /// An OpenID token was judged.
     pub fn verified(&self, outcome: Outcome) {
         self.verifications[outcome as usize].up();

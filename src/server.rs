@@ -84,7 +84,7 @@ pub enum StartError {
 
 /// Rights of a Redis that several replicas share.
 const SHARED_REMEDY: &str = "several replicas need Redis 6.2 or newer, or Valkey, and a user with \
-    +ping +time +hset +hget +hdel +hgetall +hlen +hscan +get +set +xadd +xlen +xread +xtrim +eval +evalsha on ~lk-jwt:* ~{lk-jwt:jobs}:*";
+    +ping +time +hset +hget +hdel +hgetall +hlen +hscan +get +set +xadd +xlen +xread +xrange +xtrim +eval +evalsha on ~lk-jwt:* ~{lk-jwt:jobs}:*";
 
 /// How long requests are taken after the order to stop, so that another replica can take the watch.
 const HAND_OVER_TIME: Duration = Duration::from_secs(3);

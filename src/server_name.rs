@@ -22,6 +22,20 @@ pub enum Host {
     Name(Box<str>),
 }
 
+impl Host {
+    /// Whether programs that know more spellings of IPv4 addresses than Rust may take this name for one: its last label is a number
+    /// ("ends in a number", WHATWG URL 3.5).
+    #[must_use]
+    pub fn ends_in_number(&self) -> bool {
+        let Self::Name(name) = self else { return false };
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let last = name.rsplit('.').next().unwrap_or(name);
+        let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+        let is_hex = hex.is_some_and(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        is_hex || (!last.is_empty() && last.bytes().all(|digit| digit.is_ascii_digit()))
+    }
+}
+
 /// The text is not a server name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a Matrix server name (host, host:port, or an IPv6 address in brackets)")]
@@ -122,6 +136,26 @@ mod tests {
             let name = ServerName::parse(text).unwrap();
             assert_eq!(name.parts(), (host, port), "{text}");
             assert_eq!(name.as_str(), text);
+        }
+    }
+
+    #[test]
+    fn knows_other_spellings_of_addresses() {
+        let ends_in_number = |text: &str| ServerName::parse(text).unwrap().parts().0.ends_in_number();
+        for text in [
+            "0x7f000001",
+            "0X7F.1",
+            "10.0x1",
+            "169.254.0xa9fe:443",
+            "127.1",
+            "127.0.0.1.",
+            "2130706433",
+            "a.0x",
+        ] {
+            assert!(ends_in_number(text), "{text}");
+        }
+        for text in ["example.org", "0xcafe.example", "1.2.3.4", "[::1]", "1.2.example.", "x1", "0xg"] {
+            assert!(!ends_in_number(text), "{text}");
         }
     }
 

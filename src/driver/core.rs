@@ -208,6 +208,9 @@ impl Core {
             let delegated = is_newer.then(|| self.delegate(&delegation, now).ok()).flatten();
             return delegated.map(|(_, actions)| actions).unwrap_or_default();
         }
+        if self.leaves.is_full() {
+            return Vec::new();
+        }
         let replaced = replaced_of(job, clock, now, now);
         let since = Since {
             restarted,
@@ -490,12 +493,12 @@ fn delegation_of<'a>(job: &'a JobRecord<'_>, is_newer: bool, listed: bool, clock
     Some((delegation, restarted))
 }
 
-/// The session of a record's participant.
 /// Whether somebody has been seen since the delegation: who is waited for was there before it, if ever.
 fn is_known_to_be_there(participant: &presence::Participant) -> bool {
     participant.session().seen && !matches!(participant.presence(), State::Unknown { .. })
 }
 
+/// The session of a record's participant.
 fn session_of<'a>(job: &'a JobRecord<'_>, clock: &WallClock, now: Time) -> SessionRecord<'a> {
     SessionRecord {
         sid: job.sid.as_deref(),

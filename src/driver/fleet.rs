@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::{Driver, Fact, Gate, Leaves, sfu_event};
 use crate::delayed_event::Outcome;
 use crate::delayed_leave::{CapacityError, LeaveId};
-use crate::fleet::{Fleet, Kept, NodeState, Output, Own, Position, Takeover, Watch};
+use crate::fleet::{Counts, Fleet, Kept, NodeState, Output, Own, Position, Takeover, Watch};
 use crate::livekit::Reach;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::METRICS;
@@ -39,8 +39,9 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Homeservers of which it is remembered since when calls fail.
 const MAX_FAILING: usize = 1_024;
-/// Names of users and homeservers at their bound that are told.
+/// Names of users and homeservers at their bound that are told, and the name of a watcher that has no room for any leave.
 const MAX_FULL: usize = 1_000;
+const FULL_ALL: &str = "all";
 /// How often others are told of the watch.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
 /// Time for changes to be written before the watch is given away.
@@ -166,7 +167,11 @@ impl Link {
     /// A homeserver is called: since then, unless it was before, no call is answered.
     pub(super) fn on_call(&self, server: &ServerName, now: Time) {
         let mut failing = self.failing.lock();
-        if failing.len() < MAX_FAILING && !failing.contains_key(server) {
+        if !failing.contains_key(server) {
+            // Those that never answer again must not keep others from being noticed.
+            if failing.len() >= MAX_FAILING {
+                failing.clear();
+            }
             failing.insert(server.clone(), now);
         }
     }
@@ -175,6 +180,11 @@ impl Link {
         if !matches!(outcome, Outcome::Transient(_)) {
             self.failing.lock().remove(server);
         }
+    }
+
+    /// A record was read.
+    pub(super) fn on_record(&self, now: Time) {
+        self.fleet.lock().on_record(now);
     }
 
     pub(super) fn is_continuous(&self) -> bool {
@@ -194,9 +204,9 @@ impl Link {
     }
 }
 
-/// The names under which a user and a homeserver are told to be at their bound.
-fn full_names(user: &str, homeserver: &str) -> [String; 2] {
-    [full_user(user), full_server(homeserver)]
+/// The names under which the watcher, a user and a homeserver are told to be at their bound.
+fn full_names(user: &str, homeserver: &str) -> [String; 3] {
+    [FULL_ALL.to_owned(), full_user(user), full_server(homeserver)]
 }
 
 fn full_user(user: &str) -> String {
@@ -354,8 +364,8 @@ impl Driver {
             let began = Instant::now();
             let is_first = link.fleet.lock().redis_clock().is_none();
             let answered = self.beat(link, asked).await;
-            if let Some(records) = answered {
-                self.read_again_when_due(link, records);
+            if let Some(counts) = answered {
+                self.read_again_when_due(link, counts);
             }
             let is_cut_off = link.fleet.lock().is_cut_off(self.clock.now());
             if is_cut_off != was_cut_off {
@@ -382,8 +392,8 @@ impl Driver {
         }
     }
 
-    /// Sends a beat; the number of records, where it was answered.
-    async fn beat(self: &Arc<Self>, link: &Link, asked: Time) -> Option<u64> {
+    /// Sends a beat; how much Redis has, where it was answered.
+    async fn beat(self: &Arc<Self>, link: &Link, asked: Time) -> Option<Counts> {
         let (_, written) = self.store.progress();
         let shortest = self.state.lock().cores.leaves().shortest_delay();
         let shortest = shortest.and_then(|delay| u32::try_from(delay.as_millis()).ok());
@@ -396,13 +406,17 @@ impl Driver {
         };
         let answer = link.store.shared.beat(node, &entry, own, entry.dealt, &remove).await;
         let now = self.clock.now();
-        let (outputs, records) = match answer {
+        let (outputs, counts) = match answer {
             Ok(answer) => {
                 let mut fleet = link.fleet.lock();
                 if link.store.shared.was_renewed() {
                     fleet.on_no_answer();
                 }
-                (fleet.on_answer(&answer, asked, now), answer.records)
+                let counts = Counts {
+                    records: answer.records,
+                    messages: answer.messages,
+                };
+                (fleet.on_answer(&answer, asked, now), counts)
             }
             Err(error) => {
                 link.fleet.lock().on_no_answer();
@@ -437,7 +451,7 @@ impl Driver {
         }
         let dealt = link.fleet.lock().dealt();
         link.kept.lock().on_dealt(dealt);
-        Some(records)
+        Some(counts)
     }
 
     async fn carry_out(self: &Arc<Self>, link: &Link, output: Output) -> Vec<Output> {
@@ -509,8 +523,9 @@ impl Driver {
     /// Drops the leaves whose records the heir has read as they are; the others are handed over one by one.
     fn let_go_of_written(&self, link: &Link) {
         let mut state = self.state.lock();
-        let unwritten = link.store.fence.void().into_iter().chain(self.store.unwritten());
-        let unwritten: HashSet<_> = unwritten.collect();
+        // In this order: what is refused meanwhile goes from the one to the other.
+        let mut unwritten: HashSet<_> = self.store.unwritten().into_iter().collect();
+        unwritten.extend(link.store.fence.void());
         let (now, clock) = (self.clock.now(), link.stored_clock(&state.clocks));
         for leave in state.cores.leaves().all().collect::<Vec<_>>() {
             let field = state.cores.record(leave, &clock).map(|record| record.field());
@@ -520,10 +535,10 @@ impl Driver {
         }
     }
 
-    fn read_again_when_due(&self, link: &Link, records: u64) {
+    fn read_again_when_due(&self, link: &Link, counts: Counts) {
         let leaves = self.state.lock().cores.leaves().current();
         let is_writing = self.store.waiting() > 0;
-        if link.fleet.lock().is_reading_due(records, leaves, is_writing, self.clock.now()) {
+        if link.fleet.lock().is_reading_due(counts, leaves, is_writing, self.clock.now()) {
             self.store.read_now();
         }
     }
@@ -533,9 +548,14 @@ impl Driver {
         let Some(own) = link.fleet.lock().own_watch() else { return };
         let full: Vec<_> = {
             let state = self.state.lock();
-            let (users, servers) = state.cores.leaves().full(MAX_FULL);
+            let leaves = state.cores.leaves();
+            let (users, servers) = leaves.full(MAX_FULL);
             let servers = servers.into_iter().filter(|server| !(self.listed)(server));
-            users.into_iter().map(full_user).chain(servers.map(full_server)).collect()
+            let all = leaves.is_full().then(|| FULL_ALL.to_owned());
+            all.into_iter()
+                .chain(users.into_iter().map(full_user))
+                .chain(servers.map(full_server))
+                .collect()
         };
         let told = (own, full);
         if last.as_ref() != Some(&told) && link.store.shared.bound(own, &told.1).await.is_ok() {
@@ -679,7 +699,7 @@ impl Driver {
             }
         };
         let full = full_names(delegation.handover.user, delegation.handover.homeserver);
-        let may_be_full = if delegation.handover.listed { &full[..1] } else { &full[..] };
+        let may_be_full = if delegation.handover.listed { &full[..2] } else { &full[..] };
         let is_guest = self.state.lock().cores.find(delegation.room, delegation.identity).is_some();
         if !is_guest && link.fleet.lock().may_delegate(self.clock.now()) {
             match link
@@ -719,7 +739,9 @@ impl Driver {
             let handed = link.store.shared.delegate(&record, &[], Instant::now() + DELEGATE_TIMEOUT).await;
             match handed {
                 Ok(Handed::Done(at)) => link.kept.lock().keep(at, record),
-                Ok(Handed::Full | Handed::Foreign) => {}
+                // It was taken once: looked after here until there is room.
+                Ok(Handed::Full) => drop(self.adopt(link, &record)),
+                Ok(Handed::Foreign) => {}
                 Err(_) => {
                     link.kept.lock().give_back([record].into_iter().chain(again));
                     return;
@@ -756,10 +778,10 @@ impl Driver {
     fn has_gone(&self, link: &Link, guest: LeaveId, at: Position, record: JobRecord<'static>) {
         let mut state = self.state.lock();
         let clock = link.stored_clock(&state.clocks);
-        // Replaced, or seen meanwhile: handed over in its turn.
-        let is_as_handed = |now: JobRecord<'_>| now.delay_id == record.delay_id && (now.seen, &now.sid) == (record.seen, &record.sid);
+        // Replaced, or seen meanwhile, or has replaced another one that came late: handed over in its turn.
         let is_current = state.cores.find(&record.room, &record.identity) == Some(guest);
-        if is_current && state.cores.record(guest, &clock).is_some_and(is_as_handed) && !link.works() {
+        let is_as_handed = state.cores.record(guest, &clock).is_some_and(|now| now.is_covered_by(&record));
+        if is_current && is_as_handed && !link.works() {
             state.cores.let_go(guest, self.clock.now());
             drop(state);
             link.kept.lock().keep(at, record);
@@ -780,9 +802,13 @@ impl Driver {
         let closed = probe.closed();
         loop {
             let reach = probe.ask(PROBE_TIMEOUT).await;
+            if reach != Reach::Answered {
+                link.continuous.store(false, Ordering::Relaxed);
+            }
             link.fleet.lock().on_sfu(reach == Reach::Answered, self.clock.now());
             self.look_for_homeserver(link).await;
             if timeout(PROBE_INTERVAL, closed.notified()).await.is_ok() {
+                link.continuous.store(false, Ordering::Relaxed);
                 link.fleet.lock().on_sfu(false, self.clock.now());
             }
         }

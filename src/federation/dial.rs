@@ -375,7 +375,8 @@ impl Dialer {
         match self.judged(host, trust, attempt).await {
             Ok((_, Some(refused))) => Err(refused),
             Ok((found, None)) => Ok(found.first().map_or_else(|| self.proxied(host), |address| Target::from(*address))),
-            Err(Failure::Dns { .. }) => Ok(self.proxied(host)),
+            // What only a proxy may resolve; an IPv4 address that is spelt as a name (0x7f.1) is none.
+            Err(Failure::Dns { .. }) if !host.ends_in_number() => Ok(self.proxied(host)),
             Err(failure) => Err(failure),
         }
     }

@@ -22,12 +22,15 @@ use subtle::ConstantTimeEq as _;
 use super::report::{ApiError, busy};
 use super::request::Received;
 use super::{App, method_not_allowed};
+use crate::admission::fair_queue::Asker;
+use crate::admission::limiter::Permit;
 use crate::app_service::AppService;
 use crate::connections::Pot;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::Limit;
 use crate::request_line::note;
 use crate::secret::Secret;
+use crate::server_name::ServerName;
 use crate::wire::BadRequest;
 
 /// Beginnings of the client-server paths (decision A1).
@@ -110,6 +113,25 @@ async fn heard<T>(
         busy("the places for the homeserver's requests are taken")
     })?;
     Ok((received.with(place), identity, parsed))
+}
+
+/// A place among the requests for users of other homeservers. No domain has so many that the next one finds none: user ids cost their
+/// homeserver nothing, and a domain had to be registered. A name that is none has no users, and waits for nobody.
+fn place_for_others<'a>(app: &'a App, received: &Received, origin: &str) -> Result<Option<Permit<'a>>, ApiError> {
+    let Ok(origin) = ServerName::parse(origin) else { return Ok(None) };
+    let who = app.exchange.openid.who(&origin);
+    let asker = Asker {
+        class: who.class,
+        group: who.domain,
+        domain: who.domain,
+        name: who.name,
+        client: 0,
+    };
+    let place = app.for_others.try_acquire(asker).ok_or_else(|| {
+        received.connection.crowded(Limit::HomeserverRequests);
+        busy("the places for requests of that homeserver's users are taken")
+    })?;
+    Ok(Some(place))
 }
 
 /// For whom the homeserver asks; what is no UTF-8 is nobody's name.

@@ -1,26 +1,53 @@
-//! `GET /readyz` (decision H8): send requests here? No once the service is stopping. Neighbours do not count: while they are away
-//! requests are held, which serves clients better than an address without a server behind it. Where several replicas share a Redis,
-//! the body says how this one sees the others.
+//! `GET /readyz` (decision H8): send requests here? Not until delegated leaves are restored, five seconds at most, and not once the
+//! service is stopping. The neighbours are told of, and count with `?strict` only: while they are away requests are held, which serves
+//! clients better than an address without a server behind it. Where several replicas share a Redis, the body says how this one sees the
+//! others.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use http::StatusCode;
+use http::{StatusCode, Uri, header};
+use serde::Serialize;
 
 use super::App;
+use crate::driver::fleet::FleetReport;
+use crate::metrics::{METRICS, Neighbour};
 
-pub(super) async fn get(State(app): State<Arc<App>>) -> Response {
+#[derive(Serialize)]
+struct Readiness {
+    ready: bool,
+    restored: bool,
+    stopping: bool,
+    /// By name; `None` while nothing is known.
+    neighbours: BTreeMap<&'static str, Option<bool>>,
+    #[serde(flatten)]
+    fleet: Option<FleetReport>,
+}
+
+pub(super) async fn get(State(app): State<Arc<App>>, uri: Uri) -> Response {
     let leaves = &app.exchange.leaves;
-    let status = if app.stopping.load(Ordering::Relaxed) || leaves.is_leaving() {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::OK
+    let stopping = app.stopping.load(Ordering::Relaxed) || leaves.is_leaving();
+    // Webhooks are not taken while stopping either.
+    let restored = stopping || leaves.takes_webhooks();
+    let neighbours: BTreeMap<_, _> = Neighbour::ALL
+        .iter()
+        .map(|&neighbour| (neighbour.word(), METRICS.neighbour_up(neighbour)))
+        .collect();
+    let is_strict = uri.query().is_some_and(|query| query.split('&').any(|part| part == "strict"));
+    let is_alone = is_strict && neighbours.values().any(|up| *up == Some(false));
+    let ready = restored && !stopping && !is_alone;
+    let report = Readiness {
+        ready,
+        restored,
+        stopping,
+        neighbours,
+        fleet: leaves.fleet(),
     };
-    match leaves.fleet() {
-        // Names, numbers and switches always serialise.
-        Some(fleet) => (status, serde_json::to_string(&fleet).unwrap_or_default()).into_response(),
-        None => status.into_response(),
-    }
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    // Names, numbers and switches always serialise.
+    let body = serde_json::to_string(&report).unwrap_or_default();
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }

@@ -77,8 +77,8 @@ pub(super) struct IssuedToken<'a> {
     pub(super) room: &'a str,
     pub(super) identity: &'a str,
     pub(super) end: Time,
-    /// Whether the homeserver had said, just before, that the user is joined.
-    pub(super) checked: bool,
+    /// When the homeserver said that the user is joined, if it was asked for this token.
+    pub(super) checked: Option<Time>,
 }
 
 /// The [`ParticipantKey`](crate::identity::ParticipantKey) of a token, in little space: one for each token that is watched.
@@ -314,6 +314,18 @@ impl MembershipTracker {
 
     // --- facts ---
 
+    /// Whether a token could be watched that is wanted, and is issued only if all else is well.
+    ///
+    /// # Errors
+    /// When there is no place for it.
+    pub(super) fn check(&self, wanted: &IssuedToken<'_>) -> Result<(), CapacityError> {
+        let (key, user_key) = self.keys_of(wanted)?;
+        if self.tokens.get(&key).is_some_and(|token| token.user == user_key.1) {
+            return Ok(());
+        }
+        self.shares.check(&user_key.0, &user_key.1, false)
+    }
+
     /// A token is about to be issued.
     ///
     /// # Errors
@@ -322,8 +334,8 @@ impl MembershipTracker {
         let (key, user_key) = self.enter(issued, false)?;
         self.plan(now.after(self.interval_ms));
         self.out.push(Action::Persist(key));
-        if issued.checked {
-            self.hear(&user_key, true, now);
+        if let Some(asked) = issued.checked {
+            self.hear(&user_key, true, asked);
         }
         Ok(())
     }
@@ -336,7 +348,7 @@ impl MembershipTracker {
             room: &stored.room,
             identity: &stored.identity,
             end: clocks.time(stored.expires_at).min(now.after(MAX_TTL_MS)),
-            checked: stored.member,
+            checked: None,
         };
         if self.tokens.contains_key(&TokenKey::new(issued.room, issued.identity)) {
             return;
@@ -509,8 +521,8 @@ impl MembershipTracker {
 
     // --- tokens come and go ---
 
-    /// The token of a token, and its user.
-    fn enter(&mut self, issued: &IssuedToken<'_>, restored: bool) -> Result<(Arc<TokenKey>, UserKey), CapacityError> {
+    /// The key of a token, and of its user.
+    fn keys_of(&self, issued: &IssuedToken<'_>) -> Result<(TokenKey, UserKey), CapacityError> {
         if issued.room_id.len() + issued.user_id.len() + issued.room.len() + issued.identity.len() > MAX_NAME_BYTES {
             return Err(CapacityError::NameTooLong);
         }
@@ -524,6 +536,12 @@ impl MembershipTracker {
             .users
             .get_key_value(&user_key)
             .map_or(user_key, |(user_key, _)| user_key.clone());
+        Ok((key, user_key))
+    }
+
+    fn enter(&mut self, issued: &IssuedToken<'_>, restored: bool) -> Result<(Arc<TokenKey>, UserKey), CapacityError> {
+        let (key, user_key) = self.keys_of(issued)?;
+        let room_id = user_key.0.clone();
         if let Some(token) = self.tokens.get_mut(&key).filter(|token| token.user == user_key.1) {
             token.end = token.end.max(issued.end);
             if token.presence == Presence::Gone {

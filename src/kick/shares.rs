@@ -102,17 +102,20 @@ impl Shares {
         shares
     }
 
-    /// Takes a place for a token on which nobody was seen yet, if there is one. One that was `restored` had its place before.
-    pub(super) fn take(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, restored: bool) -> Result<(), CapacityError> {
-        let shares = self.of(room_id, user_id);
-        let is_full = |(share, max, _): &&(Share, u32, CapacityError)| {
+    /// Whether there is a place for a token on which nobody was seen yet. One that was `restored` had its place before.
+    pub(super) fn check(&self, room_id: &Arc<str>, user_id: &Arc<str>, restored: bool) -> Result<(), CapacityError> {
+        let is_full = |(share, max, _): &(Share, u32, CapacityError)| {
             let is_exempt = restored && matches!(share, Share::Unseen(_));
             !is_exempt && self.taken.get(share).copied().unwrap_or(0) >= *max
         };
-        if let Some((_, _, error)) = shares.iter().find(is_full) {
-            return Err(*error);
-        }
-        for (share, ..) in shares {
+        let full = self.of(room_id, user_id).into_iter().find(is_full);
+        full.map_or(Ok(()), |(_, _, error)| Err(error))
+    }
+
+    /// Takes that place, if there is one.
+    pub(super) fn take(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, restored: bool) -> Result<(), CapacityError> {
+        self.check(room_id, user_id, restored)?;
+        for (share, ..) in self.of(room_id, user_id) {
             *self.taken.entry(share).or_default() += 1;
         }
         Ok(())

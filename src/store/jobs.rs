@@ -46,6 +46,7 @@ static TOO_MANY: LogThrottle = LogThrottle::once_a_minute();
 pub struct Jobs {
     changes: Changes,
     foreign: Arc<Mutex<Foreign>>,
+    is_shared: bool,
 }
 
 /// Records as they are read. Dropping it ends the reading.
@@ -95,10 +96,12 @@ impl Jobs {
     /// Starts to read and to write. A store that keeps nothing costs nothing.
     #[must_use]
     pub fn start(store: Store) -> (Self, StoredJobs) {
+        let is_shared = store.is_shared();
         let (changes, entries) = Changes::start(store);
         let jobs = Self {
             changes,
             foreign: Arc::default(),
+            is_shared,
         };
         let seen = Seen::default();
         (jobs.clone(), StoredJobs { entries, jobs, seen })
@@ -220,7 +223,8 @@ impl StoredJobs {
     /// Notes that the job stands under `place`, with a value that is named where it holds more than the job.
     fn take(&mut self, job: JobRecord<'static>, place: &str, value: &str) -> Option<Stored> {
         let field = job.field();
-        let is_over = job.expires_at_ms().saturating_add(DAY_MS) < unix_millis();
+        // Where several replicas share them, times are of Redis's clock, and nobody goes by ours: one more restart tells.
+        let is_over = !self.jobs.is_shared && job.expires_at_ms().saturating_add(DAY_MS) < unix_millis();
         if is_over || (place != field && self.entries.is_touched(field.as_bytes())) {
             self.jobs.changes.make(place.to_owned(), None);
             return None;

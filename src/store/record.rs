@@ -322,6 +322,13 @@ impl JobRecord<'_> {
         merged.replaces.retain(|replaced| known.insert(replaced.delay_id.clone()));
         Some(merged)
     }
+
+    /// Whether whoever has `other`, an earlier record of the same leave, knows all that this one says of events and of who was seen.
+    #[must_use]
+    pub fn is_covered_by(&self, other: &Self) -> bool {
+        let names = |replaced: &Replaced<'_>| other.replaces.iter().any(|known| known.delay_id == replaced.delay_id);
+        self.delay_id == other.delay_id && (self.seen, &self.sid) == (other.seen, &other.sid) && self.replaces.iter().all(names)
+    }
 }
 
 impl JobRecord<'static> {

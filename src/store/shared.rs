@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::record::JobRecord;
 use super::redis::{Connection, Redis, RedisError, Reply, encoded};
 use super::{Failure, StoreError};
-use crate::fleet::{Answer, Entry, NodeId, Position, Watch};
+use crate::fleet::{Answer, Entry, MAX_MESSAGES, NodeId, Position, Watch};
 
 const JOBS: &str = "lk-jwt:jobs";
 const WATCHER: &str = "{lk-jwt:jobs}:watcher";
@@ -38,8 +38,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 const READ_GRACE: Duration = Duration::from_secs(2);
 /// Messages that are read at once.
 const MESSAGES_AT_ONCE: &[u8] = b"256";
-/// Messages and records from which on no more are taken.
-const MAX_MESSAGES: &str = "50000";
+/// Records from which on no more are taken.
 const MAX_RECORDS: &str = "200000";
 /// How often a record that others change meanwhile is read again.
 const MAX_ATTEMPTS: usize = 8;
@@ -194,7 +193,7 @@ pub enum News {
 /// How a delegation by script ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handed {
-    /// The record is written; the watcher is told by this message, or finds the record when it reads all.
+    /// The record is written; the watcher is told by this message, or, where there are too many, reads all records again.
     Done(Position),
     /// The user, the homeserver or the table is at its bound.
     Full,
@@ -330,7 +329,8 @@ impl Shared {
     /// When Redis does not answer within a second, or refuses.
     pub async fn tell_webhook(&self, node: NodeId, webhook: &str) -> Result<bool, StoreError> {
         let node = node.to_string();
-        let arguments = [MAX_MESSAGES.as_bytes(), b"webhook", node.as_bytes(), webhook.as_bytes()];
+        let most = MAX_MESSAGES.to_string();
+        let arguments = [most.as_bytes(), b"webhook", node.as_bytes(), webhook.as_bytes()];
         let texts = self.run(&TELL, &[MESSAGES], &arguments, deadline()).await?;
         Ok(texts.first().is_some_and(|id| !id.is_empty()))
     }
@@ -341,7 +341,7 @@ impl Shared {
     /// # Errors
     /// When Redis does not answer until `deadline`, or refuses.
     pub async fn delegate(&self, record: &JobRecord<'_>, full: &[String], until: Instant) -> Result<Handed, StoreError> {
-        let field = record.field();
+        let (field, most) = (record.field(), MAX_MESSAGES.to_string());
         let mut expected = Box::<[u8]>::default();
         let mut now_ms = None;
         for _ in 0..MAX_ATTEMPTS {
@@ -355,7 +355,7 @@ impl Shared {
                 &*expected,
                 value.as_bytes(),
                 MAX_RECORDS.as_bytes(),
-                MAX_MESSAGES.as_bytes(),
+                most.as_bytes(),
             ];
             arguments.extend(full.iter().map(String::as_bytes));
             let texts = self.run(&DELEGATE, &[JOBS, MESSAGES, FULL], &arguments, until).await?;
@@ -399,10 +399,11 @@ impl Shared {
                 Some(merged.value_over(std::str::from_utf8(stored).unwrap_or_default()))
             })
             .collect();
+        let most = MAX_MESSAGES.to_string();
         let mut asked = Vec::new();
         for ((field, stored), value) in fields.iter().zip(&stored).zip(&merged) {
             let Some(value) = value else { continue };
-            let bounds = [MAX_RECORDS.as_bytes(), MAX_MESSAGES.as_bytes()];
+            let bounds = [MAX_RECORDS.as_bytes(), most.as_bytes()];
             let arguments = [&[field.as_bytes(), stored, value.as_bytes()][..], &bounds].concat();
             asked.extend(DELEGATE.by_hash(&[JOBS, MESSAGES, FULL], &arguments));
         }
@@ -550,7 +551,7 @@ fn read_place(seconds: &[u8], micros: &[u8], id: &[u8]) -> Option<Position> {
 }
 
 fn read_answer(texts: &[Box<[u8]>]) -> Option<Answer> {
-    let [seconds, micros, watch, records, _messages, entries @ ..] = texts else {
+    let [seconds, micros, watch, records, messages, entries @ ..] = texts else {
         return None;
     };
     let entries = entries.chunks_exact(2).filter_map(|pair| match pair {
@@ -561,6 +562,7 @@ fn read_answer(texts: &[Box<[u8]>]) -> Option<Answer> {
         redis_ms: millis(seconds, micros)?,
         watch: parse(watch),
         records: parse(records)?,
+        messages: parse(messages)?,
         entries: entries.collect(),
     })
 }

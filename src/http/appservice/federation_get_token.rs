@@ -11,7 +11,7 @@ use http::Request;
 use super::super::App;
 use super::super::report::{ApiError, Route, report};
 use super::super::request::json_reply;
-use super::{AppServiceRoutes, ORIGIN, heard};
+use super::{AppServiceRoutes, ORIGIN, heard, place_for_others};
 use crate::retry::Deadline;
 use crate::wire::{FederationTokenRequest, TokenReply};
 
@@ -21,6 +21,7 @@ pub(super) async fn post(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let (received, origin, request) = heard(&app, &appservice, request, &ORIGIN, FederationTokenRequest::parse).await?;
+    let _place = place_for_others(&app, &received, &origin)?;
     match appservice
         .service
         .federation_token(&origin, &request, Deadline::since(received.at))

@@ -82,7 +82,7 @@ fn token<'a>(user_id: &'a str, identity: &'a str, now: u64, checked: bool) -> Is
         room: ROOM,
         identity,
         end: at(now + HOUR),
-        checked,
+        checked: checked.then_some(at(now)),
     }
 }
 

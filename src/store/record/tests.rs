@@ -399,3 +399,31 @@ fn of_two_delegations_the_later_one_counts_and_names_the_other() {
     let own = job("y", 2);
     assert_eq!(own.in_order_with(None, None, 250), Some(own.clone()));
 }
+
+#[test]
+fn a_record_that_was_handed_over_covers_what_is_known_until_something_is_added() {
+    let replaced = |delay_id: &'static str| Replaced {
+        delay_id: delay_id.into(),
+        until_ms: 1,
+    };
+    let handed = JobRecord {
+        delay_id: "syd_1".into(),
+        replaces: vec![replaced("syd_0")],
+        ..JobRecord::default()
+    };
+    let with = |change: fn(&mut JobRecord<'static>)| {
+        let mut now = handed.clone();
+        change(&mut now);
+        now.is_covered_by(&handed)
+    };
+    assert!(with(|_| {}));
+    assert!(with(|now| now.restarted_at_ms = 5));
+    assert!(with(|now| now.replaces.clear()), "it was cancelled meanwhile");
+    assert!(!with(|now| now.delay_id = "syd_2".into()));
+    assert!(!with(|now| now.seen = true));
+    assert!(!with(|now| now.sid = Some("PA_1".into())));
+    // One that arrived before and finished its checks after.
+    let mut late = handed.clone();
+    late.replaces.push(replaced("syd_late"));
+    assert!(!late.is_covered_by(&handed));
+}

@@ -1,7 +1,10 @@
 //! Who is dealt with, and how often they may ask, behind our homeserver.
 
+use std::time::Duration;
+
 use super::{OTHER, Stage};
 use crate::support::client::Answer;
+use crate::support::wait_until;
 
 #[track_caller]
 fn assert_blocked(answer: &Answer) {
@@ -41,4 +44,32 @@ fn users_of_both_homeservers_have_a_rate() {
         assert_eq!(statuses.last(), Some(&429), "{statuses:?}");
         assert!(statuses.len() == 2 || statuses == [429], "{statuses:?}");
     }
+}
+
+/// A homeserver makes up as many users as it likes, and each of them is held for asking too often.
+#[test]
+fn a_homeserver_whose_users_are_held_leaves_places_for_everybody_else() {
+    const USERS: usize = 60;
+    const RATE: usize = 6;
+    // 96 requests in flight, of which our homeserver may have 48.
+    let few = ["/bin/sh", "-c", "ulimit -n 256 && exec \"$@\"", "sh"];
+    let stage = Stage::with(|setup| setup.wrapped_in(&few).env("LIVEKIT_RATE_LIMIT_USER", &RATE.to_string()));
+    let asks = (0..USERS).map(|n| {
+        let mut ask = stage.federated();
+        (ask.body["user_id"], ask.who) = (format!("@u{n}:evil.example").into(), Some("evil.example".into()));
+        ask
+    });
+    let asks: Vec<_> = asks.collect();
+    for ask in &asks {
+        (0..RATE).for_each(|_| drop(stage.call(ask)));
+    }
+    let held: Vec<_> = asks.iter().map(|ask| stage.service.begin(&ask.call())).collect();
+    wait_until("more than there are places", Duration::from_secs(8), || {
+        held.iter().filter(|request| request.is_finished()).count() >= USERS - 48
+    });
+    for ask in [stage.client(), stage.federated(), stage.delegation()] {
+        let answer = stage.call(&ask);
+        assert_eq!(answer.status, 200, "{}: {}", ask.path, answer.text());
+    }
+    assert!(held.iter().any(|request| !request.is_finished()), "nobody is held any more");
 }

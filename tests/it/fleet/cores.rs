@@ -24,6 +24,8 @@ struct Node {
     next_beat: u64,
     /// How often it began to watch, and how.
     takeovers: Vec<(u64, Takeover)>,
+    /// Whether it may judge those who were there before as its own, since it began to watch.
+    is_continuous: bool,
     yields: usize,
     put_again: usize,
     shortest_ms: Option<u32>,
@@ -77,6 +79,7 @@ impl World {
             fleet: Fleet::new(own),
             next_beat: self.now_ms,
             takeovers: Vec::new(),
+            is_continuous: false,
             yields: 0,
             put_again: 0,
             shortest_ms: None,
@@ -145,8 +148,9 @@ impl World {
                 match output {
                     Output::Change { .. } if node.is_refused => {}
                     Output::Change { seen, wanted } => outputs.extend(node.fleet.on_changed(self.redis.change(seen, wanted))),
-                    Output::Watching { how, .. } => {
+                    Output::Watching { how, continuous } => {
                         node.takeovers.push((now_ms, how));
+                        node.is_continuous = continuous;
                         if !node.is_lazy {
                             node.fleet.on_records_read();
                             node.next_beat = now_ms + STEP_MS;
@@ -478,6 +482,71 @@ fn a_watcher_without_the_homeserver_gives_to_one_that_reaches_it() {
     assert_eq!(world.node(1).fleet.asked_about(), "");
 }
 
+/// An heir that did not begin in time is given the watch another time: the giver does not stop.
+#[test]
+fn an_heir_that_was_slow_once_is_not_passed_over_for_good() {
+    let mut world = World::new(2);
+    world.run(15_000);
+    world.node(2).is_lazy = true;
+    world.node(1).reaches_sfu = false;
+    world.run(40_000);
+    assert_eq!(world.watching(), [1], "taken back");
+    assert_eq!(world.node(2).yields, 1);
+    world.node(2).is_lazy = false;
+    world.until_watching(2, 70_000);
+    world.run(2 * BEAT_MS);
+    assert_eq!(world.node(1).yields, 1);
+}
+
+/// Who gives the watch away and does not leave has time: the heir may have much to read.
+#[test]
+fn an_heir_may_take_seconds_to_read_the_records() {
+    let mut world = World::new(2);
+    world.run(15_000);
+    world.node(2).is_lazy = true;
+    world.node(1).reaches_sfu = false;
+    world.run(13_000);
+    assert_eq!(world.redis.watch.map(|watch| watch.node), Some(NodeId(2)));
+    world.node(2).fleet.on_records_read();
+    world.until_watching(2, 2 * BEAT_MS);
+    world.run(2 * BEAT_MS);
+    assert_eq!((world.node(1).yields, world.node(2).yields), (1, 0));
+}
+
+/// One that claims and cannot read the records watches nobody.
+#[test]
+fn an_heir_that_cannot_read_the_records_is_as_good_as_dead() {
+    let mut world = World::new(3);
+    world.run(15_000);
+    world.node(2).is_lazy = true;
+    world.node(1).is_alive = false;
+    world.until_watching(2, LIFE_MS + 3 * BEAT_MS);
+    world.until_watching(3, 2 * LIFE_MS + 4 * BEAT_MS);
+    assert_eq!(world.node(2).yields, 1);
+    // Alone it goes on trying.
+    world.node(3).is_alive = false;
+    world.run(60_000);
+    assert_eq!(world.watching(), [2]);
+}
+
+/// What is being given away cannot be written any more: a reading that ends only then opens nothing.
+#[test]
+fn a_reading_that_ends_while_the_watch_is_given_begins_nothing() {
+    let mut world = World::new(3);
+    world.run(15_000);
+    world.node(2).is_lazy = true;
+    world.node(1).is_alive = false;
+    world.until_watching(2, LIFE_MS + 3 * BEAT_MS);
+    world.node(2).fleet.on_stopping();
+    while world.node(2).fleet.own_watch().is_some() {
+        world.run(STEP_MS);
+    }
+    let fleet = &mut world.node(2).fleet;
+    assert!(fleet.works());
+    fleet.on_records_read();
+    assert!(!fleet.has_read() && !fleet.takes_in());
+}
+
 /// While an heir does not begin what it was given, and the giver takes the watch back, that is a new beginning: what is written under the
 /// former epoch is refused.
 #[test]
@@ -489,7 +558,7 @@ fn a_watch_that_is_taken_back_begins_anew() {
     world.node(2).fleet.on_homeserver("", "hs.example");
     world.run(2 * BEAT_MS);
     world.node(1).fleet.on_homeserver("", "");
-    world.until_watching(1, 5 * BEAT_MS);
+    world.until_watching(1, 8 * BEAT_MS);
     let watch = world.redis.watch.expect("a watcher");
     assert_eq!((watch.node, world.node(1).fleet.own_watch()), (NodeId(1), Some(watch)));
     assert!(watch.epoch > 2, "{watch}");
@@ -543,6 +612,32 @@ fn another_fingerprint_waits_until_the_last_of_the_others_leaves() {
     world.node(1).is_alive = false;
     world.node(2).is_alive = false;
     world.until_watching(3, 2 * LIFE_MS + 4 * BEAT_MS);
+}
+
+/// Somebody with another SFU took the watch while its watcher stood still: what that SFU says of its rooms is no evidence, and the watch
+/// goes back.
+#[test]
+fn a_watch_of_another_fingerprint_is_given_back() {
+    let mut world = World::new(1);
+    world.add(2, 99);
+    world.run(20_000);
+    world.node(1).is_paused = true;
+    world.run(LIFE_MS + 10_000);
+    assert_eq!(world.redis.watch.map(|watch| watch.node), Some(NodeId(2)));
+    assert!(!world.node(2).is_continuous, "it judges another SFU's rooms");
+    world.node(1).is_paused = false;
+    world.until_watching(1, 4 * BEAT_MS);
+    assert!(!world.node(1).is_continuous);
+    world.run(2 * BEAT_MS);
+    assert_eq!(world.redis.nodes[&NodeId(2)].state, NodeState::Waiting);
+    // Of one's own kind it goes on as it was.
+    world.node(2).is_alive = false;
+    world.add(3, 1);
+    world.run(20_000);
+    world.node(1).is_paused = true;
+    world.run(LIFE_MS + 10_000);
+    assert_eq!(world.redis.watch.map(|watch| watch.node), Some(NodeId(3)));
+    assert!(world.node(3).is_continuous);
 }
 
 #[test]

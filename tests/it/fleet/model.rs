@@ -32,6 +32,7 @@ impl Model {
             redis_ms: self.now_ms,
             watch: self.watch,
             records: self.jobs.len() as u64,
+            messages: self.messages.len() as u64,
             entries: self.nodes.iter().map(|(id, entry)| (*id, entry.clone())).collect(),
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use lk_jwt_service::internals::core::{Action, Core, Delegation, Fact, SUSPENDED_AFTER_MS, Settings};
 use lk_jwt_service::internals::delayed_event::DelayedEventAction;
 use lk_jwt_service::internals::delayed_leave::{CapacityError, Handover, HomeserverId, LeaveId};
-use lk_jwt_service::internals::fleet::{Answer, Entry, Fleet, Kept, NodeId, Output, Own, Position, Takeover, Watch};
+use lk_jwt_service::internals::fleet::{Answer, Counts, Entry, Fleet, Kept, NodeId, Output, Own, Position, Takeover, Watch};
 use lk_jwt_service::internals::livekit;
 use lk_jwt_service::internals::presence::Question;
 use lk_jwt_service::internals::store::{JobRecord, News};
@@ -244,6 +244,7 @@ impl Node {
         self.fleet.on_timer(time);
         if now >= self.next_probe {
             self.next_probe = now + 1_000;
+            self.is_continuous &= self.reaches_sfu;
             self.fleet.on_sfu(self.reaches_sfu, time);
         }
         self.read(outside);
@@ -592,6 +593,7 @@ impl Node {
             let record = JobRecord::read(field.as_bytes(), value.as_bytes()).expect("a record");
             scan.seen.insert(field, record.restarted_at_ms);
             if self.fleet.works() {
+                self.fleet.on_record(outside.time());
                 self.adopt(outside, &record);
             }
         }
@@ -754,7 +756,11 @@ impl Node {
                 self.is_open = true;
                 let is_writing = !self.queue.is_empty();
                 let leaves = self.core.leaves().current();
-                let is_due = self.fleet.is_reading_due(answer.records, leaves, is_writing, outside.time());
+                let counts = Counts {
+                    records: answer.records,
+                    messages: answer.messages,
+                };
+                let is_due = self.fleet.is_reading_due(counts, leaves, is_writing, outside.time());
                 assert!(
                     !is_due || self.fleet.works(),
                     "{}: {} reads, and does not watch",

@@ -1,5 +1,6 @@
 //! A real SFU, and real clients of it.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -244,7 +245,7 @@ impl Livekit {
 
     /// Sources of the tracks in it, by LiveKit's names.
     #[track_caller]
-    pub(crate) fn sources(&self, room: &str) -> Vec<&'static str> {
+    pub(crate) fn sources(&self, room: &str) -> BTreeSet<&'static str> {
         let request = proto::ListParticipantsRequest { room: room.into() };
         let answer: proto::ListParticipantsResponse = self.call("ListParticipants", room, &request);
         let tracks = answer.participants.iter().flat_map(|participant| &participant.tracks);
