@@ -111,8 +111,12 @@ impl App {
             waiting: Waiting::new(in_flight),
             // They wait for our homeserver: half, so that the others go on when it hangs.
             from_homeserver: Arc::new(Semaphore::new(in_flight / 2)),
-            // Half of these again, so that what others let us hold leaves places for our own users.
-            for_others: FairLimiter::new(Places::shared(others, true, [others; 3])),
+            // Half of these again, so that what others let us hold leaves places for our own users; of one domain a third at most, since
+            // a big homeserver's users come in hundreds.
+            for_others: FairLimiter::new(Places {
+                group_part: 2,
+                ..Places::shared(others, true, [others; 3])
+            }),
             webhooks: Semaphore::new(MAX_WEBHOOKS),
             keys: RwLock::new(Arc::new(keys)),
             serves_metrics,

@@ -38,7 +38,8 @@ use crate::store::token;
 use crate::time::Time;
 use membership::{Action, IssuedToken, MembershipAnswer, MembershipQuery, MembershipTracker, QueryScope, RemovalOutcome, TokenKey};
 use name::Name;
-use shares::CapacityError;
+pub use shares::IsListed;
+use shares::{CapacityError, Shares};
 
 /// A timer that is later than this: the process stood still.
 const WOKE_MS: u64 = 3_000;
@@ -61,6 +62,8 @@ pub struct Settings {
     pub store: token::Queue,
     pub interval: Duration,
     pub max_tokens: usize,
+    /// `None` where no other homeserver than our own is listed.
+    pub is_listed: Option<IsListed>,
     /// Told of who left the Matrix room: there is no leave to send for them (decision L6).
     pub end_delegated_leave: EndDelegatedLeave,
 }
@@ -108,10 +111,11 @@ struct Driver {
 impl KickOnLeave {
     /// Starts with nothing; [`Self::restore`] reads the store.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(mut settings: Settings) -> Self {
         let clock = Clock::start();
         let own = settings.own.name().as_str().into();
-        let tracker = MembershipTracker::new(as_millis(settings.interval), own, settings.max_tokens, clock.now());
+        let shares = Shares::new(own, settings.is_listed.take(), settings.max_tokens);
+        let tracker = MembershipTracker::new(as_millis(settings.interval), shares, clock.now());
         let kick = Self(Arc::new(Driver {
             tracker: Mutex::new(tracker),
             clock,

@@ -287,11 +287,10 @@ impl Membership {
 }
 
 impl MembershipTracker {
-    /// Makes an empty tracker; sweeps are `interval_ms` apart, `own` is the homeserver that we belong to, `max_tokens` are watched
-    /// in all.
-    pub(super) fn new(interval_ms: u64, own: Box<str>, max_tokens: usize, now: Time) -> Self {
+    /// Makes an empty tracker; sweeps are `interval_ms` apart.
+    pub(super) fn new(interval_ms: u64, shares: Shares, now: Time) -> Self {
         Self {
-            shares: Shares::new(own, max_tokens),
+            shares,
             interval_ms,
             began: now,
             awake_since: Time::EARLIEST,

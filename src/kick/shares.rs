@@ -2,13 +2,15 @@
 //!
 //! ```text
 //!  local users     half of all places
-//!  remote users    the other half; a homeserver has 10,000 of them at most and never more than a quarter, 2,000 in one Matrix room
+//!  remote users    the other half; a homeserver has 10,000 of them at most and never more than a quarter, 2,000 in one Matrix room.
+//!                  Where the operator listed other homeservers, half of it at most are for those that are not listed
 //!  every user      500, and 20 on which nobody was seen yet
 //! ```
 //!
 //! A homeserver is known by its name here: a token says nothing about the address that was dialled for it (H7a).
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 const MAX_PER_HOMESERVER: u32 = 10_000;
@@ -47,17 +49,28 @@ pub(super) enum CapacityError {
     NameTooLong,
 }
 
-#[derive(Debug)]
+/// Whether the operator listed this homeserver (decision H7a).
+pub type IsListed = Box<dyn Fn(&str) -> bool + Send + Sync>;
+
 pub(super) struct Shares {
     own: Box<str>,
+    /// `None` where no other homeserver than our own is listed: nobody needs to be told from others.
+    is_listed: Option<IsListed>,
     /// Places for local users, and as many for remote ones.
     half: u32,
     taken: BTreeMap<Share, u32>,
 }
 
+impl fmt::Debug for Shares {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shares").field("taken", &self.taken).finish_non_exhaustive()
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Share {
     Total(Origin),
+    Unlisted,
     Homeserver(Arc<str>),
     Room(Arc<str>, Arc<str>),
     User(Arc<str>),
@@ -65,9 +78,10 @@ enum Share {
 }
 
 impl Shares {
-    pub(super) fn new(own: Box<str>, max: usize) -> Self {
+    pub(super) fn new(own: Box<str>, is_listed: Option<IsListed>, max: usize) -> Self {
         Self {
             own,
+            is_listed,
             half: u32::try_from(max / 2).unwrap_or(u32::MAX),
             taken: BTreeMap::new(),
         }
@@ -90,6 +104,9 @@ impl Shares {
         ];
         if origin == Origin::Remote {
             let server: Arc<str> = server(user_id).into();
+            if self.is_listed.as_ref().is_some_and(|is_listed| !is_listed(&server)) {
+                shares.push((Share::Unlisted, self.half / 2, CapacityError::Total));
+            }
             let max = MAX_PER_HOMESERVER.min(self.half / 4).max(1);
             shares.push((Share::Homeserver(server.clone()), max, CapacityError::Homeserver));
             shares.push((

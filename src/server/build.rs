@@ -245,24 +245,30 @@ fn leaves(config: &Config, limits: &Limits, neighbours: &Neighbours, store: stor
         homeservers: neighbours.homeservers.clone(),
         own: neighbours.own.clone(),
         store,
-        listed: Box::new({
-            let homeservers = neighbours.homeservers.clone();
-            move |server| homeservers.class(server) == Class::Listed
-        }),
+        listed: is_listed(neighbours),
         fleet,
     })
+}
+
+/// Whether the operator listed a homeserver.
+fn is_listed(neighbours: &Neighbours) -> Box<dyn Fn(&str) -> bool + Send + Sync> {
+    let homeservers = neighbours.homeservers.clone();
+    Box::new(move |server| homeservers.class(server) == Class::Listed)
 }
 
 /// The watch over memberships, where they are watched; it has the leaves' lists of participants.
 fn kick_on_leave(config: &Config, limits: &Limits, neighbours: &Neighbours, store: &Store, leaves: &Leaves) -> Option<KickOnLeave> {
     let (own, interval) = neighbours.own.clone().zip(config.membership.check_interval)?;
     let (tokens, restored) = token::Queue::start(store);
+    let listed = config.full_access.entries().chain(config.cs_api_overrides.keys());
+    let is_another_listed = listed.into_iter().any(|name| name != own.name());
     let kick = KickOnLeave::new(kick::Settings {
         own,
         sfu: neighbours.sfu.clone(),
         store: tokens,
         interval,
         max_tokens: limits.tokens,
+        is_listed: is_another_listed.then(|| is_listed(neighbours)),
         end_delegated_leave: Box::new({
             let leaves = leaves.clone();
             move |room, identity| leaves.kicked(room, identity)

@@ -1010,6 +1010,10 @@ fn a_forward_proxy_is_used_for_homeservers() {
         ] {
             stage.misses(server, &["never dialled"]);
         }
+        // Nor what the proxy would take for such an address, and we for a name.
+        for server in ["0x7f000001:6443", "169.254.0xa9fe", "127.1:6443", "2130706433"] {
+            stage.misses(server, &[]);
+        }
         assert_eq!(proxy.seen().len(), asked, "{:?}", proxy.seen());
     });
 }

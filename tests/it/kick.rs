@@ -13,7 +13,7 @@ use crate::support::homeserver::Homeserver;
 use crate::support::neighbour::{Neighbour, Reply, Request};
 use crate::support::redis::RedisServer;
 use crate::support::service::{Service, Setup};
-use crate::support::sfu::{Session, Sfu};
+use crate::support::sfu::{Fault, Session, Sfu};
 use crate::support::{bodies, unique, unique_loopback, unique_room, wait_until, webhook};
 
 const AS_TOKEN: &str = "as-token-of-these-tests";
@@ -152,6 +152,54 @@ fn a_list_that_is_too_long_is_not_fetched_again() {
     scene.matrix.leave(&all[1].user);
     scene.wait_removed(&all[1], 1);
     assert!(scene.is_there(&all[0]) && scene.is_there(&all[2]));
+}
+
+/// P14: a list has up to eight MiB, and whoever takes calls to big rooms chooses how many of them there are.
+#[test]
+fn one_list_is_read_at_a_time() {
+    const ROOMS: usize = 6;
+    const SLOW: Duration = Duration::from_millis(400);
+    let scene = Scene::new();
+    scene.matrix.delay_lists(SLOW);
+    for room in (0..ROOMS).map(|_| unique_room()) {
+        for n in 0..3 {
+            let guest = scene.token_in(&room, &format!("user{n}"));
+            let session = scene.sfu.join(&hashes::alias(&room, SLOT), &guest.identity);
+            scene.tell(&webhook::joined(&session));
+        }
+    }
+    wait_until("lists", TIMEOUT, || scene.matrix.count("/joined_members") > 2 * ROOMS);
+    let asked: Vec<_> = scene
+        .matrix
+        .http
+        .requests()
+        .into_iter()
+        .filter(|r| r.path.ends_with("/joined_members"))
+        .collect();
+    for pair in asked.windows(2) {
+        let apart = pair[1].at - pair[0].at;
+        assert!(apart >= SLOW, "two lists at a time: {apart:?} apart");
+    }
+}
+
+/// T7: what is refused for another reason takes nobody's place, though each try brings another member id.
+#[test]
+fn a_request_that_fails_takes_no_place_among_the_tokens() {
+    let scene = Scene::with(|setup| setup.env("LIVEKIT_RATE_LIMIT_USER", "off"));
+    let ask = |member: usize| {
+        let body = bodies::get_token_of(&scene.home, "alice", &scene.room);
+        let body = bodies::with(&body, "/member/id", Some(json!(format!("m{member}"))));
+        scene.service.call(&Call::json("/get_token", &body)).status
+    };
+    scene.matrix.join(&scene.home.user("alice"));
+    scene.sfu.fail(Some(Fault::NoGrant));
+    for member in 0..30 {
+        assert_eq!(ask(member), 500, "{member}");
+    }
+    scene.sfu.fail(None);
+    let statuses: Vec<_> = (30..51).map(ask).collect();
+    assert!(statuses[..20].iter().all(|status| *status == 200), "{statuses:?}");
+    assert_eq!(statuses[20], 429, "20 of a user that nobody uses");
 }
 
 /// A9: the wait that the homeserver asks for is kept, and nobody else is asked about meanwhile.
@@ -293,11 +341,11 @@ fn a_removal_that_fails_is_tried_again() {
     let scene = Scene::new();
     let alice = scene.token("alice");
     scene.join(&alice);
-    scene.sfu.fail(Some(crate::support::sfu::Fault::ProxyPage(503)));
+    scene.sfu.fail(Some(Fault::ProxyPage(503)));
     scene.matrix.leave(&alice.user);
     wait_until("some tries", TIMEOUT, || scene.removals(&alice).len() >= 3);
     // A page, whatever its status, is no yes and no no.
-    scene.sfu.fail(Some(crate::support::sfu::Fault::ProxyPage(200)));
+    scene.sfu.fail(Some(Fault::ProxyPage(200)));
     wait_until("more tries", TIMEOUT, || scene.removals(&alice).len() >= 5);
     assert!(scene.is_there(&alice));
     scene.service.wait_event("removals_fail").says(&["WARN", "remedy="]);
@@ -488,9 +536,14 @@ impl Scene {
     /// A member of the Matrix room gets a token from their homeserver.
     #[track_caller]
     fn token(&self, localpart: &str) -> Guest {
+        self.token_in(&self.room, localpart)
+    }
+
+    #[track_caller]
+    fn token_in(&self, room: &str, localpart: &str) -> Guest {
         let user = self.home.user(localpart);
         self.matrix.join(&user);
-        let body = json!({"url": self.sfu.url(), "room_id": self.room, "slot_id": SLOT, "member_id": "m"});
+        let body = json!({"url": self.sfu.url(), "room_id": room, "slot_id": SLOT, "member_id": "m"});
         let call = Call::json(TOKEN_PATH, &body)
             .header("Authorization", &format!("Bearer {HS_TOKEN}"))
             .header("X-Matrix-User-Identifier", &user);
@@ -561,6 +614,7 @@ struct MatrixState {
     /// About this user, and about all where he is in the list.
     odd: Mutex<Option<(String, Reply)>>,
     padding: Mutex<usize>,
+    slow: Mutex<Duration>,
 }
 
 impl Matrix {
@@ -571,6 +625,7 @@ impl Matrix {
             fault: Mutex::default(),
             odd: Mutex::default(),
             padding: Mutex::default(),
+            slow: Mutex::default(),
         });
         let answering = state.clone();
         Self {
@@ -604,6 +659,11 @@ impl Matrix {
     /// Makes lists of members that much longer.
     fn pad_lists(&self, bytes: usize) {
         *self.state.padding.lock().unwrap() = bytes;
+    }
+
+    /// Takes so long for a list of members.
+    fn delay_lists(&self, by: Duration) {
+        *self.state.slow.lock().unwrap() = by;
     }
 
     /// How many questions about memberships there were, with that end of the path.
@@ -644,7 +704,7 @@ impl MatrixState {
             }
             let members: serde_json::Map<_, _> = joined.iter().map(|user| (user.clone(), json!({"display_name": user}))).collect();
             let padding = "x".repeat(*self.padding.lock().unwrap());
-            return Reply::json(200, &json!({"joined": members, "padding": padding}));
+            return Reply::json(200, &json!({"joined": members, "padding": padding})).after(*self.slow.lock().unwrap());
         }
         // Of a room in which none of its users is any more, it knows nothing.
         let answer = match (request.query("mxid"), request.query("server_name")) {

@@ -30,7 +30,7 @@ fn fill(shares: &mut Shares, room_id: &str, user_id: &str, tokens: u32, seen: bo
 
 #[test]
 fn a_full_share_refuses_its_own_newcomers_only() {
-    let mut shares = Shares::new("own.example".into(), 200_000);
+    let mut shares = Shares::new("own.example".into(), None, 200_000);
     // 20 unused ones of a user; a used one makes room for another.
     fill(&mut shares, "!r", "@a:evil.example", MAX_UNSEEN_PER_USER, false);
     assert_eq!(admit(&mut shares, "!r", "@a:evil.example", false), Err(CapacityError::Unseen));
@@ -55,7 +55,7 @@ fn a_full_share_refuses_its_own_newcomers_only() {
 
 #[test]
 fn remote_users_leave_half_to_our_own_and_three_quarters_to_each_other() {
-    let mut shares = Shares::new("own.example".into(), 800);
+    let mut shares = Shares::new("own.example".into(), None, 800);
     for server in 0..4 {
         for user in 0..5 {
             fill(&mut shares, "!r", &format!("@u{user}:s{server}.example"), 20, false);
@@ -79,4 +79,24 @@ fn remote_users_leave_half_to_our_own_and_three_quarters_to_each_other() {
         }
     }
     assert!(shares.is_empty());
+}
+
+/// Names cost whoever makes them up nothing.
+#[test]
+fn made_up_homeservers_leave_half_of_the_remote_users_places_to_those_that_are_listed() {
+    let is_listed: IsListed = Box::new(|server| server == "partner.example");
+    let mut shares = Shares::new("own.example".into(), Some(is_listed), 800);
+    for name in 0..10 {
+        fill(&mut shares, "!r", &format!("@u:h{name}.evil.example"), 20, false);
+    }
+    assert_eq!(admit(&mut shares, "!r", "@u:h11.evil.example", false), Err(CapacityError::Total));
+    for user in 0..5 {
+        fill(&mut shares, "!r", &format!("@u{user}:partner.example"), 20, false);
+    }
+    for name in 0..10 {
+        for _ in 0..20 {
+            shares.give_back(&"!r".into(), &format!("@u:h{name}.evil.example").into(), false);
+        }
+    }
+    assert_eq!(admit(&mut shares, "!r", "@u:h11.evil.example", false), Ok(()));
 }
