@@ -1,5 +1,6 @@
 //! Memory of each homeserver. Bounded: the names come from strangers.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,10 +25,14 @@ use crate::cache::bounded;
 use crate::clock::unix_seconds;
 use crate::server_name::ServerName;
 
-/// Homeservers that are listed or have verified a token here.
+/// Homeservers that have verified a token here and are not listed.
 const MAX_KNOWN: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 /// The others. A flood of made-up names turns over this table and not the one above.
 const MAX_STRANGERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+/// Of one host so many names beside the host's own are among the known, since ports cost nobody anything. The others are among the
+/// strangers.
+const MAX_SPELLINGS: usize = 4;
 
 /// A remembered failure is not asked again more often than this, however many requests want it.
 const FAILURE_MIN_AGE: Duration = Duration::from_secs(1);
@@ -338,23 +343,54 @@ pub(super) struct Table {
 }
 
 struct Entries {
+    /// As many as the operator wrote down.
+    listed: HashMap<ServerName, Arc<Homeserver>>,
     known: LruCache<ServerName, Arc<Homeserver>>,
+    /// How many names of each host are among the known.
+    spellings: HashMap<String, usize>,
     strangers: LruCache<ServerName, Arc<Homeserver>>,
+}
+
+impl Entries {
+    /// Takes a homeserver among the known, unless others of its host have taken the places.
+    fn know(&mut self, name: &ServerName, homeserver: &Arc<Homeserver>) -> bool {
+        let host = name.host_key();
+        let spellings = self.spellings.entry(host.clone()).or_default();
+        if *spellings >= MAX_SPELLINGS && name.as_str() != host {
+            return false;
+        }
+        *spellings += 1;
+        if let Some((forgotten, _)) = self.known.push(name.clone(), homeserver.clone()) {
+            let host = forgotten.host_key();
+            if let Some(spellings) = self.spellings.get_mut(&host) {
+                *spellings -= 1;
+                if *spellings == 0 {
+                    self.spellings.remove(&host);
+                }
+            }
+        }
+        true
+    }
 }
 
 impl Table {
     pub(super) fn new() -> Self {
         Self {
             entries: Mutex::new(Entries {
+                listed: HashMap::new(),
                 known: bounded(MAX_KNOWN),
+                spellings: HashMap::new(),
                 strangers: bounded(MAX_STRANGERS),
             }),
         }
     }
 
-    /// The entry of `name`, or what `make` makes. Who has become known is not displaced by strangers any more.
+    /// The entry of `name`, or what `make` makes. Who has become known is not displaced by strangers any more, and who is listed by nobody.
     pub(super) fn get(&self, name: &ServerName, now: u64, make: impl FnOnce() -> Homeserver) -> Arc<Homeserver> {
         let mut entries = self.entries.lock();
+        if let Some(found) = entries.listed.get(name) {
+            return found.clone();
+        }
         if let Some(found) = entries.known.get(name) {
             return found.clone();
         }
@@ -363,12 +399,17 @@ impl Table {
             return found.clone();
         }
         let found = entries.strangers.pop(name).unwrap_or_else(|| Arc::new(make()));
-        let table = if is_stranger(&found) {
-            &mut entries.strangers
-        } else {
-            &mut entries.known
+        let is_placed = match found.class(now) {
+            Class::Listed => {
+                entries.listed.insert(name.clone(), found.clone());
+                true
+            }
+            Class::Verified => entries.know(name, &found),
+            Class::Stranger => false,
         };
-        table.put(name.clone(), found.clone());
+        if !is_placed {
+            entries.strangers.put(name.clone(), found.clone());
+        }
         found
     }
 }
@@ -404,6 +445,41 @@ mod tests {
         }
         assert!(Arc::ptr_eq(&home, &get(&table, &hasher, 0)));
         assert_eq!(table.entries.lock().strangers.len(), MAX_STRANGERS.get());
+    }
+
+    /// A host that is verified has as many names as there are ports.
+    #[test]
+    fn a_flood_of_ports_of_a_verified_host_displaces_nobody() {
+        let (table, hasher) = (Table::new(), NameHasher::default());
+        let get = |name: &str, trust: Trust| {
+            let name = ServerName::parse(name).unwrap();
+            table.get(&name, 1, || {
+                Homeserver::new(name.clone(), trust, hasher.who(&name, Class::Verified), 2)
+            })
+        };
+        let honest = ["honest.example", "honest.example:8448"].map(|name| get(name, Trust::Stranger));
+        let listed = get("listed.example:8448", Trust::Listed);
+        for port in 1..60_000 {
+            get(&format!("evil.test:{port}"), Trust::Stranger);
+        }
+        let evil = get("evil.test", Trust::Stranger);
+        for n in 0..MAX_KNOWN.get() - 8 {
+            get(&format!("n{n}.example"), Trust::Stranger);
+        }
+        for (before, name) in honest.iter().zip(["honest.example", "honest.example:8448"]) {
+            assert!(Arc::ptr_eq(before, &get(name, Trust::Stranger)), "{name}");
+        }
+        assert!(Arc::ptr_eq(&listed, &get("listed.example:8448", Trust::Listed)));
+        assert!(Arc::ptr_eq(&evil, &get("evil.test", Trust::Stranger)), "its own name is known, too");
+        for n in 0..3 * MAX_KNOWN.get() {
+            get(&format!("m{n}.example"), Trust::Stranger);
+        }
+        let entries = table.entries.lock();
+        assert_eq!((entries.known.len(), entries.spellings.len()), (MAX_KNOWN.get(), MAX_KNOWN.get()));
+        assert!(Arc::ptr_eq(
+            &listed,
+            &entries.listed[&ServerName::parse("listed.example:8448").unwrap()]
+        ));
     }
 
     #[test]

@@ -67,7 +67,11 @@ impl DerefMut for Tracker {
 }
 
 fn bounded(max_tokens: usize) -> Tracker {
-    Tracker(MembershipTracker::new(INTERVAL, Shares::new("own.example".into(), None, max_tokens), at(0)))
+    Tracker(MembershipTracker::new(
+        INTERVAL,
+        Shares::new("own.example".into(), None, max_tokens),
+        at(0),
+    ))
 }
 
 /// Of which webhooks tell.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use lk_jwt_service::internals::core::{Action, Core, Settings};
+use lk_jwt_service::internals::delayed_leave::Bounds;
 use lk_jwt_service::internals::fleet::{Fleet, NodeId, NodeState, Output, Own, Position, Takeover};
 use lk_jwt_service::internals::store::JobRecord;
 use lk_jwt_service::internals::time::{Time, WallClock};
@@ -594,6 +595,40 @@ fn a_record_that_is_read_again_is_no_new_delegation() {
         assert!(!adopt(late, 20_000), "{late}");
     }
     assert!(adopt(5_000, 20_000), "delegated again five seconds later");
+}
+
+/// Whoever took it has said yes: a watcher that has no room for it watches it all the same.
+#[test]
+fn a_watcher_without_room_adopts_what_others_have_taken() {
+    let (start, unix_millis) = (Time::START, 1_700_000_000_000);
+    let clock = WallClock::new(start, unix_millis);
+    let bounds = Bounds {
+        total: 2,
+        ..Bounds::default()
+    };
+    let settings = Settings {
+        bounds,
+        ..Settings::default()
+    };
+    let mut core = Core::new(settings, 1, start);
+    for n in 0..4 {
+        let record = JobRecord {
+            room: "room".into(),
+            identity: format!("identity{n}").into(),
+            delay_id: format!("e{n}").into(),
+            delay_ms: 3_600_000,
+            homeserver: "hs.example".into(),
+            user: format!("@u{n}:hs.example").into(),
+            delegated_at_ms: Some(unix_millis),
+            restarted_at_ms: unix_millis,
+            last_sighted_ms: Some(unix_millis),
+            seen: true,
+            ..JobRecord::default()
+        };
+        assert_eq!(core.leaves().is_full(), n >= 2);
+        core.adopt(&record, false, true, &clock, start.after(10));
+        assert_eq!(core.leaves().len(), n + 1);
+    }
 }
 
 #[test]
