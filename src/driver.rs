@@ -420,6 +420,9 @@ impl Driver {
                     if let Some(seen) = seen {
                         self.put_again(seen).await;
                     }
+                    if let Some(link) = &self.fleet {
+                        Self::on_put_again(link);
+                    }
                 }
                 Ok(None) => return self.open_gate(),
                 // A node that only serves has nothing to read, and is open since its first beat.

@@ -239,7 +239,7 @@ impl Fleet {
         self.own.node
     }
 
-    /// The watch that this node has; while it gives it away, too.
+    /// The watch that this node has, and does not give away.
     #[must_use]
     pub const fn own_watch(&self) -> Option<Watch> {
         match self.role {
@@ -709,13 +709,8 @@ impl Fleet {
                 let leaving = self.entry.state == NodeState::Leaving;
                 let may_give = self.given_at.is_none_or(|at| now.since(at) >= GIVE_INTERVAL_MS) && self.watching;
                 let own_sfu = self.entry.sfu;
-                // One that was here before, and was thought to be dead.
-                let elder = self.waits_for().map(|(_, entry)| entry.fingerprint);
-                let works = |entry: &Entry| {
-                    (silent && entry.sfu)
-                        || (!lacks.is_empty() && entry.reaches == lacks && (entry.sfu || !own_sfu))
-                        || elder == Some(entry.fingerprint)
-                };
+                let works =
+                    |entry: &Entry| (silent && entry.sfu) || (!lacks.is_empty() && entry.reaches == lacks && (entry.sfu || !own_sfu));
                 let heir = match (leaving, may_give) {
                     (true, _) => self.heir_to_give(|_| true),
                     (false, true) => self.heir_to_give(works),

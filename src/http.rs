@@ -102,7 +102,7 @@ impl App {
             check_page,
             check,
         } = operators;
-        let others = u32::try_from(in_flight / 4).unwrap_or(u32::MAX);
+        let others = u32::try_from(in_flight * 3 / 8).unwrap_or(u32::MAX);
         Self {
             exchange,
             appservice: appservice.map(Arc::new),
@@ -111,10 +111,10 @@ impl App {
             waiting: Waiting::new(in_flight),
             // They wait for our homeserver: half, so that the others go on when it hangs.
             from_homeserver: Arc::new(Semaphore::new(in_flight / 2)),
-            // Half of these again, so that what others let us hold leaves places for our own users; of one domain a third at most, since
-            // a big homeserver's users come in hundreds.
+            // Three quarters of these, so that what others let us hold leaves places for our own users. One domain may have half of what
+            // there is: a big homeserver's users come in hundreds.
             for_others: FairLimiter::new(Places {
-                group_part: 2,
+                group_part: 1,
                 ..Places::shared(others, true, [others; 3])
             }),
             webhooks: Semaphore::new(MAX_WEBHOOKS),

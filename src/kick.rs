@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backoff::as_millis;
@@ -104,8 +104,6 @@ struct Driver {
     failing: LogThrottle,
     full: LogThrottle,
     removed: LogThrottle,
-    /// A list may have megabytes: one is read at a time.
-    lists: Semaphore,
 }
 
 impl KickOnLeave {
@@ -125,7 +123,6 @@ impl KickOnLeave {
             failing: LogThrottle::once_a_minute(),
             full: LogThrottle::once_a_minute(),
             removed: LogThrottle::ten_a_second(),
-            lists: Semaphore::new(1),
         }));
         tokio::spawn(kick.clone().keep_time());
         kick
@@ -264,9 +261,6 @@ impl KickOnLeave {
 
     /// Asked once: the core knows when to ask again.
     async fn ask(self, query: MembershipQuery) {
-        // Waited for before the question begins: its evidence is as old as that, and its time is its own.
-        let is_list = query.scope == QueryScope::Members;
-        let _place = if is_list { self.0.lists.acquire().await.ok() } else { None };
         let (asked, begun) = (self.0.clock.now(), Instant::now());
         let (room_id, own) = (&*query.room_id, &self.0.settings.own);
         let members;

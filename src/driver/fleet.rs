@@ -5,7 +5,7 @@
 //! watcher has dealt with it, and handed over again after every trouble.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -72,6 +72,8 @@ pub(super) struct Link {
     /// There is something to say that others wait for.
     beat_now: Notify,
     continuous: AtomicBool,
+    /// Readings that have to end before Redis is known to have all that is known here.
+    unput: AtomicU32,
     /// Homeservers of which no call was answered, and since when.
     failing: Mutex<HashMap<ServerName, Time>>,
     away: LogThrottle,
@@ -131,6 +133,7 @@ impl Link {
             hand_over: Notify::new(),
             beat_now: Notify::new(),
             continuous: AtomicBool::new(false),
+            unput: AtomicU32::new(0),
             failing: Mutex::default(),
             away: LogThrottle::once_a_minute(),
             waits: LogThrottle::once_a_minute(),
@@ -463,11 +466,12 @@ impl Driver {
             Output::Watching { how, continuous } => self.begin_watch(link, how, continuous),
             Output::PutAgain => {
                 tracing::warn!(name: "redis_emptied", "Redis has lost what was written: all delegated leaves are written again");
-                self.store.read_now();
+                self.put_all_again(link);
             }
             Output::WriteAgain => self.store_all(),
             Output::Yield { given } => {
-                if given {
+                // Redis has what was written, but for what is still to be put there.
+                if given && link.unput.load(Ordering::Relaxed) == 0 {
                     self.let_go_of_written(link);
                 }
                 link.store.fence.set(None);
@@ -494,7 +498,20 @@ impl Driver {
         METRICS.fleet_takeover(how as usize);
         tracing::info!(name: "watch_taken", epoch = watch.epoch, ?how, continuous, "this replica watches now");
         link.kept.lock().hand_over_again();
+        self.put_all_again(link);
+    }
+
+    /// Reads the records, and puts those that Redis lacks. A reading that is under way may have come past them.
+    fn put_all_again(&self, link: &Link) {
+        link.unput.store(1 + u32::from(self.store.is_reading()), Ordering::Relaxed);
         self.store.read_now();
+    }
+
+    /// Notes that what a reading has shown Redis to lack was put there.
+    pub(super) fn on_put_again(link: &Link) {
+        let _ = link
+            .unput
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unput| unput.checked_sub(1));
     }
 
     /// All records were read. What was handed over and Redis has lost is taken from where it is kept; where it has the record, that says

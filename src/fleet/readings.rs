@@ -1,4 +1,5 @@
-//! When a watcher reads all records again (decision L11): some times after its watch began, and whenever their number is not its own.
+//! When a watcher reads all records again (decision L11): some times after its watch began, whenever their number is not its own, and
+//! while delegations may be stored without a message.
 
 use super::MAX_MESSAGES;
 use crate::backoff::READ_AFTER_SECONDS;

@@ -175,6 +175,9 @@ pub(super) struct MembershipTracker {
     listing: BTreeSet<Name>,
     removals: VecDeque<Arc<TokenKey>>,
     lists: VecDeque<Name>,
+    /// Lists of members that sweeps wait for, and whether one is being read.
+    member_lists: VecDeque<MembershipQuery>,
+    is_reading_list: bool,
     /// Actions that [`Self::step`] gives beside what it finds.
     out: Vec<Action>,
 }
@@ -307,6 +310,8 @@ impl MembershipTracker {
             listing: BTreeSet::new(),
             removals: VecDeque::new(),
             lists: VecDeque::new(),
+            member_lists: VecDeque::new(),
+            is_reading_list: false,
             out: Vec::new(),
         }
     }
@@ -425,6 +430,7 @@ impl MembershipTracker {
         let sweep = self.sweep(query.origin);
         sweep.asking = sweep.asking.saturating_sub(1);
         self.open.remove(&(query.room_id.clone(), query.scope.clone()));
+        self.is_reading_list &= query.scope != QueryScope::Members;
         match (&query.scope, answer) {
             (_, MembershipAnswer::Unavailable { retry_after_ms }) => self.is_away(query, retry_after_ms, now),
             (QueryScope::User(_) | QueryScope::OwnServer, MembershipAnswer::TimedOut) => self.is_away(query, None, now),
@@ -493,9 +499,10 @@ impl MembershipTracker {
     /// When there is something to be done next.
     pub(super) fn next_deadline(&self) -> Option<Time> {
         // While all places are taken, answers keep a sweep going.
-        let free = self.sweeps.iter().filter(|sweep| sweep.asking < MAX_CALLS);
-        let next = free.filter_map(|sweep| {
-            let has_work = sweep.is_running || !sweep.queue.is_empty();
+        let sweeps = self.sweeps.iter().zip(Origin::BOTH);
+        let free = sweeps.filter(|(sweep, _)| sweep.asking < MAX_CALLS);
+        let next = free.filter_map(|(sweep, origin)| {
+            let has_work = sweep.is_running || !sweep.queue.is_empty() || self.has_list_for(origin);
             let at = if has_work { Some(Time::EARLIEST) } else { sweep.at };
             at.map(|at| at.max(self.paused_until))
         });
@@ -694,10 +701,13 @@ impl MembershipTracker {
         }
         sweep.failed = Some((query.room_id.clone(), sweep.first.as_ref() == Some(&query.room_id)));
         sweep.rooms.clear();
-        sweep.queue.retain(|query| {
-            let is_left_out = query.is_sweep && open.remove(&(query.room_id.clone(), query.scope.clone()));
+        let origin = query.origin;
+        let mut stays = |query: &MembershipQuery| {
+            let is_left_out = query.is_sweep && query.origin == origin && open.remove(&(query.room_id.clone(), query.scope.clone()));
             !is_left_out
-        });
+        };
+        sweep.queue.retain(&mut stays);
+        self.member_lists.retain(&mut stays);
     }
 
     fn is_fresh(&self, asked: Time, now: Time) -> bool {
@@ -755,7 +765,10 @@ impl MembershipTracker {
         if !self.open.insert((room_id.clone(), scope.clone())) {
             return;
         }
-        let queue = &mut self.sweep(origin).queue;
+        let queue = match scope {
+            QueryScope::Members => &mut self.member_lists,
+            QueryScope::User(_) | QueryScope::OwnServer => &mut self.sweep(origin).queue,
+        };
         let query = MembershipQuery {
             room_id,
             scope,
@@ -837,8 +850,9 @@ impl MembershipTracker {
     fn ask_next(&mut self, origin: Origin, now: Time) {
         let mut rooms_left = MAX_ROOMS_PER_STEP;
         while now >= self.paused_until && self.sweep(origin).asking < MAX_CALLS {
+            let next = self.sweep(origin).queue.pop_front().or_else(|| self.next_list(origin));
             let sweep = self.sweep(origin);
-            if let Some(query) = sweep.queue.pop_front() {
+            if let Some(query) = next {
                 sweep.asking += 1;
                 self.out.push(Action::Ask(query));
             } else if !sweep.is_running {
@@ -863,6 +877,20 @@ impl MembershipTracker {
                 return;
             }
         }
+    }
+
+    /// Whether it is the turn of a list that a sweep of this origin waits for. It may have megabytes: one is in memory at a time, and what
+    /// waits for it holds nobody's place.
+    fn has_list_for(&self, origin: Origin) -> bool {
+        !self.is_reading_list && self.member_lists.front().is_some_and(|query| query.origin == origin)
+    }
+
+    fn next_list(&mut self, origin: Origin) -> Option<MembershipQuery> {
+        if !self.has_list_for(origin) {
+            return None;
+        }
+        self.is_reading_list = true;
+        self.member_lists.pop_front()
     }
 
     fn begin_sweep(&mut self, origin: Origin, now: Time) {

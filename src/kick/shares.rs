@@ -122,7 +122,7 @@ impl Shares {
     /// Whether there is a place for a token on which nobody was seen yet. One that was `restored` had its place before.
     pub(super) fn check(&self, room_id: &Arc<str>, user_id: &Arc<str>, restored: bool) -> Result<(), CapacityError> {
         let is_full = |(share, max, _): &(Share, u32, CapacityError)| {
-            let is_exempt = restored && matches!(share, Share::Unseen(_));
+            let is_exempt = restored && matches!(share, Share::Unseen(_) | Share::Unlisted);
             !is_exempt && self.taken.get(share).copied().unwrap_or(0) >= *max
         };
         let full = self.of(room_id, user_id).into_iter().find(is_full);

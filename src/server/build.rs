@@ -260,8 +260,8 @@ fn is_listed(neighbours: &Neighbours) -> Box<dyn Fn(&str) -> bool + Send + Sync>
 fn kick_on_leave(config: &Config, limits: &Limits, neighbours: &Neighbours, store: &Store, leaves: &Leaves) -> Option<KickOnLeave> {
     let (own, interval) = neighbours.own.clone().zip(config.membership.check_interval)?;
     let (tokens, restored) = token::Queue::start(store);
-    let listed = config.full_access.entries().chain(config.cs_api_overrides.keys());
-    let is_another_listed = listed.into_iter().any(|name| name != own.name());
+    let overrides = config.cs_api_overrides.keys().chain(config.federation_overrides.keys());
+    let is_another_listed = config.full_access.entries().chain(overrides).any(|name| name != own.name());
     let kick = KickOnLeave::new(kick::Settings {
         own,
         sfu: neighbours.sfu.clone(),

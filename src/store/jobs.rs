@@ -146,6 +146,12 @@ impl Jobs {
         self.changes.waiting()
     }
 
+    /// Whether the table is being read.
+    #[must_use]
+    pub fn is_reading(&self) -> bool {
+        self.changes.is_reading()
+    }
+
     /// Reads a shared table now.
     pub fn read_now(&self) {
         self.changes.read_now();
@@ -198,7 +204,7 @@ impl Jobs {
 
 impl StoredJobs {
     /// Returns the next news; `None` when nothing will come any more. Waits for a store that is away. What cannot be read stays
-    /// where it is, and what is over for a day is removed.
+    /// where it is, and what is over for a day is removed, unless several replicas share the store.
     pub async fn next(&mut self) -> Option<Stored> {
         loop {
             let entry = match self.entries.found().await? {

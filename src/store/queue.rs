@@ -195,6 +195,12 @@ impl Changes {
         self.0.state.lock().waiting.len()
     }
 
+    /// Whether the table is being read.
+    #[must_use]
+    pub fn is_reading(&self) -> bool {
+        self.0.state.lock().readings > 0
+    }
+
     /// Reads a shared table now, or once more, when it is being read.
     pub fn read_now(&self) {
         self.0.read_now.notify_one();

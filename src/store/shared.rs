@@ -5,7 +5,7 @@
 //! {lk-jwt:jobs}:watcher   who watches, under which epoch
 //! {lk-jwt:jobs}:nodes     what each node says of itself
 //! {lk-jwt:jobs}:in        what nodes tell each other; a hint, never the truth
-//! {lk-jwt:jobs}:full      users and homeservers that are at their bound
+//! {lk-jwt:jobs}:full      users and homeservers that are at their bound, and `all` where the watcher is
 //! ```
 //!
 //! The records stay where one replica has them, `lk-jwt:jobs`. All these keys are in one slot of a cluster.
@@ -195,7 +195,7 @@ pub enum News {
 pub enum Handed {
     /// The record is written; the watcher is told by this message, or, where there are too many, reads all records again.
     Done(Position),
-    /// The user, the homeserver or the table is at its bound.
+    /// The user, the homeserver, the watcher or the table is at its bound.
     Full,
     /// The participant's record is of another user.
     Foreign,
@@ -312,7 +312,7 @@ impl Shared {
         Ok(texts.first().and_then(|text| parse(text)))
     }
 
-    /// Names the users and homeservers that are at their bound.
+    /// Names those that are at their bound: users, homeservers, the watcher itself.
     ///
     /// # Errors
     /// When Redis does not answer within a second, or refuses.

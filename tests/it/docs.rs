@@ -236,6 +236,7 @@ const LIMITS: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("| requests in flight |", &[("limits.rs", "MAX_IN_FLIGHT"), NO_CONSTANT]),
+    ("| requests of your homeserver (application-service mode) |", &[NO_CONSTANT]),
     (
         "| one homeserver |",
         &[("federation.rs", "IN_FLIGHT[0]"), ("federation.rs", "IN_FLIGHT[2]")],

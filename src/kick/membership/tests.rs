@@ -877,6 +877,8 @@ fn is_clean(tracker: &Tracker) -> bool {
         && tracker.lists.is_empty()
         && tracker.listing.is_empty()
         && tracker.sweeps.iter().all(|sweep| sweep.asking == 0 && sweep.queue.is_empty())
+        && tracker.member_lists.is_empty()
+        && !tracker.is_reading_list
         && tracker.removing == 0
 }
 

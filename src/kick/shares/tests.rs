@@ -90,6 +90,7 @@ fn made_up_homeservers_leave_half_of_the_remote_users_places_to_those_that_are_l
         fill(&mut shares, "!r", &format!("@u:h{name}.evil.example"), 20, false);
     }
     assert_eq!(admit(&mut shares, "!r", "@u:h11.evil.example", false), Err(CapacityError::Total));
+    assert_eq!(admit(&mut shares, "!r", "@u:h11.evil.example", true), Ok(()), "restored");
     for user in 0..5 {
         fill(&mut shares, "!r", &format!("@u{user}:partner.example"), 20, false);
     }

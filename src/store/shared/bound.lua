@@ -1,4 +1,4 @@
--- The watcher names users and homeservers that are at their bound.
+-- The watcher names users and homeservers that are at their bound, and itself.
 -- KEYS: watcher, full.  ARGV: the own watch, names...
 local watch = redis.call('GET', KEYS[1]) or ''
 if watch ~= ARGV[1] then return { watch } end

@@ -24,6 +24,7 @@ impl Model {
             self.nodes.remove(id);
         }
         self.nodes.insert(node, entry.clone());
+        let messages = self.messages.len() as u64;
         // Not behind what this server has never had: after a failover new messages may have lower ids.
         if own.is_some() && own == self.watch && self.messages.iter().any(|message| message.at == trim) {
             self.messages.retain(|message| message.at >= trim);
@@ -32,7 +33,7 @@ impl Model {
             redis_ms: self.now_ms,
             watch: self.watch,
             records: self.jobs.len() as u64,
-            messages: self.messages.len() as u64,
+            messages,
             entries: self.nodes.iter().map(|(id, entry)| (*id, entry.clone())).collect(),
         }
     }

@@ -814,7 +814,8 @@ impl Node {
             Output::PutAgain => self.is_scan_due = true,
             Output::WriteAgain => self.store_all(outside),
             Output::Yield { given } => {
-                if given {
+                // Redis has what was written, but for what is still to be put there.
+                if given && !self.is_scan_due && self.scan.is_none() {
                     self.let_go_of_written(outside);
                 }
                 self.fence = None;
