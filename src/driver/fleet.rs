@@ -483,7 +483,7 @@ impl Driver {
                 link.kept.lock().hand_over_again();
                 link.hand_over.notify_one();
                 if link.works() {
-                    self.store.read_now();
+                    self.put_all_again(link);
                 }
             }
         }
