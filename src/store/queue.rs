@@ -212,7 +212,8 @@ impl Changes {
         self.0.state.lock().places.keys().cloned().collect()
     }
 
-    /// Number of the last change that was made, and of the first that is not known to be in the store; equal where all are.
+    /// Number of the last change that was made, and of the last one before the first that is not known to be in the store; equal where all
+    /// are.
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {
         let state = self.0.state.lock();
