@@ -624,7 +624,7 @@ impl Leave {
 
     /// Takes in that the process stood still: what was known before is old, and the homeserver's timers went on (L5a).
     fn on_woke(&mut self, lost_ms: u64, around: &Around<'_>, out: &mut Vec<Output>) {
-        let now = around.now;
+        let (now, last_ack) = (around.now, self.last_ack);
         // One that another took the place of may only seem to be over: it is cancelled all the same.
         if self.phase != Phase::Replaced {
             (self.last_ack, self.counted_from) = (self.last_ack.before(lost_ms), self.counted_from.before(lost_ms));
@@ -633,8 +633,9 @@ impl Leave {
             *timeout_ms = timeout_ms.saturating_sub(u32::try_from(lost_ms).unwrap_or(u32::MAX));
         }
         if self.is_running() && self.deadline() <= now {
-            // Over, as it seems: the homeserver knows.
-            self.last_ack = now.before(self.delay.as_millis().saturating_sub(SECOND_OPINION_MS));
+            // Over, as it seems: the homeserver knows. A clock that was only set has ended nothing, and a homeserver that limits needs its
+            // time: nothing is given up before the event would be over had it been so.
+            self.last_ack = last_ack.max(now.before(self.delay.as_millis().saturating_sub(SECOND_OPINION_MS)));
             self.restart_now(now);
         }
         match &mut self.phase {

@@ -355,7 +355,11 @@ impl Participant {
     /// Delegated anew. Whoever was reported gone before that request arrived is about to come back, and is waited for; whoever was
     /// only missed is missed anew.
     pub(super) fn delegated(&mut self, arrived: Time, delay: Delay, now: Time) {
-        self.delegated = self.delegated.max(arrived);
+        // An earlier request that took longer says nothing new.
+        if arrived < self.delegated {
+            return;
+        }
+        self.delegated = arrived;
         match &mut self.state {
             Presence::Suspected {
                 why: Suspicion::Reported { .. } | Suspicion::Stale,
@@ -531,7 +535,9 @@ impl Participant {
         self.left = true;
         // Counted from `createdAt` alone, the questions would come up to a second early.
         let base = happened.after(CREATED_AT_STEP_MS).min(now);
-        if reason.is_usually_final() {
+        // Whoever was there when they delegated, and had left before that, is about to come back, too: a page that was reloaded.
+        let comes_back = happened.after(CREATED_AT_STEP_MS) <= self.delegated;
+        if reason.is_usually_final() && !comes_back {
             let first = base.after(FIRST_QUESTION_MS).max(now);
             let second = base.after(SECOND_QUESTION_MS).max(first.after(QUESTION_GAP_MS));
             // Delegations from after the departure are those of people who come back, whenever it is told.

@@ -231,8 +231,55 @@ fn l2_reports_from_more_than_two_seconds_before_the_delegation_change_nothing() 
     let kind = EventKind::Left(Reason::ClientInitiated);
     assert_eq!(al.tell(kind, "a", 1_000, 3_000), []);
     assert_eq!(*al.state(), State::Present);
-    assert_eq!(al.tell(kind, "a", 1_000, 1_000), []);
-    assert!(reported(&al));
+    // From before it, but not by that much: whoever delegates comes back, and is missed until then.
+    al.tell(kind, "a", 1_000, 1_000);
+    assert!(
+        matches!(
+            al.state(),
+            State::Suspected {
+                why: Suspicion::Missing { .. },
+                ..
+            }
+        ),
+        "{:?}",
+        al.state()
+    );
+    // From after it.
+    let mut al = Bench::present();
+    al.wait(5_000);
+    al.presence.track("room", "al", al.now, hour(), al.now);
+    al.wait(2_000);
+    al.left(Reason::ClientInitiated);
+    assert!(reported(&al), "{:?}", al.state());
+}
+
+/// A page is reloaded: its new session delegates before the end of the former one is told, and joins after that.
+#[test]
+fn l14_a_departure_from_before_the_delegation_that_is_told_after_it_does_not_end_whoever_comes_back() {
+    let mut al = Bench::present();
+    al.wait(60_000);
+    al.presence.track("room", "al", al.now, hour(), al.now);
+    al.tell(EventKind::Left(Reason::ClientInitiated), "a", 1_000, 1_000);
+    assert!(!reported(&al), "{:?}", al.state());
+    // Both quick questions would find nobody by then.
+    assert_eq!(al.until(1_500), []);
+    al.tell(EventKind::Joined, "b", 62_000, 0);
+    assert_eq!(*al.state(), State::Present);
+}
+
+/// Of two requests the earlier one took longer.
+#[test]
+fn l14_an_earlier_delegation_that_is_done_later_says_nothing_new() {
+    let mut al = Bench::present();
+    al.wait(5_000);
+    let (earlier, later) = (al.now, al.now.after(300));
+    al.presence.track("room", "al", later, hour(), later);
+    al.wait(3_000);
+    al.left(Reason::ClientInitiated);
+    let _ = (al.until(800), al.answer(Answer::No), al.until(699), al.answer(Answer::No));
+    assert!(matches!(al.state(), State::Gone(_)), "{:?}", al.state());
+    al.presence.track("room", "al", earlier, hour(), al.now);
+    assert!(matches!(al.state(), State::Gone(_)), "{:?}", al.state());
 }
 
 #[test]

@@ -234,6 +234,21 @@ fn l5a_whoever_the_pause_brought_near_the_end_is_restarted_at_once() {
     }
 }
 
+/// A clock that was set has ended nothing: a homeserver that limits, or is away for some seconds, has its time.
+#[test]
+fn l5a_a_clock_that_jumps_gives_nothing_up_before_its_time() {
+    let mut leave = Bench::active(60_000);
+    leave.wait(5_000);
+    leave.permits = false;
+    let _ = leave.step(Input::Woke(3_600_000));
+    assert_eq!(leave.until(40_000), []);
+    assert_eq!(leave.leave.phase(), Phase::Active);
+    leave.permits = true;
+    assert_eq!(leave.step(Input::Time), [Call(Restart)]);
+    assert_eq!(leave.called(Outcome::Done), [Store]);
+    assert_eq!(leave.leave.phase(), Phase::Active);
+}
+
 #[test]
 fn l5a_a_call_that_was_under_way_when_the_host_was_suspended_is_not_waited_for() {
     // Of 60 s two are left, and the restart that was under way when the host was suspended is lost.
