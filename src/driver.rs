@@ -421,7 +421,7 @@ impl Driver {
                         self.put_again(seen).await;
                     }
                     if let Some(link) = &self.fleet {
-                        Self::on_put_again(link);
+                        link.on_put_again();
                     }
                 }
                 Ok(None) => return self.open_gate(),

@@ -80,10 +80,8 @@ pub struct Answer {
     pub redis_ms: i64,
     /// Watcher and epoch.
     pub watch: Option<Watch>,
-    /// Number of records.
-    pub records: u64,
-    /// Number of messages.
-    pub messages: u64,
+    /// How much it has.
+    pub counts: Counts,
     /// All entries that can be read.
     pub entries: Vec<(NodeId, Entry)>,
 }
@@ -661,7 +659,7 @@ impl Fleet {
         self.role = Role::Watcher(watch);
         self.watching = false;
         self.last_record = self.last_beat.map(|(at, _)| at);
-        self.is_given_away();
+        self.gift_ended();
         self.entry.dealt = Position::FIRST;
         self.inbox.begin();
         if let Some((at, redis_ms)) = self.last_beat {
@@ -689,12 +687,12 @@ impl Fleet {
         self.role = Role::Server;
         self.watching = false;
         self.readings = None;
-        self.is_given_away();
+        self.gift_ended();
         out.push(Output::Yield { given });
     }
 
     /// The gift has ended, one way or the other: who did not take it in time may do so another time. One that leaves has no other time.
-    fn is_given_away(&mut self) {
+    fn gift_ended(&mut self) {
         if self.entry.state != NodeState::Leaving {
             self.passed_over.clear();
         }

@@ -190,6 +190,13 @@ impl Link {
         self.fleet.lock().on_record(now);
     }
 
+    /// Notes that what a reading has shown Redis to lack was put there.
+    pub(super) fn on_put_again(&self) {
+        let _ = self
+            .unput
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unput| unput.checked_sub(1));
+    }
+
     pub(super) fn is_continuous(&self) -> bool {
         self.continuous.load(Ordering::Relaxed)
     }
@@ -415,11 +422,7 @@ impl Driver {
                 if link.store.shared.was_renewed() {
                     fleet.on_no_answer();
                 }
-                let counts = Counts {
-                    records: answer.records,
-                    messages: answer.messages,
-                };
-                (fleet.on_answer(&answer, asked, now), counts)
+                (fleet.on_answer(&answer, asked, now), answer.counts)
             }
             Err(error) => {
                 link.fleet.lock().on_no_answer();
@@ -505,13 +508,6 @@ impl Driver {
     fn put_all_again(&self, link: &Link) {
         link.unput.store(1 + u32::from(self.store.is_reading()), Ordering::Relaxed);
         self.store.read_now();
-    }
-
-    /// Notes that what a reading has shown Redis to lack was put there.
-    pub(super) fn on_put_again(link: &Link) {
-        let _ = link
-            .unput
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unput| unput.checked_sub(1));
     }
 
     /// All records were read. What was handed over and Redis has lost is taken from where it is kept; where it has the record, that says

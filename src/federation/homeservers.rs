@@ -30,7 +30,7 @@ const MAX_KNOWN: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 /// The others. A flood of made-up names turns over this table and not the one above.
 const MAX_STRANGERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
-/// Of one host so many names beside the host's own are among the known, since ports cost nobody anything. The others are among the
+/// Names of one host that are among the known, since ports cost nobody anything. The host's own name always is, all others are among the
 /// strangers.
 const MAX_SPELLINGS: usize = 4;
 

@@ -9,7 +9,7 @@ use crate::time::Time;
 const RECOUNT_INTERVAL_MS: u64 = 15_000;
 
 /// How much Redis has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Number of records.
     pub records: u64,

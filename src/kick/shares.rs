@@ -121,18 +121,22 @@ impl Shares {
 
     /// Whether there is a place for a token on which nobody was seen yet. One that was `restored` had its place before.
     pub(super) fn check(&self, room_id: &Arc<str>, user_id: &Arc<str>, restored: bool) -> Result<(), CapacityError> {
-        let is_full = |(share, max, _): &(Share, u32, CapacityError)| {
+        self.none_is_full(&self.of(room_id, user_id), restored)
+    }
+
+    fn none_is_full(&self, shares: &[(Share, u32, CapacityError)], restored: bool) -> Result<(), CapacityError> {
+        let is_full = |(share, max, _): &&(Share, u32, CapacityError)| {
             let is_exempt = restored && matches!(share, Share::Unseen(_) | Share::Unlisted);
             !is_exempt && self.taken.get(share).copied().unwrap_or(0) >= *max
         };
-        let full = self.of(room_id, user_id).into_iter().find(is_full);
-        full.map_or(Ok(()), |(_, _, error)| Err(error))
+        shares.iter().find(is_full).map_or(Ok(()), |(_, _, error)| Err(*error))
     }
 
     /// Takes that place, if there is one.
     pub(super) fn take(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, restored: bool) -> Result<(), CapacityError> {
-        self.check(room_id, user_id, restored)?;
-        for (share, ..) in self.of(room_id, user_id) {
+        let shares = self.of(room_id, user_id);
+        self.none_is_full(&shares, restored)?;
+        for (share, ..) in shares {
             *self.taken.entry(share).or_default() += 1;
         }
         Ok(())

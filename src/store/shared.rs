@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::record::JobRecord;
 use super::redis::{Connection, Redis, RedisError, Reply, encoded};
 use super::{Failure, StoreError};
-use crate::fleet::{Answer, Entry, MAX_MESSAGES, NodeId, Position, Watch};
+use crate::fleet::{Answer, Counts, Entry, MAX_MESSAGES, NodeId, Position, Watch};
 
 const JOBS: &str = "lk-jwt:jobs";
 const WATCHER: &str = "{lk-jwt:jobs}:watcher";
@@ -561,8 +561,10 @@ fn read_answer(texts: &[Box<[u8]>]) -> Option<Answer> {
     Some(Answer {
         redis_ms: millis(seconds, micros)?,
         watch: parse(watch),
-        records: parse(records)?,
-        messages: parse(messages)?,
+        counts: Counts {
+            records: parse(records)?,
+            messages: parse(messages)?,
+        },
         entries: entries.collect(),
     })
 }

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 use crate::support::bodies;
 use crate::support::client::Call;
 use crate::support::neighbour::Greeting;
-use crate::support::service::Setup;
+use crate::support::service::{Service, Setup, free_address};
 use crate::support::sfu::Sfu;
-use crate::support::unique_room;
 use crate::support::world::World;
+use crate::support::{unique_room, wait_until};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 #[test]
 fn both_answer_get_and_head_while_every_neighbour_is_down() {
@@ -33,6 +35,41 @@ fn a_service_whose_neighbours_never_existed_is_healthy() {
     let service = Setup::new(&sfu).start();
     assert!(began.elapsed() < Duration::from_secs(5), "healthy only after {:?}", began.elapsed());
     assert_eq!(service.get("/readyz").status, 200);
+}
+
+/// The neighbours are told of, and count where that is asked for.
+#[test]
+fn readiness_tells_of_the_neighbours_and_counts_them_where_it_is_strict() {
+    let world = World::new();
+    let up = |service: &Service| service.get("/readyz").json()["neighbours"]["sfu"].clone();
+    wait_until("the SFU to be known as up", TIMEOUT, || up(&world.service) == true);
+    assert_eq!(world.service.get("/readyz?strict").status, 200, "what is not known does not count");
+    world.sfu.http.refuse();
+    let body = bodies::get_token_of(&world.home, "alice", &unique_room());
+    assert_eq!(world.service.post("/get_token", &body).status, 500);
+    wait_until("the SFU to be known as down", TIMEOUT, || up(&world.service) == false);
+    let answer = world.service.get("/readyz");
+    assert_eq!((answer.status, &answer.json()["ready"]), (200, &true.into()), "{}", answer.text());
+    let answer = world.service.get("/readyz?a=b&strict");
+    assert_eq!((answer.status, &answer.json()["ready"]), (503, &false.into()), "{}", answer.text());
+}
+
+/// As long as webhooks are refused, five seconds at most.
+#[test]
+fn it_is_ready_once_it_has_given_up_waiting_for_its_store() {
+    let sfu = Sfu::start();
+    let service = Setup::new(&sfu)
+        .env("LIVEKIT_REDIS_URL", &format!("redis://{}", free_address()))
+        .start();
+    let answer = service.get("/readyz");
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert_eq!(
+        (&answer.json()["restored"], &answer.json()["stopping"]),
+        (&false.into(), &false.into())
+    );
+    assert_eq!(service.get("/healthz").status, 200);
+    wait_until("readiness", TIMEOUT, || service.get("/readyz").status == 200);
+    assert_eq!(service.get("/readyz").json()["restored"], true);
 }
 
 #[test]

@@ -566,12 +566,9 @@ fn a_watch_that_is_taken_back_begins_anew() {
     assert!(matches!(world.node(1).takeovers[..], [(_, Takeover::First), (_, Takeover::Given)]));
 }
 
-/// A watcher reads the same records again and again, by a clock that was read over a network: that delegates nothing anew.
-#[test]
-fn a_record_that_is_read_again_is_no_new_delegation() {
-    let (start, unix_millis) = (Time::START, 1_700_000_000_000);
-    let mut core = Core::new(Settings::default(), 1, start);
-    let record = JobRecord {
+/// Of a delegation then, whose event has run since.
+fn record(unix_millis: i64) -> JobRecord<'static> {
+    JobRecord {
         room: "room".into(),
         identity: "identity".into(),
         delay_id: "e1".into(),
@@ -581,7 +578,15 @@ fn a_record_that_is_read_again_is_no_new_delegation() {
         delegated_at_ms: Some(unix_millis),
         restarted_at_ms: unix_millis,
         ..JobRecord::default()
-    };
+    }
+}
+
+/// A watcher reads the same records again and again, by a clock that was read over a network: that delegates nothing anew.
+#[test]
+fn a_record_that_is_read_again_is_no_new_delegation() {
+    let (start, unix_millis) = (Time::START, 1_700_000_000_000);
+    let mut core = Core::new(Settings::default(), 1, start);
+    let record = record(unix_millis);
     let mut adopt = |late: i64, after: u64| {
         let now = start.after(after);
         let clock = WallClock::new(now, unix_millis + after.cast_signed() - late);
@@ -613,17 +618,11 @@ fn a_watcher_without_room_adopts_what_others_have_taken() {
     let mut core = Core::new(settings, 1, start);
     for n in 0..4 {
         let record = JobRecord {
-            room: "room".into(),
             identity: format!("identity{n}").into(),
             delay_id: format!("e{n}").into(),
-            delay_ms: 3_600_000,
-            homeserver: "hs.example".into(),
-            user: format!("@u{n}:hs.example").into(),
-            delegated_at_ms: Some(unix_millis),
-            restarted_at_ms: unix_millis,
             last_sighted_ms: Some(unix_millis),
             seen: true,
-            ..JobRecord::default()
+            ..record(unix_millis)
         };
         assert_eq!(core.leaves().is_full(), n >= 2);
         core.adopt(&record, false, true, &clock, start.after(10));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lk_jwt_service::internals::fleet::{Answer, Entry, NodeId, Position, Watch};
+use lk_jwt_service::internals::fleet::{Answer, Counts, Entry, NodeId, Position, Watch};
 use lk_jwt_service::internals::store::{Handed, JobRecord, Message, News};
 
 /// Two delegations nearer than this: the later call wins.
@@ -32,8 +32,10 @@ impl Model {
         Answer {
             redis_ms: self.now_ms,
             watch: self.watch,
-            records: self.jobs.len() as u64,
-            messages,
+            counts: Counts {
+                records: self.jobs.len() as u64,
+                messages,
+            },
             entries: self.nodes.iter().map(|(id, entry)| (*id, entry.clone())).collect(),
         }
     }

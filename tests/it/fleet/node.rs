@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use lk_jwt_service::internals::core::{Action, Core, Delegation, Fact, SUSPENDED_AFTER_MS, Settings};
 use lk_jwt_service::internals::delayed_event::DelayedEventAction;
 use lk_jwt_service::internals::delayed_leave::{CapacityError, Handover, HomeserverId, LeaveId};
-use lk_jwt_service::internals::fleet::{Answer, Counts, Entry, Fleet, Kept, NodeId, Output, Own, Position, Takeover, Watch};
+use lk_jwt_service::internals::fleet::{Answer, Entry, Fleet, Kept, NodeId, Output, Own, Position, Takeover, Watch};
 use lk_jwt_service::internals::livekit;
 use lk_jwt_service::internals::presence::Question;
 use lk_jwt_service::internals::store::{JobRecord, News};
@@ -756,11 +756,7 @@ impl Node {
                 self.is_open = true;
                 let is_writing = !self.queue.is_empty();
                 let leaves = self.core.leaves().current();
-                let counts = Counts {
-                    records: answer.records,
-                    messages: answer.messages,
-                };
-                let is_due = self.fleet.is_reading_due(counts, leaves, is_writing, outside.time());
+                let is_due = self.fleet.is_reading_due(answer.counts, leaves, is_writing, outside.time());
                 assert!(
                     !is_due || self.fleet.works(),
                     "{}: {} reads, and does not watch",
