@@ -357,11 +357,14 @@ impl Presence {
         if let (Answer::Yes(_), Some(room)) = (answer, self.rooms.get_mut(room)) {
             room.on_sighting(Some(asked));
         }
-        self.with(id, now, |participant, around, out| match answer {
-            Answer::Yes(row) => participant.on_yes(row, asked, around, out),
-            Answer::No => participant.on_no(asked, false, around, out),
-            Answer::Refused | Answer::TooLarge | Answer::Unclear | Answer::TimedOut | Answer::Unreachable => {
-                participant.on_unclear(asked, around);
+        self.with(id, now, |participant, around, out| {
+            participant.on_answered();
+            match answer {
+                Answer::Yes(row) => participant.on_yes(row, asked, around, out),
+                Answer::No => participant.on_no(asked, false, around, out),
+                Answer::Refused | Answer::TooLarge | Answer::Unclear | Answer::TimedOut | Answer::Unreachable => {
+                    participant.on_unclear(asked, around);
+                }
             }
         });
         self.plan_sweep(room, now);

@@ -141,6 +141,8 @@ struct Limit {
     gap_ms: u64,
     next_at: Time,
     probe_at: Time,
+    /// Both before the latest call was let through.
+    before: (Time, Time),
     pause_until: Time,
     refused_at: Time,
     /// Since when calls came as fast as they were let through, and how many were: together the rate that is granted.
@@ -304,11 +306,17 @@ impl CallScheduler {
         None
     }
 
-    /// Takes a permit back: its leave did not want it any more.
+    /// Takes the permit back that was given last: its leave did not want it any more. Of a homeserver that limits, the next call has
+    /// its turn.
     pub fn declined(&mut self, permit: Permit, now: Time) {
         let id = permit.homeserver;
-        let calls = self.homeservers.get(id).map(|homeserver| &homeserver.calls);
-        let position = calls.and_then(|calls| calls.iter().rposition(|call| call.leave == permit.leave));
+        let homeserver = self.homeservers.get_mut(id);
+        let position = homeserver.and_then(|homeserver| {
+            if let Some(limit) = &mut homeserver.limit {
+                limit.take_back();
+            }
+            homeserver.calls.iter().rposition(|call| call.leave == permit.leave)
+        });
         self.end(id, position);
         self.plan(id, now);
         self.forget_if_idle(id);
@@ -467,6 +475,29 @@ impl Limit {
             self.pause_until = now.after(pause);
         }
         self.pause_until = self.pause_until.max(now.after(pause));
+    }
+
+    /// A call of that user is made.
+    fn let_through(&mut self, user: u64, now: Time) {
+        // What could be granted meanwhile is unknown.
+        if now.since(self.next_at.max(self.pause_until)) > self.gap_ms.max(IDLE_AFTER_MS) {
+            self.counted_from = now;
+            self.let_through = 0;
+        }
+        self.before = (self.next_at, self.probe_at);
+        self.next_at = now.after(self.gap_ms);
+        self.probe_at = now.after(PROBE_INTERVAL_MS);
+        // One more than are kept, so that nobody is forgotten for a call that is taken back.
+        if self.recent_users.len() > MAX_RECENT_USERS {
+            self.recent_users.pop_front();
+        }
+        self.recent_users.push_back(user);
+    }
+
+    /// The call that was let through last is not made.
+    fn take_back(&mut self) {
+        (self.next_at, self.probe_at) = self.before;
+        self.recent_users.pop_back();
     }
 
     fn passed(&mut self, sent: Time, is_granted: bool, now: Time) {
@@ -660,17 +691,7 @@ impl Homeserver {
         let queued = self.queue[class as usize].remove(&(deadline, leave))?;
         self.calls.push_back(Call { sent: now, leave, class });
         if let Some(limit) = &mut self.limit {
-            // What could be granted meanwhile is unknown.
-            if now.since(limit.next_at.max(limit.pause_until)) > limit.gap_ms.max(IDLE_AFTER_MS) {
-                limit.counted_from = now;
-                limit.let_through = 0;
-            }
-            limit.next_at = now.after(limit.gap_ms);
-            limit.probe_at = now.after(PROBE_INTERVAL_MS);
-            if limit.recent_users.len() == MAX_RECENT_USERS {
-                limit.recent_users.pop_front();
-            }
-            limit.recent_users.push_back(queued.user);
+            limit.let_through(queued.user, now);
         }
         Some(leave)
     }
@@ -745,6 +766,7 @@ impl Homeserver {
                         gap_ms: 0,
                         next_at: now,
                         probe_at: now,
+                        before: (now, now),
                         pause_until: sent,
                         refused_at: sent,
                         counted_from: now,

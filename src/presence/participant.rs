@@ -210,6 +210,9 @@ pub struct Participant {
     /// When the grace of a lost room ends, counted in all since the last sighting; 0 while no room was lost.
     grace: u64,
     asks: u8,
+    /// A sweep's question waits for its answer: while the SFU swallows them, one waits for each participant and not one more with
+    /// every sweep.
+    is_swept_for: bool,
     state: Presence,
     pub(super) timer: Option<Time>,
 }
@@ -241,6 +244,7 @@ impl Participant {
             delegated,
             grace: 0,
             asks: 0,
+            is_swept_for: false,
             state: Presence::Unknown {
                 next: Next::AskAt(delegated),
                 wait: Wait::from(delegated, delay),
@@ -602,7 +606,7 @@ impl Participant {
                     self.wait_on(around.webhooks_work, around);
                 }
             }
-            Presence::Present if listed && self.delegated <= asked => out.push(Effect::Ask { within: ANSWER_TIMEOUT }),
+            Presence::Present if listed && self.delegated <= asked => self.on_sweep(out),
             Presence::Present if listed => {}
             Presence::Present => self.suspect(Suspicion::Missing { denials: 1 }, now, second),
             Presence::Suspected { why, next, .. } if *next == Next::Asking(asked) => match why {
@@ -778,9 +782,14 @@ impl Participant {
             Presence::Suspected { next, .. } => matches!(next, Next::Grace(_)),
             Presence::Unknown { .. } | Presence::Gone(_) => false,
         };
-        if asks {
+        if asks && !std::mem::replace(&mut self.is_swept_for, true) {
             out.push(Effect::Ask { within: ANSWER_TIMEOUT });
         }
+    }
+
+    /// A question about the participant was answered, or will not be.
+    pub(super) const fn on_answered(&mut self) {
+        self.is_swept_for = false;
     }
 
     // --- states ---

@@ -692,3 +692,21 @@ fn l3_where_a_list_is_too_long_to_be_read_each_who_is_there_is_asked_for() {
         assert_eq!(asked.count(), expected, "{answer:?}");
     }
 }
+
+#[test]
+fn l3_while_the_sfu_swallows_questions_one_waits_for_each_participant() {
+    let mut bench = Bench::present();
+    bench.presence.settings.sweep_ms = Some(30_000);
+    let asks = |all: &[(u64, Seen)]| all.iter().filter(|(_, seen)| *seen == ASK).count();
+    let now = bench.now;
+    bench.presence.plan_sweep(bench.presence.get(bench.id).unwrap().room, now);
+    assert_eq!(asks(&bench.until(600_000)), 1);
+    // Its answer is the way to the next.
+    let asked = bench.asked;
+    bench.presence.on_participant(bench.id, asked, &Answer::TimedOut, bench.now);
+    assert_eq!(asks(&bench.until(600_000)), 1);
+    bench
+        .presence
+        .on_participant(bench.id, bench.asked, &yes("a", 1_000, true), bench.now);
+    assert_eq!(asks(&bench.until(40_000)), 1);
+}

@@ -317,6 +317,34 @@ fn while_limited_users_take_turns_with_their_sends() {
 }
 
 #[test]
+fn what_is_not_wanted_any_more_costs_the_others_neither_time_nor_their_turn() {
+    let (mut scheduler, hs) = scheduler(&["a"]);
+    scheduler.enqueue(hs[0], leave(99), restart(50_000), at(0));
+    let _ = permits(&mut scheduler, at(0));
+    let limited = Outcome::Limited(Some(Duration::from_secs(1)));
+    scheduler.on_result(hs[0], at(0), limited, at(0), &mut Jitter::new(1));
+    for n in 0..40 {
+        let user = u64::from(n);
+        scheduler.enqueue(hs[0], leave(n), PendingCall { user, ..send(30_000) }, at(0));
+    }
+    let now = at(2_000);
+    // Thirty were to be sent on evidence that is old by now.
+    for n in 0..30 {
+        let permit = scheduler.next_permit(now);
+        assert_eq!(permit.map(|permit| permit.leave), Some(leave(n)));
+        scheduler.declined(permit.unwrap(), now);
+    }
+    assert_eq!(permits(&mut scheduler, now), [leave(30)]);
+    // They come again, before users whose turn has been.
+    for n in 0..30 {
+        let user = u64::from(n);
+        scheduler.enqueue(hs[0], leave(n), PendingCall { user, ..send(29_000) }, now);
+    }
+    scheduler.on_result(hs[0], now, Outcome::Done, now, &mut Jitter::new(1));
+    assert_eq!(permits(&mut scheduler, at(5_000)), [leave(0)]);
+}
+
+#[test]
 fn what_is_not_wanted_any_more_is_not_granted_and_the_empty_are_forgotten() {
     let (mut scheduler, hs) = scheduler(&["a"]);
     let cancel = PendingCall {
