@@ -285,7 +285,7 @@ impl Fleet {
     }
 
     /// Whether a webhook in a message is acted upon here, whoever was told of it: what this node has acted upon already is a repeat. Of
-    /// what is from before the watch only those who came and went count: they are asked about. A node that does not watch may have
+    /// what is from before the watch only who came and went, and which room is over, counts: they are asked about. A node that does not watch may have
     /// guests.
     #[must_use]
     pub fn acts_upon(&self, at: Position, is_about_session: bool) -> bool {
@@ -533,6 +533,11 @@ impl Fleet {
         }
         self.entry.watching = self.watching && self.works();
         self.entry.clone()
+    }
+
+    /// The message before which all may go; asked at each beat.
+    pub fn trim(&mut self, now: Time) -> Position {
+        self.inbox.before(now)
     }
 
     /// Nodes whose entries nobody needs: only the watcher removes them.

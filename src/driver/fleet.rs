@@ -407,14 +407,14 @@ impl Driver {
         let (_, written) = self.store.progress();
         let shortest = self.state.lock().cores.leaves().shortest_delay();
         let shortest = shortest.and_then(|delay| u32::try_from(delay.as_millis()).ok());
-        let (node, entry, own, remove) = {
+        let (node, entry, own, trim, remove) = {
             let mut fleet = link.fleet.lock();
             fleet.on_progress(written, shortest);
             let entry = fleet.beat(asked);
             let own = fleet.own_watch().filter(|_| entry.watching);
-            (fleet.node(), entry, own, fleet.to_remove())
+            (fleet.node(), entry, own, fleet.trim(asked), fleet.to_remove())
         };
-        let answer = link.store.shared.beat(node, &entry, own, entry.dealt, &remove).await;
+        let answer = link.store.shared.beat(node, &entry, own, trim, &remove).await;
         let now = self.clock.now();
         let (outputs, counts) = match answer {
             Ok(answer) => {

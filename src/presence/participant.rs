@@ -706,7 +706,15 @@ impl Participant {
     pub(super) fn on_room(&mut self, status: RoomStatus, asked: Time, around: &Around<'_>, out: &mut Vec<Effect>) {
         let now = around.now;
         match (&mut self.state, status) {
-            (Presence::Present, RoomStatus::Closed) => self.suspect(Suspicion::Missing { denials: 0 }, now, now),
+            (
+                Presence::Present
+                | Presence::Suspected {
+                    why: Suspicion::RoomLost,
+                    next: Next::Grace(_),
+                    ..
+                },
+                RoomStatus::Closed,
+            ) => self.suspect(Suspicion::Missing { denials: 0 }, now, now),
             (Presence::Present, RoomStatus::Lost) => self.lose_room(around),
             (Presence::Suspected { why, next, .. }, _) => {
                 let decided = match *next {

@@ -203,7 +203,15 @@ impl Room {
     }
 
     pub(super) fn on_finished(&mut self, sid: &str, now: Time) -> News {
-        if self.missing || self.sid.as_ref().is_some_and(|known| **known != *sid) || self.is_past(sid) {
+        // It was missed before this was told: it was not lost.
+        if let Some(place) = self.past.iter().position(|(past, _)| **past == *sid) {
+            if self.missing && place == 0 {
+                self.last_end = RoomStatus::Closed;
+            }
+            let was_lost = std::mem::replace(&mut self.past[place].1, RoomStatus::Closed) == RoomStatus::Lost;
+            return if was_lost { News::Changed } else { News::Same };
+        }
+        if self.missing || self.sid.as_ref().is_some_and(|known| **known != *sid) {
             return News::Same;
         }
         self.sid = Some(sid.into());

@@ -131,7 +131,11 @@ impl Bench {
                 created_at: seconds,
                 room: "room",
                 room_sid,
-                identity: if kind == EventKind::Track { "" } else { "al" },
+                identity: if matches!(kind, EventKind::Track | EventKind::RoomFinished) {
+                    ""
+                } else {
+                    "al"
+                },
                 sid,
                 joined_at_ms,
             },
@@ -472,6 +476,23 @@ fn l13_the_participants_of_a_lost_room_have_a_minute_to_come_back() {
     let mut twin = Bench::present();
     let _ = twin.listed(None);
     twin.asked = twin.now;
+    assert_eq!(twin.answer(yes("b", 9_000_000, true)), [Seen::Changed, Seen::Present]);
+}
+
+#[test]
+fn l13_a_room_that_was_missed_and_is_then_told_to_be_over_was_not_lost() {
+    let mut al = Bench::present();
+    assert_eq!(al.listed(None), [Seen::Create]);
+    assert_eq!(al.until(5_000), []);
+    assert_eq!(al.tell(EventKind::RoomFinished, "", 0, 0), [ASK], "evidence first");
+    assert_eq!(al.answer(Answer::No), []);
+    assert_eq!(al.until(3_000), [(3_000, ASK)]);
+    assert_eq!(al.answer(Answer::No), [Seen::Gone(DepartureCause::RoomClosed)]);
+    // Of somebody who is back nothing is said.
+    let mut twin = Bench::present();
+    let _ = twin.listed(None);
+    twin.wait(5_000);
+    assert_eq!(twin.tell(EventKind::RoomFinished, "", 0, 0), [ASK]);
     assert_eq!(twin.answer(yes("b", 9_000_000, true)), [Seen::Changed, Seen::Present]);
 }
 

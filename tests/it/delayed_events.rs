@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::bodies::delegate_of;
+use crate::support::bucket::Bucket;
 use crate::support::client_api::{Managed, done, not_found, unrecognized, versions};
 use crate::support::hashes::identity;
 use crate::support::lateness;
@@ -752,20 +753,14 @@ fn a_limited_homeserver_carries_as_many_as_it_can() {
     const PER_SECOND: f64 = 1.0;
     let delay = seconds(8);
     let scene = Scene::new();
-    let bucket = Arc::new(Mutex::new((5.0_f64, Instant::now())));
+    let bucket = Bucket::new(PER_SECOND, 5.0);
     let heard: Arc<Mutex<HashMap<String, Vec<Instant>>>> = Arc::default();
     let hears = heard.clone();
     scene.api.answer(move |call, _| {
-        let mut bucket = bucket.lock().unwrap();
-        let now = Instant::now();
-        bucket.0 = (bucket.0 + (now - bucket.1).as_secs_f64() * PER_SECOND).min(5.0);
-        bucket.1 = now;
-        if bucket.0 < 1.0 {
-            let millis = ((1.0 - bucket.0) / PER_SECOND * 1000.0).ceil();
-            return Reply::json(429, &json!({"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": millis as u64}));
+        if let Some(refusal) = bucket.refuses() {
+            return refusal;
         }
-        bucket.0 -= 1.0;
-        hears.lock().unwrap().entry(call.delay_id.clone()).or_default().push(now);
+        hears.lock().unwrap().entry(call.delay_id.clone()).or_default().push(Instant::now());
         done()
     });
     let began = Instant::now();

@@ -5,6 +5,7 @@
 mod cluster;
 mod cores;
 mod events;
+mod length;
 mod link;
 mod model;
 mod node;

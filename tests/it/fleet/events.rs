@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::stage::{Person, within};
+use crate::support::bucket::Bucket;
 use crate::support::client_api::{ClientApi, done, not_found};
 use crate::support::neighbour::Reply;
 
@@ -16,6 +17,7 @@ pub(super) struct Events(Arc<Mutex<State>>);
 struct State {
     events: HashMap<String, Event>,
     faults: Vec<String>,
+    limit: Option<Bucket>,
 }
 
 struct Event {
@@ -41,6 +43,17 @@ impl Events {
         let managed = state.clone();
         api.answer(move |call, _| managed.lock().unwrap().manage(&call.delay_id, &call.what));
         Self(state)
+    }
+
+    /// From now on so many calls a second are answered as they should be.
+    pub(super) fn limit(&self, per_second: f64, burst: f64) {
+        self.0.lock().unwrap().limit = Some(Bucket::new(per_second, burst));
+    }
+
+    /// How many ran out: neither sent nor cancelled in time.
+    pub(super) fn ran_out(&self) -> usize {
+        let state = self.0.lock().unwrap();
+        state.events.values().filter(|event| !event.is_over && !event.runs()).count()
     }
 
     /// Somebody has an event from now on.
@@ -84,6 +97,9 @@ fn seat(person: &Person) -> (String, String) {
 
 impl State {
     fn manage(&mut self, delay_id: &str, what: &str) -> Reply {
+        if let Some(refusal) = self.limit.as_ref().and_then(Bucket::refuses) {
+            return refusal;
+        }
         let Some(seat) = self
             .events
             .get(delay_id)

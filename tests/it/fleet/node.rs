@@ -50,7 +50,7 @@ pub(super) enum Life {
 }
 
 enum What {
-    Beat(Entry, Option<Watch>, Vec<NodeId>),
+    Beat(Entry, Option<Watch>, Position, Vec<NodeId>),
     Change(Option<Watch>, Watch),
 }
 
@@ -714,7 +714,8 @@ impl Node {
         let own = self.fleet.own_watch().filter(|_| entry.watching);
         let remove = self.fleet.to_remove();
         self.began_beat = outside.now;
-        self.call(outside, What::Beat(entry, own, remove));
+        let trim = self.fleet.trim(outside.time());
+        self.call(outside, What::Beat(entry, own, trim, remove));
     }
 
     fn call(&mut self, outside: &Outside, what: What) {
@@ -732,9 +733,9 @@ impl Node {
         let reach = outside.reach(self.way);
         if call.said.is_none() && reach != Reach::Nothing {
             call.said = Some(match &call.what {
-                What::Beat(entry, own, remove) => {
+                What::Beat(entry, own, trim, remove) => {
                     let before: Vec<_> = outside.redis.model.messages.iter().map(|message| message.at).collect();
-                    let answer = outside.redis.model.beat(self.id, entry, *own, entry.dealt, remove);
+                    let answer = outside.redis.model.beat(self.id, entry, *own, *trim, remove);
                     self.judge_trim(outside, &before);
                     Said::Beat(answer)
                 }

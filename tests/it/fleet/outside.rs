@@ -137,7 +137,7 @@ impl Webhook {
     }
 
     pub(super) fn is_about_session(&self) -> bool {
-        matches!(self.kind, EventKind::Joined | EventKind::Left(_))
+        matches!(self.kind, EventKind::Joined | EventKind::Left(_) | EventKind::RoomFinished)
     }
 
     pub(super) fn text(&self) -> Box<[u8]> {

@@ -1,12 +1,15 @@
 //! The scenes in short form. `LK_FLEET_ROUNDS` repeats those that are random in time.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lk_jwt_service::internals::doctor::{Group, TicketKey, Use, Wishes};
 use lk_jwt_service::secret::Secret;
 use serde_json::Value;
 
+use super::events::Events;
+use super::length::{self, rounds};
 use super::link::Way;
 use super::stage::{Person, Stage, TIMEOUT, readyz, states, up, within};
 use crate::support::client::Call;
@@ -41,11 +44,6 @@ fn doctor(node: &Service, sfu: &Sfu) -> HashMap<String, Value> {
     lines.filter_map(|line| Some((line["check"].as_str()?.to_owned(), line))).collect()
 }
 
-pub(super) fn rounds(few: usize) -> usize {
-    let rounds = std::env::var("LK_FLEET_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
-    rounds.unwrap_or(few)
-}
-
 /// So many people who are there, each restarted at least once.
 #[track_caller]
 pub(super) fn crowd(stage: &Stage, count: usize, delay: Duration) -> Vec<(Person, Session)> {
@@ -55,24 +53,40 @@ pub(super) fn crowd(stage: &Stage, count: usize, delay: Duration) -> Vec<(Person
     people
 }
 
-/// R1: people come and go, everything round robin.
+/// R1: people come and go, everything round robin; at full length three hundred in three minutes.
 #[test]
 fn goodbyes_are_reported_whoever_was_told() {
     let Some(stage) = Stage::start(3) else { return };
     let began = Instant::now();
     let stay = crowd(&stage, 6, SHORT);
-    let mut worst = Duration::ZERO;
-    for _ in 0..rounds(12) {
+    let (count, hands, pace) = if length::is_full() {
+        (300, 6, Duration::from_millis(600))
+    } else {
+        (12, 1, Duration::ZERO)
+    };
+    let worst = Mutex::new(Duration::ZERO);
+    let comes_and_goes = |turn: u32| {
+        std::thread::sleep((began + pace * turn).saturating_duration_since(Instant::now()));
         let people = crowd(&stage, 1, HOUR);
         let epoch = stage.epoch();
         let gone = stage.leave(&people[0].1);
         let took = stage.wait_sent(&people[0].0, gone, TIMEOUT);
         // A machine that stands still for seconds moves the watch.
         if stage.epoch() == epoch {
-            worst = worst.max(took);
+            let mut worst = worst.lock().unwrap();
+            *worst = took.max(*worst);
         }
-    }
-    eprintln!("R1: the latest goodbye after {worst:?}");
+    };
+    std::thread::scope(|scope| {
+        for hand in 0..hands {
+            scope.spawn(move || (hand..count).step_by(hands as usize).for_each(comes_and_goes));
+        }
+    });
+    let worst = worst.into_inner().unwrap();
+    eprintln!(
+        "R1: {count} came and went in {:?}, the latest goodbye after {worst:?}",
+        began.elapsed()
+    );
     assert!(worst <= within(GOODBYE, began), "{worst:?}: {:?}", states(&stage));
     stage.assert_there(&stay);
     wait_until("only those who stay to have a record", TIMEOUT, || stage.records() == stay.len());
@@ -82,8 +96,9 @@ fn goodbyes_are_reported_whoever_was_told() {
 #[test]
 fn a_killed_watcher_is_followed_within_seven_seconds() {
     let Some(mut stage) = Stage::start(3) else { return };
-    let people = crowd(&stage, 60, HOUR);
-    for _ in 0..rounds(1) {
+    let people = crowd(&stage, length::people(60, 1_000), HOUR);
+    let mut worst = Duration::ZERO;
+    for _ in 0..rounds(1, 20) {
         let (began, watcher) = (Instant::now(), stage.wait_one_watcher());
         let killed = stage.kill(watcher);
         stage.wait_other_watcher(watcher, TIMEOUT);
@@ -91,8 +106,10 @@ fn a_killed_watcher_is_followed_within_seven_seconds() {
         let asked = stage.wait_looked_up(&people[..1], killed, TIMEOUT);
         eprintln!("R2: watched after {took:?}, the SFU asked after {asked:?}");
         assert!(took <= within(TAKEOVER, began), "{took:?}");
+        worst = worst.max(took);
         stage.add(|setup| setup);
     }
+    eprintln!("R2: {} people, watched after {worst:?} at worst", people.len());
     stage.assert_there(&people);
     // Nothing was lost: whoever leaves is reported.
     let gone = stage.leave(&people[7].1);
@@ -127,38 +144,85 @@ fn where_the_heir_is_frozen_too_the_next_one_follows() {
 /// R3: the same with delays of 18 s; every restart comes in time, when it is due.
 #[test]
 fn with_short_delays_nobodys_event_fires_in_a_takeover() {
-    let Some(mut stage) = Stage::start(3) else { return };
-    let people = crowd(&stage, 60, SHORT);
-    for _ in 0..rounds(2) {
+    length::on_stages(5, rounds(2, 50), |stage, round| {
+        let people = crowd(stage, length::people(60, 200), SHORT);
         let (began, watcher) = (Instant::now(), stage.wait_one_watcher());
         // Known to all by now that delays are short.
-        std::thread::sleep(KNOWN);
+        std::thread::sleep(KNOWN + Duration::from_millis(unique() * 317 % 9000));
         let killed = stage.kill(watcher);
         stage.wait_other_watcher(watcher, TIMEOUT);
         let took = killed.elapsed();
-        eprintln!("R3: watched after {took:?}");
-        assert!(took <= within(SHORT_TAKEOVER, began), "{took:?}");
+        stage.wait_restarted(&people, killed);
+        let late = stage.latest_restart(&people, killed);
+        eprintln!("R3, round {round}: watched after {took:?}, no restart later than {late:?}");
+        assert!(took.max(late) <= within(SHORT_TAKEOVER, began), "{took:?}, {late:?}");
         stage.add(|setup| setup);
-    }
-    let after = Instant::now();
-    stage.wait_restarted(&people, after);
-    stage.assert_there(&people);
+        stage.assert_there(&people);
+        for (_, session) in &people {
+            stage.leave(session);
+        }
+    });
 }
 
-/// R4: kill -9 of the watcher right after `participant_left` was answered, by whomever.
+/// R3: the same where the homeserver limits, and carries half as many again as are there; at full length also where it carries just
+/// those.
+#[test]
+fn where_the_homeserver_limits_nobodys_event_fires_in_a_takeover() {
+    let (count, turns) = (length::people(30, 200), rounds(1, 5));
+    // Restarts under a limit wait for four fifths of the delay.
+    let needed = count as f64 / (0.8 * SHORT.as_secs_f64());
+    for (limit, may_run_out) in [(1.5, 0.0), (1.0, SHORT_TAKEOVER.as_secs_f64())] {
+        if limit == 1.0 && !length::is_full() {
+            continue;
+        }
+        let Some(mut stage) = Stage::start(3) else { return };
+        let events = Events::of(&stage.api);
+        let began = Instant::now();
+        let people: Vec<_> = (0..count)
+            .map(|_| {
+                let person = stage.person(SHORT);
+                events.schedule(&person);
+                assert_eq!(stage.delegate_at(stage.next(), &person), 200);
+                let session = stage.sfu.join(&person.alias, &person.identity);
+                stage.tell(&webhook::joined(&session));
+                (person, session)
+            })
+            .collect();
+        stage.wait_restarted(&people, began);
+        events.limit(needed * limit, 5.0);
+        for _ in 0..turns {
+            // Long enough for all to have been restarted under the limit.
+            std::thread::sleep(SHORT);
+            let (before, watcher) = (events.ran_out(), stage.wait_one_watcher());
+            stage.kill(watcher);
+            stage.wait_other_watcher(watcher, TIMEOUT);
+            stage.add(|setup| setup);
+            std::thread::sleep(SHORT);
+            let ran_out = events.ran_out() - before;
+            eprintln!("R3: at a limit of {limit} times what {count} people need, {ran_out} events ran out");
+            assert!(ran_out as f64 <= may_run_out * needed, "{ran_out}: {:?}", states(&stage));
+        }
+    }
+}
+
+/// R4: kill -9 of the watcher right after a departure was told, or that a room is over, by whomever.
 #[test]
 fn a_departure_that_was_told_is_reported_though_the_watcher_dies() {
-    let Some(mut stage) = Stage::start(3) else { return };
-    for round in 0..rounds(2) {
+    length::on_stages(4, rounds(2, 100), |stage, round| {
         for (delay, limit) in [(HOUR, 11_500), (SHORT, 7_300)] {
-            let people = crowd(&stage, 3, delay);
+            let people = crowd(stage, 3, delay);
             std::thread::sleep(KNOWN);
             let (began, watcher) = (Instant::now(), stage.wait_one_watcher());
-            let gone = stage.leave(&people[0].1);
-            std::thread::sleep(Duration::from_millis(unique() * 317 % 2000));
+            let (gone, what) = if round % 2 == 0 {
+                (stage.leave(&people[0].1), "participant_left")
+            } else {
+                (stage.finish(&people[0].1), "room_finished")
+            };
+            let moment = Duration::from_millis(unique() * 317 % 2000);
+            std::thread::sleep(moment);
             stage.kill(watcher);
             let took = stage.wait_sent(&people[0].0, gone, TIMEOUT);
-            eprintln!("R4, round {round}, {delay:?}: the leave after {took:?}");
+            eprintln!("R4, round {round}, {delay:?}, killed {moment:?} after {what}: the leave after {took:?}");
             assert!(took <= within(Duration::from_millis(limit), began), "{took:?}");
             stage.assert_there(&people[1..]);
             stage.add(|setup| setup);
@@ -169,51 +233,84 @@ fn a_departure_that_was_told_is_reported_though_the_watcher_dies() {
                 people.iter().all(|(person, _)| stage.api.count("send", &person.delay_id) > 0)
             });
         }
-    }
+    });
 }
 
 /// R5: the watcher is stopped for longer than a node's life; meanwhile one leaves and returns, one reloads, one leaves.
 #[test]
 fn a_watcher_that_wakes_up_reports_nobody_who_is_there() {
-    let Some(stage) = Stage::start(3) else { return };
-    let people = crowd(&stage, 8, SHORT);
-    let watcher = stage.wait_one_watcher();
-    let node = stage.nodes[watcher].as_ref().expect("a node");
-    // Somebody's departure is just being looked into.
-    stage.sfu.leave(&people[0].1.room, &people[0].1.identity);
-    assert_eq!(
-        webhook::tell(node, &stage.sfu, &webhook::left(&people[0].1, "CLIENT_INITIATED")).status,
-        200
-    );
-    node.signal("STOP");
-    let back = stage.sfu.join(&people[0].0.alias, &people[0].0.identity);
-    let others: Vec<_> = stage.nodes.iter().enumerate().filter(|(at, _)| *at != watcher).collect();
-    let other = others[0].1.as_ref().expect("a node");
-    let next = stage.wait_other_watcher(watcher, TIMEOUT);
-    assert_eq!(webhook::tell(other, &stage.sfu, &webhook::joined(&back)).status, 200);
-    // A reload: another event, another session.
-    let mut reloaded = people[1].0.clone();
-    reloaded.delay_id = format!("syd_{}", unique());
-    assert_eq!(stage.delegate_at(other, &reloaded), 200);
-    let session = stage.sfu.join(&reloaded.alias, &reloaded.identity);
-    assert_eq!(webhook::tell(other, &stage.sfu, &webhook::joined(&session)).status, 200);
-    node.signal("CONT");
-    wait_until("exactly one watcher", TIMEOUT, || stage.watcher() == Some(next));
-    let after = Instant::now();
-    let mut all = people.clone();
-    all[1].0 = reloaded.clone();
-    stage.wait_restarted(&all, after);
-    stage.assert_there(&all);
-    wait_until("the event of before the reload to be cancelled", TIMEOUT, || {
-        stage.api.count("cancel", &people[1].0.delay_id) > 0
+    length::on_stages(8, rounds(1, 100), |stage, round| {
+        let people = crowd(stage, 6, SHORT);
+        let watcher = stage.wait_one_watcher();
+        let node = stage.nodes[watcher].as_ref().expect("a node");
+        let other = (0..stage.nodes.len()).find(|at| *at != watcher && stage.nodes[*at].is_some());
+        let other = stage.nodes[other.expect("another node")].as_ref().expect("a node");
+        let tell = |event: &Value| {
+            wait_until("a webhook to be taken", TIMEOUT, || {
+                webhook::tell(other, &stage.sfu, event).status == 200
+            });
+        };
+        // Somebody's departure is just being looked into, or was reported already.
+        stage.sfu.leave(&people[0].1.room, &people[0].1.identity);
+        let left = webhook::left(&people[0].1, "CLIENT_INITIATED");
+        assert_eq!(webhook::tell(node, &stage.sfu, &left).status, 200);
+        let stops = if length::is_full() { unique() * 317 % 1500 } else { 0 };
+        std::thread::sleep(Duration::from_millis(stops));
+        node.signal("STOP");
+        let stopped = Instant::now();
+        let returns = if length::is_full() { 50 + unique() * 131 % 4000 } else { 0 };
+        std::thread::sleep(Duration::from_millis(returns));
+        let mut all = people.clone();
+        all[0].1 = stage.sfu.join(&all[0].0.alias, &all[0].0.identity);
+        if length::is_full() {
+            // The report of the departure may just be on its way.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let was_reported = stage.api.count("send", &people[0].0.delay_id) > 0;
+        if was_reported {
+            // As a client does whose event was sent.
+            all[0].0.delay_id = format!("syd_{}", unique());
+            assert_eq!(stage.delegate_at(other, &all[0].0), 200);
+        }
+        tell(&webhook::joined(&all[0].1));
+        if returns.is_multiple_of(2) {
+            stage.wait_other_watcher(watcher, TIMEOUT);
+        }
+        // A reload: another event, another session.
+        all[1].0.delay_id = format!("syd_{}", unique());
+        assert_eq!(stage.delegate_at(other, &all[1].0), 200);
+        all[1].1 = stage.sfu.join(&all[1].0.alias, &all[1].0.identity);
+        tell(&webhook::joined(&all[1].1));
+        // One leaves for good.
+        let (gone, session) = all.pop().expect("six people");
+        stage.sfu.leave(&session.room, &session.identity);
+        tell(&webhook::left(&session, "CLIENT_INITIATED"));
+        stage.wait_other_watcher(watcher, TIMEOUT);
+        let reported = stage.wait_sent(&gone, stopped, TIMEOUT);
+        if length::is_full() {
+            std::thread::sleep((stopped + Duration::from_secs(30)).saturating_duration_since(Instant::now()));
+        }
+        node.signal("CONT");
+        stage.wait_one_watcher();
+        let after = Instant::now();
+        stage.wait_restarted(&all, after);
+        stage.assert_there(&all);
+        let former = &people[1].0.delay_id;
+        wait_until("the event of before the reload to be cancelled", TIMEOUT, || {
+            stage.api.count("cancel", former) > 0
+        });
+        assert_eq!(stage.api.count("send", former), 0);
+        let first = stage.api.times("cancel", former)[0];
+        assert!(stage.api.times("restart", &all[1].0.delay_id).iter().any(|at| *at <= first));
+        eprintln!(
+            "R5, round {round}: stopped {stops} ms after the departure (reported: {was_reported}), back {returns} ms later, the other \
+             departure reported {reported:?} after the stop"
+        );
+        for (person, session) in &all {
+            let gone = stage.leave(session);
+            stage.wait_sent(person, gone, TIMEOUT);
+        }
     });
-    assert_eq!(stage.api.count("send", &people[1].0.delay_id), 0);
-    let first = stage.api.times("cancel", &people[1].0.delay_id)[0];
-    assert!(stage.api.times("restart", &reloaded.delay_id).iter().any(|at| *at <= first));
-    for (person, session) in [(&reloaded, &session), (&people[0].0, &back)] {
-        let gone = stage.leave(session);
-        stage.wait_sent(person, gone, TIMEOUT);
-    }
 }
 
 /// R6: one after the other is stopped, as in a rolling deploy, while tokens are asked for and people come and go.
@@ -274,7 +371,7 @@ fn a_watcher_without_redis_goes_on_and_yields_when_it_is_back() {
         let next = stage.wait_other_watcher(watcher, TIMEOUT);
         let took = began.elapsed();
         // From here on both restart; `simulation` counts how often, to the call.
-        if rounds(1) > 1 {
+        if length::is_full() {
             std::thread::sleep(KNOWN);
             let (both_since, before) = (Instant::now(), stage.api.restarts());
             std::thread::sleep(Duration::from_secs(60));

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::scenes::{HOUR, SHORT, crowd, rounds};
+use super::length;
+use super::scenes::{HOUR, SHORT, crowd};
 use super::stage::{SYNC_AT_ONCE, Stage, TIMEOUT, WRITES_AGAIN, states, within};
 use crate::support::process::program;
 use crate::support::redis::RedisServer;
@@ -185,7 +186,7 @@ fn fails_over(how: &str, off_seconds: i64, begin: impl Fn(&mut Stage, &Sentinels
     if stage.redis.is_frozen() {
         stage.redis.thaw();
         // Until the sentinels see that, ten seconds later, it takes itself for the primary.
-        if rounds(1) > 1 {
+        if length::is_full() {
             let (awake, former) = (Instant::now(), stage.redis.address().to_string());
             wait_until("the former primary to be a replica", TIMEOUT * 2, || {
                 ask(&former, &["ROLE"]).contains("slave")

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::events::Events;
+use super::length::{self, rounds};
 use super::link::Way;
-use super::scenes::{SHORT, crowd, rounds};
+use super::scenes::{SHORT, crowd};
 use super::stage::{Person, SYNC_AT_ONCE, Stage, TIMEOUT, readyz, states, within};
 use crate::support::redis::RedisServer;
 use crate::support::sfu::Session;
@@ -35,7 +36,7 @@ fn reload(stage: &Stage, at: usize, seat: &(Person, Session), schedule: impl Fn(
 #[test]
 fn a_watcher_that_hears_nothing_is_followed() {
     let Some(stage) = Stage::start(3) else { return };
-    for _ in 0..rounds(1) {
+    for _ in 0..rounds(1, 20) {
         let people = crowd(&stage, 7, SHORT);
         let (watcher, server) = (stage.wait_one_watcher(), stage.server());
         let began = Instant::now();
@@ -94,14 +95,14 @@ fn a_watcher_that_hears_nothing_is_followed() {
 /// R10: one watcher on each side, while people reload at both; in the end the side of the former watcher counts.
 #[test]
 fn after_a_split_every_seat_has_a_living_event() {
-    let length = if rounds(1) > 1 { 60 } else { 10 };
+    let length = if length::is_full() { 60 } else { 10 };
     splits("R10", Duration::from_secs(length), (true, false));
 }
 
 /// R10: the same where the other side counts, and the other ways round; minutes of it, as R8 has it.
 #[test]
 fn after_a_split_every_seat_has_a_living_event_whichever_side_counts() {
-    if rounds(1) > 1 {
+    if length::is_full() {
         splits("R10", Duration::from_secs(60), (true, true));
         splits("R10", Duration::from_secs(60), (false, false));
         splits("R10", Duration::from_secs(60), (false, true));

@@ -234,6 +234,29 @@ impl Stage {
         at
     }
 
+    /// The same where the room is over with them, and nobody says that they left.
+    #[track_caller]
+    pub(super) fn finish(&self, session: &Session) -> Instant {
+        self.sfu.leave(&session.room, &session.identity);
+        self.sfu.set_room(&session.room, None);
+        let at = Instant::now();
+        let mut event = webhook::event("room_finished", session, None);
+        event.as_object_mut().expect("an event").remove("participant");
+        self.tell(&event);
+        at
+    }
+
+    /// How late the first restarts since `killed` were, at most: each is due at half of the delay, and cannot come while nobody watches.
+    pub(super) fn latest_restart(&self, people: &[(Person, Session)], killed: Instant) -> Duration {
+        let late = people.iter().filter_map(|(person, _)| {
+            let times = self.api.times("restart", &person.delay_id);
+            let next = *times.iter().find(|at| **at > killed)?;
+            let last = times.into_iter().rfind(|at| *at <= killed)?;
+            Some(next.saturating_duration_since((last + person.delay / 2).max(killed)))
+        });
+        late.max().unwrap_or_default()
+    }
+
     #[track_caller]
     pub(super) fn wait_restarted(&self, people: &[(Person, Session)], after: Instant) {
         wait_until("all events to be restarted", TIMEOUT, || {
@@ -314,7 +337,7 @@ pub(super) fn up(node: &Service) -> usize {
 /// That long, and what this machine was late by since then. Beside other tests each process has its own turn at the processors, of which
 /// the lateness of this one says little: a beat more. `./tests/fleet` has the machine for itself.
 pub(super) fn within(limit: Duration, began: Instant) -> Duration {
-    let is_alone = std::env::var_os("LK_FLEET_ROUNDS").is_some();
+    let is_alone = super::length::is_full();
     let turns = if is_alone { Duration::ZERO } else { Duration::from_millis(500) };
     limit + turns + lateness::since(began) * 2
 }

@@ -1,7 +1,6 @@
 //! Many at once: of one call, of one homeserver, of strangers. What they need is carried in the order of what would be lost.
 
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use lk_jwt_service::internals::store::{JobRecord, Jobs, Store, Stored};
@@ -9,6 +8,7 @@ use serde_json::json;
 
 use super::{AT_ONCE, Timers, guests, join, leaves, pass, seconds, send_webhooks, told_left};
 use crate::support::bodies::delegate_of;
+use crate::support::bucket::Bucket;
 use crate::support::client::Call;
 use crate::support::client_api::{ClientApi, Managed, done};
 use crate::support::homeserver::Homeserver;
@@ -125,20 +125,9 @@ fn at_the_end_every_job_of_many_is_restarted_once_more() {
 fn somebody_who_delegates_ten_a_second_costs_nobody_else_the_event() {
     let delay = seconds(18);
     let scene = Scene::new();
-    let bucket = Mutex::new((5.0_f64, Instant::now()));
+    let bucket = Bucket::new(1.0, 5.0);
     let timers = Timers::default();
-    timers.answer(&scene.api, move |_, _| {
-        let mut bucket = bucket.lock().unwrap();
-        let now = Instant::now();
-        bucket.0 = (bucket.0 + (now - bucket.1).as_secs_f64()).min(5.0);
-        bucket.1 = now;
-        if bucket.0 < 1.0 {
-            let millis = ((1.0 - bucket.0) * 1000.0).ceil();
-            return Reply::json(429, &json!({"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": millis as u64}));
-        }
-        bucket.0 -= 1.0;
-        done()
-    });
+    timers.answer(&scene.api, move |_, _| bucket.refuses().unwrap_or_else(done));
     let began = Instant::now();
     let honest = guests(&scene, 10, 10, delay);
     let events: Vec<_> = honest

@@ -1,6 +1,6 @@
 //! A homeserver's client-server API, as far as delayed events go (MSC4140), over plain HTTP as behind a proxy.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -36,7 +36,8 @@ type Script = dyn Fn(&Managed, usize) -> Reply + Send + Sync;
 struct State {
     script: Mutex<Arc<Script>>,
     versions: Mutex<Reply>,
-    calls: Mutex<Vec<Managed>>,
+    /// By the id of the event, in the order of their arrival.
+    calls: Mutex<HashMap<String, Vec<Managed>>>,
 }
 
 pub(crate) struct ClientApi {
@@ -94,8 +95,7 @@ impl ClientApi {
 
     /// All calls about this event, in the order of their arrival.
     pub(crate) fn calls(&self, delay_id: &str) -> Vec<Managed> {
-        let calls = self.state.calls.lock().unwrap();
-        calls.iter().filter(|call| call.delay_id == delay_id).cloned().collect()
+        self.state.calls.lock().unwrap().get(delay_id).cloned().unwrap_or_default()
     }
 
     /// When this was done to this event.
@@ -109,12 +109,17 @@ impl ClientApi {
 
     /// How many restarts of any event there were.
     pub(crate) fn restarts(&self) -> usize {
-        self.state.calls.lock().unwrap().iter().filter(|c| c.what == "restart").count()
+        self.total("restart")
     }
 
     /// How many sends of any event there were.
     pub(crate) fn sends(&self) -> usize {
-        self.state.calls.lock().unwrap().iter().filter(|c| c.what == "send").count()
+        self.total("send")
+    }
+
+    fn total(&self, what: &str) -> usize {
+        let calls = self.state.calls.lock().unwrap();
+        calls.values().flatten().filter(|call| call.what == what).count()
     }
 
     /// How often `/versions` was asked.
@@ -141,8 +146,8 @@ impl State {
         };
         let before = {
             let mut calls = self.calls.lock().unwrap();
-            let same = |c: &&Managed| c.what == managed.what && c.delay_id == managed.delay_id;
-            let before = calls.iter().filter(same).count();
+            let calls = calls.entry(managed.delay_id.clone()).or_default();
+            let before = calls.iter().filter(|call| call.what == managed.what).count();
             calls.push(managed.clone());
             before
         };

@@ -18,6 +18,7 @@
 //!   [`secrets`]: what must never be seen
 
 pub(crate) mod bodies;
+pub(crate) mod bucket;
 pub(crate) mod ca;
 pub(crate) mod cgroup;
 pub(crate) mod client;

@@ -225,6 +225,16 @@ impl Neighbour {
         self.state.requests.lock().unwrap().iter().filter(|r| wanted(r)).count()
     }
 
+    /// When each request came that `wanted` picks.
+    pub(crate) fn times(&self, wanted: impl Fn(&Request) -> bool) -> Vec<Instant> {
+        let requests = self.state.requests.lock().unwrap();
+        requests
+            .iter()
+            .filter(|request| wanted(request))
+            .map(|request| request.at)
+            .collect()
+    }
+
     fn accept(&self, listener: TcpListener) {
         let state = self.state.clone();
         let task = runtime().spawn(async move {

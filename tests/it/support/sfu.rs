@@ -257,7 +257,7 @@ impl Sfu {
             r.path.ends_with("/GetParticipant")
                 && proto::RoomParticipantIdentity::decode(r.body.as_slice()).is_ok_and(|a| a.room == room && a.identity == identity)
         };
-        self.http.requests().iter().filter(|r| about(r)).map(|r| r.at).collect()
+        self.http.times(about)
     }
 
     /// When somebody asked for the removal of this one.
@@ -266,7 +266,7 @@ impl Sfu {
             r.path.ends_with("/RemoveParticipant")
                 && proto::RoomParticipantIdentity::decode(r.body.as_slice()).is_ok_and(|a| a.room == room && a.identity == identity)
         };
-        self.http.requests().iter().filter(|r| about(r)).map(|r| r.at).collect()
+        self.http.times(about)
     }
 
     /// The moments in seconds since 1970 before which tokens were to be refused when this one was removed.
