@@ -141,10 +141,7 @@ impl Leaves {
         if self.0.fleet.as_ref().is_some_and(fleet::Link::is_reading) {
             return false;
         }
-        if let Some((at, seconds)) = self.0.sfu.last_date() {
-            self.0.feed(Fact::Date(seconds, self.0.clock.at(at)));
-        }
-        self.0.feed(Fact::Event(&sfu_event(verified, webhook)));
+        self.0.event(verified, webhook);
         true
     }
 
@@ -503,6 +500,14 @@ impl Driver {
     }
 
     // --- the loop: facts in, calls out ---
+
+    /// A webhook that has just been taken, here or elsewhere.
+    fn event(self: &Arc<Self>, verified: Verified, webhook: &Webhook) {
+        if let Some((at, seconds)) = self.sfu.last_date() {
+            self.feed(Fact::Date(seconds, self.clock.at(at)));
+        }
+        self.feed(Fact::Event(&sfu_event(verified, webhook)));
+    }
 
     fn feed(self: &Arc<Self>, fact: Fact<'_>) {
         let mut state = self.state.lock();

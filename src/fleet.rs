@@ -97,6 +97,17 @@ pub enum Takeover {
     Given,
 }
 
+/// How a webhook in a message is heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hearing {
+    /// Something has happened.
+    News,
+    /// Something has happened before this node watched: it is asked about.
+    Past,
+    /// Others act upon it.
+    Ignored,
+}
+
 /// An action that the driver is to take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
@@ -284,16 +295,18 @@ impl Fleet {
             .map_or(Position::FIRST, |node| node.entry.dealt)
     }
 
-    /// Whether a webhook in a message is acted upon here, whoever was told of it: what this node has acted upon already is a repeat. Of
-    /// what is from before the watch only who came and went, and which room is over, counts: they are asked about. A node that does not watch may have
-    /// guests.
+    /// How a webhook in a message is heard here, whoever was told of it: what this node has acted upon already is a repeat. A node that
+    /// does not watch may have guests.
     #[must_use]
-    pub fn acts_upon(&self, at: Position, is_about_session: bool) -> bool {
+    pub fn hearing(&self, at: Position) -> Hearing {
         if !self.works() {
-            return !self.is_stale(at);
+            return if self.is_stale(at) { Hearing::Ignored } else { Hearing::News };
         }
-        let is_of_this_watch = at.millis >= self.began_ms.unsigned_abs();
-        self.takes_in() && (is_of_this_watch || is_about_session)
+        match at.millis >= self.began_ms.unsigned_abs() {
+            _ if !self.takes_in() => Hearing::Ignored,
+            true => Hearing::News,
+            false => Hearing::Past,
+        }
     }
 
     /// Whether messages are taken in by a node that watches: in their order, which begins with the first one.
@@ -533,11 +546,6 @@ impl Fleet {
         }
         self.entry.watching = self.watching && self.works();
         self.entry.clone()
-    }
-
-    /// The message before which all may go; asked at each beat.
-    pub fn trim(&mut self, now: Time) -> Position {
-        self.inbox.before(now)
     }
 
     /// Nodes whose entries nobody needs: only the watcher removes them.

@@ -22,7 +22,7 @@ pub mod core {
     pub use crate::driver::{CLOCK_CHECK_INTERVAL_MS, RESTORE_TIMEOUT, SUSPENDED_AFTER_MS};
 }
 pub mod fleet {
-    pub use crate::fleet::{Answer, Counts, Entry, Fleet, Kept, NodeId, NodeState, Output, Own, Position, Takeover, Watch};
+    pub use crate::fleet::{Answer, Counts, Entry, Fleet, Hearing, Kept, NodeId, NodeState, Output, Own, Position, Takeover, Watch};
 }
 pub mod livekit {
     pub use crate::livekit::{Answer, DisconnectReason, ParticipantRow, Reach, RoomRow};

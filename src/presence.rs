@@ -242,7 +242,10 @@ impl Presence {
             return;
         };
         let room_sid = stored.room_sid.map(|sid| room.intern(sid));
-        room.restore(room_sid.as_ref(), stored.last_sighted, continuous, now);
+        match &room_sid {
+            Some(sid) if stored.room_over => drop(room.on_finished(sid, now)),
+            Some(_) | None => room.restore(room_sid.as_ref(), stored.last_sighted, continuous, now),
+        }
         self.with(id, now, |participant, around, _| participant.restore(stored, room_sid, around.now));
         if stored.seen
             && let Some(participant) = self.participants.get(id)
@@ -308,14 +311,7 @@ impl Presence {
         let departs = matches!(event.kind, EventKind::Left(_) | EventKind::Aborted(_));
         let other = room.sid.as_ref().is_some_and(|known| **known != *event.room_sid);
         if event.kind == EventKind::RoomFinished {
-            // Without a sid it is about the room at hand.
-            let sid = if event.room_sid.is_empty() {
-                room.sid.clone()
-            } else {
-                Some(event.room_sid.into())
-            };
-            let news = room.on_finished(sid.as_deref().unwrap_or_default(), now);
-            return self.spread(id, news, false, now, now);
+            return self.on_finished(id, event.room_sid, now);
         }
         if !event.room_sid.is_empty() {
             if room.is_of_former(event.room_sid, happened) || (other && departs) {
@@ -342,6 +338,32 @@ impl Presence {
             EventKind::Aborted(reason) => participant.on_aborted(&about, reason, around, out),
             EventKind::RoomStarted | EventKind::RoomFinished | EventKind::Track | EventKind::Other => {}
         });
+    }
+
+    /// Takes in an event from before this node watched. What it says of somebody may be older than the delegation that is known here: it
+    /// is asked about, not believed.
+    pub fn on_past_event(&mut self, event: &SfuEvent<'_>, now: Time) {
+        match event.kind {
+            EventKind::Joined | EventKind::Left(_) | EventKind::Aborted(_) => {
+                if let Some(participant) = self.find(event.room, event.identity) {
+                    self.with(participant, now, |participant, around, out| participant.ask_now(around.now, out));
+                }
+            }
+            EventKind::RoomFinished => {
+                if let Some(&id) = self.by_name.get(event.room) {
+                    self.on_finished(id, event.room_sid, now);
+                }
+            }
+            EventKind::RoomStarted | EventKind::Track | EventKind::Other => {}
+        }
+    }
+
+    fn on_finished(&mut self, id: RoomId, sid: &str, now: Time) {
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        // Without a sid it is about the room at hand.
+        let sid = if sid.is_empty() { room.sid.clone() } else { Some(sid.into()) };
+        let news = room.on_finished(sid.as_deref().unwrap_or_default(), now);
+        self.spread(id, news, false, now, now);
     }
 
     /// The SFU's clock showed these seconds when it answered, not long before `now`.

@@ -41,6 +41,8 @@ const REFUSAL_TIME_MS: u64 = 500;
 const MAX_LOOKAHEAD: usize = 256;
 /// How many users with a recent call wait for the others while a homeserver limits.
 const MAX_RECENT_USERS: usize = 32;
+/// Of a homeserver that limits, so many calls are taken back before the next one has to wait: each is a question to the SFU.
+const MAX_TAKEN_BACK: u32 = 32;
 const OVERLOAD_WARNING_INTERVAL_MS: u64 = 60_000;
 
 /// How many calls may be in flight.
@@ -143,6 +145,8 @@ struct Limit {
     probe_at: Time,
     /// Both before the latest call was let through.
     before: (Time, Time),
+    /// How many calls were taken back since the last one that was made.
+    taken_back: u32,
     pause_until: Time,
     refused_at: Time,
     /// Since when calls came as fast as they were let through, and how many were: together the rate that is granted.
@@ -494,14 +498,20 @@ impl Limit {
         self.recent_users.push_back(user);
     }
 
-    /// The call that was let through last is not made.
+    /// The call that was let through last is not made. After so many the next one waits for its time: what is asked about meanwhile fills
+    /// it.
     fn take_back(&mut self) {
-        (self.next_at, self.probe_at) = self.before;
-        self.recent_users.pop_back();
+        if self.taken_back < MAX_TAKEN_BACK {
+            self.taken_back += 1;
+            (self.next_at, self.probe_at) = self.before;
+            self.recent_users.pop_back();
+        } else {
+            self.taken_back = 0;
+        }
     }
 
     fn passed(&mut self, sent: Time, is_granted: bool, now: Time) {
-        self.refusals = 0;
+        (self.refusals, self.taken_back) = (0, 0);
         self.let_through = self.let_through.saturating_add(1);
         let less = self.gap_ms * self.gap_ms / GAP_SHRINKS_WITHIN_MS;
         self.gap_ms = self.gap_ms.saturating_sub(less.max(1));
@@ -767,6 +777,7 @@ impl Homeserver {
                         next_at: now,
                         probe_at: now,
                         before: (now, now),
+                        taken_back: 0,
                         pause_until: sent,
                         refused_at: sent,
                         counted_from: now,

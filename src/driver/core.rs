@@ -31,6 +31,8 @@ pub struct Delegation<'a> {
 pub enum Fact<'a> {
     /// A verified webhook.
     Event(&'a SfuEvent<'a>),
+    /// A verified webhook from before this node watched.
+    PastEvent(&'a SfuEvent<'a>),
     /// The SFU's clock showed these seconds since 1970 at that moment.
     Date(i64, Time),
     /// The answer to [`Question::Participant`], and when that was asked.
@@ -340,6 +342,7 @@ impl Core {
             sid: session.sid.map(Into::into),
             joined_at_ms: session.joined_at_ms,
             room_sid: session.room_sid.map(Into::into),
+            room_over: session.room_over,
             last_sighted_ms: session.last_sighted.map(|at| clock.unix_millis(at)),
             seen: is_known_to_be_there(participant),
             replaces: replaces.collect(),
@@ -350,6 +353,7 @@ impl Core {
     pub fn handle(&mut self, fact: Fact<'_>, now: Time) -> Vec<Action> {
         match fact {
             Fact::Event(event) => self.presence.on_event(event, now),
+            Fact::PastEvent(event) => self.presence.on_past_event(event, now),
             Fact::Date(seconds, at) => self.presence.on_date(seconds, at),
             Fact::Participant(participant, asked, answer) => self.presence.on_participant(participant, asked, &answer, now),
             Fact::Participants(room, asked, answer) => self.presence.on_participants(room, asked, &answer, now),
@@ -504,6 +508,7 @@ fn session_of<'a>(job: &'a JobRecord<'_>, clock: &WallClock, now: Time) -> Sessi
         sid: job.sid.as_deref(),
         joined_at_ms: job.joined_at_ms,
         room_sid: job.room_sid.as_deref(),
+        room_over: job.room_over,
         last_sighted: job.last_sighted_ms.map(|at| clock.time(at).min(now)),
         seen: job.seen,
     }

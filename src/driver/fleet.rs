@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::{Driver, Fact, Gate, Leaves, sfu_event};
 use crate::delayed_event::Outcome;
 use crate::delayed_leave::{CapacityError, LeaveId};
-use crate::fleet::{Counts, Fleet, Kept, NodeState, Output, Own, Position, Takeover, Watch};
+use crate::fleet::{Counts, Fleet, Hearing, Kept, NodeState, Output, Own, Position, Takeover, Watch};
 use crate::livekit::Reach;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::METRICS;
@@ -407,14 +407,14 @@ impl Driver {
         let (_, written) = self.store.progress();
         let shortest = self.state.lock().cores.leaves().shortest_delay();
         let shortest = shortest.and_then(|delay| u32::try_from(delay.as_millis()).ok());
-        let (node, entry, own, trim, remove) = {
+        let (node, entry, own, remove) = {
             let mut fleet = link.fleet.lock();
             fleet.on_progress(written, shortest);
             let entry = fleet.beat(asked);
             let own = fleet.own_watch().filter(|_| entry.watching);
-            (fleet.node(), entry, own, fleet.trim(asked), fleet.to_remove())
+            (fleet.node(), entry, own, fleet.to_remove())
         };
-        let answer = link.store.shared.beat(node, &entry, own, trim, &remove).await;
+        let answer = link.store.shared.beat(node, &entry, own, entry.dealt, &remove).await;
         let now = self.clock.now();
         let (outputs, counts) = match answer {
             Ok(answer) => {
@@ -654,13 +654,14 @@ impl Driver {
             }
             News::Webhook(from, text) => {
                 let Some((verified, webhook)) = hear(&text) else { return };
-                let (acts, is_for_all) = {
+                let (hearing, is_for_all) = {
                     let fleet = link.fleet.lock();
-                    let acts = fleet.acts_upon(message.at, webhook.kind.is_about_session());
-                    (acts, from != fleet.node() && !fleet.is_stale(message.at))
+                    (fleet.hearing(message.at), from != fleet.node() && !fleet.is_stale(message.at))
                 };
-                if acts {
-                    self.feed(Fact::Event(&sfu_event(verified, &webhook)));
+                match hearing {
+                    Hearing::News => self.event(verified, &webhook),
+                    Hearing::Past => self.feed(Fact::PastEvent(&sfu_event(verified, &webhook))),
+                    Hearing::Ignored => {}
                 }
                 if let (Some((on_webhook, _)), true) = (link.told.get(), is_for_all) {
                     on_webhook(&webhook);

@@ -5,10 +5,6 @@ use std::collections::VecDeque;
 use super::Position;
 use crate::time::Time;
 
-/// An heir hears this long of messages again: what follows from a departure or from the end of a room takes that long to find out, and
-/// stands nowhere else meanwhile.
-const HEARD_AGAIN_MS: u64 = 6_000;
-
 /// The messages that a watcher has taken in since it last began with the first one.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
@@ -18,9 +14,6 @@ pub(super) struct Inbox {
     /// batch came.
     taken_in: VecDeque<(Position, u64, Time)>,
     dealt: Position,
-    /// The messages up to which all was dealt with at the last beats, and since when.
-    lately: VecDeque<(Position, Time)>,
-    before: Position,
 }
 
 impl Inbox {
@@ -56,20 +49,6 @@ impl Inbox {
             self.taken_in.pop_front();
         }
         self.dealt
-    }
-
-    /// The message before which all may go, since it was dealt with for long enough. Asked at each beat.
-    pub(super) fn before(&mut self, now: Time) -> Position {
-        if self.lately.back().is_none_or(|(at, _)| *at != self.dealt) {
-            self.lately.push_back((self.dealt, now));
-        }
-        while let Some(&(at, since)) = self.lately.front()
-            && now.since(since) >= HEARD_AGAIN_MS
-        {
-            self.before = at;
-            self.lately.pop_front();
-        }
-        self.before
     }
 
     /// Since when the first message waits that is not dealt with.

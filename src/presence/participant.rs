@@ -184,6 +184,8 @@ pub struct SessionRecord<'a> {
     pub joined_at_ms: u64,
     /// The room's sid at the last sighting.
     pub room_sid: Option<&'a str>,
+    /// That room is over.
+    pub room_over: bool,
     pub last_sighted: Option<Time>,
     pub seen: bool,
 }
@@ -203,6 +205,8 @@ pub struct Participant {
     was_seen: bool,
     /// The session at hand was reported gone.
     left: bool,
+    /// The room of the session at hand is over, as the SFU has told.
+    room_over: bool,
     /// A record alone says that somebody is there.
     is_by_record: bool,
     /// When a request last delegated an event.
@@ -240,6 +244,7 @@ impl Participant {
             seen: false,
             was_seen: false,
             left: false,
+            room_over: false,
             is_by_record: false,
             delegated,
             grace: 0,
@@ -262,7 +267,10 @@ impl Participant {
         // A session that has a name was seen, if only before the delegation.
         (self.seen, self.was_seen) = (stored.seen || stored.sid.is_some(), stored.seen);
         self.is_by_record = stored.seen;
-        if stored.seen {
+        self.room_over = stored.room_over;
+        if stored.seen && stored.room_over {
+            self.suspect(Suspicion::Missing { denials: 0 }, now, now);
+        } else if stored.seen {
             self.state = Presence::Present;
         } else {
             self.plan(Next::AskAt(now));
@@ -284,6 +292,7 @@ impl Participant {
             sid: self.sid.as_ref().map(Text::as_str),
             joined_at_ms: self.joined_at_ms,
             room_sid: self.room_sid.as_deref(),
+            room_over: self.room_over,
             last_sighted: self.last_sighted,
             seen: self.was_seen,
         }
@@ -705,6 +714,11 @@ impl Participant {
     /// Takes in what became of the room in which the participant was last sighted, by an answer to a question of that moment.
     pub(super) fn on_room(&mut self, status: RoomStatus, asked: Time, around: &Around<'_>, out: &mut Vec<Effect>) {
         let now = around.now;
+        let may_be_there = self.is_swept();
+        if may_be_there && status == RoomStatus::Closed && !std::mem::replace(&mut self.room_over, true) {
+            // Whoever looks after this from now on knows it, too: else the room would be missing.
+            out.push(Effect::Changed);
+        }
         match (&mut self.state, status) {
             (
                 Presence::Present
@@ -802,7 +816,8 @@ impl Participant {
 
     // --- states ---
 
-    fn ask_now(&mut self, now: Time, out: &mut Vec<Effect>) {
+    /// Something happened before this node watched: a reason to ask.
+    pub(super) fn ask_now(&mut self, now: Time, out: &mut Vec<Effect>) {
         match &mut self.state {
             Presence::Present => out.push(Effect::Ask { within: ANSWER_TIMEOUT }),
             Presence::Unknown { next, .. } | Presence::Suspected { next, .. } => match next {
@@ -862,6 +877,7 @@ impl Participant {
             self.enter(row.sid, row.joined_at_ms);
             changed = true;
         }
+        changed |= std::mem::replace(&mut self.room_over, false);
         (self.left, self.is_by_record) = (false, false);
         self.grace = 0;
         self.last_sighted = self.last_sighted.max(Some(now));

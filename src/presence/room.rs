@@ -151,7 +151,8 @@ impl Room {
 
     /// Takes in what the store says of the room; `continuous` where the SFU is known not to have gone down meanwhile.
     pub(super) fn restore(&mut self, sid: Option<&Arc<str>>, sighted: Option<Time>, continuous: bool, now: Time) {
-        if self.sid.is_none() || (self.restored && self.last_sighted < sighted) {
+        let is_over = sid.is_some_and(|sid| self.is_past(sid));
+        if !is_over && (self.sid.is_none() || (self.restored && self.last_sighted < sighted)) {
             self.sid = sid.cloned();
             self.sid_since = now;
         }

@@ -484,7 +484,11 @@ fn l13_a_room_that_was_missed_and_is_then_told_to_be_over_was_not_lost() {
     let mut al = Bench::present();
     assert_eq!(al.listed(None), [Seen::Create]);
     assert_eq!(al.until(5_000), []);
-    assert_eq!(al.tell(EventKind::RoomFinished, "", 0, 0), [ASK], "evidence first");
+    assert_eq!(
+        al.tell(EventKind::RoomFinished, "", 0, 0),
+        [Seen::Changed, ASK],
+        "stored, and evidence first"
+    );
     assert_eq!(al.answer(Answer::No), []);
     assert_eq!(al.until(3_000), [(3_000, ASK)]);
     assert_eq!(al.answer(Answer::No), [Seen::Gone(DepartureCause::RoomClosed)]);
@@ -492,8 +496,70 @@ fn l13_a_room_that_was_missed_and_is_then_told_to_be_over_was_not_lost() {
     let mut twin = Bench::present();
     let _ = twin.listed(None);
     twin.wait(5_000);
-    assert_eq!(twin.tell(EventKind::RoomFinished, "", 0, 0), [ASK]);
+    assert_eq!(twin.tell(EventKind::RoomFinished, "", 0, 0), [Seen::Changed, ASK]);
     assert_eq!(twin.answer(yes("b", 9_000_000, true)), [Seen::Changed, Seen::Present]);
+}
+
+#[test]
+fn l13_whose_room_was_over_before_a_start_is_asked_about_and_no_room_is_missed() {
+    let mut al = Bench::new();
+    al.wait(1_000);
+    let stored = SessionRecord {
+        sid: Some("a"),
+        joined_at_ms: 1_000,
+        room_sid: Some("RM"),
+        room_over: true,
+        last_sighted: Some(Time::START),
+        seen: true,
+    };
+    al.presence.restore(al.id, &stored, false, al.now);
+    assert_eq!(al.settle(), [ASK]);
+    assert_eq!(al.answer(Answer::No), []);
+    assert_eq!(al.until(3_000), [(3_000, ASK)]);
+    assert_eq!(al.answer(Answer::No), [Seen::Gone(DepartureCause::RoomClosed)]);
+    // Somebody who is in the next room of that name.
+    let mut twin = Bench::new();
+    twin.wait(1_000);
+    twin.presence.restore(twin.id, &stored, false, twin.now);
+    assert_eq!(twin.settle(), [ASK]);
+    assert_eq!(twin.answer(yes("b", 9_000_000, true)), [Seen::Changed, Seen::Present]);
+    assert!(!twin.presence.get(twin.id).unwrap().session().room_over);
+}
+
+#[test]
+fn what_was_told_before_this_node_watched_is_asked_about_and_not_believed() {
+    let past = |bench: &mut Bench, kind| {
+        let event = SfuEvent {
+            kind,
+            digest: 77,
+            issued_at: SFU,
+            id: "",
+            created_at: SFU,
+            room: "room",
+            room_sid: "RM",
+            identity: "al",
+            sid: "a",
+            joined_at_ms: 1_000,
+        };
+        bench.presence.on_past_event(&event, bench.now);
+        bench.settle()
+    };
+    // Who waits to come back is waited for.
+    for kind in [EventKind::Left(Reason::ClientInitiated), EventKind::Aborted(Reason::JoinFailure)] {
+        let mut al = Bench::new();
+        let _ = al.settle();
+        let _ = al.answer(Answer::No);
+        assert_eq!(past(&mut al, kind), [ASK]);
+        assert_eq!(al.answer(Answer::No), []);
+        assert!(matches!(al.state(), State::Unknown { .. }));
+    }
+    // Who is gone is found to be gone.
+    let mut al = Bench::present();
+    assert_eq!(past(&mut al, EventKind::Left(Reason::ClientInitiated)), [ASK]);
+    assert_eq!(al.answer(Answer::No), []);
+    assert!(!al.until(3_000).is_empty());
+    let _ = al.answer(Answer::No);
+    assert_eq!(al.listed(Some("RM")), [Seen::Gone(DepartureCause::Missing)]);
 }
 
 #[test]

@@ -347,15 +347,6 @@ impl Webhook {
 }
 
 impl Kind {
-    /// Whether the event says that a participant has come or gone, or that a room is over with all who were in it.
-    #[must_use]
-    pub const fn is_about_session(self) -> bool {
-        matches!(
-            self,
-            Self::ParticipantJoined | Self::ParticipantLeft | Self::ParticipantConnectionAborted | Self::RoomFinished
-        )
-    }
-
     const fn name(self) -> &'static str {
         match self {
             Self::RoomStarted => "room_started",

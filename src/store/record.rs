@@ -69,6 +69,9 @@ pub struct JobRecord<'a> {
     /// The room's sid at the last sighting.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub room_sid: Option<Cow<'a, str>>,
+    /// The SFU has told that this room is over.
+    #[serde(skip_serializing_if = "is_default")]
+    pub room_over: bool,
     /// The last sighting.
     #[serde(rename = "lastSighted", skip_serializing_if = "Option::is_none")]
     pub last_sighted_ms: Option<i64>,
@@ -275,6 +278,7 @@ impl JobRecord<'_> {
             delegated_at_ms: self.delegated_at_ms,
             as_user: self.as_user,
             joined_at_ms: self.joined_at_ms,
+            room_over: self.room_over,
             last_sighted_ms: self.last_sighted_ms,
             seen: self.seen,
         }
@@ -303,6 +307,7 @@ impl JobRecord<'_> {
             merged.sid = loser.sid.clone();
             merged.joined_at_ms = loser.joined_at_ms;
             merged.room_sid = loser.room_sid.clone();
+            merged.room_over = loser.room_over;
             merged.last_sighted_ms = loser.last_sighted_ms;
         }
         // Who was seen before a later delegation may have left, and is waited for.
@@ -421,6 +426,7 @@ fn parse_ours<'a>(job: &mut JobRecord<'_>, beside: &mut Beside<'a>, ours: Member
             "sid" => job.sid = string(raw),
             "joinedAtMs" => job.joined_at_ms = integer(raw).and_then(|ms| ms.try_into().ok()).unwrap_or(0),
             "roomSid" => job.room_sid = string(raw),
+            "roomOver" => job.room_over = boolean(raw),
             "lastSighted" => job.last_sighted_ms = integer(raw),
             "seen" => job.seen = boolean(raw),
             "replaces" => {

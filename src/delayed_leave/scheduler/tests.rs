@@ -345,6 +345,29 @@ fn what_is_not_wanted_any_more_costs_the_others_neither_time_nor_their_turn() {
 }
 
 #[test]
+fn of_a_thousand_that_are_not_wanted_any_more_some_are_found_at_a_time() {
+    let (mut scheduler, hs) = scheduler(&["a"]);
+    scheduler.enqueue(hs[0], leave(9_999), restart(50_000), at(0));
+    let _ = permits(&mut scheduler, at(0));
+    let limited = Outcome::Limited(Some(Duration::from_secs(1)));
+    scheduler.on_result(hs[0], at(0), limited, at(0), &mut Jitter::new(1));
+    for n in 0..1_000 {
+        let user = u64::from(n);
+        scheduler.enqueue(hs[0], leave(n), PendingCall { user, ..send(90_000) }, at(0));
+    }
+    let mut found = Vec::new();
+    for second in 2..5 {
+        let mut count = 0;
+        while let Some(permit) = scheduler.next_permit(at(second * 2_000)) {
+            scheduler.declined(permit, at(second * 2_000));
+            count += 1;
+        }
+        found.push(count);
+    }
+    assert_eq!(found, [MAX_TAKEN_BACK + 1; 3]);
+}
+
+#[test]
 fn what_is_not_wanted_any_more_is_not_granted_and_the_empty_are_forgotten() {
     let (mut scheduler, hs) = scheduler(&["a"]);
     let cancel = PendingCall {

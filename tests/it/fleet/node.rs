@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use lk_jwt_service::internals::core::{Action, Core, Delegation, Fact, SUSPENDED_AFTER_MS, Settings};
 use lk_jwt_service::internals::delayed_event::DelayedEventAction;
 use lk_jwt_service::internals::delayed_leave::{CapacityError, Handover, HomeserverId, LeaveId};
-use lk_jwt_service::internals::fleet::{Answer, Entry, Fleet, Kept, NodeId, Output, Own, Position, Takeover, Watch};
+use lk_jwt_service::internals::fleet::{Answer, Entry, Fleet, Hearing, Kept, NodeId, Output, Own, Position, Takeover, Watch};
 use lk_jwt_service::internals::livekit;
 use lk_jwt_service::internals::presence::Question;
 use lk_jwt_service::internals::store::{JobRecord, News};
@@ -50,7 +50,7 @@ pub(super) enum Life {
 }
 
 enum What {
-    Beat(Entry, Option<Watch>, Position, Vec<NodeId>),
+    Beat(Entry, Option<Watch>, Vec<NodeId>),
     Change(Option<Watch>, Watch),
 }
 
@@ -672,11 +672,15 @@ impl Node {
                 }
                 News::Webhook(_, text) => {
                     let webhook = outside.webhook(text);
-                    let acts = self.fleet.acts_upon(message.at, webhook.is_about_session());
-                    outside.detail(|| format!("{}: hears, works {works}, acts {acts}: {:?}", self.id, webhook.event()));
-                    if acts {
-                        self.feed(outside, Fact::Date(outside.seconds(), outside.time()));
-                        self.feed(outside, Fact::Event(&webhook.event()));
+                    let hearing = self.fleet.hearing(message.at);
+                    outside.detail(|| format!("{}: hears, works {works}, as {hearing:?}: {:?}", self.id, webhook.event()));
+                    match hearing {
+                        Hearing::News => {
+                            self.feed(outside, Fact::Date(outside.seconds(), outside.time()));
+                            self.feed(outside, Fact::Event(&webhook.event()));
+                        }
+                        Hearing::Past => self.feed(outside, Fact::PastEvent(&webhook.event())),
+                        Hearing::Ignored => {}
                     }
                 }
                 News::Job(..) | News::Other => {}
@@ -714,8 +718,7 @@ impl Node {
         let own = self.fleet.own_watch().filter(|_| entry.watching);
         let remove = self.fleet.to_remove();
         self.began_beat = outside.now;
-        let trim = self.fleet.trim(outside.time());
-        self.call(outside, What::Beat(entry, own, trim, remove));
+        self.call(outside, What::Beat(entry, own, remove));
     }
 
     fn call(&mut self, outside: &Outside, what: What) {
@@ -733,9 +736,9 @@ impl Node {
         let reach = outside.reach(self.way);
         if call.said.is_none() && reach != Reach::Nothing {
             call.said = Some(match &call.what {
-                What::Beat(entry, own, trim, remove) => {
+                What::Beat(entry, own, remove) => {
                     let before: Vec<_> = outside.redis.model.messages.iter().map(|message| message.at).collect();
-                    let answer = outside.redis.model.beat(self.id, entry, *own, *trim, remove);
+                    let answer = outside.redis.model.beat(self.id, entry, *own, entry.dealt, remove);
                     self.judge_trim(outside, &before);
                     Said::Beat(answer)
                 }

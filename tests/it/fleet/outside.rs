@@ -136,10 +136,6 @@ impl Webhook {
         }
     }
 
-    pub(super) fn is_about_session(&self) -> bool {
-        matches!(self.kind, EventKind::Joined | EventKind::Left(_) | EventKind::RoomFinished)
-    }
-
     pub(super) fn text(&self) -> Box<[u8]> {
         self.serial.to_string().into_bytes().into()
     }
