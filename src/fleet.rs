@@ -100,11 +100,11 @@ pub enum Takeover {
 /// How a webhook in a message is heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hearing {
-    /// Something has happened.
+    /// As something that has just happened.
     News,
-    /// Something has happened before this node watched: it is asked about.
+    /// As of a time before this node watched: it is asked about.
     Past,
-    /// Others act upon it.
+    /// Not at all: other nodes act upon it.
     Ignored,
 }
 

@@ -130,17 +130,24 @@ impl KickOnLeave {
 
     // --- from outside ---
 
-    /// Takes in what the store has, which waits for one that is away.
+    /// Takes in what the store has, which waits for one that is away, and what another instance writes there while this one follows it.
     pub fn restore(&self, mut restored: token::Restored) {
         let kick = self.clone();
         tokio::spawn(async move {
             let mut count = 0_usize;
-            while let Some(stored) = restored.next().await {
-                kick.feed(|tracker, now| tracker.restore(&stored, &kick.0.clock.wall(), now));
-                count += 1;
-            }
-            if count > 0 {
-                tracing::info!(name: "tokens_restored", count, "tokens restored: those who left the Matrix room meanwhile are removed");
+            while let Some(found) = restored.next().await {
+                match found {
+                    token::Found::Token(stored) => {
+                        let is_new = kick.feed(|tracker, now| tracker.restore(&stored, &kick.0.clock.wall(), now));
+                        count += usize::from(is_new);
+                    }
+                    token::Found::All => {
+                        let count = std::mem::take(&mut count);
+                        if count > 0 {
+                            tracing::info!(name: "tokens_restored", count, "tokens restored: those who left the Matrix room meanwhile are removed");
+                        }
+                    }
+                }
             }
         });
     }

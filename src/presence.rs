@@ -340,20 +340,17 @@ impl Presence {
         });
     }
 
-    /// Takes in an event from before this node watched. What it says of somebody may be older than the delegation that is known here: it
-    /// is asked about, not believed.
+    /// Takes in an event from before this node watched. Where somebody is waited for, it may be about the session before the delegation,
+    /// which is known here from the record only: then it is asked about, not believed.
     pub fn on_past_event(&mut self, event: &SfuEvent<'_>, now: Time) {
+        let happened = self.clock.place(event.created_at, now);
+        let participant = self.find(event.room, event.identity);
+        let about = participant.and_then(|id| Some((id, self.participants.get(id)?)));
+        if let Some((id, _)) = about.filter(|(_, participant)| participant.may_be_of_before(event, happened)) {
+            return self.with(id, now, |participant, around, out| participant.ask_now(around.now, out));
+        }
         match event.kind {
-            EventKind::Joined | EventKind::Left(_) | EventKind::Aborted(_) => {
-                if let Some(participant) = self.find(event.room, event.identity) {
-                    self.with(participant, now, |participant, around, out| participant.ask_now(around.now, out));
-                }
-            }
-            EventKind::RoomFinished => {
-                if let Some(&id) = self.by_name.get(event.room) {
-                    self.on_finished(id, event.room_sid, now);
-                }
-            }
+            EventKind::Joined | EventKind::Left(_) | EventKind::Aborted(_) | EventKind::RoomFinished => self.on_event(event, now),
             EventKind::RoomStarted | EventKind::Track | EventKind::Other => {}
         }
     }

@@ -197,7 +197,7 @@ impl Store {
     /// The Redis to which others write this table too, and which may lose what was written: so it is worth reading again.
     fn read_again(&self) -> Option<&redis::Redis> {
         match &self.kind {
-            Kind::Redis(redis) if self.table == Table::Jobs && !redis.is_shared() => Some(redis),
+            Kind::Redis(redis) if matches!(self.table, Table::Jobs | Table::Tokens) && !redis.is_shared() => Some(redis),
             Kind::Memory | Kind::Redis(_) | Kind::File(_) => None,
         }
     }

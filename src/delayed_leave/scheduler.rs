@@ -143,7 +143,7 @@ struct Limit {
     gap_ms: u64,
     next_at: Time,
     probe_at: Time,
-    /// Both before the latest call was let through.
+    /// `next_at` and `probe_at`, before the latest call was let through.
     before: (Time, Time),
     /// How many calls were taken back since the last one that was made.
     taken_back: u32,

@@ -31,7 +31,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::name::Name;
-use super::shares::{CapacityError, Origin, Shares};
+use super::shares::{CapacityError, Origin, Shares, server};
 use crate::store::token::StoredToken;
 use crate::time::{Time, WallClock};
 
@@ -249,6 +249,8 @@ struct Sweep {
     is_running: bool,
     /// The rooms of this sweep that it has not come to, the next one last.
     rooms: Vec<Arc<str>>,
+    /// Homeservers about whose users nothing came in this sweep.
+    hanging: BTreeSet<Box<str>>,
     /// The room that it began with because the homeserver could not be asked there in the sweep before.
     first: Option<Arc<str>>,
     /// The room in which the homeserver could not be asked, and whether the next sweep begins behind it.
@@ -344,8 +346,9 @@ impl MembershipTracker {
         Ok(())
     }
 
-    /// A record from before the start. A token that is known by now is newer.
-    pub(super) fn restore(&mut self, stored: &StoredToken<'_>, clocks: &WallClock, now: Time) {
+    /// Takes in the record of a token that was issued before the start, or by another instance; whether it was not known. What is known of
+    /// the user is newer, but another instance may have renewed the token.
+    pub(super) fn restore(&mut self, stored: &StoredToken<'_>, clocks: &WallClock, now: Time) -> bool {
         let issued = IssuedToken {
             room_id: &stored.room_id,
             user_id: &stored.user_id,
@@ -354,10 +357,15 @@ impl MembershipTracker {
             end: clocks.time(stored.expires_at).min(now.after(MAX_TTL_MS)),
             checked: None,
         };
-        if self.tokens.contains_key(&TokenKey::new(issued.room, issued.identity)) {
-            return;
+        if let Some(token) = self.tokens.get_mut(&TokenKey::new(issued.room, issued.identity)) {
+            if *token.user == *stored.user_id {
+                token.end = token.end.max(issued.end);
+            }
+            return false;
         }
-        let Ok((key, user_key)) = self.enter(&issued, true) else { return };
+        let Ok((key, user_key)) = self.enter(&issued, true) else {
+            return false;
+        };
         if let Some(token) = self.tokens.get_mut(&*key) {
             token.seen = stored.last_seen.map(|seen| clocks.time(seen).min(now));
         }
@@ -378,6 +386,7 @@ impl MembershipTracker {
             }
         }
         self.plan(now.after(self.interval_ms));
+        true
     }
 
     /// A verified webhook named a LiveKit room: webhooks tell who is in it.
@@ -433,6 +442,7 @@ impl MembershipTracker {
         self.is_reading_list &= query.scope != QueryScope::Members;
         match (&query.scope, answer) {
             (_, MembershipAnswer::Unavailable { retry_after_ms }) => self.is_away(query, retry_after_ms, now),
+            (QueryScope::User(user_id), MembershipAnswer::TimedOut) if query.origin == Origin::Remote => self.hangs(user_id),
             (QueryScope::User(_) | QueryScope::OwnServer, MembershipAnswer::TimedOut) => self.is_away(query, None, now),
             (QueryScope::Members, MembershipAnswer::Members(is_joined)) => {
                 for user_key in self.users_of(&query.room_id) {
@@ -485,7 +495,11 @@ impl MembershipTracker {
             }
             RemovalOutcome::Removed | RemovalOutcome::NotThere if came_back => self.ask_at(&user_key, now),
             RemovalOutcome::Removed | RemovalOutcome::NotThere => {
-                self.out.push(Action::EndDelegatedLeave(key.clone()));
+                // Somebody who joined again meanwhile may have delegated anew.
+                let has_left = |user: &User| matches!(user.membership, Membership::Left(_));
+                if self.users.get(&user_key).is_some_and(has_left) {
+                    self.out.push(Action::EndDelegatedLeave(key.clone()));
+                }
                 self.mark_absent(key, if outcome == RemovalOutcome::Removed { now } else { asked });
             }
         }
@@ -561,7 +575,8 @@ impl MembershipTracker {
             end: issued.end,
             seen: None,
             presence: Presence::Issued,
-            is_used: false,
+            // Whether somebody came in on it is not known any more: nobody waits for a place because of a restart.
+            is_used: restored,
             is_removing: false,
             failures: 0,
         };
@@ -691,6 +706,18 @@ impl MembershipTracker {
         }
     }
 
+    /// Leaves the users of a homeserver about whom nothing comes out of the rest of the sweep.
+    fn hangs(&mut self, user_id: &str) {
+        let server = server(user_id);
+        let (sweep, open) = (&mut self.sweeps[Origin::Remote as usize], &mut self.open);
+        sweep.hanging.insert(server.into());
+        sweep.queue.retain(|query| {
+            let is_about = matches!(&query.scope, QueryScope::User(user) if self::server(user) == server);
+            let is_left_out = query.is_sweep && is_about && open.remove(&(query.room_id.clone(), query.scope.clone()));
+            !is_left_out
+        });
+    }
+
     fn is_away(&mut self, query: &MembershipQuery, retry_after_ms: Option<u64>, now: Time) {
         if let Some(pause) = retry_after_ms {
             self.paused_until = self.paused_until.max(now.after(pause.min(MAX_PAUSE_MS)));
@@ -787,6 +814,9 @@ impl MembershipTracker {
     fn ask_by_name(&mut self, room_id: &Arc<str>, users: Vec<Arc<str>>, is_sweep: bool) {
         for user in users {
             let origin = self.shares.origin(&user);
+            if is_sweep && self.sweep(origin).hanging.contains(server(&user)) {
+                continue;
+            }
             self.enqueue(room_id, QueryScope::User(user), origin, is_sweep);
         }
     }
@@ -803,16 +833,19 @@ impl MembershipTracker {
     /// Asks about `users`, by one list where that is possible. In a sweep of one origin, about the users of that only.
     fn ask_about(&mut self, room_id: &Arc<str>, mut users: Vec<Arc<str>>, swept: Option<Origin>, now: Time) {
         let has_list = self.rooms.get(room_id).is_some_and(|until| until.is_none_or(|until| until <= now));
-        // A list that was asked for before somebody came says nothing about them.
-        let is_asked = swept.is_none() && self.open.contains(&(room_id.clone(), QueryScope::Members));
-        if users.len() > BULK_QUERY_ABOVE && has_list && !is_asked {
+        if users.len() > BULK_QUERY_ABOVE && has_list {
             let has_local = users.iter().any(|user| self.shares.origin(user) == Origin::Local);
             let origin = if has_local { Origin::Local } else { Origin::Remote };
             // The list is for all: the sweep about local users asks for it where there are any.
-            if swept.is_none_or(|swept| swept == origin) {
-                self.enqueue(room_id, QueryScope::Members, origin, swept.is_some());
+            if swept.is_some_and(|swept| swept != origin) {
+                return;
             }
-            return;
+            // A list that was asked for before somebody came says nothing about them, and one that has waited since the last sweep may wait
+            // for longer: behind others, which a hostile homeserver has us wait for.
+            if !self.open.contains(&(room_id.clone(), QueryScope::Members)) {
+                return self.enqueue(room_id, QueryScope::Members, origin, swept.is_some());
+            }
+            return self.ask_by_name(room_id, users, swept.is_some());
         }
         users.retain(|user| swept.is_none_or(|swept| swept == self.shares.origin(user)));
         self.ask_by_name(room_id, users, swept.is_some());
@@ -897,6 +930,7 @@ impl MembershipTracker {
         let mut rooms: Vec<_> = self.rooms.keys().rev().cloned().collect();
         let sweep = self.sweep(origin);
         sweep.first = None;
+        sweep.hanging.clear();
         if let Some((room_id, is_behind)) = sweep.failed.take() {
             // The next one is the last one: the room, or the one behind it.
             let before = rooms.partition_point(|room| if is_behind { *room > room_id } else { *room >= room_id });

@@ -132,11 +132,14 @@ impl Shares {
         shares.iter().find(is_full).map_or(Ok(()), |(_, _, error)| Err(*error))
     }
 
-    /// Takes that place, if there is one.
+    /// Takes that place, if there is one. Of what was `restored` nobody knows whether somebody was seen on it: it counts as if.
     pub(super) fn take(&mut self, room_id: &Arc<str>, user_id: &Arc<str>, restored: bool) -> Result<(), CapacityError> {
         let shares = self.of(room_id, user_id);
         self.none_is_full(&shares, restored)?;
-        for (share, ..) in shares {
+        let taken = shares
+            .into_iter()
+            .filter(|(share, ..)| !(restored && matches!(share, Share::Unseen(_))));
+        for (share, ..) in taken {
             *self.taken.entry(share).or_default() += 1;
         }
         Ok(())
@@ -165,7 +168,7 @@ impl Shares {
     }
 }
 
-fn server(user_id: &str) -> &str {
+pub(super) fn server(user_id: &str) -> &str {
     user_id.split_once(':').map_or("", |(_, server)| server)
 }
 

@@ -19,7 +19,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::event::Event;
+use super::event::{Event, EventKind, SfuEvent};
 use super::room::{Room, RoomStatus};
 use crate::backoff::{Jitter, MIN_PAUSE_MS, Schedule};
 use crate::livekit::{DisconnectReason, ParticipantRow};
@@ -184,7 +184,7 @@ pub struct SessionRecord<'a> {
     pub joined_at_ms: u64,
     /// The room's sid at the last sighting.
     pub room_sid: Option<&'a str>,
-    /// That room is over.
+    /// Whether that room is over.
     pub room_over: bool,
     pub last_sighted: Option<Time>,
     pub seen: bool,
@@ -304,6 +304,17 @@ impl Participant {
             wait.last_no
         } else {
             None
+        }
+    }
+
+    /// Whether an event that happened then, before this node watched, may be about the session before the delegation.
+    pub(super) fn may_be_of_before(&self, event: &SfuEvent<'_>, happened: Option<Time>) -> bool {
+        let is_since = happened.is_some_and(|happened| happened >= self.delegated.after(CREATED_AT_STEP_MS));
+        let is_awaited = matches!(self.state, Presence::Unknown { .. }) && !is_since;
+        match event.kind {
+            EventKind::Joined => is_awaited && self.is(event.sid),
+            EventKind::Left(_) | EventKind::Aborted(_) => is_awaited,
+            EventKind::RoomStarted | EventKind::RoomFinished | EventKind::Track | EventKind::Other => false,
         }
     }
 

@@ -169,7 +169,7 @@ fn share_fleet(leaves: &Leaves, neighbours: &Neighbours, kick: Option<KickOnLeav
     let on_watch = move || {
         if let Some(kick) = &kick {
             let (queue, restored) = token::Queue::start(&store);
-            kick.restore(restored);
+            kick.restore(restored.once());
             // It was made to read, and has nothing to write.
             tokio::spawn(async move { queue.stop(Instant::now()).await });
         }

@@ -350,8 +350,13 @@ impl Entries {
                 Err(error) => self.leave(error),
             }
         }
-        self.parts.close();
+        self.close();
         None
+    }
+
+    /// Has no other reading begin.
+    pub(super) fn close(&mut self) {
+        self.parts.close();
     }
 
     /// Counts a record that cannot be read and stays where it is.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::store::record::{Unreadable, field};
-use crate::store::{Changes, Entries, MAX_TOKEN_BYTES, Store, Table};
+use crate::store::{Changes, Entries, MAX_TOKEN_BYTES, Part, Store, Table};
 
 /// A token that was issued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,15 +67,28 @@ impl StoredToken<'static> {
 #[derive(Clone)]
 pub struct Queue(Changes);
 
-/// The records that were there at the start. Dropping it ends the reading.
-pub struct Restored(Entries);
+/// The records that are there. Dropping it ends the reading.
+pub struct Restored {
+    entries: Entries,
+    is_once: bool,
+}
+
+/// A part of what is there.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A token's record.
+    Token(StoredToken<'static>),
+    /// All were read: what comes from now on was written meanwhile, by the instance that this one follows.
+    All,
+}
 
 impl Queue {
     /// Starts to read and to write the tokens beside the jobs of `store`.
     #[must_use]
     pub fn start(store: &Store) -> (Self, Restored) {
         let (changes, entries) = Changes::start(store.with(Table::Tokens));
-        (Self(changes), Restored(entries))
+        let restored = Restored { entries, is_once: false };
+        (Self(changes), restored)
     }
 
     /// Stores a token as it is now.
@@ -101,10 +114,29 @@ impl Queue {
 }
 
 impl Restored {
-    /// The next record; none when all were read, which waits for a store that is away. One whose participant has got a new token
-    /// since the start does not come any more. What cannot be read stays where it is.
-    pub async fn next(&mut self) -> Option<StoredToken<'static>> {
-        self.0.next(StoredToken::read).await
+    /// Ends with the first reading.
+    #[must_use]
+    pub fn once(self) -> Self {
+        Self { is_once: true, ..self }
+    }
+
+    /// The next record, or that all were read, which waits for a store that is away; none when nothing will be read any more. One whose
+    /// participant has got a new token since the reading began does not come. What cannot be read stays where it is.
+    pub async fn next(&mut self) -> Option<Found> {
+        loop {
+            match self.entries.found().await? {
+                Part::Record(entry) => match StoredToken::read(&entry.field, &entry.value) {
+                    Ok(stored) => return Some(Found::Token(stored)),
+                    Err(error) => self.entries.leave(error),
+                },
+                Part::End { .. } => {
+                    if self.is_once {
+                        self.entries.close();
+                    }
+                    return Some(Found::All);
+                }
+            }
+        }
     }
 }
 

@@ -511,7 +511,7 @@ fn beside_each_other(store: impl AsyncFn() -> Store) {
     on_one_thread(async {
         let opened = store().await;
         let (tokens, mut restored) = token::Queue::start(&opened);
-        assert_eq!(restored.next().await, None);
+        assert_eq!(restored.next().await, Some(token::Found::All));
         let jobs = start_empty(opened).await;
         tokens.put(&token("r", "i", 1));
         jobs.put(&job("r", "i"));
@@ -524,8 +524,8 @@ fn beside_each_other(store: impl AsyncFn() -> Store) {
 
         let opened = store().await;
         let (tokens, mut restored) = token::Queue::start(&opened);
-        assert_eq!(restored.next().await, Some(token("r", "i", 2)));
-        assert_eq!(restored.next().await, None);
+        assert_eq!(restored.next().await, Some(token::Found::Token(token("r", "i", 2))));
+        assert_eq!(restored.next().await, Some(token::Found::All));
         let (jobs, found) = start(opened).await;
         assert_eq!(found, by_field([job("r", "i")]));
         jobs.remove("r", "i");
@@ -535,7 +535,7 @@ fn beside_each_other(store: impl AsyncFn() -> Store) {
 
         let opened = store().await;
         let (_, mut restored) = token::Queue::start(&opened);
-        assert_eq!(restored.next().await, Some(token("r", "i", 2)));
+        assert_eq!(restored.next().await, Some(token::Found::Token(token("r", "i", 2))));
         start_empty(opened).await;
     });
 }
@@ -740,7 +740,7 @@ fn a_file_with_jobs_alone_gets_the_second_table() {
     on_one_thread(async {
         let opened = Store::file(&path).await.expect("the file");
         let (tokens, mut restored) = token::Queue::start(&opened);
-        assert_eq!(restored.next().await, None);
+        assert_eq!(restored.next().await, Some(token::Found::All));
         let (_, found) = start(opened).await;
         assert_eq!(found, by_field([job("r", "i")]));
         tokens.put(&token("r", "i", 1));

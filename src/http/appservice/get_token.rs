@@ -11,7 +11,7 @@ use http::Request;
 use super::super::App;
 use super::super::report::{ApiError, Route, report};
 use super::super::request::json_reply;
-use super::{AppServiceRoutes, USER, heard};
+use super::{AppServiceRoutes, USER, heard, place_for_others};
 use crate::retry::Deadline;
 use crate::wire::{ClientTokenRequest, TokenReply};
 
@@ -22,6 +22,12 @@ pub(super) async fn post(
 ) -> Result<Response, ApiError> {
     let (received, user, request) = heard(&app, &appservice, request, &USER, ClientTokenRequest::parse).await?;
     app.doctor.arrivals().forwarded(request.wanted.participant.room_id());
+    // What other homeservers have us wait for leaves places for those who ask for a token of our own SFU.
+    let other = request
+        .server_name
+        .as_deref()
+        .filter(|name| *name != appservice.service.own.name().as_str());
+    let _place = other.map(|other| place_for_others(&app, &received, other)).transpose()?;
     match appservice.service.client_token(&user, &request, Deadline::since(received.at)).await {
         Ok(jwt) => json_reply(&TokenReply {
             url: Some(&request.url),

@@ -1375,3 +1375,88 @@ proptest! {
         prop_assert_eq!(world.tracker.next_deadline(), None);
     }
 }
+
+/// The instance that this one follows went on for a while: what it issued is watched, and what it renewed is watched for longer.
+#[test]
+fn tokens_of_another_instance_are_watched_and_take_no_places_of_tokens_that_nobody_uses() {
+    let mut tracker = tracker();
+    issue(&mut tracker, &token(ALICE, "a", 0, true), 0);
+    for n in 0..MAX_UNSEEN_PER_USER {
+        restore(&mut tracker, &token(ALICE, &format!("before{n}"), 0, false), (true, false), 0);
+    }
+    restore(&mut tracker, &token(ALICE, "a", HOUR, false), (true, false), 1_000);
+    assert_eq!(state(&tracker, "a").expires_at, CLOCKS.unix_millis(at(2 * HOUR)));
+    // Not of another user with the same plain identity.
+    restore(&mut tracker, &token("@b:own.example", "a", 2 * HOUR, false), (true, false), 1_000);
+    assert_eq!(state(&tracker, "a").expires_at, CLOCKS.unix_millis(at(2 * HOUR)));
+    assert!(tracker.on_token(&token(ALICE, "after", 2_000, true), at(2_000)).is_ok());
+    for key in tracker.tokens.keys().cloned().collect::<Vec<_>>() {
+        tracker.forget(&key);
+    }
+    assert_eq!(tracker.shares.len(), 0, "each place is given back once");
+}
+
+/// A member list may take long, one after the other, where rooms are of hostile homeservers: nobody waits for it for more than a sweep.
+#[test]
+fn who_waits_for_a_list_since_the_last_sweep_is_asked_about_by_name() {
+    let mut tracker = tracker();
+    calls_with(&mut tracker, 60, &[ALICE, "@mallory:own.example"]);
+    let first = asked(&tracker.on_time(at(INTERVAL)));
+    assert_eq!(first.len(), 1, "one list at a time");
+    // It does not come; all others are asked about in the next sweep.
+    let (mut waiting, mut rooms) = (asked(&tracker.on_time(at(2 * INTERVAL))), BTreeSet::new());
+    while let Some(query) = waiting.pop() {
+        assert!(matches!(query.scope, QueryScope::User(_)), "{query:?}");
+        rooms.insert(query.room_id.clone());
+        waiting.extend(asked(&tracker.on_membership(
+            &query,
+            MembershipAnswer::Joined(true),
+            at(2 * INTERVAL),
+            at(2 * INTERVAL),
+        )));
+    }
+    assert_eq!(rooms.len(), 60);
+}
+
+/// Of a hundred rooms with somebody of a homeserver that never answers, in the one behind them somebody is found to have left.
+#[test]
+fn a_homeserver_that_hangs_does_not_keep_those_of_others() {
+    let mut tracker = tracker();
+    calls_with(&mut tracker, 100, &["@u#:hostile.example"]);
+    let token_of_b = IssuedToken {
+        room: "last",
+        room_id: "!z:own.example",
+        ..token("@b:remote.example", "b", 0, true)
+    };
+    issue(&mut tracker, &token_of_b, 0);
+    tracker.on_webhook("last");
+    assert!(tracker.on_present("last", "b", at(0)).is_empty());
+    let (mut waiting, mut hung) = (asked(&tracker.on_time(at(INTERVAL))), 0);
+    let mut found = None;
+    while let Some(query) = waiting.pop() {
+        let answer = match &query.scope {
+            QueryScope::User(user) if user.ends_with(":hostile.example") => {
+                hung += 1;
+                MembershipAnswer::TimedOut
+            }
+            QueryScope::User(_) => MembershipAnswer::Joined(false),
+            QueryScope::OwnServer | QueryScope::Members => MembershipAnswer::Joined(true),
+        };
+        let out = tracker.on_membership(&query, answer, at(INTERVAL + 5_000), at(INTERVAL + 5_000));
+        found = found.or_else(|| out.iter().find(|action| matches!(action, Action::Remove(_))).cloned());
+        waiting.extend(asked(&out));
+    }
+    assert_eq!(found, Some(Action::Remove(Arc::new(TokenKey::new("last", "b")))));
+    assert!(hung <= MAX_CALLS, "{hung}");
+    // The next sweep tries again.
+    assert_eq!(asked(&tracker.on_time(at(2 * INTERVAL))).len(), MAX_CALLS);
+}
+
+#[test]
+fn a_removal_that_ends_after_they_joined_again_ends_no_delegation() {
+    let mut tracker = tracker();
+    inside(&mut tracker, ALICE, "a", 0);
+    assert_eq!(sweep(&mut tracker, &[], INTERVAL), [Action::Remove(key("a"))]);
+    issue(&mut tracker, &token(ALICE, "a", INTERVAL + 7_000, true), INTERVAL + 7_000);
+    assert_eq!(removed(&mut tracker, "a", RemovalOutcome::Removed, INTERVAL + 7_500), []);
+}

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use super::{OTHER, Stage};
 use crate::support::client::Answer;
+use crate::support::neighbour::Reply;
 use crate::support::wait_until;
+
+/// 96 requests in flight, of which our homeserver may have 48.
+const FEW: [&str; 4] = ["/bin/sh", "-c", "ulimit -n 256 && exec \"$@\"", "sh"];
 
 #[track_caller]
 fn assert_blocked(answer: &Answer) {
@@ -51,9 +55,7 @@ fn users_of_both_homeservers_have_a_rate() {
 fn a_homeserver_whose_users_are_held_leaves_places_for_everybody_else() {
     const USERS: usize = 60;
     const RATE: usize = 6;
-    // 96 requests in flight, of which our homeserver may have 48.
-    let few = ["/bin/sh", "-c", "ulimit -n 256 && exec \"$@\"", "sh"];
-    let stage = Stage::with(|setup| setup.wrapped_in(&few).env("LIVEKIT_RATE_LIMIT_USER", &RATE.to_string()));
+    let stage = Stage::with(|setup| setup.wrapped_in(&FEW).env("LIVEKIT_RATE_LIMIT_USER", &RATE.to_string()));
     let asks = (0..USERS).map(|n| {
         let mut ask = stage.federated();
         (ask.body["user_id"], ask.who) = (format!("@u{n}:evil.example").into(), Some("evil.example".into()));
@@ -68,6 +70,23 @@ fn a_homeserver_whose_users_are_held_leaves_places_for_everybody_else() {
         held.iter().filter(|request| request.is_finished()).count() >= USERS - 48
     });
     for ask in [stage.client(), stage.federated(), stage.delegation()] {
+        let answer = stage.call(&ask);
+        assert_eq!(answer.status, 200, "{}: {}", ask.path, answer.text());
+    }
+    assert!(held.iter().any(|request| !request.is_finished()), "nobody is held any more");
+}
+
+/// The service of another homeserver never answers, and users of ours ask for tokens of its SFU.
+#[test]
+fn requests_to_a_homeserver_that_hangs_leave_places_for_everybody_else() {
+    let stage = Stage::with(|setup| setup.wrapped_in(&FEW));
+    stage.own.script(|_, asked| asked.is_relay().then_some(Reply::Hang));
+    let asks: Vec<_> = (0..60).map(|_| stage.client_of_other()).collect();
+    let held: Vec<_> = asks.iter().map(|ask| stage.service.begin(&ask.call())).collect();
+    wait_until("more than there are places", Duration::from_secs(8), || {
+        held.iter().filter(|request| request.is_finished()).count() >= asks.len() - 48
+    });
+    for ask in [stage.client(), stage.delegation()] {
         let answer = stage.call(&ask);
         assert_eq!(answer.status, 200, "{}: {}", ask.path, answer.text());
     }
