@@ -827,7 +827,7 @@ impl Participant {
 
     // --- states ---
 
-    /// Something happened before this node watched: a reason to ask.
+    /// Asks as soon as may be, where no question is under way.
     pub(super) fn ask_now(&mut self, now: Time, out: &mut Vec<Effect>) {
         match &mut self.state {
             Presence::Present => out.push(Effect::Ask { within: ANSWER_TIMEOUT }),
