@@ -335,10 +335,10 @@ pub(super) fn up(node: &Service) -> usize {
 }
 
 /// That long, and what this machine was late by since then. Beside other tests each process has its own turn at the processors, of which
-/// the lateness of this one says little: a beat more. `./tests/fleet` has the machine for itself.
+/// the lateness of this one says little: three beats more. `./tests/fleet` has the machine for itself.
 pub(super) fn within(limit: Duration, began: Instant) -> Duration {
     let is_alone = super::length::is_full();
-    let turns = if is_alone { Duration::ZERO } else { Duration::from_millis(500) };
+    let turns = if is_alone { Duration::ZERO } else { Duration::from_millis(1500) };
     limit + turns + lateness::since(began) * 2
 }
 
