@@ -242,10 +242,13 @@ impl Presence {
             return;
         };
         let room_sid = stored.room_sid.map(|sid| room.intern(sid));
-        match &room_sid {
-            Some(sid) if stored.room_over => drop(room.on_finished(sid, now)),
-            Some(_) | None => room.restore(room_sid.as_ref(), stored.last_sighted, continuous, now),
-        }
+        let news = match &room_sid {
+            Some(sid) if stored.room_over => room.restore_over(sid, now),
+            Some(_) | None => {
+                room.restore(room_sid.as_ref(), stored.last_sighted, continuous, now);
+                News::Same
+            }
+        };
         self.with(id, now, |participant, around, _| participant.restore(stored, room_sid, around.now));
         if stored.seen
             && let Some(participant) = self.participants.get(id)
@@ -254,7 +257,7 @@ impl Presence {
             if let Some(room) = self.rooms.get_mut(room) {
                 room.sweep_soon(now.after(TOGETHER_MS));
             }
-            self.sync_room(room);
+            self.spread(room, news, false, Time::EARLIEST, now);
             self.health.list_soon(now);
         }
     }
@@ -360,7 +363,8 @@ impl Presence {
         // Without a sid it is about the room at hand.
         let sid = if sid.is_empty() { room.sid.clone() } else { Some(sid.into()) };
         let news = room.on_finished(sid.as_deref().unwrap_or_default(), now);
-        self.spread(id, news, false, now, now);
+        // It says nothing of the room that may stand by now.
+        self.spread(id, news, false, Time::EARLIEST, now);
     }
 
     /// The SFU's clock showed these seconds when it answered, not long before `now`.

@@ -725,8 +725,8 @@ impl Participant {
     /// Takes in what became of the room in which the participant was last sighted, by an answer to a question of that moment.
     pub(super) fn on_room(&mut self, status: RoomStatus, asked: Time, around: &Around<'_>, out: &mut Vec<Effect>) {
         let now = around.now;
-        let may_be_there = self.is_swept();
-        if may_be_there && status == RoomStatus::Closed && !std::mem::replace(&mut self.room_over, true) {
+        let was_there = self.is_swept() || matches!(self.state, Presence::Gone(_));
+        if was_there && status == RoomStatus::Closed && !std::mem::replace(&mut self.room_over, true) {
             // Whoever looks after this from now on knows it, too: else the room would be missing.
             out.push(Effect::Changed);
         }

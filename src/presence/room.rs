@@ -155,9 +155,21 @@ impl Room {
         if !is_over && (self.sid.is_none() || (self.restored && self.last_sighted < sighted)) {
             self.sid = sid.cloned();
             self.sid_since = now;
+            (self.missing, self.finished) = (false, false);
         }
         self.restored = self.stood.is_none() && !continuous;
         self.last_sighted = self.last_sighted.max(sighted);
+    }
+
+    /// Takes in what the store says of a room that is over: the one at hand, or one before it.
+    pub(super) fn restore_over(&mut self, sid: &Arc<str>, now: Time) -> News {
+        if self.sid.as_ref() == Some(sid) || self.is_past(sid) {
+            return self.on_finished(sid, now);
+        }
+        self.finished |= self.sid.is_none();
+        self.past.insert(0, (Arc::clone(sid), RoomStatus::Closed));
+        self.past.truncate(MAX_FORMER_SIDS);
+        News::Same
     }
 
     /// Shares a copy of the room's sid among all who are in it.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::livekit::DisconnectReason as Reason;
 use Output::{Changed, Gone, JoinFailed, Present};
+use std::collections::BTreeMap;
 
 /// What the SFU's clock shows when ours begins, in seconds.
 const SFU: i64 = 1_000;
@@ -526,6 +527,61 @@ fn l13_whose_room_was_over_before_a_start_is_asked_about_and_no_room_is_missed()
     assert!(!twin.presence.get(twin.id).unwrap().session().room_over);
 }
 
+/// Whoever is in another room of that name than the one that is over has a minute to come back when that one is missing.
+#[test]
+fn l13_a_record_of_a_room_that_is_over_says_nothing_of_the_room_at_hand() {
+    for turn in [0, 1] {
+        let mut presence = Presence::new(Settings::default(), 1, Time::START);
+        let over = SessionRecord {
+            sid: Some("a"),
+            room_sid: Some("X"),
+            room_over: true,
+            last_sighted: Some(Time::START),
+            seen: true,
+            ..SessionRecord::default()
+        };
+        let at_hand = SessionRecord {
+            sid: Some("b"),
+            room_sid: Some("Y"),
+            room_over: false,
+            ..over
+        };
+        let now = Time::START.after(30_000);
+        let mut all = [("al", over), ("bo", at_hand)];
+        all.rotate_left(turn);
+        for (identity, stored) in &all {
+            let id = presence.track("room", identity, Time::START, hour(), now);
+            presence.restore(id, stored, false, now);
+        }
+        let room = presence.by_name["room"];
+        let [al, bo] = ["al", "bo"].map(|identity| presence.find("room", identity).unwrap());
+        let (mut gone, mut is_created, mut time) = (BTreeMap::new(), false, now);
+        while time < now.after(59_000) {
+            for output in presence.settle(time) {
+                match output {
+                    Output::Ask(Question::Participant { participant, asked, .. }) => {
+                        presence.on_participant(participant, asked, &Answer::No, time);
+                    }
+                    Output::Ask(Question::Rooms { asked, .. }) => presence.on_rooms(&[room], asked, &Answer::Yes(&[]), time),
+                    Output::Ask(Question::CreateRoom { .. }) => is_created = true,
+                    Gone(id, evidence) => drop(gone.insert(id, evidence.cause)),
+                    Output::Ask(_)
+                    | Changed(_)
+                    | Present(_)
+                    | JoinFailed(_)
+                    | Output::Silent(_)
+                    | Output::SfuSilent(_)
+                    | Output::NoWebhooks => {}
+                }
+            }
+            time = time.after(100);
+        }
+        assert!(is_created);
+        assert_eq!(gone.get(&al), Some(&DepartureCause::RoomClosed), "turn {turn}");
+        assert_eq!(gone.get(&bo), None, "turn {turn}");
+    }
+}
+
 #[test]
 fn what_was_told_before_this_node_watched_is_asked_about_and_not_believed() {
     let past = |bench: &mut Bench, kind| {
@@ -544,9 +600,17 @@ fn what_was_told_before_this_node_watched_is_asked_about_and_not_believed() {
         bench.presence.on_past_event(&event, bench.now);
         bench.settle()
     };
+    let of_before = SessionRecord {
+        sid: Some("a"),
+        joined_at_ms: 1_000,
+        ..SessionRecord::default()
+    };
     // Who waits to come back is waited for.
     for kind in [EventKind::Left(Reason::ClientInitiated), EventKind::Aborted(Reason::JoinFailure)] {
         let mut al = Bench::new();
+        if kind != EventKind::Aborted(Reason::JoinFailure) {
+            al.presence.restore(al.id, &of_before, false, al.now);
+        }
         let _ = al.settle();
         let _ = al.answer(Answer::No);
         assert_eq!(past(&mut al, kind), [ASK]);
@@ -555,12 +619,7 @@ fn what_was_told_before_this_node_watched_is_asked_about_and_not_believed() {
     }
     // So is who was there before.
     let mut al = Bench::new();
-    let stored = SessionRecord {
-        sid: Some("a"),
-        joined_at_ms: 1_000,
-        ..SessionRecord::default()
-    };
-    al.presence.restore(al.id, &stored, false, al.now);
+    al.presence.restore(al.id, &of_before, false, al.now);
     let _ = al.settle();
     let _ = al.answer(Answer::No);
     assert_eq!(past(&mut al, EventKind::Joined), [ASK]);
