@@ -194,7 +194,9 @@ impl Dns {
         let mut name = Name::from_ascii(service).map_err(|_| DnsError::NotFound)?;
         name.set_fqdn(true);
         let question = |resolver| question::targets(resolver, name);
-        match self.look_up(key(service), Some(asker), asker.since, 1, question).await? {
+        // No host has a space in its name: what is known of its addresses says nothing about services.
+        let key = format!("SRV {}", key(service)).into();
+        match self.look_up(key, Some(asker), asker.since, 1, question).await? {
             Found::Targets(targets) => Ok(targets.to_vec()),
             Found::Addresses(_) => Err(DnsError::NotFound),
         }

@@ -174,7 +174,7 @@ impl Federation {
         self.homeservers.get(server, now(), || {
             let (trust, until) = match self.trust(server) {
                 Trust::Listed => (Trust::Listed, 0),
-                Trust::Stranger => (Trust::Stranger, self.verified.lock().until(&server.host_key())),
+                Trust::Stranger => (Trust::Stranger, self.verified.lock().until(&server.host_and_port_key())),
             };
             let class = match trust {
                 Trust::Listed => Class::Listed,
@@ -205,7 +205,8 @@ impl Federation {
             return;
         }
         let Some(group) = homeserver.group() else { return };
-        let host = homeserver.name().host_key();
+        // Another port of that host may be anybody's idea.
+        let host = homeserver.name().host_and_port_key();
         let (changes, until) = {
             let mut verified = self.verified.lock();
             (verified.on_answer(&host, group, now), verified.until(&host))

@@ -12,7 +12,7 @@ use std::time::Duration;
 use http::StatusCode;
 use lru::LruCache;
 use parking_lot::Mutex;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
@@ -27,7 +27,7 @@ use crate::retry::{MIN_REMAINING, backoff};
 use crate::secret::Secret;
 use crate::server_name::ServerName;
 use crate::single_flight::SingleFlight;
-use crate::wire::errcode;
+use crate::wire::{errcode, text_in};
 
 /// Longest user ID in bytes.
 const MAX_USER_ID_BYTES: usize = 255;
@@ -320,11 +320,8 @@ fn check_answer(status: StatusCode, body: &[u8], homeserver: &Homeserver) -> Res
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_own_no(status, body) => Err(OpenIdError::Rejected),
         status if status.is_success() => {
-            // A map and not a derived struct: that would take `["@alice:example.org"]` for an object too.
-            let mut info: Map<String, Value> = serde_json::from_slice(body).map_err(|_| unusable(Answer::NoJson(status.as_u16())))?;
-            let Some(Value::String(sub)) = info.remove("sub") else {
-                return Err(unusable(Answer::NoSub));
-            };
+            let sub = text_in(body, "sub").map_err(|_| unusable(Answer::NoJson(status.as_u16())))?;
+            let sub = sub.ok_or_else(|| unusable(Answer::NoSub))?;
             user_of(homeserver.name(), sub).ok_or(OpenIdError::ForeignUser)
         }
         status => Err(unusable(match serde_json::from_slice(body) {

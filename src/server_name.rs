@@ -69,6 +69,17 @@ impl ServerName {
         }
     }
 
+    /// The same with the explicit port, which whoever names the server chooses.
+    #[must_use]
+    pub fn host_and_port_key(&self) -> String {
+        let (host, port) = (self.host_key(), self.parts().1);
+        match port {
+            None => host,
+            Some(port) if host.contains(':') => format!("[{host}]:{port}"),
+            Some(port) => format!("{host}:{port}"),
+        }
+    }
+
     /// Host and explicit port.
     #[must_use]
     pub fn parts(&self) -> (Host, Option<u16>) {

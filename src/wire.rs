@@ -7,8 +7,10 @@ mod homeserver;
 mod token_source;
 
 use std::borrow::Cow;
+use std::fmt;
 
-use serde::{Deserialize as _, Serialize};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize as _, Deserializer as _, Serialize};
 use serde_json::{Map, Value};
 
 use crate::identity::{self, ParticipantKey, ROOM_SLOT};
@@ -470,13 +472,42 @@ fn begins_with_port(device_id: &str) -> bool {
 
 /// The `errcode` of an error: what a proxy or a firewall says has none.
 pub(crate) fn errcode(body: &[u8]) -> Option<String> {
-    let Ok(Value::Object(mut error)) = serde_json::from_slice(body) else {
-        return None;
-    };
-    match error.remove("errcode")? {
-        Value::String(errcode) => Some(errcode),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => None,
+    text_in(body, "errcode").ok().flatten()
+}
+
+/// A text of the object with which a body begins. Odd values of other members, and whatever comes after the object, are ignored (decision
+/// O3).
+///
+/// # Errors
+/// When it begins with no object.
+pub(crate) fn text_in(body: &[u8], name: &str) -> serde_json::Result<Option<String>> {
+    struct Member<'a>(&'a str);
+
+    impl<'de> Visitor<'de> for Member<'_> {
+        type Value = Option<String>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+            let mut text = None;
+            while let Some(name) = members.next_key::<String>()? {
+                if name == self.0 {
+                    text = match members.next_value()? {
+                        Value::String(text) => Some(text),
+                        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => None,
+                    };
+                } else {
+                    let _: IgnoredAny = members.next_value()?;
+                }
+            }
+            Ok(text)
+        }
     }
+
+    let body = String::from_utf8_lossy(body);
+    serde_json::Deserializer::from_str(&body).deserialize_map(Member(name))
 }
 
 #[cfg(test)]
@@ -485,6 +516,24 @@ mod fuzz;
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_text_is_found_in_whatever_stands_around_it() {
+        for body in [
+            &br#"{"sub":"@a:x"}"#[..],
+            br#" {"x":1e999,"sub":"@a:x","y":{"sub":"@b:x"}} <!-- a proxy was here -->"#,
+            b"{\"sub\":\"@a:x\",\"name\":\"\xff\xfe\"}{\"sub\":\"@c:x\"}",
+            br#"{"sub":"@b:x","sub":"@a:x"}"#,
+        ] {
+            assert_eq!(text_in(body, "sub").ok().flatten().as_deref(), Some("@a:x"));
+        }
+        for body in [&br#"{"sub":["@a:x"]}"#[..], b"{}", br#"{"sub":null}"#] {
+            assert_eq!(text_in(body, "sub").ok(), Some(None));
+        }
+        for body in [&b""[..], br#"["@a:x"]"#, br#""@a:x""#, br#"{"sub":"@a:x""#, b"<html>"] {
+            assert!(text_in(body, "sub").is_err(), "{}", String::from_utf8_lossy(body));
+        }
+    }
 
     fn full() -> Value {
         json!({"room_id": "!r:x", "slot_id": "s", "openid_token": {"access_token": "t", "matrix_server_name": "x"},

@@ -165,7 +165,7 @@ impl Dials {
             return false;
         };
         let before = address.failed.len();
-        address.failed.retain(|(other, _)| other.name != who.name);
+        address.failed.retain(|(other, _)| !is_same(*other, who));
         address.failed.len() < before
     }
 
@@ -175,7 +175,7 @@ impl Dials {
             self.sweep(now);
         }
         let failed = &mut self.addresses.entry(target).or_insert_with(|| Address::new(now)).failed;
-        failed.retain(|(other, at)| other.name != who.name && now < *at + FAILURE_LIFE);
+        failed.retain(|(other, at)| !is_same(*other, who) && now < *at + FAILURE_LIFE);
         let of_domain = failed.iter().filter(|(other, _)| other.domain == who.domain).count();
         if of_domain >= MAX_FAILURES_PER_DOMAIN
             && let Some(oldest) = failed.iter().position(|(other, _)| other.domain == who.domain)
@@ -218,7 +218,7 @@ impl Address {
         let fails = self
             .failed
             .iter()
-            .any(|(other, at)| other.name == who.name && now < *at + FAILURE_LIFE);
+            .any(|(other, at)| is_same(*other, who) && now < *at + FAILURE_LIFE);
         match who.class {
             Class::Listed => fails.then_some(&mut self.listed),
             Class::Verified => fails.then_some(&mut self.paced),
@@ -267,6 +267,11 @@ impl Address {
             .iter()
             .any(|lane| !lane.waiting.is_empty() || lane.full_at > now)
     }
+}
+
+/// Whether two askers are one: strangers may name another port of a homeserver that is known, where nobody answers.
+const fn is_same(one: Who, other: Who) -> bool {
+    one.name == other.name && one.class as u8 == other.class as u8
 }
 
 impl Lane {

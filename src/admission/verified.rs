@@ -96,24 +96,29 @@ impl Verified {
     /// The youngest of the group gives way where the group is full, and of the largest group where all is.
     fn make_room(&mut self, group: Group, now: u64, forgotten: &mut Vec<Box<str>>) {
         if self.groups.get(&Some(group)).copied().unwrap_or_default() > MAX_PER_GROUP {
+            self.forget_stale(Some(group), now, forgotten);
+        }
+        if self.groups.get(&Some(group)).copied().unwrap_or_default() > MAX_PER_GROUP {
             forgotten.extend(self.forget_youngest(Some(group)));
         }
         if self.hosts.len() > MAX_REMEMBERED {
-            let stale: Vec<_> = self
-                .hosts
-                .iter()
-                .filter(|(_, entry)| !is_fresh(entry.last, now))
-                .map(|(host, _)| host.clone())
-                .collect();
-            for host in stale {
-                self.forget(&host);
-                forgotten.push(host);
-            }
+            self.forget_stale(None, now, forgotten);
         }
         if self.hosts.len() > MAX_REMEMBERED
             && let Some((&largest, _)) = self.groups.iter().max_by_key(|(group, count)| (**count, **group))
         {
             forgotten.extend(self.forget_youngest(largest));
+        }
+    }
+
+    /// Forgets whoever has not answered for a day, of one group or of all.
+    fn forget_stale(&mut self, group: Option<Group>, now: u64, forgotten: &mut Vec<Box<str>>) {
+        let stale = self.hosts.iter().filter(|(_, entry)| !is_fresh(entry.last, now));
+        let of_group = stale.filter(|(_, entry)| group.is_none() || entry.group == group);
+        let stale: Vec<_> = of_group.map(|(host, _)| host.clone()).collect();
+        for host in stale {
+            self.forget(&host);
+            forgotten.push(host);
         }
     }
 

@@ -211,6 +211,12 @@ fn addresses_in(found: &Lookup) -> Vec<IpAddr> {
         .collect()
 }
 
+/// Whether a target is a plain host name. Others could not be named to a proxy.
+fn is_host(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    name.len() <= MAX_HOST_BYTES && name.bytes().all(is_plain)
+}
+
 fn targets_in(found: &Lookup) -> Vec<SrvTarget> {
     found
         .answers()
@@ -222,7 +228,7 @@ fn targets_in(found: &Lookup) -> Vec<SrvTarget> {
             port: srv.port,
             host: srv.target.to_ascii().trim_end_matches('.').to_owned(),
         })
-        .filter(|target| target.host.len() <= MAX_HOST_BYTES)
+        .filter(|target| is_host(&target.host))
         .take(MAX_ADDRESSES)
         .collect()
 }

@@ -283,6 +283,23 @@ fn an_srv_question_that_fails_ends_at_port_8448() {
     });
 }
 
+/// Somebody has the addresses of another homeserver's service looked up: that says nothing about its SRV record.
+#[test]
+fn an_address_question_does_not_answer_an_srv_question() {
+    with_low_ports(|| {
+        let stage = Stage::shared();
+        let [victim, target, evil] = ["victim", "target", "evil"].map(unique_name);
+        let (service, at) = (format!("_matrix-fed._tcp.{victim}"), unique_loopback());
+        stage.dns.address(&target, &[v4(at)]);
+        stage.dns.srv(&service, &[(1, 1, 8452, &target)]);
+        stage.dns.srv(&format!("_matrix-fed._tcp.{evil}"), &[(1, 1, 8448, &service)]);
+        assert_ne!(stage.ask(&evil, "junk").status, 200);
+        assert!(stage.dns.asked(&service, Kind::A) > 0, "{:?}", stage.dns.questions());
+        let far = listener(at, 8452, &victim);
+        stage.reaches(&victim, &far, &victim, Some(&victim));
+    });
+}
+
 /// RFC 2782: the target `.` means that there is no such service.
 #[test]
 fn an_srv_record_can_deny_the_service() {
