@@ -18,11 +18,14 @@ mod membership;
 mod name;
 mod shares;
 
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backoff::as_millis;
@@ -64,6 +67,8 @@ pub struct Settings {
     pub max_tokens: usize,
     /// `None` where no other homeserver than our own is listed.
     pub is_listed: Option<IsListed>,
+    /// Whether the records of all tokens are this process' business: no other replica watches.
+    pub is_ours: Box<dyn Fn() -> bool + Send + Sync>,
     /// Told of who left the Matrix room: there is no leave to send for them (decision L6).
     pub end_delegated_leave: EndDelegatedLeave,
 }
@@ -130,26 +135,54 @@ impl KickOnLeave {
 
     // --- from outside ---
 
-    /// Takes in what the store has, which waits for one that is away, and what another instance writes there while this one follows it.
-    pub fn restore(&self, mut restored: token::Restored) {
+    /// Takes in what the store has, which waits for one that is away, and what another instance writes there while this one follows it. What
+    /// it has lost is put there again.
+    pub fn restore(&self, mut restored: token::Restored) -> JoinHandle<()> {
         let kick = self.clone();
         tokio::spawn(async move {
-            let mut count = 0_usize;
+            let (mut count, mut seen) = (0_usize, HashSet::new());
+            let hasher = RandomState::new();
             while let Some(found) = restored.next().await {
                 match found {
                     token::Found::Token(stored) => {
+                        seen.insert(hasher.hash_one((&*stored.room, &*stored.identity)));
                         let is_new = kick.feed(|tracker, now| tracker.restore(&stored, &kick.0.clock.wall(), now));
                         count += usize::from(is_new);
                     }
-                    token::Found::All => {
-                        let count = std::mem::take(&mut count);
+                    token::Found::Anew => seen.clear(),
+                    token::Found::All { again } => {
+                        let (count, seen) = (std::mem::take(&mut count), std::mem::take(&mut seen));
+                        if again && (kick.0.settings.is_ours)() {
+                            kick.put_again(|key| !seen.contains(&hasher.hash_one((&*key.room.to_string(), &*key.identity.to_string()))))
+                                .await;
+                        }
                         if count > 0 {
                             tracing::info!(name: "tokens_restored", count, "tokens restored: those who left the Matrix room meanwhile are removed");
                         }
                     }
                 }
             }
-        });
+        })
+    }
+
+    /// Stores those tokens that the store lacks.
+    async fn put_again(&self, is_lacking: impl Fn(&TokenKey) -> bool) {
+        let keys = self.0.tracker.lock().keys();
+        for keys in keys.chunks(256) {
+            {
+                let tracker = self.0.tracker.lock();
+                for key in keys.iter().filter(|key| is_lacking(key)) {
+                    self.put(&tracker, key);
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn put(&self, tracker: &MembershipTracker, key: &TokenKey) {
+        if let Some(record) = tracker.record(key, &self.0.clock.wall()) {
+            self.0.settings.store.put(&record);
+        }
     }
 
     /// A token for `participant` is wanted, which is valid for `ttl`; `checked` where our homeserver has just said that the user is joined.
@@ -250,11 +283,10 @@ impl KickOnLeave {
         let result = fact(&mut tracker, now);
         for action in tracker.step(now) {
             match action {
-                Action::Persist(key) => {
-                    if let Some(record) = tracker.record(&key, &clock.wall()) {
-                        settings.store.put(&record);
-                    }
-                }
+                Action::Issued(key) => self.put(&tracker, &key),
+                // Another replica may have issued a newer token of the same participant: the watcher knows all.
+                Action::Mark(_) | Action::Forget(_) if !(settings.is_ours)() => {}
+                Action::Mark(key) => self.put(&tracker, &key),
                 Action::Forget(key) => settings.store.remove(&key.room.to_string(), &key.identity.to_string()),
                 Action::EndDelegatedLeave(key) => (settings.end_delegated_leave)(&key.room.to_string(), &key.identity.to_string()),
                 Action::Ask(query) => drop(tokio::spawn(self.clone().ask(query))),

@@ -234,6 +234,8 @@ impl Store {
 pub enum Part {
     /// A record that was read.
     Record(Entry),
+    /// The reading failed, and begins anew.
+    Anew,
     /// The end of a reading: all records were given.
     End {
         /// Number of records that were too long to be handed over.

@@ -272,6 +272,12 @@ impl Leaves {
         was_acted_upon && identity.is_some_and(|identity| self.knows(room, identity))
     }
 
+    /// Whether no other replica watches: this process is alone, or it is the watcher.
+    #[must_use]
+    pub fn watches_all(&self) -> bool {
+        self.0.fleet.as_ref().is_none_or(Link::works)
+    }
+
     /// Has others told of webhooks that other nodes have received, and of this node's watch.
     pub fn share_fleet(&self, on_webhook: OnWebhook, on_watch: OnWatch) {
         if let Some(link) = &self.0.fleet {

@@ -99,7 +99,10 @@ pub(super) enum Action {
     Remove(Arc<TokenKey>),
     /// The participant was removed from the Matrix room: a delegated leave has nothing left to send, its job ends without a call (L6).
     EndDelegatedLeave(Arc<TokenKey>),
-    Persist(Arc<TokenKey>),
+    /// Store a token that is issued.
+    Issued(Arc<TokenKey>),
+    /// Store what is known of a user by now with their token.
+    Mark(Arc<TokenKey>),
     Forget(Arc<TokenKey>),
 }
 
@@ -339,7 +342,7 @@ impl MembershipTracker {
     pub(super) fn on_token(&mut self, issued: &IssuedToken<'_>, now: Time) -> Result<(), CapacityError> {
         let (key, user_key) = self.enter(issued, false)?;
         self.plan(now.after(self.interval_ms));
-        self.out.push(Action::Persist(key));
+        self.out.push(Action::Issued(key));
         if let Some(asked) = issued.checked {
             self.hear(&user_key, true, asked);
         }
@@ -387,6 +390,10 @@ impl MembershipTracker {
         }
         self.plan(now.after(self.interval_ms));
         true
+    }
+
+    pub(super) fn keys(&self) -> Vec<Arc<TokenKey>> {
+        self.tokens.keys().cloned().collect()
     }
 
     /// A verified webhook named a LiveKit room: webhooks tell who is in it.
@@ -442,7 +449,7 @@ impl MembershipTracker {
         self.is_reading_list &= query.scope != QueryScope::Members;
         match (&query.scope, answer) {
             (_, MembershipAnswer::Unavailable { retry_after_ms }) => self.is_away(query, retry_after_ms, now),
-            (QueryScope::User(user_id), MembershipAnswer::TimedOut) if query.origin == Origin::Remote => self.hangs(user_id),
+            (QueryScope::User(user_id), MembershipAnswer::TimedOut) if query.origin == Origin::Remote => self.hangs(query, user_id),
             (QueryScope::User(_) | QueryScope::OwnServer, MembershipAnswer::TimedOut) => self.is_away(query, None, now),
             (QueryScope::Members, MembershipAnswer::Members(is_joined)) => {
                 for user_key in self.users_of(&query.room_id) {
@@ -693,7 +700,7 @@ impl MembershipTracker {
             user.no = None;
         }
         if std::mem::discriminant(&before) != std::mem::discriminant(&user.membership) {
-            self.out.extend(user.keys.iter().cloned().map(Action::Persist));
+            self.out.extend(user.keys.iter().cloned().map(Action::Mark));
         }
         if joined || !matches!(user.membership, Membership::Left(_)) {
             return;
@@ -706,10 +713,15 @@ impl MembershipTracker {
         }
     }
 
-    /// Leaves the users of a homeserver about whom nothing comes out of the rest of the sweep.
-    fn hangs(&mut self, user_id: &str) {
+    /// Leaves the users of a homeserver about whom nothing comes out of the rest of the sweep. It may be the room that is to blame: the next
+    /// sweep begins behind it.
+    fn hangs(&mut self, query: &MembershipQuery, user_id: &str) {
         let server = server(user_id);
-        let (sweep, open) = (&mut self.sweeps[Origin::Remote as usize], &mut self.open);
+        let (sweep, open) = (&mut self.sweeps[query.origin as usize], &mut self.open);
+        if !query.is_sweep || !sweep.is_running {
+            return;
+        }
+        sweep.failed = Some((query.room_id.clone(), true));
         sweep.hanging.insert(server.into());
         sweep.queue.retain(|query| {
             let is_about = matches!(&query.scope, QueryScope::User(user) if self::server(user) == server);

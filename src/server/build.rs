@@ -166,10 +166,14 @@ fn share_fleet(leaves: &Leaves, neighbours: &Neighbours, kick: Option<KickOnLeav
             kick.handle_webhook(webhook);
         }
     };
+    let reading = parking_lot::Mutex::new(None::<tokio::task::JoinHandle<()>>);
     let on_watch = move || {
-        if let Some(kick) = &kick {
+        let mut reading = reading.lock();
+        // One at a time: while Redis is away it waits.
+        let is_reading = reading.as_ref().is_some_and(|reading| !reading.is_finished());
+        if let Some(kick) = kick.as_ref().filter(|_| !is_reading) {
             let (queue, restored) = token::Queue::start(&store);
-            kick.restore(restored.once());
+            *reading = Some(kick.restore(restored.once()));
             // It was made to read, and has nothing to write.
             tokio::spawn(async move { queue.stop(Instant::now()).await });
         }
@@ -269,6 +273,10 @@ fn kick_on_leave(config: &Config, limits: &Limits, neighbours: &Neighbours, stor
         interval,
         max_tokens: limits.tokens,
         is_listed: is_another_listed.then(|| is_listed(neighbours)),
+        is_ours: Box::new({
+            let leaves = leaves.clone();
+            move || leaves.watches_all()
+        }),
         end_delegated_leave: Box::new({
             let leaves = leaves.clone();
             move |room, identity| leaves.kicked(room, identity)
@@ -276,7 +284,7 @@ fn kick_on_leave(config: &Config, limits: &Limits, neighbours: &Neighbours, stor
     });
     // Where several replicas share them, the tokens are the watcher's business.
     if config.delegated_leave.sharing == Sharing::No {
-        kick.restore(restored);
+        drop(kick.restore(restored));
     }
     leaves.share_lists(Box::new({
         let kick = kick.clone();

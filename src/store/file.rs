@@ -189,6 +189,36 @@ fn file_of(path: &Path) -> PathBuf {
 
 fn open(path: &Path) -> Result<Database, FileError> {
     let path = file_of(path);
+    if !path.exists() {
+        make(&path)?;
+    }
+    open_at(&path)
+}
+
+/// Makes the file under another name first: where the disk is full, or the process is killed meanwhile, there is none rather than a half one,
+/// of which nobody could say whose it is.
+fn make(path: &Path) -> Result<(), FileError> {
+    let mut new = path.to_owned().into_os_string();
+    new.push(format!(".new-{}", std::process::id()));
+    let new = PathBuf::from(new);
+    let is_absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    fs::remove_file(&new)
+        .or_else(|error| if is_absent(&error) { Ok(()) } else { Err(error) })
+        .map_err(FileError::Io)?;
+    let made = open_at(&new).and_then(|database| {
+        drop(database);
+        // Not over what another process has made meanwhile. Some file systems have no links.
+        match fs::hard_link(&new, path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => fs::rename(&new, path).map_err(FileError::Io),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    });
+    // After a rename there is none.
+    let _ = fs::remove_file(&new);
+    made
+}
+
+fn open_at(path: &Path) -> Result<Database, FileError> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)

@@ -209,6 +209,10 @@ impl StoredJobs {
         loop {
             let entry = match self.entries.found().await? {
                 Part::Record(entry) => entry,
+                Part::Anew => {
+                    self.seen = Seen::default();
+                    continue;
+                }
                 Part::End { again, .. } => {
                     let seen = std::mem::take(&mut self.seen);
                     return Some(Stored::End(again.then_some(seen)));

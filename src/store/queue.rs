@@ -319,7 +319,7 @@ impl Entries {
             let part = self.parts.recv().await?;
             match &part {
                 Part::Record(entry) if self.is_touched(&entry.field) => continue,
-                Part::Record(_) => {}
+                Part::Record(_) | Part::Anew => {}
                 Part::End { skipped, .. } => self.end(*skipped),
             }
             return Some(part);
@@ -344,14 +344,19 @@ impl Entries {
 
     /// The next record that can be read, until the end of the first reading, which waits for a store that is away.
     pub(super) async fn next<T, E: Display>(&mut self, read: impl Fn(&[u8], &[u8]) -> Result<T, E>) -> Option<T> {
-        while let Part::Record(entry) = self.found().await? {
-            match read(&entry.field, &entry.value) {
-                Ok(record) => return Some(record),
-                Err(error) => self.leave(error),
+        loop {
+            match self.found().await? {
+                Part::Record(entry) => match read(&entry.field, &entry.value) {
+                    Ok(record) => return Some(record),
+                    Err(error) => self.leave(error),
+                },
+                Part::Anew => {}
+                Part::End { .. } => {
+                    self.close();
+                    return None;
+                }
             }
         }
-        self.close();
-        None
     }
 
     /// Has no other reading begin.
@@ -531,6 +536,8 @@ async fn load(store: &Store, shared: &Shared, parts: &mpsc::Sender<Part>, troubl
             () = sleep(trouble.backoff()) => {}
             () = parts.closed() => return None,
         }
+        // What it has brought so far may be in another file by now.
+        parts.send(Part::Anew).await.ok()?;
     };
     Some((skipped, trouble.on_success(format!("the {table} in the store have been read"))))
 }

@@ -369,6 +369,8 @@ impl Shared {
                     let at = read_place(seconds, micros, more);
                     return at.map(Handed::Done).ok_or_else(|| self.error(RedisError::Protocol));
                 }
+                // There is something, and it is longer than any record: another program's.
+                _ if more.is_empty() && expected.is_empty() => return Ok(Handed::Foreign),
                 _ => (expected, now_ms) = (more.clone(), Some(redis_ms)),
             }
         }

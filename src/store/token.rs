@@ -78,8 +78,13 @@ pub struct Restored {
 pub enum Found {
     /// A token's record.
     Token(StoredToken<'static>),
+    /// The reading failed, and begins anew.
+    Anew,
     /// All were read: what comes from now on was written meanwhile, by the instance that this one follows.
-    All,
+    All {
+        /// The store may lack what was written to it.
+        again: bool,
+    },
 }
 
 impl Queue {
@@ -129,11 +134,14 @@ impl Restored {
                     Ok(stored) => return Some(Found::Token(stored)),
                     Err(error) => self.entries.leave(error),
                 },
-                Part::End { .. } => {
+                Part::Anew => return Some(Found::Anew),
+                Part::End { again, .. } => {
                     if self.is_once {
                         self.entries.close();
                     }
-                    return Some(Found::All);
+                    // Nobody else says that a store that several replicas share has lost something.
+                    let again = again || self.is_once;
+                    return Some(Found::All { again });
                 }
             }
         }

@@ -511,7 +511,7 @@ fn beside_each_other(store: impl AsyncFn() -> Store) {
     on_one_thread(async {
         let opened = store().await;
         let (tokens, mut restored) = token::Queue::start(&opened);
-        assert_eq!(restored.next().await, Some(token::Found::All));
+        assert_eq!(restored.next().await, Some(token::Found::All { again: false }));
         let jobs = start_empty(opened).await;
         tokens.put(&token("r", "i", 1));
         jobs.put(&job("r", "i"));
@@ -525,7 +525,7 @@ fn beside_each_other(store: impl AsyncFn() -> Store) {
         let opened = store().await;
         let (tokens, mut restored) = token::Queue::start(&opened);
         assert_eq!(restored.next().await, Some(token::Found::Token(token("r", "i", 2))));
-        assert_eq!(restored.next().await, Some(token::Found::All));
+        assert_eq!(restored.next().await, Some(token::Found::All { again: false }));
         let (jobs, found) = start(opened).await;
         assert_eq!(found, by_field([job("r", "i")]));
         jobs.remove("r", "i");
@@ -740,7 +740,7 @@ fn a_file_with_jobs_alone_gets_the_second_table() {
     on_one_thread(async {
         let opened = Store::file(&path).await.expect("the file");
         let (tokens, mut restored) = token::Queue::start(&opened);
-        assert_eq!(restored.next().await, Some(token::Found::All));
+        assert_eq!(restored.next().await, Some(token::Found::All { again: false }));
         let (_, found) = start(opened).await;
         assert_eq!(found, by_field([job("r", "i")]));
         tokens.put(&token("r", "i", 1));
@@ -786,6 +786,13 @@ fn a_file_of_others_is_a_clear_error_and_left_as_it_is_and_a_damaged_one_is_set_
         assert_eq!(std::fs::read(&path).expect("the file"), content);
     }
     assert!(refused(directory.path("no/such/directory")).contains("make the directory"));
+
+    // What a start that was killed has left is no obstacle, and goes.
+    let path = directory.path("cut-short");
+    let half = directory.path(&format!("cut-short.new-{}", std::process::id()));
+    std::fs::write(&half, [0; 8192]).expect("a file");
+    on_one_thread(async { drop(Store::file(&path).await.expect("a new file")) });
+    assert!(path.exists() && !half.exists());
 
     // Another program's database.
     let other = directory.path("other");

@@ -120,14 +120,16 @@ fn members(is_sweep: bool) -> MembershipQuery {
 fn asked(actions: &[Action]) -> Vec<MembershipQuery> {
     let asks = actions.iter().filter_map(|action| match action {
         Action::Ask(query) => Some(query.clone()),
-        Action::List(_) | Action::Remove(_) | Action::EndDelegatedLeave(_) | Action::Persist(_) | Action::Forget(_) => None,
+        Action::List(_) | Action::Remove(_) | Action::EndDelegatedLeave(_) | Action::Issued(_) | Action::Mark(_) | Action::Forget(_) => {
+            None
+        }
     });
     asks.collect()
 }
 
 /// What is left when nothing is stored.
 fn calls(actions: Vec<Action>) -> Vec<Action> {
-    let is_stored = |action: &Action| matches!(action, Action::Persist(_) | Action::Forget(_));
+    let is_stored = |action: &Action| matches!(action, Action::Issued(_) | Action::Mark(_) | Action::Forget(_));
     actions.into_iter().filter(|action| !is_stored(action)).collect()
 }
 
@@ -236,7 +238,7 @@ fn who_was_never_known_as_a_member_is_never_removed() {
     // Once seen as a member, they are.
     let question = asked(&tracker.on_time(at(100 * INTERVAL)));
     let out = tracker.on_membership(&question[0], MembershipAnswer::Joined(true), at(100 * INTERVAL), at(100 * INTERVAL));
-    assert_eq!(out, [Action::Persist(key("a"))]);
+    assert_eq!(out, [Action::Mark(key("a"))]);
     assert_eq!(sweep(&mut tracker, &[], 101 * INTERVAL), [Action::Remove(key("a"))]);
 }
 
@@ -287,7 +289,12 @@ fn without_our_homeserver_in_the_room_only_its_own_users_count() {
                 waiting.extend(asked(&out));
                 gone.extend(out.into_iter().filter_map(|action| match action {
                     Action::Remove(key) => Some(key.identity.to_string()),
-                    Action::Ask(_) | Action::List(_) | Action::EndDelegatedLeave(_) | Action::Persist(_) | Action::Forget(_) => None,
+                    Action::Ask(_)
+                    | Action::List(_)
+                    | Action::EndDelegatedLeave(_)
+                    | Action::Issued(_)
+                    | Action::Mark(_)
+                    | Action::Forget(_) => None,
                 }));
             }
             gone.sort();
@@ -633,7 +640,7 @@ fn settle(tracker: &mut Tracker, actions: Vec<Action>, present: &BTreeSet<Name>,
                 tracker.on_list(&room, Some(present), at(now), at(now))
             }
             Action::Remove(_) | Action::EndDelegatedLeave(_) => panic!("nobody left"),
-            Action::Persist(_) | Action::Forget(_) => Vec::new(),
+            Action::Issued(_) | Action::Mark(_) | Action::Forget(_) => Vec::new(),
         });
     }
     questions
@@ -894,7 +901,7 @@ fn an_sfu_that_never_says_anything_does_not_keep_tokens_for_ever() {
                 Action::List(room) => assert!(tracker.on_list(&room, None, at(now), at(now)).is_empty()),
                 Action::Ask(query) => assert!(answer(&mut tracker, &query, &[], now).is_empty()),
                 Action::Remove(_) | Action::EndDelegatedLeave(_) => panic!("{action:?}"),
-                Action::Persist(_) | Action::Forget(_) => {}
+                Action::Issued(_) | Action::Mark(_) | Action::Forget(_) => {}
             }
         }
     }
@@ -1243,7 +1250,7 @@ impl World {
                         truth.insert("removed".into());
                     }
                 }
-                Action::Persist(key) => assert!(self.tracker.record(key, &CLOCKS).is_some()),
+                Action::Issued(key) | Action::Mark(key) => assert!(self.tracker.record(key, &CLOCKS).is_some()),
                 Action::Forget(key) => {
                     assert!(self.tracker.record(key, &CLOCKS).is_none());
                     // Who comes in unseen with a token that was renewed unseen may be missed.
@@ -1251,7 +1258,7 @@ impl World {
                     assert!(!(self.webhooks && inside), "who is inside is kept in mind");
                 }
             }
-            if !matches!(output, Action::Persist(_) | Action::Forget(_)) {
+            if !matches!(output, Action::Issued(_) | Action::Mark(_) | Action::Forget(_)) {
                 self.waiting.push((output, truth, self.now));
             }
         }
@@ -1327,7 +1334,7 @@ impl World {
                 }
                 self.tracker.on_removed(&key, outcome, asked, now)
             }
-            Action::EndDelegatedLeave(_) | Action::Persist(_) | Action::Forget(_) => Vec::new(),
+            Action::EndDelegatedLeave(_) | Action::Issued(_) | Action::Mark(_) | Action::Forget(_) => Vec::new(),
         };
         self.take(out);
     }
@@ -1450,6 +1457,36 @@ fn a_homeserver_that_hangs_does_not_keep_those_of_others() {
     assert!(hung <= MAX_CALLS, "{hung}");
     // The next sweep tries again.
     assert_eq!(asked(&tracker.on_time(at(2 * INTERVAL))).len(), MAX_CALLS);
+}
+
+/// Eight rooms that our homeserver cannot see into, each with somebody of a homeserver that answers: it may be the rooms that hang.
+#[test]
+fn rooms_that_hang_do_not_keep_others_of_the_same_homeserver() {
+    let mut tracker = tracker();
+    calls_with(&mut tracker, MAX_CALLS, &["@u#:big.example"]);
+    let token_of_b = IssuedToken {
+        room: "last",
+        room_id: "!z:own.example",
+        ..token("@b:big.example", "b", 0, true)
+    };
+    issue(&mut tracker, &token_of_b, 0);
+    tracker.on_webhook("last");
+    assert!(tracker.on_present("last", "b", at(0)).is_empty());
+    let mut found = Vec::new();
+    for now in [INTERVAL, 2 * INTERVAL] {
+        let mut waiting = asked(&tracker.on_time(at(now)));
+        while let Some(query) = waiting.pop() {
+            let answer = match &query.scope {
+                QueryScope::User(user) if &**user != "@b:big.example" => MembershipAnswer::TimedOut,
+                QueryScope::User(_) => MembershipAnswer::Joined(false),
+                QueryScope::OwnServer | QueryScope::Members => MembershipAnswer::Joined(true),
+            };
+            let out = tracker.on_membership(&query, answer, at(now + 5_000), at(now + 5_000));
+            found.extend(out.iter().filter(|action| matches!(action, Action::Remove(_))).cloned());
+            waiting.extend(asked(&out));
+        }
+    }
+    assert_eq!(found, [Action::Remove(Arc::new(TokenKey::new("last", "b")))]);
 }
 
 #[test]
