@@ -1,4 +1,4 @@
-//! Several replicas on one Redis. `scenes`, `rolls`, `sentinels` and `splits` run real processes on a real Redis, `scripts` compares the
+//! Several replicas on one Redis. `scenes`, `rolls`, `sentinels`, `splits` and `trouble` run real processes on a real Redis, `scripts` compares the
 //! scripts with a model of them, `cores` tries each rule of the pure core on that model, and `simulation` lets a whole fleet (`node`) and
 //! what is around it (`outside`) live through faults.
 
@@ -18,3 +18,4 @@ mod simulation;
 mod splits;
 mod stage;
 mod standin;
+mod trouble;

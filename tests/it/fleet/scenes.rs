@@ -24,7 +24,7 @@ pub(super) const SHORT: Duration = Duration::from_secs(18);
 const GOODBYE: Duration = Duration::from_millis(2300);
 /// A dead watcher is followed within a node's life, two beats and 0.3 s.
 const TAKEOVER: Duration = Duration::from_millis(7300);
-const SHORT_TAKEOVER: Duration = Duration::from_millis(3100);
+pub(super) const SHORT_TAKEOVER: Duration = Duration::from_millis(3100);
 
 /// Two beats of the longest life: by then all nodes know how short the delays are.
 const KNOWN: Duration = Duration::from_millis(2500);
@@ -317,7 +317,7 @@ fn a_watcher_that_wakes_up_reports_nobody_who_is_there() {
 #[test]
 fn a_rolling_deploy_moves_the_watch_and_refuses_nothing() {
     let Some(mut stage) = Stage::start(3) else { return };
-    let people = crowd(&stage, 40, SHORT);
+    let people = crowd(&stage, length::people(40, 300), SHORT);
     let mut given = 0;
     for at in 0..3 {
         stage.add(|setup| setup);

@@ -89,6 +89,11 @@ impl Stage {
 
     /// One more node; its place.
     pub(super) fn add(&mut self, change: impl Fn(Setup) -> Setup) -> usize {
+        self.add_as("", change)
+    }
+
+    /// One more node with this login at Redis, `user:password@`.
+    pub(super) fn add_as(&mut self, login: &str, change: impl Fn(Setup) -> Setup) -> usize {
         let address = free_address();
         let link = Link::to(self.redis.address());
         let (sfu, home) = (Link::to(self.sfu.http.address()), Link::to(self.api.http.address()));
@@ -96,7 +101,7 @@ impl Stage {
             .setup
             .clone()
             .env("LIVEKIT_JWT_BIND", &address.to_string())
-            .env("LIVEKIT_REDIS_URL", &format!("redis://{}", link.address()))
+            .env("LIVEKIT_REDIS_URL", &format!("redis://{login}{}", link.address()))
             .env("LIVEKIT_API_URL", &format!("http://{}", sfu.address()))
             .env(
                 "LIVEKIT_CS_API_URL_OVERRIDES",
