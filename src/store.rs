@@ -109,6 +109,11 @@ impl StoreError {
         }
     }
 
+    /// Whether the store is there and does not do what it is told, rather than being away.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.refusal().is_some() || matches!(self.0, Failure::File(..))
+    }
+
     /// Whether the connection stood and was ended: perhaps by what was just written.
     const fn broke_off(&self) -> bool {
         matches!(&self.0, Failure::Redis(_, RedisError::Closed | RedisError::Broken(_)))

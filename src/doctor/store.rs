@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -29,7 +30,7 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
         let saw = "neither LIVEKIT_REDIS_URL nor LIVEKIT_STATE_PATH is set";
         return sink.warn("store", &fault::STORE_MEMORY, &saw);
     }
-    if let Err(why) = in_time(run, Box::pin(store.ping())).await {
+    if let Err((_, why)) = in_time(run, || Box::pin(store.ping())).await {
         return sink.fail_before(&ALL[1..], "store", &fault::STORE_UNREACHABLE, &why);
     }
     sink.ok("store", &"it answers");
@@ -38,18 +39,21 @@ pub(super) async fn check(run: &Run<'_>, sink: &Sink<'_>) {
     } else {
         &[Table::Jobs]
     };
-    let mut refused = Vec::new();
+    let mut failed = Vec::new();
     for table in tables {
-        if let Err(why) = in_time(run, Box::pin(try_write(&store.with(*table)))).await {
-            refused.push(format!("{table:?}: {why}"));
+        let store = store.with(*table);
+        if let Err((fault, why)) = in_time(run, || Box::pin(try_write(&store))).await {
+            failed.push((fault, format!("{table:?}: {why}")));
         }
     }
-    if refused.is_empty() {
-        sink.ok("store-write", &"it takes a record, and lets it be removed");
-    } else {
-        sink.fail("store-write", &fault::STORE_RIGHTS, &refused.join("; "));
+    match failed.first() {
+        None => sink.ok("store-write", &"it takes a record, and lets it be removed"),
+        Some((fault, _)) => {
+            let all: Vec<_> = failed.iter().map(|(_, why)| why.as_str()).collect();
+            sink.fail("store-write", fault, &all.join("; "));
+        }
     }
-    check_records(run, &store.with(Table::Jobs), refused.is_empty(), sink).await;
+    check_records(run, &store.with(Table::Jobs), failed.is_empty(), sink).await;
     check_fleet(run, sink).await;
 }
 
@@ -116,11 +120,26 @@ fn findings(report: &FleetReport) -> [(&'static str, Option<&'static Fault>, Str
     ]
 }
 
-/// Waits for the store as long as for any look; what is wrong in words, with its remedy.
-async fn in_time(run: &Run<'_>, work: Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + '_>>) -> Result<(), String> {
-    match timeout_at(run.soon(), work).await {
-        Ok(done) => done.map_err(|error| format!("{error}; {}", error.remedy())),
-        Err(_) => Err("no answer in time".to_owned()),
+type Work<'a> = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>>;
+
+/// Waits for the store as long as for any look, and tries once more where no answer came; what is wrong, and in words with its remedy.
+async fn in_time<'a>(run: &Run<'_>, work: impl Fn() -> Work<'a>) -> Result<(), (&'static Fault, String)> {
+    let tries = async {
+        match work().await {
+            Err(error) if !error.is_refusal() => work().await,
+            done => done,
+        }
+    };
+    match timeout_at(run.soon(), tries).await {
+        Ok(done) => done.map_err(|error| {
+            let fault = if error.is_refusal() {
+                &fault::STORE_RIGHTS
+            } else {
+                &fault::STORE_UNREACHABLE
+            };
+            (fault, format!("{error}; {}", error.remedy()))
+        }),
+        Err(_) => Err((&fault::STORE_UNREACHABLE, "no answer in time".to_owned())),
     }
 }
 
@@ -136,9 +155,10 @@ async fn try_write(store: &Store) -> Result<(), StoreError> {
 }
 
 async fn check_records(run: &Run<'_>, store: &Store, may_write: bool, sink: &Sink<'_>) {
-    let (parts, mut read) = mpsc::channel(PARTS);
-    let (mut count, mut unknown, mut skipped) = (0_usize, 0_usize, 0);
-    let both = async {
+    let counts = Mutex::new((0_usize, 0_usize, 0_usize));
+    let both = || async {
+        let (parts, mut read) = mpsc::channel(PARTS);
+        let (mut count, mut unknown) = (0, 0);
         let mut loaded = Ok(0);
         let load = Box::pin(async {
             loaded = store.load(&parts).await;
@@ -154,11 +174,13 @@ async fn check_records(run: &Run<'_>, store: &Store, may_write: bool, sink: &Sin
             }
         });
         side_by_side(vec![load, counting]).await;
-        skipped = loaded?;
+        *counts.lock() = (count, unknown, loaded?);
         Ok(())
     };
-    match in_time(run, Box::pin(both)).await {
-        Err(why) if may_write => sink.fail("store-records", &fault::STORE_RIGHTS, &why),
+    let done = in_time(run, || Box::pin(both())).await;
+    let (count, unknown, skipped) = counts.into_inner();
+    match done {
+        Err((fault, why)) if may_write => sink.fail("store-records", fault, &why),
         Err(_) => sink.skip(&["store-records"], fault::STORE_RIGHTS.id),
         Ok(()) if unknown > 0 => {
             let saw = format_args!("of {count} records, {unknown} are of leaves that this instance does not know");
