@@ -88,7 +88,8 @@ pub struct Dns {
 struct Side {
     resolvers: Resolvers,
     memory: Mutex<Memory>,
-    questions: SingleFlight<Box<str>, Result<Found, DnsError>>,
+    /// By name, and for strangers by the domain whose place the question takes: nobody waits for a place of another domain.
+    questions: SingleFlight<(Box<str>, u64), Result<Found, DnsError>>,
 }
 
 impl Side {
@@ -111,7 +112,7 @@ impl Side {
     /// Asks one question for all who want the same, and not before it is `due`.
     async fn ask(
         &self,
-        key: Box<str>,
+        (key, domain): (Box<str>, u64),
         since: Option<Instant>,
         due: Option<Instant>,
         question: impl Future<Output = Answer>,
@@ -135,7 +136,7 @@ impl Side {
                 Known::Former(_) | Known::Unknown => Err(DnsError::NotFound),
             }
         });
-        self.questions.run(key.clone(), asking).await.0
+        self.questions.run((key.clone(), domain), asking).await.0
     }
 }
 
@@ -234,8 +235,9 @@ impl Dns {
             return former.map(|former| former.found).ok_or(DnsError::Spent);
         }
         let question = question(resolver);
-        let lookups = asker.filter(|asker| asker.who.class == Class::Stranger);
-        let lookups = lookups.map(|asker| (self.lookups.clone(), asker.who.domain));
+        let stranger = asker.filter(|asker| asker.who.class == Class::Stranger);
+        let lookups = stranger.map(|asker| (self.lookups.clone(), asker.who.domain));
+        let flight = (key, stranger.map_or(0, |asker| asker.who.domain));
         let asking = async move {
             match lookups {
                 None => question.await,
@@ -249,14 +251,14 @@ impl Dns {
         };
         let Some(Former { found, doubted, due }) = former else {
             // Boxed: seldom, and larger than all the rest.
-            return Box::pin(side.ask(key, since, None, asking)).await;
+            return Box::pin(side.ask(flight, since, None, asking)).await;
         };
         // Whoever has something to go by does not wait for a name server that is away.
         let wait = if doubted { DOUBTED_ANSWER_AFTER } else { FORMER_ANSWER_AFTER };
-        let began = side.questions.began(&key);
+        let began = side.questions.began(&flight);
         let until = began.map_or(now, Into::into).max(due) + wait;
         let side = side.clone();
-        let asking = Box::pin(async move { side.ask(key, since, Some(due), asking).await });
+        let asking = Box::pin(async move { side.ask(flight, since, Some(due), asking).await });
         let answer = if began.is_some() {
             timeout_at(until.into(), asking).await.ok()
         } else {

@@ -378,7 +378,7 @@ impl Presence {
             return;
         };
         if let (Answer::Yes(_), Some(room)) = (answer, self.rooms.get_mut(room)) {
-            room.on_sighting(Some(asked));
+            room.on_seen(asked, now);
         }
         self.with(id, now, |participant, around, out| {
             participant.on_answered();

@@ -69,7 +69,7 @@ impl ServerName {
         }
     }
 
-    /// The same with the explicit port, which whoever names the server chooses.
+    /// [`Self::host_key`] with the explicit port, which whoever names the server chooses.
     #[must_use]
     pub fn host_and_port_key(&self) -> String {
         let (host, port) = (self.host_key(), self.parts().1);

@@ -93,7 +93,7 @@ impl Verified {
         *self.groups.entry(group).or_default() += 1;
     }
 
-    /// The youngest of the group gives way where the group is full, and of the largest group where all is.
+    /// Of the domain with most names in the group the youngest one gives way where the group is full, and of the largest group where all is.
     fn make_room(&mut self, group: Group, now: u64, forgotten: &mut Vec<Box<str>>) {
         if self.groups.get(&Some(group)).copied().unwrap_or_default() > MAX_PER_GROUP {
             self.forget_stale(Some(group), now, forgotten);
@@ -123,8 +123,12 @@ impl Verified {
     }
 
     fn forget_youngest(&mut self, group: Option<Group>) -> Option<Box<str>> {
-        let of_group = self.hosts.iter().filter(|(_, entry)| entry.group == group);
-        let (host, _) = of_group.max_by_key(|(host, entry)| (entry.first, *host))?;
+        let of_group = || self.hosts.iter().filter(|(_, entry)| entry.group == group);
+        let mut names = HashMap::<&str, usize>::new();
+        for (host, _) in of_group() {
+            *names.entry(domain(host)).or_default() += 1;
+        }
+        let (host, _) = of_group().max_by_key(|(host, entry)| (names.get(domain(host)), entry.first, *host))?;
         let host = host.clone();
         self.forget(&host);
         Some(host)
@@ -144,6 +148,15 @@ impl Verified {
             }
         }
     }
+}
+
+/// The last two labels of a host, which had to be registered; all of an address.
+fn domain(host: &str) -> &str {
+    let name = host.split_once(':').map_or(host, |(name, _)| name);
+    if name.ends_with(|last: char| last.is_ascii_digit()) {
+        return host;
+    }
+    name.rmatch_indices('.').nth(1).map_or(name, |(at, _)| &name[at + 1..])
 }
 
 const fn is_fresh(at: u64, now: u64) -> bool {
@@ -170,6 +183,20 @@ mod tests {
         assert_eq!(verified.hosts.len(), 1 + MAX_PER_GROUP);
         // The oldest names of a crowded machine stay, too.
         assert!(verified.until("n0.evil.example") > 2 && verified.until("home.example") > 2);
+        // Whoever comes there later is no less known for them.
+        assert_eq!(verified.on_answer("late.home", group(1), 10_002).forget.len(), 1);
+        assert!(verified.until("late.home") > 2);
+    }
+
+    #[test]
+    fn whoever_was_silent_for_a_day_makes_room() {
+        let mut verified = Verified::default();
+        for n in 0..MAX_PER_GROUP {
+            let _ = verified.on_answer(&format!("home.n{n}"), group(1), 10_000);
+        }
+        let late = 10_000 + 86_400;
+        assert_eq!(verified.on_answer("late.example", group(1), late).forget.len(), MAX_PER_GROUP);
+        assert!(verified.until("late.example") > late);
     }
 
     #[test]

@@ -237,6 +237,15 @@ impl Room {
         self.last_sighted = self.last_sighted.max(at);
     }
 
+    /// The SFU shows somebody in the room. Of a room that was missing or over it is asked under which sid it stands by now: until then all that
+    /// is told of it is taken to be about a former one.
+    pub(super) fn on_seen(&mut self, asked: Time, now: Time) {
+        self.on_sighting(Some(asked));
+        if self.missing && self.check == Check::Idle {
+            self.check = Check::At(now);
+        }
+    }
+
     /// `ListRooms` was asked for it then, and showed it or did not.
     pub(super) fn on_listed(&mut self, row: Option<&RoomRow<'_>>, asked: Time, trouble: Option<Time>, now: Time) -> News {
         self.check = Check::Idle;

@@ -477,7 +477,7 @@ fn l13_the_participants_of_a_lost_room_have_a_minute_to_come_back() {
     let mut twin = Bench::present();
     let _ = twin.listed(None);
     twin.asked = twin.now;
-    assert_eq!(twin.answer(yes("b", 9_000_000, true)), [Seen::Changed, Seen::Present]);
+    assert_eq!(twin.answer(yes("b", 9_000_000, true)), [Seen::Changed, Seen::Present, Seen::Check]);
 }
 
 #[test]
@@ -498,7 +498,7 @@ fn l13_a_room_that_was_missed_and_is_then_told_to_be_over_was_not_lost() {
     let _ = twin.listed(None);
     twin.wait(5_000);
     assert_eq!(twin.tell(EventKind::RoomFinished, "", 0, 0), [Seen::Changed, ASK]);
-    assert_eq!(twin.answer(yes("b", 9_000_000, true)), [Seen::Changed, Seen::Present]);
+    assert_eq!(twin.answer(yes("b", 9_000_000, true)), [Seen::Changed, Seen::Present, Seen::Check]);
 }
 
 #[test]
@@ -523,7 +523,7 @@ fn l13_whose_room_was_over_before_a_start_is_asked_about_and_no_room_is_missed()
     twin.wait(1_000);
     twin.presence.restore(twin.id, &stored, false, twin.now);
     assert_eq!(twin.settle(), [ASK]);
-    assert_eq!(twin.answer(yes("b", 9_000_000, true)), [Seen::Changed, Seen::Present]);
+    assert_eq!(twin.answer(yes("b", 9_000_000, true)), [Seen::Changed, Seen::Present, Seen::Check]);
     assert!(!twin.presence.get(twin.id).unwrap().session().room_over);
 }
 

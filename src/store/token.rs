@@ -80,7 +80,7 @@ pub enum Found {
     Token(StoredToken<'static>),
     /// The reading failed, and begins anew.
     Anew,
-    /// All were read: what comes from now on was written meanwhile, by the instance that this one follows.
+    /// End of a reading: what comes from now on was written meanwhile, by the instance that this one follows.
     All {
         /// The store may lack what was written to it.
         again: bool,
