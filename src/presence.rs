@@ -250,16 +250,16 @@ impl Presence {
             }
         };
         self.with(id, now, |participant, around, _| participant.restore(stored, room_sid, around.now));
-        if stored.seen
-            && let Some(participant) = self.participants.get(id)
-        {
-            let room = participant.room;
+        let Some(room) = self.participants.get(id).map(|participant| participant.room) else {
+            return;
+        };
+        if stored.seen {
             if let Some(room) = self.rooms.get_mut(room) {
                 room.sweep_soon(now.after(TOGETHER_MS));
             }
-            self.spread(room, news, false, Time::EARLIEST, now);
             self.health.list_soon(now);
         }
+        self.spread(room, news, false, Time::EARLIEST, now);
     }
 
     /// Forgets a participant, and its room with the last one.
@@ -723,6 +723,7 @@ impl Presence {
             webhooks_work: self.webhooks_work,
             room_sid: room.sid.clone(),
             room_closed,
+            room_finished: room.finished,
             jitter: &mut self.jitter,
         };
         let mut effects = Vec::new();

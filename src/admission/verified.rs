@@ -3,6 +3,7 @@
 //! Bounded by machines and not by names: what somebody with many names can fill is a part of it (decision H7a).
 
 use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::Group;
@@ -150,11 +151,17 @@ impl Verified {
     }
 }
 
-/// The last two labels of a host, which had to be registered; all of an address.
+/// The last two labels of a host, which had to be registered; all of an address. Without the port.
 fn domain(host: &str) -> &str {
-    let name = host.split_once(':').map_or(host, |(name, _)| name);
-    if name.ends_with(|last: char| last.is_ascii_digit()) {
+    if let Some((address, _)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        return address;
+    }
+    if host.parse::<Ipv6Addr>().is_ok() {
         return host;
+    }
+    let name = host.split_once(':').map_or(host, |(name, _)| name);
+    if name.parse::<Ipv4Addr>().is_ok() {
+        return name;
     }
     name.rmatch_indices('.').nth(1).map_or(name, |(at, _)| &name[at + 1..])
 }
@@ -186,6 +193,20 @@ mod tests {
         // Whoever comes there later is no less known for them.
         assert_eq!(verified.on_answer("late.home", group(1), 10_002).forget.len(), 1);
         assert!(verified.until("late.home") > 2);
+    }
+
+    #[test]
+    fn ports_of_an_address_are_one_domain() {
+        for (host, expected) in [
+            ("192.0.2.1:8448", "192.0.2.1"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("[2001:db8::1]:8448", "2001:db8::1"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("a.b.example.org:443", "example.org"),
+            ("localhost", "localhost"),
+        ] {
+            assert_eq!(domain(host), expected);
+        }
     }
 
     #[test]

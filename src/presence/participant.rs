@@ -174,6 +174,8 @@ pub(super) struct Around<'a> {
     pub(super) room_sid: Option<Arc<str>>,
     /// How the room stands for somebody sighted under this sid at that moment.
     pub(super) room_closed: bool,
+    /// The SFU has told that the last room of that name is over.
+    pub(super) room_finished: bool,
 }
 
 /// The stored part of a session.
@@ -269,7 +271,7 @@ impl Participant {
         self.is_by_record = stored.seen;
         self.room_over = stored.room_over;
         if stored.seen && stored.room_over {
-            self.suspect(Suspicion::Missing { denials: 0 }, now, now);
+            self.was_closed(now);
         } else if stored.seen {
             self.state = Presence::Present;
         } else {
@@ -739,7 +741,13 @@ impl Participant {
                     ..
                 },
                 RoomStatus::Closed,
-            ) => self.suspect(Suspicion::Missing { denials: 0 }, now, now),
+            ) => {
+                if around.room_finished {
+                    self.was_closed(now);
+                } else {
+                    self.suspect(Suspicion::Missing { denials: 0 }, now, now);
+                }
+            }
             (Presence::Present, RoomStatus::Lost) => self.lose_room(around),
             (Presence::Suspected { why, next, .. }, _) => {
                 let decided = match *next {
@@ -770,6 +778,12 @@ impl Participant {
             }
             (Presence::Present, RoomStatus::Open) | (Presence::Unknown { .. } | Presence::Gone(_), _) => {}
         }
+    }
+
+    /// The SFU has told that the room is over, and so that everybody has left it.
+    fn was_closed(&mut self, now: Time) {
+        let second = now.after(QUESTION_GAP_MS);
+        self.suspect(Suspicion::Reported { second, denied: None }, now, now);
     }
 
     fn lose_room(&mut self, around: &Around<'_>) {

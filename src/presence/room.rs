@@ -99,7 +99,7 @@ pub struct Room {
     last_sighted: Option<Time>,
     departure_timeout_ms: u64,
     /// `room_finished` came for that sid.
-    finished: bool,
+    pub(super) finished: bool,
     /// Whether what is known stems from the store: the SFU may have gone down together with this process (L11).
     restored: bool,
     missing: bool,
@@ -155,7 +155,9 @@ impl Room {
         if !is_over && (self.sid.is_none() || (self.restored && self.last_sighted < sighted)) {
             self.sid = sid.cloned();
             self.sid_since = now;
-            (self.missing, self.finished) = (false, false);
+            if sid.is_some() {
+                (self.missing, self.finished) = (false, false);
+            }
         }
         self.restored = self.stood.is_none() && !continuous;
         self.last_sighted = self.last_sighted.max(sighted);
@@ -166,7 +168,7 @@ impl Room {
         if self.sid.as_ref() == Some(sid) || self.is_past(sid) {
             return self.on_finished(sid, now);
         }
-        self.finished |= self.sid.is_none();
+        self.finished |= self.sid.is_none() && !self.missing;
         self.past.insert(0, (Arc::clone(sid), RoomStatus::Closed));
         self.past.truncate(MAX_FORMER_SIDS);
         News::Same
@@ -219,7 +221,7 @@ impl Room {
         // It was missed before this was told: it was not lost.
         if let Some(place) = self.past.iter().position(|(past, _)| **past == *sid) {
             if self.missing && place == 0 {
-                self.last_end = RoomStatus::Closed;
+                (self.last_end, self.finished) = (RoomStatus::Closed, true);
             }
             let was_lost = std::mem::replace(&mut self.past[place].1, RoomStatus::Closed) == RoomStatus::Lost;
             return if was_lost { News::Changed } else { News::Same };

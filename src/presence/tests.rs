@@ -32,6 +32,7 @@ enum Seen {
 }
 
 const ASK: Seen = Seen::Ask(5_000);
+const QUICK_ASK: Seen = Seen::Ask(QUICK);
 
 /// The delay of each delegation.
 fn hour() -> Delay {
@@ -487,17 +488,17 @@ fn l13_a_room_that_was_missed_and_is_then_told_to_be_over_was_not_lost() {
     assert_eq!(al.until(5_000), []);
     assert_eq!(
         al.tell(EventKind::RoomFinished, "", 0, 0),
-        [Seen::Changed, ASK],
+        [Seen::Changed, QUICK_ASK],
         "stored, and evidence first"
     );
     assert_eq!(al.answer(Answer::No), []);
-    assert_eq!(al.until(3_000), [(3_000, ASK)]);
-    assert_eq!(al.answer(Answer::No), [Seen::Gone(DepartureCause::RoomClosed)]);
+    assert_eq!(al.until(3_000), [(499, QUICK_ASK)]);
+    assert_eq!(al.answer(Answer::No), [Seen::Gone(DepartureCause::Reported)]);
     // Of somebody who is back nothing is said.
     let mut twin = Bench::present();
     let _ = twin.listed(None);
     twin.wait(5_000);
-    assert_eq!(twin.tell(EventKind::RoomFinished, "", 0, 0), [Seen::Changed, ASK]);
+    assert_eq!(twin.tell(EventKind::RoomFinished, "", 0, 0), [Seen::Changed, QUICK_ASK]);
     assert_eq!(twin.answer(yes("b", 9_000_000, true)), [Seen::Changed, Seen::Present, Seen::Check]);
 }
 
@@ -514,23 +515,49 @@ fn l13_whose_room_was_over_before_a_start_is_asked_about_and_no_room_is_missed()
         seen: true,
     };
     al.presence.restore(al.id, &stored, false, al.now);
-    assert_eq!(al.settle(), [ASK]);
+    assert_eq!(al.settle(), [QUICK_ASK]);
     assert_eq!(al.answer(Answer::No), []);
-    assert_eq!(al.until(3_000), [(3_000, ASK)]);
-    assert_eq!(al.answer(Answer::No), [Seen::Gone(DepartureCause::RoomClosed)]);
+    assert_eq!(al.until(3_000), [(499, QUICK_ASK)]);
+    assert_eq!(al.answer(Answer::No), [Seen::Gone(DepartureCause::Reported)]);
     // Somebody who is in the next room of that name.
     let mut twin = Bench::new();
     twin.wait(1_000);
     twin.presence.restore(twin.id, &stored, false, twin.now);
-    assert_eq!(twin.settle(), [ASK]);
+    assert_eq!(twin.settle(), [QUICK_ASK]);
     assert_eq!(twin.answer(yes("b", 9_000_000, true)), [Seen::Changed, Seen::Present, Seen::Check]);
     assert!(!twin.presence.get(twin.id).unwrap().session().room_over);
+}
+
+#[test]
+fn l13_a_room_that_is_over_is_not_made_again_after_a_start() {
+    for turn in 0..2 {
+        let mut presence = Presence::new(Settings::default(), 1, Time::START);
+        let over = SessionRecord {
+            sid: Some("a"),
+            room_sid: Some("X"),
+            room_over: true,
+            last_sighted: Some(Time::START),
+            seen: true,
+            ..SessionRecord::default()
+        };
+        let now = Time::START.after(30_000);
+        let mut all = [("al", over), ("cy", SessionRecord::default())];
+        all.rotate_left(turn);
+        for (identity, stored) in &all {
+            let id = presence.track("room", identity, Time::START, hour(), now);
+            presence.restore(id, stored, false, now);
+        }
+        let room = presence.by_name["room"];
+        presence.on_rooms(&[room], now.after(1), &Answer::Yes(&[]), now.after(1));
+        let creates = |output: &Output| matches!(output, Output::Ask(Question::CreateRoom { .. }));
+        assert!(!presence.settle(now.after(1)).iter().any(creates), "turn {turn}");
+    }
 }
 
 /// Whoever is in another room of that name than the one that is over has a minute to come back when that one is missing.
 #[test]
 fn l13_a_record_of_a_room_that_is_over_says_nothing_of_the_room_at_hand() {
-    for turn in [0, 1] {
+    for turn in 0..3 {
         let mut presence = Presence::new(Settings::default(), 1, Time::START);
         let over = SessionRecord {
             sid: Some("a"),
@@ -547,7 +574,8 @@ fn l13_a_record_of_a_room_that_is_over_says_nothing_of_the_room_at_hand() {
             ..over
         };
         let now = Time::START.after(30_000);
-        let mut all = [("al", over), ("bo", at_hand)];
+        // Somebody else has not come yet.
+        let mut all = [("al", over), ("bo", at_hand), ("cy", SessionRecord::default())];
         all.rotate_left(turn);
         for (identity, stored) in &all {
             let id = presence.track("room", identity, Time::START, hour(), now);
@@ -577,7 +605,7 @@ fn l13_a_record_of_a_room_that_is_over_says_nothing_of_the_room_at_hand() {
             time = time.after(100);
         }
         assert!(is_created);
-        assert_eq!(gone.get(&al), Some(&DepartureCause::RoomClosed), "turn {turn}");
+        assert_eq!(gone.get(&al), Some(&DepartureCause::Reported), "turn {turn}");
         assert_eq!(gone.get(&bo), None, "turn {turn}");
     }
 }

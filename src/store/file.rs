@@ -199,12 +199,9 @@ fn open(path: &Path) -> Result<Database, FileError> {
 /// of which nobody could say whose it is.
 fn make(path: &Path) -> Result<(), FileError> {
     let mut new = path.to_owned().into_os_string();
-    new.push(format!(".new-{}", std::process::id()));
+    // In two containers on one volume all processes have one number.
+    new.push(format!(".new-{:016x}", rand::random::<u64>()));
     let new = PathBuf::from(new);
-    let is_absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    fs::remove_file(&new)
-        .or_else(|error| if is_absent(&error) { Ok(()) } else { Err(error) })
-        .map_err(FileError::Io)?;
     let made = open_at(&new).and_then(|database| {
         drop(database);
         // Not over what another process has made meanwhile. Some file systems have no links.

@@ -787,12 +787,11 @@ fn a_file_of_others_is_a_clear_error_and_left_as_it_is_and_a_damaged_one_is_set_
     }
     assert!(refused(directory.path("no/such/directory")).contains("make the directory"));
 
-    // What a start that was killed has left is no obstacle, and goes.
-    let path = directory.path("cut-short");
-    let half = directory.path(&format!("cut-short.new-{}", std::process::id()));
-    std::fs::write(&half, [0; 8192]).expect("a file");
-    on_one_thread(async { drop(Store::file(&path).await.expect("a new file")) });
-    assert!(path.exists() && !half.exists());
+    // Made under another name first, of which nothing stays.
+    let fresh = directory.path("fresh");
+    std::fs::create_dir(&fresh).expect("a directory");
+    on_one_thread(async { drop(Store::file(&fresh).await.expect("a new file")) });
+    assert_eq!(std::fs::read_dir(&fresh).expect("the directory").count(), 1);
 
     // Another program's database.
     let other = directory.path("other");
