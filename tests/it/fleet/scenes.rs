@@ -111,6 +111,7 @@ fn a_killed_watcher_is_followed_within_seven_seconds() {
     }
     eprintln!("R2: {} people, watched after {worst:?} at worst", people.len());
     stage.assert_there(&people);
+    wait_until("all nodes to be up", TIMEOUT, || stage.living().all(|node| up(node) == 3));
     // Nothing was lost: whoever leaves is reported.
     let gone = stage.leave(&people[7].1);
     let took = stage.wait_sent(&people[7].0, gone, TIMEOUT);
