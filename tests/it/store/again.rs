@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use lk_jwt_service::internals::store::{Jobs, Store};
-use tokio::time::Instant;
+use lk_jwt_service::internals::store::{Jobs, Store, token};
+use tokio::time::{Instant, timeout};
 
-use super::{TIMEOUT, by_field, job, numbered, on_one_thread, reading, redis, restarted};
+use super::{TIMEOUT, by_field, job, numbered, on_one_thread, reading, redis, restarted, token as issued};
 use crate::support::bodies::delegate_of;
 use crate::support::redis::RedisServer;
 use crate::support::scene::Scene;
@@ -91,6 +91,45 @@ fn a_store_that_comes_back_empty_is_told_apart_from_one_that_has_everything() {
         assert!((Duration::from_secs(9)..Duration::from_secs(12)).contains(&took), "{took:?}");
         assert_eq!(jobs.stop(Instant::now() + TIMEOUT).await, 0);
         assert_eq!(server.ask(&["HLEN", "lk-jwt:jobs"]), ":11\r\n");
+    });
+}
+
+/// The instance that this one follows issues tokens for a while, and a store may lose those of both.
+#[test]
+fn tokens_are_read_again_and_it_is_told_when_the_store_was_away() {
+    let Some(mut server) = RedisServer::start(&["--appendonly", "no"]) else {
+        return;
+    };
+    on_one_thread(async {
+        let limit = Duration::from_secs(25);
+        let (tokens, mut restored) = token::Queue::start(&store(&server));
+        assert_eq!(restored.next().await, Some(token::Found::All { again: false }));
+        let other = issued("r", "i", 1);
+        let value = serde_json::to_string(&other).expect("JSON");
+        server.ask(&["HSET", "lk-jwt:tokens", "[\"r\",\"i\"]", &value]);
+        let found = timeout(limit, restored.next()).await.expect("another reading");
+        assert_eq!(found, Some(token::Found::Token(other)));
+        assert_eq!(restored.next().await, Some(token::Found::All { again: false }));
+        tokens.put(&issued("r", "own", 1));
+        let is_stored = async {
+            while server.ask(&["HLEN", "lk-jwt:tokens"]) != ":2\r\n" {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(limit, is_stored).await.expect("it is stored");
+        server.kill();
+        server.start_again();
+        tokens.put(&issued("r", "later", 1));
+        let is_told = async {
+            while let Some(found) = restored.next().await {
+                if found == (token::Found::All { again: true }) {
+                    return true;
+                }
+            }
+            false
+        };
+        assert!(timeout(limit, is_told).await.expect("a reading in time"));
+        assert_eq!(tokens.stop(Instant::now() + TIMEOUT).await, 0);
     });
 }
 
