@@ -11,6 +11,7 @@ mod clients;
 mod clock;
 mod homeserver;
 mod long;
+mod replicas;
 mod sfu;
 mod stage;
 pub(crate) mod steered;

@@ -26,6 +26,8 @@ pub(super) struct Plan {
     pub(super) synapse: &'static Synapse,
     /// Whether the SFU's webhooks reach the service.
     pub(super) webhooks: bool,
+    /// Where else the SFU tells of its events.
+    pub(super) told: Vec<String>,
     /// How long each of the service's calls is on its way to the homeserver's client-server API.
     pub(super) slow: Duration,
     pub(super) environment: Vec<(&'static str, String)>,
@@ -36,6 +38,7 @@ impl Default for Plan {
         Self {
             synapse: &Synapse::pair()[0],
             webhooks: true,
+            told: Vec::new(),
             slow: Duration::ZERO,
             environment: Vec::new(),
         }
@@ -77,6 +80,7 @@ impl Stage {
         if plan.webhooks {
             told.push(format!("http://{address}/sfu_webhook"));
         }
+        told.extend_from_slice(&plan.told);
         let livekit = Livekit::prepare_with_webhooks(&told);
         let overrides = format!("{}=http://{}", synapse.name, calls.neighbour.address());
         let mut setup = livekit
@@ -108,6 +112,14 @@ impl Stage {
     #[track_caller]
     pub(super) fn start_service(&self) {
         *self.service.lock().unwrap() = Some(Arc::new(self.setup.clone().start()));
+    }
+
+    /// One more instance, with what the service has.
+    #[track_caller]
+    pub(super) fn replica(&self) -> Service {
+        let address = free_address();
+        let setup = self.setup.clone().env("LIVEKIT_JWT_BIND", &address.to_string());
+        setup.reached_at(address).start()
     }
 
     /// kill -9.
