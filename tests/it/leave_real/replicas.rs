@@ -1,4 +1,4 @@
-//! Three replicas behind nginx: a real Redis, SFU and homeserver, and clients who stay while the watch moves.
+//! Replicas behind nginx: a real Redis, SFU and homeserver, and clients who stay while the watch moves.
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -44,10 +44,10 @@ fn watches(replica: &Service) -> bool {
     report["watches"] == true
 }
 
-/// Two clients with delays of 18 s: the watcher is killed, one says goodbye to the SFU, which tells a replica by way of nginx, and the
-/// other one's event goes on.
+/// Clients with delays of 18 s: the watcher is killed, the next one is stopped as in a rolling update, and one is frozen for longer than a
+/// node's life. Each time somebody says goodbye to the SFU, which tells a replica by way of nginx, and whoever stays is there.
 #[test]
-fn three_replicas_behind_nginx_lose_their_watcher() {
+fn replicas_behind_nginx_lose_one_watcher_after_the_other() {
     if !real_neighbours() {
         return;
     }
@@ -62,28 +62,54 @@ fn three_replicas_behind_nginx_lose_their_watcher() {
         .env("LIVEKIT_REDIS_URL", &format!("redis://{}", redis.address()))
         .env("LIVEKIT_REDIS_SHARED", "true");
     let stage = Arc::new(Stage::new(plan));
-    let (second, third) = (stage.replica(), stage.replica());
-    let _nginx = nginx(front, &[&stage.service(), &second, &third]);
-    wait_until("the first replica to watch", TIMEOUT, || watches(&stage.service()));
-    let [stays, leaves] = ["replicastays", "replicaleaves"].map(|name| stage.caller(name));
-    let parties = [Party::start(), Party::start()];
-    let events = [stays.schedule(18), leaves.schedule(18)];
-    for ((caller, party), event) in [&stays, &leaves].into_iter().zip(&parties).zip(&events) {
-        joins_and_is_watched(caller, event, |answer| party.join("r", answer));
+    let others: Vec<_> = (0..3).map(|_| stage.replica()).collect();
+    let first = stage.service();
+    let _nginx = nginx(front, &[&first, &others[0], &others[1], &others[2]]);
+    wait_until("the first replica to watch", TIMEOUT, || watches(&first));
+    drop(first);
+    let party = Party::start();
+    let callers = ["replicastays", "replicakill", "replicaterm", "replicastop"].map(|name| stage.caller(name));
+    let events = callers.each_ref().map(|caller| caller.schedule(18));
+    for (caller, event) in callers.iter().zip(&events) {
+        joins_and_is_watched(caller, event, |answer| party.join(&caller.name, answer));
     }
-    let killed = now_ms();
+    let watcher_but = |out: &[usize]| (0..others.len()).find(|at| !out.contains(at) && watches(&others[*at]));
+    let next_watcher = |what: &str, out: &[usize]| {
+        let began = now_ms();
+        wait_until("another replica to watch", TIMEOUT, || watcher_but(out).is_some());
+        say(&format!("replicas: watched again {} ms after {what}", now_ms() - began));
+        watcher_but(out).expect("just seen")
+    };
+    let goodbye = |at: usize| {
+        let began = now_ms();
+        party.leave(&callers[at].name);
+        let notice = callers[at].wait_notice("participant_left", began, TIMEOUT);
+        let sent = callers[at].wait_sent(&events[at], Duration::from_secs(8));
+        say(&format!(
+            "replicas: the leave {} ms after the SFU told",
+            sent.saturating_sub(notice.at)
+        ));
+        callers[0].assert_there(&events[0]);
+    };
+
     stage.kill_service();
-    wait_until("another replica to watch", TIMEOUT, || watches(&second) || watches(&third));
-    say(&format!("three replicas: watched again {} ms after kill -9", now_ms() - killed));
-    parties[1].leave("r");
-    let notice = leaves.wait_notice("participant_left", killed, TIMEOUT);
-    let sent = leaves.wait_sent(&events[1], Duration::from_secs(8));
-    say(&format!(
-        "three replicas: the leave {} ms after the SFU told",
-        sent.saturating_sub(notice.at)
-    ));
-    stays.wait_restarted(&events[0], killed, TIMEOUT);
-    stays.assert_there(&events[0]);
-    parties[0].leave("r");
-    stays.wait_sent(&events[0], Duration::from_secs(8));
+    let killed = next_watcher("SIGKILL", &[]);
+    goodbye(1);
+
+    others[killed].signal("TERM");
+    others[killed].wait_exit(TIMEOUT);
+    assert!(!others[killed].log().contains("watch_not_handed_over"), "{}", others[killed].log());
+    let stopped = next_watcher("the end of the former one", &[killed]);
+    goodbye(2);
+
+    others[stopped].signal("STOP");
+    let last = next_watcher("SIGSTOP", &[killed, stopped]);
+    goodbye(3);
+    others[stopped].signal("CONT");
+    wait_until("exactly one watcher", TIMEOUT, || {
+        !watches(&others[stopped]) && watches(&others[last])
+    });
+    callers[0].wait_restarted(&events[0], now_ms(), TIMEOUT);
+    party.leave(&callers[0].name);
+    callers[0].wait_sent(&events[0], Duration::from_secs(8));
 }
