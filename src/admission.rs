@@ -101,18 +101,22 @@ impl Who {
 #[derive(Debug, Default)]
 pub struct NameHasher(RandomState, RandomState);
 
+/// The last two labels of a server's [`ServerName::host_key`], which had to be registered; all of an address.
+fn domain<'a>(server: &ServerName, host_key: &'a str) -> &'a str {
+    match server.parts().0 {
+        Host::Ip(_) => host_key,
+        Host::Name(_) => host_key.rmatch_indices('.').nth(1).map_or(host_key, |(at, _)| &host_key[at + 1..]),
+    }
+}
+
 impl NameHasher {
     /// `server`, which is of `class`.
     #[must_use]
     pub fn who(&self, server: &ServerName, class: Class) -> Who {
         let host = server.host_key();
-        let labels = match server.parts().0 {
-            Host::Ip(_) => host.as_str(),
-            Host::Name(_) => host.rmatch_indices('.').nth(1).map_or(host.as_str(), |(at, _)| &host[at + 1..]),
-        };
         Who {
             class,
-            domain: self.hash(labels),
+            domain: self.hash(domain(server, &host)),
             name: self.hash(&host),
         }
     }

@@ -65,10 +65,16 @@ impl AppService {
         in_time(deadline, self.token_for_ours(user_id, request, deadline)).await
     }
 
+    /// The other homeserver whose token is wanted; none where it is one of ours.
+    #[must_use]
+    pub fn destination<'a>(&self, request: &'a ClientTokenRequest) -> Option<&'a str> {
+        request.server_name.as_deref().filter(|name| *name != self.own.name().as_str())
+    }
+
     async fn token_for_ours(&self, user_id: &str, request: &ClientTokenRequest, deadline: Deadline) -> Result<String, TokenError> {
         let wanted = &request.wanted;
         note(|line| line.matrix_room = Some(wanted.participant.room_id().into()));
-        let other = request.server_name.as_deref().filter(|name| *name != self.own.name().as_str());
+        let other = self.destination(request);
         if other.is_none() {
             self.must_be_ours(&request.url)?;
         }

@@ -302,10 +302,12 @@ impl Fleet {
         if !self.works() {
             return if self.is_stale(at) { Hearing::Ignored } else { Hearing::News };
         }
-        match at.millis >= self.began_ms.unsigned_abs() {
-            _ if !self.takes_in() => Hearing::Ignored,
-            true => Hearing::News,
-            false => Hearing::Past,
+        if !self.takes_in() {
+            Hearing::Ignored
+        } else if at.millis >= self.began_ms.unsigned_abs() {
+            Hearing::News
+        } else {
+            Hearing::Past
         }
     }
 

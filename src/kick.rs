@@ -145,7 +145,7 @@ impl KickOnLeave {
             while let Some(found) = restored.next().await {
                 match found {
                     token::Found::Token(stored) => {
-                        seen.insert(hasher.hash_one((&*stored.room, &*stored.identity)));
+                        seen.insert(hasher.hash_one(TokenKey::new(&stored.room, &stored.identity)));
                         let is_new = kick.feed(|tracker, now| tracker.restore(&stored, &kick.0.clock.wall(), now));
                         count += usize::from(is_new);
                     }
@@ -153,8 +153,7 @@ impl KickOnLeave {
                     token::Found::All { again } => {
                         let (count, seen) = (std::mem::take(&mut count), std::mem::take(&mut seen));
                         if again && (kick.0.settings.is_ours)() {
-                            kick.put_again(|key| !seen.contains(&hasher.hash_one((&*key.room.to_string(), &*key.identity.to_string()))))
-                                .await;
+                            kick.put_again(|key| !seen.contains(&hasher.hash_one(key))).await;
                         }
                         if count > 0 {
                             tracing::info!(name: "tokens_restored", count, "tokens restored: those who left the Matrix room meanwhile are removed");

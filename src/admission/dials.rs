@@ -270,8 +270,8 @@ impl Address {
 }
 
 /// Whether two askers are one: strangers may name another port of a homeserver that is known, where nobody answers.
-const fn is_same(one: Who, other: Who) -> bool {
-    one.name == other.name && one.class as u8 == other.class as u8
+fn is_same(one: Who, other: Who) -> bool {
+    one.name == other.name && one.class == other.class
 }
 
 impl Lane {

@@ -3,10 +3,10 @@
 //! Bounded by machines and not by names: what somebody with many names can fill is a part of it (decision H7a).
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::Group;
+use crate::server_name::ServerName;
 
 /// Homeservers that are remembered: about 150 bytes each.
 const MAX_REMEMBERED: usize = 4096;
@@ -96,10 +96,10 @@ impl Verified {
 
     /// Of the domain with most names in the group the youngest one gives way where the group is full, and of the largest group where all is.
     fn make_room(&mut self, group: Group, now: u64, forgotten: &mut Vec<Box<str>>) {
-        if self.groups.get(&Some(group)).copied().unwrap_or_default() > MAX_PER_GROUP {
+        if self.is_full(group) {
             self.forget_stale(Some(group), now, forgotten);
         }
-        if self.groups.get(&Some(group)).copied().unwrap_or_default() > MAX_PER_GROUP {
+        if self.is_full(group) {
             forgotten.extend(self.forget_youngest(Some(group)));
         }
         if self.hosts.len() > MAX_REMEMBERED {
@@ -110,6 +110,10 @@ impl Verified {
         {
             forgotten.extend(self.forget_youngest(largest));
         }
+    }
+
+    fn is_full(&self, group: Group) -> bool {
+        self.groups.get(&Some(group)).is_some_and(|names| *names > MAX_PER_GROUP)
     }
 
     /// Forgets whoever has not answered for a day, of one group or of all.
@@ -125,11 +129,11 @@ impl Verified {
 
     fn forget_youngest(&mut self, group: Option<Group>) -> Option<Box<str>> {
         let of_group = || self.hosts.iter().filter(|(_, entry)| entry.group == group);
-        let mut names = HashMap::<&str, usize>::new();
+        let mut names = HashMap::<String, usize>::new();
         for (host, _) in of_group() {
             *names.entry(domain(host)).or_default() += 1;
         }
-        let (host, _) = of_group().max_by_key(|(host, entry)| (names.get(domain(host)), entry.first, *host))?;
+        let (host, _) = of_group().max_by_key(|(host, entry)| (names.get(&domain(host)), entry.first, *host))?;
         let host = host.clone();
         self.forget(&host);
         Some(host)
@@ -151,19 +155,12 @@ impl Verified {
     }
 }
 
-/// The last two labels of a host, which had to be registered; all of an address. Without the port.
-fn domain(host: &str) -> &str {
-    if let Some((address, _)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        return address;
-    }
-    if host.parse::<Ipv6Addr>().is_ok() {
-        return host;
-    }
-    let name = host.split_once(':').map_or(host, |(name, _)| name);
-    if name.parse::<Ipv4Addr>().is_ok() {
-        return name;
-    }
-    name.rmatch_indices('.').nth(1).map_or(name, |(at, _)| &name[at + 1..])
+/// The domain of a remembered host, whatever its port.
+fn domain(host: &str) -> String {
+    let Ok(server) = ServerName::parse(host) else {
+        return host.to_owned();
+    };
+    super::domain(&server, &server.host_key()).to_owned()
 }
 
 const fn is_fresh(at: u64, now: u64) -> bool {

@@ -115,8 +115,8 @@ async fn heard<T>(
     Ok((received.with(place), identity, parsed))
 }
 
-/// A place among the requests of users of other homeservers, and for tokens of theirs. No domain has so many that the next one finds none: user ids cost their
-/// homeserver nothing, and a domain had to be registered. A name that is none has no users, and waits for nobody.
+/// A place among the requests of users of other homeservers, and for tokens of theirs. No domain has so many that the next one finds
+/// none: user ids cost their homeserver nothing, and a domain had to be registered. A name that is none has no users, and waits for nobody.
 fn place_for_others<'a>(app: &'a App, received: &Received, origin: &str) -> Result<Option<Permit<'a>>, ApiError> {
     let Ok(origin) = ServerName::parse(origin) else { return Ok(None) };
     let who = app.exchange.openid.who(&origin);

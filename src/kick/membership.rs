@@ -82,7 +82,7 @@ pub(super) struct IssuedToken<'a> {
 }
 
 /// The [`ParticipantKey`](crate::identity::ParticipantKey) of a token, in little space: one for each token that is watched.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct TokenKey {
     pub(super) room: Name,
     pub(super) identity: Name,

@@ -528,25 +528,32 @@ fn l13_whose_room_was_over_before_a_start_is_asked_about_and_no_room_is_missed()
     assert!(!twin.presence.get(twin.id).unwrap().session().room_over);
 }
 
+/// Who was in room X, which is over.
+const OF_A_ROOM_THAT_IS_OVER: SessionRecord<'_> = SessionRecord {
+    sid: Some("a"),
+    joined_at_ms: 0,
+    room_sid: Some("X"),
+    room_over: true,
+    last_sighted: Some(Time::START),
+    seen: true,
+};
+
+fn restored<const N: usize>(mut all: [(&str, SessionRecord<'_>); N], turn: usize, now: Time) -> Presence {
+    let mut presence = Presence::new(Settings::default(), 1, Time::START);
+    all.rotate_left(turn);
+    for (identity, stored) in &all {
+        let id = presence.track("room", identity, Time::START, hour(), now);
+        presence.restore(id, stored, false, now);
+    }
+    presence
+}
+
 #[test]
 fn l13_a_room_that_is_over_is_not_made_again_after_a_start() {
     for turn in 0..2 {
-        let mut presence = Presence::new(Settings::default(), 1, Time::START);
-        let over = SessionRecord {
-            sid: Some("a"),
-            room_sid: Some("X"),
-            room_over: true,
-            last_sighted: Some(Time::START),
-            seen: true,
-            ..SessionRecord::default()
-        };
         let now = Time::START.after(30_000);
-        let mut all = [("al", over), ("cy", SessionRecord::default())];
-        all.rotate_left(turn);
-        for (identity, stored) in &all {
-            let id = presence.track("room", identity, Time::START, hour(), now);
-            presence.restore(id, stored, false, now);
-        }
+        let all = [("al", OF_A_ROOM_THAT_IS_OVER), ("cy", SessionRecord::default())];
+        let mut presence = restored(all, turn, now);
         let room = presence.by_name["room"];
         presence.on_rooms(&[room], now.after(1), &Answer::Yes(&[]), now.after(1));
         let creates = |output: &Output| matches!(output, Output::Ask(Question::CreateRoom { .. }));
@@ -558,29 +565,16 @@ fn l13_a_room_that_is_over_is_not_made_again_after_a_start() {
 #[test]
 fn l13_a_record_of_a_room_that_is_over_says_nothing_of_the_room_at_hand() {
     for turn in 0..3 {
-        let mut presence = Presence::new(Settings::default(), 1, Time::START);
-        let over = SessionRecord {
-            sid: Some("a"),
-            room_sid: Some("X"),
-            room_over: true,
-            last_sighted: Some(Time::START),
-            seen: true,
-            ..SessionRecord::default()
-        };
         let at_hand = SessionRecord {
             sid: Some("b"),
             room_sid: Some("Y"),
             room_over: false,
-            ..over
+            ..OF_A_ROOM_THAT_IS_OVER
         };
         let now = Time::START.after(30_000);
         // Somebody else has not come yet.
-        let mut all = [("al", over), ("bo", at_hand), ("cy", SessionRecord::default())];
-        all.rotate_left(turn);
-        for (identity, stored) in &all {
-            let id = presence.track("room", identity, Time::START, hour(), now);
-            presence.restore(id, stored, false, now);
-        }
+        let all = [("al", OF_A_ROOM_THAT_IS_OVER), ("bo", at_hand), ("cy", SessionRecord::default())];
+        let mut presence = restored(all, turn, now);
         let room = presence.by_name["room"];
         let [al, bo] = ["al", "bo"].map(|identity| presence.find("room", identity).unwrap());
         let (mut gone, mut is_created, mut time) = (BTreeMap::new(), false, now);

@@ -316,13 +316,19 @@ fn while_limited_users_take_turns_with_their_sends() {
     assert_eq!(order[..4], [0, 98, 1, 99].map(leave));
 }
 
-#[test]
-fn what_is_not_wanted_any_more_costs_the_others_neither_time_nor_their_turn() {
+/// A homeserver that has refused a call, for a second.
+fn limiting() -> (CallScheduler, Vec<HomeserverId>) {
     let (mut scheduler, hs) = scheduler(&["a"]);
-    scheduler.enqueue(hs[0], leave(99), restart(50_000), at(0));
+    scheduler.enqueue(hs[0], leave(9_999), restart(50_000), at(0));
     let _ = permits(&mut scheduler, at(0));
     let limited = Outcome::Limited(Some(Duration::from_secs(1)));
     scheduler.on_result(hs[0], at(0), limited, at(0), &mut Jitter::new(1));
+    (scheduler, hs)
+}
+
+#[test]
+fn what_is_not_wanted_any_more_costs_the_others_neither_time_nor_their_turn() {
+    let (mut scheduler, hs) = limiting();
     for n in 0..40 {
         let user = u64::from(n);
         scheduler.enqueue(hs[0], leave(n), PendingCall { user, ..send(30_000) }, at(0));
@@ -346,11 +352,7 @@ fn what_is_not_wanted_any_more_costs_the_others_neither_time_nor_their_turn() {
 
 #[test]
 fn of_a_thousand_that_are_not_wanted_any_more_some_are_found_at_a_time() {
-    let (mut scheduler, hs) = scheduler(&["a"]);
-    scheduler.enqueue(hs[0], leave(9_999), restart(50_000), at(0));
-    let _ = permits(&mut scheduler, at(0));
-    let limited = Outcome::Limited(Some(Duration::from_secs(1)));
-    scheduler.on_result(hs[0], at(0), limited, at(0), &mut Jitter::new(1));
+    let (mut scheduler, hs) = limiting();
     for n in 0..1_000 {
         let user = u64::from(n);
         scheduler.enqueue(hs[0], leave(n), PendingCall { user, ..send(90_000) }, at(0));

@@ -23,10 +23,7 @@ pub(super) async fn post(
     let (received, user, request) = heard(&app, &appservice, request, &USER, ClientTokenRequest::parse).await?;
     app.doctor.arrivals().forwarded(request.wanted.participant.room_id());
     // What other homeservers have us wait for leaves places for those who ask for a token of our own SFU.
-    let other = request
-        .server_name
-        .as_deref()
-        .filter(|name| *name != appservice.service.own.name().as_str());
+    let other = appservice.service.destination(&request);
     let _place = other.map(|other| place_for_others(&app, &received, other)).transpose()?;
     match appservice.service.client_token(&user, &request, Deadline::since(received.at)).await {
         Ok(jwt) => json_reply(&TokenReply {

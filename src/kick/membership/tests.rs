@@ -1425,19 +1425,24 @@ fn who_waits_for_a_list_since_the_last_sweep_is_asked_about_by_name() {
     assert_eq!(rooms.len(), 60);
 }
 
+/// Somebody is in a room that sweeps come to behind all others.
+fn inside_the_last_room(tracker: &mut Tracker, user_id: &str) {
+    let in_last = IssuedToken {
+        room: "last",
+        room_id: "!z:own.example",
+        ..token(user_id, "b", 0, true)
+    };
+    issue(tracker, &in_last, 0);
+    tracker.on_webhook("last");
+    assert!(tracker.on_present("last", "b", at(0)).is_empty());
+}
+
 /// Of a hundred rooms with somebody of a homeserver that never answers, in the one behind them somebody is found to have left.
 #[test]
 fn a_homeserver_that_hangs_does_not_keep_those_of_others() {
     let mut tracker = tracker();
     calls_with(&mut tracker, 100, &["@u#:hostile.example"]);
-    let token_of_b = IssuedToken {
-        room: "last",
-        room_id: "!z:own.example",
-        ..token("@b:remote.example", "b", 0, true)
-    };
-    issue(&mut tracker, &token_of_b, 0);
-    tracker.on_webhook("last");
-    assert!(tracker.on_present("last", "b", at(0)).is_empty());
+    inside_the_last_room(&mut tracker, "@b:remote.example");
     let (mut waiting, mut hung) = (asked(&tracker.on_time(at(INTERVAL))), 0);
     let mut found = None;
     while let Some(query) = waiting.pop() {
@@ -1464,14 +1469,7 @@ fn a_homeserver_that_hangs_does_not_keep_those_of_others() {
 fn rooms_that_hang_do_not_keep_others_of_the_same_homeserver() {
     let mut tracker = tracker();
     calls_with(&mut tracker, MAX_CALLS, &["@u#:big.example"]);
-    let token_of_b = IssuedToken {
-        room: "last",
-        room_id: "!z:own.example",
-        ..token("@b:big.example", "b", 0, true)
-    };
-    issue(&mut tracker, &token_of_b, 0);
-    tracker.on_webhook("last");
-    assert!(tracker.on_present("last", "b", at(0)).is_empty());
+    inside_the_last_room(&mut tracker, "@b:big.example");
     let mut found = Vec::new();
     for now in [INTERVAL, 2 * INTERVAL] {
         let mut waiting = asked(&tracker.on_time(at(now)));

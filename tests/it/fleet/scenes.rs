@@ -27,7 +27,7 @@ const TAKEOVER: Duration = Duration::from_millis(7300);
 pub(super) const SHORT_TAKEOVER: Duration = Duration::from_millis(3100);
 
 /// Two beats of the longest life: by then all nodes know how short the delays are.
-const KNOWN: Duration = Duration::from_millis(2500);
+pub(super) const KNOWN: Duration = Duration::from_millis(2500);
 
 /// What `doctor` finds of the store, by check.
 fn doctor(node: &Service, sfu: &Sfu) -> HashMap<String, Value> {

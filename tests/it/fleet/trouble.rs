@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::scenes::{HOUR, SHORT, SHORT_TAKEOVER, crowd};
+use super::scenes::{HOUR, KNOWN, SHORT, SHORT_TAKEOVER, crowd};
 use super::stage::{Stage, TIMEOUT, readyz, up, within};
 use crate::support::{wait_until, webhook};
 
@@ -22,7 +22,7 @@ fn where_the_heir_is_refused_the_next_one_follows() {
     let third = stage.add(|setup| setup);
     wait_until("all nodes to be up", TIMEOUT, || stage.living().all(|node| up(node) == 3));
     let people = crowd(&stage, 10, SHORT);
-    std::thread::sleep(Duration::from_millis(2500));
+    std::thread::sleep(KNOWN);
     let watcher = stage.wait_one_watcher();
     heir_may(&stage, &["-eval", "-evalsha"]);
     let killed = stage.kill(watcher);
