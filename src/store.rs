@@ -173,6 +173,14 @@ impl Store {
         }
     }
 
+    /// Has later ends than what is written stay: other replicas write them.
+    fn keep_later_ends(&mut self) {
+        match &mut self.kind {
+            Kind::Redis(redis) => redis.keep_later_ends(),
+            Kind::Memory | Kind::File(_) => {}
+        }
+    }
+
     /// Whether others write this table too, each under its watch: it is read when it is told.
     fn is_shared(&self) -> bool {
         matches!(&self.kind, Kind::Redis(redis) if redis.is_shared())

@@ -292,6 +292,15 @@ impl Membership {
             (Self::Left(no), false) => Self::Left(no.max(asked)),
         }
     }
+
+    /// Whether the user was ever known to be a member, and whether they have left.
+    const fn as_stored(self) -> (bool, bool) {
+        match self {
+            Self::Unknown => (false, false),
+            Self::Member(_) => (true, false),
+            Self::Left(_) => (true, true),
+        }
+    }
 }
 
 impl MembershipTracker {
@@ -350,7 +359,7 @@ impl MembershipTracker {
     }
 
     /// Takes in the record of a token that was issued before the start, or by another instance; whether it was not known. What is known of
-    /// the user is newer, but another instance may have renewed the token.
+    /// the user is newer where anything is, but another instance may have renewed the token.
     pub(super) fn restore(&mut self, stored: &StoredToken<'_>, clocks: &WallClock, now: Time) -> bool {
         let issued = IssuedToken {
             room_id: &stored.room_id,
@@ -360,9 +369,11 @@ impl MembershipTracker {
             end: clocks.time(stored.expires_at).min(now.after(MAX_TTL_MS)),
             checked: None,
         };
-        if let Some(token) = self.tokens.get_mut(&TokenKey::new(issued.room, issued.identity)) {
+        let key = TokenKey::new(issued.room, issued.identity);
+        if let Some(token) = self.tokens.get_mut(&key) {
             if *token.user == *stored.user_id {
                 token.end = token.end.max(issued.end);
+                self.write_again(key, stored);
             }
             return false;
         }
@@ -372,16 +383,7 @@ impl MembershipTracker {
         if let Some(token) = self.tokens.get_mut(&*key) {
             token.seen = stored.last_seen.map(|seen| clocks.time(seen).min(now));
         }
-        // What was known then is older than any question from now on.
-        if let Some(user) = self.users.get_mut(&user_key) {
-            let is_restored = matches!(user.membership, Membership::Member(yes) if yes == Time::EARLIEST);
-            let is_unknown = user.membership == Membership::Unknown;
-            if stored.left && (is_unknown || is_restored) {
-                user.membership = Membership::Left(Time::EARLIEST);
-            } else if stored.member && is_unknown {
-                user.membership = Membership::Member(Time::EARLIEST);
-            }
-        }
+        self.recall(&user_key, stored);
         // Who left while nobody watched has been inside for long enough.
         if !std::mem::replace(&mut self.is_hurried, true) {
             for sweep in self.sweeps.iter_mut().filter(|sweep| !sweep.is_running) {
@@ -390,6 +392,28 @@ impl MembershipTracker {
         }
         self.plan(now.after(self.interval_ms));
         true
+    }
+
+    /// Takes over what a record says of its user: it was known then, and is older than any question from now on.
+    fn recall(&mut self, user_key: &UserKey, stored: &StoredToken<'_>) {
+        let Some(user) = self.users.get_mut(user_key) else { return };
+        let is_restored = matches!(user.membership, Membership::Member(yes) if yes == Time::EARLIEST);
+        let is_unknown = user.membership == Membership::Unknown;
+        if stored.left && (is_unknown || is_restored) {
+            user.membership = Membership::Left(Time::EARLIEST);
+        } else if stored.member && is_unknown {
+            user.membership = Membership::Member(Time::EARLIEST);
+        }
+    }
+
+    /// Writes again what is known of a token's user where the instance that renewed it knew something else.
+    fn write_again(&mut self, key: TokenKey, stored: &StoredToken<'_>) {
+        let Some(user_key) = self.user_key(&key) else { return };
+        self.recall(&user_key, stored);
+        let known = self.users.get(&user_key).map(|user| user.membership.as_stored());
+        if known.is_some_and(|known| known != (stored.member, stored.left)) {
+            self.out.push(Action::Mark(Arc::new(key)));
+        }
     }
 
     pub(super) fn keys(&self) -> Vec<Arc<TokenKey>> {
@@ -533,7 +557,7 @@ impl MembershipTracker {
     /// A token as it is to be stored.
     pub(super) fn record(&self, key: &TokenKey, clocks: &WallClock) -> Option<StoredToken<'_>> {
         let (token, call) = (self.tokens.get(key)?, self.calls.get(&key.room)?);
-        let user = self.users.get(&self.user_key(key)?)?;
+        let (member, left) = self.users.get(&self.user_key(key)?)?.membership.as_stored();
         Some(StoredToken {
             room: key.room.to_string().into(),
             identity: key.identity.to_string().into(),
@@ -541,8 +565,8 @@ impl MembershipTracker {
             user_id: (&*token.user).into(),
             expires_at: clocks.unix_millis(token.end),
             last_seen: token.seen.map(|seen| clocks.unix_millis(seen)),
-            member: user.membership != Membership::Unknown,
-            left: matches!(user.membership, Membership::Left(_)),
+            member,
+            left,
         })
     }
 

@@ -263,7 +263,12 @@ fn is_listed(neighbours: &Neighbours) -> Box<dyn Fn(&str) -> bool + Send + Sync>
 /// The watch over memberships, where they are watched; it has the leaves' lists of participants.
 fn kick_on_leave(config: &Config, limits: &Limits, neighbours: &Neighbours, store: &Store, leaves: &Leaves) -> Option<KickOnLeave> {
     let (own, interval) = neighbours.own.clone().zip(config.membership.check_interval)?;
-    let (tokens, restored) = token::Queue::start(store);
+    let is_shared = config.delegated_leave.sharing != Sharing::No;
+    let (tokens, restored) = if is_shared {
+        token::Queue::start_shared(store)
+    } else {
+        token::Queue::start(store)
+    };
     let overrides = config.cs_api_overrides.keys().chain(config.federation_overrides.keys());
     let is_another_listed = config.full_access.entries().chain(overrides).any(|name| name != own.name());
     let kick = KickOnLeave::new(kick::Settings {
@@ -283,7 +288,7 @@ fn kick_on_leave(config: &Config, limits: &Limits, neighbours: &Neighbours, stor
         }),
     });
     // Where several replicas share them, the tokens are the watcher's business.
-    if config.delegated_leave.sharing == Sharing::No {
+    if !is_shared {
         drop(kick.restore(restored));
     }
     leaves.share_lists(Box::new({

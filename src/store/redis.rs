@@ -1,5 +1,5 @@
 //! Redis: the hash that the Go service uses and two of our own, spoken to in RESP2 with `PING`, `HSET`, `HDEL` and `HSCAN` or
-//! `HGETALL`. Where several replicas share it, `shared.rs` runs scripts and reads a stream beside.
+//! `HGETALL`. Where several replicas share it, jobs and tokens are written by scripts, and `shared.rs` reads a stream beside.
 //!
 //! Written here rather than taken from the `redis` crate (1.8, tried): it builds each answer in memory whole, with lengths as the
 //! server says them, so that 200,000 records read by `HGETALL` took 133 MiB, and one value of 500 MiB, read by any command, a
@@ -38,6 +38,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
 /// About how many records come in one portion of a hash.
 const SCAN_COUNT: &[u8] = b"512";
+/// Writes a record, or removes it, so that a later end stays.
+const KEEP_LATER: &str = include_str!("shared/token.lua");
 /// How long an idle connection is left alone: shorter than servers and proxies let one be idle.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
@@ -56,8 +58,17 @@ pub(super) struct Redis {
     no_scan: AtomicBool,
     /// Number of the sentinel, or of the cluster's node, that is asked next.
     guide: AtomicUsize,
-    /// The watch under which the table is written, where several replicas share it.
-    fence: Option<Arc<Fence>>,
+    writing: Writing,
+}
+
+/// How the table is written.
+enum Writing {
+    /// As it is told.
+    Plain,
+    /// Under a watch, where several replicas share it.
+    Fenced(Arc<Fence>),
+    /// So that a later end stays that another replica has written.
+    LaterEnds,
 }
 
 /// TCP, TLS or a Unix socket.
@@ -93,20 +104,25 @@ impl Redis {
             reconnected: Notify::new(),
             no_scan: AtomicBool::new(false),
             guide: AtomicUsize::new(0),
-            fence: None,
+            writing: Writing::Plain,
         }
     }
 
     /// The table of jobs, written under a watch only, and the shared keys beside it.
     pub(super) fn share(&mut self) -> SharedStore {
         let fence = Arc::<Fence>::default();
-        self.fence = Some(fence.clone());
+        self.writing = Writing::Fenced(fence.clone());
         let shared = Arc::new(Shared::new(self.with(Table::Jobs)));
         SharedStore { shared, fence }
     }
 
+    /// Has the ends of records stay that are later than ours.
+    pub(super) fn keep_later_ends(&mut self) {
+        self.writing = Writing::LaterEnds;
+    }
+
     pub(super) const fn is_shared(&self) -> bool {
-        self.fence.is_some()
+        matches!(self.writing, Writing::Fenced(_))
     }
 
     /// The address, without credentials.
@@ -143,9 +159,10 @@ impl Redis {
             };
             let is_first = is_new && !self.was_connected.swap(true, Ordering::Relaxed);
             let written = async {
-                match &self.fence {
-                    Some(fence) => fence.write(&mut connection, changes).await.map(|()| None),
-                    None => write(&mut connection, &self.hash, changes).await,
+                match &self.writing {
+                    Writing::Fenced(fence) => fence.write(&mut connection, changes).await.map(|()| None),
+                    Writing::Plain => write(&mut connection, &self.hash, None, changes).await,
+                    Writing::LaterEnds => write(&mut connection, &self.hash, Some(KEEP_LATER), changes).await,
                 }
             };
             match in_time(written).await {
@@ -399,22 +416,34 @@ fn unreachable(error: impl Display) -> RedisError {
     RedisError::Unreachable(error.to_string())
 }
 
-/// Writes changes, and returns which were refused for their own sake, or for want of room, and why the first of them.
-async fn write(connection: &mut Connection, hash: &str, changes: &[Change]) -> Result<Option<(Vec<usize>, RedisError)>, RedisError> {
+/// Writes changes, by a script where there is one, and returns which were refused for their own sake, or for want of room, and why the
+/// first of them.
+async fn write(
+    connection: &mut Connection,
+    hash: &str,
+    script: Option<&'static str>,
+    changes: &[Change],
+) -> Result<Option<(Vec<usize>, RedisError)>, RedisError> {
     if changes.is_empty() {
         return connection.ask("PING", &[]).await.map(|()| None);
     }
-    for Change { field, value } in changes {
-        match value {
-            // One field at a time: more of them in one command is what not every server and proxy understands.
-            Some(value) => connection.command(&[b"HSET", hash.as_bytes(), field.as_bytes(), value.as_bytes()]),
-            None => connection.command(&[b"HDEL", hash.as_bytes(), field.as_bytes()]),
-        }
+    let command = |change: &Change| match (script, &change.value) {
+        (Some(_), _) => "EVAL",
+        (None, Some(_)) => "HSET",
+        (None, None) => "HDEL",
+    };
+    for change in changes {
+        let mut words = vec![command(change).as_bytes()];
+        words.extend(script.into_iter().flat_map(|script| [script.as_bytes(), b"1"]));
+        // One field at a time: more of them in one command is what not every server and proxy understands.
+        words.extend([hash.as_bytes(), change.field.as_bytes()]);
+        words.extend(change.value.iter().map(|value| value.as_bytes()));
+        connection.command(&words);
     }
     connection.send().await?;
     let (mut places, mut first, mut failure) = (Vec::new(), None, None);
-    for (place, Change { value, .. }) in changes.iter().enumerate() {
-        match connection.done(if value.is_some() { "HSET" } else { "HDEL" }).await {
+    for (place, change) in changes.iter().enumerate() {
+        match connection.done(command(change)).await {
             Ok(()) => {}
             Err(error) if error.concerns_one_change() => {
                 places.push(place);

@@ -91,9 +91,20 @@ impl Queue {
     /// Starts to read and to write the tokens beside the jobs of `store`.
     #[must_use]
     pub fn start(store: &Store) -> (Self, Restored) {
-        let (changes, entries) = Changes::start(store.with(Table::Tokens));
-        let restored = Restored { entries, is_once: false };
-        (Self(changes), restored)
+        Self::of(store.with(Table::Tokens))
+    }
+
+    /// Starts where several replicas write: the end of a record that is later than what is written, or than now, stays.
+    #[must_use]
+    pub fn start_shared(store: &Store) -> (Self, Restored) {
+        let mut tokens = store.with(Table::Tokens);
+        tokens.keep_later_ends();
+        Self::of(tokens)
+    }
+
+    fn of(tokens: Store) -> (Self, Restored) {
+        let (changes, entries) = Changes::start(tokens);
+        (Self(changes), Restored { entries, is_once: false })
     }
 
     /// Stores a token as it is now.

@@ -506,6 +506,71 @@ fn tokens_live_beside_jobs_in_redis() {
     assert_eq!(commands(&server), ["hdel", "hexists", "hscan", "hset", "ping"]);
 }
 
+/// Each replica knows the end of the tokens that it has issued itself, and the watcher those of a minute ago.
+#[test]
+fn a_token_of_another_replica_with_a_later_end_stays() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let stored = |identity| server.ask(&["HGET", "lk-jwt:tokens", &field("r", identity)]);
+    let later = 4_000_000_000_000;
+    on_one_thread(async {
+        let store = redis(&format!("redis://{}", server.address()));
+        let written = async |change: Option<StoredToken<'static>>| {
+            let (tokens, _) = token::Queue::start_shared(&store);
+            match change {
+                Some(token) => tokens.put(&token),
+                None => tokens.remove("r", "i"),
+            }
+            assert_eq!(tokens.stop(Instant::now() + TIMEOUT).await, 0);
+        };
+        let end = |end, left| StoredToken {
+            left,
+            ..token("r", "i", end)
+        };
+        written(None).await;
+        for (change, expected) in [
+            (Some(end(later, false)), end(later, false)),
+            // What is told of the user is written all the same.
+            (Some(end(later - 1, true)), end(later, true)),
+            (None, end(later, true)),
+            (Some(end(later + 1, false)), end(later + 1, false)),
+            // A user of the same name on the SFU.
+            (
+                Some(StoredToken {
+                    user_id: r#"@"expiresAt":1:example.org"#.into(),
+                    ..end(1, true)
+                }),
+                end(later + 1, false),
+            ),
+        ] {
+            written(change).await;
+            let value = stored("i").lines().nth(1).map(str::to_owned).unwrap_or_default();
+            assert_eq!(StoredToken::read(field("r", "i").as_bytes(), value.as_bytes()).ok(), Some(expected));
+        }
+        // What is over goes, and what is no record is written over.
+        server.ask(&["HSET", "lk-jwt:tokens", &field("r", "i"), r#"{"expiresAt":1000}"#]);
+        written(None).await;
+        assert_eq!(stored("i"), "$-1\r\n");
+        for other in [
+            "",
+            "[]",
+            "7",
+            "{",
+            r#"{"expiresAt":"9e99"}"#,
+            r#"{"expiresAt":1e16}"#,
+            r#"{"expiresAt":NaN}"#,
+            "\u{0}",
+        ] {
+            server.ask(&["HSET", "lk-jwt:tokens", &field("r", "i"), other]);
+            written(Some(end(1, false))).await;
+            assert!(stored("i").contains("\"expiresAt\":1,"), "{other}: {}", stored("i"));
+        }
+    });
+    let mut commands = commands(&server);
+    // A reading may have begun that nobody waits for.
+    commands.retain(|command| command != "hscan");
+    assert_eq!(commands, ["eval", "hdel", "hget", "hset", "ping", "time"]);
+}
+
 /// Under one name, and neither disturbs the other.
 fn beside_each_other(store: impl AsyncFn() -> Store) {
     on_one_thread(async {

@@ -1403,6 +1403,28 @@ fn tokens_of_another_instance_are_watched_and_take_no_places_of_tokens_that_nobo
     assert_eq!(tracker.shares.len(), 0, "each place is given back once");
 }
 
+/// The replica that renewed a token did not know what the watcher knows of its user.
+#[test]
+fn what_is_known_is_written_again_over_what_another_replica_has_written() {
+    let mut tracker = tracker();
+    issue(&mut tracker, &token(ALICE, "a", 0, true), 0);
+    for (stored, is_written) in [((true, false), false), ((false, false), true), ((true, true), true)] {
+        restore(&mut tracker, &token(ALICE, "a", 1, false), stored, 1);
+        let marks = tracker
+            .step(at(1))
+            .into_iter()
+            .filter(|action| *action == Action::Mark(key("a")))
+            .count();
+        assert_eq!(marks, usize::from(is_written), "{stored:?}");
+    }
+    // Of this one's user nothing is known here: what is stored is taken over.
+    issue(&mut tracker, &token("@b:own.example", "b", 0, false), 0);
+    let _ = tracker.step(at(1));
+    restore(&mut tracker, &token("@b:own.example", "b", 1, false), (true, false), 1);
+    assert_eq!(tracker.step(at(1)), []);
+    assert!(state(&tracker, "b").member);
+}
+
 /// A member list may take long, one after the other, where rooms are of hostile homeservers: nobody waits for it for more than a sweep.
 #[test]
 fn who_waits_for_a_list_since_the_last_sweep_is_asked_about_by_name() {

@@ -60,7 +60,10 @@ impl RedisError {
                 (_, "NOAUTH") => "Redis wants a password: set LIVEKIT_REDIS_PASSWORD",
                 ("SELECT", _) => "check the number of the database in LIVEKIT_REDIS_URL",
                 ("CLUSTER", "NOPERM") => "the Redis user needs +cluster|slots and +cluster|keyslot",
-                (_, "NOPERM") => "the Redis user needs PING, HSET, HDEL and HGETALL on the keys lk-jwt:jobs and lk-jwt:tokens (~lk-jwt:*)",
+                (_, "NOPERM") => {
+                    "the Redis user needs PING, HSET, HDEL and HGETALL on the keys lk-jwt:jobs and lk-jwt:tokens (~lk-jwt:*); with several \
+                     replicas the rights in docs/replicas.md"
+                }
                 (_, "WRONGTYPE") => "the key lk-jwt:jobs or lk-jwt:tokens holds something that is no hash: another program uses it",
                 (_, "READONLY") => "LIVEKIT_REDIS_URL must lead to the primary, not to a replica",
                 ("CLUSTER", "ERR") => "this Redis is no cluster: write redis:// for redis+cluster:// in LIVEKIT_REDIS_URL",
@@ -307,6 +310,11 @@ fn length(digits: &[u8]) -> Result<u64, RedisError> {
 }
 
 fn refused(command: &'static str, error: &[u8]) -> RedisError {
+    // Before version 7 the error of a command in a script comes behind one of the script.
+    let inner = error
+        .starts_with(b"ERR Error running script")
+        .then(|| error.windows(2).position(|two| two == b" -"));
+    let error = inner.flatten().map_or(error, |at| &error[at + 2..]);
     let code: String = error
         .iter()
         .take(20)

@@ -50,6 +50,30 @@ fn reads_answers() {
 }
 
 #[test]
+fn the_error_in_a_script_is_that_of_the_command_that_failed() {
+    for (said, code) in [
+        (
+            "ERR Error running script (call to f_0): @user_script:1: @user_script: 1: -READONLY You can't write",
+            "READONLY",
+        ),
+        (
+            "ERR Error running script (call to f_0): @user_script:1: attempt to call a nil value",
+            "ERR",
+        ),
+        (
+            "READONLY You can't write against a read only replica. script: 0, on @user_script:1.",
+            "READONLY",
+        ),
+        ("ERR value - READONLY", "ERR"),
+    ] {
+        let refused = hearing(format!("-{said}\r\n").as_bytes(), async |connection| {
+            connection.done("EVAL").await.unwrap_err()
+        });
+        assert_eq!(refused.to_string(), format!("EVAL was refused ({code})"), "{said}");
+    }
+}
+
+#[test]
 fn believes_no_length_and_repeats_nothing() {
     for said in [
         "*3\r\n",
