@@ -728,7 +728,7 @@ impl Participant {
     pub(super) fn on_room(&mut self, status: RoomStatus, asked: Time, around: &Around<'_>, out: &mut Vec<Effect>) {
         let now = around.now;
         let was_there = self.is_swept() || matches!(self.state, Presence::Gone(_));
-        if was_there && status == RoomStatus::Closed && !std::mem::replace(&mut self.room_over, true) {
+        if was_there && status == RoomStatus::Closed && around.room_finished && !std::mem::replace(&mut self.room_over, true) {
             // Whoever looks after this from now on knows it, too: else the room would be missing.
             out.push(Effect::Changed);
         }
