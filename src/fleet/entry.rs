@@ -140,13 +140,21 @@ impl fmt::Display for Watch {
 impl FromStr for Watch {
     type Err = ();
 
+    /// Reads what was written in just this form: any other text could be compared with nothing that is known here.
     fn from_str(text: &str) -> Result<Self, ()> {
         let (node, epoch) = text.split_once(' ').ok_or(())?;
-        Ok(Self {
+        let watch = Self {
             node: node.parse()?,
             epoch: epoch.parse().map_err(|_| ())?,
-        })
+        };
+        let is_own_form = (1..=Self::MAX_EPOCH).contains(&watch.epoch) && watch.to_string() == text;
+        is_own_form.then_some(watch).ok_or(())
     }
+}
+
+impl Watch {
+    /// The last epoch: fifteen digits, as the script has it that writes over what is no watch.
+    const MAX_EPOCH: u64 = 999_999_999_999_999;
 }
 
 impl fmt::Display for Position {

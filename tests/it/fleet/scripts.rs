@@ -211,6 +211,46 @@ fn readers_get_all_messages_once_and_all_again_after_a_reconnection() {
     });
 }
 
+/// By other hands: a watcher that nobody is must not keep all from watching.
+#[test]
+fn what_is_no_watch_is_written_over() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let (_store, shared) = shared(&server);
+    run(async {
+        let mut rng = StdRng::seed_from_u64(1);
+        let own = Watch {
+            node: NodeId(0xab),
+            epoch: 1,
+        };
+        for text in [
+            "somebody",
+            " ",
+            "00000000000000ab",
+            "00000000000000ab 0",
+            "00000000000000ab 01",
+            "00000000000000ab +1",
+            "00000000000000AB 1",
+            "0000000000000ab 1",
+            "00000000000000ab 1 ",
+            "00000000000000ab 1\n",
+            "00000000000000ab 1000000000000000",
+            "00000000000000ab 18446744073709551615",
+        ] {
+            server.ask(&["SET", "{lk-jwt:jobs}:watcher", text]);
+            let beat = shared.shared.beat(NodeId(2), &entry(&mut rng), None, Position::FIRST, &[]).await;
+            assert_eq!(beat.expect("an answer").watch, None, "{text:?}");
+            assert_eq!(shared.shared.change(None, own).await.expect("an answer"), Some(own), "{text:?}");
+        }
+        let last = Watch {
+            node: NodeId(2),
+            epoch: 999_999_999_999_999,
+        };
+        server.ask(&["SET", "{lk-jwt:jobs}:watcher", &last.to_string()]);
+        assert_eq!(shared.shared.change(None, own).await.expect("an answer"), Some(last));
+        assert_eq!(shared.shared.change(Some(last), own).await.expect("an answer"), Some(own));
+    });
+}
+
 #[test]
 fn a_full_redis_changes_its_watcher_and_gets_emptier() {
     let Some(server) = RedisServer::start(&["--maxmemory", "6mb", "--maxmemory-policy", "noeviction"]) else {
