@@ -811,6 +811,9 @@ impl Driver {
 
     fn store(&self, state: &Driven, leave: LeaveId, tell: bool) -> Option<Written> {
         let record = state.cores.record(leave, &self.stored_clock(&state.clocks))?;
+        if record.seen {
+            self.homeservers.has_participant(&record.homeserver);
+        }
         if tell {
             return Some(self.store.put_and_tell(&record));
         }

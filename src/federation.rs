@@ -220,6 +220,11 @@ impl Federation {
         }
     }
 
+    /// A participant of `server` was seen on the SFU: among those that have verified a token it is forgotten last.
+    pub fn has_participant(&self, server: &ServerName) {
+        self.verified.lock().on_participant(&server.host_and_port_key());
+    }
+
     /// The homeserver of `host` had answered well at this second, before the start.
     pub fn restore(&self, host: &str, at: u64) {
         self.verified.lock().restore(host, at, now());

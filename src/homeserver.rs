@@ -108,6 +108,13 @@ impl Homeservers {
         let _ = self.has_leaves.set(has_leaves);
     }
 
+    /// A participant of the homeserver of that name was seen on the SFU.
+    pub fn has_participant(&self, server: &str) {
+        if let Ok(server) = ServerName::parse(server) {
+            self.federation.has_participant(&server);
+        }
+    }
+
     /// How well the homeserver of that name is known, if it is a name.
     #[must_use]
     pub fn class(&self, server: &str) -> Class {

@@ -37,6 +37,8 @@ pub struct Changes {
 struct Entry {
     /// Unknown for one that was restored: those are one group until they answer again.
     group: Option<Group>,
+    /// A participant of the homeserver, with a leave that is looked after here, was seen on the SFU.
+    has_participant: bool,
     first: u64,
     last: u64,
     stored: u64,
@@ -83,9 +85,17 @@ impl Verified {
         }
     }
 
+    /// A participant of `host`, with a leave that is looked after here, was seen on the SFU: it is the last to be forgotten.
+    pub fn on_participant(&mut self, host: &str) {
+        if let Some(entry) = self.hosts.get_mut(host) {
+            entry.has_participant = true;
+        }
+    }
+
     fn insert(&mut self, host: &str, group: Option<Group>, at: u64) {
         let entry = Entry {
             group,
+            has_participant: false,
             first: at,
             last: at,
             stored: 0,
@@ -94,7 +104,8 @@ impl Verified {
         *self.groups.entry(group).or_default() += 1;
     }
 
-    /// Of the domain with most names in the group the youngest one gives way where the group is full, and of the largest group where all is.
+    /// Gives way where the group is full, and of the largest group where all is: the youngest of the domain with most names there, of those
+    /// without participants before others, unless the domain has half of the group.
     fn make_room(&mut self, group: Group, now: u64, forgotten: &mut Vec<Box<str>>) {
         if self.is_full(group) {
             self.forget_stale(Some(group), now, forgotten);
@@ -133,7 +144,10 @@ impl Verified {
         for (host, _) in of_group() {
             *names.entry(domain(host)).or_default() += 1;
         }
-        let (host, _) = of_group().max_by_key(|(host, entry)| (names.get(&domain(host)), entry.first, *host))?;
+        let (host, _) = of_group().max_by_key(|(host, entry)| {
+            let names = names.get(&domain(host)).copied().unwrap_or_default();
+            (names > MAX_PER_GROUP / 2, !entry.has_participant, names, entry.first, *host)
+        })?;
         let host = host.clone();
         self.forget(&host);
         Some(host)
@@ -190,6 +204,42 @@ mod tests {
         // Whoever comes there later is no less known for them.
         assert_eq!(verified.on_answer("late.home", group(1), 10_002).forget.len(), 1);
         assert!(verified.until("late.home") > 2);
+    }
+
+    #[test]
+    fn whose_participants_were_seen_goes_last() {
+        let mut verified = Verified::default();
+        for n in 0..MAX_PER_GROUP {
+            let _ = verified.on_answer(&format!("n{n}.evil{n}.example"), group(1), 10_000);
+        }
+        verified.on_participant("home.example");
+        assert_eq!(verified.on_answer("home.example", group(1), 10_001).forget.concat(), "home.example");
+        let _ = verified.on_answer("n0.evil0.example", group(1), 10_002);
+        verified.forget("n1.evil1.example");
+        let _ = verified.on_answer("home.example", group(1), 10_003);
+        verified.on_participant("home.example");
+        for n in 0..100 {
+            let later = format!("later{n}.example");
+            assert_eq!(verified.on_answer(&later, group(1), 10_004 + n).forget.concat(), later);
+        }
+        // Nobody keeps a place for more than half of the names by it.
+        let mut crowd = Verified::default();
+        for n in 0..MAX_PER_GROUP {
+            let _ = crowd.on_answer(&format!("n{n}.evil.example"), group(1), 10_000);
+            crowd.on_participant(&format!("n{n}.evil.example"));
+        }
+        assert!(
+            crowd
+                .on_answer("home.example", group(1), 10_001)
+                .forget
+                .concat()
+                .ends_with(".evil.example")
+        );
+        // Where all have some, it is as if none had.
+        for host in verified.hosts.keys().cloned().collect::<Vec<_>>() {
+            verified.on_participant(&host);
+        }
+        assert_eq!(verified.forget_youngest(Some(group(1))).as_deref(), Some("home.example"));
     }
 
     #[test]
