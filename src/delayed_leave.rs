@@ -397,13 +397,11 @@ impl Leaves {
         self.step(id, Input::Gone(evidence), now);
     }
 
-    pub fn on_join_failed(&mut self, participant: ParticipantId, now: Time) {
-        self.step_current(participant, Input::JoinFailed, now);
-    }
-
-    /// The user was removed from the Matrix room, and from the call by this service.
-    pub fn on_kicked(&mut self, participant: ParticipantId, now: Time) {
-        self.step_current(participant, Input::Kicked, now);
+    /// There is nothing to be sent for the participant any more: the join failed, or the user was removed from the Matrix room.
+    pub fn on_over(&mut self, participant: ParticipantId, reason: FinishReason, now: Time) {
+        if let Some(id) = self.of(participant) {
+            self.step(id, Input::Over(reason), now);
+        }
     }
 
     /// Takes in that the stored part of the session has changed.
@@ -491,12 +489,6 @@ impl Leaves {
     }
 
     // --- one step of one leave ---
-
-    fn step_current(&mut self, participant: ParticipantId, input: Input, now: Time) {
-        if let Some(id) = self.of(participant) {
-            self.step(id, input, now);
-        }
-    }
 
     /// Tells a leave whether somebody is there: at each delegation, and whenever that changes.
     fn tell(&mut self, id: LeaveId, is_there: bool, now: Time) {
@@ -735,7 +727,7 @@ impl Leaves {
         };
         let from = (homeserver, Time::EARLIEST, LeaveId::FIRST);
         if let Some(&(_, _, id)) = self.never_seen.range(from..).next() {
-            self.step(id, Input::Evicted, now);
+            self.step(id, Input::Over(FinishReason::Evicted), now);
         }
     }
 

@@ -151,12 +151,8 @@ pub enum Input {
     Present,
     /// The participant is gone.
     Gone(DepartureEvidence),
-    /// The first attempt to join failed for good.
-    JoinFailed,
-    /// The user was removed from the Matrix room.
-    Kicked,
-    /// The place is needed by others.
-    Evicted,
+    /// The leave is over for a reason that lies outside it.
+    Over(FinishReason),
     /// The pending call may be made.
     Permit,
     /// A call has ended.
@@ -342,9 +338,7 @@ impl Leave {
         match input {
             Input::Present => self.on_present(around),
             Input::Gone(evidence) => self.on_gone(evidence, around.now),
-            Input::JoinFailed => self.finish(FinishReason::JoinFailed, &mut out),
-            Input::Kicked => self.finish(FinishReason::Kicked, &mut out),
-            Input::Evicted => self.finish(FinishReason::Evicted, &mut out),
+            Input::Over(reason) => self.finish(reason, &mut out),
             Input::Permit => self.on_permit(around, &mut out),
             Input::Called { action, sent, outcome } => match action {
                 DelayedEventAction::Restart => self.on_restarted(sent, outcome, around, &mut out),

@@ -211,7 +211,7 @@ impl CallScheduler {
         }
     }
 
-    /// Counts one more job of a homeserver. Whether the operator listed it is told anew each time; the latest counts.
+    /// Counts one more job of a homeserver, which the operator has listed or not as long as the process lives.
     pub fn enter(&mut self, name: &str, listed: bool) -> HomeserverId {
         let id = self.by_name.get(name).copied().unwrap_or_else(|| {
             let name: Arc<str> = name.into();
@@ -219,26 +219,8 @@ impl CallScheduler {
             self.by_name.insert(name, id);
             id
         });
-        let Some(homeserver) = self.homeservers.get_mut(id) else {
-            return id;
-        };
-        homeserver.jobs += 1;
-        if homeserver.listed != listed {
-            for never_seen in [false, true] {
-                let (old, new) = (pool(!listed, never_seen), pool(listed, never_seen));
-                let calls = homeserver
-                    .calls
-                    .iter()
-                    .filter(|call| (call.class == Class::NeverSeen) == never_seen);
-                let calls = u32::try_from(calls.count()).unwrap_or(0);
-                self.in_flight[old] -= calls;
-                self.in_flight[new] += calls;
-                if let Some(position) = homeserver.agenda[usize::from(never_seen)] {
-                    self.agendas[old].remove(&(position, id));
-                    self.agendas[new].insert((position, id));
-                }
-            }
-            homeserver.listed = listed;
+        if let Some(homeserver) = self.homeservers.get_mut(id) {
+            homeserver.jobs += 1;
         }
         id
     }

@@ -370,7 +370,7 @@ impl Core {
             } => self.leaves.on_called(leave, homeserver, action, sent, outcome, now),
             Fact::Kicked(room, identity) => {
                 if let Some(participant) = self.presence.find(room, identity) {
-                    self.leaves.on_kicked(participant, now);
+                    self.leaves.on_over(participant, FinishReason::Kicked, now);
                 }
             }
             Fact::Woke(lost_ms) => {
@@ -397,7 +397,7 @@ impl Core {
                     presence::Output::Changed(participant) => self.leaves.on_changed(participant),
                     presence::Output::Present(participant) => self.leaves.on_present(participant, now),
                     presence::Output::Gone(participant, evidence) => self.leaves.on_gone(participant, evidence, now),
-                    presence::Output::JoinFailed(participant) => self.leaves.on_join_failed(participant, now),
+                    presence::Output::JoinFailed(participant) => self.leaves.on_over(participant, FinishReason::JoinFailed, now),
                     presence::Output::Silent(silent) => self.leaves.on_sfu_silent(silent, now),
                     presence::Output::SfuSilent(millis) => actions.push(Action::SfuSilent(Duration::from_millis(millis))),
                     presence::Output::NoWebhooks => actions.push(Action::NoWebhooks),

@@ -494,12 +494,8 @@ fn l14_an_answer_from_before_the_event_was_delegated_again_grants_nothing() {
 
 #[test]
 fn a_leave_is_over_at_once_for_whoever_was_kicked_evicted_or_failed_to_join() {
-    for (input, reason) in [
-        (Input::Kicked, FinishReason::Kicked),
-        (Input::Evicted, FinishReason::Evicted),
-        (Input::JoinFailed, FinishReason::JoinFailed),
-    ] {
-        assert_eq!(Bench::active(DELAY).step(input), [Done(reason)]);
+    for reason in [FinishReason::Kicked, FinishReason::Evicted, FinishReason::JoinFailed] {
+        assert_eq!(Bench::active(DELAY).step(Input::Over(reason)), [Done(reason)]);
     }
 }
 
@@ -621,7 +617,7 @@ impl Watched {
                 cause: DepartureCause::Missing,
                 asked: now.before(ago),
             })),
-            Op::JoinFailed => self.step(Input::JoinFailed),
+            Op::JoinFailed => self.step(Input::Over(FinishReason::JoinFailed)),
             Op::Permit => {
                 if self.bench.leave.pending_call().is_some() {
                     self.step(Input::Permit);
