@@ -13,7 +13,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex as Lock;
@@ -204,19 +204,14 @@ pub enum Handed {
 /// The shared Redis.
 pub struct Shared {
     redis: Redis,
-    /// The line for beats and who watches: no number of delegations and webhooks stands before them.
-    beats: Line,
-    /// The line for all other commands, which goes where that for beats goes.
-    commands: Line,
-    /// How often beats got a connection: behind each may be another server.
-    servers: AtomicU64,
+    /// Connection for commands.
+    commands: Mutex<Option<Connection>>,
+    /// There was a connection for commands, and there is another one by now: behind it may be another server.
+    was_connected: AtomicBool,
     is_renewed: AtomicBool,
     /// Connection for reading, which waits in Redis.
     reader: Mutex<Option<(Connection, Position)>>,
 }
-
-/// A connection, which is kept while answers come over it, and which of the servers of [`Shared::servers`] is behind it.
-type Line = Mutex<Option<(Connection, u64)>>;
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -228,9 +223,8 @@ impl Shared {
     pub(super) fn new(redis: Redis) -> Self {
         Self {
             redis,
-            beats: Line::default(),
-            commands: Line::default(),
-            servers: AtomicU64::new(0),
+            commands: Mutex::default(),
+            was_connected: AtomicBool::new(false),
             is_renewed: AtomicBool::new(false),
             reader: Mutex::default(),
         }
@@ -302,9 +296,7 @@ impl Shared {
         let remove: Vec<_> = remove.iter().map(ToString::to_string).collect();
         let mut arguments = vec![node.as_bytes(), entry.as_bytes(), own.as_bytes(), trim.as_bytes()];
         arguments.extend(remove.iter().map(String::as_bytes));
-        let texts = self
-            .run(&self.beats, &BEAT, &[NODES, WATCHER, JOBS, MESSAGES], &arguments, deadline())
-            .await?;
+        let texts = self.run(&BEAT, &[NODES, WATCHER, JOBS, MESSAGES], &arguments, deadline()).await?;
         read_answer(&texts).ok_or_else(|| self.error(RedisError::Protocol))
     }
 
@@ -316,7 +308,7 @@ impl Shared {
         let seen = seen.map(|watch| watch.to_string()).unwrap_or_default();
         let wanted = wanted.to_string();
         let arguments = [seen.as_bytes(), wanted.as_bytes()];
-        let texts = self.run(&self.beats, &CHANGE, &[WATCHER, NODES], &arguments, deadline()).await?;
+        let texts = self.run(&CHANGE, &[WATCHER, NODES], &arguments, deadline()).await?;
         Ok(texts.first().and_then(|text| parse(text)))
     }
 
@@ -328,9 +320,7 @@ impl Shared {
         let own = own.to_string();
         let mut arguments = vec![own.as_bytes()];
         arguments.extend(full.iter().map(String::as_bytes));
-        self.run(&self.beats, &BOUND, &[WATCHER, FULL], &arguments, deadline())
-            .await
-            .map(drop)
+        self.run(&BOUND, &[WATCHER, FULL], &arguments, deadline()).await.map(drop)
     }
 
     /// Tells all nodes of a webhook; `false` where they have too much to read already.
@@ -341,7 +331,7 @@ impl Shared {
         let node = node.to_string();
         let most = MAX_MESSAGES.to_string();
         let arguments = [most.as_bytes(), b"webhook", node.as_bytes(), webhook.as_bytes()];
-        let texts = self.run(&self.commands, &TELL, &[MESSAGES], &arguments, deadline()).await?;
+        let texts = self.run(&TELL, &[MESSAGES], &arguments, deadline()).await?;
         Ok(texts.first().is_some_and(|id| !id.is_empty()))
     }
 
@@ -368,9 +358,7 @@ impl Shared {
                 most.as_bytes(),
             ];
             arguments.extend(full.iter().map(String::as_bytes));
-            let texts = self
-                .run(&self.commands, &DELEGATE, &[JOBS, MESSAGES, FULL], &arguments, until)
-                .await?;
+            let texts = self.run(&DELEGATE, &[JOBS, MESSAGES, FULL], &arguments, until).await?;
             let [seconds, micros, outcome, more] = &texts[..] else {
                 return Err(self.error(RedisError::Protocol));
             };
@@ -400,7 +388,7 @@ impl Shared {
         for field in &fields {
             asked.extend(encoded(&[b"HGET", JOBS.as_bytes(), field.as_bytes()]));
         }
-        let stored = self.exchange(&self.commands, &asked, fields.len(), "HGET", until).await?;
+        let stored = self.exchange(&asked, fields.len(), "HGET", until).await?;
         let stored = stored.into_iter().map(|answer| answer?.text()).collect::<Result<Vec<_>, _>>();
         let stored = stored.map_err(|error| self.redis.failed(error))?;
         let merged: Vec<_> = records
@@ -422,7 +410,7 @@ impl Shared {
             asked.extend(DELEGATE.by_hash(&[JOBS, MESSAGES, FULL], &arguments));
         }
         let wanted = merged.iter().flatten().count();
-        let answers = self.exchange(&self.commands, &asked, wanted, "EVALSHA", until).await?;
+        let answers = self.exchange(&asked, wanted, "EVALSHA", until).await?;
         let answers: Vec<_> = answers
             .into_iter()
             .map(|answer| answer.and_then(Reply::texts).unwrap_or_default())
@@ -474,8 +462,7 @@ impl Shared {
         Ok((from, messages))
     }
 
-    /// Whether beats go over another connection than when this was asked last: to another server, maybe, that lacks what was written. The
-    /// line for other commands may have been idle for so long that it was closed, which means nothing.
+    /// Whether commands go over another connection than when this was asked last: to another server, maybe, that lacks what was written.
     #[must_use]
     pub fn was_renewed(&self) -> bool {
         self.is_renewed.swap(false, Ordering::Relaxed)
@@ -488,46 +475,38 @@ impl Shared {
         }
     }
 
-    async fn run(
-        &self,
-        line: &Line,
-        script: &Script,
-        keys: &[&str],
-        arguments: &[&[u8]],
-        until: Instant,
-    ) -> Result<Vec<Box<[u8]>>, StoreError> {
-        let mut answer = only(self.exchange(line, &script.by_hash(keys, arguments), 1, "EVALSHA", until).await?);
+    async fn run(&self, script: &Script, keys: &[&str], arguments: &[&[u8]], until: Instant) -> Result<Vec<Box<[u8]>>, StoreError> {
+        let mut answer = only(self.exchange(&script.by_hash(keys, arguments), 1, "EVALSHA", until).await?);
         if is_unknown(&answer) {
-            answer = only(self.exchange(line, &script.by_text(keys, arguments), 1, "EVAL", until).await?);
+            answer = only(self.exchange(&script.by_text(keys, arguments), 1, "EVAL", until).await?);
         }
         answer.and_then(Reply::texts).map_err(|error| self.redis.failed(error))
     }
 
-    /// Sends what is encoded over a line, whose connection is kept where so many answers have come.
+    /// Sends what is encoded over the connection for commands, which is kept where so many answers have come.
     async fn exchange(
         &self,
-        line: &Line,
         encoded: &[u8],
         answers: usize,
         command: &'static str,
         until: Instant,
     ) -> Result<Vec<Result<Reply, RedisError>>, StoreError> {
         let work = async {
-            let mut place = line.lock().await;
-            let known = place.take().filter(|(_, server)| *server == self.servers.load(Ordering::Relaxed));
+            let mut commands = self.commands.lock().await;
+            let known = commands.take();
             let is_new = known.is_none();
-            let (mut connection, mut server) = match known {
+            let mut connection = match known {
                 Some(known) => known,
-                None => self.connect(line).await?,
+                None => self.connect().await?,
             };
             let mut all = timeout(COMMAND_TIMEOUT, exchange(&mut connection, encoded, answers, command)).await;
             // Idle connections are closed by servers and proxies: that is no trouble.
             if let (Ok(Err(RedisError::Closed | RedisError::Broken(_))), false) = (&all, is_new) {
-                (connection, server) = self.connect(line).await?;
+                connection = self.connect().await?;
                 all = timeout(COMMAND_TIMEOUT, exchange(&mut connection, encoded, answers, command)).await;
             }
             let all = all.unwrap_or(Err(RedisError::Timeout))?;
-            *place = Some((connection, server));
+            *commands = Some(connection);
             Ok(all)
         };
         timeout_at(until, work)
@@ -536,18 +515,14 @@ impl Shared {
             .map_err(|error| self.redis.failed(error))
     }
 
-    async fn connect(&self, line: &Line) -> Result<(Connection, u64), RedisError> {
-        let server = self.servers.load(Ordering::Relaxed);
+    async fn connect(&self) -> Result<Connection, RedisError> {
         let connection = timeout(COMMAND_TIMEOUT, self.redis.connect())
             .await
             .unwrap_or(Err(RedisError::Timeout))?;
-        if !std::ptr::eq(line, &raw const self.beats) {
-            return Ok((connection, server));
+        if self.was_connected.swap(true, Ordering::Relaxed) {
+            self.is_renewed.store(true, Ordering::Relaxed);
         }
-        // Under the lock of this line nobody else counts.
-        self.servers.store(server + 1, Ordering::Relaxed);
-        self.is_renewed.fetch_or(server > 0, Ordering::Relaxed);
-        Ok((connection, server + 1))
+        Ok(connection)
     }
 
     fn error(&self, error: RedisError) -> StoreError {
