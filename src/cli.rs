@@ -131,8 +131,8 @@ Environment (an empty variable counts as unset, but for LIVEKIT_FULL_ACCESS_HOME
     }
     text.push_str(
         "
-Also honoured: SSL_CERT_FILE and SSL_CERT_DIR (certificates to trust instead of the system's), HTTP_PROXY, HTTPS_PROXY,
-ALL_PROXY and NO_PROXY (http:// proxies), NO_COLOR.
+Also honoured: SSL_CERT_FILE and SSL_CERT_DIR (instead of the system's file, and of its directory, of certificates to trust),
+HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY (http:// proxies), NO_COLOR.
 ",
     );
     text
