@@ -287,6 +287,17 @@ impl Presence {
         }
     }
 
+    /// Sweeps a participant's room soon: somebody else may know more of a departure than is told here.
+    pub fn sweep_soon(&mut self, id: ParticipantId, now: Time) {
+        let Some(room) = self.participants.get(id).map(|participant| participant.room) else {
+            return;
+        };
+        if let Some(room) = self.rooms.get_mut(room) {
+            room.sweep_soon(now.after(TOGETHER_MS));
+        }
+        self.sync_room(room);
+    }
+
     /// Asks again about somebody, since what is known has grown old (L5a).
     pub fn confirm(&mut self, id: ParticipantId, now: Time) {
         self.with(id, now, |participant, around, _| participant.confirm(around.now));

@@ -253,6 +253,10 @@ impl Core {
         }
         self.leaves.replaces_also(participant, handover, &replaced, now);
         self.is_seen_elsewhere(participant, job, continuous, clock, now);
+        if job.seen {
+            // Whoever hands it over again may have begun to look into a departure, of which a record says nothing.
+            self.presence.sweep_soon(participant, now);
+        }
         let mut actions = self.settle(now);
         // Redis may have lost the record, and have had it again from whoever took the delegation, and saw nobody.
         if !job.seen && self.presence.get(participant).is_some_and(is_known_to_be_there) {

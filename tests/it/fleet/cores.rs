@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use lk_jwt_service::internals::core::{Action, Core, Settings};
+use lk_jwt_service::internals::core::{Action, Core, Fact, Settings};
 use lk_jwt_service::internals::delayed_leave::Bounds;
 use lk_jwt_service::internals::fleet::{Fleet, NodeId, NodeState, Output, Own, Position, Takeover};
+use lk_jwt_service::internals::livekit::{Answer, ParticipantRow};
+use lk_jwt_service::internals::presence::Question;
 use lk_jwt_service::internals::store::JobRecord;
 use lk_jwt_service::internals::time::{Time, WallClock};
 use rand::rngs::StdRng;
@@ -600,6 +602,50 @@ fn a_record_that_is_read_again_is_no_new_delegation() {
         assert!(!adopt(late, 20_000), "{late}");
     }
     assert!(adopt(5_000, 20_000), "delegated again five seconds later");
+}
+
+/// A replica that was told of a departure hands over what it looked after before it has judged: the record does not say so.
+#[test]
+fn who_is_handed_over_once_more_is_asked_about() {
+    let (start, unix_millis) = (Time::START, 1_700_000_000_000);
+    let clock = WallClock::new(start, unix_millis);
+    let record = JobRecord {
+        last_sighted_ms: Some(unix_millis),
+        seen: true,
+        ..record(unix_millis)
+    };
+    let questions = |is_handed_over_again: bool| {
+        let mut core = Core::new(Settings::default(), 1, start);
+        let mut actions = core.adopt(&record, false, true, &clock, start);
+        let mut asked = Vec::new();
+        for ms in (0..5_000).step_by(10) {
+            let now = start.after(ms);
+            if ms == 4_000 && is_handed_over_again {
+                actions.extend(core.adopt(&record, false, true, &clock, now));
+            }
+            actions.extend(core.handle(Fact::Time, now));
+            for action in std::mem::take(&mut actions) {
+                let row = ParticipantRow {
+                    identity: "identity",
+                    sid: "PA_1",
+                    joined_at_ms: 1,
+                    active: true,
+                };
+                let rows = [row];
+                let Action::Ask(question) = action else { continue };
+                let answer = match question {
+                    Question::Participant { participant, asked, .. } => Fact::Participant(participant, asked, Answer::Yes(row)),
+                    Question::Participants { room, asked, .. } => Fact::Participants(room, asked, Answer::Yes(&rows)),
+                    Question::Rooms { .. } | Question::CreateRoom { .. } | Question::Probe => continue,
+                };
+                asked.push(ms);
+                actions.extend(core.handle(answer, now));
+            }
+        }
+        asked
+    };
+    let after = |asked: Vec<u64>| asked.into_iter().filter(|ms| *ms >= 4_000).count();
+    assert_eq!((after(questions(false)), after(questions(true))), (0, 1));
 }
 
 /// Whoever took it has said yes: a watcher that has no room for it watches it all the same.
