@@ -52,6 +52,12 @@ pub enum Pot {
     Strangers,
     /// The SFU's and our homeserver's: they are proved before the body is read.
     Proven,
+    /// Heads of unusual length, which may be held until there is an answer.
+    Heads,
+}
+
+impl Pot {
+    const ALL: [Self; 3] = [Self::Strangers, Self::Proven, Self::Heads];
 }
 
 /// Outcome of taking bytes from a pot.
@@ -70,7 +76,7 @@ pub struct Connections {
     most: usize,
     began: Instant,
     open: Mutex<Registry>,
-    pots: [PotState; 2],
+    pots: [PotState; 3],
     told: LogThrottle,
 }
 
@@ -102,7 +108,7 @@ pub struct Connection {
     /// Milliseconds since then in which nothing was read, for want of memory.
     kept_waiting: AtomicU64,
     bytes: AtomicU64,
-    held: [AtomicUsize; 2],
+    held: [AtomicUsize; 3],
     had_large_head: AtomicBool,
     /// Whether the connection has no HTTP state yet.
     opening: AtomicBool,
@@ -126,9 +132,19 @@ impl Connections {
             most: limits.connections,
             began: Instant::now(),
             open: Mutex::default(),
-            pots: [pot(limits.body_bytes), pot((limits.body_bytes / 4).max(MIN_PROVEN_BYTES))],
+            pots: Pot::ALL.map(|one| match one {
+                Pot::Strangers => pot(limits.body_bytes),
+                Pot::Proven => pot((limits.body_bytes / 4).max(MIN_PROVEN_BYTES)),
+                Pot::Heads => pot(limits.body_bytes / 4),
+            }),
             told: LogThrottle::once_a_minute(),
         })
+    }
+
+    /// Bound of open connections.
+    #[must_use]
+    pub const fn most(&self) -> usize {
+        self.most
     }
 
     /// Whether somebody has to give way for the next one.
@@ -202,7 +218,7 @@ impl Connections {
 impl Drop for Opened {
     fn drop(&mut self) {
         self.0.all.open.lock().by_id.remove(&self.0.id);
-        for pot in [Pot::Strangers, Pot::Proven] {
+        for pot in Pot::ALL {
             self.0.give_back(pot, usize::MAX);
         }
     }
@@ -242,7 +258,7 @@ impl Connection {
         self.had_large_head.store(true, Relaxed);
         let beyond = usize::try_from(beyond).unwrap_or(usize::MAX).saturating_mul(HEAD_COPIES);
         // Nobody has to give way for a head: no honest one is so long.
-        self.take_free(Pot::Strangers, beyond)
+        self.take_free(Pot::Heads, beyond)
     }
 
     /// A head is complete.

@@ -89,6 +89,9 @@ const SHARED_REMEDY: &str = "several replicas need Redis 6.2 or newer, or Valkey
 /// How long requests are taken after the order to stop, so that another replica can take the watch.
 const HAND_OVER_TIME: Duration = Duration::from_secs(3);
 
+/// Time in which what had come at the end is read.
+const READING_TIME: Duration = Duration::from_millis(50);
+
 /// Serves until `stop` is done, then lets what is in flight finish. Keys and tokens that `reload` brings are used from then on.
 ///
 /// # Errors
@@ -153,9 +156,14 @@ async fn serve(
 ) {
     let graceful = GracefulShutdown::new();
     let edge = Edge::new(app.clone());
+    let open = |(stream, peer): (TcpStream, SocketAddr)| {
+        if let Some(opened) = connections.open(peer.ip()) {
+            tokio::spawn(serve_connection(stream, opened, edge.clone(), graceful.watcher()));
+        }
+    };
     let mut stop = pin!(stop);
     loop {
-        let (stream, peer) = tokio::select! {
+        let accepted = tokio::select! {
             accepted = accept(&listener) => accepted,
             () = &mut stop => break,
         };
@@ -163,12 +171,18 @@ async fn serve(
             // Whoever has sent something by now is heard before anybody has to give way.
             yield_now().await;
         }
-        if let Some(opened) = connections.open(peer.ip()) {
-            tokio::spawn(serve_connection(stream, opened, edge.clone(), graceful.watcher()));
-        }
+        open(accepted);
+    }
+    // What has come by now is taken in, and has a moment to be read: closed, it would be reset.
+    for _ in 0..connections.most() {
+        let Ok(accepted) = timeout(Duration::ZERO, accept(&listener)).await else {
+            break;
+        };
+        open(accepted);
     }
     drop(listener);
     app.stop();
+    sleep(READING_TIME).await;
     connections.stop();
     tracing::info!(name: "stopping", grace_seconds = grace.as_secs(), "stopping: requests in flight may finish");
     let deadline = Instant::now() + grace;

@@ -53,6 +53,27 @@ fn a_request_under_way_is_finished() {
     }
 }
 
+/// A proxy opens a connection for each request: what it has sent before the end is answered, and not reset.
+#[test]
+fn what_has_come_before_the_end_is_answered() {
+    let world = World::new();
+    let service = &world.service;
+    let request = call(&world);
+    assert_eq!(service.call(&request).status, 200);
+    service.signal("STOP");
+    let mut waiting: Vec<_> = (0..100).map(|_| service.connect()).collect();
+    for connection in &mut waiting {
+        connection.send(&request.bytes(service.address()));
+    }
+    service.signal("TERM");
+    service.signal("CONT");
+    for (at, connection) in waiting.iter_mut().enumerate() {
+        let answer = connection.answer().unwrap_or_else(|| panic!("request {at} was cut off"));
+        assert_eq!(answer.status, 200, "{at}: {}", answer.text());
+    }
+    assert_eq!(service.wait_exit(Duration::from_secs(6)).code(), Some(0));
+}
+
 #[test]
 fn with_nothing_under_way_it_ends_at_once() {
     for name in ["TERM", "INT"] {
