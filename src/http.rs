@@ -28,7 +28,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::routing::{any, get, post};
-use http::{Request, header};
+use http::{HeaderMap, Request, header};
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -52,6 +52,9 @@ use crate::telemetry;
 /// Most webhooks in flight.
 const MAX_WEBHOOKS: usize = 256;
 
+/// Headers that proxies add.
+const OF_PROXIES: [&str; 3] = ["x-forwarded-for", "forwarded", "via"];
+
 /// Routes that are for operators.
 pub struct Operators {
     /// Whether `/metrics` is a route.
@@ -62,6 +65,11 @@ pub struct Operators {
     pub check_page: CheckPage,
     /// The part that tries media for that page.
     pub check: Arc<Check>,
+}
+
+/// Whether a request was forwarded, so that strangers may have sent it.
+fn came_through_a_proxy(headers: &HeaderMap) -> bool {
+    OF_PROXIES.iter().any(|name| headers.contains_key(*name))
 }
 
 /// State that the handlers share.
@@ -79,7 +87,8 @@ pub struct App {
     doctor: Arc<Doctor>,
     check_page: CheckPage,
     check: Arc<Check>,
-    bad_webhooks: LogThrottle,
+    /// Webhooks without a token of an SFU, and with one.
+    bad_webhooks: [LogThrottle; 2],
     stopping: AtomicBool,
 }
 
@@ -123,7 +132,7 @@ impl App {
             doctor,
             check_page,
             check,
-            bad_webhooks: LogThrottle::once_a_minute(),
+            bad_webhooks: [LogThrottle::once_a_minute(), LogThrottle::once_a_minute()],
             stopping: AtomicBool::new(false),
         }
     }
@@ -186,7 +195,9 @@ pub fn router(app: Arc<App>) -> Router {
 
 /// A route of ours below another prefix, or a webhook at another path, is a proxy or a configuration to correct.
 async fn not_found(State(app): State<Arc<App>>, request: Request<Body>) -> ApiError {
-    static MISPLACED: LogThrottle = LogThrottle::once_a_minute();
+    // Apart: anybody can have either said.
+    static REQUESTS: LogThrottle = LogThrottle::once_a_minute();
+    static WEBHOOKS: LogThrottle = LogThrottle::once_a_minute();
     const CLIENTS: [&str; 4] = ["/get_token", "/sfu/get", "/token_source", "/delegate_delayed_leave"];
     let path = request.uri().path();
     let is_webhook = || {
@@ -202,7 +213,8 @@ async fn not_found(State(app): State<Arc<App>>, request: Request<Body>) -> ApiEr
         }
         None => return ApiError::NOT_FOUND,
     };
-    MISPLACED.log(|count| {
+    let throttle = if ours.is_some() { &REQUESTS } else { &WEBHOOKS };
+    throttle.log(|count| {
         let path = (!telemetry::hides_people()).then(|| path.get(..256).unwrap_or(path));
         match ours {
             Some(route) => tracing::warn!(name: "misdirected_request", path, count, remedy, "a request for {route} came at another path"),

@@ -160,10 +160,10 @@ impl Route {
         }
     }
 
-    /// Asked by machines all the time, and of interest to nobody while it goes well.
+    /// Asked by machines all the time, or by anybody who likes, and of interest to nobody while it goes well.
     #[must_use]
-    pub const fn is_probe(self) -> bool {
-        matches!(self, Self::Healthz | Self::Readyz | Self::Metrics)
+    pub const fn is_for_anybody(self) -> bool {
+        matches!(self, Self::Healthz | Self::Readyz | Self::Metrics | Self::Check)
     }
 }
 

@@ -32,6 +32,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const GAVE_UP: &str = "see to that neighbour; a proxy that gave up must wait for 25 s at least (nginx: proxy_read_timeout)";
 /// Bytes of texts that others wrote.
 const MAX_TEXT_BYTES: usize = 512;
+/// Longest method that is written; none that anybody needs is longer.
+const MAX_METHOD_BYTES: usize = 32;
 
 words! {
     /// Step that a request waits for.
@@ -164,7 +166,7 @@ impl RequestLine {
         match &self.refused {
             Some(refused) => refused.level,
             None if outcome == Outcome::InternalError => Level::ERROR,
-            None if self.method == Method::OPTIONS || (self.route.is_probe() && outcome == Outcome::Ok) => Level::DEBUG,
+            None if self.method == Method::OPTIONS || (self.route.is_for_anybody() && outcome == Outcome::Ok) => Level::DEBUG,
             None => Level::INFO,
         }
     }
@@ -178,7 +180,7 @@ impl RequestLine {
         });
         line.text("request_id", self.id.to_str().unwrap_or_default());
         line.word("route", self.route.word());
-        line.word("method", self.method.as_str());
+        line.word("method", beginning(self.method.as_str(), MAX_METHOD_BYTES));
         if let Some((status, _)) = self.answer {
             line.number("status", status.into());
         }
@@ -244,7 +246,9 @@ impl Drop for RequestLine {
         if !is_wanted(level) {
             return;
         }
-        let is_bounded = outcome != Outcome::Ok && !self.is_proven && level <= Level::INFO && !is_wanted(Level::DEBUG);
+        // Whoever asks too often can do so as often as he likes.
+        let is_proven = self.is_proven && (outcome != Outcome::RateLimited || self.class == Some(Class::Listed));
+        let is_bounded = outcome != Outcome::Ok && !is_proven && level <= Level::INFO && !is_wanted(Level::DEBUG);
         if is_bounded && !Bucket::of(self.class, level).has_room(outcome) {
             return;
         }

@@ -27,6 +27,12 @@ pub enum Astray {
     Path(Box<str>),
 }
 
+impl Astray {
+    fn is_of_an_sfu(&self) -> bool {
+        matches!(self, Self::Refused(error) if error.is_of_an_sfu())
+    }
+}
+
 /// Arrivals, the last ones of each kind.
 #[derive(Default)]
 pub struct Arrivals {
@@ -40,7 +46,8 @@ struct Seen {
     rooms: VecDeque<Box<str>>,
     /// Made-up Matrix rooms about which our homeserver asked.
     forwarded: VecDeque<Box<str>>,
-    astray: Option<(Instant, Astray)>,
+    /// The last one without a token of an SFU, and the last with one.
+    astray: [Option<(Instant, Astray)>; 2],
 }
 
 impl Arrivals {
@@ -66,7 +73,8 @@ impl Arrivals {
             Astray::Path(path) => Astray::Path(path.chars().take(MAX_PATH_BYTES).collect::<String>().into()),
             refused @ Astray::Refused(_) => refused,
         };
-        self.lock().astray = Some((Instant::now(), astray));
+        let place = usize::from(astray.is_of_an_sfu());
+        self.lock().astray[place] = Some((Instant::now(), astray));
         self.arrived.notify_waiters();
     }
 
@@ -80,12 +88,12 @@ impl Arrivals {
         self.wait(deadline, |seen| &seen.forwarded, room_id).await
     }
 
-    /// The last webhook since `since` that could not be used.
+    /// The last webhook since `since` that could not be used; one without a token of an SFU where there is no other.
     #[must_use]
     pub fn astray_since(&self, since: Instant) -> Option<Astray> {
         let seen = self.lock();
-        let (_, astray) = seen.astray.as_ref().filter(|(at, _)| *at >= since)?;
-        Some(astray.clone())
+        let mut all = seen.astray.iter().rev().flatten();
+        all.find(|(at, _)| *at >= since).map(|(_, astray)| astray.clone())
     }
 
     async fn wait(&self, deadline: tokio::time::Instant, kept: fn(&Seen) -> &VecDeque<Box<str>>, name: &str) -> bool {
@@ -143,5 +151,14 @@ mod tests {
         };
         assert_eq!(path.len(), MAX_PATH_BYTES);
         assert_eq!(arrivals.astray_since(Instant::now()), None);
+        // Whoever comes by chance does not hide what the SFU does.
+        for error in [
+            WebhookAuthError::UnknownKey,
+            WebhookAuthError::Missing,
+            WebhookAuthError::NotWebhook,
+        ] {
+            arrivals.astray(Astray::Refused(error));
+            assert_eq!(arrivals.astray_since(since), Some(Astray::Refused(WebhookAuthError::UnknownKey)));
+        }
     }
 }

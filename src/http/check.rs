@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
+use axum::extract::rejection::PathRejection;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Router, extract};
@@ -88,7 +89,12 @@ async fn page(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
 }
 
 /// A part of the page.
-async fn part(State(app): State<Arc<App>>, extract::Path(part): extract::Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
+async fn part(
+    State(app): State<Arc<App>>,
+    part: Result<extract::Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let extract::Path(part) = part.map_err(|_| ApiError::NOT_FOUND)?;
     let nowhere = "default-src 'none'; frame-ancestors 'none'";
     Ok(match part.as_str() {
         "page.css" => file(include_str!("../check/page/page.css"), CSS, nowhere),

@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::convert::Infallible;
 use std::mem;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -123,7 +123,13 @@ fn client_address(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
     }
     let noted = headers.get_all(X_FORWARDED_FOR).into_iter().rev();
     let addresses = noted.filter_map(|value| value.to_str().ok()).flat_map(|value| value.rsplit(','));
-    let public = addresses.filter_map(|address| address.trim().parse().ok()).find(is_public);
+    // Some proxies write the client's port, too.
+    let read = |text: &str| {
+        text.parse()
+            .ok()
+            .or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
+    };
+    let public = addresses.filter_map(|address| read(address.trim())).find(is_public);
     public.unwrap_or(peer)
 }
 

@@ -7,15 +7,12 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderValue, header};
 
-use super::App;
 use super::report::ApiError;
+use super::{App, came_through_a_proxy};
 use crate::metrics::{CONTENT_TYPE, METRICS};
 
-/// Headers that proxies add.
-const OF_PROXIES: [&str; 3] = ["x-forwarded-for", "forwarded", "via"];
-
 pub(super) async fn get(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, ApiError> {
-    if !app.serves_metrics || OF_PROXIES.iter().any(|name| headers.contains_key(*name)) {
+    if !app.serves_metrics || came_through_a_proxy(&headers) {
         return Err(ApiError::NOT_FOUND);
     }
     let mut response = app.metrics().into_response();

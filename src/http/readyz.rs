@@ -1,7 +1,7 @@
 //! `GET /readyz` (decision H8): send requests here? Not until delegated leaves are restored, five seconds at most, and not once the
 //! service is stopping. The neighbours are told of, and count with `?strict` only: while they are away requests are held, which serves
 //! clients better than an address without a server behind it. Where several replicas share a Redis, the body says how this one sees the
-//! others.
+//! others; not to what came through a proxy, since their names are nobody else's business.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use std::sync::atomic::Ordering;
 
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use http::{StatusCode, Uri, header};
+use http::{HeaderMap, StatusCode, Uri, header};
 use serde::Serialize;
 
-use super::App;
+use super::{App, came_through_a_proxy};
 use crate::driver::fleet::FleetReport;
 use crate::metrics::{METRICS, Neighbour};
 
@@ -27,7 +27,7 @@ struct Readiness {
     fleet: Option<FleetReport>,
 }
 
-pub(super) async fn get(State(app): State<Arc<App>>, uri: Uri) -> Response {
+pub(super) async fn get(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Response {
     let leaves = &app.exchange.leaves;
     let stopping = app.stopping.load(Ordering::Relaxed) || leaves.is_leaving();
     // Webhooks are not taken while stopping either.
@@ -44,7 +44,7 @@ pub(super) async fn get(State(app): State<Arc<App>>, uri: Uri) -> Response {
         restored,
         stopping,
         neighbours,
-        fleet: leaves.fleet(),
+        fleet: leaves.fleet().filter(|_| !came_through_a_proxy(&headers)),
     };
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     // Names, numbers and switches always serialise.

@@ -87,7 +87,7 @@ fn refuse(app: &App, error: WebhookAuthError) -> ApiError {
     METRICS.webhook(WebhookResult::Rejected, unix_seconds());
     app.doctor.arrivals().astray(Astray::Refused(error));
     report_mistake(&error);
-    app.bad_webhooks.log(|count| {
+    app.bad_webhooks[usize::from(error.is_of_an_sfu())].log(|count| {
         let (reason, remedy) = (error.to_string(), error.remedy());
         tracing::warn!(name: "webhooks_refused", reason, count, remedy, "webhooks are refused");
     });

@@ -89,6 +89,15 @@ pub enum WebhookAuthError {
 }
 
 impl WebhookAuthError {
+    /// Whether it came with a token as an SFU makes them for webhooks: whoever calls the address by chance has none, or one for joining.
+    #[must_use]
+    pub const fn is_of_an_sfu(self) -> bool {
+        match self {
+            Self::Missing | Self::NotJwt | Self::Algorithm | Self::NotWebhook => false,
+            Self::UnknownKey | Self::Signature | Self::Endless | Self::Expired | Self::Early | Self::Body => true,
+        }
+    }
+
     /// Advice to the operator.
     #[must_use]
     pub const fn remedy(self) -> &'static str {

@@ -333,6 +333,14 @@ fn strangers_do_not_fill_the_log() {
     for answer in world.service.flood(&calls, 200) {
         assert!([401, 503].contains(&answer.status), "{}", answer.text());
     }
+    // What anybody may fetch leaves nothing, and a method is no place for a text.
+    for path in ["/check", "/check/page.css", "/check/faults.json", "/healthz"] {
+        assert_eq!(world.service.get(path).status, 200, "{path}");
+    }
+    let odd = world.service.get("/check/%FF");
+    assert_eq!((odd.status, odd.json()["errcode"].as_str()), (404, Some("M_UNRECOGNIZED")));
+    assert_eq!(world.service.call(&Call::new(&"A".repeat(12_000), "/x")).status, 404);
+    assert!(!world.service.log().contains("route=check") && !world.service.log().contains(&"A".repeat(40)));
     let ours = bodies::sfu_get(&unique_room(), &world.home.name, &secrets::token());
     let call = Call::json("/sfu/get", &ours).header("X-Request-Id", "one-of-ours");
     assert_eq!(world.service.call(&call).status, 401);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lk_jwt_service::internals::doctor::{Group, TicketKey, Use, Wishes};
 use lk_jwt_service::secret::Secret;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::events::Events;
 use super::length::{self, rounds};
@@ -519,6 +519,14 @@ fn a_replica_for_another_sfu_waits_and_says_so() {
     let node = stage.nodes[waits].as_ref().expect("a node");
     node.wait_event("other_sfu_on_this_redis");
     assert_eq!(readyz(node)["watches"], false);
+    // Strangers learn nothing of the replicas.
+    let forwarded = node
+        .call(&Call::new("GET", "/readyz").header("X-Forwarded-For", "203.0.113.7"))
+        .json();
+    assert_eq!(
+        (&forwarded["ready"], forwarded.get("watches"), forwarded.get("nodes")),
+        (&json!(true), None, None)
+    );
     let watcher = stage.nodes[stage.wait_one_watcher()].as_ref().expect("a node");
     wait_until("the watcher to know of it", TIMEOUT, || {
         readyz(watcher)["nodes"].as_array().is_some_and(|nodes| nodes.len() == 3)
