@@ -107,7 +107,7 @@ impl Reloaded {
         self.keys = keys;
         self.verify();
         tracing::info!(name: "keys_reloaded",
-            key = self.keys.signing().key,
+            key = self.keys.signing().shown_key(),
             "the keys were read again: tokens are signed with the first of them"
         );
     }

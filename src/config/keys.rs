@@ -217,9 +217,25 @@ fn pair(key: String, secret: String) -> KeyPair {
     }
 }
 
-fn warn_about(reader: &mut Reader<'_>, KeyPair { key, secret }: &KeyPair) {
-    let secret = secret.expose();
-    if secret.len() < MIN_SECRET_BYTES && key.len() >= MIN_SECRET_BYTES {
+impl KeyPair {
+    /// The key, unless it looks as if it were the secret.
+    #[must_use]
+    pub fn shown_key(&self) -> &str {
+        if self.is_swapped() {
+            "(not shown: it looks like the secret)"
+        } else {
+            &self.key
+        }
+    }
+
+    fn is_swapped(&self) -> bool {
+        self.secret.expose().len() < MIN_SECRET_BYTES && self.key.len() >= MIN_SECRET_BYTES
+    }
+}
+
+fn warn_about(reader: &mut Reader<'_>, pair: &KeyPair) {
+    let (key, secret) = (&pair.key, pair.secret.expose());
+    if pair.is_swapped() {
         reader.warn(format!(
             "{KEY} is long and {SECRET} is short, as if they had been swapped: the key is the public name, the secret has {MIN_SECRET_BYTES} characters or more"
         ));

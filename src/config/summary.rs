@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Config, DelegatedLeave, MetricsBind, Sharing};
 use crate::access::{Homeservers, Source};
 use crate::admission::rates::Rate;
+use crate::secret::KeyPair;
 
 /// More of a list than this is counted.
 const MAX_ITEMS: usize = 10;
@@ -141,7 +142,7 @@ impl Config {
                 Some(MetricsBind::Main) => "main".to_owned(),
                 Some(MetricsBind::At(bind)) => bind.to_string(),
             },
-            livekit_key: list(self.livekit.keys.iter().map(|pair| &pair.key)),
+            livekit_key: list(self.livekit.keys.iter().map(KeyPair::shown_key)),
             log_users: format!("{:?}", self.log.users).to_ascii_lowercase(),
         }
     }

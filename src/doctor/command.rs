@@ -23,7 +23,7 @@ use super::ticket::{MAX_SERVERS, Wishes};
 use super::{Context, Settings, run as make, side_by_side};
 use crate::access::Homeservers as PolicyList;
 use crate::cli::DoctorOptions;
-use crate::config::{self, Config};
+use crate::config::{self, Config, RedisAddress};
 use crate::dns::Dns;
 use crate::federation::{self, Federation, Guard};
 use crate::homeserver::{Homeservers, OwnHomeserver};
@@ -414,7 +414,7 @@ impl Output {
         self.drawn + self.checks[self.drawn..].partition_point(|check| check.group <= group)
     }
 
-    /// Says how it ended. An error where nothing was found out.
+    /// Says how it ended. An error where nothing was found out, since no check could be made.
     fn finish(mut self, strict: bool) -> Result<bool, String> {
         self.draw(true);
         if self.checks.is_empty() {
@@ -426,6 +426,9 @@ impl Output {
         } else {
             write(&paint::summary(&self.checks));
         }
+        if self.checks.iter().all(|check| check.result == Verdict::Skip) {
+            return Err("no check could be made: see why they were left out".into());
+        }
         let is_bad = |check: &Check| check.result == Verdict::Fail || (strict && check.result == Verdict::Warn);
         Ok(!self.checks.iter().any(is_bad))
     }
@@ -435,15 +438,23 @@ impl Output {
 fn names_in(config: &Config) -> Vec<String> {
     let settings = Settings::of(config);
     let livekit = Url::parse(&settings.livekit_url).ok();
-    let redis = config.delegated_leave.redis.as_ref().map(|redis| &redis.url);
     let mut names = Vec::new();
     let mut add = |url: &Url| names.extend(url.host_str().map(str::to_owned));
     settings.client_apis.values().for_each(&mut add);
     config.federation_overrides.values().for_each(&mut add);
-    [settings.livekit_api.as_ref(), livekit.as_ref(), redis]
+    [settings.livekit_api.as_ref(), livekit.as_ref()]
         .into_iter()
         .flatten()
         .for_each(add);
+    match config.delegated_leave.redis.as_ref().map(config::Redis::address) {
+        Some(RedisAddress::Tcp { host, .. }) => names.push(host),
+        Some(RedisAddress::Sentinel { sentinels, primary }) => {
+            names.extend(sentinels.into_iter().map(|(host, _)| host));
+            names.push(primary);
+        }
+        Some(RedisAddress::Cluster { nodes }) => names.extend(nodes.into_iter().map(|(host, _)| host)),
+        Some(RedisAddress::Unix(_)) | None => {}
+    }
     names.extend(settings.servers.iter().map(ToString::to_string));
     names.extend(settings.mentioned.iter().map(|(name, _)| name.to_string()));
     names

@@ -127,14 +127,20 @@ impl Pseudonyms {
         const ENDS: &[char] = &['"', '\'', '(', ')', '<', '>', ',', ';', '{', '}', '|', '`', '…'];
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
+        // Behind a replica's id its host stands in brackets.
+        let mut is_behind_id = false;
         while !rest.is_empty() {
             let length = rest.find(|c: char| c.is_whitespace() || ENDS.contains(&c)).unwrap_or(rest.len());
             let (word, tail) = rest.split_at(length);
             let bare = word.trim_end_matches([':', '.', '!', '?']);
-            out.push_str(&self.word(bare));
+            let is_host = is_behind_id && out.ends_with('(') && !bare.is_empty();
+            out.push_str(&if is_host { self.name("host", bare) } else { self.word(bare) });
             out.push_str(&word[bare.len()..]);
             let next = tail.chars().next().map_or(0, char::len_utf8);
             out.push_str(&tail[..next]);
+            if !word.is_empty() {
+                is_behind_id = word.len() == 16 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+            }
             rest = &tail[next..];
         }
         out
@@ -317,6 +323,10 @@ mod tests {
             ("\"example.com\"", "\"host-1\""),
             ("404: “Welcome to Acme” by example.com", "404: “a page” by host-1"),
             ("rtc.example.com, m.example.com, example.md", "host-5, host-6, host-7"),
+            (
+                "0123456789abcdef (acme-x2) watches, of fedcba9876543210 (acme-x1) and 0123456789abcdef (acme-x2)",
+                "0123456789abcdef (host-8) watches, of fedcba9876543210 (host-9) and 0123456789abcdef (host-8)",
+            ),
         ] {
             assert_eq!(pseudonyms.text(text), hidden);
         }

@@ -191,6 +191,8 @@ fn open(path: &Path) -> Result<Database, FileError> {
     let path = file_of(path);
     if !path.exists() {
         make(&path)?;
+        let path = path.display();
+        tracing::info!(name: "state_file_made", %path, "a new state file: in a container its directory has to be a volume, or it goes with it");
     }
     open_at(&path)
 }

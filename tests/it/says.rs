@@ -547,6 +547,15 @@ fn the_configuration_is_checked_and_shown_without_secrets() {
         assert!(stdout.contains(text), "{text} is missing:\n{stdout}");
     }
     assert!(stderr.contains("LIVEKIT_URL holds a user name or password"), "{stderr}");
+    // What is told to be a secret in the wrong place is not shown there.
+    let (code, stdout, stderr) = run(good()
+        .env("LIVEKIT_KEY", "hunter2-hunter2-hunter2-hunter2-hunter2")
+        .env("LIVEKIT_SECRET", "mykey"));
+    assert!(
+        code == Some(0) && stderr.contains("swapped") && stdout.contains("not shown"),
+        "{stdout}{stderr}"
+    );
+    assert!(!stdout.contains("hunter2") && !stderr.contains("hunter2"), "{stdout}{stderr}");
     let (code, stdout, stderr) = run(good()
         .env("LIVEKIT_JWT_TTL_SECONDS", "1")
         .env("LIVEKIT_FULL_ACCESS_HOMESERVERS", ""));

@@ -211,6 +211,12 @@ fn what_cannot_be_done_is_said_with_exit_code_2() {
         let output = doctor(env, arguments);
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
+    const NOBODY: [(&str, &str); 4] = [
+        ("LIVEKIT_URL", "wss://livekit.invalid"),
+        ("LIVEKIT_KEY", "key"),
+        ("LIVEKIT_SECRET", "a-secret-of-at-least-32-characters-it-is"),
+        ("LIVEKIT_FULL_ACCESS_HOMESERVERS", "*"),
+    ];
     for (env, arguments, text) in [
         (&[][..], &[][..], "LIVEKIT_URL must be set"),
         (&[], &["--nonsense"], "unexpected argument"),
@@ -222,6 +228,8 @@ fn what_cannot_be_done_is_said_with_exit_code_2() {
         ),
         (&[], &["--url", "wss://x.example"], "--url needs"),
         (&[], &["--env-file", "/nonexistent"], "--env-file /nonexistent"),
+        // Nothing was found out: no homeserver is named.
+        (&NOBODY, &["--only", "routes"], "no check could be made"),
         (&[], &["--user-token", "/nonexistent", "--url", "https://x.example"], "--user-token"),
         (&[], &["--user-token", binary(), "--url", "http://x.example"], "--user-token"),
     ] {
