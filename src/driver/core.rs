@@ -253,16 +253,21 @@ impl Core {
         }
         self.leaves.replaces_also(participant, handover, &replaced, now);
         self.is_seen_elsewhere(participant, job, continuous, clock, now);
-        if job.seen {
-            // Whoever hands it over again may have begun to look into a departure, of which a record says nothing.
-            self.presence.sweep_soon(participant, now);
-        }
         let mut actions = self.settle(now);
         // Redis may have lost the record, and have had it again from whoever took the delegation, and saw nobody.
         if !job.seen && self.presence.get(participant).is_some_and(is_known_to_be_there) {
             actions.extend(self.leaves.of(participant).map(Action::Store));
         }
         actions
+    }
+
+    /// Asks about a participant whose leave is handed over once more: whoever has looked after it may have begun to look into a departure, of
+    /// which a record says nothing.
+    pub fn ask_again(&mut self, room: &str, identity: &str, now: Time) -> Vec<Action> {
+        if let Some(participant) = self.presence.find(room, identity) {
+            self.presence.sweep_soon(participant, now);
+        }
+        self.settle(now)
     }
 
     /// Takes over that another replica has seen a participant since the delegation who is waited for here: whoever has left meanwhile is

@@ -654,8 +654,12 @@ impl Driver {
     fn hear(self: &Arc<Self>, link: &Link, message: Message) {
         match message.news {
             News::Job(field, value) if link.fleet.lock().takes_in() => {
-                if let Ok(record) = JobRecord::read(&field, &value) {
-                    self.adopt(link, &record);
+                let Ok(record) = JobRecord::read(&field, &value) else { return };
+                let is_new = self.adopt(link, &record);
+                if !is_new && record.seen {
+                    let mut state = self.state.lock();
+                    let actions = state.cores.ask_again(&record.room, &record.identity, self.clock.now());
+                    let _ = self.act(state, actions, None);
                 }
             }
             News::Webhook(from, text) => {

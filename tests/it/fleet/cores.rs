@@ -622,6 +622,7 @@ fn who_is_handed_over_once_more_is_asked_about() {
             let now = start.after(ms);
             if ms == 4_000 && is_handed_over_again {
                 actions.extend(core.adopt(&record, false, true, &clock, now));
+                actions.extend(core.ask_again(&record.room, &record.identity, now));
             }
             actions.extend(core.handle(Fact::Time, now));
             for action in std::mem::take(&mut actions) {
