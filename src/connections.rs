@@ -135,7 +135,7 @@ impl Connections {
             pots: Pot::ALL.map(|one| match one {
                 Pot::Strangers => pot(limits.body_bytes),
                 Pot::Proven => pot((limits.body_bytes / 4).max(MIN_PROVEN_BYTES)),
-                Pot::Heads => pot(limits.body_bytes / 4),
+                Pot::Heads => pot(limits.body_bytes / 16),
             }),
             told: LogThrottle::once_a_minute(),
         })

@@ -219,7 +219,7 @@ mod tests {
             let limits = of(1 << 20, Some(mib));
             let all = limits.connections as u64 * BYTES_PER_CONNECTION
                 + limits.connections_out as u64 * BYTES_PER_CONNECTION_OUT
-                + limits.body_bytes as u64 * 6 / 4
+                + limits.body_bytes as u64 * 21 / 16
                 + (limits.jobs + limits.tokens) as u64 * BYTES_PER_RECORD;
             assert!(all < mib * MIB, "{mib} MiB: {limits:?}");
         }
