@@ -289,9 +289,8 @@ impl Presence {
 
     /// Sweeps a participant's room soon: somebody else may know more of a departure than is told here.
     pub fn sweep_soon(&mut self, id: ParticipantId, now: Time) {
-        let Some(room) = self.participants.get(id).map(|participant| participant.room) else {
-            return;
-        };
+        let room = self.participants.get(id).map(|participant| participant.room);
+        let Some(room) = room.filter(|_| !self.stopping) else { return };
         if let Some(room) = self.rooms.get_mut(room) {
             room.sweep_soon(now.after(TOGETHER_MS));
         }

@@ -29,7 +29,7 @@ fn nginx(front: SocketAddr, replicas: &[&Service]) -> Process {
         "daemon off;\nmaster_process off;\npid nginx.pid;\nevents {{}}\nhttp {{\naccess_log access.log;\n{temporary}\
          upstream replicas {{\n{servers}}}\n\
          server {{\nlisten {front};\nlocation / {{\nproxy_pass http://replicas;\nproxy_connect_timeout 1s;\nproxy_read_timeout 2s;\n\
-         proxy_next_upstream error timeout http_503 non_idempotent;\n}}\n}}\n}}\n"
+         proxy_next_upstream error timeout non_idempotent;\n}}\n}}\n}}\n"
     );
     std::fs::write(place.join("nginx.conf"), config).expect("nginx.conf");
     let mut command = Command::new(program("nginx"));
