@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::check::{Check, Group, Verdict, View};
 use super::texts;
+use crate::fleet::NodeId;
 
 /// Where the README explains each fault.
 const README: &str = "README.md#";
@@ -139,7 +140,7 @@ impl Pseudonyms {
             let next = tail.chars().next().map_or(0, char::len_utf8);
             out.push_str(&tail[..next]);
             if !word.is_empty() {
-                is_behind_id = word.len() == 16 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+                is_behind_id = word.parse::<NodeId>().is_ok();
             }
             rest = &tail[next..];
         }

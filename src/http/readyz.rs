@@ -44,7 +44,7 @@ pub(super) async fn get(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMa
         restored,
         stopping,
         neighbours,
-        fleet: leaves.fleet().filter(|_| !came_through_a_proxy(&headers)),
+        fleet: if came_through_a_proxy(&headers) { None } else { leaves.fleet() },
     };
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     // Names, numbers and switches always serialise.

@@ -186,7 +186,7 @@ pub struct SessionRecord<'a> {
     pub joined_at_ms: u64,
     /// The room's sid at the last sighting.
     pub room_sid: Option<&'a str>,
-    /// Whether that room is known to be over.
+    /// Whether the SFU has told that this room is over.
     pub room_over: bool,
     pub last_sighted: Option<Time>,
     pub seen: bool,
@@ -207,7 +207,7 @@ pub struct Participant {
     was_seen: bool,
     /// The session at hand was reported gone.
     left: bool,
-    /// The room of the session at hand is known to be over.
+    /// The room of the session at hand is over, as the SFU has told.
     room_over: bool,
     /// A record alone says that somebody is there.
     is_by_record: bool,

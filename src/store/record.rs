@@ -69,7 +69,7 @@ pub struct JobRecord<'a> {
     /// The room's sid at the last sighting.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub room_sid: Option<Cow<'a, str>>,
-    /// Whether that room is known to be over.
+    /// The SFU has told that this room is over.
     #[serde(skip_serializing_if = "is_default")]
     pub room_over: bool,
     /// The last sighting.
